@@ -1,0 +1,83 @@
+"""Spirograph: contrastive learning with the invariance penalty.
+
+    python launch.py --config=configs/spirograph.py[:variant] --workdir=runs/NAME
+
+Variants:
+  paper (default): the paper's run, ResNet-18, 50 epochs, LARS. One GPU; not yet run.
+  quick: MLP on two CPU cores.
+  cpu: the best that two CPU cores do in half an hour.
+  smoke: one minute, for tests.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "paper") -> ConfigDict:
+    """Returns the configuration of a variant: paper, quick, cpu or smoke."""
+    variants = {"paper": _paper, "quick": _quick, "cpu": _cpu, "smoke": _smoke}
+    if variant not in variants:
+        raise ValueError(
+            f"the variant is {variant!r}; expected one of {', '.join(variants)}."
+        )
+    config = _base()
+    variants[variant](config)
+    return config
+
+
+def _base() -> ConfigDict:
+    path = Path(__file__).with_name("base.py")
+    spec = importlib.util.spec_from_file_location("base", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def _paper(config: ConfigDict) -> None:
+    config.epochs = 50
+    config.penalty.batch_limit = 1000.0
+
+
+def _mlp(config: ConfigDict) -> None:
+    config.batch_size = 256
+    config.temperature = 0.2
+    config.encoder.name = "mlp"
+    config.optimizer.name = "adamw"
+    config.optimizer.schedule = "warmup_cosine"
+    config.optimizer.learning_rate = 2e-3
+    config.penalty.weight = 0.1
+    config.penalty.example_limit = 0.5
+
+
+def _quick(config: ConfigDict) -> None:
+    _mlp(config)
+    config.steps = 2000
+    config.evaluation.num_views = (1, 2, 4, 8)
+    config.evaluation.train_examples = 20_000
+
+
+def _cpu(config: ConfigDict) -> None:
+    _mlp(config)
+    config.steps = 9000
+    config.encoder.width = 1024
+
+
+def _smoke(config: ConfigDict) -> None:
+    _mlp(config)
+    config.batch_size = 64
+    config.steps = 40
+    config.steps_per_call = 10
+    config.encoder.width = 64
+    config.data.train_examples = 2000
+    config.data.validation_examples = 500
+    config.data.test_examples = 500
+    config.logging.every_steps = 10
+    config.logging.probe_every_steps = 20
+    config.logging.probe_train_examples = 500
+    config.logging.probe_validation_examples = 200
+    config.checkpoints.every_steps = 20
+    config.evaluation.num_views = (1, 2, 4)
+    config.evaluation.variance_views = 4
+    config.evaluation.variance_examples = 100

@@ -1,0 +1,1 @@
+"""Benchmarks of the hot paths: `python -m invariance_jax.benchmarks NAME`."""

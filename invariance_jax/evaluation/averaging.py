@@ -1,0 +1,238 @@
+"""Feature averaging: `h_M(x) = (1/M) sum_m f(t(x; alpha_m))` for every M of a sweep.
+
+Section 4 of Foster, Pukdee, Rainforth (ICLR 2021). The draw of a view depends on the
+key, the number of the view and the identity of its example only, so that batch size,
+order and devices do not change it: a data set may be passed in batches of any size,
+each with its `indices`. (The promise is that of JAX's threefry keys; other generators
+may draw differently under `vmap`.) The encoder must treat each example on its own, as
+one with BatchNorm on running statistics does.
+
+The functions are not compiled here, as an encoder's weights would become constants:
+wrap the call in `jax.jit` with the weights and `indices` as arguments, and one
+compilation serves every batch of one size.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from invariance_jax.types import Array, Encode, Key
+
+
+class SamplesAndApplies(Protocol):
+    """What averaging needs of a transformation: its sampler and the transformation."""
+
+    @property
+    def sample(self) -> Callable[[Key, int], Any]:
+        """`(key, batch_size) -> view`, a pytree of arrays with leading axis B."""
+        ...
+
+    @property
+    def apply(self) -> Callable[[Any, Any], Array]:
+        """`(x, view) -> images`, `[B, H, W, 3]`."""
+        ...
+
+
+def sample_view(
+    key: Key,
+    transformation: SamplesAndApplies,
+    indices: Array,
+    *,
+    view: int | Array,
+) -> Any:
+    """Returns one view's parameters for each example, a function of its identity.
+
+    Example i gets `transformation.sample(fold_in(fold_in(key, view), i), 1)`.
+
+    Args:
+      key: random key, the same for every batch of a data set.
+      transformation: has `sample(key, batch_size)`.
+      indices: integer `[B]`, the identity of each example, non-negative.
+      view: the number of the view, counted from 0; may be traced.
+
+    Returns:
+      What `transformation.sample` returns for B examples, leaves with leading axis B.
+
+    Raises:
+      ValueError: if indices is not a vector of integers.
+    """
+    _check_indices(indices)
+    view_key = jax.random.fold_in(key, view)
+
+    def sample_one(index: Array) -> Any:
+        drawn = transformation.sample(jax.random.fold_in(view_key, index), 1)
+        return jax.tree.map(lambda leaf: jnp.squeeze(leaf, axis=0), drawn)
+
+    return jax.vmap(sample_one)(indices)
+
+
+def average_features(
+    key: Key,
+    encode: Encode,
+    transformation: SamplesAndApplies,
+    x: Any,
+    *,
+    num_views: tuple[int, ...],
+    indices: Array | None = None,
+) -> Array:
+    """Returns the mean representation over the first M views, for each M of a sweep.
+
+    Computes `h_M = (1/M) sum_{m < M} encode(t(x; alpha_m))` as running means in one
+    pass over max(num_views) views. Sums are made in float32 at least.
+
+    Args:
+      key: random key, the same for every batch of a data set.
+      encode: frozen encoder, images to h `[B, D]`.
+      transformation: has `sample(key, batch_size)` and `apply(x, view)`.
+      x: examples, an array or pytree whose leaves have leading axis B.
+      num_views: the numbers of views M, strictly increasing, 1 or more.
+      indices: integer `[B]`, the identity of each example in the data set,
+        non-negative; None for 0 .. B - 1.
+
+    Returns:
+      `[len(num_views), B, D]`, the dtype of h.
+
+    Raises:
+      ValueError: if num_views is not a strictly increasing tuple of positive integers,
+        if leading axes or indices disagree, or if encode does not give float `[B, D]`.
+
+    Gradients: with respect to x and what encode closes over, if it allows them; reverse
+      mode keeps every view in memory.
+    Cost: max(num_views) forward passes over the batch; memory of one of them and of the
+      result, whatever the number of views.
+    """
+    _check_num_views(num_views)
+    encode_view, h = _view_encoder(key, encode, transformation, x, indices)
+    dtype = jnp.promote_types(h.dtype, jnp.float32)
+    counts = np.arange(1, num_views[-1] + 1)
+    # Each count writes the slot of the next M of the sweep; the last write is M itself.
+    slots = np.searchsorted(np.asarray(num_views), counts)
+
+    def accumulate(
+        carry: tuple[Array, Array], step: tuple[Array, Array]
+    ) -> tuple[tuple[Array, Array], None]:
+        total, means = carry
+        count, slot = step
+        total = total + encode_view(count - 1).astype(dtype)
+        mean = total / count.astype(dtype)
+        return (total, jax.lax.dynamic_update_index_in_dim(means, mean, slot, 0)), None
+
+    start = jnp.zeros(h.shape, dtype), jnp.zeros((len(num_views), *h.shape), dtype)
+    steps = jnp.asarray(counts, jnp.uint32), jnp.asarray(slots, jnp.int32)
+    (_, means), _ = jax.lax.scan(accumulate, start, steps)
+    return means.astype(h.dtype)
+
+
+def encode_views(
+    key: Key,
+    encode: Encode,
+    transformation: SamplesAndApplies,
+    x: Any,
+    *,
+    num_views: int,
+    indices: Array | None = None,
+) -> Array:
+    """Returns the representations of the first views, those `average_features` draws.
+
+    Args:
+      key: random key, the same for every batch of a data set.
+      encode: frozen encoder, images to h `[B, D]`.
+      transformation: has `sample(key, batch_size)` and `apply(x, view)`.
+      x: examples, an array or pytree whose leaves have leading axis B.
+      num_views: the number of views M, 1 or more.
+      indices: integer `[B]`, the identity of each example in the data set,
+        non-negative; None for 0 .. B - 1.
+
+    Returns:
+      `[M, B, D]`, the dtype of h.
+
+    Raises:
+      ValueError: if num_views is not a positive integer, if leading axes or indices
+        disagree, or if encode does not give float `[B, D]`.
+
+    Gradients: with respect to x and what encode closes over, if it allows them.
+    Cost: num_views forward passes over the batch, one at a time.
+    """
+    if not _is_int(num_views) or num_views < 1:
+        raise ValueError(f"num_views must be an integer of 1 or more, not {num_views}.")
+    encode_view, _ = _view_encoder(key, encode, transformation, x, indices)
+    h: Array = jax.lax.map(encode_view, jnp.arange(num_views, dtype=jnp.uint32))
+    return h
+
+
+def _view_encoder(
+    key: Key,
+    encode: Encode,
+    transformation: SamplesAndApplies,
+    x: Any,
+    indices: Array | None,
+) -> tuple[Callable[[Array], Array], jax.ShapeDtypeStruct]:
+    """Returns the map from the number of a view to h, and the shape of h."""
+    batch_size = _batch_size(x)
+    if indices is None:
+        indices = jnp.arange(batch_size, dtype=jnp.uint32)
+    _check_indices(indices)
+    if indices.shape[0] != batch_size:
+        raise ValueError(
+            f"indices must have one entry for each of the {batch_size} examples of x, "
+            f"but has {indices.shape[0]}."
+        )
+
+    def encode_view(view: Array) -> Array:
+        drawn = sample_view(key, transformation, indices, view=view)
+        return encode(transformation.apply(x, drawn))
+
+    h = jax.eval_shape(encode_view, jnp.zeros((), jnp.uint32))
+    if len(h.shape) != 2 or h.shape[0] != batch_size:
+        raise ValueError(
+            f"encode must give [B, D] with B = {batch_size}, but gives {h.shape}."
+        )
+    if not jnp.issubdtype(h.dtype, jnp.floating):
+        raise ValueError(f"encode must give a float dtype, but gives {h.dtype}.")
+    return encode_view, h
+
+
+def _batch_size(x: Any) -> int:
+    """Returns the common leading axis of the leaves of x."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
+    sizes = {shape[0] if shape else None for shape in shapes}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(
+            "x must be an array or pytree whose leaves share one leading axis B, but "
+            f"its leaves have the shapes {shapes}."
+        )
+    return int(shapes[0][0])
+
+
+def _check_indices(indices: Array) -> None:
+    chex.assert_rank(
+        indices,
+        1,
+        custom_message="indices must be a vector, one integer per example",
+        exception_type=ValueError,
+    )
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        raise ValueError(f"indices must have an integer dtype, not {indices.dtype}.")
+
+
+def _check_num_views(num_views: tuple[int, ...]) -> None:
+    is_sweep = (
+        isinstance(num_views, tuple)
+        and len(num_views) > 0
+        and all(_is_int(count) for count in num_views)
+        and num_views[0] >= 1
+        and all(a < b for a, b in zip(num_views, num_views[1:], strict=False))
+    )
+    if not is_sweep:
+        raise ValueError(
+            "num_views must be a strictly increasing tuple of integers of 1 or more, "
+            f"such as (1, 8), not {num_views!r}."
+        )
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

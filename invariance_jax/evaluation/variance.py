@@ -1,0 +1,75 @@
+"""How much of a representation's variance the transformation makes.
+
+Foster, Pukdee, Rainforth (ICLR 2021) measure the variance of the representation given
+the example. Deviation: it is also divided by the total variance here, as shrinking
+every representation towards one direction lowers the former alone.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax.numpy as jnp
+
+from invariance_jax.numerics import safe_divide
+from invariance_jax.types import Array
+
+
+class Variance(NamedTuple):
+    """The variances of a representation, each a scalar and at least float32.
+
+    Attributes:
+      within: mean over examples of the variance over the views of the example, summed
+        over features; squared representation units.
+      total: variance over all views of all examples, summed over features; squared
+        representation units.
+      normalized: within / total, without a unit; 0 where total is 0.
+    """
+
+    within: Array
+    total: Array
+    normalized: Array
+
+
+def invariance(h: Array) -> Variance:
+    """Returns the variance within examples, in total, and the ratio of the two.
+
+    Computes `within = mean_b sum_d Var_m(h[m, b, d])` and
+    `total = sum_d Var_{m,b}(h[m, b, d])`, both unbiased (ddof 1), of h as given: no
+    normalization. An invariant representation has the ratio 0, one that knows nothing
+    of the example about 1 (in expectation at most 1; a sample may lie above).
+
+    Args:
+      h: float `[M, B, D]`, M views of each of B examples; M 2 or more.
+
+    Returns:
+      `Variance`, three scalars.
+
+    Raises:
+      ValueError: if h is not `[M, B, D]`, if M is below 2, or if B is 0.
+
+    Gradients: with respect to h; those of normalized are zero where total is 0.
+    """
+    chex.assert_rank(
+        h,
+        3,
+        custom_message="h must be [M, B, D], M views of each example",
+        exception_type=ValueError,
+    )
+    num_views, batch_size, _ = h.shape
+    if num_views < 2 or batch_size < 1:
+        raise ValueError(
+            "h must hold M >= 2 views of B >= 1 examples for a variance over views, "
+            f"but has M = {num_views}, B = {batch_size}."
+        )
+    h = h.astype(jnp.promote_types(h.dtype, jnp.float32))
+    # Two passes. Subtracting one row first makes constant rows exactly zero, where the
+    # rounding of their mean would leave noise that the ratio then takes for variance.
+    views = h - h[:1]
+    views = views - jnp.mean(views, axis=0, keepdims=True)
+    rows = h - h[:1, :1]
+    rows = rows - jnp.mean(rows, axis=(0, 1), keepdims=True)
+    # In two steps: one long float32 sum would lose its last terms.
+    within = jnp.mean(jnp.sum(jnp.square(views), axis=(0, 2)) / (num_views - 1))
+    by_feature = jnp.sum(jnp.square(rows), axis=(0, 1))
+    total = jnp.sum(by_feature / (batch_size * num_views - 1))
+    return Variance(within, total, safe_divide(within, total))

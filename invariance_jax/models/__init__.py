@@ -1,0 +1,19 @@
+"""Encoders from images to representations, and the projection head, in flax."""
+
+from invariance_jax.models.mlp import MLP
+from invariance_jax.models.normalization import BatchNorm, Moments, group_moments
+from invariance_jax.models.projection import ProjectionHead
+from invariance_jax.models.registry import ENCODERS, create_encoder
+from invariance_jax.models.resnet import ResidualBlock, ResNet
+
+__all__ = [
+    "ENCODERS",
+    "MLP",
+    "BatchNorm",
+    "Moments",
+    "ProjectionHead",
+    "ResNet",
+    "ResidualBlock",
+    "create_encoder",
+    "group_moments",
+]

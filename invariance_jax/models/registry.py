@@ -1,0 +1,91 @@
+"""Encoders by name."""
+
+import difflib
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from invariance_jax.models.mlp import MLP
+from invariance_jax.models.resnet import STEMS, ResNet
+
+# name -> (stage_sizes, bottleneck)
+_RESNETS = {
+    "resnet18": ((2, 2, 2, 2), False),
+    "resnet34": ((3, 4, 6, 3), False),
+    "resnet50": ((3, 4, 6, 3), True),
+}
+
+ENCODERS = (*_RESNETS, "mlp")
+PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}
+
+
+def create_encoder(
+    name: str,
+    *,
+    stem: str = "cifar",
+    width: int = 512,
+    depth: int = 3,
+    final: str = "linear",
+    norm_group_size: int = 0,
+    norm_tangent: str = "coupled",
+    precision: str = "float32",
+    axis_name: str | None = None,
+) -> nn.Module:
+    """Returns an encoder, called as `module.apply(variables, images, train=bool)`.
+
+    One set of settings serves every name, so that a change of the encoder is a change
+    of its name: stem applies to ResNets and width, depth and final to the MLP, and a setting
+    that does not apply is ignored.
+
+    >>> encoder = create_encoder("mlp", width=8, depth=2)
+    >>> variables = encoder.init(
+    ...     jax.random.key(0), jnp.zeros((1, 4, 4, 3)), train=False
+    ... )
+    >>> encoder.apply(variables, jnp.ones((5, 4, 4, 3)), train=False).shape
+    (5, 8)
+
+    Args:
+      name: one of `ENCODERS`. D is 512 for resnet18 and resnet34, 2048 for resnet50.
+      stem: "cifar" (3x3, stride 1) or "imagenet" (7x7, stride 2, max-pool).
+      width: D of the MLP.
+      depth: dense layers of the MLP.
+      final: end of the MLP, "linear" or "norm_relu".
+      norm_group_size: examples of the global batch per group of BatchNorm; 0 is all.
+      norm_tangent: "coupled" or "example", as of `BatchNorm`.
+      precision: of matrix products and convolutions: "float32" (that of the images) or
+        "bfloat16". Parameters, statistics and h are at least float32 in any case.
+      axis_name: the mapped axis of replicas; None means one replica.
+
+    Returns:
+      A flax module with the collections `params` and `batch_stats`, from images
+      `[B, H, W, 3]` to h `[B, D]`.
+
+    Raises:
+      ValueError: if the name, stem or precision is unknown.
+
+    Gradients: none; those of the module allow reverse over forward mode.
+    """
+    _check_choice("name", name, ENCODERS)
+    _check_choice("stem", stem, STEMS)
+    _check_choice("precision", precision, tuple(PRECISIONS))
+    common: dict[str, Any] = {
+        "group_size": norm_group_size,
+        "tangent": norm_tangent,
+        "axis_name": axis_name,
+        "dtype": PRECISIONS[precision],
+    }
+    if name == "mlp":
+        return MLP(width=width, depth=depth, final=final, **common)
+    stage_sizes, bottleneck = _RESNETS[name]
+    return ResNet(stage_sizes, bottleneck, stem=stem, **common)
+
+
+def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
+    if value in choices:
+        return
+    closest = difflib.get_close_matches(value, choices, n=1, cutoff=0.0)
+    raise ValueError(
+        f"{argument} is {value!r}, expected one of {', '.join(choices)}; "
+        f"the closest is {closest[0]!r}"
+    )

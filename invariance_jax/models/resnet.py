@@ -1,0 +1,180 @@
+"""ResNet-18, 34 and 50 encoders in torchvision's form.
+
+He et al. (2016), as used by Foster et al. (2021): the stride of a bottleneck is in its
+3x3 convolution, convolutions pad the same on both sides (not flax's SAME, which differs
+at stride 2), global average pool, no classifier. Kernels are drawn from a normal law,
+not truncated, of variance 2 / fan_out. Names follow PyTorch's state dict: `layer1.0`
+is `layer1_0`, `downsample.0` and `.1` are `downsample_conv` and `downsample_bn`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import chex
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from invariance_jax.models.normalization import BatchNorm
+from invariance_jax.types import Array
+
+STEMS = ("cifar", "imagenet")
+
+Factory = Callable[..., nn.Module]
+
+_kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class ResidualBlock(nn.Module):
+    """A residual block: two 3x3 convolutions, or 1x1 - 3x3 - 1x1 (bottleneck).
+
+    Attributes:
+      features: channels F of the 3x3 convolutions.
+      stride: of the block.
+      bottleneck: whether the output has 4 F channels behind a bottleneck, or F.
+      conv: makes a convolution from features, kernel size, strides, padding and name.
+      norm: makes a `BatchNorm` from a name.
+    """
+
+    features: int
+    stride: int
+    bottleneck: bool
+    conv: Factory
+    norm: Factory
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        """Returns the block's output.
+
+        Args:
+          x: `[B, H, W, C]`.
+          train: as of `BatchNorm`.
+
+        Returns:
+          `[B, H / stride, W / stride, F or 4 F]`, rounded up, non-negative.
+        """
+        # (features, kernel size, stride) of each convolution
+        if self.bottleneck:
+            layers = [(1, 1, 1), (1, 3, self.stride), (4, 1, 1)]
+        else:
+            layers = [(1, 3, self.stride), (1, 3, 1)]
+        y = x
+        for i, (width, kernel, stride) in enumerate(layers, start=1):
+            y = nn.relu(y) if i > 1 else y
+            y = self._convolve(y, width, kernel, stride, f"conv{i}")
+            y = self.norm(name=f"bn{i}")(y, train=train)
+        if x.shape != y.shape:
+            width = layers[-1][0]
+            x = self._convolve(x, width, 1, self.stride, "downsample_conv")
+            x = self.norm(name="downsample_bn")(x, train=train)
+        return nn.relu(x + y)
+
+    def _convolve(
+        self, x: Array, width: int, kernel: int, stride: int, name: str
+    ) -> Array:
+        convolution = self.conv(
+            width * self.features,
+            (kernel, kernel),
+            strides=stride,
+            padding=kernel // 2,
+            name=name,
+        )
+        y: Array = convolution(x)
+        return y
+
+
+class ResNet(nn.Module):
+    """A ResNet from images to the globally pooled features of its last block.
+
+    Attributes:
+      stage_sizes: blocks per stage; stage i has `64 * 2**i` channels (times 4 behind a
+        bottleneck) and all but the first halve the image.
+      bottleneck: the kind of block, as of `ResidualBlock`.
+      stem: "cifar", a 3x3 convolution of stride 1; or "imagenet", a 7x7 convolution of
+        stride 2 and a 3x3 max-pool of stride 2.
+      group_size: as of `BatchNorm`.
+      tangent: as of `BatchNorm`.
+      axis_name: as of `BatchNorm`.
+      dtype: of the convolutions and activations; None is that of the images. The
+        parameters are float32 in any case.
+    """
+
+    stage_sizes: tuple[int, ...]
+    bottleneck: bool
+    stem: str = "cifar"
+    group_size: int = 0
+    tangent: str = "coupled"
+    axis_name: str | None = None
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool) -> Array:
+        """Returns the representation h.
+
+        Args:
+          images: float `[B, H, W, 3]`, normalized by the caller.
+          train: as of `BatchNorm`.
+
+        Returns:
+          h `[B, D]`, non-negative, in at least float32.
+
+        Raises:
+          ValueError: if the images have another rank, or as of `BatchNorm`, or if the
+            stem is unknown.
+
+        Gradients: with respect to images and parameters, reverse over forward mode
+          included.
+        """
+        check_images(images)
+        conv = partial(
+            nn.Conv, use_bias=False, kernel_init=_kernel_init, dtype=self.dtype
+        )
+        norm = partial(
+            BatchNorm,
+            group_size=self.group_size,
+            tangent=self.tangent,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+        )
+        x = self._stem(images, conv, norm, train)
+        for stage, size in enumerate(self.stage_sizes):
+            for block in range(size):
+                x = ResidualBlock(
+                    features=64 * 2**stage,
+                    stride=2 if stage > 0 and block == 0 else 1,
+                    bottleneck=self.bottleneck,
+                    conv=conv,
+                    norm=norm,
+                    name=f"layer{stage + 1}_{block}",
+                )(x, train=train)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return jnp.mean(x, axis=(1, 2))
+
+    def _stem(self, x: Array, conv: Factory, norm: Factory, train: bool) -> Array:
+        if self.stem not in STEMS:
+            raise ValueError(f"stem is {self.stem!r}, expected one of {STEMS}")
+        large = self.stem == "imagenet"
+        size, stride = (7, 2) if large else (3, 1)
+        x = conv(64, (size, size), strides=stride, padding=size // 2, name="conv1")(x)
+        x = nn.relu(norm(name="bn1")(x, train=train))
+        if large:
+            pad = ((1, 1), (1, 1))
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=pad)
+        return x
+
+
+def check_images(images: Array) -> None:
+    """Checks that images have rank 4.
+
+    Args:
+      images: `[B, H, W, 3]`.
+
+    Raises:
+      ValueError: if they have another rank.
+    """
+    chex.assert_rank(
+        images,
+        4,
+        exception_type=ValueError,
+        custom_message=f"images have shape {images.shape}, expected [B, H, W, C]",
+    )

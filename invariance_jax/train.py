@@ -1,0 +1,250 @@
+"""The training program: from a configuration to checkpoints and metrics.
+
+`run` owns iteration, cadence and output; the mathematics is in `training.steps`.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from invariance_jax.training import parallel
+from invariance_jax.training.checkpoints import Checkpoints
+from invariance_jax.training.components import (
+    make_examples,
+    make_networks,
+    make_transformation,
+)
+from invariance_jax.training.draws import make_draw
+from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
+from invariance_jax.training.metrics import MetricsWriter
+from invariance_jax.training.optimizers import make_optimizer, make_schedule
+from invariance_jax.training.settings import check_devices, resolve
+from invariance_jax.training.steps import TrainState, init_state, make_step
+from invariance_jax.training.workdir import claim, one_per_seed
+
+_log = logging.getLogger(__name__)
+
+
+def run(config: ConfigDict, workdir: str | Path) -> None:
+    """Trains, or continues to train, the run of a configuration.
+
+    With several seeds, one run after the other, each in its own folder. Writes
+    `config.json`, `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
+
+    Args:
+      config: a configuration with the keys of `configs/base.py`.
+      workdir: a new folder, or one of an earlier start of the same run.
+
+    Raises:
+      ValueError: if the configuration is invalid, does not fit the devices, or the work
+        directory belongs to another run.
+      FloatingPointError: if the loss stops being finite.
+    """
+    settings = resolve(config)
+    check_devices(settings, jax.device_count())
+    claim(settings, workdir)
+    for one, folder in one_per_seed(config, workdir):
+        settings = resolve(one)
+        _Run(settings, claim(settings, folder)).train()
+
+
+class _Run:
+    """One run of one seed."""
+
+    def __init__(self, settings: Any, workdir: Path):
+        self._settings, self._workdir = settings, workdir
+        self._devices = parallel.local_devices()
+        self._optimizer = make_optimizer(settings)
+        self._transformation = make_transformation(settings)
+        self._x = make_examples(settings, "train")
+        self._checkpoints = Checkpoints(
+            workdir,
+            keep=settings.checkpoints.keep,
+            keep_every_steps=settings.checkpoints.keep_every_steps,
+        )
+        self._probe = FrozenEncoder(settings, self._devices)
+
+    def train(self) -> None:
+        state = self._start()
+        step, total = int(state.step), self._settings.derived.steps
+        if step < total:
+            writer = MetricsWriter(self._workdir, first_step=step)
+            with tqdm(total=total, initial=step, unit="step", ncols=100) as bar:
+                self._loop(state, writer, bar)
+            writer.close()
+        self._checkpoints.close()
+
+    def _start(self) -> TrainState:
+        """Returns the newest checkpoint, else the initial state."""
+        template = initial_state(self._settings)
+        if self._checkpoints.steps():
+            state = self._checkpoints.restore(template)
+            _log.info("%s: resumed at step %d", self._workdir, state.step)
+            return state
+        _log.info("%s: initialized from the seed", self._workdir)
+        return template
+
+    def _loop(self, state: TrainState, writer: MetricsWriter, bar: tqdm) -> None:
+        settings = self._settings
+        step = int(state.step)
+        train = self._make_train()
+        key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+        replicated = parallel.replicate(state, self._devices)
+        data = parallel.replicate(self._x, self._devices)
+        rows = _Rows(settings, writer, bar, first_step=step)
+        for stop in boundaries(settings, step):
+            replicated, sums = train(replicated, key, data, stop - step)
+            rows.add(sums)
+            step = stop
+            if _due(step, settings.logging.every_steps) or self._saves(step):
+                rows.write(step)
+            if self._saves(step):
+                host = parallel.one_replica(replicated)
+                self._checkpoints.save(step, host)
+            if _due(step, settings.logging.probe_every_steps):
+                state = parallel.one_replica(replicated)
+                rows.write_probe(step, self._probe_row(state))
+
+    def _saves(self, step: int) -> bool:
+        every = self._settings.checkpoints.every_steps
+        return _due(step, every) or step == self._settings.derived.steps
+
+    def _make_train(self) -> Any:
+        settings = self._settings
+        networks = make_networks(settings, axis_name=parallel.AXIS_NAME)
+        step = make_step(
+            settings,
+            networks,
+            self._transformation,
+            self._optimizer,
+            axis_name=parallel.AXIS_NAME,
+        )
+        draw = make_draw(
+            self._transformation,
+            num_examples=len(self._x),
+            batch_size=settings.batch_size,
+            directions=settings.penalty.directions,
+        )
+        return parallel.make_train(step, draw, self._devices)
+
+    def _probe_row(self, state: TrainState) -> dict[str, float]:
+        """Returns error and normalized variance on a few validation examples."""
+        settings, variables = self._settings, encoder_variables(state)
+        x = self._x[: settings.logging.probe_train_examples]
+        held_out = make_examples(settings, "validation")
+        held_out = held_out[: settings.logging.probe_validation_examples]
+        h, h_test = (
+            self._probe.features(variables, part, num_views=(1,), stream=stream)[0]
+            for stream, part in enumerate((x, held_out))
+        )
+        regression = self._probe.regression(h, x, h_test, held_out)
+        variance = self._probe.variance(variables, held_out, stream=1)
+        return {
+            "probe_mse": float(regression.mse.mean()),
+            "variance_normalized": float(variance.normalized),
+        }
+
+
+class _Rows:
+    """Turns the sums of the steps into rows of the log and into the progress bar."""
+
+    def __init__(
+        self, settings: Any, writer: MetricsWriter, bar: tqdm, *, first_step: int
+    ):
+        self._settings, self._writer, self._bar = settings, writer, bar
+        self._schedule = make_schedule(settings)
+        self._last, self._sums = first_step, []
+        self._started = self._since = time.monotonic()
+        self._compiled = False
+
+    def add(self, sums: Any) -> None:
+        self._sums.append(sums)
+
+    def write(self, step: int) -> None:
+        sums = [parallel.one_replica(sums) for sums in self._sums]
+        if not sums:
+            return
+        means = {
+            name: sum(float(s[name][0]) for s in sums) / sum(s[name][1] for s in sums)
+            for name in sums[0]
+        }
+        bad = [name for name, value in means.items() if not np.isfinite(value)]
+        if bad:
+            raise FloatingPointError(
+                f"{bad[0]} is not finite between steps {self._last} and {step}; lower "
+                "optimizer.learning_rate or penalty.weight, or set a "
+                "penalty.example_limit. Older checkpoints are kept."
+            )
+        now = time.monotonic()
+        examples = (step - self._last) * self._settings.batch_size
+        speed = examples / (now - self._since) if self._compiled else None
+        rate = float(self._schedule(step - 1))
+        row = {name: float(value) for name, value in means.items()}
+        row |= {"learning_rate": rate, "examples_per_second": speed}
+        self._writer.write(step, row | {"seconds": now - self._started})
+        shown = {name: f"{means[name]:.4g}" for name in ("loss", "penalty")}
+        if speed:
+            shown["examples/s"] = f"{speed:.0f}"
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(step - self._last)
+        self._last, self._since, self._sums = step, now, []
+        self._compiled = True
+
+    def write_probe(self, step: int, row: dict[str, float]) -> None:
+        self._writer.write(step, row)
+        self._since = time.monotonic()
+
+
+def initial_state(settings: Any) -> TrainState:
+    """Returns the state before the first step, as NumPy arrays.
+
+    Args:
+      settings: the result of `training.settings.resolve`.
+
+    Returns:
+      The state of one replica.
+    """
+    state = init_state(
+        jax.random.fold_in(jax.random.key(settings.seed), 0),
+        make_networks(settings),
+        make_transformation(settings),
+        make_optimizer(settings),
+        make_examples(settings, "train")[:2],
+    )
+    return jax.tree.map(np.asarray, state)
+
+
+def boundaries(settings: Any, step: int) -> Iterator[int]:
+    """Yields the steps at which calls to the devices end.
+
+    They depend on the settings alone, so that a run that is stopped and continued makes
+    the same calls as one that is not.
+
+    Args:
+      settings: the result of `training.settings.resolve`.
+      step: finished steps.
+
+    Yields:
+      Increasing steps, the last one the end of the run.
+    """
+    cadences = (
+        settings.steps_per_call,
+        settings.logging.every_steps,
+        settings.checkpoints.every_steps,
+        settings.logging.probe_every_steps,
+    )
+    while step < settings.derived.steps:
+        ends = [(step // every + 1) * every for every in cadences if every]
+        step = min(*ends, settings.derived.steps)
+        yield step
+
+
+def _due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0

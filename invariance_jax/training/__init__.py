@@ -1,0 +1,1 @@
+"""Training: settings, draws, the pure step, and what runs and records it."""

@@ -1,0 +1,127 @@
+"""Checkpoints of the training state, through orbax.
+
+A checkpoint is a flat dictionary from dotted names to NumPy arrays, so that it can be
+compared with what a run expects by name and shape. Every process calls save and restore;
+orbax writes into a temporary folder and renames it, so a checkpoint that was cut off is
+never chosen by a resume.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+    """The checkpoints of one work directory.
+
+    Attributes:
+      directory: the folder that holds a folder per step.
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        keep: int | None = None,
+        keep_every_steps: int | None = None,
+    ):
+        """Opens the folder of checkpoints; nothing is written before the first save.
+
+        Args:
+          workdir: the work directory of the run.
+          keep: newest checkpoints that are kept; None keeps all.
+          keep_every_steps: checkpoints at multiples of it are kept for good.
+        """
+        self.directory = Path(workdir).resolve() / "checkpoints"
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, keep_period=keep_every_steps, create=False
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all whole checkpoints, increasing."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves a state, in the background.
+
+        Args:
+          step: finished steps.
+          state: pytree of NumPy arrays of one replica.
+
+        Raises:
+          FloatingPointError: if an array is not finite; then nothing is written and the
+            older checkpoints stay.
+        """
+        arrays = _flatten(state)
+        for name, array in arrays.items():
+            floating = np.issubdtype(array.dtype, np.floating)
+            if floating and not np.isfinite(array).all():
+                raise FloatingPointError(
+                    f"{name} is not finite at step {step}; the checkpoints until step "
+                    f"{max(self.steps(), default=0)} are kept."
+                )
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._manager.save(step, args=ocp.args.StandardSave(arrays))
+
+    def restore(self, like: Any, *, step: int | None = None) -> Any:
+        """Returns a saved state.
+
+        Args:
+          like: pytree of arrays or shapes, the state that is expected.
+          step: finished steps; None is the newest checkpoint.
+
+        Returns:
+          The pytree of like, with NumPy arrays.
+
+        Raises:
+          ValueError: if there is no such checkpoint, it cannot be read, or its arrays
+            have other names or shapes than expected.
+        """
+        steps = self.steps()
+        step = max(steps, default=None) if step is None else step
+        if step not in steps:
+            raise ValueError(
+                f"no checkpoint of step {step} in {self.directory}; found steps {steps}."
+            )
+        try:
+            arrays = self._manager.restore(step, args=ocp.args.StandardRestore())
+        except Exception as error:
+            raise ValueError(
+                f"the checkpoint {self.directory / str(step)} cannot be read "
+                f"({type(error).__name__}); move it away to continue from an older one."
+            ) from error
+        expected = _flatten(like)
+        _check_same(expected, arrays, self.directory / str(step))
+        leaves = [np.asarray(arrays[name]) for name in expected]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+    def close(self) -> None:
+        """Waits for the background and closes."""
+        self._manager.close()
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in paths
+    }
+
+
+def _check_same(expected: dict[str, Any], found: dict[str, Any], path: Path) -> None:
+    for name in sorted({*expected, *found}):
+        shapes = [
+            tuple(tree[name].shape) if name in tree else "nothing"
+            for tree in (expected, found)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"the checkpoint {path} does not fit the configuration: for {name} "
+                f"expected {shapes[0]}, found {shapes[1]}."
+            )

@@ -1,0 +1,171 @@
+"""One replica per device: the only file that maps over devices.
+
+The draws of a step are made for the global batch on every replica, which then takes its
+slice; gradients, batch statistics and negatives meet through the axis `AXIS_NAME`. The
+rest of the project sees one replica, as NumPy arrays.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from invariance_jax.training.draws import Draws
+from invariance_jax.training.steps import Metrics, TrainState
+from invariance_jax.types import Array, Key
+
+AXIS_NAME = "replicas"
+
+
+def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Returns the tree with every array copied to each device, axis 0 the replicas.
+
+    Args:
+      tree: pytree of arrays of one replica.
+      devices: the local devices.
+
+    Returns:
+      The tree, leaves `[len(devices), ...]`, ready for the mapped functions.
+    """
+    return _copy(tuple(devices))(np.arange(len(devices)), tree)
+
+
+@functools.cache
+def _copy(devices: tuple[jax.Device, ...]) -> Callable[[Array, Any], Any]:
+    return jax.pmap(lambda _, tree: tree, in_axes=(0, None), devices=devices)
+
+
+def one_replica(tree: Any) -> Any:
+    """Returns the first local replica of a replicated tree, as NumPy arrays.
+
+    Args:
+      tree: pytree of replicated arrays.
+
+    Returns:
+      The tree without the axis of replicas, on the host.
+    """
+    shards = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, tree)
+    return jax.tree.map(lambda shard: np.asarray(shard)[0], shards)
+
+
+def make_train(
+    step: Callable[[TrainState, Array, Draws], tuple[TrainState, Metrics]],
+    draw: Callable[[Key, Array], Draws],
+    devices: Sequence[jax.Device],
+) -> Callable[[TrainState, Key, Array, int], tuple[TrainState, Metrics]]:
+    """Returns `train(state, key, data, num_steps)`, several steps in one call.
+
+    The number of steps is not part of the compiled program: any number of steps per call
+    gives the same numbers, and compiles once.
+
+    Args:
+      step: the step of one replica, with AXIS_NAME as its axis name.
+      draw: `(key, step) -> Draws` for the global batch.
+      devices: the local devices.
+
+    Returns:
+      `(replicated state, key, replicated data [N, ...], num_steps)
+      -> (replicated state, replicated metrics)`; the state is donated, the metrics are
+      sums over the steps.
+    """
+
+    def take_share(draws: Draws) -> Draws:
+        replicas = jax.lax.psum(1, AXIS_NAME)
+        replica = jax.lax.axis_index(AXIS_NAME)
+
+        def share(leaf: Array) -> Array:
+            size = leaf.shape[0] // replicas
+            return jax.lax.dynamic_slice_in_dim(leaf, replica * size, size)
+
+        return jax.tree.map(share, draws)
+
+    def one_step(
+        state: TrainState, key: Key, data: Array
+    ) -> tuple[TrainState, Metrics]:
+        draws = take_share(draw(key, state.step))
+        return step(state, data[draws.indices], draws)
+
+    def train(
+        state: TrainState, key: Key, data: Array, num_steps: Array
+    ) -> tuple[TrainState, Metrics]:
+        def body(_: Array, carry: tuple[TrainState, Metrics]):
+            state, sums = carry
+            state, metrics = one_step(state, key, data)
+            return state, jax.tree.map(jnp.add, sums, metrics)
+
+        _, shapes = jax.eval_shape(one_step, state, key, data)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.fori_loop(0, num_steps, body, (state, zeros))
+
+    mapped = jax.pmap(
+        train,
+        axis_name=AXIS_NAME,
+        in_axes=(0, None, 0, None),
+        donate_argnums=0,
+        devices=list(devices),
+    )
+    return lambda state, key, data, num_steps: mapped(
+        state, key, data, np.int32(num_steps)
+    )
+
+
+def make_map(
+    function: Callable[..., Array], devices: Sequence[jax.Device], *, axis: int
+) -> Callable[..., np.ndarray]:
+    """Returns a function of the examples of a data set, computed batch by batch.
+
+    Every example is computed once; the last batch is filled up with repetitions that are
+    cut off again.
+
+    Args:
+      function: `(variables, x [B, ...], indices int32 [B], stream) -> [..., B, ...]`.
+      devices: the local devices.
+      axis: the axis of the result that counts examples.
+
+    Returns:
+      `(variables of one replica, x [N, ...], stream, *, batch_size per device)
+      -> results [..., N, ...]` on the host.
+    """
+    mapped = jax.pmap(function, devices=list(devices), in_axes=(0, 0, 0, None))
+
+    def map_examples(
+        variables: Any, x: np.ndarray, stream: int, *, batch_size: int
+    ) -> np.ndarray:
+        variables = replicate(variables, devices)
+        per_device = min(batch_size, -(-len(x) // len(devices)))
+        count = per_device * len(devices)
+        results = []
+        for start in range(0, len(x), count):
+            indices = np.minimum(np.arange(start, start + count), len(x) - 1)
+            indices = indices.astype(np.int32).reshape(len(devices), per_device)
+            outputs = np.asarray(mapped(variables, x[indices], indices, stream))
+            batch = np.concatenate(list(outputs), axis=axis)
+            left = np.arange(min(count, len(x) - start))
+            results.append(np.take(batch, left, axis=axis))
+        return np.concatenate(results, axis=axis)
+
+    return map_examples
+
+
+@functools.cache
+def local_devices(count: int | None = None) -> tuple[jax.Device, ...]:
+    """Returns the first local devices, all of them if no count is given.
+
+    Args:
+      count: number of devices.
+
+    Returns:
+      The devices.
+
+    Raises:
+      ValueError: if there are fewer.
+    """
+    devices = jax.local_devices()
+    if count is not None and not 0 < count <= len(devices):
+        raise ValueError(
+            f"asked for {count} devices; expected 1 to {len(devices)}, what is there."
+        )
+    return tuple(devices[:count])

@@ -1,0 +1,183 @@
+"""The work directory of a run: who owns it, and its `config.json`."""
+
+import json
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from invariance_jax import __version__
+from invariance_jax.training.settings import flatten
+
+FORMAT = 1
+
+_FREE = (
+    "seeds",
+    "steps_per_call",
+    "data.validation_examples",
+    "data.test_examples",
+    "checkpoints.",
+    "logging.",
+    "evaluation.",
+)
+"""Keys (or their beginnings) that may change between two starts of one run."""
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def claim(settings: FrozenConfigDict, workdir: str | Path) -> Path:
+    """Makes a work directory this run's own and writes its `config.json`.
+
+    Args:
+      settings: the result of `training.settings.resolve`.
+      workdir: a new folder, or the one of an earlier start of the same run.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ValueError: if it is a file, or holds a run whose training keys differ (the first
+        one is named), or checkpoints without a configuration.
+    """
+    workdir = Path(workdir)
+    path = workdir / "config.json"
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"workdir is {workdir}, a file; expected a folder.")
+    if path.exists():
+        _check_same_run(read_config(workdir), settings, workdir)
+    elif (workdir / "checkpoints").exists():
+        raise ValueError(
+            f"workdir is {workdir}, which holds checkpoints but no config.json; expected "
+            "a new folder."
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    config = settings.to_dict()
+    content = {
+        "format": FORMAT,
+        "derived": config.pop("derived"),
+        "config": config,
+        "command": " ".join(sys.argv),
+        "environment": _environment(),
+    }
+    write_json(path, content)
+    return workdir
+
+
+def read_config(workdir: str | Path) -> ConfigDict:
+    """Returns the configuration of the run in a work directory.
+
+    Args:
+      workdir: the work directory.
+
+    Returns:
+      The configuration, as it was before `resolve`.
+
+    Raises:
+      ValueError: if there is none, or a newer version wrote it.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise ValueError(f"{workdir} holds no run: there is no config.json.")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["format"] > FORMAT:
+        version = content["environment"]["versions"]["invariance_jax"]
+        raise ValueError(
+            f"{path} has format {content['format']}, this version reads up to {FORMAT}; "
+            f"use invariance_jax {version}."
+        )
+    return ConfigDict(_tuples(content["config"]))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file in one move, so that it is never seen half-written.
+
+    Args:
+      path: the file.
+      content: what `json` takes.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    text = json.dumps(content, indent=2, default=list)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def one_per_seed(
+    config: ConfigDict, workdir: str | Path
+) -> list[tuple[ConfigDict, Path]]:
+    """Returns the configuration and work directory of each seed of a run.
+
+    Args:
+      config: a configuration; `seeds` counts the runs.
+      workdir: the work directory, or with several seeds the parent of theirs.
+
+    Returns:
+      A pair per seed; with one seed, the arguments.
+    """
+    if config.seeds == 1:
+        return [(config, Path(workdir))]
+    runs = []
+    for number in range(config.seeds):
+        one = ConfigDict(config.to_dict())
+        one.seed, one.seeds = config.seed + number, 1
+        runs.append((one, Path(workdir) / f"seed_{one.seed}"))
+    return runs
+
+
+def _tuples(tree: Any) -> Any:
+    """Returns the tree with tuples for the lists that JSON made of them."""
+    if isinstance(tree, dict):
+        return {key: _tuples(value) for key, value in tree.items()}
+    return tuple(map(_tuples, tree)) if isinstance(tree, list) else tree
+
+
+def _check_same_run(
+    found: ConfigDict, settings: FrozenConfigDict, workdir: Path
+) -> None:
+    wanted = {k: v for k, v in flatten(settings) if not k.startswith("derived.")}
+    values = dict(flatten(found))
+    for key in sorted({*wanted, *values}):
+        if not key.startswith(_FREE) and wanted.get(key) != values.get(key):
+            raise ValueError(
+                f"{workdir} holds a run with {key} = {values.get(key)!r}, found "
+                f"{wanted.get(key)!r}; give another workdir or the same value."
+            )
+    if found.seeds != settings.seeds and 1 in (found.seeds, settings.seeds):
+        raise ValueError(
+            f"{workdir} holds a run with seeds = {found.seeds}, found {settings.seeds}; "
+            "give another workdir or the same value."
+        )
+
+
+def _environment() -> dict[str, Any]:
+    versions = {"invariance_jax": __version__}
+    versions |= {name: metadata.version(name) for name in _PACKAGES}
+    return {
+        "git_commit": _git_commit(),
+        "versions": versions,
+        "python": platform.python_version(),
+        "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
+        "processes": jax.process_count(),
+    }
+
+
+def _git_commit() -> str | None:
+    """Returns the commit of the checkout that holds the package, "-dirty" if changed."""
+    package = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != package.parent:
+            return None
+        dirty = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

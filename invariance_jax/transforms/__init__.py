@@ -1,0 +1,10 @@
+"""Transformations: examples and parameters alpha to views, differentiable in alpha."""
+
+from invariance_jax.transforms import spirograph
+from invariance_jax.transforms.base import (
+    Transformation,
+    View,
+    check_transformation,
+)
+
+__all__ = ["Transformation", "View", "check_transformation", "spirograph"]

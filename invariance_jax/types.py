@@ -1,0 +1,30 @@
+"""Shared type names: arrays, random keys, and the callables that functions accept.
+
+The glossary of dimension letters is in the docstring of `invariance_jax`.
+"""
+
+from typing import Protocol
+
+import jax
+
+Array = jax.Array
+"""A JAX array, concrete or traced."""
+
+Key = jax.Array
+"""A JAX random key: a typed key array or raw `uint32 [2]`."""
+
+
+class Encode(Protocol):
+    """A frozen encoder, `images [B, H, W, 3] -> h [B, D]`."""
+
+    def __call__(self, images: Array, /) -> Array:
+        """Returns the representations of a batch of views."""
+        ...
+
+
+class Represent(Protocol):
+    """A representation as a function of alpha, `[B, P] -> h [B, D]` (or `(h, aux)`)."""
+
+    def __call__(self, alpha: Array, /) -> Array | tuple[Array, object]:
+        """Returns the representations of the views with parameters alpha."""
+        ...

@@ -1,0 +1,59 @@
+"""Package metadata. `python -m pip install .` installs all that the programs need."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# The oldest jax that is supported is the one that Python 3.11 installs: CI tests it
+# and, on Python 3.12, the newest.
+REQUIREMENTS = [
+    "absl-py>=2.0",
+    "array_record>=0.8",
+    "chex>=0.1.92",
+    "flax>=0.12.8",
+    # tensorflow-datasets imports it to build a data set and does not ask for it.
+    "importlib_resources>=6.0",
+    "jax>=0.10.2",
+    "matplotlib>=3.10",
+    "ml-collections>=1.1",
+    "numpy>=2.0",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "pillow>=11.0",
+    "tensorboardX>=2.6.4",
+    # From this version on it writes and reads array_record without TensorFlow.
+    "tensorflow-datasets>=4.9.10",
+    "tqdm>=4.66",
+]
+
+EXTRAS = {
+    "cuda": ["jax[cuda12]"],
+    "tpu": ["jax[tpu]"],
+    "slurm": ["submitit>=1.5"],
+    "test": [
+        "mypy>=2.0",
+        "pytest>=9.0",
+        # The formatter's style may change with the minor version.
+        "ruff==0.17.*",
+        "scikit-learn>=1.6",
+    ],
+}
+
+ROOT = Path(__file__).parent
+
+setup(
+    name="invariance_jax",
+    version="0.1.0",
+    description=(
+        "Transformation invariance in contrastive representation learning, in JAX: "
+        "gradient penalty, feature averaging, differentiable transformations"
+    ),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["invariance_jax", "invariance_jax.*"]),
+    package_data={"invariance_jax": ["py.typed"]},
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+)

@@ -1,0 +1,45 @@
+"""Strictness and shared fixtures: four CPU devices, rank promotion raises.
+
+Warnings are errors; the exceptions, each with its reason, stand in `.pytest.ini`.
+Float64 is off unless a test asks for the fixture `x64`.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+# Through the config and not through the environment, so that a program which a test
+# starts as a subprocess sees the devices that a user's shell would give it.
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Turns float64 on within one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def reference() -> dict[str, np.ndarray]:
+    """The reference values: name -> read-only NumPy array, mostly float64."""
+    with np.load(DATA / "reference.npz") as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    for array in arrays.values():
+        array.setflags(write=False)
+    return arrays
+
+
+@pytest.fixture(scope="session")
+def reference_json() -> dict[str, Any]:
+    """The state-dict names and shapes that go with the reference values."""
+    return json.loads((DATA / "reference.json").read_text())

@@ -1,0 +1,184 @@
+"""The signature, annotation and docstring rules, for every public function."""
+
+import collections.abc
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+import types
+import typing
+
+import jax
+import pytest
+
+import invariance_jax
+
+ROOMS = ("transforms", "losses", "evaluation", "models")
+
+MODULES = sorted(
+    info.name
+    for info in pkgutil.walk_packages(invariance_jax.__path__, "invariance_jax.")
+    # Running it is all that a __main__ is for.
+    if not info.name.endswith("__main__")
+)
+
+# Settings that are the one thing a function is about, and come first.
+POSITIONAL_SETTINGS = {
+    ("load", "workdir"),
+    ("create_encoder", "name"),
+}
+
+
+def public_functions():
+    """Yields (qualified name, function) for the functions that other code calls."""
+    seen = set()
+    names = ["invariance_jax", "invariance_jax.numerics"]
+    names += [m for m in MODULES if m.split(".")[1] in ROOMS]
+    for module in map(importlib.import_module, names):
+        public = getattr(module, "__all__", None) or [
+            name
+            for name, value in vars(module).items()
+            if not name.startswith("_")
+            and getattr(value, "__module__", None) == module.__name__
+        ]
+        for name in public:
+            value = getattr(module, name)
+            function = callable(value) and not inspect.isclass(value)
+            if function and not is_alias(value) and id(value) not in seen:
+                seen.add(id(value))
+                yield f"{module.__name__}.{name}", value
+
+
+def is_alias(value):
+    return typing.get_origin(value) is not None
+
+
+FUNCTIONS = dict(public_functions())
+
+functions = pytest.mark.parametrize(
+    "function", FUNCTIONS.values(), ids=[n.split(".", 1)[1] for n in FUNCTIONS]
+)
+
+
+def parameters(function):
+    return list(inspect.signature(function).parameters.values())
+
+
+def members(annotation):
+    """Returns the members of a union, or the annotation alone."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def kind(parameter):
+    """Returns the place of a parameter in the order: key, callable or array."""
+    if parameter.name == "key":
+        return 0
+    for member in members(parameter.annotation):
+        protocol = getattr(member, "_is_protocol", False)
+        if protocol or typing.get_origin(member) is collections.abc.Callable:
+            return 1
+        if getattr(member, "__name__", "") == "Transformation":
+            return 1
+    return 2
+
+
+def section(docstring, name):
+    """Returns the body of a docstring section, or None where there is none."""
+    found = re.search(rf"^{name}:\n((?:[ ]+.*\n?|\n)+)", docstring, re.MULTILINE)
+    return found and found.group(1)
+
+
+@pytest.mark.parametrize("room", [*ROOMS, "data", "training", "benchmarks"])
+def test_packages_list_their_public_names(room):
+    package = importlib.import_module(f"invariance_jax.{room}")
+    missing = [name for name in package.__all__ if not hasattr(package, name)]
+    assert not missing
+    assert len(package.__all__) == len(set(package.__all__))
+
+
+@functions
+def test_every_parameter_and_return_is_annotated(function):
+    signature = inspect.signature(function)
+    bare = [p.name for p in parameters(function) if p.annotation is p.empty]
+    assert not bare
+    assert signature.return_annotation is not signature.empty
+
+
+@functions
+def test_settings_are_keyword_only(function):
+    offered = [
+        p.name
+        for p in parameters(function)
+        if p.kind is p.POSITIONAL_OR_KEYWORD
+        and {int, float, bool, str} & set(members(p.annotation))
+        and (function.__name__, p.name) not in POSITIONAL_SETTINGS
+    ]
+    assert not offered
+
+
+@functions
+def test_arrays_are_positional(function):
+    hidden = [
+        p.name
+        for p in parameters(function)
+        if p.kind is p.KEYWORD_ONLY and p.annotation is jax.Array
+    ]
+    assert not hidden
+
+
+@functions
+def test_order_is_key_callables_arrays(function):
+    order = [kind(p) for p in parameters(function) if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert order == sorted(order)
+
+
+@functions
+def test_axis_name_comes_last_and_is_optional(function):
+    names = [p.name for p in parameters(function)]
+    if "axis_name" in names:
+        last = parameters(function)[-1]
+        assert last.name == "axis_name"
+        assert last.kind is last.KEYWORD_ONLY
+        assert last.annotation == str | None
+        assert last.default is None
+
+
+@functions
+def test_docstring_explains_every_parameter(function):
+    arguments = section(inspect.getdoc(function), "Args")
+    names = [p.name for p in parameters(function)]
+    documented = re.findall(r"^  \*{0,2}(\w+):", arguments or "", re.MULTILINE)
+    assert documented == names
+
+
+@functions
+def test_docstring_explains_what_is_returned(function):
+    returns = inspect.signature(function).return_annotation
+    if returns is not None:
+        assert section(inspect.getdoc(function), "Returns")
+
+
+@functions
+def test_docstring_letters_are_in_the_glossary(function):
+    glossary = set(re.findall(r"^    ([A-Z])  ", invariance_jax.__doc__, re.MULTILINE))
+    shapes = re.findall(r"`[^`\n]*?\[([^`\]\n]*)\]", inspect.getdoc(function))
+    letters = set(re.findall(r"\b[A-Z]\b", " ".join(shapes)))
+    assert glossary
+    assert letters <= glossary
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name):
+    module = importlib.import_module(name)
+    for example in doctest.DocTestFinder(exclude_empty=True).find(module):
+        assert not any(doctest.SKIP in e.options for e in example.examples)
+        result = doctest.DocTestRunner().run(example)
+        assert result.failed == 0, f"{example.name}: see the captured output"
+
+
+@pytest.mark.parametrize("name", ["invariance_jax", *MODULES])
+def test_every_module_has_a_docstring(name):
+    assert importlib.import_module(name).__doc__

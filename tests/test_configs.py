@@ -1,0 +1,180 @@
+"""The configs: every key declared, documented and read; every variant resolves."""
+
+import ast
+import fnmatch
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base
+from invariance_jax.training.settings import resolve
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = [*sorted((ROOT / "invariance_jax").rglob("*.py")), ROOT / "launch.py"]
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py"))
+RUNS = [name for name in NAMES if name != "base"]
+
+# Names under which the code holds a configuration, nested or flat.
+ROOTS = ("config", "settings", "values")
+
+
+def keys(config, prefix=""):
+    """Yields the dotted names of the values of a configuration."""
+    for name in config:
+        if isinstance(config[name], ConfigDict):
+            yield from keys(config[name], f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def chain(node):
+    """Returns `a.b.c` for the syntax tree of that expression, None for another.
+
+    `a["b.c"]` is the same, and the open parts of `a[f"{b}_c"]` are stars.
+    """
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        start, end = chain(node.value), node.attr
+    elif isinstance(node, ast.Subscript):
+        start, end = chain(node.value), text(node.slice)
+    else:
+        return None
+    return start and end and f"{start}.{end}"
+
+
+def text(node):
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text(part) or "*" for part in node.values)
+    return None
+
+
+def reads(path):
+    """Returns the chains that a file reads, its local short names written out."""
+    nodes = list(ast.walk(ast.parse(path.read_text(), str(path))))
+    short = {}
+    for node in nodes:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            value = chain(node.value)
+            if value and value.split(".")[0] in ROOTS:
+                short.setdefault(node.targets[0].id, set()).add(value)
+    found = set()
+    for node in nodes:
+        dotted = isinstance(node, ast.Attribute | ast.Subscript) and chain(node)
+        if dotted and isinstance(node.ctx, ast.Load):
+            first, rest = dotted.split(".", 1)
+            found |= {f"{name}.{rest}" for name in short.get(first, ())} | {dotted}
+    return found
+
+
+READS = {path: reads(path) for path in SOURCES}
+
+DECLARED = sorted(keys(base.get_config()))
+
+
+def variants(name):
+    """Returns the variants that the header of a config file gives commands for."""
+    header = importlib.import_module(f"configs.{name}").__doc__
+    return sorted(set(re.findall(rf"configs/{name}\.py:(\w+)", header)))
+
+
+VARIANTS = [(name, "") for name in RUNS]
+VARIANTS += [(name, variant) for name in RUNS for variant in variants(name)]
+
+
+def configuration(name, variant):
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    return get_config(variant) if variant else get_config()
+
+
+each_run = pytest.mark.parametrize(
+    ("name", "variant"), VARIANTS, ids=[":".join(pair).rstrip(":") for pair in VARIANTS]
+)
+
+
+def test_base_declares_keys():
+    assert "penalty.weight" in DECLARED
+    assert "checkpoints.keep_every_steps" in DECLARED
+
+
+@pytest.mark.parametrize("key", DECLARED)
+def test_every_key_is_read(key):
+    # The bounds become one array when the config is resolved.
+    key = "derived.bounds" if key.startswith("data.bounds.") else key
+    everything = set().union(*READS.values())
+    assert any(is_read(key, read) for read in everything)
+
+
+def is_read(key, read):
+    parts = read.split(".")
+    ends = [".".join(parts[start:]) for start in range(len(parts))]
+    # A function may be handed one section under its own name: `optimizer.momentum`.
+    names = [f"{root}.{key}" for root in ROOTS] + [key] * ("." in key)
+    return any(fnmatch.fnmatchcase(name, end) for name in names for end in ends)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_key_that_is_read_is_declared(path):
+    sections = {key.rsplit(".", depth)[0] for key in DECLARED for depth in range(3)}
+    methods = {name for name in dir(ConfigDict) if not name.startswith("_")}
+    for read in READS[path]:
+        root, *parts = read.split(".")
+        if root == "config":
+            while parts and parts[-1] in methods:
+                parts.pop()
+            assert not parts or ".".join(parts) in sections, read
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_default_hides_in_a_get(path):
+    assert not {read for read in READS[path] if re.search(r"\bconfig.*\.get$", read)}
+
+
+def test_every_key_has_a_comment():
+    lines = inspect.getsource(base.get_config).splitlines()
+    for above, line in zip(lines, lines[1:], strict=False):
+        if re.match(r"    config\.\w+(\.\w+)* = (?!ConfigDict)", line):
+            assert above.lstrip().startswith(("#", "config.")), line
+
+
+@each_run
+def test_config_changes_values_only(name, variant):
+    assert sorted(keys(configuration(name, variant))) == DECLARED
+
+
+@each_run
+def test_config_resolves(name, variant):
+    resolve(configuration(name, variant))
+
+
+@each_run
+def test_resolving_leaves_the_config_alone(name, variant):
+    config = configuration(name, variant)
+    before = config.to_json_best_effort()
+    resolve(config)
+    assert config.to_json_best_effort() == before
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_run_has_a_smoke_variant(name):
+    assert "smoke" in variants(name)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_header_gives_command_and_result(name):
+    header = importlib.import_module(f"configs.{name}").__doc__
+    assert f"python launch.py --config=configs/{name}.py" in header
+    for word in ("hardware", "time", "result"):
+        assert word in header.lower()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_unknown_variant_is_refused(name):
+    with pytest.raises(ValueError, match="no_such_variant"):
+        configuration(name, "no_such_variant")
