@@ -3,7 +3,9 @@
 python launch.py --config=configs/spirograph.py:quick --workdir=runs/quick
 """
 
+import difflib
 import logging
+import re
 import sys
 
 from absl import app, flags
@@ -11,7 +13,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from invariance_jax import evaluate, report, train
-from invariance_jax.training.workdir import read_config
+from invariance_jax.report.read import flatten
 
 MODES = ("all", "train", "evaluate", "report")
 
@@ -33,22 +35,20 @@ _OUT = flags.DEFINE_string(
 def main(arguments: list[str]) -> None:
     """Runs the program that the mode names."""
     if len(arguments) > 1:
-        raise app.UsageError(f"unexpected argument {arguments[1]!r}")
+        raise ValueError(f"unexpected argument {arguments[1]!r}")
     mode, workdirs, config = _MODE.value, _WORKDIR.value, _CONFIG.value
     if not workdirs:
-        raise app.UsageError("--workdir is missing")
+        raise ValueError("--workdir is missing")
     if mode == "report":
         if len(workdirs) > 1 and not _OUT.value:
-            raise app.UsageError("--out is missing: several work directories")
+            raise ValueError("--out is missing: several work directories")
         print(f"report: {report.run(workdirs, _OUT.value or workdirs[0])}")
         return
     if len(workdirs) > 1:
-        raise app.UsageError(f"--mode={mode} takes one --workdir")
+        raise ValueError(f"--mode={mode} takes one --workdir")
     (workdir,) = workdirs
-    if config is None and mode == "evaluate":
-        config = read_config(workdir)
-    if config is None:
-        raise app.UsageError("--config is missing")
+    if config is None and mode != "evaluate":
+        raise ValueError("--config is missing")
     if mode in ("all", "train"):
         train.run(config, workdir)
     if mode in ("all", "evaluate"):
@@ -57,23 +57,44 @@ def main(arguments: list[str]) -> None:
         print(f"report: {report.run([workdir], workdir)}")
 
 
+def _parse(arguments: list[str]) -> list[str]:
+    """Parses the flags; a mistake becomes one line and exit status 1."""
+    try:
+        _check_keys("\n".join(arguments))
+        return flags.FLAGS(arguments)
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        sys.exit(f"error: {_one_line(error)}")
+
+
+def _check_keys(arguments: str) -> None:
+    """Refuses a key that the configuration file lacks, naming the closest that it has."""
+    paths = re.findall(r"^--?config[=\n](.+)$", arguments, re.MULTILINE)
+    given = re.findall(r"^--?(config\..+?)(?:=|$)", arguments, re.MULTILINE)
+    if paths and given:
+        config = flags.FLAGS["config"].parser.parse(paths[-1])
+        known = set(flatten(config.to_dict(), "config."))
+        for name in set(given) - known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ValueError(f"--{name} is not a key; the closest is --{close[0]}")
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return lines[-1] if "Traceback" in str(error) else " ".join(lines)
+
+
 def _start() -> None:
     """Runs main; an error of the user's becomes one line and exit status 1."""
     log = logging.getLogger("invariance_jax")
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler())
+    log.propagate = False  # absl's handler would show every line again
     absl_logging.set_verbosity(absl_logging.WARNING)  # what --verbosity starts from
     try:
-        app.run(main)
-    except (
-        AttributeError,
-        FloatingPointError,
-        OSError,
-        TypeError,
-        ValueError,
-    ) as error:
+        app.run(main, flags_parser=_parse)
+    except (FloatingPointError, OSError, ValueError) as error:
         log.debug("traceback", exc_info=True)
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {_one_line(error)}")
 
 
 if __name__ == "__main__":

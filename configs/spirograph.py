@@ -9,10 +9,9 @@ Variants:
   smoke: one minute, for tests.
 """
 
-import importlib.util
-from pathlib import Path
-
 from ml_collections import ConfigDict
+
+from configs import base
 
 
 def get_config(variant: str = "paper") -> ConfigDict:
@@ -22,17 +21,9 @@ def get_config(variant: str = "paper") -> ConfigDict:
         raise ValueError(
             f"the variant is {variant!r}; expected one of {', '.join(variants)}."
         )
-    config = _base()
+    config = base.get_config()
     variants[variant](config)
     return config
-
-
-def _base() -> ConfigDict:
-    path = Path(__file__).with_name("base.py")
-    spec = importlib.util.spec_from_file_location("base", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
 
 
 def _paper(config: ConfigDict) -> None:
@@ -44,10 +35,11 @@ def _mlp(config: ConfigDict) -> None:
     config.batch_size = 256
     config.temperature = 0.2
     config.encoder.name = "mlp"
+    config.encoder.final = "norm_relu"
     config.optimizer.name = "adamw"
     config.optimizer.schedule = "warmup_cosine"
     config.optimizer.learning_rate = 2e-3
-    config.penalty.weight = 0.1
+    config.penalty.weight = 0.5
     config.penalty.example_limit = 0.5
 
 

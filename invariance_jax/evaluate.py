@@ -35,14 +35,15 @@ FORMAT = 1
 _SAMPLE_ROWS, _SAMPLE_VIEWS, _SAMPLE_PREDICTIONS = 4, 10, 2000
 
 
-def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def run(config: ConfigDict | None, workdir: str | Path) -> dict[str, Any]:
     """Evaluates the newest checkpoint of every seed of a run.
 
     Writes `results.json` and `samples.npz` per seed, and with several seeds the
     aggregated `results.json` into the parent.
 
     Args:
-      config: the configuration of the run; its evaluation keys may differ.
+      config: the configuration of the run; its evaluation keys may differ. None: that
+        of the work directory.
       workdir: the work directory of the run.
 
     Returns:
@@ -52,8 +53,9 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       ValueError: if the configuration is invalid, the work directory holds no such run,
         or a checkpoint is missing or cannot be read.
     """
+    found = read_config(workdir)
+    config = found if config is None else config
     settings = resolve(config)
-    read_config(workdir)
     workdir = claim(settings, workdir)
     runs = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
     for one, path in runs:

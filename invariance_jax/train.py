@@ -50,9 +50,11 @@ def run(config: ConfigDict, workdir: str | Path) -> None:
     settings = resolve(config)
     check_devices(settings, jax.device_count())
     claim(settings, workdir)
-    for one, folder in one_per_seed(config, workdir):
-        settings = resolve(one)
-        _Run(settings, claim(settings, folder)).train()
+    each = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
+    for one, path in each:
+        claim(one, path)
+    for one, path in each:
+        _Run(one, path).train()
 
 
 class _Run:

@@ -74,7 +74,8 @@ def imported(tree: ast.AST) -> set[str]:
 
 def imported_rooms(tree: ast.AST) -> set[str]:
     parts = [name.split(".") for name in imported(tree)]
-    return {p[1] for p in parts if p[0] == PACKAGE and len(p) > 1 and p[1] != "load"}
+    rooms = {part[1] for part in parts if part[0] == PACKAGE and len(part) > 1}
+    return rooms - {"__version__", "load"}
 
 
 def identifiers(tree: ast.AST) -> set[str]:

@@ -104,7 +104,7 @@ def test_resnet_has_the_reference_outputs(name, reference, reference_json, x64):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * largest)
 
 
-@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_float32_resnet_has_the_reference_outputs_in_evaluation_mode(
     name, reference, reference_json
 ):
@@ -167,10 +167,11 @@ def test_imagenet_stem_equals_explicit_convolution_and_pooling():
 
 
 def test_resnet_kernels_are_normal_with_fan_out_and_not_truncated():
-    module = ResNet((1,), bottleneck=False)
+    module = ResNet((1,), bottleneck=True)
     variables = module.init(jax.random.key(0), make_images(1, 4), train=False)
-    kernel = variables["params"]["layer1_0"]["conv2"]["kernel"]
-    std = np.sqrt(2 / (3 * 3 * 64))
+    kernel = variables["params"]["layer1_0"]["conv3"]["kernel"]
+    assert kernel.shape == (1, 1, 64, 256)
+    std = np.sqrt(2 / 256)
     assert np.std(kernel) == pytest.approx(std, rel=0.02)
     assert np.max(np.abs(kernel)) > 3.5 * std
 

@@ -62,9 +62,11 @@ def largest(x):
     return float(np.max(np.abs(x)))
 
 
-@pytest.mark.parametrize("shape", [(BATCH, 4), (BATCH, 3, 2, 4)])
-@pytest.mark.parametrize("group_size", [0, 1, 2, 4, BATCH])
-def test_training_mode_equals_the_oracle(group_size, shape, x64):
+@pytest.mark.parametrize(
+    "shape, group_size",
+    [((BATCH, 3, 2, 4), size) for size in (0, 1, 2, BATCH)] + [((BATCH, 4), 2)],
+)
+def test_training_mode_equals_the_oracle(shape, group_size, x64):
     variables, x = make_inputs(shape, np.float64)
     y, _ = train(BatchNorm(group_size=group_size), variables, x)
     expected = oracle_batch_norm(x, **variables["params"], group_size=group_size)
@@ -187,10 +189,9 @@ def primal_and_tangent(module, variables, x, direction):
     return jax.jvp(represent, (x,), (direction,), has_aux=True)
 
 
-@pytest.mark.parametrize("group_size", [0, 2])
-def test_derivatives_of_order_two_in_both_modes(group_size, x64):
-    variables, x = make_inputs((4, 2), np.float64)
-    module = BatchNorm(group_size=group_size)
+def test_derivatives_of_order_two_in_both_modes(x64):
+    variables, x = make_inputs((4, 2, 2), np.float64)
+    module = BatchNorm(group_size=2)
 
     def call(params, x):
         return train(module, {**variables, "params": params}, x)[0]

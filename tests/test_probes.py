@@ -432,7 +432,12 @@ def test_derivatives_of_predictions_and_metrics(x64: None) -> None:
         )
 
     check_grads(
-        metrics, (probe, h, y), order=2, modes=["fwd", "rev"], rtol=1e-5, atol=1e-5
+        jax.jit(metrics),
+        (probe, h, y),
+        order=2,
+        modes=["fwd", "rev"],
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 

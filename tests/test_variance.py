@@ -135,7 +135,7 @@ def test_bfloat16_is_measured_in_float32() -> None:
 
 def test_derivatives_of_first_and_second_order(x64: None) -> None:
     check_grads(
-        lambda h: jnp.stack(invariance(h)),
+        jax.jit(lambda h: jnp.stack(invariance(h))),
         (jnp.asarray(make_h(2, 3, 2)),),
         order=2,
         modes=["fwd", "rev"],

@@ -1,1 +1,6 @@
-"""Benchmarks of the hot paths: `python -m invariance_jax.benchmarks NAME`."""
+"""Benchmarks of the hot paths: `python -m invariance_jax.benchmarks NAME`.
+
+`render` times the Spirograph renderer against one that broadcasts over
+`[points, B, S, S]`, and its derivative against itself; `penalty` times a training step
+with the invariance penalty against one without; `all` does both.
+"""

@@ -38,12 +38,17 @@ def make_targets(
       float32 `[N, T]`, in the units of the bounds.
 
     Raises:
-      ValueError: if the split is unknown or num_examples is not positive.
+      ValueError: if the split or a target is unknown, or num_examples is not positive.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}; found {split!r}.")
     if num_examples < 1:
         raise ValueError(f"num_examples must be positive; found {num_examples}.")
+    for name in targets:
+        if name not in PARAMETERS:
+            raise ValueError(
+                f"targets must be some of {', '.join(PARAMETERS)}; found {name!r}."
+            )
     rows = [PARAMETERS.index(name) for name in targets]
     low, high = np.asarray(bounds, np.float64)[rows].T
     generator = np.random.default_rng([seed, SPLITS.index(split)])

@@ -21,9 +21,9 @@ def nt_xent(
 ) -> Array:
     """Returns the contrastive loss of each example, the mean over its two anchors.
 
-    Computes, for each of the 2B projections, the cross-entropy of finding its other view
-    among all projections but itself, with cosine similarity divided by the temperature
-    as logits. The mean of the result is the loss of the papers.
+    Computes, for each of the 2B projections, the cross-entropy of finding its other
+    view among all projections but itself, with cosine similarity divided by the
+    temperature as logits. The mean of the result is the loss of the papers.
 
     Args:
       z1: `[B, D]`, projections of the first views.
@@ -54,11 +54,12 @@ def nt_xent(
     if isinstance(temperature, int | float) and not temperature > 0:
         raise ValueError(f"temperature must be positive; found {temperature}.")
     anchors = jnp.concatenate([l2_normalize(z1), l2_normalize(z2)])
-    everyone, first = anchors, 0
+    everyone, first = anchors, jnp.zeros((), jnp.int32)
     if axis_name is not None:
         everyone = jax.lax.all_gather(anchors, axis_name, tiled=True)
         first = jax.lax.axis_index(axis_name) * len(anchors)
-    logits = anchors @ everyone.T / temperature
+    # "highest": accelerators otherwise round float32 factors to 8 or 11 bits.
+    logits = jnp.matmul(anchors, everyone.T, precision="highest") / temperature
     itself = first + jnp.arange(len(anchors))
     logits = jnp.where(
         itself[:, None] == jnp.arange(len(everyone))[None], -jnp.inf, logits

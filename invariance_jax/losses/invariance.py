@@ -1,7 +1,8 @@
 """The invariance penalty: how much a representation changes along a transformation.
 
-The gradient penalty of Foster, Pukdee, Rainforth (ICLR 2021), section 3: the first-order
-estimate of twice the conditional variance of the representation under alpha ~ p(alpha).
+The gradient penalty of Foster, Pukdee, Rainforth (ICLR 2021), section 3: the
+first-order estimate of twice the conditional variance of the representation under alpha
+~ p(alpha).
 Deviation: the paper takes reverse-mode derivatives of random sign projections and
 averages over them; one forward-mode derivative gives their expectation exactly.
 """

@@ -35,8 +35,8 @@ def create_encoder(
     """Returns an encoder, called as `module.apply(variables, images, train=bool)`.
 
     One set of settings serves every name, so that a change of the encoder is a change
-    of its name: stem applies to ResNets and width, depth and final to the MLP, and a setting
-    that does not apply is ignored.
+    of its name: stem applies to ResNets and width, depth and final to the MLP, and a
+    setting that does not apply is ignored.
 
     >>> encoder = create_encoder("mlp", width=8, depth=2)
     >>> variables = encoder.init(

@@ -1,9 +1,9 @@
 """Checkpoints of the training state, through orbax.
 
 A checkpoint is a flat dictionary from dotted names to NumPy arrays, so that it can be
-compared with what a run expects by name and shape. Every process calls save and restore;
-orbax writes into a temporary folder and renames it, so a checkpoint that was cut off is
-never chosen by a resume.
+compared with what a run expects by name and shape. Every process calls save and
+restore; orbax writes into a temporary folder and renames it, so a checkpoint that was
+cut off is never chosen by a resume.
 """
 
 from pathlib import Path
@@ -87,7 +87,7 @@ class Checkpoints:
         step = max(steps, default=None) if step is None else step
         if step not in steps:
             raise ValueError(
-                f"no checkpoint of step {step} in {self.directory}; found steps {steps}."
+                f"no checkpoint of step {step} in {self.directory}; found {steps}."
             )
         try:
             arrays = self._manager.restore(step, args=ocp.args.StandardRestore())

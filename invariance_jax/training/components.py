@@ -52,8 +52,8 @@ def make_examples(settings: Any, split: str) -> np.ndarray:
 def make_networks(settings: Any, *, axis_name: str | None = None) -> Networks:
     """Returns the encoder, in both forms, and the projection head.
 
-    The head normalizes over the whole batch, as in the paper, whatever the group size of
-    the encoder.
+    The head normalizes over the whole batch, as in the paper, whatever the group size
+    of the encoder.
 
     Args:
       settings: the result of `training.settings.resolve`.

@@ -82,8 +82,8 @@ def shuffle(key: Key, positions: Array, *, num_examples: int) -> Array:
     """Returns where a random permutation of range(num_examples) sends the positions.
 
     A Feistel network permutes the smallest power of 4 that is large enough, and is
-    applied again to what falls outside (cycle walking). Unlike sorting random numbers it
-    needs no array of num_examples, so it is cheap inside a step.
+    applied again to what falls outside (cycle walking). Unlike sorting random numbers
+    it needs no array of num_examples, so it is cheap inside a step.
 
     Args:
       key: chooses the permutation.

@@ -35,7 +35,13 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 @functools.cache
 def _copy(devices: tuple[jax.Device, ...]) -> Callable[[Array, Any], Any]:
-    return jax.pmap(lambda _, tree: tree, in_axes=(0, None), devices=devices)
+    return jax.pmap(
+        lambda _, tree: tree,
+        # The name is part of the sharding: with another one, a step compiles twice.
+        axis_name=AXIS_NAME,
+        in_axes=(0, None),
+        devices=devices,
+    )
 
 
 def one_replica(tree: Any) -> Any:
@@ -58,8 +64,8 @@ def make_train(
 ) -> Callable[[TrainState, Key, Array, int], tuple[TrainState, Metrics]]:
     """Returns `train(state, key, data, num_steps)`, several steps in one call.
 
-    The number of steps is not part of the compiled program: any number of steps per call
-    gives the same numbers, and compiles once.
+    The number of steps is not part of the compiled program: any number of steps per
+    call gives the same numbers, and compiles once.
 
     Args:
       step: the step of one replica, with AXIS_NAME as its axis name.
@@ -117,8 +123,8 @@ def make_map(
 ) -> Callable[..., np.ndarray]:
     """Returns a function of the examples of a data set, computed batch by batch.
 
-    Every example is computed once; the last batch is filled up with repetitions that are
-    cut off again.
+    Every example is computed once; the last batch is filled up with repetitions that
+    are cut off again.
 
     Args:
       function: `(variables, x [B, ...], indices int32 [B], stream) -> [..., B, ...]`.

@@ -41,8 +41,8 @@ class Networks(NamedTuple):
 
     Attributes:
       encoder: images -> h.
-      penalized: the encoder in the form that the penalty differentiates along alpha: the
-        same variables, batch statistics coupled or held.
+      penalized: the encoder in the form that the penalty differentiates along alpha:
+        the same variables, batch statistics coupled or held.
       head: h -> z.
     """
 
@@ -126,7 +126,8 @@ def _first_view(
     draws: Draws,
     axis_name: str | None,
 ) -> tuple[Array, Array, Any]:
-    """Returns h of the first view, its penalty `[B]` (0 without one), and statistics."""
+    """Returns h of the first view, its penalty `[B]` (0 without one), and
+    statistics."""
     alpha, held = draws.first
 
     def represent(alpha: Array, *, encoder: Any) -> tuple[Array, Any]:

@@ -52,8 +52,8 @@ def claim(settings: FrozenConfigDict, workdir: str | Path) -> Path:
         _check_same_run(read_config(workdir), settings, workdir)
     elif (workdir / "checkpoints").exists():
         raise ValueError(
-            f"workdir is {workdir}, which holds checkpoints but no config.json; expected "
-            "a new folder."
+            f"workdir is {workdir}, which holds checkpoints but no config.json; "
+            "expected a new folder."
         )
     workdir.mkdir(parents=True, exist_ok=True)
     config = settings.to_dict()
@@ -87,8 +87,8 @@ def read_config(workdir: str | Path) -> ConfigDict:
     if content["format"] > FORMAT:
         version = content["environment"]["versions"]["invariance_jax"]
         raise ValueError(
-            f"{path} has format {content['format']}, this version reads up to {FORMAT}; "
-            f"use invariance_jax {version}."
+            f"{path} has format {content['format']}, this version reads up to "
+            f"{FORMAT}; use invariance_jax {version}."
         )
     return ConfigDict(_tuples(content["config"]))
 
@@ -148,8 +148,8 @@ def _check_same_run(
             )
     if found.seeds != settings.seeds and 1 in (found.seeds, settings.seeds):
         raise ValueError(
-            f"{workdir} holds a run with seeds = {found.seeds}, found {settings.seeds}; "
-            "give another workdir or the same value."
+            f"{workdir} holds a run with seeds = {found.seeds}, found "
+            f"{settings.seeds}; give another workdir or the same value."
         )
 
 
@@ -166,7 +166,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Returns the commit of the checkout that holds the package, "-dirty" if changed."""
+    """Returns the commit of the package's checkout, with "-dirty" if it is changed."""
     package = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:

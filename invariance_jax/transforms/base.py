@@ -55,8 +55,8 @@ def check_transformation(
 ) -> None:
     """Checks that a transformation of one's own keeps the promises of the protocol.
 
-    Draws two views, applies them, and takes the derivatives that training takes: forward
-    along alpha, and reverse over forward.
+    Draws two views, applies them, and takes the derivatives that training takes:
+    forward along alpha, and reverse over forward.
 
     Args:
       transformation: what is checked.
@@ -64,9 +64,9 @@ def check_transformation(
       seed: seed of the views.
 
     Raises:
-      ValueError: that names the first promise broken: names against bounds, leading axes
-        and dtypes of a view, shape, dtype and finiteness of images and derivatives, draws
-        outside the bounds, or examples that are not independent.
+      ValueError: that names the first promise broken: names against bounds, leading
+        axes and dtypes of a view, shape, dtype and finiteness of images and
+        derivatives, draws outside the bounds, or examples that are not independent.
     """
     leaves = jax.tree.leaves(x)
     _require(bool(leaves) and leaves[0].shape[0] >= 2, "x must hold 2 examples or more")

@@ -48,43 +48,48 @@ def render(
 ) -> Array:
     """Returns the images of the Spirograph curves with the given parameters.
 
-    A hypotrochoid with `a - b = m - h` is sampled at equally spaced angles on [0, 2 pi],
-    both ends included. The intensity of a pixel is the mean over the points of
+    A hypotrochoid with `a - b = m - h` is sampled at equally spaced angles on [0, 2
+    pi], both ends included. The intensity of a pixel is the mean over the points of
     `exp(-squared distance / sigma)`, divided by its maximum, and mixes the foreground
     with the background colour. The Gaussian is a product of a function of x and one of
     y, so the intensity is a matrix product per image.
 
     Args:
-      parameters: `[..., 10]`, columns in the order of `PARAMETERS`; b and sigma above 0;
-        colours in [0, 1], lengths in the unit of extent.
+      parameters: `[..., 10]`, columns in the order of `PARAMETERS`; b and sigma above
+        0; colours in [0, 1], lengths in the unit of extent.
       image_size: S, pixels per side.
       num_points: points on the curve.
       extent: half the side of the square that the image shows.
-      normalization: "row" divides by the maximum of the pixel's own row, as the released
-        code does; "image" by the maximum of the image, a different and harder data set.
+      normalization: "row" divides by the maximum of the pixel's own row, as the
+        released code does; "image" by the maximum of the image, a different and harder
+        data set.
 
     Returns:
       `[..., S, S, 3]`, the dtype of parameters, values in the range of the colours.
 
     Raises:
-      ValueError: if the last dimension is not 10, a size is not positive, or the
-        normalization is unknown.
+      ValueError: if parameters are not floating or their last dimension is not 10, a
+        size is not positive, or the normalization is unknown.
 
-    Gradients: with respect to all parameters, of any order; the maximum has one-sided
-    derivatives where two pixels tie.
+    Gradients: with respect to all parameters, of any order; where pixels tie for the
+    maximum it has the mean of their derivatives.
     """
     if parameters.ndim < 1 or parameters.shape[-1] != len(PARAMETERS):
         raise ValueError(
             f"parameters must be [..., {len(PARAMETERS)}], columns in the order of "
             f"PARAMETERS; found shape {parameters.shape}."
         )
+    if not jnp.issubdtype(parameters.dtype, jnp.floating):
+        raise ValueError(f"parameters must be floating; found {parameters.dtype}.")
     _check_settings(image_size, num_points, extent, normalization)
     m, b, h, sigma, *colors = jnp.split(parameters, len(PARAMETERS), axis=-1)
     curve_x, curve_y = _curve(m, b, h, num_points)
     grid = jnp.linspace(-extent, extent, image_size, dtype=parameters.dtype)
     along_x = _gaussian(grid, curve_x, sigma)
     along_y = _gaussian(grid, curve_y, sigma)
-    intensity = jnp.einsum("...sp,...tp->...st", along_x, along_y) / num_points
+    # "highest": accelerators otherwise round float32 factors to 8 or 11 bits.
+    intensity = jnp.einsum("...sp,...tp->...st", along_x, along_y, precision="highest")
+    intensity = intensity / num_points
     peak = jnp.max(
         intensity, axis=-1 if normalization == "row" else (-2, -1), keepdims=True
     )
@@ -95,11 +100,18 @@ def render(
 
 
 def _curve(m: Array, b: Array, h: Array, num_points: int) -> tuple[Array, Array]:
+    """Returns x and y `[..., points]`, the sum of two arms that turn.
+
+    The arms have lengths m - h and h and turn at speeds 1 and -(m - h) / b. The sum is
+    a contraction because XLA on CPU does not fuse across one: otherwise a derivative of
+    the image evaluates these sines and cosines anew for every pixel.
+    """
     angle = jnp.linspace(0, 2 * math.pi, num_points, dtype=m.dtype)
-    angle = angle.reshape((1,) * (m.ndim - 1) + (num_points,))
-    inner = angle * ((m - h) / b)
-    x = (m - h) * jnp.cos(angle) + h * jnp.cos(inner)
-    y = (m - h) * jnp.sin(angle) - h * jnp.sin(inner)
+    speed = jnp.concatenate([jnp.ones_like(m), (h - m) / b], axis=-1)[..., None]
+    turn = speed * angle.reshape((1,) * m.ndim + (num_points,))
+    length = jnp.concatenate([m - h, h], axis=-1)
+    x = jnp.einsum("...a,...ap->...p", length, jnp.cos(turn), precision="highest")
+    y = jnp.einsum("...a,...ap->...p", length, jnp.sin(turn), precision="highest")
     return x, y
 
 

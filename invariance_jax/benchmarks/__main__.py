@@ -1,0 +1,113 @@
+"""Times the hot paths: `python -m invariance_jax.benchmarks NAME [--json=OUT]`.
+
+NAME is render, penalty or all. The last lines are a table and the machine; `--json`
+also writes them to a file. The step of `penalty` is that of a configuration file, by
+default of the checkout that is the current directory.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from invariance_jax.benchmarks import penalty, render
+from invariance_jax.benchmarks.timing import Comparison, machine, table
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    "configs/spirograph.py:quick",
+    "Configuration file of the step, with a variant after a colon; keys are changed by "
+    "--config.KEY=VALUE after it.",
+)
+_JSON = flags.DEFINE_string("json", None, "File to which the results are written.")
+_REPEATS = flags.DEFINE_integer(
+    "repeats", 15, "Measurements of each side.", lower_bound=1
+)
+_MIN_SECONDS = flags.DEFINE_float(
+    "min_seconds", 0.3, "Least time of one measurement.", lower_bound=0.0
+)
+
+
+def _render() -> list[Comparison]:
+    return render.run(
+        batch_size=512,
+        image_size=32,
+        num_points=40,
+        repeats=_REPEATS.value,
+        min_seconds=_MIN_SECONDS.value,
+    )
+
+
+def _penalty() -> list[Comparison]:
+    return penalty.run(
+        _CONFIG.value,
+        num_steps=5,
+        repeats=_REPEATS.value,
+        min_seconds=_MIN_SECONDS.value,
+    )
+
+
+BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
+    "render": _render,
+    "penalty": _penalty,
+}
+"""Name -> what measures it, with the sizes that belong in a table."""
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the benchmarks that are named, prints the table and writes the results."""
+    names = _names(arguments[1:])
+    if "penalty" in names:
+        _check_config_exists()
+    if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
+        raise ValueError(f"--json is {_JSON.value!r}; expected a file in a folder.")
+    facts, results = machine(), []
+    for name in names:
+        print(f"{name} ...", flush=True)
+        results += BENCHMARKS[name]()
+    print(table(results, facts))
+    if _JSON.value:
+        found = {"machine": facts, "results": [r.as_dict() for r in results]}
+        Path(_JSON.value).write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _names(arguments: list[str]) -> list[str]:
+    choices = [*BENCHMARKS, "all"]
+    if len(arguments) != 1 or arguments[0] not in choices:
+        found = " ".join(arguments) or "nothing"
+        raise ValueError(
+            f"the benchmark is {found!r}; expected one of {', '.join(choices)}."
+        )
+    return list(BENCHMARKS) if arguments[0] == "all" else arguments
+
+
+def _check_config_exists() -> None:
+    path = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0]
+    if not Path(path).is_file():
+        raise ValueError(
+            f"--config is {path!r} and there is no such file; start from a checkout of "
+            "the project, or give --config=PATH[:VARIANT]."
+        )
+
+
+def _start() -> None:
+    """Runs main; an error of the user's becomes one line and exit status 1."""
+    absl_logging.set_verbosity(absl_logging.WARNING)  # what --verbosity starts from
+    try:
+        app.run(main)
+    except (
+        AttributeError,
+        FloatingPointError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    _start()

@@ -1,0 +1,125 @@
+"""A training step with the invariance penalty against one without.
+
+Both are the step of a real run, made from its configuration: draws, views, encoder,
+head, losses, gradient and optimizer, mapped over the local devices. The penalty adds a
+forward-mode derivative to the first of two views, and its share of the backward pass:
+of six parts (two views forward, and twice that backward) three more, hence 1.5.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from invariance_jax.benchmarks.timing import Comparison, alternate
+from invariance_jax.train import initial_state
+from invariance_jax.training import parallel
+from invariance_jax.training.components import (
+    make_examples,
+    make_networks,
+    make_transformation,
+)
+from invariance_jax.training.draws import make_draw
+from invariance_jax.training.optimizers import make_optimizer
+from invariance_jax.training.settings import check_devices, resolve
+from invariance_jax.training.steps import make_step
+
+
+def run(
+    config: ConfigDict, *, num_steps: int, repeats: int, min_seconds: float
+) -> list[Comparison]:
+    """Returns the time of a penalized step against that of a plain one.
+
+    Args:
+      config: a configuration with the keys of `configs/base.py` and a positive
+        `penalty.weight`; the plain step is that of the same one with the weight 0.
+      num_steps: steps that one call to the devices runs.
+      repeats: see `timing.alternate`.
+      min_seconds: see `timing.alternate`.
+
+    Returns:
+      One comparison, in seconds per step.
+
+    Raises:
+      ValueError: if the configuration is invalid, does not fit the devices or has no
+        penalty.
+      FloatingPointError: if a loss stops being finite.
+    """
+    if not config.penalty.weight > 0:
+        raise ValueError(
+            f"penalty.weight is {config.penalty.weight!r}; expected a positive number, "
+            "since the penalized step is what is timed."
+        )
+    plain = config.copy_and_resolve_references()
+    plain.penalty.weight = 0.0
+    penalized_steps, plain_steps = (make_steps(c, num_steps) for c in (config, plain))
+    times = alternate(
+        penalized_steps, plain_steps, repeats=repeats, min_seconds=min_seconds
+    )
+    for steps in (penalized_steps, plain_steps):
+        check_finite(steps())
+    directions = f"penalized, K = {config.penalty.directions}"
+    seconds = times / num_steps
+    return [Comparison("step", directions, "plain", *seconds, False, "at most 1.8")]
+
+
+def make_steps(config: ConfigDict, num_steps: int) -> Callable[[], Any]:
+    """Returns a function that trains on for some steps.
+
+    Args:
+      config: a configuration with the keys of `configs/base.py`.
+      num_steps: steps of one call.
+
+    Returns:
+      `() -> metrics`, the sums over the steps, on the devices; it starts from the
+      initial state of the run and remembers where it was.
+
+    Raises:
+      ValueError: if the configuration is invalid or does not fit the devices.
+    """
+    settings, devices = resolve(config), parallel.local_devices()
+    check_devices(settings, len(devices))
+    transformation, x = make_transformation(settings), make_examples(settings, "train")
+    step = make_step(
+        settings,
+        make_networks(settings, axis_name=parallel.AXIS_NAME),
+        transformation,
+        make_optimizer(settings),
+        axis_name=parallel.AXIS_NAME,
+    )
+    draw = make_draw(
+        transformation,
+        num_examples=len(x),
+        batch_size=settings.batch_size,
+        directions=settings.penalty.directions,
+    )
+    train = parallel.make_train(step, draw, devices)
+    key = jax.random.key(settings.seed)
+    data = parallel.replicate(x, devices)
+    state = parallel.replicate(initial_state(settings), devices)
+
+    def steps() -> Any:
+        nonlocal state
+        state, metrics = train(state, key, data, num_steps)
+        return metrics
+
+    return steps
+
+
+def check_finite(metrics: Any) -> None:
+    """Checks that the loss of the steps that were timed is a number.
+
+    Args:
+      metrics: the result of a call that `make_steps` returned.
+
+    Raises:
+      FloatingPointError: if it is not.
+    """
+    total = float(parallel.one_replica(metrics)["loss"][0])
+    if not np.isfinite(total):
+        raise FloatingPointError(
+            "the loss is not finite, and the time of such steps means nothing; lower "
+            "optimizer.learning_rate or penalty.weight."
+        )

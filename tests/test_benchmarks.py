@@ -1,0 +1,281 @@
+"""The benchmarks: they run, peers draw our images, times are summed up right."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import spirograph as config_file
+from invariance_jax.benchmarks import penalty, render, timing
+from invariance_jax.training import parallel
+from invariance_jax.transforms import spirograph
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def config():
+    config = config_file.get_config("smoke")
+    config.batch_size = 8
+    config.steps = 20
+    config.encoder.width = config.encoder.projection = 8
+    config.encoder.depth = 1
+    config.data.train_examples = 16
+    config.data.image_size = 8
+    config.data.num_points = 5
+    return config
+
+
+class Clock:
+    """A clock that only the calls move on, and the calls made so far."""
+
+    def __init__(self):
+        self.now, self.calls = 0.0, []
+
+    def __call__(self):
+        return self.now
+
+    def call(self, name, seconds):
+        def called():
+            self.calls.append(name)
+            self.now += seconds
+
+        return called
+
+
+def comparison(*, speedup):
+    ours, peer = np.array([1.0, 2.0, 2.0]), np.array([2.0, 4.0, 8.0])
+    return timing.Comparison("name", "ours", "peer", ours, peer, speedup, "expected")
+
+
+def test_alternate_gives_the_seconds_of_one_call():
+    clock = Clock()
+    calls = clock.call("a", 0.25), clock.call("b", 2.0)
+    times = timing.alternate(*calls, repeats=3, min_seconds=1.0, clock=clock)
+    np.testing.assert_allclose(times, [[0.25] * 3, [2.0] * 3])
+
+
+def test_alternate_fills_the_least_time_and_takes_turns():
+    clock = Clock()
+    calls = clock.call("a", 0.5), clock.call("b", 2.0)
+    timing.alternate(*calls, repeats=2, min_seconds=1.0, clock=clock)
+    assert "".join(clock.calls) == "aabb" + "aab" + "baa"
+
+
+def test_alternate_leaves_the_first_call_out():
+    clock = Clock()
+    seconds = iter([100.0, 1.0, 1.0, 1.0])
+
+    def compiles():
+        clock.now += next(seconds)
+
+    times = timing.alternate(compiles, repeats=2, min_seconds=0.0, clock=clock)
+    np.testing.assert_allclose(times, [[1.0, 1.0]])
+
+
+def test_alternate_waits_for_the_result():
+    waited = []
+
+    class Result:
+        def block_until_ready(self):
+            waited.append(self)
+
+    timing.alternate(Result, repeats=1, min_seconds=0.0)
+    assert len(waited) == 3
+
+
+def test_alternate_rejects_no_repeats():
+    with pytest.raises(ValueError, match="repeats must be at least 1; found 0"):
+        timing.alternate(lambda: None, repeats=0, min_seconds=0.0)
+
+
+def test_quartiles_interpolate():
+    assert timing.quartiles(np.array([4.0, 1.0, 3.0, 2.0])) == (1.75, 2.5, 3.25)
+
+
+def test_speedup_is_the_median_of_the_ratios_of_pairs():
+    assert comparison(speedup=True).ratio == (2.0, 2.0, 3.0)
+    assert comparison(speedup=True).ratio_of == "peer / ours"
+
+
+def test_slowdown_is_the_reciprocal():
+    assert comparison(speedup=False).ratio == (0.375, 0.5, 0.5)
+    assert comparison(speedup=False).ratio_of == "ours / peer"
+
+
+def test_a_comparison_survives_json():
+    found = json.loads(json.dumps(comparison(speedup=True).as_dict()))
+    assert found["repeats"] == 3
+    assert found["ours_seconds"] == {"lower": 1.5, "median": 2.0, "upper": 2.0}
+    assert found["ratio"]["median"] == 2.0
+
+
+def test_table_has_milliseconds_ratio_spread_and_machine():
+    text = timing.table([comparison(speedup=True)], {"cpu cores": 2})
+    header, row, _, facts = text.splitlines()
+    assert header.split()[0] == "ours"
+    assert "2e+03" in row and "2 (peer / ours)" in row and "2 to 3" in row
+    assert facts == "cpu cores 2"
+
+
+def test_machine_names_versions_and_device():
+    facts = timing.machine()
+    assert facts["jax version"] == jax.__version__
+    assert facts["devices"] == 4
+    json.dumps(facts)
+
+
+@pytest.mark.parametrize("name", render.peers())
+@pytest.mark.parametrize(("image_size", "num_points"), [(32, 40), (9, 7)])
+def test_peers_draw_our_images(name, image_size, num_points):
+    parameters = render.draw_parameters(16)
+    size = {"image_size": image_size, "num_points": num_points}
+    found = np.asarray(render.peers()[name](parameters, **size)())
+    expected = spirograph.render(jnp.asarray(parameters), **size)
+    assert found.shape == (16, image_size, image_size, 3)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_numpy_peer_draws_the_reference_images(reference):
+    x, alpha = reference["spirograph_x"], reference["spirograph_alpha"]
+    columns = [x[:, 0], x[:, 1], alpha[:, 0], x[:, 2], x[:, 3], *alpha[:, 1:].T]
+    parameters = np.stack(columns, axis=1).astype(np.float32)
+    found = render.numpy_peer(parameters, image_size=32, num_points=40)()
+    np.testing.assert_allclose(found, reference["spirograph_image"], rtol=0, atol=1e-4)
+
+
+def test_parameters_are_within_the_bounds():
+    parameters = render.draw_parameters(100)
+    low, high = spirograph.BOUNDS.T.astype(np.float32)[:, None]
+    assert np.all((parameters >= low) & (parameters <= high))
+    assert np.ptp(parameters, axis=0) == pytest.approx((high - low)[0], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (np.full((2, 3), 0.5, np.float32), "peer differ from ours by 0.5; expected"),
+        (np.full((2, 3), np.nan, np.float32), "peer differ from ours by nan; expected"),
+        (np.zeros((3, 2), np.float32), r"shape \(3, 2\); expected \(2, 3\)"),
+        (np.zeros((2, 3)), "dtype float64; expected float32"),
+    ],
+)
+def test_other_images_of_a_peer_are_refused(found, message):
+    with pytest.raises(ValueError, match=message):
+        render.check_equal("peer", found, np.zeros((2, 3), np.float32))
+
+
+def test_render_compares_every_peer_and_the_derivative():
+    results = render.run(
+        batch_size=2, image_size=8, num_points=5, repeats=2, min_seconds=0.0
+    )
+    assert [r.peer for r in results] == [*render.peers(), "render"]
+    assert [r.name for r in results[-2:]] == ["render", "derivative"]
+    assert all(len(r.ours_seconds) == len(r.peer_seconds) == 2 for r in results)
+
+
+def test_penalty_compares_the_two_steps(config, monkeypatch):
+    made = []
+
+    def make_steps(config, num_steps):
+        made.append((config.penalty.weight, num_steps))
+        metrics = {"loss": (jnp.ones(()), jnp.ones(()))}
+        return lambda: parallel.replicate(metrics, parallel.local_devices())
+
+    monkeypatch.setattr(penalty, "make_steps", make_steps)
+    (result,) = penalty.run(config, num_steps=3, repeats=2, min_seconds=0.0)
+    assert made == [(0.1, 3), (0.0, 3)]
+    assert (result.ours, result.peer) == ("penalized, K = 1", "plain")
+    assert result.ratio_of == "ours / peer"
+    assert config.penalty.weight == 0.1
+
+
+def test_penalty_is_timed_per_step(config, monkeypatch):
+    monkeypatch.setattr(penalty, "make_steps", lambda *_: lambda: None)
+    monkeypatch.setattr(penalty, "check_finite", lambda _: None)
+    monkeypatch.setattr(penalty, "alternate", lambda *_, **__: np.array([[6.0], [3.0]]))
+    (result,) = penalty.run(config, num_steps=3, repeats=1, min_seconds=0.0)
+    assert (result.ours_seconds, result.peer_seconds) == (2.0, 1.0)
+
+
+def test_steps_train_on_with_the_penalty(config):
+    steps = penalty.make_steps(config, num_steps=2)
+    first, second = (parallel.one_replica(steps()) for _ in range(2))
+    assert first["penalty"][0] > 0
+    assert first["loss"][1] == 2
+    assert first["loss"][0] != second["loss"][0]
+
+
+def test_penalty_refuses_a_configuration_without_one(config):
+    config.penalty.weight = 0.0
+    with pytest.raises(ValueError, match="penalty.weight is 0.0; expected a positive"):
+        penalty.run(config, num_steps=1, repeats=1, min_seconds=0.0)
+
+
+def test_penalty_refuses_a_batch_that_the_devices_do_not_divide(config):
+    config.batch_size = 6
+    with pytest.raises(ValueError, match="batch_size is 6; expected a multiple of"):
+        penalty.run(config, num_steps=1, repeats=1, min_seconds=0.0)
+
+
+def test_a_loss_that_is_not_finite_is_refused():
+    metrics = {"loss": (jnp.full((), jnp.nan), jnp.ones(()))}
+    with pytest.raises(FloatingPointError, match="the loss is not finite"):
+        penalty.check_finite(parallel.replicate(metrics, parallel.local_devices()))
+
+
+def program(*arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, "-m", "invariance_jax.benchmarks", *arguments],
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_program_prints_a_table_and_writes_json(tmp_path):
+    out = tmp_path / "out.json"
+    result = program(
+        "penalty",
+        f"--json={out}",
+        "--repeats=1",
+        "--min_seconds=0",
+        "--config=configs/spirograph.py:smoke",
+        "--config.batch_size=4",
+        "--config.encoder.width=8",
+        "--config.data.image_size=8",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "penalized, K = 1" in result.stdout
+    found = json.loads(out.read_text())
+    assert [r["name"] for r in found["results"]] == ["step"]
+    assert found["machine"]["device kind"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rendre"], "'rendre'; expected one of render, penalty, all."),
+        (["penalty"], "'configs/spirograph.py' and there is no such file; start from"),
+        (
+            ["render", "--json=no/out.json"],
+            "'no/out.json'; expected a file in a folder",
+        ),
+    ],
+    ids=["unknown", "config", "folder"],
+)
+def test_a_bad_command_line_is_one_line_and_fails(tmp_path, arguments, message):
+    result = program(*arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
