@@ -44,9 +44,9 @@ def main(arguments: list[str]) -> None:
             raise ValueError("--out is missing: several work directories")
         print(f"report: {report.run(workdirs, _OUT.value or workdirs[0])}")
         return
+    workdir = workdirs[0]
     if len(workdirs) > 1:
         raise ValueError(f"--mode={mode} takes one --workdir")
-    (workdir,) = workdirs
     if config is None and mode != "evaluate":
         raise ValueError("--config is missing")
     if mode in ("all", "train"):
@@ -58,24 +58,17 @@ def main(arguments: list[str]) -> None:
 
 
 def _parse(arguments: list[str]) -> list[str]:
-    """Parses the flags; a mistake becomes one line and exit status 1."""
-    try:
-        _check_keys("\n".join(arguments))
-        return flags.FLAGS(arguments)
-    except (flags.Error, OSError, TypeError, ValueError) as error:
-        sys.exit(f"error: {_one_line(error)}")
-
-
-def _check_keys(arguments: str) -> None:
-    """Refuses a key that the configuration file lacks, naming the closest that it has."""
-    paths = re.findall(r"^--?config[=\n](.+)$", arguments, re.MULTILINE)
-    given = re.findall(r"^--?(config\..+?)(?:=|$)", arguments, re.MULTILINE)
+    """Parses the flags; an unknown key of the configuration meets the closest one."""
+    text = "\n".join(arguments)
+    paths = re.findall(r"^--?config[=\n](.+)$", text, re.MULTILINE)
+    given = re.findall(r"^--?(config\..+?)(?:=|$)", text, re.MULTILINE)
     if paths and given:
         config = flags.FLAGS["config"].parser.parse(paths[-1])
-        known = set(flatten(config.to_dict(), "config."))
-        for name in set(given) - known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ValueError(f"--{name} is not a key; the closest is --{close[0]}")
+        known = list(flatten(config.to_dict(), "config."))
+        for name in sorted({*given} - {*known}):
+            (close,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ValueError(f"--{name} is not a key; the closest is --{close}")
+    return flags.FLAGS(arguments)
 
 
 def _one_line(error: Exception) -> str:
@@ -92,7 +85,7 @@ def _start() -> None:
     absl_logging.set_verbosity(absl_logging.WARNING)  # what --verbosity starts from
     try:
         app.run(main, flags_parser=_parse)
-    except (FloatingPointError, OSError, ValueError) as error:
+    except (flags.Error, FloatingPointError, OSError, ValueError) as error:
         log.debug("traceback", exc_info=True)
         sys.exit(f"error: {_one_line(error)}")
 

@@ -8,28 +8,21 @@ from setuptools import find_packages, setup
 # and, on Python 3.12, the newest.
 REQUIREMENTS = [
     "absl-py>=2.0",
-    "array_record>=0.8",
     "chex>=0.1.92",
     "flax>=0.12.8",
-    # tensorflow-datasets imports it to build a data set and does not ask for it.
-    "importlib_resources>=6.0",
     "jax>=0.10.2",
     "matplotlib>=3.10",
     "ml-collections>=1.1",
     "numpy>=2.0",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
-    "pillow>=11.0",
     "tensorboardX>=2.6.4",
-    # From this version on it writes and reads array_record without TensorFlow.
-    "tensorflow-datasets>=4.9.10",
     "tqdm>=4.66",
 ]
 
 EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
-    "slurm": ["submitit>=1.5"],
     "test": [
         "mypy>=2.0",
         "pytest>=9.0",

@@ -39,13 +39,14 @@ def _mlp(config: ConfigDict) -> None:
     config.optimizer.name = "adamw"
     config.optimizer.schedule = "warmup_cosine"
     config.optimizer.learning_rate = 2e-3
-    config.penalty.weight = 0.5
+    config.penalty.weight = 0.3
     config.penalty.example_limit = 0.5
 
 
 def _quick(config: ConfigDict) -> None:
     _mlp(config)
-    config.steps = 2000
+    config.steps = 2500
+    config.logging.probe_every_steps = 500
     config.evaluation.num_views = (1, 2, 4, 8)
     config.evaluation.train_examples = 20_000
 
@@ -54,6 +55,7 @@ def _cpu(config: ConfigDict) -> None:
     _mlp(config)
     config.steps = 9000
     config.encoder.width = 1024
+    config.penalty.weight = 0.0
 
 
 def _smoke(config: ConfigDict) -> None:

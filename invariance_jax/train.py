@@ -3,6 +3,7 @@
 `run` owns iteration, cadence and output; the mathematics is in `training.steps`.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator
@@ -74,14 +75,15 @@ class _Run:
         self._probe = FrozenEncoder(settings, self._devices)
 
     def train(self) -> None:
-        state = self._start()
-        step, total = int(state.step), self._settings.derived.steps
-        if step < total:
+        with contextlib.closing(self._checkpoints):
+            state = self._start()
+            step, total = int(state.step), self._settings.derived.steps
+            if step == total:
+                return
             writer = MetricsWriter(self._workdir, first_step=step)
-            with tqdm(total=total, initial=step, unit="step", ncols=100) as bar:
+            bar = tqdm(total=total, initial=step, unit="step", ncols=100)
+            with contextlib.closing(writer), bar:
                 self._loop(state, writer, bar)
-            writer.close()
-        self._checkpoints.close()
 
     def _start(self) -> TrainState:
         """Returns the newest checkpoint, else the initial state."""
@@ -107,12 +109,11 @@ class _Run:
             step = stop
             if _due(step, settings.logging.every_steps) or self._saves(step):
                 rows.write(step)
-            if self._saves(step):
-                host = parallel.one_replica(replicated)
-                self._checkpoints.save(step, host)
             if _due(step, settings.logging.probe_every_steps):
                 state = parallel.one_replica(replicated)
                 rows.write_probe(step, self._probe_row(state))
+            if self._saves(step):  # after the rows: a resumed run does not repeat them
+                self._checkpoints.save(step, parallel.one_replica(replicated))
 
     def _saves(self, step: int) -> bool:
         every = self._settings.checkpoints.every_steps
@@ -213,13 +214,11 @@ def initial_state(settings: Any) -> TrainState:
     Returns:
       The state of one replica.
     """
-    state = init_state(
-        jax.random.fold_in(jax.random.key(settings.seed), 0),
-        make_networks(settings),
-        make_transformation(settings),
-        make_optimizer(settings),
-        make_examples(settings, "train")[:2],
-    )
+    networks, transformation = make_networks(settings), make_transformation(settings)
+    optimizer, x = make_optimizer(settings), make_examples(settings, "train")[:2]
+    # Compiled, since one operation after the other takes ten times as long.
+    init = jax.jit(lambda key: init_state(key, networks, transformation, optimizer, x))
+    state = init(jax.random.fold_in(jax.random.key(settings.seed), 0))
     return jax.tree.map(np.asarray, state)
 
 

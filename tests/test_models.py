@@ -344,10 +344,14 @@ def test_settings_of_normalization_reach_every_layer(name, group_size):
 
     split = x.reshape(4, 2, *x.shape[1:])
     h, stats = jax.jit(jax.vmap(partial(call, module), axis_name=AXIS))(split)
-    expected, averages = jax.jit(partial(call, module.clone(axis_name=None)))(x)
+    alone = module.clone(axis_name=None)
+    expected, averages = jax.jit(partial(call, alone))(x)
     np.testing.assert_allclose(h.reshape(expected.shape), expected, atol=1e-4)
     for a, b in zip(*map(jax.tree.leaves, (stats, averages)), strict=True):
         np.testing.assert_allclose(a[3], b, rtol=1e-4, atol=1e-5)
+    if group_size:
+        group, _ = jax.jit(partial(call, alone.clone(group_size=0)))(x[:group_size])
+        np.testing.assert_allclose(expected[:group_size], group, atol=1e-4)
 
 
 @pytest.mark.parametrize(

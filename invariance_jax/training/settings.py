@@ -38,7 +38,7 @@ _POSITIVE = (
     "data.num_points data.extent checkpoints.every_steps checkpoints.keep "
     "checkpoints.keep_every_steps logging.every_steps logging.probe_train_examples "
     "logging.probe_validation_examples evaluation.train_examples "
-    "evaluation.batch_size evaluation.variance_examples"
+    "evaluation.batch_size evaluation.variance_examples evaluation.variance_views"
 ).split()
 
 _NOT_NEGATIVE = (
@@ -49,8 +49,22 @@ _NOT_NEGATIVE = (
 
 _SHARES = ("optimizer.momentum", "optimizer.warmup_fraction")
 
-_INTEGERS = {"epochs", "steps", "checkpoints.keep_every_steps"}
-_INTEGERS |= {"evaluation.train_examples"}
+# The numbers that need not be whole.
+_REAL = (
+    "temperature penalty.weight penalty.example_limit penalty.batch_limit "
+    "optimizer.learning_rate optimizer.trust_coefficient optimizer.weight_decay "
+    "data.extent evaluation.l2"
+).split() + list(_SHARES)
+
+# What may be left empty.
+_OPTIONAL = (
+    "epochs steps penalty.example_limit penalty.batch_limit "
+    "checkpoints.keep_every_steps evaluation.train_examples"
+).split()
+
+_NUMBERS = (*_POSITIVE, *_NOT_NEGATIVE, *_SHARES)
+_BOUNDS = tuple(f"data.bounds.{name}" for name in spirograph.PARAMETERS)
+_KEYS = (*_CHOICES, *_NUMBERS, *_BOUNDS, "data.targets", "evaluation.num_views")
 
 
 def resolve(config: ConfigDict) -> FrozenConfigDict:
@@ -64,21 +78,22 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
       (`[10][2]`, in the order of the Spirograph parameters).
 
     Raises:
-      ValueError: if a key is missing, or a value is of the wrong type, out of range or
-        at odds with another one.
+      ValueError: if a key is missing or unknown, or a value is of the wrong type, out
+        of range or at odds with another one.
     """
     values = dict(flatten(config))
+    _check_keys(values)
     _check_types(values)
     for key in _CHOICES:
-        _check_choice(key, _get(values, key), _CHOICES[key])
+        _check_choice(key, values[key], _CHOICES[key])
     for key in _POSITIVE:
-        value = _get(values, key)
+        value = values[key]
         _require(value is None or value > 0, key, value, "a positive number")
     for key in _NOT_NEGATIVE:
-        value = _get(values, key)
+        value = values[key]
         _require(value >= 0, key, value, "0 or a positive number")
     for key in _SHARES:
-        value = _get(values, key)
+        value = values[key]
         _require(0 <= value < 1, key, value, "a number in [0, 1)")
     bounds = _check_spirograph(values)
     _check_evaluation(values)
@@ -139,12 +154,13 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def _get(values: dict[str, Any], key: str) -> Any:
-    if key not in values:
-        close = difflib.get_close_matches(key, values, n=1)
-        hint = f"; found {close[0]} instead" if close else ""
-        raise ValueError(f"{key} is missing from the configuration{hint}.")
-    return values[key]
+def _check_keys(values: dict[str, Any]) -> None:
+    for key in sorted({*values} - {*_KEYS}):
+        (close,) = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.0)
+        raise ValueError(f"{key} is not a key; the closest is {close}.")
+    for key in _KEYS:
+        if key not in values:
+            raise ValueError(f"{key} is missing from the configuration.")
 
 
 def _require(condition: bool, key: str, value: Any, expected: str) -> None:
@@ -153,13 +169,17 @@ def _require(condition: bool, key: str, value: Any, expected: str) -> None:
 
 
 def _check_types(values: dict[str, Any]) -> None:
-    for key in (*_POSITIVE, *_NOT_NEGATIVE, *_SHARES):
-        value = _get(values, key)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+    for key in _NUMBERS:
+        value = values[key]
+        if value is None and key in _OPTIONAL:
+            continue
+        number = _is_integer(value) or (isinstance(value, float) and key in _REAL)
         number = number and math.isfinite(value)
-        _require(value is None or number, key, value, "a finite number")
-        if key in _INTEGERS:
-            _require(value is None or isinstance(value, int), key, value, "an integer")
+        _require(number, key, value, "a number" if key in _REAL else "an integer")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -173,35 +193,29 @@ def _check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def _check_spirograph(values: dict[str, Any]) -> np.ndarray:
     """Returns the bounds `[10, 2]`, with the errors of the transformation."""
-    rows = [_get(values, f"data.bounds.{name}") for name in spirograph.PARAMETERS]
-    unknown = {k.removeprefix("data.bounds.") for k in values if "data.bounds." in k}
-    unknown -= set(spirograph.PARAMETERS)
-    if unknown:
-        raise ValueError(
-            f"data.bounds.{min(unknown)} is not a Spirograph parameter; expected "
-            f"{', '.join(spirograph.PARAMETERS)}."
-        )
-    for name, row in zip(spirograph.PARAMETERS, rows, strict=True):
+    rows = [values[key] for key in _BOUNDS]
+    for key, row in zip(_BOUNDS, rows, strict=True):
         pair = isinstance(row, tuple | list) and len(row) == 2
-        pair = pair and all(isinstance(end, int | float) for end in row)
-        _require(pair, f"data.bounds.{name}", row, "(lower end, upper end)")
+        pair = pair and all(_is_integer(end) or isinstance(end, float) for end in row)
+        _require(pair, key, row, "(lower end, upper end)")
     bounds = np.array(rows, np.float64)
-    targets = _get(values, "data.targets")
+    targets = values["data.targets"]
     _require(isinstance(targets, tuple | list), "data.targets", targets, "a tuple")
     try:
         spirograph.make_transformation(targets=targets, bounds=bounds)
     except ValueError as error:
-        raise ValueError(f"data.{error}") from error
+        message = str(error).replace("bounds of ", "bounds.")
+        raise ValueError(f"data.{message}") from error
     return bounds
 
 
 def _check_evaluation(values: dict[str, Any]) -> None:
-    views = _get(values, "evaluation.num_views")
+    views = values["evaluation.num_views"]
     increasing = isinstance(views, tuple | list) and len(views) > 0
-    increasing = increasing and all(isinstance(m, int) and m > 0 for m in views)
+    increasing = increasing and all(_is_integer(m) and m > 0 for m in views)
     increasing = increasing and list(views) == sorted(set(views))
     _require(increasing, "evaluation.num_views", views, "an increasing tuple, M >= 1")
-    count = _get(values, "evaluation.variance_views")
+    count = values["evaluation.variance_views"]
     _require(count >= 2, "evaluation.variance_views", count, "2 views or more")
 
 

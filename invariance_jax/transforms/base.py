@@ -55,8 +55,8 @@ def check_transformation(
 ) -> None:
     """Checks that a transformation of one's own keeps the promises of the protocol.
 
-    Draws two views, applies them, and takes the derivatives that training takes:
-    forward along alpha, and reverse over forward.
+    Draws two views, applies them, and takes the derivatives that training takes, all
+    compiled: forward along alpha, and reverse over forward.
 
     Args:
       transformation: what is checked.
@@ -65,41 +65,31 @@ def check_transformation(
 
     Raises:
       ValueError: that names the first promise broken: names against bounds, leading
-        axes and dtypes of a view, shape, dtype and finiteness of images and
-        derivatives, draws outside the bounds, or examples that are not independent.
+        axes and dtypes of a view, draws outside the bounds, a function that cannot be
+        compiled or differentiated, shape, dtype and finiteness of images and
+        derivatives, or examples that are not independent.
     """
-    leaves = jax.tree.leaves(x)
-    _require(bool(leaves) and leaves[0].shape[0] >= 2, "x must hold 2 examples or more")
-    batch_size = leaves[0].shape[0]
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
+    _require(
+        bool(shapes)
+        and all(shape and shape[0] == shapes[0][0] >= 2 for shape in shapes),
+        f"leaves of x must share a leading axis of at least 2; found {shapes}",
+    )
+    batch_size = shapes[0][0]
+    _check_bounds(transformation)
     keys = jax.random.split(jax.random.key(seed), 3)
-    first = transformation.sample(keys[0], batch_size)
-    second = transformation.sample(keys[1], batch_size)
+    sample = jax.jit(lambda key: transformation.sample(key, batch_size))
+    first = _attempt("sample must compile", sample, keys[0])
     _check_view(transformation, first, batch_size)
+    second = sample(keys[1])
     _require(
         not np.array_equal(first.alpha, second.alpha),
         "sample must draw different alpha for different keys",
     )
-
-    def apply(alpha: Array) -> Array:
-        return transformation.apply(x, View(alpha, first.held))
-
-    direction = second.alpha - first.alpha
-    images, change = jax.jvp(apply, (first.alpha,), (direction,))
+    images = _attempt("apply must compile", jax.jit(transformation.apply), x, first)
     _check_images("apply", images, batch_size)
-    _check_finite("the derivative of apply along alpha", change)
-    weight = jax.random.normal(keys[2], images.shape, images.dtype)
-
-    def directional(alpha: Array) -> Array:
-        tangent = jax.jvp(apply, (alpha,), (direction,))[1]
-        return jnp.sum(weight * jnp.square(tangent))
-
-    _check_finite(
-        "reverse over forward mode of apply", jax.grad(directional)(first.alpha)
-    )
-    alone = transformation.apply(
-        jax.tree.map(lambda leaf: leaf[:1], x),
-        jax.tree.map(lambda leaf: leaf[:1], first),
-    )
+    _check_derivatives(transformation, x, first, second.alpha - first.alpha)
+    alone = transformation.apply(*jax.tree.map(lambda leaf: leaf[:1], (x, first)))
     _require(
         np.allclose(alone, images[:1], atol=1e-4),
         "apply must treat examples independently: the first one alone differs",
@@ -108,12 +98,30 @@ def check_transformation(
         _check_images("plain", transformation.plain(x), batch_size)
 
 
-def _check_view(transformation: Transformation, view: View, batch_size: int) -> None:
+def _attempt(promise: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Returns function(*args); what JAX refuses is told as a broken promise."""
+    try:
+        return function(*args)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"transformation check: {promise}: {reason}") from error
+
+
+def _check_bounds(transformation: Transformation) -> None:
     num_names, bounds = len(transformation.names), np.asarray(transformation.bounds)
+    _require(num_names > 0, "names must hold the name of a parameter; found none")
     _require(
         bounds.shape == (num_names, 2),
         f"bounds must be [{num_names}, 2], a row per name; found {bounds.shape}",
     )
+
+
+def _check_view(transformation: Transformation, view: View, batch_size: int) -> None:
+    _require(
+        isinstance(view, View),
+        f"sample must return a View; found {type(view).__name__}",
+    )
+    num_names, bounds = len(transformation.names), np.asarray(transformation.bounds)
     _require(
         view.alpha.shape == (batch_size, num_names),
         f"sample must give alpha [{batch_size}, {num_names}]; found {view.alpha.shape}",
@@ -132,6 +140,28 @@ def _check_view(transformation: Transformation, view: View, batch_size: int) -> 
             leaf.ndim > 0 and leaf.shape[0] == batch_size,
             f"every leaf of held must have leading axis B; found {leaf.shape}",
         )
+
+
+def _check_derivatives(
+    transformation: Transformation, x: Any, view: View, direction: Array
+) -> None:
+    """Takes the derivative along alpha, and the gradient of its square."""
+
+    def change(alpha: Array) -> Array:
+        def apply(alpha: Array) -> Array:
+            return transformation.apply(x, View(alpha, view.held))
+
+        return jax.jvp(apply, (alpha,), (direction,))[1]
+
+    def size(alpha: Array) -> Array:
+        return jnp.sum(jnp.square(change(alpha)))
+
+    for promise, derivative in [
+        ("apply must allow forward mode along alpha", jax.jit(change)),
+        ("apply must allow reverse over forward mode", jax.jit(jax.grad(size))),
+    ]:
+        values = _attempt(promise, derivative, view.alpha)
+        _check_finite(f"the derivative ({promise})", values)
 
 
 def _check_images(name: str, images: Array, batch_size: int) -> None:

@@ -1,0 +1,118 @@
+"""NumPy oracles, written with loops in float64 from the paper and not from our code.
+
+Foster, Pukdee, Rainforth (ICLR 2021). Also the small encoder with which the reference
+values of the penalty were made.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def oracle_render(
+    parameters: np.ndarray,
+    *,
+    image_size: int = 32,
+    num_points: int = 40,
+    extent: float = 6.0,
+    normalization: str = "row",
+) -> np.ndarray:
+    """Images `[B, S, S, 3]` of parameters `[B, 10]`: a loop over curve points."""
+    axis = [
+        -extent + 2 * extent * s / max(image_size - 1, 1) for s in range(image_size)
+    ]
+    x_grid, y_grid = np.meshgrid(axis, axis, indexing="ij")
+    images = np.zeros((len(parameters), image_size, image_size, 3))
+    for i, row in enumerate(np.asarray(parameters, np.float64)):
+        m, b, h, sigma, rfore, rback, gfore, gback, bfore, bback = row
+        intensity = np.zeros((image_size, image_size))
+        for point in range(num_points):
+            t = 2 * math.pi * point / max(num_points - 1, 1)
+            x = (m - h) * math.cos(t) + h * math.cos(t * (m - h) / b)
+            y = (m - h) * math.sin(t) - h * math.sin(t * (m - h) / b)
+            distance = (x_grid - x) ** 2 + (y_grid - y) ** 2
+            intensity += np.exp(-distance / sigma) / num_points
+        if normalization == "row":
+            for s in range(image_size):
+                intensity[s] /= max(intensity[s]) + 1e-8
+        else:
+            intensity /= intensity.max() + 1e-8
+        for c, (fore, back) in enumerate(
+            [(rfore, rback), (gfore, gback), (bfore, bback)]
+        ):
+            images[i, :, :, c] = intensity * fore + (1 - intensity) * back
+    return images
+
+
+def oracle_nt_xent(z1: np.ndarray, z2: np.ndarray, *, temperature: float) -> np.ndarray:
+    """`[B]`: mean over the two anchors of an example of their cross-entropy."""
+    z1, z2 = np.asarray(z1, np.float64), np.asarray(z2, np.float64)
+    batch_size = len(z1)
+    z = [row / math.sqrt(sum(row**2)) for row in (*z1, *z2)]
+    losses = np.zeros(batch_size)
+    for a in range(2 * batch_size):
+        positive = (a + batch_size) % (2 * batch_size)
+        total = 0.0
+        for c in range(2 * batch_size):
+            if c != a:
+                total += math.exp(float(z[a] @ z[c]) / temperature)
+        probability = math.exp(float(z[a] @ z[positive]) / temperature) / total
+        losses[a % batch_size] += -math.log(probability) / 2
+    return losses
+
+
+def oracle_penalty(
+    represent: Callable[[np.ndarray], Any],
+    alpha: np.ndarray,
+    alpha_other: np.ndarray,
+    *,
+    normalization: str = "l2",
+    example_limit: float = math.inf,
+    step: float = 1e-5,
+) -> np.ndarray:
+    """`[B]`: mean over `[K, B, P]` others of the squared change, by differences."""
+    batch_size = len(alpha)
+    h = np.asarray(represent(alpha), np.float64)
+    variance = 0.0
+    for d in range(h.shape[1]):
+        variance += sum((h[:, d] - sum(h[:, d]) / batch_size) ** 2) / batch_size
+    penalty = np.zeros(batch_size)
+    for other in alpha_other:
+        ahead = np.array(represent(alpha + step * (other - alpha)), np.float64)
+        behind = np.array(represent(alpha - step * (other - alpha)), np.float64)
+        for i in range(batch_size):
+            if normalization == "l2":
+                ahead[i] /= math.sqrt(sum(ahead[i] ** 2))
+                behind[i] /= math.sqrt(sum(behind[i] ** 2))
+            squared = sum(((ahead[i] - behind[i]) / (2 * step)) ** 2)
+            if normalization == "batch":
+                squared /= variance
+            penalty[i] += min(squared, example_limit) / len(alpha_other)
+    return penalty
+
+
+def oracle_sign_estimator(
+    jacobian: np.ndarray, direction: np.ndarray, sign: np.ndarray
+) -> np.ndarray:
+    """`[B]`: the paper's R, `(e . d h / d alpha_i . direction_i)^2` of each example.
+
+    The jacobian is `[B, D, B, P]` (all representations in all parameters): the authors
+    take one reverse pass of `e . h` summed over the batch.
+    """
+    penalty = np.zeros(len(direction))
+    for i in range(len(direction)):
+        gradient = np.zeros(direction.shape[1])
+        for j in range(jacobian.shape[0]):
+            for d in range(jacobian.shape[1]):
+                gradient += sign[j, d] * jacobian[j, d, i]
+        penalty[i] = (gradient @ direction[i]) ** 2
+    return penalty
+
+
+def encoder_weights() -> tuple[np.ndarray, np.ndarray]:
+    """W1 `[3072, 16]` and W2 `[16, 8]` of the encoder of the `penalty_*` values."""
+    w1 = 0.03 * np.sin(1 + 0.37 * np.arange(3072 * 16, dtype=np.float64))
+    w2 = np.sin(2 + 0.73 * np.arange(16 * 8, dtype=np.float64))
+    return w1.reshape(3072, 16), w2.reshape(16, 8)

@@ -1,0 +1,215 @@
+"""The draws of a step: permutations of the examples, views, signed directions."""
+
+import itertools
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from invariance_jax.training.draws import make_draw, shuffle
+from invariance_jax.transforms import Transformation, View, spirograph
+
+KEY = jax.random.key(0)
+BATCH, EXAMPLES, DIRECTIONS = 8, 30, 3
+
+
+def with_held() -> Transformation:
+    """A transformation with one parameter and a held choice of its own."""
+
+    def sample(key, batch_size):
+        alpha_key, held_key = jax.random.split(key)
+        alpha = jax.random.uniform(alpha_key, (batch_size, 1))
+        return View(alpha, {"flip": jax.random.bernoulli(held_key, 0.5, (batch_size,))})
+
+    return Transformation(("a",), np.array([[0.0, 1.0]]), sample, lambda x, view: x)
+
+
+def make(transformation=None, **settings):
+    settings = {
+        "num_examples": EXAMPLES,
+        "batch_size": BATCH,
+        "directions": DIRECTIONS,
+    } | settings
+    transformation = transformation or spirograph.make_transformation()
+    return jax.jit(make_draw(transformation, **settings))
+
+
+@pytest.fixture(scope="module")
+def draw():
+    return make()
+
+
+@pytest.fixture(scope="module")
+def many():
+    """The draws of 200 steps, stacked."""
+    steps = jnp.arange(200, dtype=jnp.int32)
+    draws = make_draw(
+        spirograph.make_transformation(),
+        num_examples=EXAMPLES,
+        batch_size=BATCH,
+        directions=DIRECTIONS,
+    )
+    return jax.jit(jax.vmap(draws, in_axes=(None, 0)))(KEY, steps)
+
+
+def permutation(key, num_examples):
+    positions = jnp.arange(num_examples, dtype=jnp.int32)
+    return np.asarray(shuffle(key, positions, num_examples=num_examples))
+
+
+@pytest.mark.parametrize("num_examples", [1, 2, 3, 5, 16, 17, 1000, 4097])
+def test_shuffle_is_a_permutation(num_examples):
+    found = permutation(KEY, num_examples)
+    np.testing.assert_array_equal(np.sort(found), np.arange(num_examples))
+
+
+def test_shuffle_gives_every_permutation_of_three_equally_often():
+    keys = jax.random.split(KEY, 3000)
+    positions = jnp.arange(3, dtype=jnp.int32)
+    rows = jax.vmap(lambda key: shuffle(key, positions, num_examples=3))(keys)
+    counts = Counter(map(tuple, np.asarray(rows).tolist()))
+    expected = 3000 / 6
+    chi_squared = sum(
+        (counts[order] - expected) ** 2 / expected
+        for order in itertools.permutations(range(3))
+    )
+    assert chi_squared < 25  # 5 degrees of freedom: exceeded once in 7000
+
+
+def test_shuffle_sends_a_position_everywhere_equally_often():
+    keys = jax.random.split(KEY, 10_000)
+    position = jnp.array([7], jnp.int32)
+    found = jax.vmap(lambda key: shuffle(key, position, num_examples=100))(keys)
+    counts = np.bincount(np.asarray(found)[:, 0], minlength=100)
+    assert np.sum((counts - 100) ** 2 / 100) < 160  # 99 degrees of freedom
+
+
+def test_shuffle_leaves_no_correlation_between_neighbours():
+    found = permutation(KEY, 20_000).astype(np.float64)
+    correlation = np.corrcoef(found[:-1], found[1:])[0, 1]
+    assert abs(correlation) < 4 / np.sqrt(20_000)
+
+
+def test_shuffle_depends_on_the_key():
+    other = permutation(jax.random.key(1), 1000)
+    assert np.mean(other == permutation(KEY, 1000)) < 0.02
+
+
+def test_shuffle_of_some_positions_is_that_of_all():
+    positions = jnp.array([3, 999, 0], jnp.int32)
+    found = shuffle(KEY, positions, num_examples=1000)
+    np.testing.assert_array_equal(found, permutation(KEY, 1000)[positions])
+
+
+def test_an_epoch_takes_every_example_at_most_once(many):
+    per_epoch = EXAMPLES // BATCH
+    for epoch in range(5):
+        taken = np.asarray(many.indices)[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert len(np.unique(taken)) == per_epoch * BATCH
+
+
+def test_an_epoch_without_remainder_takes_every_example(draw):
+    draw = make(num_examples=2 * BATCH)
+    taken = np.concatenate([draw(KEY, step).indices for step in (0, 1)])
+    np.testing.assert_array_equal(np.sort(taken), np.arange(2 * BATCH))
+
+
+def test_the_remainder_is_another_one_in_each_epoch(many):
+    per_epoch = EXAMPLES // BATCH
+    epochs = np.asarray(many.indices)[: 60 * per_epoch].reshape(60, -1)
+    left_out = [tuple(sorted({*range(EXAMPLES)} - {*row})) for row in epochs.tolist()]
+    assert len(set(left_out)) > 50
+
+
+def test_epochs_have_different_orders(many):
+    per_epoch = EXAMPLES // BATCH
+    assert not np.array_equal(many.indices[0], many.indices[per_epoch])
+
+
+def test_every_leaf_has_the_axis_of_examples(draw):
+    shapes = {leaf.shape[0] for leaf in jax.tree.leaves(draw(KEY, 3))}
+    assert shapes == {BATCH}
+    assert draw(KEY, 3).alpha_other.shape == (BATCH, DIRECTIONS, 6)
+
+
+def test_held_choices_are_drawn_for_both_views():
+    draws = make(with_held())(KEY, 0)
+    assert draws.first.held["flip"].shape == (BATCH,)
+    assert draws.second.held["flip"].dtype == bool
+
+
+def test_same_key_and_step_give_the_same_draws(draw):
+    jax.tree.map(np.testing.assert_array_equal, draw(KEY, 5), draw(KEY, 5))
+
+
+def test_compiled_and_eager_draws_agree(draw):
+    eager = make_draw(
+        spirograph.make_transformation(),
+        num_examples=EXAMPLES,
+        batch_size=BATCH,
+        directions=DIRECTIONS,
+    )(KEY, jnp.int32(5))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), draw(KEY, 5), eager
+    )
+
+
+def test_steps_draw_different_views(many):
+    alpha = np.concatenate([many.first.alpha, many.second.alpha]).reshape(-1, 6)
+    assert len(np.unique(alpha, axis=0)) == len(alpha)
+
+
+def test_keys_draw_different_steps(draw):
+    ours, theirs = draw(KEY, 0), draw(jax.random.key(1), 0)
+    assert not np.array_equal(ours.indices, theirs.indices)
+    assert not np.array_equal(ours.first.alpha, theirs.first.alpha)
+
+
+def test_views_and_directions_are_independent(many):
+    sources = [many.first.alpha, many.second.alpha]
+    sources += [many.alpha_other[:, :, k] for k in range(DIRECTIONS)]
+    columns = np.stack([np.asarray(s)[..., 0].ravel() for s in sources])
+    correlation = np.corrcoef(columns)
+    bound = 5 / np.sqrt(columns.shape[1])
+    assert np.abs(correlation[0, 1]) < bound
+    # Ends are reflected about the first view, so they go with it but not with the other.
+    assert np.abs(correlation[1, 2:]).max() < bound
+
+
+def test_an_end_or_its_reflection_is_within_the_bounds(many):
+    low, high = spirograph.make_transformation().bounds.T
+    alpha = np.asarray(many.first.alpha)[:, :, None]
+    change = np.asarray(many.alpha_other) - alpha
+
+    def inside(end):
+        return np.all((end >= low - 1e-5) & (end <= high + 1e-5), axis=-1)
+
+    assert np.all(inside(alpha + change) | inside(alpha - change))
+    assert not np.all(inside(alpha + change))
+
+
+def test_signs_are_even_and_independent_between_examples_and_directions(many):
+    low, high = spirograph.make_transformation().bounds.T
+    alpha = np.asarray(many.first.alpha)[:, :, None]
+    change = np.asarray(many.alpha_other) - alpha
+    end = alpha + change
+    out = ~np.all((end >= low - 1e-5) & (end <= high + 1e-5), axis=-1)
+    back = alpha - change
+    sure = out | ~np.all((back >= low - 1e-5) & (back <= high + 1e-5), axis=-1)
+    sign = np.where(out, -1.0, 1.0)
+    assert abs(sign[sure].mean()) < 5 / np.sqrt(sure.sum())
+    for first, second in [
+        ((slice(None), 0, 0), (slice(None), 1, 0)),
+        ((slice(None), slice(None), 0), (slice(None), slice(None), 1)),
+    ]:
+        both = sure[first] & sure[second]
+        product = (sign[first] * sign[second])[both]
+        assert abs(product.mean()) < 5 / np.sqrt(both.sum())
+
+
+def test_directions_do_not_move_the_views(draw):
+    one = make(directions=1)(KEY, 4)
+    np.testing.assert_array_equal(one.indices, draw(KEY, 4).indices)
+    assert one.alpha_other.shape == (BATCH, 1, 6)

@@ -1,0 +1,160 @@
+"""LARS against its reference trajectory, and the learning rate schedules."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import tiny_config
+
+from invariance_jax.training.optimizers import (
+    lars,
+    make_optimizer,
+    make_schedule,
+    paper_schedule,
+)
+from invariance_jax.training.settings import resolve
+
+NAMES = ("kernel", "bias", "scale")
+SETTINGS = {"weight_decay": 1e-2, "momentum": 0.9, "trust_coefficient": 1e-3}
+
+
+def trajectory(optimizer, params, gradients):
+    """Yields the parameters after each gradient."""
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for gradient in gradients:
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        yield params
+
+
+def of_reference(reference, suffix):
+    return {name: jnp.asarray(reference[f"lars_{name}_{suffix}"]) for name in NAMES}
+
+
+def slices(tree, count):
+    return [jax.tree.map(lambda leaf: leaf[i], tree) for i in range(count)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lars_follows_the_reference_trajectory(x64, reference, name):
+    rates = jnp.asarray(reference["lars_learning_rates"])
+    params = of_reference(reference, "init")
+    gradients = slices(of_reference(reference, "grads"), len(rates))
+    optimizer = lars(lambda step: rates[step], **SETTINGS)
+    found = [p[name] for p in trajectory(optimizer, params, gradients)]
+    expected = reference[f"lars_{name}_trajectory"]
+    np.testing.assert_allclose(np.stack(found), expected, rtol=1e-9, atol=1e-12)
+
+
+def lars_oracle(p, gradients, rate):
+    m = np.zeros_like(p)
+    for g in gradients:
+        size = math.sqrt(sum(v * v for v in p.ravel()))
+        slope = math.sqrt(sum(v * v for v in g.ravel()))
+        r = 1.0
+        if size > 0 and slope > 0:
+            r = 1e-3 * size / (slope + 1e-2 * size + 1e-8)
+        m = 0.9 * m + r * (g + 1e-2 * p)
+        p = p - rate * m
+    return p
+
+
+@pytest.mark.parametrize("zero", ["parameter", "gradient"])
+def test_lars_takes_the_ratio_1_where_a_norm_is_0(x64, zero):
+    generator = np.random.default_rng(0)
+    p, gradients = generator.normal(size=4), generator.normal(size=(3, 4))
+    if zero == "parameter":
+        p = np.zeros(4)
+    else:
+        gradients[0] = 0
+    *_, found = trajectory(lars(0.1, **SETTINGS), jnp.asarray(p), gradients)
+    np.testing.assert_allclose(found, lars_oracle(p, gradients, 0.1), rtol=1e-12)
+
+
+def test_lars_does_not_depend_on_the_scale_of_the_gradient(x64):
+    settings = SETTINGS | {"weight_decay": 0.0}
+    p = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)))
+    gradient = jnp.sin(p)
+    first, second = (
+        list(trajectory(lars(0.1, **settings), p, [factor * gradient]))[0]
+        for factor in (1.0, 1000.0)
+    )
+    np.testing.assert_allclose(first, second, rtol=1e-6)
+
+
+def test_lars_keeps_the_dtype():
+    p = jnp.ones((3, 4), jnp.float32)
+    *_, found = trajectory(lars(0.1, **SETTINGS), p, [p, p])
+    assert found.dtype == jnp.float32
+
+
+def test_paper_schedule_is_that_of_the_authors(reference):
+    expected = reference["schedule_lr3_50epochs"]
+    schedule = paper_schedule(3.0, epochs=50, steps_per_epoch=7)
+    starts = 7 * np.arange(len(expected), dtype=np.int32)
+    for offset in (0, 6):
+        found = [float(schedule(jnp.int32(step + offset))) for step in starts]
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_warmup_cosine_rises_and_falls():
+    changes = {"steps": 100, "optimizer.warmup_fraction": 0.2}
+    schedule = make_schedule(resolve(tiny_config(changes)))
+    peak = 0.03 * 16 / 256
+    found = np.array([float(schedule(step)) for step in range(101)])
+    np.testing.assert_allclose(found[:21], peak * np.arange(21) / 20, rtol=1e-5)
+    angle = math.pi * np.arange(81) / 80
+    expected = peak * (1 + np.cos(angle)) / 2
+    np.testing.assert_allclose(found[20:], expected, rtol=1e-5, atol=1e-8)
+
+
+def test_warmup_of_no_step_starts_at_the_peak():
+    changes = {"steps": 5, "optimizer.warmup_fraction": 0.1}
+    schedule = make_schedule(resolve(tiny_config(changes)))
+    np.testing.assert_allclose(float(schedule(0)), 0.03 * 16 / 256, rtol=1e-6)
+
+
+def test_learning_rate_grows_with_the_batch():
+    rates = [
+        make_schedule(resolve(tiny_config({"batch_size": size})))(2)
+        for size in (16, 64)
+    ]
+    np.testing.assert_allclose(rates[1], 4 * rates[0], rtol=1e-6)
+
+
+def test_the_paper_schedule_counts_epochs_of_whole_batches():
+    changes = {"steps": None, "epochs": 20, "optimizer.schedule": "paper"}
+    settings = resolve(tiny_config(changes))
+    schedule = make_schedule(settings)
+    assert settings.derived.steps_per_epoch == 12
+    peak = settings.derived.peak_learning_rate
+    np.testing.assert_allclose(schedule(11), peak / 10, rtol=1e-6)
+    np.testing.assert_allclose(schedule(12), 2 * peak / 10, rtol=1e-6)
+    np.testing.assert_allclose(
+        schedule(239), peak * (1 + math.cos(math.pi * 0.95)) / 2, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["lars", "adamw"])
+def test_the_optimizer_is_the_one_that_is_named(name):
+    changes = {"optimizer.name": name, "optimizer.weight_decay": 0.1, "steps": 5}
+    settings = resolve(tiny_config(changes))
+    schedule = make_schedule(settings)
+    expected = {
+        "lars": lars(
+            schedule, weight_decay=0.1, momentum=0.9, trust_coefficient=1e-3
+        ),
+        "adamw": optax.adamw(schedule, weight_decay=0.1),
+    }[name]
+    p = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.zeros(3)}
+    gradients = 3 * [jax.tree.map(jnp.cos, p)]
+    for found, wanted in zip(
+        trajectory(make_optimizer(settings), p, gradients),
+        trajectory(expected, p, gradients),
+        strict=True,
+    ):
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)

@@ -1,0 +1,343 @@
+"""The Spirograph renderer and its transformation."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from intermediates import largest_intermediate
+from jax.test_util import check_grads
+from reference import oracle_render
+
+from invariance_jax.transforms import View, check_transformation
+from invariance_jax.transforms.spirograph import (
+    BOUNDS,
+    PARAMETERS,
+    make_transformation,
+    render,
+)
+
+TARGETS = ("m", "b", "sigma", "rfore")
+
+# a blank image of every colour, and curves that no pixel comes near
+FAR = {"image_size": 4, "num_points": 5, "extent": 1000.0}
+
+
+def make_parameters(
+    batch_size: int, seed: int = 0, dtype: Any = np.float64
+) -> np.ndarray:
+    low, high = BOUNDS.T
+    uniform = np.random.default_rng(seed).uniform(size=(batch_size, len(PARAMETERS)))
+    return (low + (high - low) * uniform).astype(dtype)
+
+
+def assert_close(found: Any, expected: Any, tolerance: float) -> None:
+    """Within the tolerance times the largest expected entry."""
+    atol = tolerance * float(np.max(np.abs(expected)))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+
+
+def reference_apply(reference: dict, dtype: Any) -> tuple:
+    """apply as a function of (alpha, x), and the reference alpha, x and tangent."""
+    apply = make_transformation().apply
+    names = ["spirograph_alpha", "spirograph_x", "spirograph_tangent"]
+    arrays = [jnp.asarray(reference[name], dtype) for name in names]
+    return jax.jit(lambda alpha, x: apply(x, View(alpha))), *arrays
+
+
+def check_reference_values(reference: dict, dtype: Any, tolerance: float) -> None:
+    apply, alpha, x, tangent = reference_apply(reference, dtype)
+    image, change = jax.jvp(partial(apply, x=x), (alpha,), (tangent,))
+    assert image.dtype == change.dtype == dtype
+    assert_close(image, reference["spirograph_image"], tolerance)
+    assert_close(change, reference["spirograph_image_jvp"], tolerance)
+    weight = jnp.asarray(reference["spirograph_weight"], dtype)
+    grads = jax.grad(lambda *a: jnp.sum(weight * apply(*a)), argnums=(0, 1))(alpha, x)
+    assert_close(grads[0], reference["spirograph_grad_alpha"], tolerance)
+    assert_close(grads[1], reference["spirograph_grad_x"], tolerance)
+
+
+def test_reference_values_in_float64(
+    reference: dict[str, np.ndarray], x64: None
+) -> None:
+    check_reference_values(reference, np.float64, 1e-6)
+
+
+def test_reference_values_in_float32(reference: dict[str, np.ndarray]) -> None:
+    check_reference_values(reference, np.float32, 1e-4)
+
+
+def test_parameters_and_bounds_are_those_of_the_paper() -> None:
+    bounds = dict(zip(PARAMETERS, BOUNDS.tolist(), strict=True))
+    assert list(bounds.items()) == [
+        ("m", [2, 5]),
+        ("b", [0.1, 1.1]),
+        ("h", [0.5, 2.5]),
+        ("sigma", [0.25, 1]),
+        ("rfore", [0.4, 1]),
+        ("rback", [0, 0.6]),
+        ("gfore", [0.4, 1]),
+        ("gback", [0, 0.6]),
+        ("bfore", [0.4, 1]),
+        ("bback", [0, 0.6]),
+    ]
+
+
+@pytest.mark.parametrize("normalization", ["row", "image"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"image_size": 9, "num_points": 7, "extent": 4.5},
+        {"image_size": 40, "num_points": 100, "extent": 7.0},
+        {"image_size": 1, "num_points": 1, "extent": 2.0},
+    ],
+    ids=str,
+)
+def test_image_equals_the_oracle(sizes: dict, normalization: str, x64: None) -> None:
+    parameters = make_parameters(3)
+    expected = oracle_render(parameters, **sizes, normalization=normalization)
+    found = render(jnp.asarray(parameters), **sizes, normalization=normalization)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalization", ["row", "image"])
+def test_float32_image_equals_the_oracle(normalization: str) -> None:
+    parameters = make_parameters(64, dtype=np.float32)
+    found = render(jnp.asarray(parameters), normalization=normalization)
+    assert found.dtype == np.float32
+    expected = oracle_render(parameters, normalization=normalization)
+    assert_close(found, expected, 1e-4)
+
+
+def smooth_parameters() -> jax.Array:
+    """A curve that turns slowly, so that differences resolve its derivatives."""
+    return jnp.array([3.1, 0.9, 1.2, 0.8, 0.9, 0.1, 0.5, 0.3, 0.7, 0.2])
+
+
+@pytest.mark.parametrize("normalization", ["row", "image"])
+def test_derivatives_of_first_and_second_order(normalization: str, x64: None) -> None:
+    small = partial(render, image_size=6, num_points=9, normalization=normalization)
+    parameters = smooth_parameters()
+    levels = oracle_render(
+        np.asarray([*parameters[:4], 1, 0, 1, 0, 1, 0])[None],
+        image_size=6,
+        num_points=9,
+        normalization=normalization,
+    )[0, :, :, 0]
+    ordered = np.sort(levels if normalization == "row" else levels.reshape(1, -1))
+    assert np.all(ordered[:, -1] - ordered[:, -2] > 1e-2)  # the maximum has no kink
+    check_grads(
+        jax.jit(small), (parameters,), order=2, modes=["fwd", "rev"], atol=1e-4
+    )
+
+
+def test_reverse_over_forward_mode_equals_differences(x64: None) -> None:
+    parameters, direction = smooth_parameters(), jnp.linspace(-1.0, 1.0, 10)
+
+    @jax.jit
+    def size(parameters: jax.Array) -> jax.Array:
+        change = jax.jvp(
+            partial(render, image_size=6, num_points=9), (parameters,), (direction,)
+        )[1]
+        return jnp.sum(jnp.square(change))
+
+    gradient = jax.grad(size)(parameters)
+    for i in range(10):
+        step = 1e-6 * jnp.eye(10)[i]
+        expected = (size(parameters + step) - size(parameters - step)) / 2e-6
+        np.testing.assert_allclose(gradient[i], expected, rtol=1e-5, atol=1e-4)
+
+
+def test_derivative_at_a_tie_is_the_mean_of_the_tied_pixels(x64: None) -> None:
+    # m = h: the curve is the one point (h, 0), half way between two columns
+    parameters = smooth_parameters().at[2].set(3.1)
+    small = jax.jit(partial(render, image_size=6, num_points=9))
+    image = small(parameters)
+    np.testing.assert_allclose(image[:, 2], image[:, 3], rtol=0, atol=1e-12)
+    direction = jnp.eye(10)[0]
+    change = jax.jvp(small, (parameters,), (direction,))[1]
+    step = 1e-6 * direction
+    # the mean of the one-sided differences, which differ
+    ahead = (small(parameters + step) - image) / 1e-6
+    behind = (image - small(parameters - step)) / 1e-6
+    assert jnp.max(jnp.abs(ahead - behind)) > 0.1
+    np.testing.assert_allclose(change, (ahead + behind) / 2, rtol=0, atol=1e-4)
+
+
+def test_blank_image_has_the_background_and_finite_derivatives() -> None:
+    parameters = jnp.asarray(make_parameters(2, dtype=np.float32))
+    image = render(parameters, **FAR)
+    np.testing.assert_array_equal(
+        image, jnp.broadcast_to(parameters[:, None, None, 5::2], image.shape)
+    )
+
+    def size(parameters: jax.Array) -> jax.Array:
+        change = jax.jvp(partial(render, **FAR), (parameters,), (parameters,))[1]
+        return jnp.sum(jnp.square(change))
+
+    assert jnp.isfinite(jax.jit(jax.grad(size))(parameters)).all()
+
+
+def test_eager_jit_vmap_and_leading_axes_agree() -> None:
+    parameters = jnp.asarray(make_parameters(6, dtype=np.float32))
+    small = partial(render, image_size=8, num_points=10)
+    image = small(parameters)
+    others = [
+        jax.jit(small)(parameters),
+        jax.vmap(small)(parameters),
+        jnp.stack([small(row) for row in parameters]),
+        small(parameters.reshape(2, 3, 10)).reshape(image.shape),
+    ]
+    for other in others:
+        np.testing.assert_allclose(other, image, rtol=0, atol=1e-5)
+
+
+def test_brightest_pixel_of_each_row_or_image_has_the_foreground() -> None:
+    parameters = jnp.asarray(make_parameters(20, dtype=np.float32))
+    parameters = parameters.at[:, 4:].set(jnp.array([1.0, 0.0] * 3)[None])
+    parameters = parameters.at[:, 3].set(1.0)
+    middle = render(parameters, extent=2.0)
+    np.testing.assert_allclose(jnp.max(middle, axis=2), 1, atol=1e-4)
+    whole = render(parameters, normalization="image")
+    np.testing.assert_allclose(jnp.max(whole, axis=(1, 2)), 1, atol=1e-5)
+    assert jnp.all(jnp.max(whole, axis=2)[:, 0] < 0.5)
+
+
+def test_equal_colours_give_a_constant_image() -> None:
+    parameters = make_parameters(3, dtype=np.float32)
+    parameters[:, 5::2] = parameters[:, 4::2]
+    image = render(jnp.asarray(parameters))
+    expected = np.broadcast_to(parameters[:, None, None, 4::2], image.shape)
+    np.testing.assert_allclose(image, expected, rtol=0, atol=1e-6)
+
+
+def test_memory_is_a_few_images_not_one_per_point() -> None:
+    parameters = jnp.asarray(make_parameters(5, dtype=np.float32))
+    images = 5 * 32 * 32 * 3
+    assert largest_intermediate(render, parameters) <= images
+    along = partial(jax.jvp, render)
+    assert largest_intermediate(along, (parameters,), (parameters,)) <= images
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"parameters": np.zeros((2, 9))}, r"parameters must be \[..., 10\].*\(2, 9\)"),
+        ({"parameters": np.zeros(())}, r"parameters must be \[..., 10\]"),
+        ({"parameters": np.ones(10, int)}, "parameters must be floating; found int"),
+        ({"image_size": 0}, "image_size must be positive; found 0"),
+        ({"num_points": -1}, "num_points must be positive; found -1"),
+        ({"extent": 0.0}, "extent must be positive; found 0.0"),
+        ({"normalization": "rows"}, "normalization must be one of .* found 'rows'"),
+    ],
+    ids=str,
+)
+def test_render_refuses(arguments: dict, message: str) -> None:
+    arguments = {"parameters": np.ones(10), **arguments}
+    with pytest.raises(ValueError, match=message):
+        render(arguments.pop("parameters"), **arguments)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [TARGETS, TARGETS[::-1], ("h",), ("bback", "m"), PARAMETERS[:3] + PARAMETERS[4:]],
+    ids="-".join,
+)
+@pytest.mark.parametrize(
+    "sizes", [{}, {"image_size": 7, "num_points": 12, "normalization": "image"}]
+)
+def test_any_split_renders_the_same_images(targets: tuple, sizes: dict) -> None:
+    transformation = make_transformation(targets=targets, **sizes)
+    nuisance = [name for name in PARAMETERS if name not in targets]
+    assert transformation.names == tuple(nuisance)
+    parameters = make_parameters(3, dtype=np.float32)
+    x = jnp.asarray(parameters[:, [PARAMETERS.index(name) for name in targets]])
+    alpha = jnp.asarray(parameters[:, [PARAMETERS.index(name) for name in nuisance]])
+    found = transformation.apply(x, View(alpha))
+    expected = render(jnp.asarray(parameters), **sizes)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("targets", [TARGETS, ("h", "bback")], ids="-".join)
+def test_transformation_passes_the_check(targets: tuple) -> None:
+    transformation = make_transformation(targets=targets, image_size=8)
+    columns = [PARAMETERS.index(name) for name in targets]
+    x = jnp.asarray(make_parameters(3, dtype=np.float32)[:, columns])
+    check_transformation(transformation, x)
+
+
+def test_no_image_without_nuisance() -> None:
+    assert make_transformation().plain is None
+
+
+def test_draws_are_uniform_within_the_bounds() -> None:
+    bounds = BOUNDS.copy()
+    bounds[PARAMETERS.index("h")] = [1.0, 1.25]
+    transformation = make_transformation(bounds=bounds)
+    view = transformation.sample(jax.random.key(0), 4000)
+    assert view.alpha.shape == (4000, 6) and view.alpha.dtype == np.float32
+    assert view.held == ()
+    low, high = transformation.bounds.T
+    assert (low[0], high[0]) == (1.0, 1.25)
+    unit = (view.alpha - low[None]) / (high - low)[None]
+    assert unit.min() > -1e-5 and unit.max() < 1 + 1e-5
+    # 4 standard errors of the mean and the variance of a uniform law
+    np.testing.assert_allclose(unit.mean(axis=0), 1 / 2, atol=4 * 0.289 / 4000**0.5)
+    np.testing.assert_allclose(unit.var(axis=0), 1 / 12, atol=4 * 0.0745 / 4000**0.5)
+    between = np.corrcoef(unit, rowvar=False) - np.eye(6)
+    assert np.abs(between).max() < 5 / 4000**0.5
+
+
+def test_draws_depend_on_the_key_alone() -> None:
+    sample = make_transformation().sample
+    first, again, other = (sample(jax.random.key(k), 5).alpha for k in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.any(first == other)
+
+
+def test_equal_ends_of_bounds_hold_a_parameter_fixed() -> None:
+    bounds = BOUNDS.copy()
+    bounds[PARAMETERS.index("h")] = 2.0
+    view = make_transformation(bounds=bounds).sample(jax.random.key(0), 9)
+    np.testing.assert_array_equal(view.alpha[:, 0], 2.0)
+
+
+def changed_bounds(name: str, low: float, high: float) -> dict:
+    bounds = BOUNDS.copy()
+    bounds[PARAMETERS.index(name)] = low, high
+    return {"bounds": bounds}
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"targets": ("m", "a")}, "targets names the unknown parameter 'a'"),
+        ({"targets": ("m", "b", "m")}, "targets must name each parameter once"),
+        ({"targets": ()}, "targets must name 1 to 9 parameters.* found 0"),
+        ({"targets": PARAMETERS}, "targets must name 1 to 9 parameters.* found 10"),
+        ({"bounds": BOUNDS[:4]}, r"bounds must be \[10, 2\]; found shape \(4, 2\)"),
+        (changed_bounds("m", 5, 2), "bounds of m must be finite and ordered"),
+        (changed_bounds("h", 0, np.nan), "bounds of h must be finite and ordered"),
+        (changed_bounds("h", 0, np.inf), "bounds of h must be finite and ordered"),
+        (changed_bounds("b", 0, 1), "bounds of b must stay above 0"),
+        (changed_bounds("sigma", -1, 1), "bounds of sigma must stay above 0"),
+        ({"image_size": 0}, "image_size must be positive; found 0"),
+        ({"num_points": 0}, "num_points must be positive; found 0"),
+        ({"extent": -6.0}, "extent must be positive; found -6.0"),
+        ({"normalization": "max"}, "normalization must be one of .* found 'max'"),
+    ],
+)
+def test_make_transformation_refuses(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_transformation(**settings)
+
+
+@pytest.mark.parametrize(
+    "x_shape, alpha_shape", [((2, 3), (2, 6)), ((2, 4), (2, 5)), ((2, 4), (3, 6))]
+)
+def test_apply_refuses_other_shapes(x_shape: tuple, alpha_shape: tuple) -> None:
+    with pytest.raises(ValueError, match=r"x must be \[B, 4\], alpha \[B, 6\]"):
+        make_transformation().apply(jnp.ones(x_shape), View(jnp.ones(alpha_shape)))
