@@ -13,16 +13,8 @@ def largest_intermediate(function: Callable[..., Any], *args: Any) -> int:
 
 def _sizes(jaxpr: Any) -> Iterator[int]:
     for equation in jaxpr.eqns:
-        for variable in equation.outvars:
-            yield variable.aval.size
-        for parameter in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=_inner
-        ):
-            if _inner(parameter) is not None:
-                yield from _sizes(_inner(parameter))
-
-
-def _inner(parameter: Any) -> Any:
-    """The jaxpr that a parameter of an equation holds, open or closed, or None."""
-    parameter = getattr(parameter, "jaxpr", parameter)
-    return parameter if hasattr(parameter, "eqns") else None
+        yield from (variable.aval.size for variable in equation.outvars)
+        for parameter in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(parameter, "jaxpr", parameter)  # a closed jaxpr or an open
+            if hasattr(inner, "eqns"):
+                yield from _sizes(inner)

@@ -23,6 +23,8 @@ def config():
     config = config_file.get_config("smoke")
     config.batch_size = 8
     config.steps = 20
+    config.penalty.weight = 0.1
+    config.penalty.directions = 1
     config.encoder.width = config.encoder.projection = 8
     config.encoder.depth = 1
     config.data.train_examples = 16
@@ -250,6 +252,8 @@ def test_program_prints_a_table_and_writes_json(tmp_path):
         "--min_seconds=0",
         "--config=configs/spirograph.py:smoke",
         "--config.batch_size=4",
+        "--config.penalty.weight=0.1",
+        "--config.penalty.directions=1",
         "--config.encoder.width=8",
         "--config.data.image_size=8",
     )

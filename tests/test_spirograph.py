@@ -21,8 +21,12 @@ from invariance_jax.transforms.spirograph import (
 
 TARGETS = ("m", "b", "sigma", "rfore")
 
-# a blank image of every colour, and curves that no pixel comes near
+# no pixel comes near the curve
 FAR = {"image_size": 4, "num_points": 5, "extent": 1000.0}
+
+compiled_render = jax.jit(
+    render, static_argnames=["image_size", "num_points", "extent", "normalization"]
+)
 
 
 def make_parameters(
@@ -99,14 +103,16 @@ def test_parameters_and_bounds_are_those_of_the_paper() -> None:
 def test_image_equals_the_oracle(sizes: dict, normalization: str, x64: None) -> None:
     parameters = make_parameters(3)
     expected = oracle_render(parameters, **sizes, normalization=normalization)
-    found = render(jnp.asarray(parameters), **sizes, normalization=normalization)
+    found = compiled_render(
+        jnp.asarray(parameters), **sizes, normalization=normalization
+    )
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("normalization", ["row", "image"])
 def test_float32_image_equals_the_oracle(normalization: str) -> None:
     parameters = make_parameters(64, dtype=np.float32)
-    found = render(jnp.asarray(parameters), normalization=normalization)
+    found = compiled_render(jnp.asarray(parameters), normalization=normalization)
     assert found.dtype == np.float32
     expected = oracle_render(parameters, normalization=normalization)
     assert_close(found, expected, 1e-4)
@@ -128,7 +134,7 @@ def test_derivatives_of_first_and_second_order(normalization: str, x64: None) ->
         normalization=normalization,
     )[0, :, :, 0]
     ordered = np.sort(levels if normalization == "row" else levels.reshape(1, -1))
-    assert np.all(ordered[:, -1] - ordered[:, -2] > 1e-2)  # the maximum has no kink
+    assert np.all(ordered[:, -2] < 0.99 * ordered[:, -1])  # the maximum has no kink
     check_grads(
         jax.jit(small), (parameters,), order=2, modes=["fwd", "rev"], atol=1e-4
     )
@@ -152,24 +158,24 @@ def test_reverse_over_forward_mode_equals_differences(x64: None) -> None:
 
 
 def test_derivative_at_a_tie_is_the_mean_of_the_tied_pixels(x64: None) -> None:
-    # m = h: the curve is the one point (h, 0), half way between two columns
+    # m = h: the curve is the one point (h, 0), half way between the two columns
     parameters = smooth_parameters().at[2].set(3.1)
-    small = jax.jit(partial(render, image_size=6, num_points=9))
+    small = jax.jit(partial(render, image_size=2, num_points=9, extent=2.0))
     image = small(parameters)
-    np.testing.assert_allclose(image[:, 2], image[:, 3], rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(image[:, 0], image[:, 1])
     direction = jnp.eye(10)[0]
     change = jax.jvp(small, (parameters,), (direction,))[1]
-    step = 1e-6 * direction
+    step = 1e-7 * direction
     # the mean of the one-sided differences, which differ
-    ahead = (small(parameters + step) - image) / 1e-6
-    behind = (image - small(parameters - step)) / 1e-6
+    ahead = (small(parameters + step) - image) / 1e-7
+    behind = (image - small(parameters - step)) / 1e-7
     assert jnp.max(jnp.abs(ahead - behind)) > 0.1
-    np.testing.assert_allclose(change, (ahead + behind) / 2, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(change, (ahead + behind) / 2, rtol=0, atol=1e-3)
 
 
 def test_blank_image_has_the_background_and_finite_derivatives() -> None:
     parameters = jnp.asarray(make_parameters(2, dtype=np.float32))
-    image = render(parameters, **FAR)
+    image = compiled_render(parameters, **FAR)
     np.testing.assert_array_equal(
         image, jnp.broadcast_to(parameters[:, None, None, 5::2], image.shape)
     )
@@ -199,9 +205,9 @@ def test_brightest_pixel_of_each_row_or_image_has_the_foreground() -> None:
     parameters = jnp.asarray(make_parameters(20, dtype=np.float32))
     parameters = parameters.at[:, 4:].set(jnp.array([1.0, 0.0] * 3)[None])
     parameters = parameters.at[:, 3].set(1.0)
-    middle = render(parameters, extent=2.0)
+    middle = compiled_render(parameters, extent=2.0)
     np.testing.assert_allclose(jnp.max(middle, axis=2), 1, atol=1e-4)
-    whole = render(parameters, normalization="image")
+    whole = compiled_render(parameters, normalization="image")
     np.testing.assert_allclose(jnp.max(whole, axis=(1, 2)), 1, atol=1e-5)
     assert jnp.all(jnp.max(whole, axis=2)[:, 0] < 0.5)
 
@@ -209,7 +215,7 @@ def test_brightest_pixel_of_each_row_or_image_has_the_foreground() -> None:
 def test_equal_colours_give_a_constant_image() -> None:
     parameters = make_parameters(3, dtype=np.float32)
     parameters[:, 5::2] = parameters[:, 4::2]
-    image = render(jnp.asarray(parameters))
+    image = compiled_render(jnp.asarray(parameters))
     expected = np.broadcast_to(parameters[:, None, None, 4::2], image.shape)
     np.testing.assert_allclose(image, expected, rtol=0, atol=1e-6)
 
@@ -256,8 +262,8 @@ def test_any_split_renders_the_same_images(targets: tuple, sizes: dict) -> None:
     parameters = make_parameters(3, dtype=np.float32)
     x = jnp.asarray(parameters[:, [PARAMETERS.index(name) for name in targets]])
     alpha = jnp.asarray(parameters[:, [PARAMETERS.index(name) for name in nuisance]])
-    found = transformation.apply(x, View(alpha))
-    expected = render(jnp.asarray(parameters), **sizes)
+    found = jax.jit(transformation.apply)(x, View(alpha))
+    expected = compiled_render(jnp.asarray(parameters), **sizes)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 

@@ -38,6 +38,7 @@ def create_encoder(
     of its name: stem applies to ResNets and width, depth and final to the MLP, and a
     setting that does not apply is ignored.
 
+    >>> import jax
     >>> encoder = create_encoder("mlp", width=8, depth=2)
     >>> variables = encoder.init(
     ...     jax.random.key(0), jnp.zeros((1, 4, 4, 3)), train=False

@@ -86,8 +86,9 @@ class Checkpoints:
         steps = self.steps()
         step = max(steps, default=None) if step is None else step
         if step not in steps:
+            which = "" if step is None else f" of step {step}"
             raise ValueError(
-                f"no checkpoint of step {step} in {self.directory}; found {steps}."
+                f"no checkpoint{which} in {self.directory}; found steps {steps}."
             )
         try:
             arrays = self._manager.restore(step, args=ocp.args.StandardRestore())

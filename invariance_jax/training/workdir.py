@@ -78,19 +78,25 @@ def read_config(workdir: str | Path) -> ConfigDict:
       The configuration, as it was before `resolve`.
 
     Raises:
-      ValueError: if there is none, or a newer version wrote it.
+      ValueError: if there is none, it is damaged, or a newer version wrote it.
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} holds no run: there is no config.json.")
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content["format"] > FORMAT:
-        version = content["environment"]["versions"]["invariance_jax"]
+    try:
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        newer, config = content["format"] > FORMAT, content.get("config")
+        if not (newer or isinstance(config, dict)):
+            raise TypeError("no config")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
+    if newer:
+        versions = dict(content.get("environment") or {}).get("versions") or {}
         raise ValueError(
             f"{path} has format {content['format']}, this version reads up to "
-            f"{FORMAT}; use invariance_jax {version}."
+            f"{FORMAT}; use invariance_jax {versions.get('invariance_jax', 'newer')}."
         )
-    return ConfigDict(_tuples(content["config"]))
+    return ConfigDict(_tuples(config))
 
 
 def write_json(path: Path, content: Any) -> None:

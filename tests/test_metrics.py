@@ -1,0 +1,71 @@
+"""The log of a run: rows of JSON, cut back to where a run goes on from."""
+
+import json
+
+import pytest
+
+from invariance_jax.training.metrics import MetricsWriter
+
+
+def rows(workdir):
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def write(workdir, first_step, steps):
+    writer = MetricsWriter(workdir, first_step=first_step)
+    for step in steps:
+        writer.write(step, {"loss": step / 2, "speed": None})
+    writer.close()
+
+
+def test_rows_hold_the_step_and_the_values(tmp_path):
+    write(tmp_path, 0, [1, 2])
+    assert rows(tmp_path) == [
+        {"step": 1, "loss": 0.5, "speed": None},
+        {"step": 2, "loss": 1.0, "speed": None},
+    ]
+
+
+def test_a_row_is_on_the_disk_when_it_is_written(tmp_path):
+    writer = MetricsWriter(tmp_path, first_step=0)
+    writer.write(1, {"loss": 0.5})
+    assert [row["step"] for row in rows(tmp_path)] == [1]
+    writer.close()
+
+
+@pytest.mark.parametrize("first_step", [0, 2, 3, 4])
+def test_rows_after_the_first_step_are_removed(tmp_path, first_step):
+    write(tmp_path, 0, [1, 2, 3, 4])
+    write(tmp_path, first_step, [9])
+    kept = [step for step in (1, 2, 3, 4) if step <= first_step]
+    assert [row["step"] for row in rows(tmp_path)] == [*kept, 9]
+
+
+def test_several_rows_of_one_step_are_kept(tmp_path):
+    write(tmp_path, 0, [1, 2, 2, 3])
+    write(tmp_path, 2, [])
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("torn", ['{"step": 3, "lo', '{"step": 3, "loss": 1.5}', "\n"])
+def test_a_last_line_that_was_cut_off_is_removed(tmp_path, torn):
+    write(tmp_path, 0, [1, 2])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(torn)
+    write(tmp_path, 3, [4])
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 4]
+
+
+def test_event_files_are_written(tmp_path):
+    write(tmp_path, 0, [1])
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"loss" in events.read_bytes()
+
+
+def test_no_temporary_file_is_left(tmp_path):
+    write(tmp_path, 0, [1])
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "metrics.jsonl",
+        "tensorboard",
+    }
