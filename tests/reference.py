@@ -93,24 +93,6 @@ def oracle_penalty(
     return penalty
 
 
-def oracle_sign_estimator(
-    jacobian: np.ndarray, direction: np.ndarray, sign: np.ndarray
-) -> np.ndarray:
-    """`[B]`: the paper's R, `(e . d h / d alpha_i . direction_i)^2` of each example.
-
-    The jacobian is `[B, D, B, P]` (all representations in all parameters): the authors
-    take one reverse pass of `e . h` summed over the batch.
-    """
-    penalty = np.zeros(len(direction))
-    for i in range(len(direction)):
-        gradient = np.zeros(direction.shape[1])
-        for j in range(jacobian.shape[0]):
-            for d in range(jacobian.shape[1]):
-                gradient += sign[j, d] * jacobian[j, d, i]
-        penalty[i] = (gradient @ direction[i]) ** 2
-    return penalty
-
-
 def encoder_weights() -> tuple[np.ndarray, np.ndarray]:
     """W1 `[3072, 16]` and W2 `[16, 8]` of the encoder of the `penalty_*` values."""
     w1 = 0.03 * np.sin(1 + 0.37 * np.arange(3072 * 16, dtype=np.float64))

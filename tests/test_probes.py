@@ -282,6 +282,12 @@ def test_a_feature_that_is_not_a_number_is_not_hidden() -> None:
     assert np.all(np.isnan(probe.kernel))
 
 
+def test_a_traced_penalty_that_is_not_a_number_is_not_hidden() -> None:
+    h, y = (jnp.asarray(array, jnp.float32) for array in make_data(8, 3))
+    probe = jax.jit(lambda l2: fit_ridge(h, y, l2=l2))(jnp.float32(np.nan))
+    assert np.all(np.isnan(probe.kernel))
+
+
 def test_mixed_dtypes_are_promoted(x64: None) -> None:
     h, y = make_data(8, 3)
     single, double = jnp.asarray(h, jnp.float32), jnp.asarray(y)

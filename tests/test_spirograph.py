@@ -135,9 +135,7 @@ def test_derivatives_of_first_and_second_order(normalization: str, x64: None) ->
     )[0, :, :, 0]
     ordered = np.sort(levels if normalization == "row" else levels.reshape(1, -1))
     assert np.all(ordered[:, -2] < 0.99 * ordered[:, -1])  # the maximum has no kink
-    check_grads(
-        jax.jit(small), (parameters,), order=2, modes=["fwd", "rev"], atol=1e-4
-    )
+    check_grads(jax.jit(small), (parameters,), order=2, modes=["fwd", "rev"], atol=1e-4)
 
 
 def test_reverse_over_forward_mode_equals_differences(x64: None) -> None:
@@ -252,10 +250,13 @@ def test_render_refuses(arguments: dict, message: str) -> None:
     [TARGETS, TARGETS[::-1], ("h",), ("bback", "m"), PARAMETERS[:3] + PARAMETERS[4:]],
     ids="-".join,
 )
-@pytest.mark.parametrize(
-    "sizes", [{}, {"image_size": 7, "num_points": 12, "normalization": "image"}]
-)
-def test_any_split_renders_the_same_images(targets: tuple, sizes: dict) -> None:
+def test_any_split_renders_the_same_images(targets: tuple) -> None:
+    sizes = {
+        "image_size": 7,
+        "num_points": 12,
+        "extent": 5.0,
+        "normalization": "image",
+    }
     transformation = make_transformation(targets=targets, **sizes)
     nuisance = [name for name in PARAMETERS if name not in targets]
     assert transformation.names == tuple(nuisance)

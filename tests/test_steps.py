@@ -44,24 +44,32 @@ class Case:
             batch_size=6,
             directions=self.settings.penalty.directions,
         )
-        self.draws = draw(jax.random.key(3), jnp.int32(0))
-        self.state = self.start()
-
-    def start(self):
-        state = init_state(
-            jax.random.key(0), self.networks, self.transformation, DESCENT, self.x
+        self.draws = jax.jit(draw)(jax.random.key(3), 0)
+        self.state = self.start(0)
+        self._step = jax.jit(
+            make_step(self.settings, self.networks, self.transformation, DESCENT)
         )
-        return jax.tree.map(lambda leaf: leaf.astype(kind(leaf)), state)
 
-    def step(self, state=None, *, compiled=True):
-        step = make_step(self.settings, self.networks, self.transformation, DESCENT)
-        step = jax.jit(step) if compiled else step
-        return step(state or self.state, self.x, self.draws)
+    def start(self, seed):
+        @jax.jit
+        def init(key):
+            state = init_state(
+                key, self.networks, self.transformation, DESCENT, self.x[:2]
+            )
+            return jax.tree.map(lambda leaf: leaf.astype(kind(leaf)), state)
 
-    def gradient(self):
-        new, metrics = self.step()
+        return init(jax.random.key(seed))
+
+    def step(self, state=None, x=None, draws=None):
+        x = self.x if x is None else x
+        return self._step(state or self.state, x, draws or self.draws)
+
+    def gradient(self, **inputs):
+        new, metrics = self.step(**inputs)
         gradient = jax.tree.map(jnp.subtract, self.state.params, new.params)
-        return gradient, {name: total / n for name, (total, n) in metrics.items()}
+        return gradient, {
+            name: float(total / n) for name, (total, n) in metrics.items()
+        }
 
 
 def kind(leaf):
@@ -102,12 +110,10 @@ def unit(rows):
 
 def contrastive_oracle(z1, z2, temperature):
     z = unit(jnp.concatenate([z1, z2]))
-    count, losses = len(z), []
-    for i in range(count):
-        logits = jnp.stack([z[i] @ z[j] for j in range(count)]) / temperature
-        others = jnp.stack([logits[j] for j in range(count) if j != i])
-        losses.append(jnp.log(jnp.exp(others).sum()) - logits[(i + count // 2) % count])
-    return sum(losses) / count
+    similarity = jnp.exp(z @ z.T / temperature)
+    others = (similarity * (1 - np.eye(len(z)))).sum(1)
+    positive = jnp.diagonal(jnp.roll(similarity, len(z1), axis=1))
+    return jnp.log(others / positive).sum() / len(z)
 
 
 def penalty_oracle(params, case):
@@ -128,15 +134,11 @@ def penalty_oracle(params, case):
     scale = 1.0
     if settings.normalization == "batch":
         scale = moments(encode(params, images(alpha)))[1].sum()
-    terms = []
-    for k in range(settings.directions):
-        direction = case.draws.alpha_other[:, k] - alpha
-        change = jnp.einsum("idjp,jp->id", jacobian, direction)
-        for i in range(len(alpha)):
-            squared = (change[i] ** 2).sum() / scale
-            limit = settings.example_limit
-            terms.append(squared if limit is None else jnp.minimum(squared, limit))
-    return sum(terms) / len(terms)
+    direction = jnp.moveaxis(case.draws.alpha_other, 1, 0) - alpha[None]
+    change = jnp.einsum("idjp,kjp->kid", jacobian, direction)
+    squared = (change**2).sum(2) / scale
+    limit = settings.example_limit
+    return (squared if limit is None else jnp.minimum(squared, limit)).mean()
 
 
 def oracle(case):
@@ -157,7 +159,7 @@ def oracle(case):
 
 def assert_close(found, expected, tolerance):
     def check(a, b):
-        size = max(1e-3, float(jnp.abs(b).max()))
+        size = max(1e-3, float(np.abs(b).max()))
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * size)
 
     jax.tree.map(check, found, expected)
@@ -186,45 +188,43 @@ def test_losses_and_gradient_are_those_of_the_objective(x64, name):
     case = Case(CASES[name])
     gradient, metrics = case.gradient()
     expected, terms = oracle(case)
-    assert_close(metrics, terms, 1e-9)
-    assert_close(gradient, expected, 1e-8)
+    assert_close(metrics, terms, 1e-7)
+    assert_close(gradient, expected, 1e-7)
 
 
-def test_no_weight_leaves_the_contrastive_loss():
-    gradient, metrics = Case({"penalty.weight": 0.0}).gradient()
+@pytest.fixture(scope="module")
+def case():
+    return Case({"penalty.warmup_steps": 4, "penalty.weight": 2.0})
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return Case({"penalty.weight": 0.0})
+
+
+def test_no_weight_leaves_the_contrastive_loss(plain):
+    _, metrics = plain.gradient()
     assert metrics["penalty"] == 0
     assert metrics["loss"] == metrics["contrastive"]
-    almost, _ = Case({"penalty.weight": 1e-12}).gradient()
-    assert_close(gradient, almost, 1e-4)
 
 
-def test_holding_statistics_along_alpha_does_not_hold_them_in_the_loss():
-    changes = {"penalty.batch_statistics": "example"}
-    held, _ = Case(changes | {"penalty.weight": 1e-12}).gradient()
-    plain, _ = Case({"penalty.weight": 0.0}).gradient()
-    assert_close(held, plain, 1e-4)
+@pytest.mark.parametrize("statistics", ["coupled", "example"])
+def test_a_tiny_weight_leaves_the_contrastive_gradient(plain, statistics):
+    """Statistics that are held along alpha are not held in the loss."""
+    changes = {"penalty.batch_statistics": statistics, "penalty.weight": 1e-12}
+    gradient, metrics = Case(changes).gradient()
+    expected, terms = plain.gradient()
+    assert_close(gradient, expected, 1e-4)
+    assert metrics["contrastive"] == pytest.approx(terms["contrastive"], rel=1e-5)
 
 
-def test_holding_statistics_along_alpha_changes_the_penalty():
-    _, coupled = Case().gradient()
-    _, held = Case({"penalty.batch_statistics": "example"}).gradient()
-    assert coupled["contrastive"] == pytest.approx(held["contrastive"], rel=1e-5)
-    assert abs(coupled["penalty"] - held["penalty"]) > 1e-3 * coupled["penalty"]
-
-
-def test_weight_rises_to_its_full_value():
-    case = Case({"penalty.warmup_steps": 4, "penalty.weight": 2.0})
+def test_weight_rises_to_its_full_value(case):
     for step, share in [(0, 0.25), (1, 0.5), (3, 1.0), (9, 1.0)]:
         state = case.state._replace(step=jnp.int32(step))
         _, metrics = case.step(state)
         values = {name: float(total) for name, (total, _) in metrics.items()}
         expected = values["contrastive"] + 2.0 * share * values["penalty"]
         assert values["loss"] == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.fixture(scope="module")
-def case():
-    return Case()
 
 
 def test_running_statistics_take_both_views(case):
@@ -268,17 +268,11 @@ def test_a_step_is_pure(case):
     jax.tree.map(np.testing.assert_array_equal, case.step(), case.step())
 
 
-def test_compiled_and_eager_steps_agree(case):
-    assert_close(case.step(), case.step(compiled=False), 1e-4)
-
-
-def test_examples_may_stand_in_any_order():
-    case = Case()
+def test_examples_may_stand_in_any_order(case):
     gradient, metrics = case.gradient()
     order = jnp.array([3, 1, 5, 0, 4, 2])
-    case.x = case.x[order]
-    case.draws = jax.tree.map(lambda leaf: leaf[order], case.draws)
-    again, terms = case.gradient()
+    draws = jax.tree.map(lambda leaf: leaf[order], case.draws)
+    again, terms = case.gradient(x=case.x[order], draws=draws)
     assert_close(metrics, terms, 1e-5)
     assert_close(gradient, again, 1e-4)
 
@@ -293,11 +287,14 @@ def test_a_step_lowers_the_loss_of_its_batch(case):
 
 
 def test_the_initial_state_depends_on_the_key_alone(case):
-    jax.tree.map(np.testing.assert_array_equal, case.start(), case.start())
-    other = init_state(
-        jax.random.key(1), case.networks, case.transformation, DESCENT, case.x[:2]
+    jax.tree.map(np.testing.assert_array_equal, case.start(0), case.start(0))
+    ours, theirs = case.start(0).params, case.start(1).params
+    assert not np.allclose(
+        ours["encoder"]["dense1"]["kernel"], theirs["encoder"]["dense1"]["kernel"]
     )
-    ours = case.state.params["encoder"]["dense1"]["kernel"]
-    theirs = other.params["encoder"]["dense1"]["kernel"]
-    assert not np.allclose(ours, theirs)
-    assert int(other.step) == 0
+
+
+def test_the_initial_state_is_before_the_first_step(case):
+    assert int(case.state.step) == 0
+    stats = jax.tree.leaves(case.state.batch_stats)
+    assert {float(value) for leaf in stats for value in leaf} == {0.0, 1.0}

@@ -1,0 +1,315 @@
+"""Replicas: n devices give the numbers of one device on the joined batch."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import tiny_config
+
+from invariance_jax.models import ProjectionHead
+from invariance_jax.models.resnet import ResNet
+from invariance_jax.training import parallel
+from invariance_jax.training.components import (
+    make_examples,
+    make_networks,
+    make_transformation,
+)
+from invariance_jax.training.draws import make_draw
+from invariance_jax.training.optimizers import make_optimizer
+from invariance_jax.training.settings import resolve
+from invariance_jax.training.steps import Networks, init_state, make_step
+
+KEY = jax.random.key(5)
+STEPS = 3
+
+SMALL = {
+    "encoder.width": 7,
+    "encoder.projection": 5,
+    "data.image_size": 6,
+    "data.num_points": 6,
+    "optimizer.learning_rate": 0.3,
+}
+
+
+def tiny_resnet(settings, *, axis_name=None):
+    """A ResNet of one block instead of the encoder that the settings name."""
+
+    def encoder(tangent):
+        return ResNet((1,), False, tangent=tangent, axis_name=axis_name)
+
+    head = ProjectionHead(output=5, axis_name=axis_name)
+    tangent = settings.penalty.batch_statistics
+    return Networks(encoder("coupled"), encoder(tangent), head)
+
+
+class Case:
+    """The parts of a run, in the precision that is enabled."""
+
+    def __init__(self, changes, networks=make_networks):
+        settings = resolve(tiny_config(SMALL | changes))
+        self.settings, self.networks = settings, networks
+        self.transformation = make_transformation(settings)
+        self.optimizer = make_optimizer(settings)
+        self.x = make_examples(settings, "train")
+        # A float array in the widest precision that is enabled.
+        self.x = np.asarray(jnp.asarray(self.x).astype(float))
+        self.draw = make_draw(
+            self.transformation,
+            num_examples=len(self.x),
+            batch_size=settings.batch_size,
+            directions=settings.penalty.directions,
+        )
+
+    def start(self):
+        def init(key):
+            networks = self.networks(self.settings)
+            state = init_state(
+                key, networks, self.transformation, optax.identity(), self.x[:2]
+            )
+            params = jax.tree.map(lambda leaf: leaf.astype(float), state.params)
+            stats = jax.tree.map(lambda leaf: leaf.astype(float), state.batch_stats)
+            return state._replace(
+                params=params, batch_stats=stats, opt_state=self.optimizer.init(params)
+            )
+
+        return jax.tree.map(np.asarray, jax.jit(init)(jax.random.key(1)))
+
+    def step(self, axis_name):
+        networks = self.networks(self.settings, axis_name=axis_name)
+        return make_step(
+            self.settings,
+            networks,
+            self.transformation,
+            self.optimizer,
+            axis_name=axis_name,
+        )
+
+    def on_the_joined_batch(self):
+        """Yields state and metrics after each step, without an axis."""
+        step, state = self.step(None), self.start()
+
+        @jax.jit
+        def advance(state):
+            draws = self.draw(KEY, state.step)
+            return step(state, jnp.asarray(self.x)[draws.indices], draws)
+
+        for _ in range(STEPS):
+            state, metrics = advance(state)
+            yield jax.tree.map(np.asarray, (state, metrics))
+
+    def on_devices(self, count):
+        """Yields state and metrics of one replica after each step."""
+        devices = parallel.local_devices(count)
+        train = parallel.make_train(self.step(parallel.AXIS_NAME), self.draw, devices)
+        state = parallel.replicate(self.start(), devices)
+        data = parallel.replicate(self.x, devices)
+        for _ in range(STEPS):
+            state, metrics = train(state, KEY, data, 1)
+            yield parallel.one_replica((state, metrics))
+
+
+def assert_close(found, expected, tolerance):
+    def check(a, b):
+        size = max(1e-6, float(np.abs(b).max()))
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * size)
+
+    jax.tree.map(check, found, expected)
+
+
+# LARS where the gradient of a bias is 0: adamw would divide its rounding error by itself.
+CASES = {
+    "paper": {},
+    "ratio, two directions, groups within devices": {
+        "optimizer.name": "lars",
+        "penalty.normalization": "batch",
+        "penalty.directions": 2,
+        "batchnorm.group_size": 4,
+    },
+    "held statistics, two directions, groups that span devices": {
+        "penalty.batch_statistics": "example",
+        "penalty.directions": 2,
+        "batchnorm.group_size": 8,
+    },
+    "limit of the batch": {
+        "optimizer.name": "lars",
+        "penalty.batch_limit": 0.3,
+        "penalty.example_limit": None,
+        "penalty.weight": 0.5,
+    },
+}
+
+# Every number of devices for one case, the most telling ones for the others.
+PARITY = [("paper", 1), ("paper", 2)] + [(name, 4) for name in CASES]
+
+
+@functools.cache
+def expected(name):
+    return list(Case(CASES[name]).on_the_joined_batch())
+
+
+@pytest.mark.parametrize(("name", "count"), PARITY)
+def test_devices_give_the_numbers_of_one(x64, name, count):
+    found = Case(CASES[name]).on_devices(count)
+    for (state, metrics), (wanted, terms) in zip(found, expected(name), strict=True):
+        assert_close(metrics, terms, 1e-9)
+        assert_close(state, wanted, 1e-8)
+
+
+def test_the_limit_of_the_batch_is_reached(x64):
+    for _, metrics in expected("limit of the batch"):
+        loss, contrastive, penalty = (
+            metrics[name][0] for name in ("loss", "contrastive", "penalty")
+        )
+        assert penalty > 0.3
+        assert loss == pytest.approx(contrastive + 0.5 * 0.3)
+
+
+def test_devices_give_the_numbers_of_one_for_a_resnet(x64):
+    changes = {"batch_size": 8, "data.image_size": 8, "optimizer.name": "lars"}
+    case = Case(changes, tiny_resnet)
+    found, wanted = case.on_devices(4), case.on_the_joined_batch()
+    for (state, metrics), (joined, terms) in zip(found, wanted, strict=True):
+        assert_close(metrics, terms, 1e-8)
+        assert_close(state, joined, 1e-7)
+
+
+@pytest.fixture(scope="module")
+def float32():
+    """A case in the precision of a run, its mapped steps and its devices."""
+    case, devices = Case({}), parallel.local_devices(2)
+    train = parallel.make_train(case.step(parallel.AXIS_NAME), case.draw, devices)
+    data = parallel.replicate(case.x, devices)
+
+    def advance(state, num_steps):
+        return train(state, KEY, data, num_steps)
+
+    return case, advance, devices
+
+
+def run(float32, calls):
+    case, advance, devices = float32
+    state = parallel.replicate(case.start(), devices)
+    for num_steps in calls:
+        state, _ = advance(state, num_steps)
+    return parallel.one_replica(state)
+
+
+@pytest.mark.parametrize("calls", [[1, 1, 1, 1, 1, 1], [2, 3, 1], [5, 1], [0, 6]])
+def test_steps_per_call_do_not_change_the_numbers(float32, calls):
+    jax.tree.map(np.testing.assert_array_equal, run(float32, calls), run(float32, [6]))
+
+
+def test_metrics_are_sums_over_the_steps_of_a_call(float32):
+    case, advance, devices = float32
+    state = parallel.replicate(case.start(), devices)
+    single = []
+    for _ in range(3):
+        state, metrics = advance(state, 1)
+        single.append(parallel.one_replica(metrics))
+    state = parallel.replicate(case.start(), devices)
+    _, metrics = advance(state, 3)
+    found = parallel.one_replica(metrics)
+    for name, (total, count) in found.items():
+        assert count == 3
+        assert total == pytest.approx(sum(one[name][0] for one in single), rel=1e-6)
+
+
+def test_nothing_is_compiled_after_the_first_call(caplog):
+    case, devices = Case({}), parallel.local_devices(2)
+    train = parallel.make_train(case.step(parallel.AXIS_NAME), case.draw, devices)
+    state = parallel.replicate(case.start(), devices)
+    data = parallel.replicate(case.x, devices)
+
+    def compiled(num_steps):
+        nonlocal state
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level(logging.WARNING):
+            state, _ = train(state, KEY, data, num_steps)
+        return [text for text in caplog.messages if "XLA compilation" in text]
+
+    assert compiled(1)
+    assert not compiled(1)
+    assert not compiled(3)
+
+
+def test_every_replica_ends_with_the_same_state(float32):
+    case, advance, devices = float32
+    state, metrics = advance(parallel.replicate(case.start(), devices), 2)
+    for leaf in jax.tree.leaves((state, metrics)):
+        first, second = np.asarray(leaf)
+        np.testing.assert_array_equal(first, second)
+
+
+def test_what_was_handed_over_stays_when_the_state_is_donated(float32):
+    case, advance, devices = float32
+    state, _ = advance(parallel.replicate(case.start(), devices), 1)
+    host = parallel.one_replica(state)
+    before = jax.tree.map(np.copy, host)
+    for _ in range(3):
+        state, _ = advance(state, 2)
+    jax.block_until_ready(state)
+    jax.tree.map(np.testing.assert_array_equal, host, before)
+
+
+def test_the_state_is_donated(float32):
+    case, advance, devices = float32
+    state = parallel.replicate(case.start(), devices)
+    advance(state, 1)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_replica_comes_back_as_numpy(count):
+    tree = {"a": np.arange(6, dtype=np.int32).reshape(2, 3), "b": np.float32(2)}
+    replicated = parallel.replicate(tree, parallel.local_devices(count))
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(replicated)} == {count}
+    found = parallel.one_replica(replicated)
+    assert all(
+        isinstance(leaf, np.ndarray | np.generic) for leaf in jax.tree.leaves(found)
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, tree)
+    assert found["a"].dtype == np.int32
+
+
+def remember(variables, x, indices, stream):
+    """Two rows per batch: the examples times a variable, and index plus stream."""
+    scaled = variables["factor"] * x[:, 0]
+    return jnp.stack([scaled, (indices + stream).astype(x.dtype)])
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("count", [1, 3, 8, 21])
+def test_a_map_covers_every_example_once_and_in_order(devices, count):
+    mapped = parallel.make_map(remember, parallel.local_devices(devices), axis=1)
+    x = np.arange(100, 100 + count, dtype=np.float32)[:, None]
+    found = mapped({"factor": np.float32(2)}, x, 7, batch_size=2)
+    np.testing.assert_array_equal(found[0], 2 * x[:, 0])
+    np.testing.assert_array_equal(found[1], np.arange(count) + 7)
+
+
+def test_a_map_keeps_within_its_batch_size():
+    sizes = []
+
+    def note(variables, x, indices, stream):
+        sizes.append(len(x))
+        return x
+
+    mapped = parallel.make_map(note, parallel.local_devices(4), axis=0)
+    x = np.arange(30, dtype=np.float32)[:, None]
+    np.testing.assert_array_equal(mapped({}, x, 0, batch_size=3), x)
+    np.testing.assert_array_equal(mapped({}, x[:5], 0, batch_size=3), x[:5])
+    assert {*sizes} == {2, 3}
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_devices_that_are_not_there_are_refused(count):
+    with pytest.raises(ValueError, match=f"asked for {count} devices; expected 1 to 4"):
+        parallel.local_devices(count)
+
+
+def test_all_devices_are_the_default():
+    assert len(parallel.local_devices()) == 4
