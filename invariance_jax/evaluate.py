@@ -82,10 +82,15 @@ def load(
       transformations.
 
     Raises:
-      ValueError: if there is no run or no such checkpoint.
+      ValueError: if there is no run, several seeds, or no such checkpoint.
     """
     config = read_config(workdir)
     settings = resolve(config)
+    if settings.seeds > 1:
+        raise ValueError(
+            f"{workdir} holds {settings.seeds} seeds; load one of them, such as "
+            f"{Path(workdir) / f'seed_{settings.seed}'}."
+        )
     variables = encoder_variables(_restore(settings, Path(workdir), step))
     encoder = make_networks(settings).encoder
 

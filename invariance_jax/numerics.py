@@ -13,7 +13,9 @@ from invariance_jax.types import Array
 
 
 def safe_sqrt(x: Array) -> Array:
-    """Returns the square root of x, 0 with zero derivatives where x is not positive.
+    """Returns the square root of x, 0 with zero derivatives where x is 0 or negative.
+
+    NaN stays NaN, so that a network that has diverged is seen in its loss.
 
     Args:
       x: any shape, values of any sign.
@@ -23,8 +25,8 @@ def safe_sqrt(x: Array) -> Array:
 
     Gradients: with respect to x; zero at and below 0.
     """
-    positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
+    singular = x <= 0  # false for NaN
+    return jnp.where(singular, 0, jnp.sqrt(jnp.where(singular, 1, x)))
 
 
 def safe_norm(x: Array, *, axis: int = -1, keepdims: bool = False) -> Array:

@@ -10,6 +10,12 @@ import pytest
 
 from invariance_jax.training.checkpoints import Checkpoints
 
+# Where one file of a checkpoint cannot be read, orbax closes its event loop before its
+# threads have told that loop about the other files.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning"
+)
+
 
 class State(NamedTuple):
     step: np.ndarray

@@ -40,6 +40,14 @@ def test_values_equal_numpy(x64: None) -> None:
     np.testing.assert_allclose(jnp.sum(l2_normalize(x, axis=0) ** 2, axis=0), 1)
 
 
+def test_nan_stays_nan() -> None:
+    nan = jnp.full((1, 2), jnp.nan)
+    for found in (safe_sqrt(nan), safe_norm(nan), safe_divide(nan, nan)):
+        assert jnp.isnan(found).all()
+    assert jnp.isnan(l2_normalize(nan)).all()
+    assert jnp.isnan(safe_divide(jnp.ones(1), nan[0, :1])).all()
+
+
 def test_values_at_the_singular_point_are_zero() -> None:
     np.testing.assert_array_equal(safe_sqrt(jnp.array([0.0, -4.0, 4.0])), [0, 0, 2])
     np.testing.assert_array_equal(safe_norm(jnp.zeros((2, 3))), [0, 0])

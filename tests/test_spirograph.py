@@ -268,8 +268,8 @@ def test_any_split_renders_the_same_images(targets: tuple) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("targets", [TARGETS, ("h", "bback")], ids="-".join)
-def test_transformation_passes_the_check(targets: tuple) -> None:
+def test_transformation_of_other_targets_passes_the_check() -> None:
+    targets = ("h", "bback")
     transformation = make_transformation(targets=targets, image_size=8)
     columns = [PARAMETERS.index(name) for name in targets]
     x = jnp.asarray(make_parameters(3, dtype=np.float32)[:, columns])

@@ -1,0 +1,351 @@
+"""The training program: it learns, it logs, and it continues as if never stopped."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from invariance_jax import train
+from invariance_jax.training import parallel
+from invariance_jax.training.checkpoints import Checkpoints
+from invariance_jax.training.metrics import MetricsWriter
+from invariance_jax.training.optimizers import make_schedule
+from invariance_jax.training.settings import resolve
+
+# Where one file of a checkpoint cannot be read, orbax closes its event loop before its
+# threads have told that loop about the other files.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning"
+)
+
+SMOKE = {
+    "steps": 60,
+    "optimizer.learning_rate": 0.3,
+    "checkpoints.every_steps": 15,
+    "checkpoints.keep": 1,
+    "checkpoints.keep_every_steps": 30,
+    "logging.probe_every_steps": 20,
+}
+
+TIMING = ("examples_per_second", "seconds")
+
+
+class Stop(Exception):
+    """Stands for a machine that goes away."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Keeps compiled programs on the disk, since every start builds them anew."""
+    names = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The work directory of a whole run."""
+    workdir = tmp_path_factory.mktemp("smoke") / "run"
+    train.run(tiny_config(SMOKE), workdir)
+    return workdir
+
+
+def rows(workdir):
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def without_timing(workdir):
+    return [
+        {name: value for name, value in row.items() if name not in TIMING}
+        for row in rows(workdir)
+    ]
+
+
+def checkpoint_steps(workdir):
+    checkpoints = Checkpoints(workdir)
+    found = checkpoints.steps()
+    checkpoints.close()
+    return found
+
+
+def final_state(workdir, changes=SMOKE):
+    checkpoints = Checkpoints(workdir)
+    like = train.initial_state(resolve(tiny_config(changes)))
+    state = checkpoints.restore(like)
+    checkpoints.close()
+    return state
+
+
+def assert_same_run(workdir, other):
+    jax.tree.map(
+        np.testing.assert_array_equal, final_state(workdir), final_state(other)
+    )
+    assert without_timing(workdir) == without_timing(other)
+
+
+def test_the_loss_goes_down(smoke):
+    losses = [row["loss"] for row in rows(smoke) if "loss" in row]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.3
+
+
+def test_the_probe_gets_better(smoke):
+    errors = [row["probe_mse"] for row in rows(smoke) if "probe_mse" in row]
+    variances = [
+        row["variance_normalized"] for row in rows(smoke) if "probe_mse" in row
+    ]
+    assert errors[-1] < errors[0]
+    assert all(0 < value < 1.1 for value in variances)
+
+
+def test_rows_come_at_their_steps(smoke):
+    found = rows(smoke)
+    assert [row["step"] for row in found if "loss" in row] == list(range(5, 65, 5))
+    assert [row["step"] for row in found if "probe_mse" in row] == [20, 40, 60]
+
+
+def test_a_row_holds_loss_penalty_rate_and_speed(smoke):
+    settings = resolve(tiny_config(SMOKE))
+    schedule = make_schedule(settings)
+    found = [row for row in rows(smoke) if "loss" in row]
+    for row in found:
+        expected = row["contrastive"] + 0.1 * row["penalty"]
+        assert row["loss"] == pytest.approx(expected, rel=1e-5)
+        assert row["learning_rate"] == pytest.approx(float(schedule(row["step"] - 1)))
+    # The step that compiles tells nothing about the speed.
+    assert found[0]["examples_per_second"] is None
+    assert all(row["examples_per_second"] > 0 for row in found[1:])
+
+
+def test_checkpoints_along_the_way_are_kept(smoke):
+    assert checkpoint_steps(smoke) == [30, 60]
+
+
+def test_a_run_leaves_what_is_promised_and_nothing_else(smoke):
+    assert {path.name for path in smoke.iterdir()} == {
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+    }
+
+
+@pytest.mark.parametrize("stop", [5, 15, 20, 35, 60])
+def test_a_run_that_was_stopped_continues_to_the_same_numbers(
+    smoke, tmp_path, monkeypatch, stop
+):
+    """The machine goes away after the rows of a step, before its checkpoint."""
+    write = MetricsWriter.write
+
+    def stopped(writer, step, values):
+        write(writer, step, values)
+        if step == stop:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsWriter, "write", stopped)
+        with pytest.raises(Stop):
+            train.run(tiny_config(SMOKE), tmp_path)
+    assert max(checkpoint_steps(tmp_path), default=0) < stop
+    train.run(tiny_config(SMOKE), tmp_path)
+    assert_same_run(tmp_path, smoke)
+
+
+@pytest.mark.parametrize("stop", [15, 45, 60])
+def test_a_run_continues_from_every_checkpoint(smoke, tmp_path, monkeypatch, stop):
+    """The machine goes away as soon as a checkpoint is whole."""
+    save = Checkpoints.save
+
+    def stopped(checkpoints, step, state):
+        save(checkpoints, step, state)
+        if step == stop:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", stopped)
+        with pytest.raises(Stop):
+            train.run(tiny_config(SMOKE), tmp_path)
+    assert max(checkpoint_steps(tmp_path)) == stop
+    train.run(tiny_config(SMOKE), tmp_path)
+    assert_same_run(tmp_path, smoke)
+
+
+def test_calls_and_rows_may_change_when_a_run_continues(smoke, tmp_path):
+    workdir = Path(shutil.copytree(smoke, tmp_path / "run"))
+    shutil.rmtree(workdir / "checkpoints" / "60")
+    changes = {"steps_per_call": 2, "logging.every_steps": 30}
+    train.run(tiny_config(SMOKE | changes), workdir)
+    found, expected = final_state(workdir), final_state(smoke)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_finished_run_is_left_alone(smoke, tmp_path, caplog):
+    workdir = Path(shutil.copytree(smoke, tmp_path / "run"))
+    with caplog.at_level(logging.INFO):
+        train.run(tiny_config(SMOKE), workdir)
+    assert "resumed at step 60" in caplog.text
+    assert rows(workdir) == rows(smoke)
+    assert checkpoint_steps(workdir) == checkpoint_steps(smoke)
+
+
+def test_another_training_key_is_refused_and_nothing_changes(smoke):
+    before = {path: path.stat().st_mtime_ns for path in smoke.rglob("*")}
+    with pytest.raises(ValueError, match=r"holds a run with penalty\.weight = 0\.1"):
+        train.run(tiny_config(SMOKE | {"penalty.weight": 0.2}), smoke)
+    assert {path: path.stat().st_mtime_ns for path in smoke.rglob("*")} == before
+
+
+def test_a_torn_checkpoint_stops_the_run_by_name(smoke, tmp_path):
+    workdir = Path(shutil.copytree(smoke, tmp_path / "run"))
+    newest = workdir / "checkpoints" / "60"
+    for path in newest.rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"the checkpoint {newest} cannot be read"):
+        train.run(tiny_config(SMOKE), workdir)
+    assert rows(workdir) == rows(smoke)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"penalty.weight": -1.0}, r"penalty\.weight is -1\.0"),
+        ({"batch_size": 18}, "expected a multiple of the 4 devices"),
+        ({"seeds": 2, "temperature": 0.0}, "temperature is 0.0"),
+    ],
+)
+def test_bad_settings_stop_before_anything_is_written(tmp_path, changes, expected):
+    with pytest.raises(ValueError, match=expected):
+        train.run(tiny_config(changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path):
+    # The first step has rate 0, the second makes the parameters huge.
+    changes = {
+        "optimizer.learning_rate": 1e38,
+        "optimizer.warmup_fraction": 0.5,
+        "logging.every_steps": 1,
+        "logging.probe_every_steps": 0,
+        "checkpoints.every_steps": 1,
+    }
+    with pytest.raises(FloatingPointError, match=r"between steps 2 and 3; lower"):
+        train.run(tiny_config(changes), tmp_path)
+    assert checkpoint_steps(tmp_path) == [1, 2]
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+    # With rarer rows the interval is wider, and no checkpoint comes within it.
+    changes |= {"logging.every_steps": 7, "checkpoints.every_steps": 20}
+    with pytest.raises(FloatingPointError, match=r"between steps 2 and 7; lower"):
+        train.run(tiny_config(changes), tmp_path)
+    assert checkpoint_steps(tmp_path) == [1, 2]
+    assert int(final_state(tmp_path, changes).step) == 2
+
+
+class Bar:
+    """What the rows need of a progress bar."""
+
+    def __init__(self):
+        self.n, self.shown = 0, {}
+
+    def update(self, count):
+        self.n += count
+
+    def set_postfix(self, shown, refresh):
+        self.shown = shown
+
+
+class Writer:
+    """Keeps the rows."""
+
+    def __init__(self):
+        self.rows = []
+
+    def write(self, step, values):
+        self.rows.append((step, values))
+
+
+@pytest.fixture
+def log():
+    writer, bar = Writer(), Bar()
+    settings = resolve(tiny_config())
+    return train._Rows(settings, writer, bar, first_step=4), writer, bar
+
+
+def sums(loss, count):
+    names = ("loss", "contrastive", "penalty")
+    one = {name: (np.float32(loss * count), np.float32(count)) for name in names}
+    return parallel.replicate(one, parallel.local_devices(2))
+
+
+def test_a_row_is_the_mean_over_its_steps(log):
+    log, writer, _ = log
+    log.add(sums(1.0, 3))
+    log.add(sums(5.0, 1))
+    log.write(8)
+    ((step, values),) = writer.rows
+    assert (step, values["loss"]) == (8, 2.0)
+
+
+def test_the_bar_shows_loss_penalty_and_speed(log):
+    log, _, bar = log
+    for step in (6, 9):
+        log.add(sums(1.5, 1))
+        log.write(step)
+    assert bar.n == 5
+    assert {*bar.shown} == {"loss", "penalty", "examples/s"}
+    assert bar.shown["loss"] == "1.5"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_names_its_steps(log, bad):
+    log, writer, _ = log
+    log.add(sums(1.0, 2))
+    log.write(6)
+    log.add(sums(bad, 2))
+    with pytest.raises(
+        FloatingPointError, match=r"is not finite between steps 6 and 8"
+    ):
+        log.write(8)
+    assert len(writer.rows) == 1
+
+
+def test_calls_end_where_something_is_due():
+    changes = {
+        "steps": 23,
+        "steps_per_call": 6,
+        "logging.every_steps": 10,
+        "logging.probe_every_steps": 0,
+        "checkpoints.every_steps": 15,
+    }
+    settings = resolve(tiny_config(changes))
+    assert list(train.boundaries(settings, 0)) == [6, 10, 12, 15, 18, 20, 23]
+
+
+def test_calls_of_a_run_that_continues_are_those_of_the_whole_run():
+    settings = resolve(tiny_config({"steps": 97, "steps_per_call": 7}))
+    whole = list(train.boundaries(settings, 0))
+    assert whole[-1] == 97
+    for number, step in enumerate(whole):
+        assert list(train.boundaries(settings, step)) == whole[number + 1 :]
+
+
+def test_the_initial_state_depends_on_the_seed_alone():
+    first, again, other = (
+        train.initial_state(resolve(tiny_config({"seed": seed}))) for seed in (0, 0, 1)
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    kernels = [state.params["encoder"]["dense1"]["kernel"] for state in (first, other)]
+    assert not np.allclose(*kernels)
