@@ -174,7 +174,7 @@ def test_views_and_directions_are_independent(many):
     correlation = np.corrcoef(columns)
     bound = 5 / np.sqrt(columns.shape[1])
     assert np.abs(correlation[0, 1]) < bound
-    # Ends are reflected about the first view, so they go with it but not with the other.
+    # Ends are reflected about the first view: they go with it, not with the second.
     assert np.abs(correlation[1, 2:]).max() < bound
 
 

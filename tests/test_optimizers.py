@@ -36,7 +36,7 @@ def of_reference(reference, suffix):
 
 
 def slices(tree, count):
-    return [jax.tree.map(lambda leaf: leaf[i], tree) for i in range(count)]
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -145,9 +145,7 @@ def test_the_optimizer_is_the_one_that_is_named(name):
     settings = resolve(tiny_config(changes))
     schedule = make_schedule(settings)
     expected = {
-        "lars": lars(
-            schedule, weight_decay=0.1, momentum=0.9, trust_coefficient=1e-3
-        ),
+        "lars": lars(schedule, weight_decay=0.1, momentum=0.9, trust_coefficient=1e-3),
         "adamw": optax.adamw(schedule, weight_decay=0.1),
     }[name]
     p = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.zeros(3)}

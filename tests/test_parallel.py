@@ -120,7 +120,7 @@ def assert_close(found, expected, tolerance):
     jax.tree.map(check, found, expected)
 
 
-# LARS where the gradient of a bias is 0: adamw would divide its rounding error by itself.
+# LARS where the gradient of a bias is 0: adamw would scale its rounding error up.
 CASES = {
     "paper": {},
     "ratio, two directions, groups within devices": {

@@ -164,7 +164,9 @@ def test_a_newer_format_may_say_nothing_else(tmp_path):
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", '{"format": 1, "conf', "[]", "{}", '{"format": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", '{"format": 1, "conf', "[]", "{}", '{"format": 1}']
+)
 def test_a_damaged_configuration_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json") as caught:

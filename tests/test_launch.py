@@ -1,0 +1,191 @@
+"""The command line as a newcomer uses it, each time in a process of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "--config=configs/spirograph.py:smoke"
+
+SMALL = [
+    f"--config.{change}"
+    for change in (
+        "batch_size=16",
+        "steps=10",
+        "encoder.width=16",
+        "encoder.depth=2",
+        "data.train_examples=200",
+        "data.validation_examples=60",
+        "data.test_examples=70",
+        "data.image_size=8",
+        "data.num_points=10",
+        "checkpoints.every_steps=5",
+        "checkpoints.keep_every_steps=5",
+        "logging.every_steps=5",
+        "logging.probe_every_steps=10",
+        "penalty.batch_limit=1000",
+        "evaluation.num_views=(1,2)",
+        "evaluation.variance_views=3",
+    )
+]
+
+
+def launch(*arguments):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.run(
+        [sys.executable, "launch.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def contents(folder):
+    """Returns name -> bytes of every file."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A whole run: its work directory and what the process said."""
+    workdir = tmp_path_factory.mktemp("runs") / "first"
+    return workdir, launch(CONFIG, f"--workdir={workdir}", *SMALL)
+
+
+def test_a_whole_run_succeeds(whole):
+    assert whole[1].returncode == 0, whole[1].stderr
+
+
+def test_a_whole_run_prints_the_result_table(whole):
+    output = whole[1].stdout
+    assert "Mean squared error" in output
+    assert "variance.normalized" in output
+    assert output.rstrip().endswith(f"report: {whole[0] / 'report.html'}")
+
+
+def test_a_whole_run_says_each_thing_once(whole):
+    assert whole[1].stderr.count("initialized from the seed") == 1
+    assert "Warning" not in whole[1].stderr
+
+
+def test_a_whole_run_shows_its_progress(whole):
+    for word in ("10/10", "loss=", "penalty=", "examples/s="):
+        assert word in whole[1].stderr
+
+
+def test_a_whole_run_leaves_what_is_promised(whole):
+    assert {path.name for path in whole[0].iterdir()} == {
+        "checkpoints",
+        "config.json",
+        "figures",
+        "metrics.jsonl",
+        "report.html",
+        "results.json",
+        "samples.npz",
+        "tables",
+        "tensorboard",
+    }
+
+
+def test_what_was_given_is_what_was_run(whole):
+    content = json.loads((whole[0] / "config.json").read_text())
+    assert content["config"]["penalty"]["batch_limit"] == 1000.0
+    assert content["config"]["evaluation"]["num_views"] == [1, 2]
+    assert content["derived"]["steps"] == 10
+    assert "--config.steps=10" in content["command"]
+    steps = {path.name for path in (whole[0] / "checkpoints").iterdir()}
+    assert {"5", "10"} <= steps
+
+
+def test_an_evaluation_needs_no_configuration(whole, tmp_path):
+    workdir = Path(shutil.copytree(whole[0], tmp_path / "run"))
+    before = json.loads((workdir / "results.json").read_text())
+    (workdir / "results.json").unlink()
+    done = launch("--mode=evaluate", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    after = json.loads((workdir / "results.json").read_text())
+    assert after["summary"] == before["summary"]
+    assert "Mean squared error" in done.stdout
+
+
+def test_a_report_compares_two_runs(whole, tmp_path):
+    second = shutil.copytree(whole[0], tmp_path / "second")
+    out = tmp_path / "both"
+    done = launch("--mode=report", f"--workdir={whole[0]},{second}", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    text = (out / "report.html").read_text()
+    assert "first" in text and "second" in text
+
+
+def test_another_training_key_is_refused_and_nothing_changes(whole):
+    before = contents(whole[0])
+    done = launch(
+        CONFIG, f"--workdir={whole[0]}", *SMALL, "--config.penalty.weight=0.7"
+    )
+    assert_one_line(done, f"{whole[0]} holds a run with penalty.weight = ", "found 0.7")
+    assert contents(whole[0]) == before
+
+
+def assert_one_line(done, *expected):
+    assert done.returncode not in (0, None)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    for text in expected:
+        assert text in line
+
+
+MISTAKES = {
+    "mistyped key": (
+        [CONFIG, "--config.penalty.wieght=1"],
+        ["--config.penalty.wieght", "the closest is --config.penalty.weight"],
+    ),
+    "mistyped section": (
+        ["--config", "configs/spirograph.py:smoke", "--config.optimiser.name", "lars"],
+        ["the closest is --config.optimizer.name"],
+    ),
+    "wrong type": ([CONFIG, "--config.batch_size=2.5"], ["config.batch_size=2.5"]),
+    "wrong type of an optional key": (
+        [CONFIG, "--config.penalty.batch_limit=much"],
+        ["config.penalty.batch_limit=much"],
+    ),
+    "wrong value": (
+        [CONFIG, "--config.evaluation.num_views=(0,1)"],
+        ["evaluation.num_views is (0, 1); expected"],
+    ),
+    "unknown variant": (
+        ["--config=configs/spirograph.py:quikc"],
+        ["'quikc'; expected one of", "quick", "smoke"],
+    ),
+    "no such file": (["--config=configs/none.py"], ["configs/none.py"]),
+    "unknown flag": ([CONFIG, "--wrokdir=a"], ["wrokdir"]),
+    "unknown mode": ([CONFIG, "--mode=trian"], ["mode=trian", "train"]),
+    "no configuration": ([], ["--config is missing"]),
+    "a word too many": ([CONFIG, "now"], ["unexpected argument 'now'"]),
+    "nothing to evaluate": (["--mode=evaluate"], ["holds no run"]),
+    "nothing to report": (["--mode=report"], ["does not exist"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, name):
+    arguments, expected = MISTAKES[name]
+    workdir = tmp_path / "run"
+    done = launch(*arguments, f"--workdir={workdir}")
+    assert_one_line(done, *expected)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_work_directory_is_asked_for():
+    assert_one_line(launch(CONFIG), "--workdir is missing")
