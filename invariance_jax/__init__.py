@@ -52,8 +52,8 @@ def load(
       representations `[B, D]`, normalization of the images included.
 
     Raises:
-      FileNotFoundError: if workdir holds no run or no checkpoint of that step.
-      ValueError: if the run was written by another version of the format.
+      ValueError: if workdir holds no run or no checkpoint of that step, or the run was
+        written by a newer version.
     """
     # Imported here so that `import invariance_jax` stays quick.
     from invariance_jax import evaluate
