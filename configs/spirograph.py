@@ -3,8 +3,8 @@
     python launch.py --config=configs/spirograph.py[:variant] --workdir=runs/NAME
 
 Variants (mean MSE over the targets, test split; M views averaged):
-  paper (default): the paper's run, ResNet-18, 50 epochs, LARS, batch 512. One GPU; not
-    yet run.
+  paper (default): the paper's run, ResNet-18, 50 epochs, LARS, batch 512. One GPU.
+    M = 1, M = 30: not yet run.
   quick: MLP 3 x 512 with the penalty, on two CPU cores; 3 to 6 minutes, as busy as they
     are. M = 1: .00440 +- .00005, M = 8: .00140 +- .00004, n = 3 seeds.
   cpu: MLP 3 x 1024 without the penalty, the best that two CPU cores do in half an hour;
