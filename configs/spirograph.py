@@ -56,7 +56,7 @@ def _quick(config: ConfigDict) -> None:
 
 def _cpu(config: ConfigDict) -> None:
     _mlp(config)
-    config.steps = 9000
+    config.steps = 11_000
     config.encoder.width = 1024
     config.penalty.weight = 0.0
 
