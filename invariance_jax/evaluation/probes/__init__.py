@@ -1,0 +1,42 @@
+"""Probes on frozen representations: ridge, logistic, neighbours, and their metrics.
+
+The protocol of Foster, Pukdee, Rainforth (ICLR 2021): linear models on unnormalized
+features, the bias without a penalty. Deviation: the authors run 500 steps of L-BFGS,
+which may stop before the minimum; the probes here are fitted to it and may score lower
+losses on the same features. Everything works on the dtype it is given; matrix products
+are made in full precision on every device.
+"""
+
+from invariance_jax.evaluation.probes.linear import (
+    LinearProbe,
+    average_probabilities,
+    predict,
+)
+from invariance_jax.evaluation.probes.logistic import (
+    LogisticObjective,
+    fit_logistic,
+    logistic_objective,
+)
+from invariance_jax.evaluation.probes.metrics import (
+    accuracy,
+    cross_entropy,
+    mean_squared_error,
+    r_squared,
+)
+from invariance_jax.evaluation.probes.neighbours import knn_accuracy
+from invariance_jax.evaluation.probes.ridge import fit_ridge
+
+__all__ = [
+    "LinearProbe",
+    "LogisticObjective",
+    "accuracy",
+    "average_probabilities",
+    "cross_entropy",
+    "fit_logistic",
+    "fit_ridge",
+    "knn_accuracy",
+    "logistic_objective",
+    "mean_squared_error",
+    "predict",
+    "r_squared",
+]

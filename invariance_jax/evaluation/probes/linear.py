@@ -1,0 +1,100 @@
+"""The linear map that ridge and logistic regression fit, and its predictions."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from invariance_jax.evaluation.probes.checks import check_matrix
+from invariance_jax.types import Array
+
+
+class LinearProbe(NamedTuple):
+    """A linear map of representations.
+
+    Attributes:
+      kernel: `[D, T]` (or `[D, C]` for classes), target units (or logits) per
+        representation unit.
+      bias: `[T]` (or `[C]`), target units (or logits).
+    """
+
+    kernel: Array
+    bias: Array
+
+
+def predict(probe: LinearProbe, h: Array) -> Array:
+    """Returns `h kernel + bias`, the predictions of a linear probe.
+
+    Args:
+      probe: kernel `[D, T]`, bias `[T]`; or C for T.
+      h: float `[B, D]`, representations.
+
+    Returns:
+      `[B, T]`, target units; `[B, C]`, logits, for a probe of classes.
+
+    Raises:
+      ValueError: if the shapes of the kernel, the bias and h do not fit.
+
+    Gradients: with respect to probe and h.
+    """
+    check_matrix(h, name="h", expected="[B, D], representations")
+    check_matrix(probe.kernel, name="probe.kernel", expected="[D, T]")
+    num_features, num_targets = probe.kernel.shape
+    if h.shape[1] != num_features or probe.bias.shape != (num_targets,):
+        raise ValueError(
+            f"h must be [B, {num_features}] and probe.bias [{num_targets}] for a "
+            f"kernel [{num_features}, {num_targets}], but they are {list(h.shape)} "
+            f"and {list(probe.bias.shape)}."
+        )
+    return exact_dot(h, probe.kernel) + probe.bias[None]
+
+
+def average_probabilities(logits: Array) -> Array:
+    """Returns the logarithm of the class probabilities averaged over views.
+
+    Computes `log (1/M) sum_m softmax(logits_m)`, the ensemble of one probe's
+    predictions over M views, beside which stands feature averaging: one prediction
+    from the mean representation. `accuracy` and `cross_entropy` take the result as
+    logits. A regression's ensemble is the plain mean of the predictions.
+
+    Args:
+      logits: float `[M, B, C]`; logarithms of probabilities are logits too.
+
+    Returns:
+      `[B, C]`, logarithms of probabilities that sum to 1, the dtype of the logits.
+
+    Raises:
+      ValueError: if the logits are not `[M, B, C]` with M and C of 1 or more.
+
+    Gradients: with respect to the logits.
+    """
+    chex.assert_rank(
+        logits,
+        3,
+        custom_message="logits must be [M, B, C]",
+        exception_type=ValueError,
+    )
+    if logits.shape[0] == 0 or logits.shape[2] == 0:
+        raise ValueError(
+            "logits must be [M, B, C] with M >= 1 views and C >= 1 classes, but are "
+            f"{list(logits.shape)}."
+        )
+    log_probabilities = jax.nn.log_softmax(logits, axis=2)
+    total = jax.nn.logsumexp(log_probabilities, axis=0)
+    return total - jnp.log(jnp.asarray(logits.shape[0], total.dtype))
+
+
+def exact_dot(a: Array, b: Array) -> Array:
+    """Returns the matrix product, in the full precision of the dtype on every device.
+
+    Args:
+      a: matrix.
+      b: matrix, with as many rows as a has columns.
+
+    Returns:
+      The matrix `a b`.
+
+    Gradients: with respect to both.
+    """
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,135 @@
+"""Nearest neighbours: how well similar representations share a class, nothing fitted.
+
+Cosine similarity; the weights `exp(similarity / temperature)` are those of Wu et al.
+(2018), *Unsupervised Feature Learning via Non-Parametric Instance Discrimination*.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from invariance_jax.evaluation.probes.checks import check_labels, check_representations
+from invariance_jax.evaluation.probes.linear import exact_dot
+from invariance_jax.numerics import l2_normalize
+from invariance_jax.types import Array
+
+# Entries of the largest array of one chunk of test examples, 64 MB in float32.
+_CHUNK_ENTRIES = 2**24
+
+
+def knn_accuracy(
+    h: Array,
+    labels: Array,
+    h_test: Array,
+    labels_test: Array,
+    *,
+    k: int,
+    temperature: float | Array | None = None,
+) -> Array:
+    """Returns the share of test examples that the vote of their neighbours classifies.
+
+    The k training examples of largest cosine similarity vote, with weight 1 or
+    `exp(similarity / temperature)`. The class with the largest sum is the prediction;
+    of classes that tie, the one with the nearest neighbour; of neighbours that tie, the
+    one that comes first. A representation of length 0 has similarity 0 to all.
+
+    Args:
+      h: float `[B, D]`, representations of the training examples.
+      labels: integer `[B]`, their classes, of any values.
+      h_test: float `[B, D]`, representations of the test examples, B their own number.
+      labels_test: integer `[B]`, their classes.
+      k: neighbours, from 1 to the number of training examples.
+      temperature: of the weights, above 0, usually 0.07; None for weights of 1; may be
+        traced.
+
+    Returns:
+      `[]`, in [0, 1], the common dtype of h and h_test, at least float32; NaN where a
+      representation is.
+
+    Raises:
+      ValueError: if shapes or dtypes disagree, if k is not an integer in range, or if
+        the temperature is not a number or, unless traced, not above 0.
+
+    Gradients: none, it is constant between ties.
+    Cost: one matrix product of the two sets; test examples are taken in chunks, so
+      that memory beside h and h_test does not grow with their number.
+    """
+    _check_sets(h, labels, h_test, labels_test)
+    _check_settings(k, temperature, h.shape[0])
+    return _share_of_correct(h, labels, h_test, labels_test, temperature, k=k)
+
+
+@partial(jax.jit, static_argnames="k")
+def _share_of_correct(
+    h: Array,
+    labels: Array,
+    h_test: Array,
+    labels_test: Array,
+    temperature: float | Array | None,
+    *,
+    k: int,
+) -> Array:
+    dtype = jnp.promote_types(jnp.promote_types(h.dtype, h_test.dtype), jnp.float32)
+    h, h_test = (l2_normalize(rows.astype(dtype)) for rows in (h, h_test))
+
+    def is_correct(example: tuple[Array, Array]) -> Array:
+        row, label = example
+        similarity = exact_dot(h, row[:, None])[:, 0]
+        nearest, indices = jax.lax.top_k(similarity, k)
+        correct = _vote(nearest, labels[indices], temperature) == label
+        undefined = jnp.isnan(jnp.sum(similarity))
+        return jnp.where(undefined, jnp.nan, correct.astype(dtype))
+
+    chunk = max(1, min(h_test.shape[0], _CHUNK_ENTRIES // max(h.shape[0], k * k)))
+    return jnp.mean(jax.lax.map(is_correct, (h_test, labels_test), batch_size=chunk))
+
+
+def _vote(
+    similarity: Array, classes: Array, temperature: float | Array | None
+) -> Array:
+    """Returns the class with the most weight, of k neighbours, the nearest first."""
+    if temperature is None:
+        weight = jnp.ones_like(similarity)
+    else:
+        # Relative to the nearest: the weights of a low temperature overflow.
+        weight = jnp.exp((similarity - similarity[:1]) / temperature)
+    same = classes[:, None] == classes[None, :]
+    # Per neighbour, not per class: needs no number of classes, and argmax takes the
+    # first, which is the nearest.
+    votes = jnp.sum(jnp.where(same, weight[None, :], 0), axis=1)
+    return classes[jnp.argmax(votes)]
+
+
+def _check_sets(h: Array, labels: Array, h_test: Array, labels_test: Array) -> None:
+    for rows, classes, suffix in ((h, labels, ""), (h_test, labels_test, "_test")):
+        check_representations(rows, name=f"h{suffix}")
+        check_labels(
+            classes,
+            num_examples=rows.shape[0],
+            num_classes=None,
+            name=f"labels{suffix}",
+        )
+    if h.shape[1] != h_test.shape[1]:
+        raise ValueError(
+            f"h and h_test must have the same features, but have {h.shape[1]} and "
+            f"{h_test.shape[1]}."
+        )
+
+
+def _check_settings(
+    k: int, temperature: float | Array | None, num_examples: int
+) -> None:
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= num_examples:
+        raise ValueError(
+            f"k must be an integer from 1 to {num_examples}, the number of training "
+            f"examples, not {k!r}."
+        )
+    if temperature is None:
+        return
+    if jnp.ndim(temperature) != 0:
+        raise ValueError(
+            f"temperature must be a number, but has shape {jnp.shape(temperature)}."
+        )
+    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+        raise ValueError(f"temperature must be above 0, not {temperature}.")

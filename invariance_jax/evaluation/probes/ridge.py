@@ -1,0 +1,94 @@
+"""Linear regression in closed form.
+
+A Gram matrix squares the condition number of the features, so fit in float64 where
+features are nearly collinear.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from invariance_jax.evaluation.probes.checks import check_l2, check_matrix
+from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot
+from invariance_jax.types import Array
+
+
+def fit_ridge(h: Array, y: Array, *, l2: float | Array) -> LinearProbe:
+    """Returns the linear probe of least penalized squared error.
+
+    Minimizes `mean_{b,t} (h kernel + bias - y)^2 + l2 sum(kernel^2)` over kernel and
+    bias: of centred h, y and `G = h' h / B`, `kernel = (G + T l2 I)^-1 h' y / B` (tall,
+    D <= B) or the same through `h h' / B` (wide, D > B). One eigendecomposition, of
+    size n = min(B, D), serves all targets.
+
+    Directions of an eigenvalue s with `s + T l2 <= n eps max(s)`, eps that of the dtype
+    (1.2e-7 for float32, 2.2e-16 for float64), cannot be told from rounding and get
+    coefficient 0. With l2 = 0 this is the solution of minimum norm of a singular
+    system; an l2 above that cut-off drops nothing.
+
+    Args:
+      h: float `[B, D]`, representations.
+      y: float `[B, T]`, regression targets.
+      l2: weight of the penalty on the kernel, 0 or more; may be traced.
+
+    Returns:
+      `LinearProbe`, the common dtype of h and y, at least float32.
+
+    Raises:
+      ValueError: if h or y is not a matrix, if their lengths differ or are 0, or if l2
+        is not a number or, unless traced, is negative.
+
+    Gradients: not meant for them: undefined where eigenvalues of `G` coincide.
+    Cost: `B D min(B, D)` for the Gram matrix, `min(B, D)^3` for its eigenvectors; one
+      copy of h.
+    """
+    check_matrix(h, name="h", expected="[B, D], representations")
+    check_matrix(y, name="y", expected="[B, T], targets")
+    if h.shape[0] != y.shape[0] or h.shape[0] == 0:
+        raise ValueError(
+            "h and y must have one row per example, at least one, but have "
+            f"{h.shape[0]} and {y.shape[0]} rows."
+        )
+    check_l2(l2=l2)
+    dtype = jnp.promote_types(jnp.promote_types(h.dtype, y.dtype), jnp.float32)
+    solution = _solve_ridge(h.astype(dtype), y.astype(dtype), jnp.asarray(l2, dtype))
+    return LinearProbe(*solution)
+
+
+@jax.jit  # One fused copy of h; eagerly, each of the steps below would make its own.
+def _solve_ridge(h: Array, y: Array, l2: Array) -> LinearProbe:
+    batch_size, num_features = h.shape
+    h_mean = jnp.mean(h, axis=0, keepdims=True)
+    y_mean = jnp.mean(y, axis=0, keepdims=True)
+    h, y = h - h_mean, y - y_mean
+    # A common scale keeps the squares of tiny or huge features inside the float range.
+    largest = jnp.max(jnp.abs(h), initial=0)
+    scale = jnp.where(largest == 0, 1, largest)
+    h = h / scale
+    ridge = y.shape[1] * (l2 / scale) / scale
+    if num_features <= batch_size:
+        values, vectors = _eigh(exact_dot(h.T, h) / batch_size)
+        weights = _invert(values, ridge)
+        rotated = exact_dot(vectors.T, exact_dot(h.T, y) / batch_size)
+        kernel = exact_dot(vectors, weights[:, None] * rotated)
+    else:
+        values, vectors = _eigh(exact_dot(h, h.T) / batch_size)
+        weights = _invert(values, ridge)
+        rotated = exact_dot(vectors.T, y / batch_size)
+        kernel = exact_dot(h.T, exact_dot(vectors, weights[:, None] * rotated))
+    kernel = kernel / scale
+    return LinearProbe(kernel, (y_mean - exact_dot(h_mean, kernel))[0])
+
+
+def _eigh(gram: Array) -> tuple[Array, Array]:
+    values, vectors = jnp.linalg.eigh(gram)
+    return jnp.maximum(values, 0), vectors  # Rounding makes zeros negative.
+
+
+def _invert(values: Array, ridge: Array) -> Array:
+    """Returns 1 / (values + ridge), 0 where that is below the cut-off."""
+    cutoff = values.shape[0] * np.finfo(values.dtype).eps * jnp.max(values, initial=0)
+    regularized = values + ridge
+    # Written so that a NaN passes: it must not look like a dropped direction.
+    dropped = regularized <= cutoff
+    return jnp.where(dropped, 0, 1 / jnp.where(dropped, 1, regularized))

@@ -1,0 +1,151 @@
+"""kNN accuracy: votes counted by loops, scikit-learn, ties, chunks, bad input."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+from invariance_jax.evaluation.probes import knn_accuracy, neighbours
+
+
+def make_sets(num_train=60, num_test=23, num_features=5, num_classes=4, seed=0):
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(num_classes, num_features))
+    sets = []
+    for count in (num_train, num_test):
+        labels = generator.integers(0, num_classes, count)
+        noise = generator.normal(size=(count, num_features))
+        sets += [np.float32(centres[labels] + noise), labels.astype(np.int32)]
+    return sets
+
+
+def oracle(h, labels, h_test, labels_test, k, temperature):
+    """The accuracy of one vote after another."""
+    correct = 0
+    for row, truth in zip(np.float64(h_test), labels_test, strict=True):
+        similarity = [
+            float(row @ other / np.linalg.norm(row) / np.linalg.norm(other))
+            for other in np.float64(h)
+        ]
+        order = sorted(range(len(h)), key=lambda i: -similarity[i])[:k]
+        votes = {}
+        for i in order:
+            weight = np.exp(similarity[i] / temperature) if temperature else 1.0
+            votes[labels[i]] = votes.get(labels[i], 0.0) + weight
+        # A dict keeps the order of the nearest, and max takes the first.
+        correct += max(votes, key=votes.get) == truth
+    return correct / len(h_test)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 60])
+@pytest.mark.parametrize("temperature", [None, 0.07, 1.0])
+def test_accuracy_is_that_of_votes_counted_one_by_one(k, temperature):
+    sets = make_sets()
+    found = knn_accuracy(*sets, k=k, temperature=temperature)
+    assert found.shape == ()
+    assert float(found) == pytest.approx(oracle(*sets, k, temperature), abs=1e-6)
+
+
+def test_accuracy_is_that_of_scikit_learn():
+    h, labels, h_test, labels_test = make_sets(200, 50)
+    peer = KNeighborsClassifier(
+        5, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07)
+    ).fit(h, labels)
+    expected = peer.score(h_test, labels_test)
+    found = knn_accuracy(h, labels, h_test, labels_test, k=5, temperature=0.07)
+    assert float(found) == pytest.approx(expected, abs=1e-6)
+
+
+def test_own_neighbours_are_their_own_class():
+    h, labels, _, _ = make_sets()
+    assert float(knn_accuracy(h, labels, h, labels, k=1)) == 1
+
+
+def test_lengths_do_not_matter():
+    h, labels, h_test, labels_test = make_sets()
+    scale = np.float32(np.random.default_rng(1).uniform(0.1, 9, (len(h), 1)))
+    expected = knn_accuracy(h, labels, h_test, labels_test, k=5)
+    assert knn_accuracy(h * scale, labels, h_test, labels_test, k=5) == expected
+
+
+def test_classes_may_have_any_values():
+    h, labels, h_test, labels_test = make_sets()
+    expected = knn_accuracy(h, labels, h_test, labels_test, k=5)
+    moved = knn_accuracy(h, 100 - 7 * labels, h_test, 100 - 7 * labels_test, k=5)
+    assert moved == expected
+
+
+def test_of_classes_that_tie_the_nearest_neighbour_decides():
+    h = jnp.array([[1.0, 0.1], [1.0, 0.0], [1.0, 0.2], [0.9, 0.25]])
+    labels = jnp.array([0, 1, 0, 1])
+    test = jnp.array([[1.0, 0.0]])
+    assert knn_accuracy(h, labels, test, jnp.array([1]), k=4) == 1
+    assert knn_accuracy(h, labels, test, jnp.array([1]), k=2) == 1
+
+
+def test_a_low_temperature_is_the_nearest_neighbour():
+    sets = make_sets()
+    nearest = knn_accuracy(*sets, k=1)
+    assert knn_accuracy(*sets, k=9, temperature=1e-6) == nearest
+
+
+def test_a_zero_representation_is_similar_to_none():
+    h, labels = jnp.eye(3), jnp.arange(3)
+    found = knn_accuracy(h, labels, jnp.zeros((1, 3)), jnp.array([0]), k=1)
+    assert float(found) == 1  # the first of those that tie
+
+
+def test_a_representation_that_is_not_finite_is_seen():
+    h, labels, h_test, labels_test = make_sets()
+    h[3, 1] = np.nan
+    assert np.isnan(knn_accuracy(h, labels, h_test, labels_test, k=3))
+
+
+def test_chunks_do_not_change_the_accuracy(monkeypatch):
+    sets = make_sets(61, 23)
+    expected = knn_accuracy(*sets, k=4, temperature=0.1)
+    monkeypatch.setattr(neighbours, "_CHUNK_ENTRIES", 61 * 5)
+    jax.clear_caches()
+    assert knn_accuracy(*sets, k=4, temperature=0.1) == expected
+
+
+def test_jit_gives_the_same():
+    sets = [jnp.asarray(array) for array in make_sets()]
+    compiled = jax.jit(partial(knn_accuracy, k=5, temperature=0.07))
+    assert compiled(*sets) == knn_accuracy(*sets, k=5, temperature=0.07)
+
+
+def test_float64_stays(x64):
+    h, labels, h_test, labels_test = make_sets()
+    found = knn_accuracy(np.float64(h), labels, np.float64(h_test), labels_test, k=3)
+    assert found.dtype == jnp.float64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": 0}, "k must be an integer from 1 to 60"),
+        ({"k": 61}, "k must be an integer from 1 to 60"),
+        ({"k": 2.0}, "k must be an integer from 1 to 60"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": jnp.ones(2)}, "temperature must be a number"),
+        ({"h": jnp.ones(60)}, "h must be"),
+        ({"h_test": jnp.ones((23, 6))}, "same features, but have 5 and 6"),
+        ({"labels": jnp.ones(59, int)}, "labels must have one entry for each"),
+        ({"labels": jnp.ones(60)}, "labels must have an integer dtype"),
+        ({"labels_test": jnp.ones(22, int)}, "labels_test must have one entry"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_refused_by_name(changes, message):
+    arrays = dict(
+        zip(("h", "labels", "h_test", "labels_test"), make_sets(), strict=True)
+    )
+    settings = {"k": 3, "temperature": 0.07}
+    arrays |= {name: value for name, value in changes.items() if name in arrays}
+    settings |= {name: value for name, value in changes.items() if name in settings}
+    with pytest.raises(ValueError, match=message):
+        knn_accuracy(*arrays.values(), **settings)
