@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 # and, on Python 3.12, the newest.
 REQUIREMENTS = [
     "absl-py>=2.0",
+    "array-record>=0.8.6",
     "chex>=0.1.92",
     "flax>=0.12.8",
     "jax>=0.10.2",
@@ -16,7 +17,13 @@ REQUIREMENTS = [
     "numpy>=2.0",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    "pillow>=12.0",
+    "protobuf>=5.0",
+    "safetensors>=0.5",
+    "scipy>=1.15",
     "tensorboardX>=2.6.4",
+    # Without TensorFlow, which it does not require.
+    "tensorflow-datasets>=4.9.10",
     "tqdm>=4.66",
 ]
 
@@ -36,7 +43,7 @@ ROOT = Path(__file__).parent
 
 setup(
     name="invariance_jax",
-    version="0.1.0",
+    version="0.2.0",
     description=(
         "Transformation invariance in contrastive representation learning, in JAX: "
         "gradient penalty, feature averaging, differentiable transformations"

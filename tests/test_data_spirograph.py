@@ -1,10 +1,24 @@
-"""The seeded target vectors of the Spirograph data set."""
+"""The Spirograph data set: seeded target vectors, and the images as a TFDS set."""
 
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
-from invariance_jax.data.spirograph import SPLITS, make_targets
-from invariance_jax.transforms.spirograph import BOUNDS, PARAMETERS
+from invariance_jax import data
+from invariance_jax.data import __main__ as command
+from invariance_jax.data import spirograph
+from invariance_jax.data.spirograph import (
+    SPLITS,
+    TARGETS,
+    Spirograph,
+    make_parameters,
+    make_targets,
+)
+from invariance_jax.transforms.spirograph import BOUNDS, PARAMETERS, render
 
 SETTINGS = {"num_examples": 50, "seed": 0, "targets": ("m", "b", "sigma", "rfore")}
 
@@ -61,3 +75,72 @@ def test_larger_split_begins_with_the_smaller() -> None:
 def test_bad_input_is_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**changes)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small version of the TFDS set."""
+    folder = tmp_path_factory.mktemp("sets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Spirograph, "NUM_EXAMPLES", {"train": 7, "test": 3})
+        patch.setattr(spirograph, "_BATCH_SIZE", 4)
+        tfds.builder("spirograph", data_dir=folder).download_and_prepare()
+    return folder
+
+
+def test_set_is_full_size_without_tensorflow() -> None:
+    assert Spirograph.NUM_EXAMPLES == {"train": 100_000, "test": 20_000}
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.parametrize("split, num_examples", [("train", 7), ("test", 3)])
+def test_set_has_the_targets_and_draws_the_parameters(
+    split: str, num_examples: int, prepared: Path
+) -> None:
+    examples = [*tfds.data_source("spirograph", split=split, data_dir=prepared)]
+    parameters = np.stack([example["parameters"] for example in examples])
+    targets = np.stack([example["targets"] for example in examples])
+    images = np.stack([example["image"] for example in examples])
+    assert {array.dtype for array in (parameters, targets)} == {np.dtype(np.float32)}
+    columns = [PARAMETERS.index(name) for name in TARGETS]
+    np.testing.assert_array_equal(parameters[:, columns], targets)
+    expected = make_targets(split, num_examples=num_examples, seed=0, targets=TARGETS)
+    np.testing.assert_array_equal(np.sort(targets, axis=0), np.sort(expected, axis=0))
+    drawn = 255 * np.asarray(render(jnp.asarray(parameters)))
+    assert images.dtype == np.uint8 and images.shape == (num_examples, 32, 32, 3)
+    np.testing.assert_allclose(images, drawn, rtol=0, atol=0.5 + 1e-2)
+
+
+def test_data_source_prepares_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Spirograph, "NUM_EXAMPLES", {"train": 2, "test": 1})
+    assert len(tfds.data_source("spirograph", split="train", data_dir=tmp_path)) == 2
+
+
+def test_command_prepares_the_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Spirograph, "NUM_EXAMPLES", {"train": 2, "test": 1})
+    command.main(["spirograph", f"--data_dir={tmp_path}"])
+    assert f"MB in {tmp_path}/spirograph/1.0.0" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="source is for original files"):
+        data.prepare("spirograph", data_dir=tmp_path / "other", source=tmp_path)
+
+
+def test_parameters_of_the_set_follow_their_law() -> None:
+    parameters = make_parameters("train", num_examples=20_000)
+    assert parameters.shape == (20_000, 10) and parameters.dtype == np.float32
+    low, high = BOUNDS.T
+    unit = (parameters - low) / (high - low)
+    # 4 standard errors of the mean and of a correlation, and a little for 45 pairs
+    np.testing.assert_allclose(unit.mean(axis=0), 1 / 2, atol=4 * 0.289 / 141)
+    np.testing.assert_allclose(np.corrcoef(unit.T), np.eye(10), atol=5 / 141)
+
+
+def test_targets_and_nuisance_of_the_set_share_no_numbers() -> None:
+    low, high = BOUNDS.T
+    unit = (make_parameters("test", num_examples=50) - low) / (high - low)
+    is_target = np.isin(PARAMETERS, TARGETS)
+    targets, nuisance = unit[:, is_target].ravel(), unit[:, ~is_target].ravel()
+    assert np.abs(targets[:, None] - nuisance[None]).min() > 1e-6

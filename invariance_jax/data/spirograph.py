@@ -1,56 +1,121 @@
-"""The Spirograph data set: seeded vectors of regression targets.
+"""The Spirograph data set: its targets, and its images as a TFDS set for others.
 
-Foster, Pukdee, Rainforth (ICLR 2021), section 5: an example is a vector of target
-parameters; its images are drawn by the transformation, afresh for every view.
+Foster, Pukdee, Rainforth (ICLR 2021), section 5. This package draws the images afresh
+for every view and needs the targets only. For other frameworks, importing this module
+registers the TFDS set `spirograph`, one image per example with a nuisance that stays:
+
+    import invariance_jax.data.spirograph
+    import tensorflow_datasets as tfds
+
+    source = tfds.data_source("spirograph", split="train", data_dir=...)
+
+The first call draws and writes the set, without TensorFlow. An example has the features
+`image`, `parameters` (columns in the order of `PARAMETERS`) and `targets`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import tensorflow_datasets as tfds
 
-from invariance_jax.transforms.spirograph import BOUNDS, PARAMETERS
+from invariance_jax.data import records
+from invariance_jax.data.targets import SPLITS, make_targets
+from invariance_jax.transforms.spirograph import PARAMETERS, render
+from invariance_jax.types import Array
 
-SPLITS = ("train", "validation", "test")
+__all__ = ["SPLITS", "TARGETS", "Spirograph", "make_parameters", "make_targets"]
+
+TARGETS = ("m", "b", "sigma", "rfore")
+"""The regression targets of the paper."""
+
+_IMAGE_SIZE = 32
+
+# Images that are drawn at once.
+_BATCH_SIZE = 2000
 
 
-def make_targets(
-    split: str,
-    *,
-    num_examples: int,
-    seed: int,
-    targets: Sequence[str],
-    bounds: Any = BOUNDS,
-) -> np.ndarray:
-    """Returns the target vectors of a split, uniform within the bounds.
+def make_parameters(split: str, *, num_examples: int) -> np.ndarray:
+    """Returns the parameters of the images of a split of the TFDS set.
 
-    Each split has its own stream of random numbers, and a larger split begins with the
-    examples of a smaller one.
+    The targets are those of `make_targets` with seed 0, the nuisance those of seed 1.
 
     Args:
       split: one of `SPLITS`.
       num_examples: N.
-      seed: seed of all splits.
-      targets: names of the targets, the columns.
-      bounds: `[10, 2]`, ends of the law of each of `PARAMETERS`.
 
     Returns:
-      float32 `[N, T]`, in the units of the bounds.
+      float32 `[N, 10]`, columns in the order of `PARAMETERS`.
 
     Raises:
-      ValueError: if the split or a target is unknown, or num_examples is not positive.
+      ValueError: if the split is unknown or num_examples is not positive.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}; found {split!r}.")
-    if num_examples < 1:
-        raise ValueError(f"num_examples must be positive; found {num_examples}.")
-    for name in targets:
-        if name not in PARAMETERS:
-            raise ValueError(
-                f"targets must be some of {', '.join(PARAMETERS)}; found {name!r}."
-            )
-    rows = [PARAMETERS.index(name) for name in targets]
-    low, high = np.asarray(bounds, np.float64)[rows].T
-    generator = np.random.default_rng([seed, SPLITS.index(split)])
-    uniform = generator.uniform(size=(num_examples, len(rows)))
-    return (low + (high - low) * uniform).astype(np.float32)
+    nuisance = tuple(name for name in PARAMETERS if name not in TARGETS)
+    columns = [
+        make_targets(split, num_examples=num_examples, seed=seed, targets=names)
+        for seed, names in enumerate((TARGETS, nuisance))
+    ]
+    order = [(TARGETS + nuisance).index(name) for name in PARAMETERS]
+    return np.concatenate(columns, axis=1)[:, order]
+
+
+class Spirograph(tfds.core.GeneratorBasedBuilder):
+    """The builder of the TFDS set `spirograph`, in the format array_record."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    NUM_EXAMPLES = {"train": 100_000, "test": 20_000}
+
+    def __init__(self, *, file_format: Any = None, **kwargs: Any) -> None:
+        """Constructs the builder as TFDS does; only the default format is another."""
+        super().__init__(file_format=file_format or records.FORMAT, **kwargs)
+
+    def _info(self) -> Any:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=(
+                "Spirograph curves whose shape and colours are given by ten "
+                "parameters. Four are regression targets, six are nuisance."
+            ),
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(_IMAGE_SIZE, _IMAGE_SIZE, 3)),
+                    "parameters": tfds.features.Tensor(
+                        shape=(len(PARAMETERS),), dtype=np.float32
+                    ),
+                    "targets": tfds.features.Tensor(
+                        shape=(len(TARGETS),), dtype=np.float32
+                    ),
+                }
+            ),
+            supervised_keys=("image", "targets"),
+            homepage="https://arxiv.org/abs/2010.09515",
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
+        return {
+            split: self._generate_examples(split, num_examples)
+            for split, num_examples in self.NUM_EXAMPLES.items()
+        }
+
+    def _generate_examples(self, split: str, num_examples: int) -> Iterator[Any]:
+        parameters = make_parameters(split, num_examples=num_examples)
+        targets = parameters[:, [PARAMETERS.index(name) for name in TARGETS]]
+        for start in range(0, num_examples, _BATCH_SIZE):
+            images = _draw(parameters[start : start + _BATCH_SIZE])
+            for index, image in enumerate(records.encode(np.asarray(images)), start):
+                yield (
+                    index,
+                    {
+                        "image": image,
+                        "parameters": parameters[index],
+                        "targets": targets[index],
+                    },
+                )
+
+
+@jax.jit
+def _draw(parameters: Array) -> Array:
+    """Returns the images of parameters `[N, 10]`, rounded to uint8."""
+    return jnp.round(255 * render(parameters, image_size=_IMAGE_SIZE)).astype(jnp.uint8)

@@ -1,0 +1,76 @@
+"""Subsets of a split that everybody finds again: validation, and few labels.
+
+Both are drawn by `numpy.random.RandomState`: NumPy promises that its numbers stay the
+same in every later version, so that no update moves a validation image into training.
+"""
+
+import numpy as np
+
+_VALIDATION_SEED = 0
+
+
+def hold_out(num_examples: int, *, validation_examples: int) -> tuple[np.ndarray, ...]:
+    """Returns the indices of a training split that train and that validate.
+
+    A fixed random choice that depends on N and the number held out only; a larger
+    validation split contains the smaller one.
+
+    Args:
+      num_examples: N, examples of the training split.
+      validation_examples: examples that are held out, from 0 to N - 1.
+
+    Returns:
+      `(train, validation)`, int64 and increasing; together 0 to N - 1.
+
+    Raises:
+      ValueError: if validation_examples is negative or not less than N.
+    """
+    if not 0 <= validation_examples < num_examples:
+        raise ValueError(
+            "validation_examples must be at least 0 and less than the "
+            f"{num_examples} training examples; found {validation_examples}."
+        )
+    order = np.random.RandomState(_VALIDATION_SEED).permutation(num_examples)
+    validation, train = np.split(order, [validation_examples])
+    return np.sort(train), np.sort(validation)
+
+
+def label_fraction(labels: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
+    """Returns the indices of a share of the examples, the same share of each class.
+
+    Of a class with n examples it takes `fraction * n`, rounded to the nearest number.
+    With one seed, a smaller share is contained in a larger one.
+
+    Args:
+      labels: integer `[N]`.
+      fraction: share of the examples of each class, above 0 and at most 1.
+      seed: seed of the choice.
+
+    Returns:
+      int64 `[n]`, increasing.
+
+    Raises:
+      ValueError: if labels are not integers `[N]`, the fraction is out of range, or a
+        class would be left without an example.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels must be integers [N]; found {labels.dtype} {list(labels.shape)}."
+        )
+    if not 0 < fraction <= 1:
+        raise ValueError(
+            f"fraction must be above 0 and at most 1; found label fraction {fraction}."
+        )
+    random = np.random.RandomState(seed)
+    chosen = []
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        count = int(np.floor(fraction * len(members) + 0.5))
+        if count == 0:
+            raise ValueError(
+                f"label fraction {fraction} leaves class {label} empty: it has "
+                f"{len(members)} examples."
+            )
+        chosen.append(members[:count])
+    return np.sort(np.concatenate(chosen))
