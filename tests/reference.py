@@ -98,3 +98,29 @@ def encoder_weights() -> tuple[np.ndarray, np.ndarray]:
     w1 = 0.03 * np.sin(1 + 0.37 * np.arange(3072 * 16, dtype=np.float64))
     w2 = np.sin(2 + 0.73 * np.arange(16 * 8, dtype=np.float64))
     return w1.reshape(3072, 16), w2.reshape(16, 8)
+
+
+def reference_state_dict(entry):
+    """The state dict of an encoder with the formula weights of the reference.
+
+    Args:
+      entry: what reference.json holds of the encoder.
+
+    Returns:
+      The authors' names to float64 arrays, the counters int64.
+    """
+    state_dict = {}
+    convolutions = 0
+    for name, shape in entry["state_dict"]:
+        leaf = name.split(".")[-1]
+        if len(shape) == 4:
+            seed = entry["weight_seed"] + convolutions
+            array = np.sin(seed + 0.37 * np.arange(np.prod(shape)))
+            array *= 1.4 * np.sqrt(2 / (shape[0] * shape[2] * shape[3]))
+            state_dict[name] = array.reshape(shape)
+            convolutions += 1
+        elif leaf == "num_batches_tracked":
+            state_dict[name] = np.zeros((), np.int64)
+        else:
+            state_dict[name] = np.full(shape, float(leaf in ("weight", "running_var")))
+    return state_dict

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import reference_state_dict
 
 from invariance_jax.models import (
     ENCODERS,
@@ -14,6 +15,7 @@ from invariance_jax.models import (
     ProjectionHead,
     ResNet,
     create_encoder,
+    weights,
 )
 
 AXIS = "replicas"
@@ -54,34 +56,9 @@ def initialize(module, images, seed=0):
     return jax.tree_util.tree_map_with_path(draw, shapes_of(module, images[:1]))
 
 
-def reference_variables(module, entry):
-    """The formula weights of the reference, float64, put where torch's names say."""
-    shapes = shapes_of(module)
-    variables = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan), shapes)
-    convolutions = 0
-    for name, shape in entry["state_dict"]:
-        name = re.sub(r"^stem\.", "", name)
-        name = re.sub(r"^(layer\d)\.(\d+)\.", r"\1_\2.", name)
-        name = name.replace("downsample.0", "downsample_conv")
-        name = name.replace("downsample.1", "downsample_bn")
-        *path, leaf = name.split(".")
-        if leaf == "num_batches_tracked":
-            continue
-        node = variables["batch_stats" if leaf.startswith("running") else "params"]
-        for step in path:
-            node = node[step]
-        if len(shape) == 4:
-            seed = entry["weight_seed"] + convolutions
-            weights = np.sin(seed + 0.37 * np.arange(np.prod(shape)))
-            weights *= 1.4 * np.sqrt(2 / (shape[0] * shape[2] * shape[3]))
-            node["kernel"][...] = weights.reshape(shape).transpose(2, 3, 1, 0)
-            convolutions += 1
-        elif leaf in ("weight", "bias"):
-            node["scale" if leaf == "weight" else "bias"][...] = leaf == "weight"
-        else:
-            node[leaf.removeprefix("running_")][...] = leaf == "running_var"
-    assert not any(np.isnan(leaf).any() for leaf in jax.tree.leaves(variables))
-    return variables
+def reference_variables(entry):
+    """The formula weights of the reference, float64."""
+    return weights.from_torch_state_dict(reference_state_dict(entry))
 
 
 @pytest.mark.parametrize("name", RESNETS)
@@ -89,7 +66,7 @@ def test_resnet_has_the_reference_outputs(name, reference, reference_json, x64):
     # Float64, since training mode with these weights is chaotic: images rounded to
     # float32 already change the output of resnet34 and resnet50 by half its size.
     module = create_encoder(name)
-    variables = reference_variables(module, reference_json[name])
+    variables = reference_variables(reference_json[name])
     images = np.sin(0.013 * np.arange(4 * 32 * 32 * 3)).reshape(4, 32, 32, 3)
 
     @jax.jit
@@ -109,7 +86,7 @@ def test_float32_resnet_has_the_reference_outputs_in_evaluation_mode(
     name, reference, reference_json
 ):
     module = create_encoder(name)
-    variables = reference_variables(module, reference_json[name])
+    variables = reference_variables(reference_json[name])
     variables = jax.tree.map(np.float32, variables)
     images = np.sin(0.013 * np.arange(4 * 32 * 32 * 3)).reshape(4, 32, 32, 3)
     apply = jax.jit(partial(module.apply, train=False))

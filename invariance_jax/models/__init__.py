@@ -1,5 +1,6 @@
 """Encoders from images to representations, and the projection head, in flax."""
 
+from invariance_jax.models import weights
 from invariance_jax.models.mlp import MLP
 from invariance_jax.models.normalization import BatchNorm, Moments, group_moments
 from invariance_jax.models.projection import ProjectionHead
@@ -16,4 +17,5 @@ __all__ = [
     "ResidualBlock",
     "create_encoder",
     "group_moments",
+    "weights",
 ]

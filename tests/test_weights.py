@@ -1,0 +1,226 @@
+"""State dicts: what is read and written, and what is refused by name.
+
+That imported formula weights give the reference outputs is tested in `test_models.py`.
+"""
+
+import pickle
+import re
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from reference import reference_state_dict
+
+from invariance_jax.models import create_encoder, weights
+from invariance_jax.models.weights import (
+    from_torch_state_dict,
+    identify,
+    load_state_dict,
+    save_state_dict,
+    to_torch_state_dict,
+)
+
+RESNETS = ("resnet18", "resnet34", "resnet50")
+
+
+@pytest.fixture(scope="module")
+def state_dict(reference_json):
+    """The authors' ResNet-18, small random numbers."""
+    generator = np.random.default_rng(0)
+    return {
+        name: generator.normal(size=array.shape).astype(np.float32)
+        if array.ndim
+        else array
+        for name, array in reference_state_dict(reference_json["resnet18"]).items()
+    }
+
+
+def torchvision(state_dict):
+    """The same in torchvision's form: a 7x7 stem, no `stem.`, and a classifier."""
+    found = {name.removeprefix("stem."): array for name, array in state_dict.items()}
+    found["conv1.weight"] = np.ones((64, 3, 7, 7), np.float32)
+    found["fc.weight"] = np.ones((1000, 512), np.float32)
+    found["fc.bias"] = np.ones(1000, np.float32)
+    return found
+
+
+def assert_equal(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_export_has_the_names_shapes_and_order_of_the_authors(name, reference_json):
+    entry = reference_json[name]
+    state_dict = reference_state_dict(entry)
+    exported = to_torch_state_dict(from_torch_state_dict(state_dict))
+    found = [[key, list(array.shape)] for key, array in exported.items()]
+    assert found == entry["state_dict"]
+    assert_equal(exported, state_dict)
+
+
+def test_variables_are_those_of_the_encoder(state_dict):
+    name, stem = identify(state_dict)
+    encoder = create_encoder(name, stem=stem)
+    image = np.zeros((1, 8, 8, 3), np.float32)
+    shapes = jax.eval_shape(
+        lambda key: encoder.init(key, image, train=False), jax.random.key(0)
+    )
+    found = from_torch_state_dict(state_dict)
+    assert jax.tree.map(np.shape, found) == jax.tree.map(lambda s: s.shape, shapes)
+
+
+def test_kernels_are_transposed(state_dict):
+    kernel = from_torch_state_dict(state_dict)["params"]["layer2_0"]["conv1"]["kernel"]
+    theirs = state_dict["layer2.0.conv1.weight"]
+    assert kernel[1, 2, 3, 4] == theirs[4, 3, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["net", "state_dict", "model"])
+def test_a_dict_around_it_and_a_prefix_are_taken_off(name, state_dict):
+    prefixed = {f"module.{key}": array for key, array in state_dict.items()}
+    wrapped = {name: prefixed, "epoch": 3}
+    assert_equal(from_torch_state_dict(wrapped), from_torch_state_dict(state_dict))
+
+
+def test_names_of_torchvision_are_known(state_dict):
+    found = torchvision(state_dict)
+    assert identify(found) == ("resnet18", "imagenet")
+    exported = to_torch_state_dict(from_torch_state_dict(found))
+    without = {key: a for key, a in found.items() if not key.startswith("fc.")}
+    assert list(exported) == list(without)
+    assert_equal(
+        exported, {k: np.asarray(a) for k, a in without.items()} | counters(without)
+    )
+
+
+def counters(state_dict):
+    return {
+        name: np.zeros((), np.int64)
+        for name in state_dict
+        if name.endswith("num_batches_tracked")
+    }
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_the_encoder_is_identified(name, reference_json):
+    found = identify(reference_state_dict(reference_json[name]))
+    assert found == (name, "cifar")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_low_precision_becomes_float32(dtype, state_dict):
+    low = {key: np.asarray(array).astype(dtype) for key, array in state_dict.items()}
+    leaves = jax.tree.leaves(from_torch_state_dict(low))
+    assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
+
+
+def test_float64_stays(reference_json):
+    found = from_torch_state_dict(reference_state_dict(reference_json["resnet18"]))
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float64)}
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_files_give_back_what_was_written(suffix, state_dict, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    save_state_dict(path, state_dict)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert_equal(load_state_dict(path), state_dict)
+
+
+def test_a_file_is_never_overwritten(state_dict, tmp_path):
+    path = tmp_path / "weights.npz"
+    path.write_text("precious")
+    with pytest.raises(ValueError, match=r"weights\.npz exists"):
+        save_state_dict(path, state_dict)
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.bin"])
+def test_a_pickle_is_not_loaded(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(pickle.dumps({}))
+    with pytest.raises(ValueError, match="is a pickle.*not loaded; convert it"):
+        load_state_dict(path)
+
+
+def test_a_pickle_within_an_archive_is_not_loaded(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, weight=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match=r"a\.npz cannot be read: .*allow_pickle"):
+        load_state_dict(path)
+
+
+def test_the_conversion_is_one_line_of_shell():
+    line = re.search(r"python -c .*weights\.npz", weights.__doc__, re.DOTALL).group()
+    code = re.search(r'"(.*)"', line.replace("\\\n", ""), re.DOTALL).group(1)
+    compile(code, "documentation", "exec")
+    assert "weights_only=True" in code
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.txt", r"must end in \.npz or \.safetensors"),
+        ("none.npz", "is not a file"),
+        ("torn.npz", "cannot be read"),
+        ("torn.safetensors", "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(name, message, tmp_path):
+    if name.startswith("torn"):
+        (tmp_path / name).write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_state_dict(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def changed(state_dict, name, array):
+    found = {**state_dict, name: array}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("layer3.1.conv2.weight", None, r"missing: layer3\.1\.conv2\.weight\."),
+        ("layer9.0.conv1.weight", np.ones(3), r"unexpected: layer9\.0\.conv1\.weight"),
+        (
+            "layer4.0.bn1.bias",
+            np.ones(3),
+            r"of another shape: layer4\.0\.bn1\.bias \[3\], not \[512\]",
+        ),
+        (
+            "layer4.0.bn1.bias",
+            np.ones(512, np.int32),
+            r"not floating: layer4\.0\.bn1\.bias \(int32\)",
+        ),
+    ],
+    ids=["missing", "unexpected", "shape", "dtype"],
+)
+def test_a_tensor_that_does_not_fit_is_named(name, array, message, state_dict):
+    with pytest.raises(ValueError, match=message) as caught:
+        from_torch_state_dict(changed(state_dict, name, array))
+    assert "closest to those of resnet18 with the cifar stem" in str(caught.value)
+
+
+def test_many_tensors_that_do_not_fit_are_counted(state_dict):
+    few = {key: a for key, a in state_dict.items() if not key.startswith("layer4")}
+    with pytest.raises(ValueError, match="missing: .* and 21 more"):
+        from_torch_state_dict(few)
+
+
+@pytest.mark.parametrize("empty", [{}, {"net": {}}, {"net": {"a": np.ones(2)}}])
+def test_what_is_not_a_resnet_is_refused(empty):
+    with pytest.raises(ValueError, match="no tensor is that of a ResNet; found"):
+        from_torch_state_dict(empty)
+
+
+def test_an_mlp_is_not_exported():
+    encoder = create_encoder("mlp", width=8, depth=2)
+    image = np.zeros((2, 4, 4, 3), np.float32)
+    variables = encoder.init(jax.random.key(0), image, train=False)
+    with pytest.raises(ValueError, match="no tensor is that of a ResNet"):
+        to_torch_state_dict(variables)
