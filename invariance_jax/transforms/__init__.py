@@ -1,10 +1,18 @@
 """Transformations: examples and parameters alpha to views, differentiable in alpha."""
 
-from invariance_jax.transforms import spirograph
+from invariance_jax.transforms import color, geometry, image, spirograph
 from invariance_jax.transforms.base import (
     Transformation,
     View,
     check_transformation,
 )
 
-__all__ = ["Transformation", "View", "check_transformation", "spirograph"]
+__all__ = [
+    "Transformation",
+    "View",
+    "check_transformation",
+    "color",
+    "geometry",
+    "image",
+    "spirograph",
+]

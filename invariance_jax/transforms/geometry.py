@@ -1,0 +1,296 @@
+"""Geometric operations on images, differentiable in box and angle.
+
+The random resized crop and flip of Foster, Pukdee, Rainforth (ICLR 2021), and affine
+maps. Conventions of the whole file: images are float `[B, H, W, C]` with any number of
+channels C, values in [0, 1]; lengths are in pixels, rows downwards and columns to the
+right, and pixel p covers [p, p + 1]; functions keep the dtype.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from invariance_jax.numerics import safe_divide
+from invariance_jax.types import Array
+
+BOX_NAMES = ("top", "left", "height", "width")
+"""The columns of the boxes of `crop_and_resize`, in pixels."""
+
+AFFINE_NAMES = ("rotation", "scaling", "shear", "rows", "columns")
+"""The columns of alpha of `affine`: radians, a factor, a slope, shares of the sides."""
+
+AFFINE_IDENTITY = (0.0, 1.0, 0.0, 0.0, 0.0)
+"""The alpha of `affine` that leaves an image as it is."""
+
+
+def crop_and_resize(
+    images: Array,
+    boxes: Array,
+    *,
+    size: int | tuple[int, int],
+    method: str = "lanczos3",
+) -> Array:
+    """Returns what the boxes show of the images, resized with antialiasing.
+
+    Two matrix products per image, along the columns and then along the rows. Output i
+    weighs source pixel p by `share * kernel((p + .5 - center) / max(scale, 1))`,
+    normalized to sum 1, with `scale = length / size`, `center = start + (i + .5) scale`
+    and share the part of pixel p inside the box. So it equals Pillow's crop and resize
+    for boxes of whole pixels and is continuous in between. Each pass is clipped to [0,
+    1], as in Pillow. Deviations: nothing is rounded to 8 bits, and the columns are
+    always first, where Pillow 13 and later turn the order for some boxes taller than
+    the output.
+
+    Args:
+      images: float `[B, H, W, C]`, values in [0, 1].
+      boxes: `[B, 4]`, columns in the order of `BOX_NAMES`, real-valued. What lies
+        outside the image is cut off; a box of which nothing is left shows black.
+      size: output rows and columns, or one number for both.
+      method: "lanczos3", or "bilinear" (the triangle kernel, Pillow's BILINEAR).
+
+    Returns:
+      `[B, *size, C]`, the common dtype of images and boxes, values in [0, 1].
+
+    Raises:
+      ValueError: if images or boxes have another shape, images are not floating, a size
+        is not positive, or the method is unknown.
+
+    Gradients: with respect to both, finite. Where an edge of a box lies on a whole
+      pixel or a scale is 1 the derivative is the mean of the two one-sided ones (where
+      such kinks coincide, of neither side); it is 0 where a pass reaches 0 or 1. A box
+      much smaller than a pixel has large derivatives.
+    Cost: `size (H W + size H)` products per image and channel.
+    """
+    _check_images(images)
+    _check_rows("boxes", boxes, images, BOX_NAMES)
+    rows, columns = (size, size) if isinstance(size, int) else size
+    if rows < 1 or columns < 1:
+        raise ValueError(f"size must be positive; found {size}.")
+    if method not in _KERNELS:
+        raise ValueError(f"method must be one of {METHODS}; found {method!r}.")
+    top, left, height, width = jnp.unstack(boxes, axis=1)
+    kernel = _KERNELS[method]
+    across = _weights(left, width, images.shape[2], columns, kernel)
+    down = _weights(top, height, images.shape[1], rows, kernel)
+    # "highest": accelerators otherwise round float32 factors to 8 or 11 bits.
+    # Channels stand before the columns so that both passes are plain matrix products.
+    images = jnp.swapaxes(images, 2, 3)
+    images = jnp.einsum("bhcw,bqw->bhcq", images, across, precision="highest")
+    images = jnp.einsum("bph,bhcq->bpcq", down, _clip(images), precision="highest")
+    return jnp.swapaxes(_clip(images), 2, 3)
+
+
+# Compiled also where the rest is not: one operation at a time it is slow.
+@partial(jax.jit, static_argnames=["num_pixels", "size", "kernel"])
+def _weights(
+    start: Array,
+    length: Array,
+    num_pixels: int,
+    size: int,
+    kernel: Callable[[Array], Array],
+) -> Array:
+    """Returns the weight of each pixel for each output, `[B, size, num_pixels]`."""
+    low, high = (
+        jnp.clip(end, 0, num_pixels)[:, None] for end in (start, start + length)
+    )
+    scale = (high - low) / size
+    center = low + scale * (jnp.arange(size, dtype=start.dtype) + 0.5)[None]
+    pixel = jnp.arange(num_pixels, dtype=start.dtype)[None]
+    # With the ends of the box before the cut, each has one kink at a whole pixel and
+    # not two on top of each other, whose derivative would be too small.
+    share = jnp.minimum((start + length)[:, None], pixel + 1)
+    share = jnp.maximum(share - jnp.maximum(start[:, None], pixel), 0)
+    distance = (pixel[:, None] + 0.5 - center[..., None]) / jnp.maximum(scale, 1)[
+        ..., None
+    ]
+    weights = kernel(distance) * share[:, None]
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    return weights * safe_divide(jnp.ones_like(total), total)
+
+
+def _lanczos3(x: Array) -> Array:
+    """Returns sinc(x) sinc(x / 3) within |x| < 3 and 0 beyond.
+
+    With y = pi x / 3 and t = sin(y) / y this is `t^2 (1 - 4/3 sin^2 y)`; the power
+    series of t is exact to 1e-15 on [-pi, pi], needs neither a sine nor a division, and
+    its derivatives of any order are exact near 0 where those of sin(y) / y cancel.
+    """
+    square = jnp.square(x * (np.pi / 3))
+    inside = jnp.abs(x) < 3
+    square = jnp.where(inside, square, 0)
+    t = jnp.ones_like(square)
+    for k in range(13, 0, -1):
+        t = 1 - square * t / (2 * k * (2 * k + 1))
+    t = jnp.square(t)
+    return jnp.where(inside, t * (1 - square * t * (4 / 3)), 0)
+
+
+def _triangle(x: Array) -> Array:
+    return jnp.maximum(1 - jnp.abs(x), 0)
+
+
+_KERNELS = {"lanczos3": _lanczos3, "bilinear": _triangle}
+
+METHODS = tuple(_KERNELS)
+"""The kernels of `crop_and_resize`."""
+
+
+def central_square(images: Array, *, size: int, method: str = "lanczos3") -> Array:
+    """Returns the largest central square of the images, resized.
+
+    Args:
+      images: float `[B, H, W, C]`, values in [0, 1].
+      size: S, pixels per side; where the square has it already nothing is resampled.
+      method: see `crop_and_resize`.
+
+    Returns:
+      `[B, S, S, C]`, values in [0, 1].
+
+    Raises:
+      ValueError: if images have another shape or are not floating, the size is not
+        positive, or the method is unknown.
+
+    Gradients: with respect to images.
+    """
+    _check_images(images)
+    side = min(images.shape[1:3])
+    top, left = ((length - side) // 2 for length in images.shape[1:3])
+    images = images[:, top : top + side, left : left + side]
+    if side == size:
+        return images
+    box = jnp.array([[0, 0, side, side]], images.dtype)
+
+    def resize(image: Array) -> Array:
+        return crop_and_resize(image[None], box, size=size, method=method)[0]
+
+    return jax.vmap(resize)(images)  # one pair of weight matrices for all images
+
+
+def flip_horizontal(images: Array, flip: Array) -> Array:
+    """Returns the images, those that are chosen with left and right exchanged.
+
+    Args:
+      images: float `[B, H, W, C]`.
+      flip: bool `[B]`, the images that are flipped.
+
+    Returns:
+      `[B, H, W, C]`.
+
+    Raises:
+      ValueError: if images or flip have another shape, images are not floating, or flip
+        is not bool.
+
+    Gradients: with respect to images, of any order.
+    """
+    _check_images(images)
+    if flip.shape != images.shape[:1] or flip.dtype != jnp.bool_:
+        raise ValueError(
+            f"flip must be bool [{images.shape[0]}], one per image; found "
+            f"{flip.dtype} {list(flip.shape)}."
+        )
+    return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
+
+
+def affine(images: Array, alpha: Array) -> Array:
+    """Returns the images under an affine map about their centre, black outside.
+
+    A source point (row, column) relative to the centre is sheared to (row, column +
+    shear row), rotated counterclockwise, scaled, and moved by `rows` and `columns`,
+    shares of the image's sides. Each output pixel is sampled at the inverse map,
+    bilinear between the four nearest pixel centres, with zeros outside the image. The
+    identity, `AFFINE_IDENTITY`, returns the images exactly.
+
+    Args:
+      images: float `[B, H, W, C]`.
+      alpha: `[B, 5]`, columns in the order of `AFFINE_NAMES`, scaling not 0.
+
+    Returns:
+      `[B, H, W, C]`, values in the range of the images and 0.
+
+    Raises:
+      ValueError: if images or alpha have another shape, or images are not floating.
+
+    Gradients: with respect to both. Where a sampled row or column is a whole number,
+      as everywhere at the identity, the derivative is the one to its increasing side.
+    """
+    _check_images(images)
+    _check_rows("alpha", alpha, images, AFFINE_NAMES)
+    num_rows, num_columns = images.shape[1:3]
+    row, column = _source_points(alpha, num_rows, num_columns)
+    # One black pixel all around stands for all that is outside.
+    images = jnp.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    upper, down = _cell(row, num_rows)
+    left, right = _cell(column, num_columns)
+    flat = images.reshape(images.shape[0], -1, images.shape[3])
+
+    def pixels(row: Array, column: Array) -> Array:
+        index = (row * (num_columns + 2) + column).reshape(row.shape[0], -1, 1)
+        found = jnp.take_along_axis(flat, index, axis=1, mode="clip")
+        return found.reshape(*row.shape, -1)
+
+    above = (1 - right) * pixels(upper, left) + right * pixels(upper, left + 1)
+    below = (1 - right) * pixels(upper + 1, left) + right * pixels(upper + 1, left + 1)
+    return (1 - down) * above + down * below
+
+
+def _source_points(
+    alpha: Array, num_rows: int, num_columns: int
+) -> tuple[Array, Array]:
+    """Returns the row and column, each `[B, H, W]`, that each output pixel shows."""
+    rotation, scaling, shear, rows, columns = (
+        value[:, None, None] for value in jnp.unstack(alpha, axis=1)
+    )
+    center_row, center_column = (num_rows - 1) / 2, (num_columns - 1) / 2
+    row = jnp.arange(num_rows, dtype=alpha.dtype)[None, :, None] - center_row
+    column = jnp.arange(num_columns, dtype=alpha.dtype)[None, None] - center_column
+    row, column = row - rows * num_rows, column - columns * num_columns
+    cos, sin = (
+        safe_divide(turn, scaling) for turn in (jnp.cos(rotation), jnp.sin(rotation))
+    )
+    row, column = cos * row + sin * column, cos * column - sin * row
+    return row + center_row, column - shear * row + center_column
+
+
+def _cell(position: Array, num_pixels: int) -> tuple[Array, Array]:
+    """Returns the padded pixel before each position, and the share of the next one."""
+    position = jnp.clip(position, -1, num_pixels) + 1
+    before = jnp.minimum(jnp.floor(position), num_pixels)
+    return before.astype(jnp.int32), (position - before)[..., None]
+
+
+def _clip(images: Array) -> Array:
+    zero = jnp.zeros((), images.dtype)
+    return jax.lax.clamp(zero, images, zero + 1)
+
+
+def _check_images(images: Array) -> None:
+    chex.assert_rank(
+        images,
+        4,
+        custom_message="images must be [B, H, W, C]",
+        exception_type=ValueError,
+    )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images must be floating, with values in [0, 1]; found {images.dtype}: "
+            "divide 8-bit images by 255."
+        )
+
+
+def _check_rows(
+    name: str, values: Array, images: Array, columns: tuple[str, ...]
+) -> None:
+    expected = (images.shape[0], len(columns))
+    chex.assert_shape(
+        values,
+        expected,
+        custom_message=(
+            f"{name} must be {list(expected)}, a row per image, "
+            f"columns {', '.join(columns)}"
+        ),
+        exception_type=ValueError,
+    )

@@ -1,0 +1,297 @@
+"""The transformation of images: crop, flip, affine, colours, normalization.
+
+The SimCLR family of Foster, Pukdee, Rainforth (ICLR 2021), section 5, on the device and
+differentiable in the parameters that are chosen; affine maps and the colouring of grey
+images beside it. What is drawn for one key does not depend on what is differentiated,
+the rounding of crop boxes aside.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from invariance_jax.transforms import color, geometry, laws
+from invariance_jax.transforms.base import Transformation, View
+from invariance_jax.transforms.laws import FAMILIES
+from invariance_jax.types import Array, Key
+
+
+def make_transformation(
+    *,
+    source_size: int | tuple[int, int],
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    strength: float,
+    jitter_probability: float,
+    gray_probability: float,
+    crop: bool,
+    flip: bool,
+    differentiate: Sequence[str] = ("color",),
+    crop_area: tuple[float, float] = (0.08, 1.0),
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    resampling: str = "lanczos3",
+    colorize: bool = False,
+    rotation: float = 0.0,
+    scaling: float = 0.0,
+    shear: float = 0.0,
+    translation: float = 0.0,
+) -> Transformation:
+    """Returns the transformation of images, in this order of operations.
+
+    1. "crop": random resized crop to image_size: area uniform, aspect log-uniform, up
+       to 10 tries until the box fits, then the largest central box of an allowed
+       aspect. Boxes have whole pixels, except where "crop" is differentiated: there the
+       share that a box covers of a pixel has a kink. Without crop the largest central
+       square is resized, or left as it is where it has image_size already.
+    2. flip: left and right exchanged, with probability 1/2.
+    3. "affine": `geometry.affine`, where a range is above 0.
+    4. "colorize": `color.colorize`, foreground U(.4, 1), background U(0, .6).
+    5. "color": `color.jitter` with jitter_probability; with s the strength, brightness,
+       contrast and saturation are U(1 - .8 s, 1 + .8 s), hue U(-.2 s, .2 s) turns.
+    6. gray: `color.to_grayscale` with gray_probability.
+    7. normalization of each channel, `(image - mean) / std`.
+
+    The examples x are uint8, or floating in [0, 1], `[B, H, W, 1 or 3]`; uint8 is
+    divided by 255, one channel is repeated to three. `plain` is the central square,
+    normalized. Alpha holds the columns of what is differentiated, in the order of
+    `FAMILIES`; all other random choices are in held. Where a gate is off alpha has no
+    effect and its derivative is exactly zero.
+
+    Args:
+      source_size: H and W of the examples, or one number for both, pixels.
+      image_size: S, pixels per side of a view.
+      mean: of each of the three channels, or a single one for all, values in [0, 1].
+      std: standard deviations likewise, above 0.
+      strength: s, of the colour jitter, 0 to 1.25, where a factor may reach 0.
+      jitter_probability: of the colour jitter; at 0 alpha of "color" has no effect.
+      gray_probability: of grayscale.
+      crop: whether views are random resized crops.
+      flip: whether views are flipped.
+      differentiate: the families in alpha; `()` for views without a derivative, P = 0.
+      crop_area: least and greatest area of a box, shares of the image's.
+      crop_aspect: least and greatest width of a box over its height.
+      resampling: method of `geometry.crop_and_resize`.
+      colorize: whether grey images get a foreground and a background colour.
+      rotation: r, angles are U(-r, r), radians.
+      scaling: r below 1, factors are U(1 - r, 1 + r).
+      shear: r, slopes are U(-r, r).
+      translation: r, shares of the sides are U(-r, r).
+
+    Returns:
+      A `Transformation` with the names "crop.top", ..., "affine.rotation", ...,
+      "rfore", ..., "brightness", ..., those that are differentiated. A sampler's draws
+      are float32; apply refuses x of another size or dtype with a ValueError.
+
+    Raises:
+      ValueError: if an argument is outside its range, or differentiate names an unknown
+        family, one twice, or one that is switched off.
+    """
+    source = _source(source_size)
+    _check_image(image_size, mean, std, resampling)
+    gates = {"flip": flip / 2, "jitter": jitter_probability, "gray": gray_probability}
+    _check_probabilities(gates)
+    families = {
+        "crop": laws.crop_family(
+            source_size=source,
+            area=crop_area,
+            aspect=crop_aspect,
+            whole_pixels="crop" not in differentiate,
+        ),
+        "affine": laws.affine_family(
+            rotation=rotation, scaling=scaling, shear=shear, translation=translation
+        ),
+        "colorize": laws.colorize_family(),
+        "color": laws.jitter_family(strength=strength),
+    }
+    switches = {
+        "crop": crop,
+        "affine": max(rotation, scaling, shear, translation) > 0,
+        "colorize": colorize,
+        "color": jitter_probability > 0 or "color" in differentiate,
+    }
+    families = {name: families[name] for name in FAMILIES if switches[name]}
+    free = laws.in_order(families, differentiate=differentiate)
+    operations = _Operations(
+        source=source,
+        image_size=image_size,
+        resampling=resampling,
+        mean=tuple(mean),
+        std=tuple(std),
+        free={name: families.pop(name) for name in free},
+        held=families,
+        gates={name: gate for name, gate in gates.items() if gate > 0},
+    )
+    return operations.transformation()
+
+
+@dataclass(frozen=True)
+class _Operations:
+    """What the functions of a transformation share; free is in the order of alpha."""
+
+    source: tuple[int, int]
+    image_size: int
+    resampling: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    free: dict[str, laws.Family]
+    held: dict[str, laws.Family]
+    gates: dict[str, float]
+
+    def transformation(self) -> Transformation:
+        families = list(self.free.values())
+        return Transformation(
+            names=tuple(name for family in families for name in family.names),
+            bounds=np.concatenate([np.zeros((0, 2)), *(f.bounds for f in families)]),
+            sample=self.sample,
+            apply=self.apply,
+            plain=self.plain,
+        )
+
+    def sample(self, key: Key, batch_size: int) -> View:
+        families = self.free | self.held
+        on = [name for name in FAMILIES if name in families]
+        sizes = [len(self.gates), *(families[name].num_uniform for name in on)]
+        # One call for all numbers: each would take long to compile.
+        unit = jax.random.uniform(key, (batch_size, sum(sizes)), jnp.float32)
+        doors, *parts = jnp.split(unit, np.cumsum(sizes)[:-1], axis=1)
+        drawn = {n: families[n].draw(u) for n, u in zip(on, parts, strict=True)}
+        for column, (name, probability) in enumerate(self.gates.items()):
+            drawn[name] = doors[:, column] < probability
+        alpha = [drawn.pop(name) for name in self.free]
+        empty = jnp.zeros((batch_size, 0), jnp.float32)
+        return View(jnp.concatenate([empty, *alpha], axis=1), drawn)
+
+    def apply(self, x: Array, view: View) -> Array:
+        images = self._floating(x, view.alpha.dtype)
+        parameters = self._parameters(view, images.shape[0])
+        if "crop" in parameters:
+            images = geometry.crop_and_resize(
+                images,
+                parameters["crop"],
+                size=self.image_size,
+                method=self.resampling,
+            )
+        else:
+            images = self._central_square(images)
+        return self._normalize(_transform(images, parameters))
+
+    def plain(self, x: Array) -> Array:
+        images = self._floating(x, jnp.float32)
+        return self._normalize(_three_channels(self._central_square(images)))
+
+    def _parameters(self, view: View, batch_size: int) -> dict[str, Array]:
+        """Returns what each operation needs, from alpha and held."""
+        sizes = [len(family.names) for family in self.free.values()]
+        chex.assert_shape(
+            view.alpha,
+            (batch_size, sum(sizes)),
+            custom_message=f"alpha must be [{batch_size}, {sum(sizes)}], a row per x",
+            exception_type=ValueError,
+        )
+        held, expected = dict(view.held), {*self.held, *self.gates}
+        if set(held) != expected:
+            raise ValueError(
+                f"view.held must have {sorted(expected)}, as sample draws it; found "
+                f"{sorted(held)}."
+            )
+        ends = np.cumsum(sizes, dtype=int)
+        parts = jnp.split(view.alpha, ends, axis=1)  # behind the last end is nothing
+        return held | dict(zip(self.free, parts, strict=False))
+
+    def _floating(self, x: Array, dtype: Any) -> Array:
+        """Returns floating images; uint8 is divided by 255 in the given dtype."""
+        rows, columns = self.source
+        if x.shape[1:] not in [(rows, columns, 1), (rows, columns, 3)]:
+            raise ValueError(
+                f"x must be [B, {rows}, {columns}, 1 or 3], as source_size says; found "
+                f"{list(x.shape)}."
+            )
+        x = jnp.asarray(x)
+        if x.dtype == jnp.uint8:
+            return x.astype(dtype) / 255
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"x must be uint8, or floating with values in [0, 1]; found {x.dtype}."
+            )
+        return x
+
+    def _central_square(self, images: Array) -> Array:
+        return geometry.central_square(
+            images, size=self.image_size, method=self.resampling
+        )
+
+    def _normalize(self, images: Array) -> Array:
+        mean, std = (
+            jnp.broadcast_to(jnp.asarray(value, images.dtype), (1, 1, 1, 3))
+            for value in (self.mean, self.std)
+        )
+        return (images - mean) / std
+
+
+def _transform(images: Array, parameters: dict[str, Array]) -> Array:
+    """Returns what follows the crop, up to the normalization."""
+    if "flip" in parameters:
+        images = geometry.flip_horizontal(images, parameters["flip"])
+    if "affine" in parameters:
+        images = geometry.affine(images, parameters["affine"])
+    images = _three_channels(images)
+    if "colorize" in parameters:
+        images = color.colorize(images, parameters["colorize"])
+    if "jitter" in parameters:
+        jittered = color.jitter(images, parameters["color"])
+        images = jnp.where(_gate(parameters["jitter"]), jittered, images)
+    if "gray" in parameters:
+        gray = color.to_grayscale(images)
+        images = jnp.where(_gate(parameters["gray"]), gray, images)
+    return images
+
+
+def _gate(chosen: Array) -> Array:
+    return chosen[:, None, None, None]
+
+
+def _three_channels(images: Array) -> Array:
+    return jnp.broadcast_to(images, (*images.shape[:3], 3))
+
+
+def _source(source_size: int | tuple[int, int]) -> tuple[int, int]:
+    sides = np.ravel(source_size).tolist()
+    if len(sides) not in (1, 2) or any(side != int(side) or side < 1 for side in sides):
+        raise ValueError(
+            "source_size must be the positive rows and columns of the examples, or one "
+            f"number for both; found {source_size}."
+        )
+    return int(sides[0]), int(sides[-1])
+
+
+def _check_image(
+    image_size: int, mean: Sequence[float], std: Sequence[float], resampling: str
+) -> None:
+    if image_size < 1:
+        raise ValueError(f"image_size must be positive; found {image_size}.")
+    for name, values in [("mean", mean), ("std", std)]:
+        if len(values) not in (1, 3) or not np.isfinite(values).all():
+            raise ValueError(
+                f"{name} must be three finite numbers, one per channel, or a single "
+                f"one for all; found {tuple(values)}."
+            )
+    if min(std) <= 0:
+        raise ValueError(f"std must be above 0; found {tuple(std)}.")
+    if resampling not in geometry.METHODS:
+        raise ValueError(
+            f"resampling must be one of {geometry.METHODS}; found {resampling!r}."
+        )
+
+
+def _check_probabilities(gates: Mapping[str, float]) -> None:
+    for name in ("jitter", "gray"):
+        if not 0 <= gates[name] <= 1:
+            raise ValueError(
+                f"{name}_probability must be in [0, 1]; found {gates[name]}."
+            )

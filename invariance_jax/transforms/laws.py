@@ -1,0 +1,257 @@
+"""The laws of the random parameters of an image transformation.
+
+Section 5 of Foster, Pukdee, Rainforth (ICLR 2021) and the SimCLR augmentation. A family
+is a group of parameters that are differentiated or held together; all are uniform and
+independent, except the box of the random resized crop.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from invariance_jax.transforms import color, geometry
+from invariance_jax.types import Array
+
+FAMILIES = ("crop", "affine", "colorize", "color")
+"""What may be differentiated, in the order of the columns of alpha."""
+
+CROP_TRIES = 10
+"""Boxes that are drawn at most until one fits into the image."""
+
+MAX_STRENGTH = 1.25
+"""The strength of colour jitter at which a factor may reach 0."""
+
+
+_SWITCHES = {
+    "crop": "set crop=True",
+    "affine": "give rotation, scaling, shear or translation a range above 0",
+    "colorize": "set colorize=True",
+    "color": "give jitter_probability a value above 0",
+}
+
+
+class Family(NamedTuple):
+    """Parameters that go together, the columns of an array with a row per example.
+
+    Attributes:
+      names: of the columns.
+      bounds: a row per column, the ends of its law.
+      num_uniform: uniform numbers that one example takes.
+      draw: the parameters as a function of these numbers in [0, 1), a row per example.
+    """
+
+    names: tuple[str, ...]
+    bounds: np.ndarray
+    num_uniform: int
+    draw: Callable[[Array], Array]
+
+
+def jitter_family(*, strength: float) -> Family:
+    """Returns the law of `color.jitter`.
+
+    With s the strength: brightness, contrast and saturation U(1 - .8 s, 1 + .8 s), hue
+    U(-.2 s, .2 s) turns.
+
+    Args:
+      strength: 0 to `MAX_STRENGTH`, .5 in the paper.
+
+    Returns:
+      `Family`, columns in the order of `color.JITTER_NAMES`.
+
+    Raises:
+      ValueError: if the strength is outside its range.
+    """
+    if not 0 <= strength <= MAX_STRENGTH:
+        raise ValueError(
+            f"strength must be in [0, {MAX_STRENGTH}], as factors would be negative "
+            f"beyond; found {strength}."
+        )
+    factor = [1 - 0.8 * strength, 1 + 0.8 * strength]
+    turns = [-0.2 * strength, 0.2 * strength]
+    return _uniform(color.JITTER_NAMES, 3 * [factor] + [turns])
+
+
+def colorize_family() -> Family:
+    """Returns the law of `color.colorize`, that of Spirograph's colours.
+
+    Returns:
+      `Family`, columns in the order of `color.COLORIZE_NAMES`: foreground U(.4, 1),
+      background U(0, .6).
+    """
+    return _uniform(color.COLORIZE_NAMES, 3 * [[0.4, 1.0], [0.0, 0.6]])
+
+
+def affine_family(
+    *, rotation: float, scaling: float, shear: float, translation: float
+) -> Family:
+    """Returns the law of `geometry.affine`, uniform about the identity.
+
+    Args:
+      rotation: r, angles are U(-r, r), radians.
+      scaling: r below 1, factors are U(1 - r, 1 + r).
+      shear: r, slopes are U(-r, r).
+      translation: r, shares of the sides are U(-r, r).
+
+    Returns:
+      `Family`, columns in the order of `geometry.AFFINE_NAMES`, named "affine.NAME".
+
+    Raises:
+      ValueError: if a range is negative or not finite, or scaling is not below 1.
+    """
+    ranges = {
+        "rotation": rotation,
+        "scaling": scaling,
+        "shear": shear,
+        "translation": translation,
+    }
+    for name, value in ranges.items():
+        limit = 1 if name == "scaling" else math.inf
+        if not 0 <= value < limit:
+            raise ValueError(f"{name} must be 0 or more, below {limit}; found {value}.")
+    half = np.array([*ranges.values(), translation])
+    identity = np.array(geometry.AFFINE_IDENTITY)
+    names = [f"affine.{name}" for name in geometry.AFFINE_NAMES]
+    return _uniform(names, np.stack([identity - half, identity + half], axis=1))
+
+
+def crop_family(
+    *,
+    source_size: tuple[int, int],
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    whole_pixels: bool,
+) -> Family:
+    """Returns the law of the box of the random resized crop.
+
+    Area uniform, aspect log-uniform, the box anywhere inside the image; drawn until it
+    fits, after `CROP_TRIES` misses the largest central box of an allowed aspect.
+
+    Args:
+      source_size: H and W, pixels.
+      area: least and greatest area, shares of the image's.
+      aspect: least and greatest width over height.
+      whole_pixels: whether height and width are rounded, as in the paper, before it is
+        seen whether they fit; if not the law is the same without rounding.
+
+    Returns:
+      `Family`, columns in the order of `geometry.BOX_NAMES`, named "crop.NAME".
+
+    Raises:
+      ValueError: if area or aspect is reversed or not positive, or an area exceeds 1.
+    """
+    _check_range("crop_area", area, 1.0)
+    _check_range("crop_aspect", aspect, math.inf)
+    rows, columns = source_size
+    central = _central_box(source_size, aspect, whole_pixels)
+    pixels = np.array(area) * rows * columns
+    low = np.sqrt([pixels[0] / aspect[1], pixels[0] * aspect[0]])
+    high = np.sqrt([pixels[1] / aspect[0], pixels[1] * aspect[1]])
+    if whole_pixels:
+        low, high = np.round(low), np.round(high)
+    low = np.minimum(low, central[2:])
+    high = np.maximum(np.minimum(high, source_size), central[2:])
+    bounds = np.array([[0, 0, *low], [*(np.array(source_size) - low), *high]])
+
+    def draw(unit: Array) -> Array:
+        sizes, fits = _sizes(unit[:, 2:], source_size, area, aspect, whole_pixels)
+        first = jnp.argmax(fits, axis=1)[:, None, None]
+        size = jnp.take_along_axis(sizes, first, axis=1)[:, 0]
+        room = jnp.asarray(source_size, jnp.float32)[None] - size
+        # Every one of the room + 1 whole places is as likely; rounding may reach + 1.
+        whole = jnp.minimum(jnp.floor(unit[:, :2] * (room + 1)), room)
+        start = whole if whole_pixels else unit[:, :2] * room
+        boxes = jnp.concatenate([start, size], axis=1)
+        fallback = jnp.asarray(central, jnp.float32)[None]
+        return jnp.where(jnp.any(fits, axis=1)[:, None], boxes, fallback)
+
+    names = tuple(f"crop.{name}" for name in geometry.BOX_NAMES)
+    return Family(names, bounds.T, 2 + 2 * CROP_TRIES, draw)
+
+
+def in_order(
+    families: Mapping[str, Family], *, differentiate: Sequence[str]
+) -> tuple[str, ...]:
+    """Returns the families that are differentiated, in the order of alpha's columns.
+
+    Args:
+      families: those that are switched on.
+      differentiate: names of families in any order, or none.
+
+    Returns:
+      The names in the order of `FAMILIES`.
+
+    Raises:
+      ValueError: if a name is unknown, given twice, or not switched on.
+    """
+    names = [differentiate] if isinstance(differentiate, str) else list(differentiate)
+    for name in names:
+        if name not in FAMILIES:
+            near = difflib.get_close_matches(str(name), FAMILIES, n=1, cutoff=0.4)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"differentiate names the unknown family {name!r}; expected some of "
+                f"{', '.join(FAMILIES)}.{hint}"
+            )
+        if names.count(name) > 1:
+            raise ValueError(f"differentiate must name {name!r} once; found {names}.")
+        if name not in families:
+            raise ValueError(
+                f"differentiate names {name!r}, which is off: {_SWITCHES[name]}."
+            )
+    return tuple(name for name in FAMILIES if name in names)
+
+
+def _sizes(
+    unit: Array,
+    source_size: tuple[int, int],
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    whole_pixels: bool,
+) -> tuple[Array, Array]:
+    """Returns heights and widths `[B, tries, 2]`, and whether each try fits."""
+    share, turn = jnp.split(unit, 2, axis=1)
+    share = area[0] + (area[1] - area[0]) * share
+    # The logarithm of the square root of the aspect.
+    log_low, log_high = (math.log(value) / 2 for value in aspect)
+    stretch = jnp.exp(log_low + (log_high - log_low) * turn)
+    side = jnp.sqrt(share * (source_size[0] * source_size[1]))
+    sizes = jnp.stack([side / stretch, side * stretch], axis=-1)
+    if whole_pixels:
+        sizes = jnp.round(sizes)
+    limits = jnp.asarray(source_size, jnp.float32)[None, None]
+    return sizes, jnp.all((sizes > 0) & (sizes <= limits), axis=-1)
+
+
+def _central_box(
+    source_size: tuple[int, int], aspect: tuple[float, float], whole_pixels: bool
+) -> np.ndarray:
+    """Returns the largest central box whose aspect is allowed, `[4]`."""
+    rows, columns = source_size
+    height = min(rows, columns / aspect[0])
+    width = min(columns, rows * aspect[1])
+    if whole_pixels:
+        height, width = max(round(height), 1), max(round(width), 1)
+        return np.array([(rows - height) // 2, (columns - width) // 2, height, width])
+    return np.array([(rows - height) / 2, (columns - width) / 2, height, width])
+
+
+def _uniform(names: Sequence[str], bounds: Any) -> Family:
+    bounds = np.asarray(bounds, np.float64)
+
+    def draw(unit: Array) -> Array:
+        low, high = jnp.asarray(bounds.T, jnp.float32)[:, None]
+        return low + (high - low) * unit
+
+    return Family(tuple(names), bounds, len(bounds), draw)
+
+
+def _check_range(name: str, ends: tuple[float, float], limit: float) -> None:
+    if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= limit or ends[1] == math.inf:
+        raise ValueError(
+            f"{name} must be (least, greatest), positive, ordered and at most {limit}; "
+            f"found {tuple(ends)}."
+        )
