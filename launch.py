@@ -1,4 +1,4 @@
-"""Starts a run: trains, evaluates and reports, as the mode says.
+"""Starts a run: trains, evaluates, reports or embeds, as the mode says.
 
 python launch.py --config=configs/spirograph.py:quick --workdir=runs/quick
 """
@@ -12,10 +12,10 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from invariance_jax import evaluate, report, train
+from invariance_jax import embed, evaluate, report, train
 from invariance_jax.report.read import flatten
 
-MODES = ("all", "train", "evaluate", "report")
+MODES = ("all", "train", "evaluate", "report", "embed")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -47,12 +47,14 @@ def main(arguments: list[str]) -> None:
     workdir = workdirs[0]
     if len(workdirs) > 1:
         raise ValueError(f"--mode={mode} takes one --workdir")
-    if config is None and mode != "evaluate":
+    if config is None and mode not in ("evaluate", "embed"):
         raise ValueError("--config is missing")
     if mode in ("all", "train"):
         train.run(config, workdir)
     if mode in ("all", "evaluate"):
         print(report.table(evaluate.run(config, workdir)))
+    if mode == "embed":
+        print(*embed.run(config, workdir), sep="\n")
     if mode == "all":
         print(f"report: {report.run([workdir], workdir)}")
 

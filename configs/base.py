@@ -47,6 +47,10 @@ def get_config() -> ConfigDict:
     config.encoder = ConfigDict()
     # "resnet18", "resnet34", "resnet50" or "mlp".
     config.encoder.name = "resnet18"
+    # First layers of a ResNet: "cifar" (3x3, stride 1) or "imagenet" (7x7, max-pool).
+    config.encoder.stem = "cifar"
+    # File of a PyTorch state dict to start from, .npz or .safetensors (none if empty).
+    config.encoder.weights = placeholder(str)
     # Features per layer, layers, and end of the MLP: "linear" or "norm_relu".
     config.encoder.width = 512
     config.encoder.depth = 3
@@ -74,14 +78,26 @@ def get_config() -> ConfigDict:
     config.optimizer.trust_coefficient = 1e-3
 
     config.data = ConfigDict()
-    # Only "spirograph".
+    # "spirograph", or a TFDS image set: "cifar10", "cifar100", "mnist",
+    # "fashion_mnist", "svhn_cropped" or one that has been prepared.
     config.data.name = "spirograph"
-    # Seed of the target vectors of all splits.
-    config.data.seed = 0
-    # Examples per split.
+    # Folder of the prepared image sets (that of TFDS if empty).
+    config.data.data_dir = placeholder(str)
+    # Examples per split. Images: all if empty; the validation split is held out of the
+    # training split.
     config.data.train_examples = 100_000
     config.data.validation_examples = 20_000
     config.data.test_examples = 20_000
+    # Pixels per side of a view (images: those of the set if empty).
+    config.data.image_size = 32
+    # Of an image set, read from it if empty: number of classes, pixels (rows, columns),
+    # mean and standard deviation of each channel in [0, 1].
+    config.data.num_classes = placeholder(int)
+    config.data.source_size = placeholder(tuple)
+    config.data.mean = placeholder(tuple)
+    config.data.std = placeholder(tuple)
+    # Spirograph, to the end of this section. Seed of the target vectors of all splits.
+    config.data.seed = 0
     # The regression targets; the other parameters are the nuisance.
     config.data.targets = ("m", "b", "sigma", "rfore")
     # Ends of the uniform law of each parameter: lengths, then colours in [0, 1].
@@ -93,12 +109,37 @@ def get_config() -> ConfigDict:
     for color in ("r", "g", "b"):
         config.data.bounds[color + "fore"] = (0.4, 1.0)
         config.data.bounds[color + "back"] = (0.0, 0.6)
-    # Pixels per side, points on the curve, half side of the shown square.
-    config.data.image_size = 32
+    # Points on the curve, half side of the shown square.
     config.data.num_points = 40
     config.data.extent = 6.0
     # Region whose maximum intensity becomes 1: "row" (the paper's code) or "image".
     config.data.normalization = "row"
+
+    # Views of images; Spirograph reads none of this section.
+    config.augmentation = ConfigDict()
+    # What is differentiated: some of "crop", "affine", "colorize", "color".
+    config.augmentation.differentiate = ("color",)
+    # Random resized crop: share of the area, width over height, resampling ("lanczos3"
+    # or "bilinear").
+    config.augmentation.crop = True
+    config.augmentation.crop_area = (0.08, 1.0)
+    config.augmentation.crop_aspect = (3 / 4, 4 / 3)
+    config.augmentation.resampling = "lanczos3"
+    # Horizontal flip, of every second view.
+    config.augmentation.flip = True
+    # Half widths of an affine map about the identity: angle in radians, scale, shear,
+    # shift in sides of the image.
+    config.augmentation.rotation = 0.0
+    config.augmentation.scaling = 0.0
+    config.augmentation.shear = 0.0
+    config.augmentation.translation = 0.0
+    # Random foreground and background colours for a grey image.
+    config.augmentation.colorize = False
+    # Colour jitter: brightness, contrast, saturation 1 +- .8 strength, hue +- .2
+    # strength turns; shares of the views that are jittered, and that are made grey.
+    config.augmentation.strength = 0.5
+    config.augmentation.jitter_probability = 0.8
+    config.augmentation.gray_probability = 0.2
 
     config.checkpoints = ConfigDict()
     # Steps between checkpoints; the last one is always written.
@@ -111,7 +152,8 @@ def get_config() -> ConfigDict:
     config.logging = ConfigDict()
     # Steps between rows of metrics.jsonl.
     config.logging.every_steps = 100
-    # Steps between online probes: ridge error and normalized variance; 0: never.
+    # Steps between online probes: error (images: accuracy) and normalized variance; 0:
+    # never.
     config.logging.probe_every_steps = 1000
     # Training and validation examples of the online probe.
     config.logging.probe_train_examples = 4000
@@ -122,10 +164,20 @@ def get_config() -> ConfigDict:
     config.evaluation.split = "test"
     # Numbers M of averaged views, increasing.
     config.evaluation.num_views = (1, 2, 3, 4, 5, 10, 20, 30)
-    # L2 weight of the ridge probe.
+    # Views that are averaged: "all", and of images also "color" and "crop" (with flip
+    # and affine map).
+    config.evaluation.families = ("all",)
+    # L2 weight of the probe: ridge, for images logistic.
     config.evaluation.l2 = 1e-8
     # Training examples of the probe (all if empty).
     config.evaluation.train_examples = placeholder(int)
+    # Images: share of the labels that the probe sees, the same in each class.
+    config.evaluation.label_fraction = 1.0
+    # Images: neighbours k of the kNN probe, and temperature of its weights.
+    config.evaluation.neighbors = (20, 200)
+    config.evaluation.neighbor_temperature = 0.07
+    # Images: what is evaluated beside the encoder, some of "pixels", "untrained".
+    config.evaluation.baselines = ()
     # Examples per call.
     config.evaluation.batch_size = 1000
     # Views per example and examples from which the variance of n(h) is measured.
@@ -133,4 +185,10 @@ def get_config() -> ConfigDict:
     config.evaluation.variance_examples = 1000
     # Seed of the views that are drawn for evaluation.
     config.evaluation.seed = 0
+
+    config.embedding = ConfigDict()
+    # Splits whose representations `--mode=embed` writes.
+    config.embedding.splits = ("train", "test")
+    # Averaged views; 0: the plain image.
+    config.embedding.num_views = 1
     return config

@@ -13,17 +13,20 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from invariance_jax.train import initial_state
+from invariance_jax.train import initial_state, with_weights
 from invariance_jax.training import parallel
 from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.components import (
+    Examples,
+    is_regression,
     make_examples,
     make_networks,
     make_transformation,
 )
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
+from invariance_jax.training.protocols import Measured, measure
 from invariance_jax.training.settings import resolve
 from invariance_jax.training.steps import TrainState
 from invariance_jax.training.workdir import claim, one_per_seed, read_config, write_json
@@ -38,6 +41,7 @@ _SAMPLE_ROWS, _SAMPLE_VIEWS, _SAMPLE_PREDICTIONS = 4, 10, 2000
 def run(config: ConfigDict | None, workdir: str | Path) -> dict[str, Any]:
     """Evaluates the newest checkpoint of every seed of a run.
 
+    A new work directory is evaluated too if the configuration gives `encoder.weights`.
     Writes `results.json` and `samples.npz` per seed, and with several seeds the
     aggregated `results.json` into the parent.
 
@@ -53,18 +57,41 @@ def run(config: ConfigDict | None, workdir: str | Path) -> dict[str, Any]:
       ValueError: if the configuration is invalid, the work directory holds no such run,
         or a checkpoint is missing or cannot be read.
     """
-    found = read_config(workdir)
-    config = found if config is None else config
-    settings = resolve(config)
-    workdir = claim(settings, workdir)
-    runs = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
-    for one, path in runs:
-        read_config(path)
-        claim(one, path)
+    runs = prepare(config, workdir)
     each = [_evaluate(one, path) for one, path in runs]
     results = _aggregate(each)
-    write_json(workdir / "results.json", results)
+    write_json(Path(workdir) / "results.json", results)
     return results
+
+
+def prepare(
+    config: ConfigDict | None, workdir: str | Path
+) -> list[tuple[FrozenConfigDict, Path]]:
+    """Returns the settings and work directory of every seed of a trained run.
+
+    Args:
+      config: the configuration of the run; its evaluation keys may differ. None: that
+        of the work directory.
+      workdir: the work directory of the run; it may be new if the configuration gives
+        `encoder.weights`.
+
+    Returns:
+      A pair per seed.
+
+    Raises:
+      ValueError: if the configuration is invalid, or the work directory holds no such
+        run.
+    """
+    config = read_config(workdir) if config is None else config
+    settings = resolve(config)
+    runs = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
+    if settings.encoder.weights is None:
+        for path in (workdir, *(path for _, path in runs)):
+            read_config(path)
+    claim(settings, workdir)
+    for one, path in runs:
+        claim(one, path)
+    return runs
 
 
 def load(
@@ -77,9 +104,9 @@ def load(
       step: finished steps of the checkpoint; None is the newest.
 
     Returns:
-      `(encode, config)`: encode maps raw images float32 `[B, H, W, 3]` in [0, 1] to
-      representations `[B, D]` on running statistics, and works under jax's
-      transformations.
+      `(encode, config)`: encode maps raw images `[B, H, W, 3]`, float32 in [0, 1] (of
+      an image set of its size, also uint8 and of one channel), to representations
+      `[B, D]` on running statistics, and works under jax's transformations.
 
     Raises:
       ValueError: if there is no run, several seeds, or no such checkpoint.
@@ -91,19 +118,37 @@ def load(
             f"{workdir} holds {settings.seeds} seeds; load one of them, such as "
             f"{Path(workdir) / f'seed_{settings.seed}'}."
         )
-    variables = encoder_variables(_restore(settings, Path(workdir), step))
+    variables = encoder_variables(restore(settings, Path(workdir), step))
     encoder = make_networks(settings).encoder
+    plain = make_transformation(settings).plain
 
     def encode(images: Array) -> Array:
+        images = images if plain is None else plain(images)
         return encoder.apply(variables, images, train=False)
 
     return encode, config
 
 
-def _restore(settings: Any, workdir: Path, step: int | None) -> TrainState:
-    checkpoints = Checkpoints(workdir)
+def restore(settings: Any, workdir: Path, step: int | None = None) -> TrainState:
+    """Returns a checkpoint of a run; without any, the given weights at step 0.
+
+    Args:
+      settings: the result of `training.settings.resolve`.
+      workdir: the work directory of one seed.
+      step: finished steps of the checkpoint; None is the newest.
+
+    Returns:
+      The state.
+
+    Raises:
+      ValueError: if there is no such checkpoint, or it cannot be read.
+    """
+    checkpoints, template = Checkpoints(workdir), initial_state(settings)
     try:
-        return checkpoints.restore(initial_state(settings), step=step)
+        given = settings.encoder.weights is not None
+        if given and step is None and not checkpoints.steps():
+            return with_weights(template, settings)
+        return checkpoints.restore(template, step=step)
     finally:
         checkpoints.close()
 
@@ -111,38 +156,25 @@ def _restore(settings: Any, workdir: Path, step: int | None) -> TrainState:
 def _evaluate(settings: Any, workdir: Path) -> dict[str, Any]:
     """Returns the results of one seed, and writes them and samples."""
     started = time.monotonic()
-    state = _restore(settings, workdir, None)
-    encoder = FrozenEncoder(settings, parallel.local_devices())
+    state = restore(settings, workdir)
     variables = encoder_variables(state)
     chosen = settings.evaluation
-    x = make_examples(settings, "train")[: chosen.train_examples]
-    x_test = make_examples(settings, chosen.split)
-    h, h_test = (
-        encoder.features(variables, part, num_views=chosen.num_views, stream=stream)
-        for stream, part in enumerate((x, x_test))
-    )
-    values = {"mse.constant": float(x_test.var(axis=0).mean())}
-    regressions = []
-    for number, views in enumerate(chosen.num_views):
-        fitted = encoder.regression(h[number], x, h_test[number], x_test)
-        regressions.append(fitted)
-        values[f"mse@{views}"] = float(fitted.mse.mean())
-        for name, mse, r2 in zip(
-            settings.data.targets, fitted.mse, fitted.r2, strict=True
-        ):
-            values[f"mse.{name}@{views}"] = float(mse)
-            values[f"r2.{name}@{views}"] = float(r2)
-    variance = encoder.variance(variables, x_test[: chosen.variance_examples], stream=1)
-    values |= {
+    train = make_examples(settings, "train").first(chosen.train_examples)
+    test = make_examples(settings, chosen.split)
+    encoder = FrozenEncoder(settings, parallel.local_devices())
+    untrained = encoder_variables(initial_state(settings))
+    measured = measure(settings, encoder, variables, untrained, train, test)
+    variance = encoder.variance(variables, test.x[: chosen.variance_examples], stream=1)
+    values = measured.values | {
         f"variance.{name}": float(value) for name, value in variance._asdict().items()
     }
     values |= _final_metrics(workdir)
-    _write_samples(settings, workdir, x_test, regressions)
+    _write_samples(settings, workdir, test, measured)
     results = {
         "format": FORMAT,
         "n": 1,
         "seeds": [settings.seed],
-        "settings": _settings_of(settings, int(state.step), len(x), len(x_test)),
+        "settings": _settings_of(settings, int(state.step), len(train.x), len(test.x)),
         "seconds": time.monotonic() - started,
         "summary": {name: _summary([value]) for name, value in values.items()},
     }
@@ -153,7 +185,9 @@ def _evaluate(settings: Any, workdir: Path) -> dict[str, Any]:
 
 def _settings_of(settings: Any, step: int, train: int, test: int) -> dict[str, Any]:
     chosen = settings.evaluation.to_dict()
-    chosen |= {"targets": settings.data.targets, "step": step}
+    if is_regression(settings):
+        chosen["targets"] = settings.data.targets
+    chosen["step"] = step
     return chosen | {"train_examples": train, "test_examples": test}
 
 
@@ -167,21 +201,31 @@ def _final_metrics(workdir: Path) -> dict[str, float]:
 
 
 def _write_samples(
-    settings: Any, workdir: Path, x: np.ndarray, regressions: list[Any]
+    settings: Any, workdir: Path, test: Examples, measured: Measured
 ) -> None:
     """Writes views of a few examples, and predictions, for the report."""
     transformation = make_transformation(settings)
-    rows = np.repeat(x[:_SAMPLE_ROWS], _SAMPLE_VIEWS, axis=0)
+    rows = np.repeat(test.x[:_SAMPLE_ROWS], _SAMPLE_VIEWS, axis=0)
     view = transformation.sample(jax.random.key(settings.evaluation.seed), len(rows))
     images = np.asarray(transformation.apply(rows, view))
+    if not is_regression(settings):
+        images = images * np.array(settings.data.std) + np.array(settings.data.mean)
     images = np.clip(np.rint(images * 255), 0, 255).astype(np.uint8)
-    np.savez_compressed(
-        workdir / "samples.npz",
-        views=images.reshape(-1, _SAMPLE_VIEWS, *images.shape[1:]),
-        true=x[:_SAMPLE_PREDICTIONS],
-        predicted=regressions[-1].predictions[:_SAMPLE_PREDICTIONS],
-        predicted_single=regressions[0].predictions[:_SAMPLE_PREDICTIONS],
-    )
+    arrays = {"views": images.reshape(-1, _SAMPLE_VIEWS, *images.shape[1:])}
+    predictions = measured.averaged, measured.single
+    if is_regression(settings):
+        for name, values in zip(
+            ("true", "predicted", "predicted_single"),
+            (test.y, *predictions),
+            strict=True,
+        ):
+            arrays[name] = values[:_SAMPLE_PREDICTIONS]
+    else:
+        classes = settings.data.num_classes
+        pairs = test.y * classes + predictions[0].argmax(axis=1)
+        counts = np.bincount(pairs, minlength=classes**2)
+        arrays["confusion"] = counts.reshape(classes, classes)
+    np.savez_compressed(workdir / "samples.npz", **arrays)
 
 
 def _aggregate(each: list[dict[str, Any]]) -> dict[str, Any]:

@@ -15,17 +15,20 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from invariance_jax.models import weights
 from invariance_jax.training import parallel
 from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.components import (
     make_examples,
     make_networks,
+    make_stand_ins,
     make_transformation,
 )
 from invariance_jax.training.draws import make_draw
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.metrics import MetricsWriter
 from invariance_jax.training.optimizers import make_optimizer, make_schedule
+from invariance_jax.training.protocols import fit_and_score
 from invariance_jax.training.settings import check_devices, resolve
 from invariance_jax.training.steps import TrainState, init_state, make_step
 from invariance_jax.training.workdir import claim, one_per_seed
@@ -66,7 +69,8 @@ class _Run:
         self._devices = parallel.local_devices()
         self._optimizer = make_optimizer(settings)
         self._transformation = make_transformation(settings)
-        self._x = make_examples(settings, "train")
+        self._train = make_examples(settings, "train")
+        parallel.check_memory(self._train.x, self._devices)
         self._checkpoints = Checkpoints(
             workdir,
             keep=settings.checkpoints.keep,
@@ -86,12 +90,16 @@ class _Run:
                 self._loop(state, writer, bar)
 
     def _start(self) -> TrainState:
-        """Returns the newest checkpoint, else the initial state."""
+        """Returns the newest checkpoint, else given weights, else the initial state."""
         template = initial_state(self._settings)
         if self._checkpoints.steps():
             state = self._checkpoints.restore(template)
             _log.info("%s: resumed at step %d", self._workdir, state.step)
             return state
+        path = self._settings.encoder.weights
+        if path is not None:
+            _log.info("%s: initialized from %s", self._workdir, path)
+            return with_weights(template, self._settings)
         _log.info("%s: initialized from the seed", self._workdir)
         return template
 
@@ -101,7 +109,7 @@ class _Run:
         train = self._make_train()
         key = jax.random.fold_in(jax.random.key(settings.seed), 1)
         replicated = parallel.replicate(state, self._devices)
-        data = parallel.replicate(self._x, self._devices)
+        data = parallel.replicate(self._train.x, self._devices)
         rows = _Rows(settings, writer, bar, first_step=step)
         for stop in boundaries(settings, step):
             replicated, sums = train(replicated, key, data, stop - step)
@@ -131,7 +139,7 @@ class _Run:
         )
         draw = make_draw(
             self._transformation,
-            num_examples=len(self._x),
+            num_examples=len(self._train.x),
             batch_size=settings.batch_size,
             directions=settings.penalty.directions,
         )
@@ -139,20 +147,21 @@ class _Run:
 
     def _probe_row(self, state: TrainState) -> dict[str, float]:
         """Returns error and normalized variance on a few validation examples."""
-        settings, variables = self._settings, encoder_variables(state)
-        x = self._x[: settings.logging.probe_train_examples]
-        held_out = make_examples(settings, "validation")
-        held_out = held_out[: settings.logging.probe_validation_examples]
+        chosen, variables = self._settings.logging, encoder_variables(state)
+        train = self._train.first(chosen.probe_train_examples)
+        held_out = make_examples(self._settings, "validation")
+        held_out = held_out.first(chosen.probe_validation_examples)
         h, h_test = (
-            self._probe.features(variables, part, num_views=(1,), stream=stream)[0]
-            for stream, part in enumerate((x, held_out))
+            self._probe.features(variables, part.x, num_views=(1,), stream=stream)[0]
+            for stream, part in enumerate((train, held_out))
         )
-        regression = self._probe.regression(h, x, h_test, held_out)
-        variance = self._probe.variance(variables, held_out, stream=1)
-        return {
-            "probe_mse": float(regression.mse.mean()),
-            "variance_normalized": float(variance.normalized),
-        }
+        scored = fit_and_score(self._settings, h, train.y, h_test, held_out.y)
+        variance = self._probe.variance(variables, held_out.x, stream=1)
+        row = {"variance_normalized": float(variance.normalized)}
+        for metric in ("mse", "accuracy"):
+            if metric in scored.values:
+                row[f"probe_{metric}"] = scored.values[metric]
+        return row
 
 
 class _Rows:
@@ -215,11 +224,39 @@ def initial_state(settings: Any) -> TrainState:
       The state of one replica.
     """
     networks, transformation = make_networks(settings), make_transformation(settings)
-    optimizer, x = make_optimizer(settings), make_examples(settings, "train")[:2]
+    optimizer, x = make_optimizer(settings), make_stand_ins(settings)
     # Compiled, since one operation after the other takes ten times as long.
     init = jax.jit(lambda key: init_state(key, networks, transformation, optimizer, x))
     state = init(jax.random.fold_in(jax.random.key(settings.seed), 0))
     return jax.tree.map(np.asarray, state)
+
+
+def with_weights(state: TrainState, settings: Any) -> TrainState:
+    """Returns a state whose encoder has the weights of the file of the settings.
+
+    Args:
+      state: a state of one replica.
+      settings: the result of `training.settings.resolve`, `encoder.weights` given.
+
+    Returns:
+      The state.
+
+    Raises:
+      ValueError: if the file cannot be read or holds another network.
+    """
+    path, chosen = settings.encoder.weights, settings.encoder
+    state_dict = weights.load_state_dict(path)
+    found = weights.identify(state_dict)
+    if found != (chosen.name, chosen.stem):
+        raise ValueError(
+            f"encoder.weights is {path}, which holds {found.name} with the "
+            f"{found.stem} stem; expected {chosen.name} with the {chosen.stem} stem."
+        )
+    variables = weights.from_torch_state_dict(state_dict)
+    return state._replace(
+        params={**state.params, "encoder": variables["params"]},
+        batch_stats={**state.batch_stats, "encoder": variables["batch_stats"]},
+    )
 
 
 def boundaries(settings: Any, step: int) -> Iterator[int]:

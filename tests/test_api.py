@@ -27,6 +27,8 @@ MODULES = sorted(
 POSITIONAL_SETTINGS = {
     ("load", "workdir"),
     ("create_encoder", "name"),
+    ("load_state_dict", "path"),
+    ("save_state_dict", "path"),
 }
 
 

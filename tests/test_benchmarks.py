@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import spirograph as config_file
-from invariance_jax.benchmarks import penalty, render, timing
+from invariance_jax.benchmarks import augment, penalty, render, timing
 from invariance_jax.training import parallel
 from invariance_jax.transforms import spirograph
 
@@ -232,6 +232,44 @@ def test_a_loss_that_is_not_finite_is_refused():
         penalty.check_finite(parallel.replicate(metrics, parallel.local_devices()))
 
 
+def test_augmentation_is_timed_against_pillow():
+    (result,) = augment.run(
+        batch_size=256, image_size=16, workers=1, repeats=1, min_seconds=0.0
+    )
+    assert result.peer == "Pillow, 1 workers"
+    assert result.speedup
+    assert (result.ours_seconds > 0).all() and (result.peer_seconds > 0).all()
+
+
+def test_every_call_makes_other_views():
+    views = augment.make_ours(augment.draw_images(4, 8))
+    assert not np.array_equal(views(), views())
+
+
+def test_the_pipelines_make_views_of_one_kind():
+    images = augment.draw_images(256, 16)
+    generator = np.random.default_rng(0)
+    peer = np.stack([np.asarray(augment.augment(i, generator)) for i in images])
+    peer = (peer / 255 - np.array(augment.MEAN)) / np.array(augment.STD)
+    augment.check_similar(
+        "Pillow", peer.astype(np.float32), np.asarray(augment.make_ours(images)())
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (np.zeros((2, 3), np.float32), r"float32 \(2, 3\); expected float32 \(2, 2\)"),
+        (np.zeros((2, 2)), "makes float64"),
+        (np.full((2, 2), 0.2, np.float32), "the mean of peer differs from ours by 0.2"),
+    ],
+    ids=["shape", "dtype", "mean"],
+)
+def test_views_of_another_kind_are_refused(found, message):
+    with pytest.raises(ValueError, match=message):
+        augment.check_similar("peer", found, np.zeros((2, 2), np.float32))
+
+
 def program(*arguments, cwd=ROOT):
     return subprocess.run(
         [sys.executable, "-m", "invariance_jax.benchmarks", *arguments],
@@ -267,7 +305,7 @@ def test_program_prints_a_table_and_writes_json(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rendre"], "'rendre'; expected one of render, penalty, all."),
+        (["rendre"], "'rendre'; expected one of render, augment, penalty, all."),
         (["penalty"], "'configs/spirograph.py' and there is no such file; start from"),
         (
             ["render", "--json=no/out.json"],

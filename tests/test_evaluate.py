@@ -16,6 +16,7 @@ from invariance_jax.training import parallel
 from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.components import make_examples, make_transformation
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
+from invariance_jax.training.protocols import fit_and_score
 from invariance_jax.training.settings import resolve
 
 CHANGES = {"seeds": 2, "logging.probe_every_steps": 0, "checkpoints.keep": 2}
@@ -103,14 +104,14 @@ def test_the_mean_error_is_that_over_the_targets(run):
 
 def test_error_and_explained_variance_belong_together(run):
     values = means(read(run[0] / "seed_0"))
-    y = make_examples(resolve(config()), "test")
+    y = make_examples(resolve(config()), "test").y
     for number, name in enumerate(TARGETS):
         expected = 1 - values[f"mse.{name}@1"] / y[:, number].astype(np.float64).var()
         assert values[f"r2.{name}@1"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_the_constant_predictor_is_the_variance_of_the_targets(run):
-    y = make_examples(resolve(config()), "test").astype(np.float64)
+    y = make_examples(resolve(config()), "test").y.astype(np.float64)
     assert means(run[1])["mse.constant"] == pytest.approx(y.var(axis=0).mean())
 
 
@@ -141,14 +142,15 @@ def test_load_gives_the_encoder_that_was_evaluated(run):
     encode, loaded = invariance_jax.load(workdir / "seed_1")
     settings = resolve(loaded)
     assert (settings.seed, settings.batch_size) == (1, 16)
-    splits = [make_examples(settings, split) for split in ("train", "test")]
+    splits = [make_examples(settings, split).x for split in ("train", "test")]
     h, h_test = (features(encode, x, n, (1, 3)) for n, x in enumerate(splits))
-    frozen = FrozenEncoder(settings, parallel.local_devices(1))
     values = means(read(workdir / "seed_1"))
     for number, views in enumerate((1, 3)):
-        fitted = frozen.regression(h[number], splits[0], h_test[number], splits[1])
-        for name, mse in zip(TARGETS, fitted.mse, strict=True):
-            assert mse == pytest.approx(values[f"mse.{name}@{views}"], rel=2e-3)
+        arrays = h[number], splits[0], h_test[number], splits[1]
+        fitted = fit_and_score(settings, *arrays).values
+        for name in TARGETS:
+            expected = values[f"mse.{name}@{views}"]
+            assert fitted[f"mse.{name}"] == pytest.approx(expected, rel=2e-3)
 
 
 def test_the_loaded_encoder_is_the_checkpoint_on_running_statistics(run):
@@ -180,7 +182,7 @@ def test_devices_do_not_change_the_features(run):
     checkpoints = Checkpoints(workdir / "seed_0")
     state = checkpoints.restore(train.initial_state(settings))
     checkpoints.close()
-    x = make_examples(settings, "test")[:33]
+    x = make_examples(settings, "test").x[:33]
     one, four = (
         FrozenEncoder(settings, parallel.local_devices(count)).features(
             encoder_variables(state), x, num_views=(1, 3), stream=1
@@ -197,7 +199,7 @@ def test_samples_hold_views_and_predictions(run):
         samples = {name: archive[name] for name in archive.files}
     assert samples["views"].shape == (4, 10, 8, 8, 3)
     assert samples["views"].dtype == np.uint8
-    y = make_examples(resolve(config()), "test")
+    y = make_examples(resolve(config()), "test").y
     np.testing.assert_array_equal(samples["true"], y)
     values = means(read(workdir / "seed_0"))
     for name, views in [("predicted_single", 1), ("predicted", 3)]:

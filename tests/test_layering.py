@@ -14,7 +14,7 @@ SOURCES = [*MODULES, *sorted((ROOT / "configs").glob("*.py")), ROOT / "launch.py
 
 CORE = {"types", "numerics"}
 PURE = {"transforms", "losses", "evaluation", "models"}
-PROGRAMS = {"train", "evaluate", "report"}
+PROGRAMS = {"train", "evaluate", "report", "embed"}
 EVERYTHING = CORE | PURE | PROGRAMS | {"data", "training", "cluster", "benchmarks"}
 
 # The rooms that a room may import, next to itself.

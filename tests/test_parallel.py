@@ -54,7 +54,7 @@ class Case:
         self.settings, self.networks = settings, networks
         self.transformation = make_transformation(settings)
         self.optimizer = make_optimizer(settings)
-        self.x = make_examples(settings, "train")
+        self.x = make_examples(settings, "train").x
         # A float array in the widest precision that is enabled.
         self.x = np.asarray(jnp.asarray(self.x).astype(float))
         self.draw = make_draw(

@@ -70,7 +70,7 @@ def test_a_launch_command_is_valid(command):
         keys = {name.removeprefix("config.") for name in flags if "config." in name}
         assert keys <= {*values}
     else:
-        assert flags["mode"] in ("evaluate", "report")
+        assert flags["mode"] in ("evaluate", "report", "embed")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -81,7 +81,7 @@ def test_a_command_starts_something_that_is_there(command):
         assert importlib.util.find_spec(module)
         scripts = []
     else:
-        scripts = [word for word in words if word.endswith((".py", ".sh"))]
+        scripts = [w for w in words if re.fullmatch(r"[^-].*\.(py|sh)", w)]
     for script in scripts:
         assert (ROOT / script).is_file()
 
@@ -94,13 +94,16 @@ def test_the_extras_that_are_installed_exist():
 
 
 def test_the_variants_of_the_table_exist():
-    for name in re.findall(r"^\| `(\w+)` \| .*(?:core|GPU|TPU)", README, re.MULTILINE):
-        resolve(configuration(f"configs/spirograph.py:{name}"))
+    rows = re.findall(r"^\| `(\w+)` +\| `?([\w()]+)`? .*(?:core|GPU|TPU)", README, re.M)
+    assert len(rows) >= 8
+    for name, variant in rows:
+        spec = f"configs/{name}.py"
+        configuration(spec if variant == "(default)" else f"{spec}:{variant}")
 
 
 def test_the_modes_of_the_table_are_those_of_the_program():
     modes = re.search(r"^MODES = \((.*)\)", LAUNCH, re.MULTILINE).group(1)
-    named = re.findall(r"^\| `(all|train|evaluate|report)`", README, re.MULTILINE)
+    named = re.findall(r"^\| `(all|train|evaluate|report|embed)`", README, re.MULTILINE)
     assert sorted(named) == sorted(re.findall(r'"(\w+)"', modes))
 
 

@@ -466,7 +466,7 @@ def test_unfinished_directory_is_refused_before_anything_is_written(
 @pytest.mark.parametrize("file", ["results.json", "config.json"])
 @pytest.mark.parametrize(
     ("found", "message"),
-    [(2, "has format 2, this version reads up to format 1"), (None, "has format None")],
+    [(3, "has format 3, this version reads up to format 2"), (None, "has format None")],
 )
 def test_newer_or_missing_format_is_refused(
     tmp_path: Path, file: str, found: object, message: str

@@ -47,7 +47,12 @@ BAD = [
     ("optimizer.schedule", "cosine", "did you mean 'warmup_cosine'?"),
     ("optimizer.warmup_fraction", 1.0, "a number in [0, 1)"),
     ("optimizer.momentum", -0.1, "a number in [0, 1)"),
-    ("data.name", "cifar10", "one of 'spirograph'"),
+    ("data.name", None, "a text"),
+    ("data.name", 10, "a text"),
+    ("data.data_dir", 3, "a text"),
+    ("data.train_examples", None, "an integer"),
+    ("encoder.stem", "imagnet", "did you mean 'imagenet'?"),
+    ("encoder.weights", 1, "a text"),
     ("data.image_size", 8.0, "an integer"),
     ("data.targets", "m", "a tuple"),
     ("data.bounds.b", 0.5, "(lower end, upper end)"),
@@ -65,6 +70,12 @@ BAD = [
     ("evaluation.num_views", (True,), "an increasing tuple, M >= 1"),
     ("evaluation.variance_views", 1, "2 views or more"),
     ("evaluation.variance_views", "4", "an integer"),
+    ("evaluation.families", ("all", "color"), '("all",)'),
+    ("evaluation.families", "all", "a tuple of names"),
+    ("evaluation.families", ("all", "all"), "each name once"),
+    ("evaluation.label_fraction", 1.5, "a number in [0, 1]"),
+    ("evaluation.label_fraction", 0.0, "a share in (0, 1]"),
+    ("embedding.num_views", 0, "as no image is plain"),
 ]
 
 
@@ -109,6 +120,20 @@ def test_a_number_that_is_needed_is_not_left_empty(key):
 @pytest.mark.parametrize("key", sorted({*NUMBERS} - {*module._REAL}))
 def test_what_is_counted_is_whole(key):
     assert message({key: 2.5}) == f"{key} is 2.5; expected an integer."
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "wrong", "close"),
+    [
+        ("evaluation.families", ("all", "colour"), "colour", "color"),
+        ("evaluation.baselines", ("pixel",), "pixel", "pixels"),
+        ("embedding.splits", ("train", "tests"), "tests", "test"),
+    ],
+)
+def test_a_wrong_name_in_a_tuple_meets_the_closest(key, values, wrong, close):
+    text = message({key: values})
+    assert text.startswith(f"{key} is {wrong!r}; expected one of ")
+    assert text.endswith(f"did you mean {close!r}?")
 
 
 def test_every_key_of_the_base_is_checked():

@@ -37,7 +37,7 @@ class Case:
         self.settings = resolve(tiny_config(SMALL | (changes or {})))
         self.networks = make_networks(self.settings)
         self.transformation = make_transformation(self.settings)
-        self.x = jnp.asarray(make_examples(self.settings, "train")[:6]).astype(float)
+        self.x = jnp.asarray(make_examples(self.settings, "train").x[:6]).astype(float)
         draw = make_draw(
             self.transformation,
             num_examples=6,

@@ -68,6 +68,7 @@ def test_the_same_run_claims_again(tmp_path):
         ("data.bounds.m", (2.0, 4.0)),
         ("data.targets", ("m", "b")),
         ("data.train_examples", 300),
+        ("data.validation_examples", 50),
         ("encoder.name", "resnet18"),
         ("optimizer.learning_rate", 0.1),
         ("penalty.batch_limit", 3.0),
@@ -97,7 +98,8 @@ def test_the_first_of_several_keys_is_named(tmp_path):
     ("key", "value"),
     [
         ("steps_per_call", 1),
-        ("data.validation_examples", 50),
+        ("data.data_dir", "elsewhere"),
+        ("embedding.num_views", 3),
         ("data.test_examples", 50),
         ("checkpoints.every_steps", 5),
         ("checkpoints.keep", 9),
@@ -154,18 +156,30 @@ def test_a_newer_format_names_the_version_to_use(tmp_path):
         found["environment"]["versions"]["invariance_jax"] = "9.8.7"
 
     edit(tmp_path, change)
-    with pytest.raises(ValueError, match=r"format 2.*use invariance_jax 9\.8\.7"):
+    with pytest.raises(ValueError, match=r"format 3.*use invariance_jax 9\.8\.7"):
+        read_config(tmp_path)
+
+
+def test_an_older_format_names_the_version_to_use(tmp_path):
+    claim(settings(), tmp_path)
+
+    def change(found):
+        found["format"] = 1
+        found["environment"]["versions"]["invariance_jax"] = "0.1.0"
+
+    edit(tmp_path, change)
+    with pytest.raises(ValueError, match=r"format 1.*use invariance_jax 0\.1\.0"):
         read_config(tmp_path)
 
 
 def test_a_newer_format_may_say_nothing_else(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"format": FORMAT + 1}))
-    with pytest.raises(ValueError, match=r"format 2, this version reads up to 1"):
+    with pytest.raises(ValueError, match=r"format 3, this version reads 2"):
         read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "text", ["", '{"format": 1, "conf', "[]", "{}", '{"format": 1}']
+    "text", ["", '{"format": 2, "conf', "[]", "{}", '{"format": 2}']
 )
 def test_a_damaged_configuration_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)

@@ -1,11 +1,14 @@
-"""A configuration that trains in seconds, shared by the tests of training."""
+"""Configurations that train in seconds, shared by the tests of the programs."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from configs import base
+from invariance_jax import data
 
 TINY = {
     "batch_size": 16,
@@ -48,4 +51,49 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> ConfigDict:
             section = section[part]
         assert name in section, key
         section[name] = value
+    return config
+
+
+def image_arrays(
+    seed: int, *, num_examples: int, num_classes: int = 3, channels: int = 3
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns noisy uint8 images `[N, 10, 10, channels]`, a bright bar per class."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(num_examples) % num_classes
+    images = generator.integers(0, 120, (num_examples, 10, 10, channels))
+    for image, label in zip(images, labels, strict=True):
+        image[3 * label : 3 * label + 2] += 100
+    return images.astype(np.uint8), labels
+
+
+def image_config(
+    data_dir: str | Path, changes: Mapping[str, Any] | None = None
+) -> ConfigDict:
+    """Returns the tiny configuration of the set `bars`, prepared if it is not yet."""
+    if not (Path(data_dir) / "bars").exists():
+        data.prepare_arrays(
+            "bars",
+            data_dir,
+            train=image_arrays(0, num_examples=150),
+            test=image_arrays(1, num_examples=45),
+        )
+    images = {
+        "data.name": "bars",
+        "data.data_dir": str(data_dir),
+        "data.train_examples": None,
+        "data.validation_examples": 30,
+        "data.test_examples": None,
+        "data.image_size": 8,
+        "augmentation.crop_area": (0.5, 1.0),
+        "evaluation.l2": 1e-3,
+        "evaluation.neighbors": (5,),
+        "logging.probe_train_examples": 60,
+    }
+    config = tiny_config()
+    with config.ignore_type():
+        for key, value in {**images, **(changes or {})}.items():
+            section, name = key.split(".") if "." in key else (None, key)
+            target = config[section] if section else config
+            assert name in target, key
+            target[name] = value
     return config

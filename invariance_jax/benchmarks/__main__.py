@@ -1,8 +1,8 @@
 """Times the hot paths: `python -m invariance_jax.benchmarks NAME [--json=OUT]`.
 
-NAME is render, penalty or all. The last lines are a table and the machine; `--json`
-also writes them to a file. The step of `penalty` is that of a configuration file, by
-default of the checkout that is the current directory.
+NAME is render, augment, penalty or all. The last lines are a table and the machine;
+`--json` also writes them to a file. The step of `penalty` is that of a configuration
+file, by default of the checkout that is the current directory.
 """
 
 import json
@@ -14,7 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from invariance_jax.benchmarks import penalty, render
+from invariance_jax.benchmarks import augment, penalty, render
 from invariance_jax.benchmarks.timing import Comparison, machine, table
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -42,6 +42,16 @@ def _render() -> list[Comparison]:
     )
 
 
+def _augment() -> list[Comparison]:
+    return augment.run(
+        batch_size=512,
+        image_size=32,
+        workers=2,
+        repeats=_REPEATS.value,
+        min_seconds=_MIN_SECONDS.value,
+    )
+
+
 def _penalty() -> list[Comparison]:
     return penalty.run(
         _CONFIG.value,
@@ -53,6 +63,7 @@ def _penalty() -> list[Comparison]:
 
 BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
     "render": _render,
+    "augment": _augment,
     "penalty": _penalty,
 }
 """Name -> what measures it, with the sizes that belong in a table."""

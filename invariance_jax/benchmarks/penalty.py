@@ -81,7 +81,10 @@ def make_steps(config: ConfigDict, num_steps: int) -> Callable[[], Any]:
     """
     settings, devices = resolve(config), parallel.local_devices()
     check_devices(settings, len(devices))
-    transformation, x = make_transformation(settings), make_examples(settings, "train")
+    transformation, x = (
+        make_transformation(settings),
+        make_examples(settings, "train").x,
+    )
     step = make_step(
         settings,
         make_networks(settings, axis_name=parallel.AXIS_NAME),

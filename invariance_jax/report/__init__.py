@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from invariance_jax.report import figures, paper, samples
+from invariance_jax.report import classification, figures, paper, samples
 from invariance_jax.report.page import (
     command_html,
     details_html,
@@ -39,6 +39,7 @@ __all__ = ["run", "table"]
 _HEADLINE = (
     "data.name",
     "data.train_examples",
+    "augmentation.differentiate",
     "encoder.name",
     "encoder.width",
     "encoder.depth",
@@ -151,17 +152,8 @@ def _shared_sections(
         sections.append(("Overview", _overview(runs[0], "", tables)))
         results = _tables(result_tables(runs[0].results), "", tables)
         sections.append(("Results", results))
+    averaging = _averaging(runs, pictures)
     several = any(one.results.n > 1 for one in runs)
-    with_paper = any(paper.is_comparable(flatten(one.config)) for one in runs)
-    caption = "Error of a linear regression on features averaged over M views."
-    caption += " Bars: standard error over seeds." if several else ""
-    averaging = _picture(
-        "averaging",
-        "Error against the number of averaged views",
-        caption + (_PAPER if with_paper else ""),
-        figures.averaging_figure(runs),
-        pictures,
-    )
     caption = "Thin: each seed; thick: their mean." if several else "One seed per run."
     training = _picture(
         "training",
@@ -172,6 +164,30 @@ def _shared_sections(
     )
     sections += [("Feature averaging", averaging)] if averaging else []
     return sections + [("Training", training or note_html("No training log found."))]
+
+
+def _averaging(runs: Sequence[Run], pictures: list[Picture]) -> str:
+    """Returns the figures of error and accuracy against averaged views."""
+    several = any(one.results.n > 1 for one in runs)
+    with_paper = any(paper.is_comparable(flatten(one.config)) for one in runs)
+    caption = "Error of a linear regression on features averaged over M views."
+    caption += " Bars: standard error over seeds." if several else ""
+    errors = _picture(
+        "averaging",
+        "Error against the number of averaged views",
+        caption + (_PAPER if with_paper else ""),
+        figures.averaging_figure(runs),
+        pictures,
+    )
+    accuracy = _picture(
+        "accuracy",
+        "Accuracy against the number of averaged views",
+        "Logistic regression on the average of M views, or the average of its "
+        "predictions." + (" Bars: standard error over seeds." if several else ""),
+        classification.accuracy_figure(runs),
+        pictures,
+    )
+    return errors + accuracy
 
 
 def _own_sections(
@@ -190,12 +206,20 @@ def _own_sections(
         samples.views_figure(one),
         pictures,
     )
+    first = " First seed." if one.results.n > 1 else ""
     predictions = _picture(
         f"predictions{suffix}",
         "Predicted against true values",
-        "Test examples, one panel per task; the line is a perfect prediction."
-        + (" First seed." if one.results.n > 1 else ""),
+        "Test examples, one panel per task; the line is a perfect prediction." + first,
         samples.predictions_figure(one),
+        pictures,
+    )
+    predictions += _picture(
+        f"confusion{suffix}",
+        "Predicted against true classes",
+        "Share of each true class of the test split, in percent; features averaged "
+        "over the largest M." + first,
+        classification.confusion_figure(one),
         pictures,
     )
     if compared:
@@ -211,6 +235,8 @@ def _overview(one: Run, suffix: str, tables: dict[str, Table]) -> str:
     if flat.get("encoder.name") != "mlp":
         # Only the MLP reads them.
         flat = {**flat, "encoder.width": None, "encoder.depth": None}
+    if paper.is_spirograph(flat):
+        flat = {**flat, "augmentation.differentiate": None}
     facts = [
         (key, _joined(flat[key])) for key in _HEADLINE if flat.get(key) is not None
     ]

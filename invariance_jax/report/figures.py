@@ -29,6 +29,7 @@ _PANELS = (
     ("loss", "loss", "training loss"),
     ("penalty", "penalty", "gradient penalty"),
     ("probe_mse", "mean squared error", "online probe, validation"),
+    ("probe_accuracy", "accuracy", "online probe, validation"),
     ("variance_normalized", "within / total", "normalized variance of n(h)"),
 )
 
@@ -50,7 +51,7 @@ def _draw_training(
             _draw_curves(axes, curves, line_style(index, theme))
         axes.set(title=title, xlabel="step", ylabel=unit)
         values = [line.get_ydata() for line in axes.lines]
-        if name != "loss" and _is_positive(values):
+        if name not in ("loss", "probe_accuracy") and _is_positive(values):
             axes.set_yscale("log")
         if not values:
             axes.set_visible(False)

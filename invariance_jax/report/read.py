@@ -1,8 +1,7 @@
 """Reads and checks what a finished run left in its work directory.
 
 A run over seeds keeps its training log and samples in `seed_0`, `seed_1`, ... and the
-aggregated `results.json` in the directory itself. Numbers are kept as they were
-written: nothing is aggregated here that `results.json` already holds.
+aggregated `results.json` in the directory itself. Numbers are kept as they were.
 """
 
 import json
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2
 """The newest format number of `config.json` and `results.json` that is understood."""
 
 
@@ -64,12 +63,14 @@ class Samples(NamedTuple):
       true: `[N, T]`.
       predicted: `[N, T]`, from features averaged over the largest M.
       predicted_single: `[N, T]`, from M = 1.
+      confusion: integer `[C, C]`, test examples by true class (row) and predicted one.
     """
 
     views: np.ndarray | None
     true: np.ndarray | None
     predicted: np.ndarray | None
     predicted_single: np.ndarray | None
+    confusion: np.ndarray | None
 
 
 class Run(NamedTuple):
@@ -284,10 +285,14 @@ def _read_samples(folder: Path, num_targets: int) -> Samples | None:
             f"[rows, draws, S, S, 3], found {views.shape}"
         )
     for name, array in samples._asdict().items():
-        if name != "views" and array is not None and num_targets:
+        if name not in ("views", "confusion") and array is not None and num_targets:
             if array.ndim != 2 or array.shape[1] != num_targets:
                 raise ValueError(
                     f"work directory {folder}: samples.npz: {name} must have shape "
                     f"[N, {num_targets}], found {array.shape}"
                 )
+    counts = samples.confusion
+    if counts is not None and counts.shape != (len(counts),) * 2:
+        where = f"work directory {folder}: samples.npz"
+        raise ValueError(f"{where}: confusion must be [C, C], found {counts.shape}")
     return samples

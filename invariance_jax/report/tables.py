@@ -2,7 +2,8 @@
 
 A cell is a `Statistic` (a number with its standard error over seeds), text, or None. A
 name `metric@M` or `metric.TARGET@M` of the summary belongs to the table of its metric,
-row M; every other name stands in the table of the remaining measurements.
+row M. Metrics of classification share a table, with a row `PART, M` for the names
+`metric.PART@M`; every other name stands in the table of the remaining measurements.
 """
 
 import csv
@@ -72,14 +73,15 @@ def _scientific(value: float, decimals: int) -> str:
 
 
 def _parse(name: str, targets: Sequence[str]) -> tuple[str, str, str] | None:
-    """Returns (table, column, M) of a summary name, None for other measurements."""
+    """Returns (table, column, row) of a summary name, None for other measurements."""
     quantity, at, views = name.partition("@")
     if not at or not (views.isdigit() or views == "plain"):
         return None
     metric, dot, target = quantity.partition(".")
     if metric in ("mse", "r2"):
         return (metric, target or "mean", views) if target in ("", *targets) else None
-    return None if dot else ("classification", _COLUMNS.get(metric, metric), views)
+    row = f"{target}, {views}" if dot else views
+    return "classification", _COLUMNS.get(metric, metric), row
 
 
 def result_tables(results: Results) -> list[Table]:
@@ -123,7 +125,7 @@ def _by_views(
     seen = list(dict.fromkeys(column for row in cells.values() for column in row))
     order = ["mean", *results.targets]
     columns = [c for c in order if c in seen] + [c for c in seen if c not in order]
-    views = sorted(cells, key=lambda v: (v != "plain", int(v) if v.isdigit() else 0))
+    views = sorted(cells, key=_row_order)
     rows: list[tuple[Cell, ...]] = [
         (v, *(cells[v].get(column) for column in columns)) for v in views
     ]
@@ -133,6 +135,12 @@ def _by_views(
         rows.append(("constant", constant, *empty))
     name = "r_squared" if kind == "r2" else kind
     return Table(name, _TITLES[kind], ("M", *columns), tuple(rows), note)
+
+
+def _row_order(row: str) -> tuple[Any, ...]:
+    """Returns the place of a row: plain images, then all views, then parts, by M."""
+    part, _, views = row.rpartition(", ")
+    return part != "", part, views != "plain", int(views) if views.isdigit() else 0
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -167,7 +175,7 @@ def comparison_table(runs: Sequence[Run]) -> Table:
     placed = [(name, _parse(name, ())) for name in seen]
     kinds = list(_TITLES)
     order = sorted(
-        (kinds.index(place[0]), place[1], place[2] != "plain", len(place[2]), name)
+        (kinds.index(place[0]), place[1], *_row_order(place[2]), name)
         for name, place in placed
         if place and place[0] != "r2"
     )

@@ -1,7 +1,8 @@
-"""A frozen encoder over a data set: averaged features, views, and the online probe."""
+"""A frozen encoder over the examples of a data set: features, predictions, variance."""
 
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +15,12 @@ from invariance_jax.training.parallel import make_map
 from invariance_jax.types import Array
 
 
-class Regression(NamedTuple):
-    """A fitted linear regression and its quality on held-out examples.
-
-    Attributes:
-      predictions: `[N, T]`.
-      mse: `[T]`, mean squared errors.
-      r2: `[T]`, shares of explained variance.
-    """
-
-    predictions: np.ndarray
-    mse: np.ndarray
-    r2: np.ndarray
-
-
 class FrozenEncoder:
-    """The encoder of a run on running statistics, over the examples of a data set."""
+    """The encoder of a run on running statistics, over the examples of a data set.
+
+    Examples are passed in batches of `evaluation.batch_size` per device. The views of
+    an example depend on `evaluation.seed`, the stream and its index only.
+    """
 
     def __init__(self, settings: Any, devices: Sequence[jax.Device]):
         """Builds the functions; nothing is compiled before the first use.
@@ -38,59 +29,72 @@ class FrozenEncoder:
           settings: the result of `training.settings.resolve`.
           devices: the local devices.
         """
-        self._settings = settings
+        self._settings, self._devices = settings, devices
         self._encoder = make_networks(settings).encoder
-        transformation = make_transformation(settings)
-        seed = settings.evaluation.seed
-        views = settings.evaluation.variance_views
-
-        def average(num_views: tuple[int, ...]) -> Any:
-            def features(variables: Any, x: Array, indices: Array, stream: Array):
-                return evaluation.average_features(
-                    jax.random.fold_in(jax.random.key(seed), stream),
-                    lambda images: self._apply(variables, images),
-                    transformation,
-                    x,
-                    num_views=num_views,
-                    indices=indices,
-                )
-
-            return make_map(features, devices, axis=1)
-
-        def encode_views(variables: Any, x: Array, indices: Array, stream: Array):
-            return evaluation.encode_views(
-                jax.random.fold_in(jax.random.key(seed), stream),
-                lambda images: l2_normalize(self._apply(variables, images)),
-                transformation,
-                x,
-                num_views=views,
-                indices=indices,
-            )
-
-        self._average = {
-            views: average(views) for views in {(1,), settings.evaluation.num_views}
-        }
-        self._views = make_map(encode_views, devices, axis=1)
-
-    def _apply(self, variables: Any, images: Array) -> Array:
-        return self._encoder.apply(variables, images, train=False)
+        self._map_features = functools.cache(self._make_features)
+        self._map_probabilities = functools.cache(self._make_probabilities)
+        self._plain = make_map(self._encode_plain, devices, axis=0)
+        self._views = make_map(self._encode_views, devices, axis=1)
 
     def features(
-        self, variables: Any, x: np.ndarray, *, num_views: tuple[int, ...], stream: int
+        self,
+        variables: Any,
+        x: np.ndarray,
+        *,
+        num_views: tuple[int, ...],
+        stream: int,
+        family: str = "all",
     ) -> np.ndarray:
         """Returns the averaged features for every M of a sweep.
 
         Args:
           variables: {"params", "batch_stats"} of the encoder.
           x: examples `[N, ...]`.
-          num_views: `(1,)` or the sweep of the settings.
+          num_views: the sweep.
           stream: number of the stream of views, another one for each split.
+          family: the part of the transformation that is drawn.
 
         Returns:
           `[len(num_views), N, D]`.
         """
-        size = self._settings.evaluation.batch_size
-        return self._average[num_views](variables, x, stream, batch_size=size)
+        mapped = self._map_features(tuple(num_views), family)
+        return mapped(variables, x, stream, batch_size=self._batch_size)
+
+    def plain(self, variables: Any, x: np.ndarray) -> np.ndarray:
+        """Returns the features of plain images.
+
+        Args:
+          variables: {"params", "batch_stats"} of the encoder.
+          x: images `[N, ...]`.
+
+        Returns:
+          `[N, D]`.
+        """
+        return self._plain(variables, x, 0, batch_size=self._batch_size)
+
+    def probabilities(
+        self,
+        variables: Any,
+        probe: evaluation.LinearProbe,
+        x: np.ndarray,
+        *,
+        num_views: tuple[int, ...],
+        stream: int,
+    ) -> np.ndarray:
+        """Returns the mean of the predicted probabilities over M views, for every M.
+
+        Args:
+          variables: {"params", "batch_stats"} of the encoder.
+          probe: a logistic probe on the features of one view.
+          x: examples `[N, ...]`.
+          num_views: the sweep.
+          stream: number of the stream of views: that of `features` gives its views.
+
+        Returns:
+          `[len(num_views), N, C]`.
+        """
+        mapped = self._map_probabilities(tuple(num_views))
+        return mapped((variables, probe), x, stream, batch_size=self._batch_size)
 
     def variance(
         self, variables: Any, x: np.ndarray, *, stream: int
@@ -108,35 +112,69 @@ class FrozenEncoder:
         views = self._views(variables, x, stream, batch_size=100)
         return evaluation.invariance(jnp.asarray(views))
 
-    def regression(
-        self,
-        h: np.ndarray,
-        y: np.ndarray,
-        h_test: np.ndarray,
-        y_test: np.ndarray,
-    ) -> Regression:
-        """Returns the ridge regression of targets on features, in float64 on the CPU.
+    @property
+    def _batch_size(self) -> int:
+        return int(self._settings.evaluation.batch_size)
 
-        Args:
-          h: training features `[N, D]`.
-          y: training targets `[N, T]`.
-          h_test: features `[N', D]` of the examples that are predicted.
-          y_test: their targets `[N', T]`.
+    def _key(self, stream: Array) -> Array:
+        return jax.random.fold_in(
+            jax.random.key(self._settings.evaluation.seed), stream
+        )
 
-        Returns:
-          Predictions and their quality.
-        """
-        with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-            h, y, h_test, y_test = (
-                jnp.asarray(array, jnp.float64) for array in (h, y, h_test, y_test)
+    def _encode(self, variables: Any, images: Array) -> Array:
+        return self._encoder.apply(variables, images, train=False)
+
+    def _make_features(self, num_views: tuple[int, ...], family: str) -> Any:
+        transformation = make_transformation(self._settings, family)
+
+        def features(variables: Any, x: Array, indices: Array, stream: Array):
+            return evaluation.average_features(
+                self._key(stream),
+                functools.partial(self._encode, variables),
+                transformation,
+                x,
+                num_views=num_views,
+                indices=indices,
             )
-            probe = evaluation.fit_ridge(h, y, l2=self._settings.evaluation.l2)
-            predictions = evaluation.predict(probe, h_test)
-            return Regression(
-                np.asarray(predictions),
-                np.asarray(evaluation.mean_squared_error(predictions, y_test)),
-                np.asarray(evaluation.r_squared(predictions, y_test)),
+
+        return make_map(features, self._devices, axis=1)
+
+    def _make_probabilities(self, num_views: tuple[int, ...]) -> Any:
+        transformation = make_transformation(self._settings)
+
+        def probabilities(parts: Any, x: Array, indices: Array, stream: Array):
+            variables, probe = parts
+
+            def predict(images: Array) -> Array:
+                h = self._encode(variables, images)
+                return jax.nn.softmax(evaluation.predict(probe, h))
+
+            return evaluation.average_features(
+                self._key(stream),
+                predict,
+                transformation,
+                x,
+                num_views=num_views,
+                indices=indices,
             )
+
+        return make_map(probabilities, self._devices, axis=1)
+
+    def _encode_plain(self, variables: Any, x: Array, indices: Array, stream: Array):
+        del indices, stream
+        plain = make_transformation(self._settings).plain
+        assert plain is not None
+        return self._encode(variables, plain(x))
+
+    def _encode_views(self, variables: Any, x: Array, indices: Array, stream: Array):
+        return evaluation.encode_views(
+            self._key(stream),
+            lambda images: l2_normalize(self._encode(variables, images)),
+            make_transformation(self._settings),
+            x,
+            num_views=self._settings.evaluation.variance_views,
+            indices=indices,
+        )
 
 
 def encoder_variables(state: Any) -> dict[str, Any]:

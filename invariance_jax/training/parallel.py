@@ -44,6 +44,27 @@ def _copy(devices: tuple[jax.Device, ...]) -> Callable[[Array, Any], Any]:
     )
 
 
+def check_memory(data: np.ndarray, devices: Sequence[jax.Device]) -> None:
+    """Checks that a data set fits into the memory of each device.
+
+    Args:
+      data: what every device would hold.
+      devices: the local devices; one that does not tell its memory is passed over.
+
+    Raises:
+      ValueError: if the data takes more than half of the memory of a device.
+    """
+    for device in devices:
+        memory = (device.memory_stats() or {}).get("bytes_limit")
+        if memory is not None and data.nbytes > memory // 2:
+            raise ValueError(
+                f"the training images take {data.nbytes / 1e9:.3g} GB of the "
+                f"{memory / 1e9:.3g} GB of {device}, more than half; lower "
+                "data.train_examples, prepare smaller images, or use a device with "
+                "more memory."
+            )
+
+
 def one_replica(tree: Any) -> Any:
     """Returns the first local replica of a replicated tree, as NumPy arrays.
 

@@ -14,6 +14,16 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from invariance_jax.losses.invariance import NORMALIZATIONS
 from invariance_jax.models.registry import ENCODERS, PRECISIONS
+from invariance_jax.models.resnet import STEMS
+from invariance_jax.training import images
+from invariance_jax.training.checks import (
+    are_numbers,
+    check_choice,
+    check_choices,
+    is_increasing,
+    is_integer,
+    require,
+)
 from invariance_jax.training.optimizers import OPTIMIZERS, SCHEDULES
 from invariance_jax.transforms import spirograph
 
@@ -22,12 +32,18 @@ _CHOICES = {
     "penalty.normalization": NORMALIZATIONS,
     "penalty.batch_statistics": ("coupled", "example"),
     "encoder.name": ENCODERS,
+    "encoder.stem": STEMS,
     "encoder.final": ("linear", "norm_relu"),
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
-    "data.name": ("spirograph",),
     "data.normalization": spirograph.NORMALIZATIONS,
     "evaluation.split": ("validation", "test"),
+}
+
+_SETS = {
+    "evaluation.families": images.FAMILIES,
+    "evaluation.baselines": images.BASELINES,
+    "embedding.splits": ("train", "validation", "test"),
 }
 
 _POSITIVE = (
@@ -35,79 +51,100 @@ _POSITIVE = (
     "penalty.batch_limit penalty.directions encoder.width encoder.depth "
     "encoder.projection optimizer.learning_rate optimizer.trust_coefficient "
     "data.train_examples data.validation_examples data.test_examples data.image_size "
-    "data.num_points data.extent checkpoints.every_steps checkpoints.keep "
+    "data.num_classes data.num_points data.extent "
+    "checkpoints.every_steps checkpoints.keep "
     "checkpoints.keep_every_steps logging.every_steps logging.probe_train_examples "
     "logging.probe_validation_examples evaluation.train_examples "
-    "evaluation.batch_size evaluation.variance_examples evaluation.variance_views"
+    "evaluation.batch_size evaluation.variance_examples evaluation.variance_views "
+    "evaluation.neighbor_temperature"
 ).split()
 
 _NOT_NEGATIVE = (
     "seed penalty.weight penalty.warmup_steps batchnorm.group_size "
     "optimizer.weight_decay data.seed logging.probe_every_steps evaluation.l2 "
-    "evaluation.seed"
+    "evaluation.seed embedding.num_views augmentation.strength augmentation.rotation "
+    "augmentation.scaling augmentation.shear augmentation.translation"
 ).split()
 
+# At least 0; less than 1, and at most 1.
 _SHARES = ("optimizer.momentum", "optimizer.warmup_fraction")
+_PROBABILITIES = (
+    "augmentation.jitter_probability",
+    "augmentation.gray_probability",
+    "evaluation.label_fraction",
+)
 
 # The numbers that need not be whole.
 _REAL = (
     "temperature penalty.weight penalty.example_limit penalty.batch_limit "
     "optimizer.learning_rate optimizer.trust_coefficient optimizer.weight_decay "
-    "data.extent evaluation.l2"
-).split() + list(_SHARES)
+    "data.extent evaluation.l2 evaluation.neighbor_temperature augmentation.strength "
+    "augmentation.rotation augmentation.scaling augmentation.shear "
+    "augmentation.translation"
+).split() + [*_SHARES, *_PROBABILITIES]
 
 # What may be left empty.
 _OPTIONAL = (
-    "epochs steps penalty.example_limit penalty.batch_limit "
+    "epochs steps penalty.example_limit penalty.batch_limit encoder.weights "
+    "data.data_dir data.num_classes data.source_size data.mean data.std "
     "checkpoints.keep_every_steps evaluation.train_examples"
 ).split()
 
-_NUMBERS = (*_POSITIVE, *_NOT_NEGATIVE, *_SHARES)
+# What is read from an image set if it is left empty, though Spirograph needs it.
+_OF_IMAGES = ("data.train_examples", "data.test_examples", "data.image_size")
+
+_TEXTS = ("data.name", "data.data_dir", "encoder.weights")
+_NUMBERS = (*_POSITIVE, *_NOT_NEGATIVE, *_SHARES, *_PROBABILITIES)
 _BOUNDS = tuple(f"data.bounds.{name}" for name in spirograph.PARAMETERS)
-_KEYS = (*_CHOICES, *_NUMBERS, *_BOUNDS, "data.targets", "evaluation.num_views")
+_CHECKED_BY_IMAGES = tuple(
+    "data.source_size data.mean data.std augmentation.differentiate "
+    "augmentation.crop augmentation.crop_area augmentation.crop_aspect "
+    "augmentation.resampling augmentation.flip augmentation.colorize "
+    "evaluation.neighbors".split()
+)
+_OTHERS = ("data.targets", "evaluation.num_views")
+_KEYS = (*_CHOICES, *_SETS, *_TEXTS, *_NUMBERS, *_BOUNDS, *_CHECKED_BY_IMAGES, *_OTHERS)
 
 
 def resolve(config: ConfigDict) -> FrozenConfigDict:
-    """Returns the configuration, checked, with derived quantities under `derived`.
+    """Returns the configuration, checked and completed, with `derived` quantities.
+
+    An image set that is used for the first time is downloaded and prepared, after all
+    that can be checked without it.
 
     Args:
       config: a configuration with the keys of `configs/base.py`.
 
     Returns:
-      The same keys, and `derived`: steps, steps_per_epoch, peak_learning_rate, bounds
-      (`[10][2]`, in the order of the Spirograph parameters).
+      The same keys, those of an image set filled in, and `derived`: steps,
+      steps_per_epoch, peak_learning_rate, and for Spirograph bounds (`[10][2]`, in the
+      order of the parameters).
 
     Raises:
       ValueError: if a key is missing or unknown, or a value is of the wrong type, out
-        of range or at odds with another one.
+        of range or at odds with another one or with the image set.
     """
     values = dict(flatten(config))
     _check_keys(values)
-    _check_types(values)
-    for key in _CHOICES:
-        _check_choice(key, values[key], _CHOICES[key])
-    for key in _POSITIVE:
-        value = values[key]
-        _require(value is None or value > 0, key, value, "a positive number")
-    for key in _NOT_NEGATIVE:
-        value = values[key]
-        _require(value >= 0, key, value, "0 or a positive number")
-    for key in _SHARES:
-        value = values[key]
-        _require(0 <= value < 1, key, value, "a number in [0, 1)")
-    bounds = _check_spirograph(values)
-    _check_evaluation(values)
+    _check_values(values)
+    _check_length(values)
+    settings = ConfigDict(config.to_dict())
+    derived: dict[str, Any] = {}
+    if values["data.name"] == "spirograph":
+        derived["bounds"] = _check_spirograph(values).tolist()
+    else:
+        for key, value in images.complete(values).items():
+            section, name = key.split(".")
+            settings[section][name] = values[key] = value
     steps_per_epoch = _check_batch(values)
     steps = values["steps"] or values["epochs"] * steps_per_epoch
     warmup = values["penalty.warmup_steps"]
-    _require(warmup <= steps, "penalty.warmup_steps", warmup, f"at most {steps} steps")
-    settings = ConfigDict(config.to_dict())
+    require(warmup <= steps, "penalty.warmup_steps", warmup, f"at most {steps} steps")
     scale = values["batch_size"] / 256
-    settings.derived = {
+    settings.derived = derived | {
         "steps": steps,
         "steps_per_epoch": steps_per_epoch,
         "peak_learning_rate": values["optimizer.learning_rate"] * scale,
-        "bounds": bounds.tolist(),
     }
     return FrozenConfigDict(settings)
 
@@ -163,44 +200,55 @@ def _check_keys(values: dict[str, Any]) -> None:
             raise ValueError(f"{key} is missing from the configuration.")
 
 
-def _require(condition: bool, key: str, value: Any, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{key} is {value!r}; expected {expected}.")
-
-
-def _check_types(values: dict[str, Any]) -> None:
-    for key in _NUMBERS:
+def _check_values(values: dict[str, Any]) -> None:
+    for key in _TEXTS:
         value = values[key]
-        if value is None and key in _OPTIONAL:
-            continue
-        number = _is_integer(value) or (isinstance(value, float) and key in _REAL)
-        number = number and math.isfinite(value)
-        _require(number, key, value, "a number" if key in _REAL else "an integer")
+        valid = isinstance(value, str) or (value is None and key in _OPTIONAL)
+        require(valid, key, value, "a text")
+    for key in _NUMBERS:
+        _check_number(key, values[key], values["data.name"])
+    for key, choices in _CHOICES.items():
+        check_choice(key, values[key], choices)
+    for key, choices in _SETS.items():
+        check_choices(key, values[key], choices)
+    views = values["evaluation.num_views"]
+    expected = "an increasing tuple, M >= 1"
+    require(is_increasing(views), "evaluation.num_views", views, expected)
+    count = values["evaluation.variance_views"]
+    require(count >= 2, "evaluation.variance_views", count, "2 views or more")
+    fraction = values["evaluation.label_fraction"]
+    require(fraction > 0, "evaluation.label_fraction", fraction, "a share in (0, 1]")
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        close = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise ValueError(
-            f"{key} is {value!r}; expected one of {', '.join(map(repr, choices))}{hint}"
-        )
+def _check_number(key: str, value: Any, data: str) -> None:
+    empty = key in _OPTIONAL or (key in _OF_IMAGES and data != "spirograph")
+    if value is None and empty:
+        return
+    number = is_integer(value) or (isinstance(value, float) and key in _REAL)
+    number = number and math.isfinite(value)
+    require(number, key, value, "a number" if key in _REAL else "an integer")
+    if key in _POSITIVE:
+        require(value > 0, key, value, "a positive number")
+    elif key in _NOT_NEGATIVE:
+        require(value >= 0, key, value, "0 or a positive number")
+    elif key in _SHARES:
+        require(0 <= value < 1, key, value, "a number in [0, 1)")
+    else:
+        require(0 <= value <= 1, key, value, "a number in [0, 1]")
 
 
 def _check_spirograph(values: dict[str, Any]) -> np.ndarray:
     """Returns the bounds `[10, 2]`, with the errors of the transformation."""
     rows = [values[key] for key in _BOUNDS]
     for key, row in zip(_BOUNDS, rows, strict=True):
-        pair = isinstance(row, tuple | list) and len(row) == 2
-        pair = pair and all(_is_integer(end) or isinstance(end, float) for end in row)
-        _require(pair, key, row, "(lower end, upper end)")
+        require(are_numbers(row, 2), key, row, "(lower end, upper end)")
+    families = values["evaluation.families"]
+    require(tuple(families) == ("all",), "evaluation.families", families, '("all",)')
+    views = values["embedding.num_views"]
+    require(views > 0, "embedding.num_views", views, "M >= 1, as no image is plain")
     bounds = np.array(rows, np.float64)
     targets = values["data.targets"]
-    _require(isinstance(targets, tuple | list), "data.targets", targets, "a tuple")
+    require(isinstance(targets, tuple | list), "data.targets", targets, "a tuple")
     try:
         spirograph.make_transformation(targets=targets, bounds=bounds)
     except ValueError as error:
@@ -209,28 +257,21 @@ def _check_spirograph(values: dict[str, Any]) -> np.ndarray:
     return bounds
 
 
-def _check_evaluation(values: dict[str, Any]) -> None:
-    views = values["evaluation.num_views"]
-    increasing = isinstance(views, tuple | list) and len(views) > 0
-    increasing = increasing and all(_is_integer(m) and m > 0 for m in views)
-    increasing = increasing and list(views) == sorted(set(views))
-    _require(increasing, "evaluation.num_views", views, "an increasing tuple, M >= 1")
-    count = values["evaluation.variance_views"]
-    _require(count >= 2, "evaluation.variance_views", count, "2 views or more")
+def _check_length(values: dict[str, Any]) -> None:
+    if (values["steps"] is None) == (values["epochs"] is None):
+        raise ValueError(
+            f"steps is {values['steps']} and epochs is {values['epochs']}; expected "
+            "exactly one of them to be given."
+        )
 
 
 def _check_batch(values: dict[str, Any]) -> int:
     """Returns the steps per epoch."""
     batch, group = values["batch_size"], values["batchnorm.group_size"]
     examples = values["data.train_examples"]
-    _require(batch >= 2, "batch_size", batch, "2 examples or more")
-    _require(batch <= examples, "batch_size", batch, f"at most {examples} examples")
+    require(batch >= 2, "batch_size", batch, "2 examples or more")
+    require(batch <= examples, "batch_size", batch, f"at most {examples} examples")
     if group:
         divides = batch % group == 0
-        _require(divides, "batchnorm.group_size", group, f"0 or a divisor of {batch}")
-    if (values["steps"] is None) == (values["epochs"] is None):
-        raise ValueError(
-            f"steps is {values['steps']} and epochs is {values['epochs']}; expected "
-            "exactly one of them to be given."
-        )
+        require(divides, "batchnorm.group_size", group, f"0 or a divisor of {batch}")
     return examples // batch

@@ -14,16 +14,17 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from invariance_jax import __version__
 from invariance_jax.training.settings import flatten
 
-FORMAT = 1
+FORMAT = 2
 
 _FREE = (
     "seeds",
     "steps_per_call",
-    "data.validation_examples",
+    "data.data_dir",
     "data.test_examples",
     "checkpoints.",
     "logging.",
     "evaluation.",
+    "embedding.",
 )
 """Keys (or their beginnings) that may change between two starts of one run."""
 
@@ -78,23 +79,23 @@ def read_config(workdir: str | Path) -> ConfigDict:
       The configuration, as it was before `resolve`.
 
     Raises:
-      ValueError: if there is none, it is damaged, or a newer version wrote it.
+      ValueError: if there is none, it is damaged, or another version wrote it.
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} holds no run: there is no config.json.")
     try:
         content = dict(json.loads(path.read_text(encoding="utf-8")))
-        newer, config = content["format"] > FORMAT, content.get("config")
-        if not (newer or isinstance(config, dict)):
+        other, config = content["format"] != FORMAT, content.get("config")
+        if not (other or isinstance(config, dict)):
             raise TypeError("no config")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}.") from error
-    if newer:
+    if other:
         versions = dict(content.get("environment") or {}).get("versions") or {}
         raise ValueError(
-            f"{path} has format {content['format']}, this version reads up to "
-            f"{FORMAT}; use invariance_jax {versions.get('invariance_jax', 'newer')}."
+            f"{path} has format {content['format']}, this version reads {FORMAT}; use "
+            f"invariance_jax {versions.get('invariance_jax', 'of another version')}."
         )
     return ConfigDict(_tuples(config))
 

@@ -1,0 +1,23 @@
+"""CIFAR-100: contrastive learning with the penalty along the colour jitter.
+
+    python launch.py --config=configs/cifar100.py[:variant] --workdir=runs/NAME
+
+All but the data set is that of CIFAR-10. Variants (accuracy of logistic regression,
+test split; plain images, and features averaged over M views):
+  paper (default): the paper's run, ResNet-50, 1000 epochs, LARS, batch 512. Eight GPUs.
+    Plain, M = 100: not yet run (paper, n = 3: .7221, .7494).
+  resnet18: ResNet-18, 200 epochs. One GPU.
+    Plain, M = 100: not yet run.
+  smoke: a minute (ResNet-18 takes a few steps), for tests.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar10
+
+
+def get_config(variant: str = "paper") -> ConfigDict:
+    """Returns the configuration of a variant: paper, resnet18 or smoke."""
+    config = cifar10.get_config(variant)
+    config.data.name = "cifar100"
+    return config

@@ -1,0 +1,90 @@
+"""Fashion-MNIST: grey images of clothes, small enough for two CPU cores.
+
+    python launch.py --config=configs/fashion_mnist.py[:variant] --workdir=runs/NAME
+
+Variants (accuracy of logistic regression, test split; plain images, and features
+averaged over M views):
+  resnet18 (default): ResNet-18, 100 epochs. One GPU. Plain, M = 16: not yet run.
+  quick: MLP 3 x 512 with the penalty, on two CPU cores.
+    Plain, M = 16: not yet run.
+  quick_colorized: the same with random foreground and background colours, along which
+    the penalty acts, on two CPU cores. Plain, M = 16: not yet run.
+  smoke: a minute, for tests.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from configs import base
+from configs.cifar10 import of_images
+
+
+def get_config(variant: str = "resnet18") -> ConfigDict:
+    """Returns a variant: resnet18, quick, quick_colorized or smoke."""
+    variants = {
+        "resnet18": _resnet18,
+        "quick": _quick,
+        "quick_colorized": _quick_colorized,
+        "smoke": _smoke,
+    }
+    if variant not in variants:
+        raise ValueError(
+            f"the variant is {variant!r}; expected one of {', '.join(variants)}."
+        )
+    config = base.get_config()
+    config.data.name = "fashion_mnist"
+    of_images(config)
+    config.evaluation.num_views = (1, 4, 16)
+    config.evaluation.families = ("all", "color", "crop")
+    config.evaluation.baselines = ("pixels", "untrained")
+    variants[variant](config)
+    return config
+
+
+def _resnet18(config: ConfigDict) -> None:
+    config.epochs = 100
+    config.penalty.weight = 0.1
+    config.penalty.batch_limit = 1.0
+
+
+def _quick(config: ConfigDict) -> None:
+    config.batch_size = 256
+    config.steps = 3000
+    config.temperature = 0.2
+    config.encoder.name = "mlp"
+    config.encoder.final = "norm_relu"
+    config.optimizer.name = "adamw"
+    config.optimizer.schedule = "warmup_cosine"
+    config.optimizer.learning_rate = 2e-3
+    config.penalty.weight = 0.3
+    config.penalty.example_limit = 0.5
+    config.logging.probe_every_steps = 500
+    config.evaluation.train_examples = 20_000
+
+
+def _quick_colorized(config: ConfigDict) -> None:
+    _quick(config)
+    config.augmentation.colorize = True
+    config.augmentation.differentiate = ("colorize",)
+    config.augmentation.jitter_probability = 0.0
+    config.augmentation.gray_probability = 0.0
+
+
+def _smoke(config: ConfigDict) -> None:
+    _quick(config)
+    config.batch_size = 64
+    config.steps = 40
+    config.steps_per_call = 10
+    config.encoder.width = 64
+    config.data.train_examples = 2000
+    config.data.validation_examples = 500
+    config.data.test_examples = 500
+    config.logging.every_steps = 10
+    config.logging.probe_every_steps = 20
+    config.logging.probe_train_examples = 500
+    config.logging.probe_validation_examples = 200
+    config.checkpoints.every_steps = 20
+    config.evaluation.num_views = (1, 2, 4)
+    config.evaluation.train_examples = placeholder(int)
+    config.evaluation.variance_views = 4
+    config.evaluation.variance_examples = 100

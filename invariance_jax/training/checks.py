@@ -1,0 +1,79 @@
+"""What `settings` and `images` ask of a value of the configuration."""
+
+import difflib
+from typing import Any
+
+
+def require(condition: bool, key: str, value: Any, expected: str) -> None:
+    """Raises an error that names the key unless the condition holds.
+
+    Args:
+      condition: what must be true.
+      key: the dotted key.
+      value: what was found.
+      expected: what was expected, in words.
+
+    Raises:
+      ValueError: unless the condition holds.
+    """
+    if not condition:
+        raise ValueError(f"{key} is {value!r}; expected {expected}.")
+
+
+def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Checks that a value is one of a few names.
+
+    Args:
+      key: the dotted key.
+      value: what was found.
+      choices: what is allowed.
+
+    Raises:
+      ValueError: if it is not; it names the closest.
+    """
+    if value not in choices:
+        close = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise ValueError(
+            f"{key} is {value!r}; expected one of {', '.join(map(repr, choices))}{hint}"
+        )
+
+
+def check_choices(key: str, values: Any, choices: tuple[str, ...]) -> None:
+    """Checks that a value is a tuple of different names, each one of a few.
+
+    Args:
+      key: the dotted key.
+      values: what was found.
+      choices: what is allowed.
+
+    Raises:
+      ValueError: if it is not.
+    """
+    require(isinstance(values, tuple | list), key, values, "a tuple of names")
+    for value in values:
+        check_choice(key, value, choices)
+    require(len({*values}) == len(values), key, values, "each name once")
+
+
+def is_integer(value: Any) -> bool:
+    """Returns whether a value is a whole number and not a truth value."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value is a Python number."""
+    return is_integer(value) or isinstance(value, float)
+
+
+def are_numbers(value: Any, count: int) -> bool:
+    """Returns whether a value is a sequence of that many numbers."""
+    sequence = isinstance(value, tuple | list) and len(value) == count
+    return sequence and all(is_number(entry) for entry in value)
+
+
+def is_increasing(value: Any) -> bool:
+    """Returns whether a value is an increasing sequence of positive integers."""
+    increasing = isinstance(value, tuple | list) and len(value) > 0
+    increasing = increasing and all(is_integer(m) and m > 0 for m in value)
+    return increasing and list(value) == sorted(set(value))

@@ -1,0 +1,150 @@
+"""Image sets in the settings: checks, and the values that are read from the set."""
+
+from typing import Any
+
+from invariance_jax.data import tfds
+from invariance_jax.training.checks import (
+    are_numbers,
+    check_choices,
+    is_increasing,
+    require,
+)
+from invariance_jax.transforms import image
+
+FAMILIES = ("all", "color", "crop")
+BASELINES = ("pixels", "untrained")
+
+# What is read from the set.
+_OF_SET = (
+    "data.num_classes",
+    "data.source_size",
+    "data.mean",
+    "data.std",
+    "data.train_examples",
+    "data.test_examples",
+)
+
+# What stands in for the values of the set while the rest is checked.
+_STAND_IN = {"source_size": (32, 32), "image_size": 32, "mean": (0.5,) * 3}
+_STAND_IN |= {"std": (0.5,) * 3}
+
+
+def complete(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the keys of an image set that were left empty, with its values.
+
+    Everything else is checked first: a set that has not been prepared is downloaded and
+    prepared here. If no key is empty, the set is not touched.
+
+    Args:
+      values: dotted key -> value, of the right types.
+
+    Returns:
+      dotted key -> value, for the keys that `values` has empty.
+
+    Raises:
+      ValueError: if a value is invalid or at odds with the set, or there is no such
+        set.
+    """
+    _check(values)
+    filled = {}
+    if any(values[key] is None for key in _OF_SET):
+        filled = _read(values)
+    rows, columns = values["data.source_size"] or filled["data.source_size"]
+    filled["data.image_size"] = min(rows, columns)
+    return {key: value for key, value in filled.items() if values[key] is None}
+
+
+def make_transformation(data: Any, augmentation: Any, family: str = "all") -> Any:
+    """Returns the transformation of an image set, or the part of it of a family.
+
+    Args:
+      data: the section of the settings (or a mapping), with no key of the set empty.
+      augmentation: the section of the settings (or a mapping).
+      family: "all"; "color": without crop, flip and affine map; "crop": without colour.
+
+    Returns:
+      The transformation. Of a part of it, nothing is differentiated.
+
+    Raises:
+      ValueError: if a setting is invalid.
+    """
+    geometric, colored = family in ("all", "crop"), family in ("all", "color")
+    return image.make_transformation(
+        source_size=tuple(data["source_size"]),
+        image_size=data["image_size"],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        strength=augmentation["strength"],
+        jitter_probability=augmentation["jitter_probability"] * colored,
+        gray_probability=augmentation["gray_probability"] * colored,
+        crop=augmentation["crop"] and geometric,
+        flip=augmentation["flip"] and geometric,
+        differentiate=tuple(augmentation["differentiate"]) if family == "all" else (),
+        crop_area=tuple(augmentation["crop_area"]),
+        crop_aspect=tuple(augmentation["crop_aspect"]),
+        resampling=augmentation["resampling"],
+        colorize=augmentation["colorize"] and colored,
+        rotation=augmentation["rotation"] * geometric,
+        scaling=augmentation["scaling"] * geometric,
+        shear=augmentation["shear"] * geometric,
+        translation=augmentation["translation"] * geometric,
+    )
+
+
+def _read(values: dict[str, Any]) -> dict[str, Any]:
+    name, held_out = values["data.name"], values["data.validation_examples"]
+    found = tfds.describe(name, data_dir=values["data.data_dir"])
+    less = f"less than the {found.num_train} training images of {name}"
+    require(held_out < found.num_train, "data.validation_examples", held_out, less)
+    filled = {
+        "data.train_examples": found.num_train - held_out,
+        "data.test_examples": found.num_test,
+        "data.num_classes": found.num_classes,
+        "data.source_size": tuple(found.image_shape[:2]),
+        "data.mean": tuple(found.mean),
+        "data.std": tuple(found.std),
+    }
+    for key in ("data.train_examples", "data.test_examples"):
+        wanted, there = values[key], filled[key]
+        few = wanted is None or wanted <= there
+        require(few, key, wanted, f"at most {there}, what {name} has")
+    return filled
+
+
+def _check(values: dict[str, Any]) -> None:
+    for key, count in (("source_size", 2), ("mean", 3), ("std", 3)):
+        value = values[f"data.{key}"]
+        valid = value is None or are_numbers(value, count)
+        require(valid, f"data.{key}", value, f"{count} numbers")
+    for key in ("crop_area", "crop_aspect"):
+        value = values[f"augmentation.{key}"]
+        require(are_numbers(value, 2), f"augmentation.{key}", value, "(lower, upper)")
+    for key in ("crop", "flip", "colorize"):
+        value = values[f"augmentation.{key}"]
+        require(isinstance(value, bool), f"augmentation.{key}", value, "True or False")
+    key = "augmentation.differentiate"
+    check_choices(key, values[key], image.FAMILIES)
+    needed = values["penalty.weight"] == 0 or len(values[key]) > 0
+    require(needed, key, values[key], "some names, as penalty.weight is not 0")
+    neighbors = values["evaluation.neighbors"]
+    require(
+        neighbors == () or is_increasing(neighbors),
+        "evaluation.neighbors",
+        neighbors,
+        "an increasing tuple, k >= 1",
+    )
+    data, augmentation = (
+        {
+            key.removeprefix(section): value
+            for key, value in values.items()
+            if key.startswith(section)
+        }
+        for section in ("data.", "augmentation.")
+    )
+    data |= {name: given for name, given in _STAND_IN.items() if data[name] is None}
+    try:
+        make_transformation(data, augmentation)
+    except ValueError as error:
+        message = str(error)
+        section = "data" if message.startswith(tuple(_STAND_IN)) else "augmentation"
+        raise ValueError(f"{section}.{message}") from error
