@@ -1,7 +1,7 @@
 """Crop and resize, flip, affine maps: values, agreement with Pillow, derivatives."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
 
@@ -27,6 +27,15 @@ PILLOW = {"lanczos3": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BIL
 
 compiled_crop = jax.jit(crop_and_resize, static_argnames=["size", "method"])
 compiled_affine = jax.jit(affine)
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """The time of these tests is that of compiling, and not that of running."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @cache

@@ -98,6 +98,15 @@ def test_a_whole_run_leaves_what_is_promised(whole):
     }
 
 
+def test_representations_are_written_and_told(whole, tmp_path):
+    workdir = shutil.copytree(whole[0], tmp_path / "run")
+    found = launch("--mode=embed", f"--workdir={workdir}")
+    assert found.returncode == 0, found.stderr
+    names = [f"embeddings_{split}_1_views.npz" for split in ("train", "test")]
+    assert found.stdout.split() == [str(workdir / name) for name in names]
+    assert {*names} <= {path.name for path in workdir.iterdir()}
+
+
 def test_what_was_given_is_what_was_run(whole):
     content = json.loads((whole[0] / "config.json").read_text())
     assert content["config"]["penalty"]["batch_limit"] == 1000.0
