@@ -64,6 +64,8 @@ def _parse(arguments: list[str]) -> list[str]:
     text = "\n".join(arguments)
     paths = re.findall(r"^--?config[=\n](.+)$", text, re.MULTILINE)
     given = re.findall(r"^--?(config\..+?)(?:=|$)", text, re.MULTILINE)
+    if given and not paths:
+        raise ValueError(f"--{given[0]} needs --config, the configuration it changes")
     if paths and given:
         config = flags.FLAGS["config"].parser.parse(paths[-1])
         known = list(flatten(config.to_dict(), "config."))

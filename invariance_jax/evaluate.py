@@ -1,7 +1,8 @@
 """The evaluation program: from a frozen encoder to `results.json`.
 
 Foster, Pukdee, Rainforth (ICLR 2021), sections 4 and 5: features averaged over M views,
-linear regression of every target, and the variance of the representation over views.
+linear probes, and the variance of the representation over views; what is measured is in
+`training.protocols`.
 """
 
 import json
@@ -15,7 +16,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from invariance_jax.train import initial_state, with_weights
 from invariance_jax.training import parallel
 from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.components import (
@@ -26,10 +26,18 @@ from invariance_jax.training.components import (
     make_transformation,
 )
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
-from invariance_jax.training.protocols import Measured, measure
+from invariance_jax.training.protocols import Measured, measure, probe_examples
 from invariance_jax.training.settings import resolve
+from invariance_jax.training.start import first_state, initial_state, read_weights
 from invariance_jax.training.steps import TrainState
-from invariance_jax.training.workdir import claim, one_per_seed, read_config, write_json
+from invariance_jax.training.workdir import (
+    check_same_run,
+    claim,
+    one_per_seed,
+    provenance,
+    read_config,
+    write_json,
+)
 from invariance_jax.types import Array
 
 _log = logging.getLogger(__name__)
@@ -85,12 +93,13 @@ def prepare(
     config = read_config(workdir) if config is None else config
     settings = resolve(config)
     runs = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
-    if settings.encoder.weights is None:
-        for path in (workdir, *(path for _, path in runs)):
-            read_config(path)
-    claim(settings, workdir)
-    for one, path in runs:
-        claim(one, path)
+    parent = (settings, Path(workdir))
+    for one, path in [parent, *runs]:
+        if (path / "config.json").exists() or read_weights(one) is None:
+            check_same_run(one, path)
+    for one, path in [parent, *runs]:
+        if not (path / "config.json").exists():
+            claim(one, path)
     return runs
 
 
@@ -111,14 +120,8 @@ def load(
     Raises:
       ValueError: if there is no run, several seeds, or no such checkpoint.
     """
-    config = read_config(workdir)
+    variables, config = load_variables(workdir, step=step)
     settings = resolve(config)
-    if settings.seeds > 1:
-        raise ValueError(
-            f"{workdir} holds {settings.seeds} seeds; load one of them, such as "
-            f"{Path(workdir) / f'seed_{settings.seed}'}."
-        )
-    variables = encoder_variables(restore(settings, Path(workdir), step))
     encoder = make_networks(settings).encoder
     plain = make_transformation(settings).plain
 
@@ -127,6 +130,32 @@ def load(
         return encoder.apply(variables, images, train=False)
 
     return encode, config
+
+
+def load_variables(
+    workdir: str | Path, *, step: int | None = None
+) -> tuple[dict[str, Any], ConfigDict]:
+    """Returns the variables of the encoder of a trained run, and its configuration.
+
+    Args:
+      workdir: the work directory of one seed.
+      step: finished steps of the checkpoint; None is the newest.
+
+    Returns:
+      `({"params", "batch_stats"}, config)`, NumPy arrays; what
+      `models.weights.to_torch_state_dict` takes if the encoder is a ResNet.
+
+    Raises:
+      ValueError: if there is no run, several seeds, or no such checkpoint.
+    """
+    config = read_config(workdir)
+    settings = resolve(config)
+    if settings.seeds > 1:
+        raise ValueError(
+            f"{workdir} holds {settings.seeds} seeds; load one of them, such as "
+            f"{Path(workdir) / f'seed_{settings.seed}'}."
+        )
+    return encoder_variables(restore(settings, Path(workdir), step)), config
 
 
 def restore(settings: Any, workdir: Path, step: int | None = None) -> TrainState:
@@ -143,12 +172,12 @@ def restore(settings: Any, workdir: Path, step: int | None = None) -> TrainState
     Raises:
       ValueError: if there is no such checkpoint, or it cannot be read.
     """
-    checkpoints, template = Checkpoints(workdir), initial_state(settings)
+    checkpoints = Checkpoints(workdir)
+    untouched = step is None and not (workdir / "metrics.jsonl").exists()
     try:
-        given = settings.encoder.weights is not None
-        if given and step is None and not checkpoints.steps():
-            return with_weights(template, settings)
-        return checkpoints.restore(template, step=step)
+        if untouched and settings.encoder.weights and not checkpoints.steps():
+            return first_state(settings)
+        return checkpoints.restore(initial_state(settings), step=step)
     finally:
         checkpoints.close()
 
@@ -159,7 +188,7 @@ def _evaluate(settings: Any, workdir: Path) -> dict[str, Any]:
     state = restore(settings, workdir)
     variables = encoder_variables(state)
     chosen = settings.evaluation
-    train = make_examples(settings, "train").first(chosen.train_examples)
+    train = probe_examples(settings, make_examples(settings, "train"))
     test = make_examples(settings, chosen.split)
     encoder = FrozenEncoder(settings, parallel.local_devices())
     untrained = encoder_variables(initial_state(settings))
@@ -177,6 +206,7 @@ def _evaluate(settings: Any, workdir: Path) -> dict[str, Any]:
         "settings": _settings_of(settings, int(state.step), len(train.x), len(test.x)),
         "seconds": time.monotonic() - started,
         "summary": {name: _summary([value]) for name, value in values.items()},
+        **provenance(),
     }
     write_json(workdir / "results.json", results)
     _log.info("%s: evaluated in %.0f s", workdir, results["seconds"])

@@ -15,22 +15,22 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from invariance_jax.models import weights
 from invariance_jax.training import parallel
 from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.components import (
+    Examples,
     make_examples,
     make_networks,
-    make_stand_ins,
     make_transformation,
 )
 from invariance_jax.training.draws import make_draw
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.metrics import MetricsWriter
 from invariance_jax.training.optimizers import make_optimizer, make_schedule
-from invariance_jax.training.protocols import fit_and_score
+from invariance_jax.training.protocols import fit_and_score, probe_examples
 from invariance_jax.training.settings import check_devices, resolve
-from invariance_jax.training.steps import TrainState, init_state, make_step
+from invariance_jax.training.start import first_state, initial_state, read_weights
+from invariance_jax.training.steps import TrainState, make_step
 from invariance_jax.training.workdir import claim, one_per_seed
 
 _log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ def run(config: ConfigDict, workdir: str | Path) -> None:
     """
     settings = resolve(config)
     check_devices(settings, jax.device_count())
+    read_weights(settings)
     claim(settings, workdir)
     each = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
     for one, path in each:
@@ -70,6 +71,7 @@ class _Run:
         self._optimizer = make_optimizer(settings)
         self._transformation = make_transformation(settings)
         self._train = make_examples(settings, "train")
+        _check_examples(settings, self._train)
         parallel.check_memory(self._train.x, self._devices)
         self._checkpoints = Checkpoints(
             workdir,
@@ -91,17 +93,13 @@ class _Run:
 
     def _start(self) -> TrainState:
         """Returns the newest checkpoint, else given weights, else the initial state."""
-        template = initial_state(self._settings)
         if self._checkpoints.steps():
-            state = self._checkpoints.restore(template)
+            state = self._checkpoints.restore(initial_state(self._settings))
             _log.info("%s: resumed at step %d", self._workdir, state.step)
             return state
-        path = self._settings.encoder.weights
-        if path is not None:
-            _log.info("%s: initialized from %s", self._workdir, path)
-            return with_weights(template, self._settings)
-        _log.info("%s: initialized from the seed", self._workdir)
-        return template
+        origin = self._settings.encoder.weights or "the seed"
+        _log.info("%s: initialized from %s", self._workdir, origin)
+        return first_state(self._settings)
 
     def _loop(self, state: TrainState, writer: MetricsWriter, bar: tqdm) -> None:
         settings = self._settings
@@ -146,7 +144,7 @@ class _Run:
         return parallel.make_train(step, draw, self._devices)
 
     def _probe_row(self, state: TrainState) -> dict[str, float]:
-        """Returns error and normalized variance on a few validation examples."""
+        """Returns the probe's result and variance on a few validation examples."""
         chosen, variables = self._settings.logging, encoder_variables(state)
         train = self._train.first(chosen.probe_train_examples)
         held_out = make_examples(self._settings, "validation")
@@ -214,49 +212,15 @@ class _Rows:
         self._since = time.monotonic()
 
 
-def initial_state(settings: Any) -> TrainState:
-    """Returns the state before the first step, as NumPy arrays.
-
-    Args:
-      settings: the result of `training.settings.resolve`.
-
-    Returns:
-      The state of one replica.
-    """
-    networks, transformation = make_networks(settings), make_transformation(settings)
-    optimizer, x = make_optimizer(settings), make_stand_ins(settings)
-    # Compiled, since one operation after the other takes ten times as long.
-    init = jax.jit(lambda key: init_state(key, networks, transformation, optimizer, x))
-    state = init(jax.random.fold_in(jax.random.key(settings.seed), 0))
-    return jax.tree.map(np.asarray, state)
-
-
-def with_weights(state: TrainState, settings: Any) -> TrainState:
-    """Returns a state whose encoder has the weights of the file of the settings.
-
-    Args:
-      state: a state of one replica.
-      settings: the result of `training.settings.resolve`, `encoder.weights` given.
-
-    Returns:
-      The state.
-
-    Raises:
-      ValueError: if the file cannot be read or holds another network.
-    """
-    path, chosen = settings.encoder.weights, settings.encoder
-    state_dict = weights.load_state_dict(path)
-    found = weights.identify(state_dict)
-    if found != (chosen.name, chosen.stem):
+def _check_examples(settings: Any, train: Examples) -> None:
+    """Checks what only the examples tell, before they are trained on."""
+    wanted = settings.data.train_examples
+    if len(train.x) != wanted:
         raise ValueError(
-            f"encoder.weights is {path}, which holds {found.name} with the "
-            f"{found.stem} stem; expected {chosen.name} with the {chosen.stem} stem."
+            f"data.train_examples is {wanted}; expected at most {len(train.x)}, what "
+            f"{settings.data.name} has."
         )
-    variables = weights.from_torch_state_dict(state_dict)
-    return state._replace(
-        params={**state.params, "encoder": variables["params"]},
-        batch_stats={**state.batch_stats, "encoder": variables["batch_stats"]},
-    )
+    probe_examples(settings, train)
 
 
 def boundaries(settings: Any, step: int) -> Iterator[int]:

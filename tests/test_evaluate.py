@@ -12,7 +12,7 @@ from tiny import tiny_config
 
 import invariance_jax
 from invariance_jax import evaluate, evaluation, train
-from invariance_jax.training import parallel
+from invariance_jax.training import parallel, start
 from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.components import make_examples, make_transformation
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
@@ -180,7 +180,7 @@ def test_devices_do_not_change_the_features(run):
     workdir, _ = run
     settings = resolve(config())
     checkpoints = Checkpoints(workdir / "seed_0")
-    state = checkpoints.restore(train.initial_state(settings))
+    state = checkpoints.restore(start.initial_state(settings))
     checkpoints.close()
     x = make_examples(settings, "test").x[:33]
     one, four = (
@@ -220,11 +220,16 @@ def test_evaluation_keys_may_change(copy):
     shutil.rmtree(copy / "seed_1")
     single = copy / "seed_0"
     one = tiny_config(CHANGES | {"seeds": 1} | changes)
+    before = (single / "config.json").read_bytes()
     results = evaluate.run(one, single)
     assert "mse@2" in results["summary"]
     assert "mse@1" not in results["summary"]
     assert results["settings"]["test_examples"] == 60
-    assert evaluate.run(None, single)["settings"]["num_views"] == (2,)
+    # What trained the run stays; what measured it stands with the numbers.
+    assert (single / "config.json").read_bytes() == before
+    assert read(single)["settings"]["num_views"] == [2]
+    assert {"command", "environment"} <= {*results}
+    assert evaluate.run(None, single)["settings"]["num_views"] == (1, 3)
 
 
 def test_another_training_key_is_refused(copy):

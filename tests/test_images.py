@@ -23,6 +23,7 @@ IMAGES = {
     "data.test_examples": None,
     "data.image_size": None,
     "encoder.name": "mlp",
+    "evaluation.neighbors": (5,),
 }
 COMPLETE = {
     "data.train_examples": 100,
@@ -42,8 +43,19 @@ BAD = [
     ("augmentation.jitter_probability", 1.5, "a number in [0, 1]"),
     ("augmentation.rotation", -1.0, "0 or a positive number"),
     ("augmentation.differentiate", "color", "a tuple of names"),
-    ("augmentation.differentiate", (), "some names, as penalty.weight is not 0"),
+    (
+        "augmentation.differentiate",
+        (),
+        "a part that is switched on, as penalty.weight is not 0",
+    ),
     ("evaluation.neighbors", (20, 5), "an increasing tuple, k >= 1"),
+    ("data.num_classes", 5, "4, that of little, or nothing"),
+    ("data.source_size", (28, 28), "(28, 24), that of little, or nothing"),
+    (
+        "evaluation.neighbors",
+        (5, 241),
+        "at most the 240 examples that the probe is fitted on",
+    ),
     ("data.validation_examples", 300, "less than the 300 training images of little"),
     ("data.train_examples", 241, "at most 240, what little has"),
     ("data.test_examples", 81, "at most 80, what little has"),
@@ -93,6 +105,44 @@ def test_what_the_transformation_refuses_names_the_key(changes, key, asked):
     assert str(caught.value).startswith(key)
     assert "\n" not in str(caught.value)
     assert not asked
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"augmentation.jitter_probability": 0.0}, {"augmentation.strength": 0.0}],
+)
+def test_a_penalty_along_nothing_is_refused(changes):
+    with pytest.raises(ValueError, match="a part that is switched on"):
+        settings(changes)
+    settings(changes | {"penalty.weight": 0.0})
+    settings(changes | {"augmentation.differentiate": ("color", "crop")})
+
+
+NO_VALIDATION = {"data.validation_examples": 0, "logging.probe_every_steps": 0}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("logging.probe_every_steps", 10),
+        ("evaluation.split", "validation"),
+        ("embedding.splits", ("train", "validation")),
+    ],
+)
+def test_nothing_may_ask_for_a_validation_split_that_is_not_there(key, value):
+    assert settings(NO_VALIDATION).data.train_examples == 300
+    with pytest.raises(ValueError) as caught:
+        settings(NO_VALIDATION | {key: value})
+    assert str(caught.value).startswith(f"{key} is {value!r}; expected none of the")
+
+
+def test_neighbors_are_counted_among_the_labels_that_are_seen():
+    changes = {"evaluation.neighbors": (20,), "evaluation.label_fraction": 0.1}
+    settings(changes)
+    with pytest.raises(
+        ValueError, match=r"neighbors is \(20,\); expected at most the 10"
+    ):
+        settings(changes | {"evaluation.train_examples": 100})
 
 
 def test_empty_keys_are_read_from_the_set(asked):

@@ -51,11 +51,14 @@ def means(results):
 def test_names_of_the_summary(run):
     linear = ("accuracy", "cross_entropy")
     expected = {"loss.final", "penalty.final"}
-    expected |= {f"variance.{name}" for name in ("within", "total", "normalized")}
+    for part in ("", ".color", ".crop"):
+        for name in ("within", "total", "normalized"):
+            expected |= {f"variance.{name}{part}"}
+        expected |= {f"gradient_norm{part}@{m}" for m in (1, 3)}
     for part in ("", ".color", ".crop", ".ensemble"):
         expected |= {f"{metric}{part}@{m}" for metric in linear for m in (1, 3)}
     for part in ("", ".pixels", ".untrained"):
-        plain = (*linear, "knn5", "knn5_majority")
+        plain = (*linear, "gradient_norm", "knn5", "knn5_majority")
         expected |= {f"{metric}{part}@plain" for metric in plain}
     assert {*run[1]["summary"]} == expected
     assert np.isfinite(list(means(run[1]).values())).all()
@@ -68,6 +71,12 @@ def test_raw_pixels_are_those_of_scikit_learn(run, data_dir):
     oracle = LogisticRegression(C=1 / (2 * 1e-3 * len(x)), tol=1e-8, max_iter=10_000)
     expected = oracle.fit(pixels, y).score(pixels_test, y_test)
     assert means(run[1])["accuracy.pixels@plain"] == pytest.approx(expected)
+
+
+def test_logistic_regression_was_fitted_to_the_minimum(run):
+    values = means(run[1])
+    norms = [value for name, value in values.items() if name.startswith("gradient")]
+    assert max(norms) < 1e-3
 
 
 def test_one_view_is_its_own_ensemble(run):
@@ -106,7 +115,7 @@ def test_loading_reads_no_data_set(run, data_dir, monkeypatch):
 def test_the_probe_sees_a_share_of_the_labels(data_dir):
     config = image_config(data_dir, {"evaluation.label_fraction": 0.2})
     settings = resolve(config)
-    seen = protocols._with_labels(settings, make_examples(settings, "train"))
+    seen = protocols.probe_examples(settings, make_examples(settings, "train"))
     counts = np.bincount(seen.y)
     assert len(seen.x) == len(seen.y) == counts.sum() == pytest.approx(24, abs=3)
     assert (counts > 0).all()
@@ -224,10 +233,34 @@ def test_imported_weights_are_evaluated(weights, data_dir, tmp_path):
     np.testing.assert_allclose(encode(images), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_weights_of_another_network_are_refused(weights, data_dir, tmp_path):
+@pytest.mark.parametrize("program", [train, evaluate])
+def test_weights_of_another_network_are_refused(program, weights, data_dir, tmp_path):
     config = weights_config(data_dir, weights[0], **{"encoder.name": "resnet34"})
     with pytest.raises(ValueError, match=r"encoder.weights is .*resnet18"):
-        evaluate.run(config, tmp_path / "run")
+        program.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_share_that_leaves_a_class_empty_is_refused_before_training(
+    data_dir, tmp_path
+):
+    config = image_config(
+        data_dir, {"evaluation.label_fraction": 0.01, "evaluation.neighbors": ()}
+    )
+    with pytest.raises(ValueError, match=r"label fraction 0\.01 leaves class 0 empty"):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_only_the_color_family_may_be_evaluated(run, copy, data_dir):
+    config = image_config(data_dir, {"evaluation.families": ("color",)})
+    values = means(evaluate.run(config, copy))
+    assert "accuracy.color@3" in values
+    assert not [name for name in values if name.startswith("accuracy@3")]
+    assert not [name for name in values if "ensemble" in name]
+    assert values["variance.normalized"] == pytest.approx(
+        means(run[1])["variance.normalized"], rel=1e-5
+    )
 
 
 def test_cifar_goes_from_the_download_cache_to_the_report(tmp_path, monkeypatch):

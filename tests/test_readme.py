@@ -1,6 +1,9 @@
 """What the README shows works: snippets run, commands, keys and links exist."""
 
+import ast
+import functools
 import importlib
+import operator
 import re
 import runpy
 import shlex
@@ -10,9 +13,9 @@ import numpy as np
 import pytest
 
 from configs import base
-from invariance_jax.train import initial_state
 from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.settings import flatten, resolve
+from invariance_jax.training.start import initial_state
 from invariance_jax.training.workdir import claim
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,6 +57,17 @@ def test_snippets_run_one_after_the_other(tmp_path, monkeypatch):
     names = {"__name__": "readme", "images": np.zeros((2, 32, 32, 3), np.float32)}
     for number, code in enumerate(PYTHON):
         exec(compile(code, f"README.md, snippet {number + 1}", "exec"), names)
+    # The set that a snippet prepared goes with the command that names it.
+    (command,) = [line for line in LAUNCHES if "data.name=mine" in line]
+    flags = dict(word.lstrip("-").split("=", 1) for word in shlex.split(command)[2:])
+    config = configuration(flags["config"])
+    for key, value in flags.items():
+        if key.startswith("config."):
+            *sections, name = key.split(".")[1:]
+            section = functools.reduce(operator.getitem, sections, config)
+            text = re.fullmatch(r"[\d(].*", value)
+            section[name] = ast.literal_eval(value) if text else value
+    assert resolve(config).data.num_classes == 4
 
 
 @pytest.mark.parametrize("command", LAUNCHES)

@@ -75,7 +75,10 @@ BAD = [
     ("evaluation.families", ("all", "all"), "each name once"),
     ("evaluation.label_fraction", 1.5, "a number in [0, 1]"),
     ("evaluation.label_fraction", 0.0, "a share in (0, 1]"),
+    ("evaluation.families", (), "one name or more"),
+    ("embedding.splits", (), "one name or more"),
     ("embedding.num_views", 0, "as no image is plain"),
+    ("data.validation_examples", 0, "a positive number"),
 ]
 
 

@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from tiny import tiny_config
 
 from invariance_jax import train
-from invariance_jax.training import parallel
+from invariance_jax.training import parallel, start
 from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.metrics import MetricsWriter
 from invariance_jax.training.optimizers import make_schedule
@@ -86,7 +86,7 @@ def checkpoint_steps(workdir):
 
 def final_state(workdir, changes=SMOKE):
     checkpoints = Checkpoints(workdir)
-    like = train.initial_state(resolve(tiny_config(changes)))
+    like = start.initial_state(resolve(tiny_config(changes)))
     state = checkpoints.restore(like)
     checkpoints.close()
     return state
@@ -346,7 +346,7 @@ def test_calls_of_a_run_that_continues_are_those_of_the_whole_run():
 
 def test_the_initial_state_depends_on_the_seed_alone():
     first, again, other = (
-        train.initial_state(resolve(tiny_config({"seed": seed}))) for seed in (0, 0, 1)
+        start.initial_state(resolve(tiny_config({"seed": seed}))) for seed in (0, 0, 1)
     )
     jax.tree.map(np.testing.assert_array_equal, first, again)
     kernels = [state.params["encoder"]["dense1"]["kernel"] for state in (first, other)]

@@ -98,7 +98,7 @@ def test_the_first_of_several_keys_is_named(tmp_path):
     ("key", "value"),
     [
         ("steps_per_call", 1),
-        ("data.data_dir", "elsewhere"),
+        ("data.data_dir", "/elsewhere"),
         ("embedding.num_views", 3),
         ("data.test_examples", 50),
         ("checkpoints.every_steps", 5),

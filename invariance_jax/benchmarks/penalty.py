@@ -14,7 +14,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from invariance_jax.benchmarks.timing import Comparison, alternate
-from invariance_jax.train import initial_state
 from invariance_jax.training import parallel
 from invariance_jax.training.components import (
     make_examples,
@@ -24,6 +23,7 @@ from invariance_jax.training.components import (
 from invariance_jax.training.draws import make_draw
 from invariance_jax.training.optimizers import make_optimizer
 from invariance_jax.training.settings import check_devices, resolve
+from invariance_jax.training.start import initial_state
 from invariance_jax.training.steps import make_step
 
 

@@ -238,9 +238,19 @@ def _read_images(files: list[Path], image_size: int | None) -> np.ndarray:
 def _read_image(path: Path, image_size: int | None) -> Image.Image:
     try:
         with Image.open(path) as file:
+            if file.mode[0] in "IF":
+                raise ValueError(f"its mode {file.mode} has more than 8 bits")
+            if file.has_transparency_data:
+                if file.convert("RGBA").getextrema()[3][0] < 255:
+                    raise ValueError("it is transparent; put it on a background")
             upright = ImageOps.exif_transpose(file)
             image = upright.convert("L" if file.mode in _GREY_MODES else "RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (
+        Image.DecompressionBombError,
+        OSError,
+        SyntaxError,
+        ValueError,
+    ) as error:
         raise ValueError(f"{path} is not an image that can be read: {error}") from error
     if image_size is None:
         return image

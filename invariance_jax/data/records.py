@@ -202,8 +202,11 @@ def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     values = np.arange(256) / 255
     found = []
     for channel in range(images.shape[-1]):
-        # Counts of the 256 values: exact, and without a copy as floats.
-        counts = np.bincount(images[..., channel].ravel(), minlength=256)
+        counts = np.zeros(256, np.int64)
+        # Counts of the 256 values: exact. In parts, as each is copied as integers.
+        for start in range(0, len(images), _CHUNK):
+            part = images[start : start + _CHUNK, ..., channel].ravel()
+            counts += np.bincount(part, minlength=256)
         mean = counts @ values / counts.sum()
         variance = counts @ np.square(values - mean) / counts.sum()
         found.append((float(mean), float(np.sqrt(variance))))

@@ -155,7 +155,22 @@ def _decoded(path: str, split: str) -> tuple[np.ndarray, np.ndarray]:
 
     from invariance_jax.data import records
 
-    return records.decode(tfds.builder_from_directory(path, FORMAT), split)
+    builder = tfds.builder_from_directory(path, FORMAT)
+    _check_memory(builder, split)
+    return records.decode(builder, split)
+
+
+def _check_memory(builder: Any, split: str) -> None:
+    """Refuses a split of which the memory of this machine does not hold two copies."""
+    shape = builder.info.features["image"].shape
+    size = builder.info.splits[split].num_examples * int(np.prod(shape))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 2 * size > memory:
+        raise ValueError(
+            f"the {split} images of {builder.name} take {size / 1e9:.3g} GB, more than "
+            f"half of the {memory / 1e9:.3g} GB of memory of this machine; prepare "
+            "smaller images, with prepare_folder and image_size."
+        )
 
 
 @functools.lru_cache(maxsize=8)

@@ -6,7 +6,8 @@ the authors of Foster et al. (2021), which differ in `stem.` before the first la
 pickle is ever loaded: a `.pth` file is converted once, where PyTorch is installed, by
 
     python -c "import sys, torch, numpy; a, b = sys.argv[1:]; \
-    d = torch.load(a, map_location='cpu', weights_only=True); d = d.get('net', d); \
+    d = torch.load(a, map_location='cpu', weights_only=True); \
+    d = d.get('net', d.get('state_dict', d)); \
     numpy.savez(b, **{k: v.numpy() for k, v in d.items()})" weights.pth weights.npz
 
 PyTorch keeps the unbiased running variance where flax and this project keep the biased

@@ -28,7 +28,7 @@ _TITLES = {
     "classification": "Classification",
 }
 
-_COLUMNS = {"cross_entropy": "cross-entropy"}
+_COLUMNS = {"cross_entropy": "cross-entropy", "gradient_norm": "gradient norm"}
 
 
 class Table(NamedTuple):

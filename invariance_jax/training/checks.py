@@ -39,13 +39,16 @@ def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
         )
 
 
-def check_choices(key: str, values: Any, choices: tuple[str, ...]) -> None:
+def check_choices(
+    key: str, values: Any, choices: tuple[str, ...], *, least: int
+) -> None:
     """Checks that a value is a tuple of different names, each one of a few.
 
     Args:
       key: the dotted key.
       values: what was found.
       choices: what is allowed.
+      least: how many names there must be.
 
     Raises:
       ValueError: if it is not.
@@ -54,6 +57,7 @@ def check_choices(key: str, values: Any, choices: tuple[str, ...]) -> None:
     for value in values:
         check_choice(key, value, choices)
     require(len({*values}) == len(values), key, values, "each name once")
+    require(len(values) >= least, key, values, "one name or more")
 
 
 def is_integer(value: Any) -> bool:

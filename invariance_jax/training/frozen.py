@@ -34,7 +34,7 @@ class FrozenEncoder:
         self._map_features = functools.cache(self._make_features)
         self._map_probabilities = functools.cache(self._make_probabilities)
         self._plain = make_map(self._encode_plain, devices, axis=0)
-        self._views = make_map(self._encode_views, devices, axis=1)
+        self._map_views = functools.cache(self._make_views)
 
     def features(
         self,
@@ -97,7 +97,7 @@ class FrozenEncoder:
         return mapped((variables, probe), x, stream, batch_size=self._batch_size)
 
     def variance(
-        self, variables: Any, x: np.ndarray, *, stream: int
+        self, variables: Any, x: np.ndarray, *, stream: int, family: str = "all"
     ) -> evaluation.Variance:
         """Returns the variance of n(h) over views of the same example.
 
@@ -105,11 +105,12 @@ class FrozenEncoder:
           variables: {"params", "batch_stats"} of the encoder.
           x: examples `[N, ...]`.
           stream: number of the stream of views.
+          family: the part of the transformation that is drawn.
 
         Returns:
           Within, total and normalized variance.
         """
-        views = self._views(variables, x, stream, batch_size=100)
+        views = self._map_views(family)(variables, x, stream, batch_size=100)
         return evaluation.invariance(jnp.asarray(views))
 
     @property
@@ -166,15 +167,20 @@ class FrozenEncoder:
         assert plain is not None
         return self._encode(variables, plain(x))
 
-    def _encode_views(self, variables: Any, x: Array, indices: Array, stream: Array):
-        return evaluation.encode_views(
-            self._key(stream),
-            lambda images: l2_normalize(self._encode(variables, images)),
-            make_transformation(self._settings),
-            x,
-            num_views=self._settings.evaluation.variance_views,
-            indices=indices,
-        )
+    def _make_views(self, family: str) -> Any:
+        transformation = make_transformation(self._settings, family)
+
+        def views(variables: Any, x: Array, indices: Array, stream: Array):
+            return evaluation.encode_views(
+                self._key(stream),
+                lambda images: l2_normalize(self._encode(variables, images)),
+                transformation,
+                x,
+                num_views=self._settings.evaluation.variance_views,
+                indices=indices,
+            )
+
+        return make_map(views, self._devices, axis=1)
 
 
 def encoder_variables(state: Any) -> dict[str, Any]:

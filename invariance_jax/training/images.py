@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from invariance_jax.data import tfds
 from invariance_jax.training.checks import (
     are_numbers,
@@ -49,9 +51,34 @@ def complete(values: dict[str, Any]) -> dict[str, Any]:
     filled = {}
     if any(values[key] is None for key in _OF_SET):
         filled = _read(values)
-    rows, columns = values["data.source_size"] or filled["data.source_size"]
-    filled["data.image_size"] = min(rows, columns)
+    whole = filled | {key: values[key] for key in _OF_SET if values[key] is not None}
+    _check_neighbors(values, whole["data.train_examples"])
+    filled["data.image_size"] = min(whole["data.source_size"])
     return {key: value for key, value in filled.items() if values[key] is None}
+
+
+def _check_neighbors(values: dict[str, Any], count: int) -> None:
+    count = min(count, values["evaluation.train_examples"] or count)
+    count = int(values["evaluation.label_fraction"] * count)
+    neighbors = values["evaluation.neighbors"]
+    expected = f"at most the {count} examples that the probe is fitted on"
+    require(
+        max(neighbors, default=0) <= count, "evaluation.neighbors", neighbors, expected
+    )
+
+
+def _check_validation(values: dict[str, Any]) -> None:
+    """Checks that nothing asks for a validation split if none is held out."""
+    if values["data.validation_examples"] > 0:
+        return
+    asked = {
+        "logging.probe_every_steps": values["logging.probe_every_steps"] > 0,
+        "evaluation.split": values["evaluation.split"] == "validation",
+        "embedding.splits": "validation" in values["embedding.splits"],
+    }
+    for key, is_asked in asked.items():
+        expected = "none of the validation split, as data.validation_examples is 0"
+        require(not is_asked, key, values[key], expected)
 
 
 def make_transformation(data: Any, augmentation: Any, family: str = "all") -> Any:
@@ -104,11 +131,20 @@ def _read(values: dict[str, Any]) -> dict[str, Any]:
         "data.mean": tuple(found.mean),
         "data.std": tuple(found.std),
     }
+    for key in ("data.num_classes", "data.source_size"):
+        given, there = values[key], filled[key]
+        same = given is None or given == there or tuple(np.ravel(given)) == there
+        require(same, key, given, f"{there}, that of {name}, or nothing")
     for key in ("data.train_examples", "data.test_examples"):
         wanted, there = values[key], filled[key]
         few = wanted is None or wanted <= there
         require(few, key, wanted, f"at most {there}, what {name} has")
     return filled
+
+
+def _jitters(values: dict[str, Any]) -> bool:
+    names = ("jitter_probability", "strength")
+    return all(values[f"augmentation.{name}"] > 0 for name in names)
 
 
 def _check(values: dict[str, Any]) -> None:
@@ -123,9 +159,11 @@ def _check(values: dict[str, Any]) -> None:
         value = values[f"augmentation.{key}"]
         require(isinstance(value, bool), f"augmentation.{key}", value, "True or False")
     key = "augmentation.differentiate"
-    check_choices(key, values[key], image.FAMILIES)
-    needed = values["penalty.weight"] == 0 or len(values[key]) > 0
-    require(needed, key, values[key], "some names, as penalty.weight is not 0")
+    check_choices(key, values[key], image.FAMILIES, least=0)
+    acts = [name for name in values[key] if name != "color" or _jitters(values)]
+    needed = values["penalty.weight"] == 0 or len(acts) > 0
+    expected = "a part that is switched on, as penalty.weight is not 0"
+    require(needed, key, values[key], expected)
     neighbors = values["evaluation.neighbors"]
     require(
         neighbors == () or is_increasing(neighbors),
@@ -133,6 +171,7 @@ def _check(values: dict[str, Any]) -> None:
         neighbors,
         "an increasing tuple, k >= 1",
     )
+    _check_validation(values)
     data, augmentation = (
         {
             key.removeprefix(section): value

@@ -5,6 +5,7 @@ it is of (a target, a family of views, a baseline) after a dot: `mse.b@8`,
 `accuracy.crop@16`, `accuracy.untrained@plain`.
 """
 
+import logging
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,8 @@ import numpy as np
 from invariance_jax import data, evaluation
 from invariance_jax.training.components import Examples, is_regression
 from invariance_jax.training.frozen import FrozenEncoder
+
+_log = logging.getLogger(__name__)
 
 _TRAIN, _TEST = 0, 1  # Streams of views.
 
@@ -60,8 +63,8 @@ def measure(
       settings: the result of `training.settings.resolve`.
       encoder: the frozen encoder.
       variables: its variables after training.
-      untrained: its variables before.
-      train: the examples that probes are fitted on.
+      untrained: its variables before, if that baseline is asked for.
+      train: the examples that probes are fitted on, see `probe_examples`.
       test: the examples that they are measured on.
 
     Returns:
@@ -71,26 +74,44 @@ def measure(
     values: dict[str, float] = {}
     if is_regression(settings):
         values["mse.constant"] = float(test.y.var(axis=0).mean())
-    else:
-        train = _with_labels(settings, train)
     sweeps = {}
     for family in chosen.families:
         sweeps[family] = _sweep(settings, encoder, variables, train, test, family)
         for views, scored in zip(chosen.num_views, sweeps[family], strict=True):
-            part = "" if family == "all" else family
-            values |= _named(scored.values, part, views)
+            values |= _named(scored.values, family, views)
     if not is_regression(settings):
-        probe = sweeps[chosen.families[0]][0].probe
-        if chosen.families[0] == "all" and chosen.num_views[0] == 1:
+        if "all" in sweeps and chosen.num_views[0] == 1:
+            probe = sweeps["all"][0].probe
             values |= _ensembles(settings, encoder, variables, probe, test)
-        values |= _plain(settings, encoder, variables, train, test, "")
-        if "untrained" in chosen.baselines:
-            values |= _plain(settings, encoder, untrained, train, test, "untrained")
-        if "pixels" in chosen.baselines:
-            pixels = (_pixels(part.x) for part in (train, test))
-            values |= _classify(settings, *pixels, train, test, "pixels")
-    first = sweeps[chosen.families[0]]
-    return Measured(values, first[0].predictions, first[-1].predictions)
+        else:
+            _log.info("no ensembles: they need the family 'all' and M = 1")
+        values |= _baselines(settings, encoder, variables, untrained, train, test)
+    for family in dict.fromkeys(("all", *chosen.families)):
+        values |= _variance(settings, encoder, variables, test, family)
+    main = sweeps.get("all") or sweeps[chosen.families[0]]
+    return Measured(values, main[0].predictions, main[-1].predictions)
+
+
+def probe_examples(settings: Any, train: Examples) -> Examples:
+    """Returns the training examples, or the share of them, that probes are fitted on.
+
+    Args:
+      settings: the result of `training.settings.resolve`.
+      train: the training split.
+
+    Returns:
+      The first `evaluation.train_examples`, and of images `evaluation.label_fraction`
+      of each class.
+
+    Raises:
+      ValueError: if that leaves a class without an example.
+    """
+    chosen = settings.evaluation
+    train = train.first(chosen.train_examples)
+    if is_regression(settings) or chosen.label_fraction == 1:
+        return train
+    share = data.label_fraction(train.y, chosen.label_fraction, seed=chosen.seed)
+    return Examples(train.x[share], train.y[share])
 
 
 def fit_and_score(
@@ -108,19 +129,19 @@ def fit_and_score(
       y_test: their targets or labels.
 
     Returns:
-      Probe, predictions and metrics: mse, and mse and r2 of each target; or accuracy
-      and cross_entropy.
+      Probe, predictions and metrics: mse, and mse and r2 of each target; or accuracy,
+      cross_entropy and gradient_norm, that of the objective at the fit, nats.
     """
     if is_regression(settings):
         return _fit_ridge(settings, h, y, h_test, y_test)
-    probe = evaluation.fit_logistic(
-        jnp.asarray(h),
-        jnp.asarray(y),
-        num_classes=settings.data.num_classes,
-        l2=settings.evaluation.l2,
-    )
-    logits, labels = evaluation.predict(probe, jnp.asarray(h_test)), jnp.asarray(y_test)
-    return Scored(probe, np.asarray(logits), _quality(logits, labels))
+    features, labels, l2 = jnp.asarray(h), jnp.asarray(y), settings.evaluation.l2
+    classes = settings.data.num_classes
+    probe = evaluation.fit_logistic(features, labels, num_classes=classes, l2=l2)
+    objective = evaluation.logistic_objective(probe, features, labels, l2=l2)
+    logits = evaluation.predict(probe, jnp.asarray(h_test))
+    values = _quality(logits, jnp.asarray(y_test))
+    values["gradient_norm"] = float(objective.gradient_norm)
+    return Scored(probe, np.asarray(logits), values)
 
 
 def _fit_ridge(
@@ -148,17 +169,17 @@ def _quality(logits: Any, labels: Any) -> dict[str, float]:
 
 
 def _named(values: dict[str, float], part: str, views: Any) -> dict[str, float]:
-    part = f".{part}" if part else ""
+    part = "" if part == "all" else f".{part}"
     return {f"{name}{part}@{views}": value for name, value in values.items()}
 
 
-def _with_labels(settings: Any, train: Examples) -> Examples:
-    """Returns the share of the examples whose labels the probe sees."""
-    fraction = settings.evaluation.label_fraction
-    if fraction == 1:
-        return train
-    chosen = data.label_fraction(train.y, fraction, seed=settings.evaluation.seed)
-    return Examples(train.x[chosen], train.y[chosen])
+def _variance(
+    settings: Any, encoder: FrozenEncoder, variables: Any, test: Examples, family: str
+) -> dict[str, float]:
+    x = test.x[: settings.evaluation.variance_examples]
+    variance = encoder.variance(variables, x, stream=_TEST, family=family)
+    part = "" if family == "all" else f".{family}"
+    return {f"variance.{n}{part}": float(v) for n, v in variance._asdict().items()}
 
 
 def _sweep(
@@ -196,16 +217,27 @@ def _ensembles(
     return values
 
 
-def _plain(
+def _baselines(
     settings: Any,
     encoder: FrozenEncoder,
     variables: Any,
+    untrained: Any,
     train: Examples,
     test: Examples,
-    part: str,
 ) -> dict[str, float]:
-    h, h_test = (encoder.plain(variables, x) for x in (train.x, test.x))
-    return _classify(settings, h, h_test, train, test, part)
+    """Returns the results on plain images: of the encoder, untrained, of the pixels."""
+
+    def encode(variables: Any) -> list[np.ndarray]:
+        return [encoder.plain(variables, part.x) for part in (train, test)]
+
+    chosen = settings.evaluation.baselines
+    values = _classify(settings, *encode(variables), train, test, "all")
+    if "untrained" in chosen:
+        values |= _classify(settings, *encode(untrained), train, test, "untrained")
+    if "pixels" in chosen:
+        pixels = [_pixels(part.x) for part in (train, test)]
+        values |= _classify(settings, *pixels, train, test, "pixels")
+    return values
 
 
 def _classify(

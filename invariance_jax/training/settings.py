@@ -6,6 +6,7 @@ the value found and what was expected.
 
 import difflib
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,7 +51,7 @@ _POSITIVE = (
     "seeds batch_size epochs steps temperature steps_per_call penalty.example_limit "
     "penalty.batch_limit penalty.directions encoder.width encoder.depth "
     "encoder.projection optimizer.learning_rate optimizer.trust_coefficient "
-    "data.train_examples data.validation_examples data.test_examples data.image_size "
+    "data.train_examples data.test_examples data.image_size "
     "data.num_classes data.num_points data.extent "
     "checkpoints.every_steps checkpoints.keep "
     "checkpoints.keep_every_steps logging.every_steps logging.probe_train_examples "
@@ -61,9 +62,10 @@ _POSITIVE = (
 
 _NOT_NEGATIVE = (
     "seed penalty.weight penalty.warmup_steps batchnorm.group_size "
-    "optimizer.weight_decay data.seed logging.probe_every_steps evaluation.l2 "
-    "evaluation.seed embedding.num_views augmentation.strength augmentation.rotation "
-    "augmentation.scaling augmentation.shear augmentation.translation"
+    "optimizer.weight_decay data.validation_examples data.seed "
+    "logging.probe_every_steps evaluation.l2 evaluation.seed embedding.num_views "
+    "augmentation.strength augmentation.rotation augmentation.scaling "
+    "augmentation.shear augmentation.translation"
 ).split()
 
 # At least 0; less than 1, and at most 1.
@@ -129,6 +131,11 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     _check_values(values)
     _check_length(values)
     settings = ConfigDict(config.to_dict())
+    # Absolute, so that a run is evaluated from any folder.
+    for section, name in (("data", "data_dir"), ("encoder", "weights")):
+        path = settings[section][name]
+        if path is not None and "://" not in path:
+            settings[section][name] = os.path.abspath(os.path.expanduser(path))
     derived: dict[str, Any] = {}
     if values["data.name"] == "spirograph":
         derived["bounds"] = _check_spirograph(values).tolist()
@@ -210,7 +217,7 @@ def _check_values(values: dict[str, Any]) -> None:
     for key, choices in _CHOICES.items():
         check_choice(key, values[key], choices)
     for key, choices in _SETS.items():
-        check_choices(key, values[key], choices)
+        check_choices(key, values[key], choices, least=key != "evaluation.baselines")
     views = values["evaluation.num_views"]
     expected = "an increasing tuple, M >= 1"
     require(is_increasing(views), "evaluation.num_views", views, expected)
@@ -242,6 +249,8 @@ def _check_spirograph(values: dict[str, Any]) -> np.ndarray:
     rows = [values[key] for key in _BOUNDS]
     for key, row in zip(_BOUNDS, rows, strict=True):
         require(are_numbers(row, 2), key, row, "(lower end, upper end)")
+    count = values["data.validation_examples"]
+    require(count > 0, "data.validation_examples", count, "a positive number")
     families = values["evaluation.families"]
     require(tuple(families) == ("all",), "evaluation.families", families, '("all",)')
     views = values["embedding.num_views"]

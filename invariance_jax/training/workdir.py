@@ -50,7 +50,7 @@ def claim(settings: FrozenConfigDict, workdir: str | Path) -> Path:
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"workdir is {workdir}, a file; expected a folder.")
     if path.exists():
-        _check_same_run(read_config(workdir), settings, workdir)
+        check_same_run(settings, workdir)
     elif (workdir / "checkpoints").exists():
         raise ValueError(
             f"workdir is {workdir}, which holds checkpoints but no config.json; "
@@ -58,15 +58,18 @@ def claim(settings: FrozenConfigDict, workdir: str | Path) -> Path:
         )
     workdir.mkdir(parents=True, exist_ok=True)
     config = settings.to_dict()
-    content = {
-        "format": FORMAT,
-        "derived": config.pop("derived"),
-        "config": config,
-        "command": " ".join(sys.argv),
-        "environment": _environment(),
-    }
-    write_json(path, content)
+    content = {"format": FORMAT, "derived": config.pop("derived"), "config": config}
+    write_json(path, content | provenance())
     return workdir
+
+
+def provenance() -> dict[str, Any]:
+    """Returns the command and the environment of this process.
+
+    Returns:
+      command; and environment: git commit, versions, devices, number of processes.
+    """
+    return {"command": " ".join(sys.argv), "environment": _environment()}
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
@@ -142,9 +145,18 @@ def _tuples(tree: Any) -> Any:
     return tuple(map(_tuples, tree)) if isinstance(tree, list) else tree
 
 
-def _check_same_run(
-    found: ConfigDict, settings: FrozenConfigDict, workdir: Path
-) -> None:
+def check_same_run(settings: FrozenConfigDict, workdir: str | Path) -> None:
+    """Checks that a work directory holds the run of these settings.
+
+    Args:
+      settings: the result of `training.settings.resolve`.
+      workdir: the work directory.
+
+    Raises:
+      ValueError: if it holds no run, or one whose training keys differ; the first one
+        is named.
+    """
+    found = read_config(workdir)
     wanted = {k: v for k, v in flatten(settings) if not k.startswith("derived.")}
     values = dict(flatten(found))
     for key in sorted({*wanted, *values}):
