@@ -34,8 +34,8 @@ def get_config(variant: str = "resnet18") -> ConfigDict:
     config = base.get_config()
     config.data.name = "fashion_mnist"
     of_images(config)
-    config.evaluation.num_views = (1, 4, 16)
-    config.evaluation.families = ("all", "color", "crop")
+    config.evaluation.num_views = (1, 16)
+    config.evaluation.families = ("all", "crop")
     config.evaluation.baselines = ("pixels", "untrained")
     variants[variant](config)
     return config
@@ -49,7 +49,7 @@ def _resnet18(config: ConfigDict) -> None:
 
 def _quick(config: ConfigDict) -> None:
     config.batch_size = 256
-    config.steps = 3000
+    config.steps = 2000
     config.temperature = 0.2
     config.encoder.name = "mlp"
     config.encoder.final = "norm_relu"
@@ -58,7 +58,8 @@ def _quick(config: ConfigDict) -> None:
     config.optimizer.learning_rate = 2e-3
     config.penalty.weight = 0.3
     config.penalty.example_limit = 0.5
-    config.logging.probe_every_steps = 500
+    config.augmentation.crop_area = (0.7, 1.0)
+    config.logging.probe_every_steps = 1000
     config.evaluation.train_examples = 20_000
 
 
