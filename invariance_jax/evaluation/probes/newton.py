@@ -151,7 +151,7 @@ def _newton_direction(
         return jax.tree.map(safe_divide, residual, diagonal)
 
     # Features have unit covariance in this basis, so that 1 is a large gradient.
-    tolerance = jnp.minimum(0.01, jnp.sqrt(_norm(gradient)))
+    tolerance = jnp.minimum(0.05, jnp.sqrt(_norm(gradient)))
     descent = jax.tree.map(jnp.negative, gradient)
     direction, _ = jax.scipy.sparse.linalg.cg(
         hessian, descent, tol=tolerance, maxiter=_MAX_PRODUCTS, M=precondition
