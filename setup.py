@@ -11,6 +11,8 @@ REQUIREMENTS = [
     "array-record>=0.8.6",
     "chex>=0.1.92",
     "flax>=0.12.8",
+    # For tensorflow-datasets, which imports it and does not require it.
+    "importlib-resources>=6.0",
     "jax>=0.10.2",
     "matplotlib>=3.10",
     "ml-collections>=1.1",
