@@ -130,6 +130,17 @@ def test_files_give_back_what_was_written(suffix, state_dict, tmp_path):
     assert_equal(load_state_dict(path), state_dict)
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_files_keep_arrays_that_are_transposed_or_strided(suffix, tmp_path):
+    array = np.arange(24.0).reshape(4, 6)
+    written = {"transposed": array.T, "strided": array[:, ::2], "scalar": np.int64(7)}
+    save_state_dict(tmp_path / f"weights{suffix}", written)
+    found = load_state_dict(tmp_path / f"weights{suffix}")
+    for name, expected in written.items():
+        np.testing.assert_array_equal(found[name], expected)
+        assert found[name].shape == expected.shape
+
+
 def test_a_file_is_never_overwritten(state_dict, tmp_path):
     path = tmp_path / "weights.npz"
     path.write_text("precious")

@@ -182,7 +182,10 @@ def save_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> N
     if path.exists():
         raise ValueError(f"{path} exists; move it, nothing is overwritten.")
     temporary = path.with_name(f"tmp.{path.name}")
-    arrays: dict[str, Any] = dict(state_dict)
+    # safetensors writes the memory of an array as it lies, a transposed one's too.
+    arrays: dict[str, Any] = {
+        name: np.asarray(array, order="C") for name, array in state_dict.items()
+    }
     if path.suffix == ".safetensors":
         from safetensors.numpy import save_file
 
