@@ -1,5 +1,6 @@
 """Image sets in the settings: bad values, and what is read from the set."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -155,7 +156,9 @@ def test_empty_keys_are_read_from_the_set(asked):
     assert tuple(found.data.mean) == SET["mean"]
     assert tuple(found.data.std) == SET["std"]
     assert found.derived.steps_per_epoch == 240 // 16
-    assert asked == [("little", "somewhere")]
+    # The set is decoded once per folder, whatever the name of the folder.
+    assert asked == [("little", os.path.abspath("somewhere"))]
+    assert found.data.data_dir == asked[0][1]
 
 
 def test_values_that_are_given_are_kept():

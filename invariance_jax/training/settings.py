@@ -133,9 +133,10 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     settings = ConfigDict(config.to_dict())
     # Absolute, so that a run is evaluated from any folder.
     for section, name in (("data", "data_dir"), ("encoder", "weights")):
-        path = settings[section][name]
-        if path is not None and "://" not in path:
-            settings[section][name] = os.path.abspath(os.path.expanduser(path))
+        key = f"{section}.{name}"
+        if values[key] is not None and "://" not in values[key]:
+            values[key] = os.path.abspath(os.path.expanduser(values[key]))
+            settings[section][name] = values[key]
     derived: dict[str, Any] = {}
     if values["data.name"] == "spirograph":
         derived["bounds"] = _check_spirograph(values).tolist()
