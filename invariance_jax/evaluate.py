@@ -191,13 +191,11 @@ def _evaluate(settings: Any, workdir: Path) -> dict[str, Any]:
     train = probe_examples(settings, make_examples(settings, "train"))
     test = make_examples(settings, chosen.split)
     encoder = FrozenEncoder(settings, parallel.local_devices())
-    untrained = encoder_variables(initial_state(settings))
+    untrained = None
+    if "untrained" in chosen.baselines:
+        untrained = encoder_variables(initial_state(settings))
     measured = measure(settings, encoder, variables, untrained, train, test)
-    variance = encoder.variance(variables, test.x[: chosen.variance_examples], stream=1)
-    values = measured.values | {
-        f"variance.{name}": float(value) for name, value in variance._asdict().items()
-    }
-    values |= _final_metrics(workdir)
+    values = measured.values | _final_metrics(workdir)
     _write_samples(settings, workdir, test, measured)
     results = {
         "format": FORMAT,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from invariance_jax.report.figures import draw_sweep
 from invariance_jax.report.read import Run
 from invariance_jax.report.style import (
     Draw,
@@ -17,7 +18,6 @@ from invariance_jax.report.style import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _PANELS = {"accuracy": "accuracy", "cross_entropy": "cross-entropy (nats)"}
@@ -41,6 +41,8 @@ def accuracy_figure(runs: Sequence[Run]) -> Draw | None:
 
 
 def _draw(runs: Sequence[Run], panels: Sequence[str], theme: Theme) -> "Figure":
+    from matplotlib.lines import Line2D
+
     figure, grid = subplots(len(panels), 2, (4.8, 3.2))
     parts = list(_PARTS) if len(runs) == 1 else [""]
     lines = {}
@@ -50,9 +52,10 @@ def _draw(runs: Sequence[Run], panels: Sequence[str], theme: Theme) -> "Figure":
             style = line_style(index, theme, marker=True)
             name = _PARTS[part] if len(runs) == 1 else run.name
             quantity = f"{panel}.{part}" if part else panel
-            line = _draw_sweep(axes, run, quantity, style, ticks)
-            if line is not None:
-                lines[name] = line
+            measured = draw_sweep(axes, run, quantity, style)
+            if measured:
+                ticks |= measured
+                lines[name] = Line2D([], [], **style)
             plain = run.results.summary.get(f"{panel}@plain")
             if plain and part == "":
                 level = axes.axhline(
@@ -64,25 +67,6 @@ def _draw(runs: Sequence[Run], panels: Sequence[str], theme: Theme) -> "Figure":
         axes.minorticks_off()
     outside_legend(figure, list(lines.values()), [label(name) for name in lines])
     return figure
-
-
-def _draw_sweep(
-    axes: "Axes", run: Run, quantity: str, style: dict, ticks: set[int]
-) -> object:
-    found = {
-        int(name.partition("@")[2]): statistic
-        for name, statistic in run.results.summary.items()
-        if name.startswith(f"{quantity}@") and name.partition("@")[2].isdigit()
-    }
-    if not found:
-        return None
-    views = sorted(found)
-    errors = [found[m].standard_error or 0.0 for m in views]
-    means = [found[m].mean for m in views]
-    ticks |= set(views)
-    return axes.errorbar(
-        views, means, yerr=errors if any(errors) else None, capsize=2.5, **style
-    )
 
 
 def confusion_figure(run: Run) -> Draw | None:

@@ -105,9 +105,7 @@ def _draw_averaging(
     for axes, panel in zip(grid, panels, strict=True):
         ticks: set[int] = set()
         for index, run in enumerate(runs):
-            ticks |= _draw_sweep(
-                axes, run, panel, line_style(index, theme, marker=True)
-            )
+            ticks |= draw_sweep(axes, run, panel, line_style(index, theme, marker=True))
         target = panel.partition(".")[2]
         if with_paper and target in ("", *paper.TARGETS):
             ticks |= _draw_paper(axes, panel, theme)
@@ -120,12 +118,25 @@ def _draw_averaging(
     return figure
 
 
-def _draw_sweep(axes: "Axes", run: Run, panel: str, style: dict[str, Any]) -> set[int]:
+def draw_sweep(
+    axes: "Axes", run: Run, quantity: str, style: dict[str, Any]
+) -> set[int]:
+    """Draws a quantity against the number M of averaged views.
+
+    Args:
+      axes: where it is drawn.
+      run: the run that may have measured it.
+      quantity: the part before the `@` of its names in the summary.
+      style: of the line.
+
+    Returns:
+      The values of M; empty if the run has not measured the quantity.
+    """
     found = {
         int(views): statistic
         for name, statistic in run.results.summary.items()
-        for quantity, _, views in [name.partition("@")]
-        if quantity == panel and views.isdigit()
+        for measured, _, views in [name.partition("@")]
+        if measured == quantity and views.isdigit()
     }
     if not found:
         return set()
