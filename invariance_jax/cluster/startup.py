@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -102,7 +103,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _fail(message: str) -> None:
-    if jax.distributed.is_initialized():
+    in_main = threading.current_thread() is threading.main_thread()
+    if jax.distributed.is_initialized() or not in_main:
         # An exit would wait for the other processes, which wait for this one.
         print(message, file=sys.stderr, flush=True)
         os._exit(1)
@@ -113,14 +115,14 @@ def initialize() -> bool:
     """Meets the other processes of the run, if there are any, and logs who is there.
 
     Must come before anything that asks for devices. From here on, signals ask for a
-    stop, see `training.preemption`. Only the main process says anything.
+    stop, see `training.preemption`. Only the main process says anything. If a process
+    does not come in time, the others end with an error that names what was found.
 
     Returns:
       Whether this is the main process, the one that writes.
 
     Raises:
       ValueError: if flags or environment are incomplete or contradict one another.
-      TimeoutError: if a process does not come in time; it names what was found.
     """
     given = (_ADDRESS.value, _COUNT.value, _INDEX.value)
     place = from_flags(*given) or from_environment(os.environ)
@@ -134,12 +136,11 @@ def initialize() -> bool:
         sys.stdout = open(os.devnull, "w")
     devices = jax.devices()
     _log.info(
-        "%d process%s, this one on %s; %d devices (%s); jax %s, jaxlib %s",
+        "processes: %d; devices: %d (%s); host: %s; jax %s, jaxlib %s",
         jax.process_count(),
-        "" if jax.process_count() == 1 else "es",
-        socket.gethostname(),
         len(devices),
         devices[0].device_kind,
+        socket.gethostname(),
         jax.__version__,
         metadata.version("jaxlib"),
     )
@@ -280,16 +281,24 @@ def _meet(place: Place) -> None:
             "process_id": place.index,
             "cluster_detection_method": "deactivate",
         }
-    try:
-        jax.distributed.initialize(
-            **known,
-            local_device_ids=list(place.local_devices),
-            initialization_timeout=_START_SECONDS.value,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS.value,
-        )
-    except Exception as error:
-        details = ", ".join(f"{k}={v}" for k, v in place._asdict().items())
-        raise TimeoutError(
-            f"the processes of the run did not meet within {_START_SECONDS.value} s; "
-            f"found {details} on {socket.gethostname()} ({error})"
-        ) from error
+    seconds = _START_SECONDS.value
+    details = ", ".join(f"{k}={v}" for k, v in place._asdict().items())
+    # JAX's own time-out aborts the process with a stack trace, so ours comes first.
+    watchdog = threading.Timer(
+        seconds,
+        _fail,
+        [
+            f"error: the processes of the run did not meet within {seconds} s; found "
+            f"{details} on {socket.gethostname()}. Check that all of them were "
+            "started and reach the address, or raise --initialization_timeout."
+        ],
+    )
+    watchdog.daemon = True
+    watchdog.start()
+    jax.distributed.initialize(
+        **known,
+        local_device_ids=list(place.local_devices),
+        initialization_timeout=2 * seconds,
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS.value,
+    )
+    watchdog.cancel()
