@@ -27,6 +27,10 @@ def get_config() -> ConfigDict:
     config.precision = "float32"
     # Most training steps that one call to the devices runs.
     config.steps_per_call = 100
+    # Folder in which compiled programs are kept for the next start; "off": none (if
+    # empty: JAX's own if that is configured, else compilation_cache/ in the work
+    # directory).
+    config.compilation_cache = placeholder(str)
 
     config.penalty = ConfigDict()
     # Weight of the invariance penalty in the loss, lambda of the paper; 0 is SimCLR.

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from invariance_jax.evaluate import prepare, restore
 from invariance_jax.training import parallel
+from invariance_jax.training.compilation import compilation_kept
 from invariance_jax.training.components import make_examples
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 
@@ -44,8 +45,9 @@ def run(config: ConfigDict | None, workdir: str | Path) -> list[Path]:
     for file in (file for each in files for file in each.values()):
         if file.exists():
             raise ValueError(f"{file} exists; move it, nothing is overwritten.")
-    for (settings, path), each in zip(runs, files, strict=True):
-        _embed(settings, path, each)
+    with compilation_kept(runs[0][0], workdir):
+        for (settings, path), each in zip(runs, files, strict=True):
+            _embed(settings, path, each)
     return [file for each in files for file in each.values()]
 
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from invariance_jax.training import parallel
 from invariance_jax.training.checkpoints import Checkpoints
+from invariance_jax.training.compilation import compilation_kept
 from invariance_jax.training.components import (
     Examples,
     is_regression,
@@ -66,7 +67,8 @@ def run(config: ConfigDict | None, workdir: str | Path) -> dict[str, Any]:
         or a checkpoint is missing or cannot be read.
     """
     runs = prepare(config, workdir)
-    each = [_evaluate(one, path) for one, path in runs]
+    with compilation_kept(runs[0][0], workdir):
+        each = [_evaluate(one, path) for one, path in runs]
     results = _aggregate(each)
     write_json(Path(workdir) / "results.json", results)
     return results

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from invariance_jax.training import parallel
 from invariance_jax.training.checkpoints import Checkpoints
+from invariance_jax.training.compilation import compilation_kept
 from invariance_jax.training.components import (
     Examples,
     make_examples,
@@ -58,8 +59,9 @@ def run(config: ConfigDict, workdir: str | Path) -> None:
     each = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
     for one, path in each:
         claim(one, path)
-    for one, path in each:
-        _Run(one, path).train()
+    with compilation_kept(settings, workdir):
+        for one, path in each:
+            _Run(one, path).train()
 
 
 class _Run:

@@ -87,6 +87,7 @@ def test_a_whole_run_shows_its_progress(whole):
 def test_a_whole_run_leaves_what_is_promised(whole):
     assert {path.name for path in whole[0].iterdir()} == {
         "checkpoints",
+        "compilation_cache",
         "config.json",
         "figures",
         "metrics.jsonl",

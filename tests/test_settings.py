@@ -50,6 +50,7 @@ BAD = [
     ("data.name", None, "a text"),
     ("data.name", 10, "a text"),
     ("data.data_dir", 3, "a text"),
+    ("compilation_cache", 3, "a text"),
     ("data.train_examples", None, "an integer"),
     ("encoder.stem", "imagnet", "did you mean 'imagenet'?"),
     ("encoder.weights", 1, "a text"),

@@ -56,6 +56,13 @@ def test_what_was_derived_and_where_it_ran_is_kept(tmp_path):
     assert len(found["environment"]["devices"]) == 4
 
 
+def test_a_run_from_before_a_key_was_added_is_read(tmp_path):
+    claim(settings(), tmp_path)
+    edit(tmp_path, lambda found: found["config"].pop("compilation_cache"))
+    assert resolve(read_config(tmp_path)) == settings()
+    claim(settings(), tmp_path)
+
+
 def test_the_same_run_claims_again(tmp_path):
     claim(settings(), tmp_path)
     claim(settings(), tmp_path)
@@ -98,6 +105,7 @@ def test_the_first_of_several_keys_is_named(tmp_path):
     ("key", "value"),
     [
         ("steps_per_call", 1),
+        ("compilation_cache", "/elsewhere"),
         ("data.data_dir", "/elsewhere"),
         ("embedding.num_views", 3),
         ("data.test_examples", 50),

@@ -25,6 +25,7 @@ from invariance_jax.training.checks import (
     is_integer,
     require,
 )
+from invariance_jax.training.compilation import OFF
 from invariance_jax.training.optimizers import OPTIMIZERS, SCHEDULES
 from invariance_jax.transforms import spirograph
 
@@ -87,15 +88,16 @@ _REAL = (
 
 # What may be left empty.
 _OPTIONAL = (
-    "epochs steps penalty.example_limit penalty.batch_limit encoder.weights "
-    "data.data_dir data.num_classes data.source_size data.mean data.std "
-    "checkpoints.keep_every_steps evaluation.train_examples"
+    "epochs steps compilation_cache penalty.example_limit penalty.batch_limit "
+    "encoder.weights data.data_dir data.num_classes data.source_size data.mean "
+    "data.std checkpoints.keep_every_steps evaluation.train_examples"
 ).split()
 
 # What is read from an image set if it is left empty, though Spirograph needs it.
 _OF_IMAGES = ("data.train_examples", "data.test_examples", "data.image_size")
 
-_TEXTS = ("data.name", "data.data_dir", "encoder.weights")
+_PATHS = ("compilation_cache", "data.data_dir", "encoder.weights")
+_TEXTS = ("data.name", *_PATHS)
 _NUMBERS = (*_POSITIVE, *_NOT_NEGATIVE, *_SHARES, *_PROBABILITIES)
 _BOUNDS = tuple(f"data.bounds.{name}" for name in spirograph.PARAMETERS)
 _CHECKED_BY_IMAGES = tuple(
@@ -132,11 +134,10 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     _check_length(values)
     settings = ConfigDict(config.to_dict())
     # Absolute, so that a run is evaluated from any folder.
-    for section, name in (("data", "data_dir"), ("encoder", "weights")):
-        key = f"{section}.{name}"
-        if values[key] is not None and "://" not in values[key]:
+    for key in _PATHS:
+        if values[key] not in (None, OFF) and "://" not in values[key]:
             values[key] = os.path.abspath(os.path.expanduser(values[key]))
-            settings[section][name] = values[key]
+            settings.update_from_flattened_dict({key: values[key]})
     derived: dict[str, Any] = {}
     if values["data.name"] == "spirograph":
         derived["bounds"] = _check_spirograph(values).tolist()
