@@ -12,10 +12,10 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from invariance_jax import embed, evaluate, report, train
+from invariance_jax import check, embed, evaluate, report, train
 from invariance_jax.report.read import flatten
 
-MODES = ("all", "train", "evaluate", "report", "embed")
+MODES = ("all", "train", "evaluate", "report", "embed", "check")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -30,6 +30,9 @@ _MODE = flags.DEFINE_enum("mode", "all", MODES, "What to do.")
 _OUT = flags.DEFINE_string(
     "out", None, "Folder of the report; the work directory if there is only one."
 )
+_DEVICES = flags.DEFINE_integer(
+    "check_devices", None, "Number of CPU devices that --mode=check simulates."
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -37,6 +40,11 @@ def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise ValueError(f"unexpected argument {arguments[1]!r}")
     mode, workdirs, config = _MODE.value, _WORKDIR.value, _CONFIG.value
+    if config is None and mode not in ("evaluate", "report", "embed"):
+        raise ValueError("--config is missing")
+    if mode == "check":
+        print(check.table(check.run(config, num_devices=_DEVICES.value)))
+        return
     if not workdirs:
         raise ValueError("--workdir is missing")
     if mode == "report":
@@ -47,8 +55,6 @@ def main(arguments: list[str]) -> None:
     workdir = workdirs[0]
     if len(workdirs) > 1:
         raise ValueError(f"--mode={mode} takes one --workdir")
-    if config is None and mode not in ("evaluate", "embed"):
-        raise ValueError("--config is missing")
     if mode in ("all", "train"):
         train.run(config, workdir)
     if mode in ("all", "evaluate"):

@@ -18,20 +18,19 @@ from tqdm import tqdm
 from invariance_jax.training import parallel
 from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.compilation import compilation_kept
-from invariance_jax.training.components import (
-    Examples,
-    make_examples,
-    make_networks,
-    make_transformation,
-)
-from invariance_jax.training.draws import make_draw
+from invariance_jax.training.components import Examples, make_examples
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.metrics import MetricsWriter
-from invariance_jax.training.optimizers import make_optimizer, make_schedule
+from invariance_jax.training.optimizers import make_schedule
 from invariance_jax.training.protocols import fit_and_score, probe_examples
 from invariance_jax.training.settings import check_devices, resolve
-from invariance_jax.training.start import first_state, initial_state, read_weights
-from invariance_jax.training.steps import TrainState, make_step
+from invariance_jax.training.start import (
+    first_state,
+    initial_state,
+    read_weights,
+    step_and_draw,
+)
+from invariance_jax.training.steps import TrainState
 from invariance_jax.training.workdir import claim, one_per_seed
 
 _log = logging.getLogger(__name__)
@@ -70,8 +69,6 @@ class _Run:
     def __init__(self, settings: Any, workdir: Path):
         self._settings, self._workdir = settings, workdir
         self._devices = parallel.local_devices()
-        self._optimizer = make_optimizer(settings)
-        self._transformation = make_transformation(settings)
         self._train = make_examples(settings, "train")
         _check_examples(settings, self._train)
         parallel.check_memory(self._train.x, self._devices)
@@ -106,7 +103,7 @@ class _Run:
     def _loop(self, state: TrainState, writer: MetricsWriter, bar: tqdm) -> None:
         settings = self._settings
         step = int(state.step)
-        train = self._make_train()
+        train = parallel.make_train(*step_and_draw(settings), self._devices)
         key = jax.random.fold_in(jax.random.key(settings.seed), 1)
         replicated = parallel.replicate(state, self._devices)
         data = parallel.replicate(self._train.x, self._devices)
@@ -126,24 +123,6 @@ class _Run:
     def _saves(self, step: int) -> bool:
         every = self._settings.checkpoints.every_steps
         return _due(step, every) or step == self._settings.derived.steps
-
-    def _make_train(self) -> Any:
-        settings = self._settings
-        networks = make_networks(settings, axis_name=parallel.AXIS_NAME)
-        step = make_step(
-            settings,
-            networks,
-            self._transformation,
-            self._optimizer,
-            axis_name=parallel.AXIS_NAME,
-        )
-        draw = make_draw(
-            self._transformation,
-            num_examples=len(self._train.x),
-            batch_size=settings.batch_size,
-            directions=settings.penalty.directions,
-        )
-        return parallel.make_train(step, draw, self._devices)
 
     def _probe_row(self, state: TrainState) -> dict[str, float]:
         """Returns the probe's result and variance on a few validation examples."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -195,6 +196,20 @@ def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, name):
     done = launch(*arguments, f"--workdir={workdir}")
     assert_one_line(done, *expected)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_check_needs_no_work_directory_and_simulates_devices():
+    done = launch(CONFIG, *SMALL, "--mode=check", "--check_devices=8")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^devices +8 \(cpu, simulated\)$", done.stdout, re.MULTILINE)
+    assert "16 examples, 2 per device" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("count", [0, 7])
+def test_a_check_with_wrong_devices_is_one_line(count):
+    done = launch(CONFIG, *SMALL, "--mode=check", f"--check_devices={count}")
+    assert_one_line(done, "expected a", str(count))
 
 
 def test_a_work_directory_is_asked_for():

@@ -98,6 +98,42 @@ def make_train(
       -> (replicated state, replicated metrics)`; the state is donated, the metrics are
       sums over the steps.
     """
+    mapped = _map_train(step, draw, devices)
+    return lambda state, key, data, num_steps: mapped(
+        state, key, data, np.int32(num_steps)
+    )
+
+
+def compile_train(
+    step: Callable[[TrainState, Array, Draws], tuple[TrainState, Metrics]],
+    draw: Callable[[Key, Array], Draws],
+    devices: Sequence[jax.Device],
+    state: TrainState,
+    data: Any,
+) -> jax.stages.Compiled:
+    """Returns the program that `make_train` runs, compiled without its arrays.
+
+    Args:
+      step: as in `make_train`.
+      draw: as in `make_train`.
+      devices: as in `make_train`.
+      state: the state of one replica; shapes are enough.
+      data: what each device would hold; a shape is enough.
+
+    Returns:
+      The program, that of one device.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state, data = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((len(devices), *leaf.shape), leaf.dtype),
+        (state, data),
+    )
+    num_steps = jax.ShapeDtypeStruct((), np.int32)
+    return _map_train(step, draw, devices).lower(state, key, data, num_steps).compile()
+
+
+def _map_train(step: Any, draw: Any, devices: Sequence[jax.Device]) -> Any:
+    """Returns the mapped function that `make_train` describes."""
 
     def take_share(draws: Draws) -> Draws:
         replicas = jax.lax.psum(1, AXIS_NAME)
@@ -127,15 +163,12 @@ def make_train(
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.fori_loop(0, num_steps, body, (state, zeros))
 
-    mapped = jax.pmap(
+    return jax.pmap(
         train,
         axis_name=AXIS_NAME,
         in_axes=(0, None, 0, None),
         donate_argnums=0,
         devices=list(devices),
-    )
-    return lambda state, key, data, num_steps: mapped(
-        state, key, data, np.int32(num_steps)
     )
 
 

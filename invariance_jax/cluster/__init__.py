@@ -1,0 +1,1 @@
+"""Runs on clusters: start-up of many processes, submission, sweeps."""
