@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from invariance_jax.cluster.devices import make_deterministic
 from invariance_jax.training import parallel
 from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.compilation import compilation_kept
@@ -93,6 +94,7 @@ def prepare(
         run.
     """
     config = read_config(workdir) if config is None else config
+    make_deterministic(config)
     settings = resolve(config)
     runs = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
     parent = (settings, Path(workdir))

@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from invariance_jax.cluster.devices import log_determinism, make_deterministic
 from invariance_jax.training import parallel
 from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.compilation import compilation_kept
@@ -22,6 +23,7 @@ from invariance_jax.training.components import Examples, make_examples
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.metrics import MetricsWriter
 from invariance_jax.training.optimizers import make_schedule
+from invariance_jax.training.profiling import Profiler
 from invariance_jax.training.protocols import fit_and_score, probe_examples
 from invariance_jax.training.settings import check_devices, resolve
 from invariance_jax.training.start import (
@@ -51,7 +53,9 @@ def run(config: ConfigDict, workdir: str | Path) -> None:
         directory belongs to another run.
       FloatingPointError: if the loss stops being finite.
     """
+    make_deterministic(config)
     settings = resolve(config)
+    log_determinism(settings)
     check_devices(settings, jax.device_count())
     read_weights(settings)
     claim(settings, workdir)
@@ -87,8 +91,9 @@ class _Run:
                 return
             writer = MetricsWriter(self._workdir, first_step=step)
             bar = tqdm(total=total, initial=step, unit="step", ncols=100)
-            with contextlib.closing(writer), bar:
-                self._loop(state, writer, bar)
+            profiler = Profiler(self._settings, self._workdir, first_step=step)
+            with contextlib.closing(writer), bar, profiler:
+                self._loop(state, writer, bar, profiler)
 
     def _start(self) -> TrainState:
         """Returns the newest checkpoint, else given weights, else the initial state."""
@@ -100,7 +105,9 @@ class _Run:
         _log.info("%s: initialized from %s", self._workdir, origin)
         return first_state(self._settings)
 
-    def _loop(self, state: TrainState, writer: MetricsWriter, bar: tqdm) -> None:
+    def _loop(
+        self, state: TrainState, writer: MetricsWriter, bar: tqdm, profiler: Profiler
+    ) -> None:
         settings = self._settings
         step = int(state.step)
         train = parallel.make_train(*step_and_draw(settings), self._devices)
@@ -109,7 +116,9 @@ class _Run:
         data = parallel.replicate(self._train.x, self._devices)
         rows = _Rows(settings, writer, bar, first_step=step)
         for stop in boundaries(settings, step):
+            profiler.before(step, replicated)
             replicated, sums = train(replicated, key, data, stop - step)
+            profiler.after(stop, replicated)
             rows.add(sums)
             step = stop
             if _due(step, settings.logging.every_steps) or self._saves(step):
@@ -225,6 +234,7 @@ def boundaries(settings: Any, step: int) -> Iterator[int]:
     )
     while step < settings.derived.steps:
         ends = [(step // every + 1) * every for every in cadences if every]
+        ends += [end for end in settings.derived.profile_steps if end > step]
         step = min(*ends, settings.derived.steps)
         yield step
 

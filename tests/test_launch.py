@@ -61,7 +61,8 @@ def contents(folder):
 def whole(tmp_path_factory):
     """A whole run: its work directory and what the process said."""
     workdir = tmp_path_factory.mktemp("runs") / "first"
-    return workdir, launch(CONFIG, f"--workdir={workdir}", *SMALL)
+    arguments = [f"--workdir={workdir}", *SMALL, "--profile_steps=6:8"]
+    return workdir, launch(CONFIG, *arguments)
 
 
 def test_a_whole_run_succeeds(whole):
@@ -92,6 +93,7 @@ def test_a_whole_run_leaves_what_is_promised(whole):
         "config.json",
         "figures",
         "metrics.jsonl",
+        "profile",
         "report.html",
         "results.json",
         "samples.npz",
@@ -114,6 +116,7 @@ def test_what_was_given_is_what_was_run(whole):
     assert content["config"]["penalty"]["batch_limit"] == 1000.0
     assert content["config"]["evaluation"]["num_views"] == [1, 2]
     assert content["derived"]["steps"] == 10
+    assert content["config"]["logging"]["profile_steps"] == "6:8"
     assert "--config.steps=10" in content["command"]
     steps = {path.name for path in (whole[0] / "checkpoints").iterdir()}
     assert {"5", "10"} <= steps
@@ -174,6 +177,14 @@ MISTAKES = {
     "wrong value": (
         [CONFIG, "--config.evaluation.num_views=(0,1)"],
         ["evaluation.num_views is (0, 1); expected"],
+    ),
+    "steps past the end": (
+        [CONFIG, "--profile_steps=30:50"],
+        ["logging.profile_steps is '30:50'", "b at most 40"],
+    ),
+    "steps of no configuration": (
+        ["--mode=evaluate", "--profile_steps=30:50"],
+        ["--profile_steps needs --config"],
     ),
     "unknown variant": (
         ["--config=configs/spirograph.py:quikc"],

@@ -72,6 +72,7 @@ def test_the_same_run_claims_again(tmp_path):
     ("key", "value"),
     [
         ("batch_size", 32),
+        ("deterministic", True),
         ("data.bounds.m", (2.0, 4.0)),
         ("data.targets", ("m", "b")),
         ("data.train_examples", 300),
@@ -112,6 +113,7 @@ def test_the_first_of_several_keys_is_named(tmp_path):
         ("checkpoints.every_steps", 5),
         ("checkpoints.keep", 9),
         ("logging.every_steps", 1),
+        ("logging.profile_steps", "2:5"),
         ("logging.probe_every_steps", 0),
         ("evaluation.num_views", (1, 2, 5)),
         ("evaluation.split", "validation"),

@@ -58,7 +58,7 @@ def make_deterministic(config: Any) -> None:
     elif jax.default_backend() == "gpu":
         raise ValueError(
             "deterministic is True, but this process has used its GPUs already; "
-            f"expected to be called first, or XLA_FLAGS='{' '.join(_DETERMINISTIC)}' "
+            f"expected none before, or XLA_FLAGS='{' '.join(_DETERMINISTIC)}' "
             "in its environment."
         )
 

@@ -21,6 +21,7 @@ from invariance_jax.training.checks import (
     are_numbers,
     check_choice,
     check_choices,
+    check_steps,
     is_increasing,
     is_integer,
     require,
@@ -97,7 +98,7 @@ _OPTIONAL = (
 _OF_IMAGES = ("data.train_examples", "data.test_examples", "data.image_size")
 
 _PATHS = ("compilation_cache", "data.data_dir", "encoder.weights")
-_TEXTS = ("data.name", *_PATHS)
+_TEXTS = ("data.name", "logging.profile_steps", *_PATHS)
 _NUMBERS = (*_POSITIVE, *_NOT_NEGATIVE, *_SHARES, *_PROBABILITIES)
 _BOUNDS = tuple(f"data.bounds.{name}" for name in spirograph.PARAMETERS)
 _CHECKED_BY_IMAGES = tuple(
@@ -106,7 +107,7 @@ _CHECKED_BY_IMAGES = tuple(
     "augmentation.resampling augmentation.flip augmentation.colorize "
     "evaluation.neighbors".split()
 )
-_OTHERS = ("data.targets", "evaluation.num_views")
+_OTHERS = ("deterministic", "data.targets", "evaluation.num_views")
 _KEYS = (*_CHOICES, *_SETS, *_TEXTS, *_NUMBERS, *_BOUNDS, *_CHECKED_BY_IMAGES, *_OTHERS)
 
 
@@ -121,8 +122,8 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
 
     Returns:
       The same keys, those of an image set filled in, and `derived`: steps,
-      steps_per_epoch, peak_learning_rate, and for Spirograph bounds (`[10][2]`, in the
-      order of the parameters).
+      steps_per_epoch, peak_learning_rate, profile_steps (the two ends, or nothing),
+      and for Spirograph bounds (`[10][2]`, in the order of the parameters).
 
     Raises:
       ValueError: if a key is missing or unknown, or a value is of the wrong type, out
@@ -153,6 +154,9 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     settings.derived = derived | {
         "steps": steps,
         "steps_per_epoch": steps_per_epoch,
+        "profile_steps": check_steps(
+            "logging.profile_steps", values["logging.profile_steps"], steps
+        ),
         "peak_learning_rate": values["optimizer.learning_rate"] * scale,
     }
     return FrozenConfigDict(settings)
@@ -220,6 +224,8 @@ def _check_values(values: dict[str, Any]) -> None:
         check_choice(key, values[key], choices)
     for key, choices in _SETS.items():
         check_choices(key, values[key], choices, least=key != "evaluation.baselines")
+    value = values["deterministic"]
+    require(isinstance(value, bool), "deterministic", value, "True or False")
     views = values["evaluation.num_views"]
     expected = "an increasing tuple, M >= 1"
     require(is_increasing(views), "evaluation.num_views", views, expected)

@@ -27,9 +27,15 @@ _FREE = (
     "evaluation.",
     "embedding.",
 )
-"""Keys (or their beginnings) that may change between two starts of one run."""
+"""Keys (or their beginnings) that may change between two starts of one run.
 
-_ADDED: dict[str, Any] = {"compilation_cache": None}
+`deterministic` is none of them: what `config.json` says must hold for every step."""
+
+_ADDED: dict[str, Any] = {
+    "compilation_cache": None,
+    "deterministic": False,
+    "logging.profile_steps": "",
+}
 """Keys that earlier versions of this format lack, and what they did then."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
