@@ -167,6 +167,9 @@ def get_config() -> ConfigDict:
     # Steps "a:b", from a to before b and counted from 0, of which a trace is written to
     # profile/ in the work directory (none if empty).
     config.logging.profile_steps = ""
+    # Project of Weights & Biases that also gets the rows (none if empty); WANDB_MODE in
+    # the environment chooses "online" or "offline".
+    config.logging.wandb_project = placeholder(str)
 
     config.evaluation = ConfigDict()
     # "test", or "validation" to choose settings.

@@ -18,6 +18,7 @@ from invariance_jax.training import parallel
 from invariance_jax.training.components import is_regression
 from invariance_jax.training.settings import check_devices, flatten, resolve
 from invariance_jax.training.start import read_weights, state_shapes, step_and_draw
+from invariance_jax.training.tracking import check_package
 
 
 class Memory(NamedTuple):
@@ -86,7 +87,7 @@ def run(config: ConfigDict, *, num_devices: int | None = None) -> Check:
 
     Raises:
       ValueError: if the configuration is invalid, does not fit the devices or their
-        memory, or its data set has not been prepared; or if devices are to be
+        memory, or its data set or a package is missing; or if devices are to be
         simulated after others have been used.
     """
     make_deterministic(config)
@@ -97,6 +98,7 @@ def run(config: ConfigDict, *, num_devices: int | None = None) -> Check:
     devices = tuple(jax.devices())
     check_devices(settings, len(devices))
     read_weights(settings)
+    check_package(settings)
     examples = _examples(settings)
     parallel.check_memory(examples, devices)
     state = state_shapes(settings)

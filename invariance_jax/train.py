@@ -33,6 +33,7 @@ from invariance_jax.training.start import (
     step_and_draw,
 )
 from invariance_jax.training.steps import TrainState
+from invariance_jax.training.tracking import check_package
 from invariance_jax.training.workdir import claim, one_per_seed
 
 _log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def run(config: ConfigDict, workdir: str | Path) -> None:
     log_determinism(settings)
     check_devices(settings, jax.device_count())
     read_weights(settings)
+    check_package(settings)
     claim(settings, workdir)
     each = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
     for one, path in each:
@@ -89,7 +91,9 @@ class _Run:
             step, total = int(state.step), self._settings.derived.steps
             if step == total:
                 return
-            writer = MetricsWriter(self._workdir, first_step=step)
+            writer = MetricsWriter(
+                self._workdir, first_step=step, settings=self._settings
+            )
             bar = tqdm(total=total, initial=step, unit="step", ncols=100)
             profiler = Profiler(self._settings, self._workdir, first_step=step)
             with contextlib.closing(writer), bar, profiler:

@@ -41,6 +41,7 @@ MACHINERY = {
     "tensorboardX",
     "tensorflow_datasets",
     "tqdm",
+    "wandb",
 }
 
 

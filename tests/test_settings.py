@@ -52,6 +52,7 @@ BAD = [
     ("data.data_dir", 3, "a text"),
     ("compilation_cache", 3, "a text"),
     ("deterministic", 1, "True or False"),
+    ("logging.wandb_project", 1, "a text"),
     ("logging.profile_steps", None, "a text"),
     *[
         ("logging.profile_steps", value, "two increasing steps a:b, b at most 20")

@@ -1,9 +1,12 @@
-"""Metrics of a run: rows of `metrics.jsonl` and TensorBoard event files."""
+"""Metrics of a run: `metrics.jsonl`, TensorBoard event files, Weights & Biases."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tensorboardX import SummaryWriter
+
+from invariance_jax.training.tracking import Tracker
 
 
 class MetricsWriter:
@@ -13,13 +16,18 @@ class MetricsWriter:
     will write them again: no step is logged twice and none is missing.
     """
 
-    def __init__(self, workdir: str | Path, *, first_step: int):
+    def __init__(
+        self, workdir: str | Path, *, first_step: int, settings: Any | None = None
+    ):
         """Opens the log.
 
         Args:
           workdir: the work directory of the run.
           first_step: finished steps of the state that the run starts from.
+          settings: the result of `training.settings.resolve`; its
+            `logging.wandb_project`, if there is one, gets the rows too.
         """
+        self._tracker = None
         self._path = Path(workdir) / "metrics.jsonl"
         kept = [
             line for line in self._lines() if json.loads(line)["step"] <= first_step
@@ -30,6 +38,8 @@ class MetricsWriter:
         self._board = SummaryWriter(
             str(Path(workdir) / "tensorboard"), purge_step=first_step + 1
         )
+        if settings is not None and settings.logging.wandb_project is not None:
+            self._tracker = Tracker(settings, workdir, kept)
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
         """Writes one row.
@@ -44,10 +54,14 @@ class MetricsWriter:
             if value is not None:
                 self._board.add_scalar(name, value, step)
         self._board.flush()
+        if self._tracker is not None:
+            self._tracker.write(step, values)
 
     def close(self) -> None:
-        """Closes the event file."""
+        """Closes the event file, and the run of Weights & Biases."""
         self._board.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
     def _lines(self) -> list[str]:
         """Returns the whole rows; a row that was cut off by a crash is left out."""

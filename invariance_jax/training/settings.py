@@ -91,14 +91,15 @@ _REAL = (
 _OPTIONAL = (
     "epochs steps compilation_cache penalty.example_limit penalty.batch_limit "
     "encoder.weights data.data_dir data.num_classes data.source_size data.mean "
-    "data.std checkpoints.keep_every_steps evaluation.train_examples"
+    "data.std checkpoints.keep_every_steps logging.wandb_project "
+    "evaluation.train_examples"
 ).split()
 
 # What is read from an image set if it is left empty, though Spirograph needs it.
 _OF_IMAGES = ("data.train_examples", "data.test_examples", "data.image_size")
 
 _PATHS = ("compilation_cache", "data.data_dir", "encoder.weights")
-_TEXTS = ("data.name", "logging.profile_steps", *_PATHS)
+_TEXTS = ("data.name", "logging.profile_steps", "logging.wandb_project", *_PATHS)
 _NUMBERS = (*_POSITIVE, *_NOT_NEGATIVE, *_SHARES, *_PROBABILITIES)
 _BOUNDS = tuple(f"data.bounds.{name}" for name in spirograph.PARAMETERS)
 _CHECKED_BY_IMAGES = tuple(

@@ -35,6 +35,7 @@ _ADDED: dict[str, Any] = {
     "compilation_cache": None,
     "deterministic": False,
     "logging.profile_steps": "",
+    "logging.wandb_project": None,
 }
 """Keys that earlier versions of this format lack, and what they did then."""
 
