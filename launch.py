@@ -9,11 +9,11 @@ import re
 from absl import flags
 from ml_collections import config_flags
 
-from invariance_jax import embed, evaluate, report, train
-from invariance_jax.cluster import startup
+from invariance_jax import check, embed, evaluate, report, train
+from invariance_jax.cluster import devices, startup
 from invariance_jax.report.read import flatten
 
-MODES = ("all", "train", "evaluate", "report", "embed")
+MODES = ("all", "train", "evaluate", "report", "embed", "check")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -28,6 +28,12 @@ _MODE = flags.DEFINE_enum("mode", "all", MODES, "What to do.")
 _OUT = flags.DEFINE_string(
     "out", None, "Folder of the report; the work directory if there is only one."
 )
+_PROFILE = flags.DEFINE_string(
+    "profile_steps", None, "Steps a:b that are traced: sets logging.profile_steps."
+)
+_DEVICES = flags.DEFINE_integer(
+    "check_devices", None, "Number of CPU devices that --mode=check simulates."
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -35,6 +41,15 @@ def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise ValueError(f"unexpected argument {arguments[1]!r}")
     mode, workdirs, config = _MODE.value, _WORKDIR.value, _CONFIG.value
+    if config is None and mode not in ("evaluate", "report", "embed"):
+        raise ValueError("--config is missing")
+    if _PROFILE.value is not None:
+        if config is None:
+            raise ValueError("--profile_steps needs --config")
+        config.logging.profile_steps = _PROFILE.value
+    if mode == "check":
+        print(check.table(check.run(config, num_devices=_DEVICES.value)))
+        return
     if not workdirs:
         raise ValueError("--workdir is missing")
     if mode == "report":
@@ -45,8 +60,8 @@ def main(arguments: list[str]) -> None:
     workdir = workdirs[0]
     if len(workdirs) > 1:
         raise ValueError(f"--mode={mode} takes one --workdir")
-    if config is None and mode not in ("evaluate", "embed"):
-        raise ValueError("--config is missing")
+    config = evaluate.read_config(workdir) if config is None else config
+    devices.make_deterministic(config)
     writes = startup.initialize()
     if mode in ("all", "train"):
         train.run(config, workdir)

@@ -1,17 +1,17 @@
-"""Signals: noticed, agreed on, and answered by a checkpoint from which a run goes on."""
+"""Signals: noticed, and answered by a checkpoint from which the run goes on."""
 
 import os
 import signal
 import threading
 
 import pytest
+from test_train import SMOKE, assert_same_run, rows
 from tiny import tiny_config
 
 from invariance_jax import evaluate, train
 from invariance_jax.training import parallel, preemption
 from invariance_jax.training.frozen import FrozenEncoder
 from invariance_jax.training.preemption import Preempted, Watch
-from test_train import SMOKE, assert_same_run, rows
 
 
 def send(number):

@@ -78,7 +78,7 @@ def test_a_launch_command_is_valid(command):
     flags = dict(word.lstrip("-").split("=", 1) for word in words[start + 1 :])
     names = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', LAUNCH))
     assert {name for name in flags if not name.startswith("config.")} <= names
-    assert "workdir" in flags
+    assert ("workdir" in flags) != (flags.get("mode") == "check")
     if "config" in flags:
         values = dict(flatten(configuration(flags["config"])))
         keys = {name.removeprefix("config.") for name in flags if "config." in name}
@@ -117,7 +117,9 @@ def test_the_variants_of_the_table_exist():
 
 def test_the_modes_of_the_table_are_those_of_the_program():
     modes = re.search(r"^MODES = \((.*)\)", LAUNCH, re.MULTILINE).group(1)
-    named = re.findall(r"^\| `(all|train|evaluate|report|embed)`", README, re.MULTILINE)
+    named = re.findall(
+        r"^\| `(all|train|evaluate|report|embed|check)`", README, re.MULTILINE
+    )
     assert sorted(named) == sorted(re.findall(r'"(\w+)"', modes))
 
 
