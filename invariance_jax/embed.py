@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from invariance_jax.training.compilation import compilation_kept
 from invariance_jax.training.components import make_examples
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.preemption import Watch
+from invariance_jax.training.workdir import plain_path
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +24,9 @@ _log = logging.getLogger(__name__)
 _STREAMS = ("train", "test", "validation")
 
 
-def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> list[epath.Path]:
+def run(
+    config: ConfigDict | None, workdir: str | os.PathLike[str]
+) -> list[Path | epath.Path]:
     """Writes the representations of the splits that the configuration names.
 
     One file per seed and split, `embeddings_SPLIT_VIEWS.npz`: `features` float32
@@ -52,7 +56,7 @@ def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> list[epat
     with Watch() as watch, compilation_kept(runs[0][0], workdir):
         for (settings, path), each in zip(runs, files, strict=True):
             _embed(settings, path, each, watch)
-    return [file for each in files for file in each.values()]
+    return [plain_path(file) for each in files for file in each.values()]
 
 
 def _files(settings: Any, workdir: epath.Path) -> dict[str, epath.Path]:

@@ -55,10 +55,10 @@ def test_two_processes_give_the_numbers_of_one(steps, case, dtype, tolerance, pl
     found, expected = steps(case, "2 x 2", dtype), steps(case, place, dtype)
     assert {*found} == {*expected}
     for name, array in expected.items():
-        # The gradients of some biases nearly cancel; the kernels are of the order of 1.
-        size = max(2e-3, np.abs(array).max())
         error = np.abs(found[name] - array).max()
-        assert error <= tolerance * size, name
+        # A few last bits of the kernels, for biases whose gradients nearly cancel.
+        bits = 10 * np.finfo(dtype).eps
+        assert error <= tolerance * np.abs(array).max() + bits, name
     assert found["metrics"].dtype == np.float64
     assert len(found["metrics"]) == STEPS
 

@@ -80,7 +80,8 @@ def from_environment(environment: Mapping[str, str]) -> Place | None:
         return _from_submitit(environment)
     if "SLURM_STEP_NODELIST" in environment:
         return _from_slurm(environment)
-    if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+    size = "OMPI_COMM_WORLD_SIZE"
+    if size in environment and _number(environment, size) > 1:
         alone = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
         rank = _number(environment, "OMPI_COMM_WORLD_LOCAL_RANK")
         return Place("Open MPI", local_devices=() if alone else (rank,))
@@ -113,14 +114,23 @@ def _from_slurm(environment: Mapping[str, str]) -> Place | None:
     job = _number(environment, "SLURM_JOB_ID")
     step = int(environment.get("SLURM_STEP_ID", "0"))
     address = f"{first_host(nodes)}:{_FIRST_PORT + (job + step) % _PORTS}"
-    # "4(x2)" or "4,3": tasks of each node; the first suffices, as nodes are alike.
-    on_node = int(re.split(r"\D", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))[0])
-    local = _number(environment, "SLURM_LOCALID")
-    shares = _share(environment, local, on_node)
-    if "SLURM_GPUS_PER_TASK" in environment:
-        shares = ()  # SLURM shows each task its own devices only.
+    # SLURM shows each task its own devices only, or those of the node to all of them.
+    shares: tuple[int, ...] = ()
+    if "SLURM_GPUS_PER_TASK" not in environment:
+        local = _number(environment, "SLURM_LOCALID")
+        shares = _share(environment, local, _tasks_on_node(environment))
     index = _number(environment, "SLURM_PROCID")
     return Place(f"SLURM (nodes {nodes})", address, count, index, shares)
+
+
+def _tasks_on_node(environment: Mapping[str, str]) -> int:
+    """Returns the tasks of this node, from a list such as "8(x2),4"."""
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks):
+        counts += [int(count)] * int(times or 1)
+    node = int(environment.get("SLURM_NODEID", "0"))
+    return counts[min(node, len(counts) - 1)]
 
 
 def first_host(nodes: str) -> str:

@@ -155,6 +155,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         raise
 
 
+def plain_path(path: epath.Path) -> Path | epath.Path:
+    """Returns a path as callers expect it: of a local file, that of `pathlib`."""
+    return path if "://" in os.fspath(path) else Path(path)
+
+
 def one_per_seed(
     config: ConfigDict, workdir: str | os.PathLike[str]
 ) -> list[tuple[ConfigDict, epath.Path]]:
