@@ -102,6 +102,10 @@ class Checkpoints:
         leaves = [np.asarray(arrays[name]) for name in expected]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
+    def wait(self) -> None:
+        """Waits until everything is saved, and raises what has gone wrong."""
+        self._manager.wait_until_finished()
+
     def close(self) -> None:
         """Waits for the background and closes."""
         self._manager.close()
