@@ -4,16 +4,13 @@ python launch.py --config=configs/spirograph.py:quick --workdir=runs/quick
 """
 
 import difflib
-import logging
 import re
-import sys
 
-from absl import app, flags
-from absl import logging as absl_logging
+from absl import flags
 from ml_collections import config_flags
 
 from invariance_jax import check, embed, evaluate, report, train
-from invariance_jax.cluster import devices
+from invariance_jax.cluster import devices, startup
 from invariance_jax.report.read import flatten
 
 MODES = ("all", "train", "evaluate", "report", "embed", "check")
@@ -65,13 +62,14 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"--mode={mode} takes one --workdir")
     config = evaluate.read_config(workdir) if config is None else config
     devices.make_deterministic(config)
+    writes = startup.initialize()
     if mode in ("all", "train"):
         train.run(config, workdir)
     if mode in ("all", "evaluate"):
         print(report.table(evaluate.run(config, workdir)))
     if mode == "embed":
         print(*embed.run(config, workdir), sep="\n")
-    if mode == "all":
+    if mode == "all" and writes:
         print(f"report: {report.run([workdir], workdir)}")
 
 
@@ -91,24 +89,5 @@ def _parse(arguments: list[str]) -> list[str]:
     return flags.FLAGS(arguments)
 
 
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines()]
-    return lines[-1] if "Traceback" in str(error) else " ".join(lines)
-
-
-def _start() -> None:
-    """Runs main; an error of the user's becomes one line and exit status 1."""
-    log = logging.getLogger("invariance_jax")
-    log.setLevel(logging.INFO)
-    log.addHandler(logging.StreamHandler())
-    log.propagate = False  # absl's handler would show every line again
-    absl_logging.set_verbosity(absl_logging.WARNING)  # what --verbosity starts from
-    try:
-        app.run(main, flags_parser=_parse)
-    except (flags.Error, FloatingPointError, OSError, ValueError) as error:
-        log.debug("traceback", exc_info=True)
-        sys.exit(f"error: {_one_line(error)}")
-
-
 if __name__ == "__main__":
-    _start()
+    startup.run(main, _parse)

@@ -22,6 +22,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 DATA = Path(__file__).parent / "data"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declares how often `test_crash.py` kills a run."""
+    parser.addoption("--kills", type=int, default=5, help="kills in test_crash.py")
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Turns float64 on within one test."""

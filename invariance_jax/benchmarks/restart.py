@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from invariance_jax.benchmarks.timing import Comparison, alternate
@@ -184,9 +183,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _saves(config: ConfigDict, folder: Path, repeats: int) -> Any:
     """Returns `[2, repeats]`: seconds of the wait for a save, and of the write."""
     clock, checkpoints = _Clock(), Checkpoints(folder, keep=2)
-    state = parallel.replicate(
-        initial_state(resolve(config)), tuple(jax.local_devices())
-    )
+    state = parallel.replicate(initial_state(resolve(config)), parallel.all_devices())
     steps = iter(range(10**9))
 
     def save() -> None:
