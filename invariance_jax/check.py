@@ -103,9 +103,7 @@ def run(config: ConfigDict, *, num_devices: int | None = None) -> Check:
     parallel.check_memory(examples, devices)
     state = state_shapes(settings)
     started = time.monotonic()
-    compiled = parallel.compile_train(
-        *step_and_draw(settings), devices, state, examples
-    )
+    compiled = _compile(settings, devices, state, examples)
     compile_seconds = time.monotonic() - started
     memory = _memory(compiled, state, examples)
     _check_fits(memory.total, devices)
@@ -181,6 +179,21 @@ def _examples(settings: Any) -> np.ndarray:
         found = data.describe(settings.data.name, data_dir=settings.data.data_dir)
         shape, dtype = found.image_shape, np.uint8
     return np.broadcast_to(np.zeros((), dtype), (count, *shape))
+
+
+def _compile(
+    settings: Any, devices: tuple[jax.Device, ...], state: Any, examples: np.ndarray
+) -> Any:
+    """Returns the program of one device, made without any array."""
+    train = parallel.map_train(*step_and_draw(settings), devices)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    local = jax.local_device_count()
+    state, x = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((local, *leaf.shape), leaf.dtype),
+        (state, examples),
+    )
+    num_steps = jax.ShapeDtypeStruct((), np.int32)
+    return train.lower(state, key, x, num_steps).compile()
 
 
 def _memory(compiled: Any, state: Any, examples: np.ndarray) -> Memory:

@@ -64,6 +64,7 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
     with Watch() as watch:
         with processes.main_process_first():
             settings = resolve(config)
+            log_determinism(settings)
             check_devices(settings, jax.device_count())
             read_weights(settings)
             check_package(settings)
@@ -71,7 +72,6 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
             each = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
             for one, path in each:
                 claim(one, path)
-        log_determinism(settings)
         with compilation_kept(settings, workdir):
             for one, path in each:
                 _Run(one, path, watch).train()

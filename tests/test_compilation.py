@@ -151,7 +151,7 @@ def test_every_program_keeps_them(trained, tmp_path, monkeypatch, program, part)
 
 
 def test_seeds_share_the_folder_of_the_parent(tmp_path, monkeypatch):
-    def look(settings, workdir):
+    def look(settings, workdir, watch):
         folders.append((workdir.name, jax.config.jax_compilation_cache_dir))
         return SimpleNamespace(train=lambda: None)
 

@@ -1,6 +1,7 @@
 """Traces: of exactly the steps that were asked for, or of none."""
 
 import logging
+from pathlib import Path
 
 import jax
 import pytest
@@ -24,7 +25,9 @@ class Trace:
     def __init__(self, monkeypatch):
         self.events = []
         monkeypatch.setattr(
-            jax.profiler, "start_trace", lambda folder: self.events.append(folder.name)
+            jax.profiler,
+            "start_trace",
+            lambda folder: self.events.append(Path(folder).name),
         )
         monkeypatch.setattr(
             jax.profiler, "stop_trace", lambda: self.events.append("stop")

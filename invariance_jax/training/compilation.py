@@ -10,10 +10,10 @@ import logging
 import os
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _OPTIONS = {
 
 
 @contextlib.contextmanager
-def compilation_kept(settings: Any, workdir: str | Path) -> Iterator[None]:
+def compilation_kept(settings: Any, workdir: str | os.PathLike[str]) -> Iterator[None]:
     """Keeps what is compiled within, where `compilation_cache` of the settings says.
 
     A cache that was configured outside (`JAX_COMPILATION_CACHE_DIR`, `jax.config`) is
@@ -57,8 +57,9 @@ def compilation_kept(settings: Any, workdir: str | Path) -> Iterator[None]:
     else:
         if chosen is None:
             # Absolute: JAX would look for it from wherever the process goes.
-            chosen = os.path.abspath(Path(workdir) / _FOLDER)
-            _remove_torn(Path(chosen))
+            folder = epath.Path(workdir).resolve() / _FOLDER
+            _remove_torn(folder)
+            chosen = os.fspath(folder)
         values = {"jax_compilation_cache_dir": chosen}
         values |= {"jax_enable_compilation_cache": True, **_OPTIONS}
         with _configured(values):
@@ -82,7 +83,7 @@ def _configure(values: dict[str, Any]) -> None:
     compilation_cache.reset_cache()
 
 
-def _remove_torn(folder: Path) -> None:
+def _remove_torn(folder: epath.Path) -> None:
     """Removes files that a killed process left half-written.
 
     JAX would warn about them at every start and never write them anew. Only the cache

@@ -105,7 +105,7 @@ def make_train(
       -> (replicated state, replicated metrics)`; the state is donated, the metrics are
       sums over the steps.
     """
-    mapped = _map_train(step, draw, devices)
+    mapped = map_train(step, draw, devices)
     # Programs that wait in a queue meet in any order on the CPUs of several processes,
     # and then wait for one another for ever.
     blocks = jax.process_count() > 1 and devices[0].platform == "cpu"
@@ -117,37 +117,14 @@ def make_train(
     return train_steps
 
 
-def compile_train(
-    step: Callable[[TrainState, Array, Draws], tuple[TrainState, Metrics]],
-    draw: Callable[[Key, Array], Draws],
-    devices: Sequence[jax.Device],
-    state: TrainState,
-    data: Any,
-) -> jax.stages.Compiled:
-    """Returns the program that `make_train` runs, compiled without its arrays.
+def map_train(step: Any, draw: Any, devices: Sequence[jax.Device]) -> Any:
+    """Returns what `make_train` calls, num_steps int32 `[]`; it can be lowered.
 
     Args:
       step: as in `make_train`.
       draw: as in `make_train`.
       devices: as in `make_train`.
-      state: the state of one replica; shapes are enough.
-      data: what each device would hold; a shape is enough.
-
-    Returns:
-      The program, that of one device.
     """
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    local = len(_local_positions(devices))
-    state, data = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((local, *leaf.shape), leaf.dtype),
-        (state, data),
-    )
-    num_steps = jax.ShapeDtypeStruct((), np.int32)
-    return _map_train(step, draw, devices).lower(state, key, data, num_steps).compile()
-
-
-def _map_train(step: Any, draw: Any, devices: Sequence[jax.Device]) -> Any:
-    """Returns the mapped function that `make_train` describes."""
 
     def take_share(draws: Draws) -> Draws:
         replicas = jax.lax.psum(1, AXIS_NAME)

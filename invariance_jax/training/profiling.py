@@ -1,11 +1,12 @@
 """Traces of a few training steps, for TensorBoard and Perfetto."""
 
 import logging
-from pathlib import Path
+import os
 from types import TracebackType
 from typing import Any
 
 import jax
+from etils import epath
 
 _log = logging.getLogger(__name__)
 
@@ -19,7 +20,9 @@ class Profiler:
     has no trace of exactly these steps: it says so and writes none.
     """
 
-    def __init__(self, settings: Any, workdir: str | Path, *, first_step: int):
+    def __init__(
+        self, settings: Any, workdir: str | os.PathLike[str], *, first_step: int
+    ):
         """Prepares the trace; nothing is written yet.
 
         Args:
@@ -27,7 +30,7 @@ class Profiler:
           workdir: the work directory of the run.
           first_step: finished steps of the state that the run starts from.
         """
-        self._folder, self._running = Path(workdir) / FOLDER, False
+        self._folder, self._running = epath.Path(workdir) / FOLDER, False
         ends = settings.derived.profile_steps
         if ends and first_step > ends[0]:
             _log.info("no trace: the run goes on at step %d of %s", first_step, ends)
@@ -43,7 +46,7 @@ class Profiler:
         """
         if self._ends and step == self._ends[0]:
             jax.block_until_ready(arrays)
-            jax.profiler.start_trace(self._folder)
+            jax.profiler.start_trace(os.fspath(self._folder))
             self._running = True
 
     def after(self, step: int, arrays: Any) -> None:
