@@ -100,9 +100,8 @@ def test_kills_at_random_moments_change_nothing(whole, tmp_path, request):
         for path in (workdir, reference)
     ]
     assert summaries[0] == summaries[1]
-    names = [
-        sorted(path.name for path in (folder / "checkpoints").iterdir())
-        for folder in (workdir, reference)
-    ]
-    assert names[0] == names[1]
+    # Nothing half-written is left; a stop may have saved another one but the last.
+    names = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert all(name.isdecimal() for name in names) and len(names) == 3
+    assert {"60", "120"} <= names
     print(*seen, sep="\n")
