@@ -3,17 +3,14 @@
 python launch.py --config=configs/spirograph.py:quick --workdir=runs/quick
 """
 
-import difflib
-import logging
-import re
+import functools
 import sys
 
-from absl import app, flags
-from absl import logging as absl_logging
-from ml_collections import config_flags
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
-from invariance_jax import embed, evaluate, report, train
-from invariance_jax.report.read import flatten
+from invariance_jax import commandline, embed, evaluate, report, train
+from invariance_jax.cluster import collect, options, submission, sweeps
 
 MODES = ("all", "train", "evaluate", "report", "embed")
 
@@ -33,22 +30,28 @@ _OUT = flags.DEFINE_string(
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the program that the mode names."""
+    """Runs the program that the mode names, here or on a cluster."""
     if len(arguments) > 1:
         raise ValueError(f"unexpected argument {arguments[1]!r}")
     mode, workdirs, config = _MODE.value, _WORKDIR.value, _CONFIG.value
+    request = options.read(mode)
     if not workdirs:
         raise ValueError("--workdir is missing")
     if mode == "report":
-        if len(workdirs) > 1 and not _OUT.value:
-            raise ValueError("--out is missing: several work directories")
-        print(f"report: {report.run(workdirs, _OUT.value or workdirs[0])}")
-        return
-    workdir = workdirs[0]
+        return _report(workdirs)
     if len(workdirs) > 1:
         raise ValueError(f"--mode={mode} takes one --workdir")
     if config is None and mode not in ("evaluate", "embed"):
         raise ValueError("--config is missing")
+    plan = sweeps.plan(config, workdirs[0], mode)
+    if request:
+        sys.exit(submission.submit(request, plan, mode))
+    sweeps.run_each(plan, functools.partial(_run, mode))
+    if plan.record and mode == "all":
+        _report(workdirs)
+
+
+def _run(mode: str, config: ConfigDict | None, workdir: str) -> None:
     if mode in ("all", "train"):
         train.run(config, workdir)
     if mode in ("all", "evaluate"):
@@ -59,40 +62,12 @@ def main(arguments: list[str]) -> None:
         print(f"report: {report.run([workdir], workdir)}")
 
 
-def _parse(arguments: list[str]) -> list[str]:
-    """Parses the flags; an unknown key of the configuration meets the closest one."""
-    text = "\n".join(arguments)
-    paths = re.findall(r"^--?config[=\n](.+)$", text, re.MULTILINE)
-    given = re.findall(r"^--?(config\..+?)(?:=|$)", text, re.MULTILINE)
-    if given and not paths:
-        raise ValueError(f"--{given[0]} needs --config, the configuration it changes")
-    if paths and given:
-        config = flags.FLAGS["config"].parser.parse(paths[-1])
-        known = list(flatten(config.to_dict(), "config."))
-        for name in sorted({*given} - {*known}):
-            (close,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ValueError(f"--{name} is not a key; the closest is --{close}")
-    return flags.FLAGS(arguments)
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines()]
-    return lines[-1] if "Traceback" in str(error) else " ".join(lines)
-
-
-def _start() -> None:
-    """Runs main; an error of the user's becomes one line and exit status 1."""
-    log = logging.getLogger("invariance_jax")
-    log.setLevel(logging.INFO)
-    log.addHandler(logging.StreamHandler())
-    log.propagate = False  # absl's handler would show every line again
-    absl_logging.set_verbosity(absl_logging.WARNING)  # what --verbosity starts from
-    try:
-        app.run(main, flags_parser=_parse)
-    except (flags.Error, FloatingPointError, OSError, ValueError) as error:
-        log.debug("traceback", exc_info=True)
-        sys.exit(f"error: {_one_line(error)}")
+def _report(workdirs: list[str]) -> None:
+    if len(workdirs) > 1 and not _OUT.value:
+        raise ValueError("--out is missing: several work directories")
+    found = collect.finished(workdirs)
+    print(f"report: {report.run(found, _OUT.value or workdirs[0])}")
 
 
 if __name__ == "__main__":
-    _start()
+    commandline.start(main)

@@ -67,7 +67,7 @@ def run(config: ConfigDict | None, workdir: str | Path) -> dict[str, Any]:
     """
     runs = prepare(config, workdir)
     each = [_evaluate(one, path) for one, path in runs]
-    results = _aggregate(each)
+    results = aggregate(each)
     write_json(Path(workdir) / "results.json", results)
     return results
 
@@ -256,8 +256,12 @@ def _write_samples(
     np.savez_compressed(workdir / "samples.npz", **arrays)
 
 
-def _aggregate(each: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the results over seeds: mean, and standard error with ddof 1."""
+def aggregate(each: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the results over seeds: mean, and standard error with ddof 1.
+
+    Args:
+      each: the content of `results.json` of every seed.
+    """
     names = each[0]["summary"]
     return each[0] | {
         "n": len(each),

@@ -1,0 +1,1 @@
+"""Clusters: submission through submitit, requeue, and sweeps."""
