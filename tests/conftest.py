@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import loopback_slurm
 import numpy as np
 import pytest
 
@@ -20,6 +21,23 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 DATA = Path(__file__).parent / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds --slurm: the tests marked so start SLURM's daemons on this machine."""
+    parser.addoption("--slurm", action="store_true", help="run jobs on a local SLURM")
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Skips what needs SLURM unless it was asked for and can be started."""
+    reason = "needs --slurm"
+    if config.getoption("--slurm"):
+        reason = loopback_slurm.why_not()
+    for item in items:
+        if reason and item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture
