@@ -3,14 +3,17 @@
 python launch.py --config=configs/spirograph.py:quick --workdir=runs/quick
 """
 
+import difflib
 import functools
+import re
 import sys
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from invariance_jax import commandline, embed, evaluate, report, train
-from invariance_jax.cluster import collect, options, submission, sweeps
+from invariance_jax import embed, evaluate, report, train
+from invariance_jax.cluster import collect, options, startup, submission, sweeps
+from invariance_jax.report.read import flatten
 
 MODES = ("all", "train", "evaluate", "report", "embed")
 
@@ -46,19 +49,20 @@ def main(arguments: list[str]) -> None:
     plan = sweeps.plan(config, workdirs[0], mode)
     if request:
         sys.exit(submission.submit(request, plan, mode))
-    sweeps.run_each(plan, functools.partial(_run, mode))
-    if plan.record and mode == "all":
+    writes = startup.initialize()
+    sweeps.run_each(plan, functools.partial(_run, mode, writes))
+    if plan.record and mode == "all" and writes:
         _report(workdirs)
 
 
-def _run(mode: str, config: ConfigDict | None, workdir: str) -> None:
+def _run(mode: str, writes: bool, config: ConfigDict | None, workdir: str) -> None:
     if mode in ("all", "train"):
         train.run(config, workdir)
     if mode in ("all", "evaluate"):
         print(report.table(evaluate.run(config, workdir)))
     if mode == "embed":
         print(*embed.run(config, workdir), sep="\n")
-    if mode == "all":
+    if mode == "all" and writes:
         print(f"report: {report.run([workdir], workdir)}")
 
 
@@ -69,5 +73,21 @@ def _report(workdirs: list[str]) -> None:
     print(f"report: {report.run(found, _OUT.value or workdirs[0])}")
 
 
+def _parse(arguments: list[str]) -> list[str]:
+    """Parses the flags; an unknown key of the configuration meets the closest one."""
+    text = "\n".join(arguments)
+    paths = re.findall(r"^--?config[=\n](.+)$", text, re.MULTILINE)
+    given = re.findall(r"^--?(config\..+?)(?:=|$)", text, re.MULTILINE)
+    if given and not paths:
+        raise ValueError(f"--{given[0]} needs --config, the configuration it changes")
+    if paths and given:
+        config = flags.FLAGS["config"].parser.parse(paths[-1])
+        known = list(flatten(config.to_dict(), "config."))
+        for name in sorted({*given} - {*known}):
+            (close,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ValueError(f"--{name} is not a key; the closest is --{close}")
+    return flags.FLAGS(arguments)
+
+
 if __name__ == "__main__":
-    commandline.start(main)
+    startup.run(main, _parse)

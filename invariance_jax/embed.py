@@ -2,16 +2,18 @@
 
 import json
 import logging
-from pathlib import Path
+import os
 from typing import Any
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from invariance_jax.evaluate import prepare, restore
 from invariance_jax.training import parallel
 from invariance_jax.training.components import make_examples
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
+from invariance_jax.training.preemption import Watch
 
 _log = logging.getLogger(__name__)
 
@@ -19,7 +21,7 @@ _log = logging.getLogger(__name__)
 _STREAMS = ("train", "test", "validation")
 
 
-def run(config: ConfigDict | None, workdir: str | Path) -> list[Path]:
+def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> list[epath.Path]:
     """Writes the representations of the splits that the configuration names.
 
     One file per seed and split, `embeddings_SPLIT_VIEWS.npz`: `features` float32
@@ -38,18 +40,21 @@ def run(config: ConfigDict | None, workdir: str | Path) -> list[Path]:
     Raises:
       ValueError: if the configuration is invalid, the work directory holds no such run,
         a checkpoint is missing, or one of the files exists.
+      Preempted: if a signal asks for a stop; the files that are there are whole.
     """
-    runs = prepare(config, workdir)
+    with parallel.main_process_first():
+        runs = prepare(config, workdir)
     files = [_files(settings, path) for settings, path in runs]
     for file in (file for each in files for file in each.values()):
         if file.exists():
             raise ValueError(f"{file} exists; move it, nothing is overwritten.")
-    for (settings, path), each in zip(runs, files, strict=True):
-        _embed(settings, path, each)
+    with Watch() as watch:
+        for (settings, path), each in zip(runs, files, strict=True):
+            _embed(settings, path, each, watch)
     return [file for each in files for file in each.values()]
 
 
-def _files(settings: Any, workdir: Path) -> dict[str, Path]:
+def _files(settings: Any, workdir: epath.Path) -> dict[str, epath.Path]:
     views = settings.embedding.num_views
     name = f"{views}_views" if views else "plain"
     return {
@@ -58,10 +63,14 @@ def _files(settings: Any, workdir: Path) -> dict[str, Path]:
     }
 
 
-def _embed(settings: Any, workdir: Path, files: dict[str, Path]) -> None:
+def _embed(
+    settings: Any, workdir: epath.Path, files: dict[str, epath.Path], watch: Watch
+) -> None:
     state = restore(settings, workdir)
     variables = encoder_variables(state)
-    encoder = FrozenEncoder(settings, parallel.local_devices())
+    encoder = FrozenEncoder(
+        settings, parallel.all_devices(), between=watch.stop_if_asked
+    )
     views = settings.embedding.num_views
     made_by = {"step": int(state.step), "config": settings.to_dict()}
     for split, file in files.items():
@@ -74,7 +83,9 @@ def _embed(settings: Any, workdir: Path, files: dict[str, Path]) -> None:
             features = encoder.plain(variables, x)
         text = json.dumps(made_by | {"split": split}, default=list)
         content = {"labels" if y.ndim == 1 else "targets": y, "settings": text}
-        temporary = file.with_suffix(".tmp.npz")
-        np.savez(temporary, features=features.astype(np.float32), **content)
-        temporary.replace(file)
+        if parallel.is_main_process():
+            temporary = file.with_suffix(".tmp.npz")
+            with temporary.open("wb") as whole:
+                np.savez(whole, features=features.astype(np.float32), **content)
+            temporary.replace(file)
         _log.info("%s: %d examples", file, len(x))

@@ -7,13 +7,14 @@ linear probes, and the variance of the representation over views; what is measur
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from invariance_jax.training import parallel
@@ -26,6 +27,7 @@ from invariance_jax.training.components import (
     make_transformation,
 )
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
+from invariance_jax.training.preemption import Watch
 from invariance_jax.training.protocols import Measured, measure, probe_examples
 from invariance_jax.training.settings import resolve
 from invariance_jax.training.start import first_state, initial_state, read_weights
@@ -46,8 +48,10 @@ FORMAT = 1
 _SAMPLE_ROWS, _SAMPLE_VIEWS, _SAMPLE_PREDICTIONS = 4, 10, 2000
 
 
-def run(config: ConfigDict | None, workdir: str | Path) -> dict[str, Any]:
+def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Evaluates the newest checkpoint of every seed of a run.
+
+    Every process of a run over several calls it; the main one writes.
 
     A new work directory is evaluated too if the configuration gives `encoder.weights`.
     Writes `results.json` and `samples.npz` per seed, and with several seeds the
@@ -64,17 +68,21 @@ def run(config: ConfigDict | None, workdir: str | Path) -> dict[str, Any]:
     Raises:
       ValueError: if the configuration is invalid, the work directory holds no such run,
         or a checkpoint is missing or cannot be read.
+      Preempted: if a signal asks for a stop; the same call starts the evaluation again.
     """
-    runs = prepare(config, workdir)
-    each = [_evaluate(one, path) for one, path in runs]
+    with Watch() as watch:
+        with parallel.main_process_first():
+            runs = prepare(config, workdir)
+        each = [_evaluate(one, path, watch) for one, path in runs]
     results = aggregate(each)
-    write_json(Path(workdir) / "results.json", results)
+    if parallel.is_main_process():
+        write_json(epath.Path(workdir) / "results.json", results)
     return results
 
 
 def prepare(
-    config: ConfigDict | None, workdir: str | Path
-) -> list[tuple[FrozenConfigDict, Path]]:
+    config: ConfigDict | None, workdir: str | os.PathLike[str]
+) -> list[tuple[FrozenConfigDict, epath.Path]]:
     """Returns the settings and work directory of every seed of a trained run.
 
     Args:
@@ -93,7 +101,7 @@ def prepare(
     config = read_config(workdir) if config is None else config
     settings = resolve(config)
     runs = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
-    parent = (settings, Path(workdir))
+    parent = (settings, epath.Path(workdir))
     for one, path in [parent, *runs]:
         if (path / "config.json").exists() or read_weights(one) is None:
             check_same_run(one, path)
@@ -104,7 +112,7 @@ def prepare(
 
 
 def load(
-    workdir: str | Path, *, step: int | None = None
+    workdir: str | os.PathLike[str], *, step: int | None = None
 ) -> tuple[Callable[[Array], Array], ConfigDict]:
     """Returns the encoder of a trained run, and its configuration.
 
@@ -133,7 +141,7 @@ def load(
 
 
 def load_variables(
-    workdir: str | Path, *, step: int | None = None
+    workdir: str | os.PathLike[str], *, step: int | None = None
 ) -> tuple[dict[str, Any], ConfigDict]:
     """Returns the variables of the encoder of a trained run, and its configuration.
 
@@ -153,12 +161,12 @@ def load_variables(
     if settings.seeds > 1:
         raise ValueError(
             f"{workdir} holds {settings.seeds} seeds; load one of them, such as "
-            f"{Path(workdir) / f'seed_{settings.seed}'}."
+            f"{epath.Path(workdir) / f'seed_{settings.seed}'}."
         )
-    return encoder_variables(restore(settings, Path(workdir), step)), config
+    return encoder_variables(restore(settings, epath.Path(workdir), step)), config
 
 
-def restore(settings: Any, workdir: Path, step: int | None = None) -> TrainState:
+def restore(settings: Any, workdir: epath.Path, step: int | None = None) -> TrainState:
     """Returns a checkpoint of a run; without any, the given weights at step 0.
 
     Args:
@@ -182,7 +190,7 @@ def restore(settings: Any, workdir: Path, step: int | None = None) -> TrainState
         checkpoints.close()
 
 
-def _evaluate(settings: Any, workdir: Path) -> dict[str, Any]:
+def _evaluate(settings: Any, workdir: epath.Path, watch: Watch) -> dict[str, Any]:
     """Returns the results of one seed, and writes them and samples."""
     started = time.monotonic()
     state = restore(settings, workdir)
@@ -190,13 +198,14 @@ def _evaluate(settings: Any, workdir: Path) -> dict[str, Any]:
     chosen = settings.evaluation
     train = probe_examples(settings, make_examples(settings, "train"))
     test = make_examples(settings, chosen.split)
-    encoder = FrozenEncoder(settings, parallel.local_devices())
+    encoder = FrozenEncoder(
+        settings, parallel.all_devices(), between=watch.stop_if_asked
+    )
     untrained = None
     if "untrained" in chosen.baselines:
         untrained = encoder_variables(initial_state(settings))
     measured = measure(settings, encoder, variables, untrained, train, test)
     values = measured.values | _final_metrics(workdir)
-    _write_samples(settings, workdir, test, measured)
     results = {
         "format": FORMAT,
         "n": 1,
@@ -206,7 +215,9 @@ def _evaluate(settings: Any, workdir: Path) -> dict[str, Any]:
         "summary": {name: _summary([value]) for name, value in values.items()},
         **provenance(),
     }
-    write_json(workdir / "results.json", results)
+    if parallel.is_main_process():
+        _write_samples(settings, workdir, test, measured)
+        write_json(workdir / "results.json", results)
     _log.info("%s: evaluated in %.0f s", workdir, results["seconds"])
     return results
 
@@ -219,9 +230,9 @@ def _settings_of(settings: Any, step: int, train: int, test: int) -> dict[str, A
     return chosen | {"train_examples": train, "test_examples": test}
 
 
-def _final_metrics(workdir: Path) -> dict[str, float]:
+def _final_metrics(workdir: epath.Path) -> dict[str, float]:
     path = workdir / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
     rows = [row for row in map(json.loads, lines) if "loss" in row]
     if not rows:
         return {}
@@ -229,7 +240,7 @@ def _final_metrics(workdir: Path) -> dict[str, float]:
 
 
 def _write_samples(
-    settings: Any, workdir: Path, test: Examples, measured: Measured
+    settings: Any, workdir: epath.Path, test: Examples, measured: Measured
 ) -> None:
     """Writes views of a few examples, and predictions, for the report."""
     transformation = make_transformation(settings)
@@ -253,7 +264,8 @@ def _write_samples(
         pairs = test.y * classes + predictions[0].argmax(axis=1)
         counts = np.bincount(pairs, minlength=classes**2)
         arrays["confusion"] = counts.reshape(classes, classes)
-    np.savez_compressed(workdir / "samples.npz", **arrays)
+    with (workdir / "samples.npz").open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def aggregate(each: list[dict[str, Any]]) -> dict[str, Any]:

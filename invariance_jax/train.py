@@ -5,13 +5,14 @@
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -27,6 +28,7 @@ from invariance_jax.training.draws import make_draw
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.metrics import MetricsWriter
 from invariance_jax.training.optimizers import make_optimizer, make_schedule
+from invariance_jax.training.preemption import Preempted, Watch
 from invariance_jax.training.protocols import fit_and_score, probe_examples
 from invariance_jax.training.settings import check_devices, resolve
 from invariance_jax.training.start import first_state, initial_state, read_weights
@@ -36,11 +38,12 @@ from invariance_jax.training.workdir import claim, one_per_seed
 _log = logging.getLogger(__name__)
 
 
-def run(config: ConfigDict, workdir: str | Path) -> None:
+def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
     """Trains, or continues to train, the run of a configuration.
 
     With several seeds, one run after the other, each in its own folder. Writes
-    `config.json`, `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
+    `config.json`, `checkpoints/`, `metrics.jsonl` and `tensorboard/`. Every process of
+    a run over several calls it; the main one writes.
 
     Args:
       config: a configuration with the keys of `configs/base.py`.
@@ -49,25 +52,30 @@ def run(config: ConfigDict, workdir: str | Path) -> None:
     Raises:
       ValueError: if the configuration is invalid, does not fit the devices, or the work
         directory belongs to another run.
+      OSError: if the work directory cannot be written, or has no room.
       FloatingPointError: if the loss stops being finite.
+      Preempted: if a signal asks for a stop; the state is saved, and the same call
+        continues.
     """
-    settings = resolve(config)
-    check_devices(settings, jax.device_count())
-    read_weights(settings)
-    claim(settings, workdir)
-    each = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
-    for one, path in each:
-        claim(one, path)
-    for one, path in each:
-        _Run(one, path).train()
+    with Watch() as watch:
+        with parallel.main_process_first():
+            settings = resolve(config)
+            check_devices(settings, jax.device_count())
+            read_weights(settings)
+            claim(settings, workdir)
+            each = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
+            for one, path in each:
+                claim(one, path)
+        for one, path in each:
+            _Run(one, path, watch).train()
 
 
 class _Run:
     """One run of one seed."""
 
-    def __init__(self, settings: Any, workdir: Path):
-        self._settings, self._workdir = settings, workdir
-        self._devices = parallel.local_devices()
+    def __init__(self, settings: Any, workdir: epath.Path, watch: Watch):
+        self._settings, self._workdir, self._watch = settings, workdir, watch
+        self._devices = parallel.all_devices()
         self._optimizer = make_optimizer(settings)
         self._transformation = make_transformation(settings)
         self._train = make_examples(settings, "train")
@@ -77,6 +85,7 @@ class _Run:
             workdir,
             keep=settings.checkpoints.keep,
             keep_every_steps=settings.checkpoints.keep_every_steps,
+            owns=True,
         )
         self._probe = FrozenEncoder(settings, self._devices)
 
@@ -86,10 +95,21 @@ class _Run:
             step, total = int(state.step), self._settings.derived.steps
             if step == total:
                 return
+            self._checkpoints.check_room(state)
+            pending = self._checkpoints.note(step) if self._checkpoints.steps() else {}
             writer = MetricsWriter(self._workdir, first_step=step)
-            bar = tqdm(total=total, initial=step, unit="step", ncols=100)
+            bar = tqdm(
+                total=total,
+                initial=step,
+                unit="step",
+                ncols=100,
+                disable=not parallel.is_main_process(),
+            )
             with contextlib.closing(writer), bar:
-                self._loop(state, writer, bar)
+                rows = _Rows(
+                    self._settings, writer, bar, first_step=step, pending=pending
+                )
+                self._loop(state, rows)
 
     def _start(self) -> TrainState:
         """Returns the newest checkpoint, else given weights, else the initial state."""
@@ -99,16 +119,16 @@ class _Run:
             return state
         origin = self._settings.encoder.weights or "the seed"
         _log.info("%s: initialized from %s", self._workdir, origin)
-        return first_state(self._settings)
+        # Processes on different processors may initialize to different last bits.
+        return parallel.from_main(first_state(self._settings))
 
-    def _loop(self, state: TrainState, writer: MetricsWriter, bar: tqdm) -> None:
+    def _loop(self, state: TrainState, rows: "_Rows") -> None:
         settings = self._settings
         step = int(state.step)
         train = self._make_train()
         key = jax.random.fold_in(jax.random.key(settings.seed), 1)
         replicated = parallel.replicate(state, self._devices)
         data = parallel.replicate(self._train.x, self._devices)
-        rows = _Rows(settings, writer, bar, first_step=step)
         for stop in boundaries(settings, step):
             replicated, sums = train(replicated, key, data, stop - step)
             rows.add(sums)
@@ -118,8 +138,17 @@ class _Run:
             if _due(step, settings.logging.probe_every_steps):
                 state = parallel.one_replica(replicated)
                 rows.write_probe(step, self._probe_row(state))
-            if self._saves(step):  # after the rows: a resumed run does not repeat them
-                self._checkpoints.save(step, parallel.one_replica(replicated))
+            self._checkpoints.check()
+            leaves = step < settings.derived.steps and self._watch.is_asked()
+            if leaves or self._saves(step):  # after the rows: no resumed run repeats it
+                state = parallel.one_replica(replicated)
+                self._checkpoints.save(step, state, note=rows.pending())
+            if leaves:
+                self._checkpoints.wait()
+                raise Preempted(
+                    f"{self._workdir}: {self._watch.reason}; saved at step {step}, the "
+                    "same command continues"
+                )
 
     def _saves(self, step: int) -> bool:
         every = self._settings.checkpoints.every_steps
@@ -166,25 +195,39 @@ class _Rows:
     """Turns the sums of the steps into rows of the log and into the progress bar."""
 
     def __init__(
-        self, settings: Any, writer: MetricsWriter, bar: tqdm, *, first_step: int
+        self,
+        settings: Any,
+        writer: MetricsWriter,
+        bar: tqdm,
+        *,
+        first_step: int,
+        pending: dict[str, Any],
     ):
         self._settings, self._writer, self._bar = settings, writer, bar
         self._schedule = make_schedule(settings)
-        self._last, self._sums = first_step, []
-        self._started = self._since = time.monotonic()
+        self._last, self._sums, self._pending = first_step, [], dict(pending)
+        self._since = time.monotonic()
+        # As if the run had never been stopped.
+        self._started = self._since - writer.seconds
         self._compiled = False
 
     def add(self, sums: Any) -> None:
         self._sums.append(sums)
 
+    def pending(self) -> dict[str, tuple[float, float]]:
+        """Returns name -> (sum, count) over the steps since the last row."""
+        for sums in map(parallel.one_replica, self._sums):
+            for name, (total, count) in sums.items():
+                before = self._pending.get(name, (0.0, 0.0))
+                self._pending[name] = before[0] + float(total), before[1] + float(count)
+        self._sums = []
+        return self._pending
+
     def write(self, step: int) -> None:
-        sums = [parallel.one_replica(sums) for sums in self._sums]
-        if not sums:
+        totals = self.pending()
+        if not totals:
             return
-        means = {
-            name: sum(float(s[name][0]) for s in sums) / sum(s[name][1] for s in sums)
-            for name in sums[0]
-        }
+        means = {name: total / count for name, (total, count) in totals.items()}
         bad = [name for name, value in means.items() if not np.isfinite(value)]
         if bad:
             raise FloatingPointError(
@@ -196,15 +239,14 @@ class _Rows:
         examples = (step - self._last) * self._settings.batch_size
         speed = examples / (now - self._since) if self._compiled else None
         rate = float(self._schedule(step - 1))
-        row = {name: float(value) for name, value in means.items()}
-        row |= {"learning_rate": rate, "examples_per_second": speed}
+        row = means | {"learning_rate": rate, "examples_per_second": speed}
         self._writer.write(step, row | {"seconds": now - self._started})
         shown = {name: f"{means[name]:.4g}" for name in ("loss", "penalty")}
         if speed:
             shown["examples/s"] = f"{speed:.0f}"
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._last)
-        self._last, self._since, self._sums = step, now, []
+        self._last, self._since, self._pending = step, now, {}
         self._compiled = True
 
     def write_probe(self, step: int, row: dict[str, float]) -> None:

@@ -24,7 +24,8 @@ DATA = Path(__file__).parent / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds --slurm: the tests marked so start SLURM's daemons on this machine."""
+    """Adds how often `test_crash.py` kills a run, and whether SLURM may be started."""
+    parser.addoption("--kills", type=int, default=5, help="kills in test_crash.py")
     parser.addoption("--slurm", action="store_true", help="run jobs on a local SLURM")
 
 

@@ -188,7 +188,7 @@ def test_penalty_compares_the_two_steps(config, monkeypatch):
     def make_steps(config, num_steps):
         made.append((config.penalty.weight, num_steps))
         metrics = {"loss": (jnp.ones(()), jnp.ones(()))}
-        return lambda: parallel.replicate(metrics, parallel.local_devices())
+        return lambda: parallel.replicate(metrics, parallel.all_devices())
 
     monkeypatch.setattr(penalty, "make_steps", make_steps)
     (result,) = penalty.run(config, num_steps=3, repeats=2, min_seconds=0.0)
@@ -229,7 +229,7 @@ def test_penalty_refuses_a_batch_that_the_devices_do_not_divide(config):
 def test_a_loss_that_is_not_finite_is_refused():
     metrics = {"loss": (jnp.full((), jnp.nan), jnp.ones(()))}
     with pytest.raises(FloatingPointError, match="the loss is not finite"):
-        penalty.check_finite(parallel.replicate(metrics, parallel.local_devices()))
+        penalty.check_finite(parallel.replicate(metrics, parallel.all_devices()))
 
 
 def test_augmentation_is_timed_against_pillow():

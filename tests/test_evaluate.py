@@ -184,7 +184,7 @@ def test_devices_do_not_change_the_features(run):
     checkpoints.close()
     x = make_examples(settings, "test").x[:33]
     one, four = (
-        FrozenEncoder(settings, parallel.local_devices(count)).features(
+        FrozenEncoder(settings, parallel.all_devices(count)).features(
             encoder_variables(state), x, num_views=(1, 3), stream=1
         )
         for count in (1, 4)

@@ -25,7 +25,7 @@ ALLOWED = {
     "data": CORE | {"transforms"},
     "training": CORE | PURE | {"data"},
     **dict.fromkeys(PROGRAMS, EVERYTHING - {"benchmarks"}),
-    "cluster": set(),
+    "cluster": EVERYTHING - {"benchmarks"},
     "benchmarks": EVERYTHING,
     # Inside functions only: see `test_importing_the_package_is_light`.
     "__init__": EVERYTHING,

@@ -171,8 +171,8 @@ def test_a_run_continues_from_every_checkpoint(smoke, tmp_path, monkeypatch, sto
     """The machine goes away as soon as a checkpoint is whole."""
     save = Checkpoints.save
 
-    def stopped(checkpoints, step, state):
-        save(checkpoints, step, state)
+    def stopped(checkpoints, step, state, **note):
+        save(checkpoints, step, state, **note)
         if step == stop:
             raise Stop
 
@@ -273,7 +273,7 @@ class Writer:
     """Keeps the rows."""
 
     def __init__(self):
-        self.rows = []
+        self.rows, self.seconds = [], 0.0
 
     def write(self, step, values):
         self.rows.append((step, values))
@@ -283,13 +283,13 @@ class Writer:
 def log():
     writer, bar = Writer(), Bar()
     settings = resolve(tiny_config())
-    return train._Rows(settings, writer, bar, first_step=4), writer, bar
+    return train._Rows(settings, writer, bar, first_step=4, pending={}), writer, bar
 
 
 def sums(loss, count):
     names = ("loss", "contrastive", "penalty")
     one = {name: (np.float32(loss * count), np.float32(count)) for name in names}
-    return parallel.replicate(one, parallel.local_devices(2))
+    return parallel.replicate(one, parallel.all_devices(2))
 
 
 def test_a_row_is_the_mean_over_its_steps(log):

@@ -79,7 +79,7 @@ def make_steps(config: ConfigDict, num_steps: int) -> Callable[[], Any]:
     Raises:
       ValueError: if the configuration is invalid or does not fit the devices.
     """
-    settings, devices = resolve(config), parallel.local_devices()
+    settings, devices = resolve(config), parallel.all_devices()
     check_devices(settings, len(devices))
     transformation, x = (
         make_transformation(settings),

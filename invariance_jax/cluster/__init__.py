@@ -1,1 +1,1 @@
-"""Clusters: submission through submitit, requeue, and sweeps."""
+"""Runs on clusters: start-up of many processes, submission, sweeps."""

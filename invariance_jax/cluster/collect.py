@@ -7,9 +7,9 @@ are not what `sweep.json` says, or were evaluated in different ways, are never m
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from invariance_jax.evaluate import aggregate
@@ -28,7 +28,7 @@ FORMAT = 1
 _log = logging.getLogger(__name__)
 
 
-def finished(workdirs: Sequence[str]) -> list[Path]:
+def finished(workdirs: Sequence[str]) -> list[epath.Path]:
     """Returns work directories, the parent of a sweep replaced by its finished points.
 
     Says which runs are missing. Writes the `config.json` and the aggregated
@@ -42,7 +42,7 @@ def finished(workdirs: Sequence[str]) -> list[Path]:
         `sweep.json` says or was evaluated in another way; the key is named.
     """
     found = []
-    for workdir in map(Path, workdirs):
+    for workdir in map(epath.Path, workdirs):
         if (workdir / "sweep.json").exists():
             found += _points(workdir)
         else:
@@ -50,7 +50,7 @@ def finished(workdirs: Sequence[str]) -> list[Path]:
     return found
 
 
-def read_record(parent: Path) -> dict[str, Any]:
+def read_record(parent: epath.Path) -> dict[str, Any]:
     """Returns the content of the `sweep.json` of a sweep.
 
     Args:
@@ -61,7 +61,7 @@ def read_record(parent: Path) -> dict[str, Any]:
     """
     path = parent / "sweep.json"
     try:
-        content = tuples(dict(json.loads(path.read_text(encoding="utf-8"))))
+        content = tuples(dict(json.loads(path.read_text())))
         number, _, _ = (content[name] for name in ("format", "grid", "points"))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}.") from error
@@ -70,7 +70,7 @@ def read_record(parent: Path) -> dict[str, Any]:
     return content
 
 
-def is_evaluated(settings: Any, workdir: Path) -> bool:
+def is_evaluated(settings: Any, workdir: epath.Path) -> bool:
     """Returns whether a run has the results that its settings ask for.
 
     Args:
@@ -81,7 +81,7 @@ def is_evaluated(settings: Any, workdir: Path) -> bool:
     return results is not None and not _differences(settings, results)
 
 
-def _points(parent: Path) -> list[Path]:
+def _points(parent: epath.Path) -> list[epath.Path]:
     found, missing = [], []
     points = read_record(parent)["points"]
     for name, content in points.items():
@@ -100,7 +100,7 @@ def _points(parent: Path) -> list[Path]:
     return found
 
 
-def _read(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
+def _read(settings: ConfigDict, workdir: epath.Path) -> dict[str, Any] | None:
     """Returns the results of a run, checked; None if it is not finished."""
     results = _results(workdir)
     if results is None:
@@ -124,12 +124,12 @@ def _read(settings: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     return results
 
 
-def _results(workdir: Path) -> dict[str, Any] | None:
+def _results(workdir: epath.Path) -> dict[str, Any] | None:
     path = workdir / "results.json"
     if not path.exists():
         return None
     try:
-        return dict(tuples(json.loads(path.read_text(encoding="utf-8"))))
+        return dict(tuples(json.loads(path.read_text())))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}.") from error
 
@@ -159,10 +159,13 @@ def _differences(settings: Any, results: dict[str, Any]) -> dict[str, tuple[Any,
 
 
 def _aggregate(
-    config: ConfigDict, paths: list[Path], each: list[dict[str, Any]], point: Path
+    config: ConfigDict,
+    paths: list[epath.Path],
+    each: list[dict[str, Any]],
+    point: epath.Path,
 ) -> None:
     """Makes the folder of a point the work directory of a run over seeds."""
-    text = (paths[0] / "config.json").read_text(encoding="utf-8")
+    text = (paths[0] / "config.json").read_text()
     content = config.to_dict()
     del content["derived"]
     write_json(point / "config.json", json.loads(text) | {"config": content})

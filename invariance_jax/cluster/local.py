@@ -50,9 +50,7 @@ def run(
     paths = JobPaths(folder, job_id=name)
     folder.mkdir(parents=True, exist_ok=True)
     DelayedSubmission(launch).dump(paths.submitted_pickle)
-    print(
-        f"job {name}: {tasks} task(s) here, logs {log_pattern(folder, name)}"
-    )
+    print(f"job {name}: {tasks} task(s) here, logs {log_pattern(folder, name)}")
     environment = _environment(launch, name, tasks, gpus)
     command = [sys.executable, "-u", "-m", "submitit.core._submit", str(folder)]
     if setup:

@@ -11,15 +11,15 @@ the configuration of every point; `cluster.collect` gathers what is finished.
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from invariance_jax.cluster.collect import FORMAT, is_evaluated, read_record
 from invariance_jax.cluster.grid import make_points, read_grid, resolve_point
+from invariance_jax.training.parallel import is_main_process
 from invariance_jax.training.settings import resolve
 from invariance_jax.training.workdir import check, one_per_seed, write_json
 
@@ -85,7 +85,7 @@ def plan(config: ConfigDict | None, workdir: str, mode: str) -> Plan:
     grid = read_grid(_SWEEP.value)
     points = make_points(config, grid)
     settings = {name: resolve_point(name, one) for name, one in points.items()}
-    parent = Path(workdir)
+    parent = epath.Path(workdir)
     _check_parent(parent, grid, settings)
     runs, done = {}, set()
     for name, point in points.items():
@@ -111,8 +111,8 @@ def plan(config: ConfigDict | None, workdir: str, mode: str) -> Plan:
 def begin(chosen: Plan) -> None:
     """Writes the `sweep.json` of a sweep that is started."""
     if chosen.record is not None:
-        Path(chosen.workdir).mkdir(parents=True, exist_ok=True)
-        write_json(Path(chosen.workdir) / "sweep.json", chosen.record)
+        epath.Path(chosen.workdir).mkdir(parents=True, exist_ok=True)
+        write_json(epath.Path(chosen.workdir) / "sweep.json", chosen.record)
 
 
 def run_each(chosen: Plan, program: Callable[[ConfigDict | None, str], None]) -> None:
@@ -125,7 +125,7 @@ def run_each(chosen: Plan, program: Callable[[ConfigDict | None, str], None]) ->
     Raises:
       FloatingPointError: after the last run, if one of them raised it.
     """
-    if jax.process_index() == 0:
+    if is_main_process():
         begin(chosen)
     errors = []
     for number, run in enumerate(chosen.runs):
@@ -143,7 +143,7 @@ def run_each(chosen: Plan, program: Callable[[ConfigDict | None, str], None]) ->
 
 
 def _check_parent(
-    parent: Path, grid: Mapping[str, Any], points: Mapping[str, FrozenConfigDict]
+    parent: epath.Path, grid: Mapping[str, Any], points: Mapping[str, FrozenConfigDict]
 ) -> None:
     """Checks that a folder is free, or that of a sweep over the same keys."""
     if (parent / "sweep.json").exists():

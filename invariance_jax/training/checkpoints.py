@@ -6,12 +6,14 @@ restore; orbax writes into a temporary folder and renames it, so a checkpoint th
 cut off is never chosen by a resume.
 """
 
-from pathlib import Path
+import os
+import shutil
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 
 class Checkpoints:
@@ -23,10 +25,11 @@ class Checkpoints:
 
     def __init__(
         self,
-        workdir: str | Path,
+        workdir: str | os.PathLike[str],
         *,
         keep: int | None = None,
         keep_every_steps: int | None = None,
+        owns: bool = False,
     ):
         """Opens the folder of checkpoints; nothing is written before the first save.
 
@@ -34,12 +37,18 @@ class Checkpoints:
           workdir: the work directory of the run.
           keep: newest checkpoints that are kept; None keeps all.
           keep_every_steps: checkpoints at multiples of it are kept for good.
+          owns: whether this is the run that writes them: then what an earlier start,
+            cut off while it was writing, has left behind is removed.
         """
-        self.directory = Path(workdir).resolve() / "checkpoints"
+        self.directory = epath.Path(workdir).resolve() / "checkpoints"
+        self._keep = keep
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, keep_period=keep_every_steps, create=False
+                max_to_keep=keep,
+                keep_period=keep_every_steps,
+                create=False,
+                cleanup_tmp_directories=owns and self.directory.exists(),
             ),
         )
 
@@ -47,12 +56,39 @@ class Checkpoints:
         """Returns the steps of all whole checkpoints, increasing."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any) -> None:
+    def check_room(self, state: Any) -> None:
+        """Checks that the disk has room for one checkpoint more than there are.
+
+        Args:
+          state: pytree of arrays or shapes, what will be saved.
+
+        Raises:
+          OSError: if it has not; an object store is not asked.
+        """
+        folder = self.directory
+        if "://" in os.fspath(folder):
+            return
+        while not folder.exists():
+            folder = folder.parent
+        missing = max(1, (self._keep or 1) + 1 - len(self.steps()))
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(folder).free
+        if missing * size > free:
+            raise OSError(
+                f"{folder} has {free / 1e9:.3g} GB left; expected {missing} times the "
+                f"{size / 1e9:.3g} GB of a checkpoint. Lower checkpoints.keep, free "
+                "space, or give another workdir."
+            )
+
+    def save(
+        self, step: int, state: Any, *, note: dict[str, Any] | None = None
+    ) -> None:
         """Saves a state, in the background.
 
         Args:
           step: finished steps.
           state: pytree of NumPy arrays of one replica.
+          note: what `json` takes, saved in the same move; see `note`.
 
         Raises:
           FloatingPointError: if an array is not finite; then nothing is written and the
@@ -66,8 +102,30 @@ class Checkpoints:
                     f"{name} is not finite at step {step}; the checkpoints until step "
                     f"{max(self.steps(), default=0)} are kept."
                 )
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._manager.save(step, args=ocp.args.StandardSave(arrays))
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        self._manager.save(
+            step,
+            args=ocp.args.StandardSave(arrays),
+            custom_metadata=note,
+            force=True,  # When to save is the run's decision, not orbax's.
+        )
+
+    def check(self) -> None:
+        """Raises what has gone wrong in the background since the last save."""
+        self._manager.check_for_errors()
+
+    def wait(self) -> None:
+        """Waits until everything is saved, and raises what has gone wrong."""
+        self._manager.wait_until_finished()
+
+    def note(self, step: int) -> dict[str, Any]:
+        """Returns what was noted with a checkpoint, {} if nothing was.
+
+        Args:
+          step: finished steps, one of `steps`.
+        """
+        return dict(self._manager.metadata(step).custom_metadata or {})
 
     def restore(self, like: Any, *, step: int | None = None) -> Any:
         """Returns a saved state.
@@ -115,7 +173,9 @@ def _flatten(tree: Any) -> dict[str, Any]:
     }
 
 
-def _check_same(expected: dict[str, Any], found: dict[str, Any], path: Path) -> None:
+def _check_same(
+    expected: dict[str, Any], found: dict[str, Any], path: epath.Path
+) -> None:
     for name in sorted({*expected, *found}):
         shapes = [
             tuple(tree[name].shape) if name in tree else "nothing"

@@ -1,7 +1,7 @@
 """A frozen encoder over the examples of a data set: features, predictions, variance."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,18 +22,27 @@ class FrozenEncoder:
     an example depend on `evaluation.seed`, the stream and its index only.
     """
 
-    def __init__(self, settings: Any, devices: Sequence[jax.Device]):
+    def __init__(
+        self,
+        settings: Any,
+        devices: Sequence[jax.Device],
+        *,
+        between: Callable[[], None] = lambda: None,
+    ):
         """Builds the functions; nothing is compiled before the first use.
 
         Args:
           settings: the result of `training.settings.resolve`.
-          devices: the local devices.
+          devices: the devices of all processes.
+          between: called before each batch; what it raises ends the computation.
         """
-        self._settings, self._devices = settings, devices
+        self._settings = settings
+        make = functools.partial(make_map, devices=devices, between=between)
+        self._make_map = make
         self._encoder = make_networks(settings).encoder
         self._map_features = functools.cache(self._make_features)
         self._map_probabilities = functools.cache(self._make_probabilities)
-        self._plain = make_map(self._encode_plain, devices, axis=0)
+        self._plain = make(self._encode_plain, axis=0)
         self._map_views = functools.cache(self._make_views)
 
     def features(
@@ -138,7 +147,7 @@ class FrozenEncoder:
                 indices=indices,
             )
 
-        return make_map(features, self._devices, axis=1)
+        return self._make_map(features, axis=1)
 
     def _make_probabilities(self, num_views: tuple[int, ...]) -> Any:
         transformation = make_transformation(self._settings)
@@ -159,7 +168,7 @@ class FrozenEncoder:
                 indices=indices,
             )
 
-        return make_map(probabilities, self._devices, axis=1)
+        return self._make_map(probabilities, axis=1)
 
     def _encode_plain(self, variables: Any, x: Array, indices: Array, stream: Array):
         del indices, stream
@@ -180,7 +189,7 @@ class FrozenEncoder:
                 indices=indices,
             )
 
-        return make_map(views, self._devices, axis=1)
+        return self._make_map(views, axis=1)
 
 
 def encoder_variables(state: Any) -> dict[str, Any]:

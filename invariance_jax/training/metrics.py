@@ -1,35 +1,50 @@
 """Metrics of a run: rows of `metrics.jsonl` and TensorBoard event files."""
 
 import json
-from pathlib import Path
+import os
 
+import jax
+from etils import epath
 from tensorboardX import SummaryWriter
+
+from invariance_jax.training.workdir import write_text
 
 
 class MetricsWriter:
     """Appends rows of numbers to the log of a work directory.
 
+    In every process but the main one it does nothing.
+
     Rows after the step that a run starts from are removed when it opens, since the run
     will write them again: no step is logged twice and none is missing.
     """
 
-    def __init__(self, workdir: str | Path, *, first_step: int):
+    def __init__(self, workdir: str | os.PathLike[str], *, first_step: int):
         """Opens the log.
 
         Args:
           workdir: the work directory of the run.
           first_step: finished steps of the state that the run starts from.
         """
-        self._path = Path(workdir) / "metrics.jsonl"
-        kept = [
+        self._board, self._kept = None, []
+        if jax.process_index() != 0:
+            return
+        self._path = epath.Path(workdir) / "metrics.jsonl"
+        # An object store knows no appending: there, the file is written as a whole.
+        self._appends = "://" not in os.fspath(self._path)
+        self._kept = [
             line for line in self._lines() if json.loads(line)["step"] <= first_step
         ]
-        temporary = self._path.with_suffix(".jsonl.tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self._path)
+        write_text(self._path, "".join(self._kept))
         self._board = SummaryWriter(
-            str(Path(workdir) / "tensorboard"), purge_step=first_step + 1
+            os.fspath(self._path.parent / "tensorboard"), purge_step=first_step + 1
         )
+
+    @property
+    def seconds(self) -> float:
+        """Time that the kept rows took, over all starts of the run, in seconds."""
+        seconds = [json.loads(line).get("seconds", 0.0) for line in self._kept]
+        return max(seconds, default=0.0)
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
         """Writes one row.
@@ -38,8 +53,14 @@ class MetricsWriter:
           step: finished steps.
           values: name -> number; None is a number that is not known.
         """
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._board is None:
+            return
+        self._kept.append(json.dumps({"step": step, **values}) + "\n")
+        if self._appends:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(self._kept[-1])
+        else:
+            write_text(self._path, "".join(self._kept))
         for name, value in values.items():
             if value is not None:
                 self._board.add_scalar(name, value, step)
@@ -47,11 +68,12 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes the event file."""
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
     def _lines(self) -> list[str]:
         """Returns the whole rows; a row that was cut off by a crash is left out."""
         if not self._path.exists():
             return []
-        text = self._path.read_text(encoding="utf-8")
+        text = self._path.read_text()
         return [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]

@@ -1,17 +1,19 @@
-"""One replica per device: the only file that maps over devices.
+"""One replica per device of every process: the only file that maps over devices.
 
 The draws of a step are made for the global batch on every replica, which then takes its
 slice; gradients, batch statistics and negatives meet through the axis `AXIS_NAME`. The
-rest of the project sees one replica, as NumPy arrays.
+rest of the project sees one replica, as NumPy arrays, the same in every process.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from invariance_jax.training.draws import Draws
 from invariance_jax.training.steps import Metrics, TrainState
@@ -25,12 +27,18 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
     Args:
       tree: pytree of arrays of one replica.
-      devices: the local devices.
+      devices: the devices of all processes.
 
     Returns:
-      The tree, leaves `[len(devices), ...]`, ready for the mapped functions.
+      The tree, leaves with the local devices as axis 0, ready for the mapped functions.
     """
-    return _copy(tuple(devices))(np.arange(len(devices)), tree)
+    return _copy(tuple(devices))(np.arange(len(_local_positions(devices))), tree)
+
+
+def _local_positions(devices: Sequence[jax.Device]) -> list[int]:
+    """Returns which of the devices belong to this process."""
+    own = jax.process_index()
+    return [n for n, device in enumerate(devices) if device.process_index == own]
 
 
 @functools.cache
@@ -49,12 +57,13 @@ def check_memory(data: np.ndarray, devices: Sequence[jax.Device]) -> None:
 
     Args:
       data: what every device would hold.
-      devices: the local devices; one that does not tell its memory is passed over.
+      devices: the devices of all processes; those of others, and one that does not
+        tell its memory, are passed over.
 
     Raises:
       ValueError: if the data takes more than half of the memory of a device.
     """
-    for device in devices:
+    for device in (devices[n] for n in _local_positions(devices)):
         memory = (device.memory_stats() or {}).get("bytes_limit")
         if memory is not None and data.nbytes > memory // 2:
             raise ValueError(
@@ -91,7 +100,7 @@ def make_train(
     Args:
       step: the step of one replica, with AXIS_NAME as its axis name.
       draw: `(key, step) -> Draws` for the global batch.
-      devices: the local devices.
+      devices: the devices of all processes.
 
     Returns:
       `(replicated state, key, replicated data [N, ...], num_steps)
@@ -134,29 +143,48 @@ def make_train(
         donate_argnums=0,
         devices=list(devices),
     )
-    return lambda state, key, data, num_steps: mapped(
-        state, key, data, np.int32(num_steps)
-    )
+    # Programs that wait in a queue meet in any order on the CPUs of several processes,
+    # and then wait for one another for ever.
+    blocks = jax.process_count() > 1 and devices[0].platform == "cpu"
+
+    def train_steps(state: TrainState, key: Key, data: Array, num_steps: int):
+        results = mapped(state, key, data, np.int32(num_steps))
+        return jax.block_until_ready(results) if blocks else results
+
+    return train_steps
 
 
 def make_map(
-    function: Callable[..., Array], devices: Sequence[jax.Device], *, axis: int
+    function: Callable[..., Array],
+    devices: Sequence[jax.Device],
+    *,
+    axis: int,
+    between: Callable[[], None] = lambda: None,
 ) -> Callable[..., np.ndarray]:
     """Returns a function of the examples of a data set, computed batch by batch.
 
-    Every example is computed once; the last batch is filled up with repetitions that
-    are cut off again.
+    Every example is computed once, and every process gets all results; the last batch
+    is filled up with repetitions that are cut off again.
 
     Args:
       function: `(variables, x [B, ...], indices int32 [B], stream) -> [..., B, ...]`.
-      devices: the local devices.
+      devices: the devices of all processes.
       axis: the axis of the result that counts examples.
+      between: called before each batch; what it raises ends the computation.
 
     Returns:
       `(variables of one replica, x [N, ...], stream, *, batch_size per device)
       -> results [..., N, ...]` on the host.
     """
-    mapped = jax.pmap(function, devices=list(devices), in_axes=(0, 0, 0, None))
+
+    def gathered(variables: Any, x: Array, indices: Array, stream: Array) -> Array:
+        part = function(variables, x, indices, stream)
+        return jax.lax.all_gather(part, AXIS_NAME, axis=axis, tiled=True)
+
+    mapped = jax.pmap(
+        gathered, axis_name=AXIS_NAME, devices=list(devices), in_axes=(0, 0, 0, None)
+    )
+    own = _local_positions(devices)
 
     def map_examples(
         variables: Any, x: np.ndarray, stream: int, *, batch_size: int
@@ -166,10 +194,10 @@ def make_map(
         count = per_device * len(devices)
         results = []
         for start in range(0, len(x), count):
+            between()
             indices = np.minimum(np.arange(start, start + count), len(x) - 1)
-            indices = indices.astype(np.int32).reshape(len(devices), per_device)
-            outputs = np.asarray(mapped(variables, x[indices], indices, stream))
-            batch = np.concatenate(list(outputs), axis=axis)
+            indices = indices.astype(np.int32).reshape(len(devices), per_device)[own]
+            batch = one_replica(mapped(variables, x[indices], indices, stream))
             left = np.arange(min(count, len(x) - start))
             results.append(np.take(batch, left, axis=axis))
         return np.concatenate(results, axis=axis)
@@ -178,8 +206,8 @@ def make_map(
 
 
 @functools.cache
-def local_devices(count: int | None = None) -> tuple[jax.Device, ...]:
-    """Returns the first local devices, all of them if no count is given.
+def all_devices(count: int | None = None) -> tuple[jax.Device, ...]:
+    """Returns the devices of all processes, or the first of them.
 
     Args:
       count: number of devices.
@@ -190,9 +218,55 @@ def local_devices(count: int | None = None) -> tuple[jax.Device, ...]:
     Raises:
       ValueError: if there are fewer.
     """
-    devices = jax.local_devices()
+    devices = jax.devices()
     if count is not None and not 0 < count <= len(devices):
         raise ValueError(
             f"asked for {count} devices; expected 1 to {len(devices)}, what is there."
         )
     return tuple(devices[:count])
+
+
+def is_main_process() -> bool:
+    """Returns whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def any_process(flag: bool) -> bool:
+    """Returns whether the flag is up in one process or more; every process calls it.
+
+    Args:
+      flag: that of this process.
+
+    Returns:
+      The same in every process. Waits for the devices if there are several processes.
+    """
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+def from_main(tree: Any) -> Any:
+    """Returns the tree of the main process, in every process.
+
+    Args:
+      tree: pytree of NumPy arrays of one replica, the same shapes in every process.
+
+    Returns:
+      The tree, NumPy arrays.
+    """
+    if jax.process_count() == 1:
+        return tree
+    return multihost_utils.broadcast_one_to_all(tree)
+
+
+@contextlib.contextmanager
+def main_process_first() -> Iterator[None]:
+    """Lets the other processes in when the first one has come through.
+
+    What is downloaded, prepared or claimed within is then there for them.
+    """
+    if not is_main_process():
+        multihost_utils.sync_global_devices("main process first")
+    yield
+    if is_main_process():
+        multihost_utils.sync_global_devices("main process first")

@@ -147,7 +147,7 @@ def fit_and_score(
 def _fit_ridge(
     settings: Any, h: np.ndarray, y: np.ndarray, h_test: np.ndarray, y_test: np.ndarray
 ) -> Scored:
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         h, y, h_test, y_test = (
             jnp.asarray(array, jnp.float64) for array in (h, y, h_test, y_test)
         )

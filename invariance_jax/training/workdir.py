@@ -1,14 +1,17 @@
 """The work directory of a run: who owns it, and its `config.json`."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
+import uuid
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from invariance_jax import __version__
@@ -31,8 +34,10 @@ _FREE = (
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
-def claim(settings: FrozenConfigDict, workdir: str | Path) -> Path:
+def claim(settings: FrozenConfigDict, workdir: str | os.PathLike[str]) -> epath.Path:
     """Makes a work directory this run's own and writes its `config.json`.
+
+    Every process checks, the main one writes.
 
     Args:
       settings: the result of `training.settings.resolve`.
@@ -46,16 +51,17 @@ def claim(settings: FrozenConfigDict, workdir: str | Path) -> Path:
         one is named), or checkpoints without a configuration.
     """
     check(settings, workdir)
-    workdir = Path(workdir)
+    workdir = epath.Path(workdir)
     path = workdir / "config.json"
-    workdir.mkdir(parents=True, exist_ok=True)
-    config = settings.to_dict()
-    content = {"format": FORMAT, "derived": config.pop("derived"), "config": config}
-    write_json(path, content | provenance())
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        config = settings.to_dict()
+        content = {"format": FORMAT, "derived": config.pop("derived"), "config": config}
+        write_json(path, content | provenance())
     return workdir
 
 
-def check(settings: FrozenConfigDict, workdir: str | Path) -> None:
+def check(settings: FrozenConfigDict, workdir: str | os.PathLike[str]) -> None:
     """Checks that `claim` would succeed; writes nothing.
 
     Args:
@@ -65,7 +71,7 @@ def check(settings: FrozenConfigDict, workdir: str | Path) -> None:
     Raises:
       ValueError: as `claim`.
     """
-    workdir = Path(workdir)
+    workdir = epath.Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"workdir is {workdir}, a file; expected a folder.")
     if (workdir / "config.json").exists():
@@ -86,7 +92,7 @@ def provenance() -> dict[str, Any]:
     return {"command": " ".join(sys.argv), "environment": _environment()}
 
 
-def read_config(workdir: str | Path) -> ConfigDict:
+def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
     """Returns the configuration of the run in a work directory.
 
     Args:
@@ -98,11 +104,11 @@ def read_config(workdir: str | Path) -> ConfigDict:
     Raises:
       ValueError: if there is none, it is damaged, or another version wrote it.
     """
-    path = Path(workdir) / "config.json"
+    path = epath.Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} holds no run: there is no config.json.")
     try:
-        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        content = dict(json.loads(path.read_text()))
         other, config = content["format"] != FORMAT, content.get("config")
         if not (other or isinstance(config, dict)):
             raise TypeError("no config")
@@ -117,22 +123,40 @@ def read_config(workdir: str | Path) -> ConfigDict:
     return ConfigDict(tuples(config))
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes a JSON file in one move, so that it is never seen half-written.
 
     Args:
       path: the file.
       content: what `json` takes.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    text = json.dumps(content, indent=2, default=list)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(content, indent=2, default=list) + "\n")
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a file in one move, so that it is never seen half-written.
+
+    Args:
+      path: the file.
+      text: its content.
+
+    Raises:
+      OSError: if it cannot be written; a former content stays.
+    """
+    path = epath.Path(path)
+    # Another job may write the same file at the same time.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def one_per_seed(
-    config: ConfigDict, workdir: str | Path
-) -> list[tuple[ConfigDict, Path]]:
+    config: ConfigDict, workdir: str | os.PathLike[str]
+) -> list[tuple[ConfigDict, epath.Path]]:
     """Returns the configuration and work directory of each seed of a run.
 
     Args:
@@ -143,12 +167,12 @@ def one_per_seed(
       A pair per seed; with one seed, the arguments.
     """
     if config.seeds == 1:
-        return [(config, Path(workdir))]
+        return [(config, epath.Path(workdir))]
     runs = []
     for number in range(config.seeds):
         one = ConfigDict(config.to_dict())
         one.seed, one.seeds = config.seed + number, 1
-        runs.append((one, Path(workdir) / f"seed_{one.seed}"))
+        runs.append((one, epath.Path(workdir) / f"seed_{one.seed}"))
     return runs
 
 
@@ -178,7 +202,7 @@ def first_difference(one: Any, other: Any) -> str | None:
     return None
 
 
-def check_same_run(settings: FrozenConfigDict, workdir: str | Path) -> None:
+def check_same_run(settings: FrozenConfigDict, workdir: str | os.PathLike[str]) -> None:
     """Checks that a work directory holds the run of these settings.
 
     Args:

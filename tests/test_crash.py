@@ -1,0 +1,95 @@
+"""A run that is killed at random moments ends with the bits of one that is not.
+
+`python -m pytest tests/test_crash.py --kills=30` kills more often.
+"""
+
+import json
+import random
+import signal
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import processes
+import pytest
+from test_launch import CONFIG, SMALL
+
+SEED = 0
+TIMING = ("seconds", "examples_per_second")
+
+# Many calls, rows and checkpoints, so that most moments are amid one of them.
+FREQUENT = [
+    f"--config.{change}"
+    for change in (
+        "steps=120",
+        "steps_per_call=2",
+        "logging.every_steps=5",
+        "logging.probe_every_steps=40",
+        "checkpoints.every_steps=3",
+        "checkpoints.keep=2",
+        "checkpoints.keep_every_steps=60",
+    )
+]
+
+
+def start(workdir):
+    arguments = ["launch.py", CONFIG, f"--workdir={workdir}", *SMALL, *FREQUENT]
+    return processes.start(arguments)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The work directory of a run that was left alone, and how long it took."""
+    workdir, since = tmp_path_factory.mktemp("whole") / "run", time.monotonic()
+    statuses, outputs = processes.finish(start(workdir))
+    assert statuses == [0], outputs[0]
+    return workdir, time.monotonic() - since
+
+
+def checkpoint(workdir, step):
+    path = workdir / "checkpoints" / str(step) / "default"
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path)
+
+
+def rows(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: v for name, v in json.loads(line).items() if name not in TIMING}
+        for line in lines
+    ]
+
+
+def test_kills_at_random_moments_change_nothing(whole, tmp_path, request):
+    reference, seconds = whole
+    workdir, generator = tmp_path / "run", random.Random(SEED)
+    seen = []
+    for _ in range(request.config.getoption("--kills")):
+        moment = generator.uniform(0.2, 0.6) * seconds
+        number = generator.choice([signal.SIGTERM, signal.SIGKILL])
+        (process,) = start(workdir)
+        time.sleep(moment)
+        process.send_signal(number)
+        (status,), (output,) = processes.finish([process])
+        seen.append((round(moment, 1), number.name, status))
+        # Finished before, killed, or asked to stop; before the handlers are in, a
+        # signal ends the process as ever.
+        assert status in (0, 75, -signal.SIGTERM, -signal.SIGKILL), (seen, output)
+    statuses, outputs = processes.finish(start(workdir))
+    assert statuses == [0], (seen, outputs[0])
+    found, expected = checkpoint(workdir, 120), checkpoint(reference, 120)
+    assert {*found} == {*expected}
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=str(seen))
+    assert rows(workdir) == rows(reference), seen
+    summaries = [
+        json.loads((path / "results.json").read_text())["summary"]
+        for path in (workdir, reference)
+    ]
+    assert summaries[0] == summaries[1]
+    names = [
+        sorted(path.name for path in (folder / "checkpoints").iterdir())
+        for folder in (workdir, reference)
+    ]
+    assert names[0] == names[1]
+    print(*seen, sep="\n")

@@ -1,0 +1,161 @@
+"""Real processes on this machine: any number of them gives the numbers of one."""
+
+import functools
+import json
+import re
+import shutil
+import time
+
+import numpy as np
+import processes
+import pytest
+from test_launch import CONFIG, SMALL
+
+# BatchNorm over all devices, and the penalty on, in each. LARS in float32, since adamw
+# scales the rounding error of a gradient of 0 up to a step.
+CASES = {
+    "adamw": {},
+    "lars, groups that span processes": {
+        "optimizer.name": "lars",
+        "batchnorm.group_size": 8,
+        "penalty.directions": 2,
+    },
+}
+PLACES = {"2 x 2": (2, 2), "1 x 4": (1, 4), "1 x 1": (1, 1)}
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """Returns the arrays after some steps, each case and place computed once."""
+    folder = tmp_path_factory.mktemp("steps")
+
+    @functools.cache
+    def compute(case, place, dtype):
+        count, devices = PLACES[place]
+        out = folder / f"{place} {dtype} {case}.npz"
+        arguments = ["tests/steps_of_a_process.py", out, case, STEPS, dtype]
+        processes.run(arguments, processes=count, devices=devices)
+        with np.load(out) as archive:
+            return dict(archive)
+
+    return compute
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "tolerance"),
+    [
+        ("adamw", "float64", 1e-9),
+        ("lars, groups that span processes", "float64", 1e-9),
+        ("lars, groups that span processes", "float32", 1e-4),
+    ],
+)
+@pytest.mark.parametrize("place", ["1 x 4", "1 x 1"])
+def test_two_processes_give_the_numbers_of_one(steps, case, dtype, tolerance, place):
+    found, expected = steps(case, "2 x 2", dtype), steps(case, place, dtype)
+    assert {*found} == {*expected}
+    for name, array in expected.items():
+        # The gradients of some biases nearly cancel; the kernels are of the order of 1.
+        size = max(2e-3, np.abs(array).max())
+        error = np.abs(found[name] - array).max()
+        assert error <= tolerance * size, name
+    assert found["metrics"].dtype == np.float64
+    assert len(found["metrics"]) == STEPS
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A whole run over two processes: its work directory and what they said."""
+    workdir = tmp_path_factory.mktemp("runs") / "two"
+    arguments = ["launch.py", CONFIG, f"--workdir={workdir}", *SMALL]
+    return workdir, processes.run(arguments, processes=2, devices=2)
+
+
+def test_a_whole_run_leaves_what_one_process_leaves(run):
+    workdir, _ = run
+    assert (workdir / "report.html").exists()
+    rows = [json.loads(r) for r in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [5, 10, 10]
+    content = json.loads((workdir / "config.json").read_text())
+    assert content["environment"]["processes"] == 2
+    assert len(content["environment"]["devices"]) == 4
+    # Event files of one process only.
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
+
+
+def test_only_the_main_process_speaks(run):
+    first, second = run[1]
+    assert "processes: 2; devices: 4 (cpu)" in first
+    assert "Mean squared error" in first
+    assert not re.sub(r"\[Gloo\].*\n", "", second).strip()
+
+
+def test_results_are_those_of_one_process(run, tmp_path):
+    workdir = tmp_path / "one"
+    arguments = ["launch.py", CONFIG, f"--workdir={workdir}", *SMALL]
+    processes.run(arguments, devices=4)
+    found, expected = (
+        json.loads((path / "results.json").read_text())["summary"]
+        for path in (run[0], workdir)
+    )
+    assert {*found} == {*expected}
+    for name in ("variance.total", "loss.final"):
+        assert found[name]["mean"] == pytest.approx(expected[name]["mean"], rel=1e-3)
+
+
+def test_a_run_continues_on_another_number_of_devices(run, tmp_path):
+    """Five steps on four devices in two processes, five on one, against ten on one."""
+    workdir, whole = tmp_path / "stopped", tmp_path / "whole"
+    arguments = [
+        "launch.py",
+        CONFIG,
+        "--mode=train",
+        *SMALL,
+        "--config.optimizer.name=lars",
+    ]
+    half = [f"--workdir={workdir}", "--config.checkpoints.keep_every_steps=1"]
+    stopped = processes.start([*arguments, *half], processes=2, devices=2)
+    processes.finish(stopped)
+    shutil.rmtree(workdir / "checkpoints" / "10")
+    processes.run([*arguments, *half], devices=1)
+    processes.run([*arguments, f"--workdir={whole}"], devices=1)
+    found, expected = (
+        [json.loads(r) for r in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (workdir, whole)
+    )
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for row, wanted in zip(found, expected, strict=True):
+        if "loss" in row:
+            assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
+
+
+def test_a_process_that_dies_takes_the_others_with_it(tmp_path):
+    arguments = [
+        *("launch.py", CONFIG, f"--workdir={tmp_path / 'run'}", *SMALL),
+        *("--config.steps=100000", "--config.logging.probe_every_steps=0"),
+    ]
+    main, other = processes.start(arguments, processes=2, devices=1)
+    log = tmp_path / "run" / "metrics.jsonl"
+    for _ in range(240):
+        if log.exists() and log.read_text():
+            break
+        time.sleep(0.5)
+    other.kill()
+    since = time.monotonic()
+    statuses, outputs = processes.finish([main, other], seconds=60)
+    assert time.monotonic() - since < 60
+    assert statuses[0] != 0, outputs[0]
+
+
+def test_a_process_that_does_not_come_is_an_error_that_names_what_was_found(tmp_path):
+    arguments = [
+        *("launch.py", CONFIG, f"--workdir={tmp_path / 'run'}", *SMALL),
+        "--initialization_timeout=3",
+    ]
+    (alone, other) = processes.start(arguments, processes=2)
+    other.kill()
+    statuses, outputs = processes.finish([alone, other], seconds=60)
+    assert statuses[0] == 1
+    assert "error: the processes of the run did not meet within 3 s" in outputs[0]
+    assert "found=the flags" in outputs[0]
+    assert not (tmp_path / "run").exists()
