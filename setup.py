@@ -31,6 +31,7 @@ REQUIREMENTS = [
 
 EXTRAS = {
     "cuda": ["jax[cuda12]"],
+    "slurm": ["submitit>=1.5.4"],
     "tpu": ["jax[tpu]"],
     "test": [
         "mypy>=2.0",
@@ -38,6 +39,7 @@ EXTRAS = {
         # The formatter's style may change with the minor version.
         "ruff==0.17.*",
         "scikit-learn>=1.6",
+        "submitit>=1.5.4",
     ],
 }
 

@@ -4,6 +4,7 @@ The jobs run small programs in place of `launch.py` where only the way of a job 
 the queue is looked at: each start adds a line to a file.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -11,12 +12,16 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import loopback_slurm
+import numpy as np
 import pytest
 
+from invariance_jax.cluster import collect
 from invariance_jax.cluster.job import PREEMPTED, Launch
 from invariance_jax.cluster.options import Request
 from invariance_jax.cluster.submission import _executor
+from invariance_jax.evaluate import load_variables
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,13 +179,124 @@ def test_the_time_limit_warns_and_the_job_goes_on(tmp_path):
     assert starts(tmp_path) == [(0, 0), (0, 1)]
 
 
+CONFIG = [
+    "--config=configs/spirograph.py:smoke",
+    "--mode=train",
+    *(
+        f"--config.{change}"
+        for change in (
+            "batch_size=16",
+            "steps=400",
+            "steps_per_call=5",
+            "encoder.width=16",
+            "encoder.depth=2",
+            "data.train_examples=200",
+            "data.validation_examples=60",
+            "data.image_size=8",
+            "data.num_points=10",
+            "checkpoints.every_steps=200",
+            "logging.every_steps=20",
+            "logging.probe_every_steps=0",
+        )
+    ),
+]
+
+
 def launch(*arguments):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return subprocess.run(
-        [sys.executable, "launch.py", *map(str, arguments)],
+    """Submits a run by its command line; returns the job."""
+    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "launch.py", "--cluster=slurm", *map(str, arguments)],
         cwd=ROOT,
-        env=environment | {"JAX_PLATFORMS": "cpu"},
+        env=kept | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=300,
     )
+    assert done.returncode == 0, done.stderr
+    return re.search(r"submitted job (\d+)", done.stdout).group(1)
+
+
+def last_step(workdir):
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def log(workdir, job, task=0):
+    return (workdir / "slurm" / f"{job}_{task}_log.err").read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(slurm, tmp_path_factory):
+    """A run over two processes of one node: its work directory and job."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    job = launch(*CONFIG, f"--workdir={workdir}", "--tasks_per_node=2")
+    wait_for_state(job, *ENDED, seconds=200)
+    assert state(job) == "COMPLETED", log(workdir, job)
+    return workdir, job
+
+
+def test_a_run_over_two_tasks_finishes(whole):
+    workdir, job = whole
+    assert "processes: 2; devices: 2 (cpu)" in log(workdir, job)
+    assert last_step(workdir) == 400
+
+
+def test_a_run_over_two_nodes_finishes(tmp_path):
+    job = launch(*CONFIG, f"--workdir={tmp_path}", "--nodes=2", "--config.steps=40")
+    wait_for_state(job, *ENDED, seconds=200)
+    assert state(job) == "COMPLETED", log(tmp_path, job)
+    assert "processes: 2; devices: 2 (cpu)" in log(tmp_path, job)
+    assert last_step(tmp_path) == 40
+
+
+def test_a_run_that_is_queued_again_ends_with_the_same_bits(whole, tmp_path):
+    job = launch(*CONFIG, f"--workdir={tmp_path}", "--tasks_per_node=2")
+    wait_for(lambda: last_step(tmp_path) > 20, seconds=120)
+    warn(job)
+    wait_for_state(job, *ENDED, seconds=200)
+    assert state(job) == "COMPLETED", log(tmp_path, job)
+    assert "Restarts=1 " in scontrol("show", "job", job, "-o")
+    step = int(re.search(r"resumed at step (\d+)", log(tmp_path, job)).group(1))
+    assert 20 < step < 400
+    one, other = (load_variables(path)[0] for path in (whole[0], tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_run_that_is_cancelled_keeps_its_steps_and_is_not_queued_again(tmp_path):
+    job = launch(*CONFIG, f"--workdir={tmp_path}")
+    wait_for(lambda: last_step(tmp_path) > 20, seconds=120)
+    subprocess.run(["scancel", job], check=True)
+    wait_for_state(job, *ENDED)
+    time.sleep(8)
+    assert state(job) == "CANCELLED"
+    steps = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    assert max(steps) > 20 and max(steps) % 200
+
+
+def test_a_sweep_is_an_array_and_its_points_are_compared(tmp_path):
+    sweep = tmp_path / "sweep.py"
+    grid = {"penalty.weight": (0.0, 0.1), "seed": (0, 1)}
+    sweep.write_text(f"def get_sweep():\n    return {grid}\n")
+    arguments = [*CONFIG, "--mode=all", "--config.steps=20", f"--sweep={sweep}"]
+    arguments += [
+        "--config.data.test_examples=70",
+        "--config.evaluation.num_views=(1,)",
+    ]
+    workdir = tmp_path / "sweep"
+    job = launch(*arguments, f"--workdir={workdir}", "--array_parallelism=2")
+    tasks = [f"{job}_{number}" for number in range(4)]
+    wait_for(lambda: all(state(task) in ENDED for task in tasks), seconds=300)
+    assert [state(task) for task in tasks] == ["COMPLETED"] * 4
+    found = [path.name for path in collect.finished([workdir])]
+    assert found == ["penalty.weight=0.0", "penalty.weight=0.1"]
+
+
+def test_what_slurm_refuses_is_one_line_and_nothing_is_written(tmp_path):
+    workdir = tmp_path / "run"
+    with pytest.raises(AssertionError) as caught:
+        launch(*CONFIG, f"--workdir={workdir}", "--partition=none")
+    (line,) = str(caught.value).splitlines()[:1]
+    assert "error: SLURM refuses the job: " in line and "partition" in line
+    assert not workdir.exists()

@@ -44,6 +44,7 @@ def run(
     Returns:
       The exit status: 0, that of the first task that failed, or `PREEMPTED`.
     """
+    import_submitit()
     from submitit.core.utils import DelayedSubmission, JobPaths
 
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -61,6 +62,28 @@ def run(
         if status != PREEMPTED or warned:
             return status
         _log.info("job %s: preempted and saved; starting again", name)
+
+
+def import_submitit() -> None:
+    """Imports submitit, an optional dependency.
+
+    Raises:
+      ValueError: if it is not installed.
+    """
+    name, before = "SUBMITIT_LOG_LEVEL", os.environ.get("SUBMITIT_LOG_LEVEL")
+    # Without this value its import would close every log handler of this program.
+    os.environ[name] = "NOCONFIG"
+    try:
+        import submitit  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "--cluster needs submitit, which is not installed; "
+            "python -m pip install 'invariance_jax[slurm]'"
+        ) from error
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def log_pattern(folder: Path, job: str) -> str:

@@ -44,13 +44,13 @@ def submit(request: Request, plan: Plan, mode: str) -> int:
       ValueError: if submitit is missing, a run cannot be made as asked for, or SLURM
         refuses the job.
     """
-    _check_submitit(request.cluster)
+    local.import_submitit()
+    folder = _folder(request, plan.workdir)
     for run in plan.runs:
         _check_run(request, run, mode)
     if not plan.runs:
         print("every run is finished: nothing is submitted")
         return 0
-    folder = _folder(request, plan.workdir)
     launches = [_launch(run) for run in plan.runs]
     if request.cluster == "local":
         if not request.dry_run:
@@ -90,16 +90,6 @@ def _run_here(request: Request, launches: Sequence[Launch], folder: Path) -> int
             return status
         failed = failed or status
     return failed
-
-
-def _check_submitit(cluster: str) -> None:
-    try:
-        import submitit  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"--cluster={cluster} needs submitit, which is not installed; "
-            "python -m pip install 'invariance_jax[slurm]'"
-        ) from error
 
 
 def _check_run(request: Request, run: Run, mode: str) -> None:
