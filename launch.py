@@ -3,19 +3,23 @@
 python launch.py --config=configs/spirograph.py:quick --workdir=runs/quick
 """
 
-import difflib
 import functools
-import re
 import sys
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from invariance_jax import embed, evaluate, report, train
-from invariance_jax.cluster import collect, options, startup, submission, sweeps
-from invariance_jax.report.read import flatten
+from invariance_jax import check, embed, evaluate, report, train
+from invariance_jax.cluster import (
+    collect,
+    devices,
+    options,
+    startup,
+    submission,
+    sweeps,
+)
 
-MODES = ("all", "train", "evaluate", "report", "embed")
+MODES = ("all", "train", "evaluate", "report", "embed", "check")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -30,6 +34,12 @@ _MODE = flags.DEFINE_enum("mode", "all", MODES, "What to do.")
 _OUT = flags.DEFINE_string(
     "out", None, "Folder of the report; the work directory if there is only one."
 )
+_PROFILE = flags.DEFINE_string(
+    "profile_steps", None, "Steps a:b that are traced: sets logging.profile_steps."
+)
+_DEVICES = flags.DEFINE_integer(
+    "check_devices", None, "Number of CPU devices that --mode=check simulates."
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -38,17 +48,26 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"unexpected argument {arguments[1]!r}")
     mode, workdirs, config = _MODE.value, _WORKDIR.value, _CONFIG.value
     request = options.read(mode)
+    if config is None and mode not in ("evaluate", "report", "embed"):
+        raise ValueError("--config is missing")
+    if _PROFILE.value is not None:
+        if config is None:
+            raise ValueError("--profile_steps needs --config")
+        config.logging.profile_steps = _PROFILE.value
+    if mode == "check":
+        print(check.table(check.run(config, num_devices=_DEVICES.value)))
+        return
     if not workdirs:
         raise ValueError("--workdir is missing")
     if mode == "report":
         return _report(workdirs)
     if len(workdirs) > 1:
         raise ValueError(f"--mode={mode} takes one --workdir")
-    if config is None and mode not in ("evaluate", "embed"):
-        raise ValueError("--config is missing")
     plan = sweeps.plan(config, workdirs[0], mode)
     if request:
         sys.exit(submission.submit(request, plan, mode))
+    for run in plan.runs[:1]:
+        devices.make_deterministic(run.config or evaluate.read_config(run.workdir))
     writes = startup.initialize()
     sweeps.run_each(plan, functools.partial(_run, mode, writes))
     if plan.record and mode == "all" and writes:
@@ -73,21 +92,5 @@ def _report(workdirs: list[str]) -> None:
     print(f"report: {report.run(found, _OUT.value or workdirs[0])}")
 
 
-def _parse(arguments: list[str]) -> list[str]:
-    """Parses the flags; an unknown key of the configuration meets the closest one."""
-    text = "\n".join(arguments)
-    paths = re.findall(r"^--?config[=\n](.+)$", text, re.MULTILINE)
-    given = re.findall(r"^--?(config\..+?)(?:=|$)", text, re.MULTILINE)
-    if given and not paths:
-        raise ValueError(f"--{given[0]} needs --config, the configuration it changes")
-    if paths and given:
-        config = flags.FLAGS["config"].parser.parse(paths[-1])
-        known = list(flatten(config.to_dict(), "config."))
-        for name in sorted({*given} - {*known}):
-            (close,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ValueError(f"--{name} is not a key; the closest is --{close}")
-    return flags.FLAGS(arguments)
-
-
 if __name__ == "__main__":
-    startup.run(main, _parse)
+    startup.run(main, startup.parse)

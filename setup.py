@@ -10,6 +10,8 @@ REQUIREMENTS = [
     "absl-py>=2.0",
     "array-record>=0.8.6",
     "chex>=0.1.92",
+    # With fsspec and importlib-resources, which the part epath imports.
+    "etils[epath]>=1.10",
     "flax>=0.12.8",
     # For tensorflow-datasets, which imports it and does not require it.
     "importlib-resources>=6.0",
@@ -33,6 +35,7 @@ EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "slurm": ["submitit>=1.5.4"],
     "tpu": ["jax[tpu]"],
+    "wandb": ["wandb>=0.20"],
     "test": [
         "mypy>=2.0",
         "pytest>=9.0",
@@ -40,6 +43,7 @@ EXTRAS = {
         "ruff==0.17.*",
         "scikit-learn>=1.6",
         "submitit>=1.5.4",
+        "wandb>=0.20",
     ],
 }
 

@@ -27,6 +27,12 @@ def get_config() -> ConfigDict:
     config.precision = "float32"
     # Most training steps that one call to the devices runs.
     config.steps_per_call = 100
+    # Whether GPUs use only operations that repeat their bits (CPUs and TPUs always do).
+    config.deterministic = False
+    # Folder in which compiled programs are kept for the next start; "off": none (if
+    # empty: JAX's own if that is configured, else compilation_cache/ in the work
+    # directory).
+    config.compilation_cache = placeholder(str)
 
     config.penalty = ConfigDict()
     # Weight of the invariance penalty in the loss, lambda of the paper; 0 is SimCLR.
@@ -158,6 +164,12 @@ def get_config() -> ConfigDict:
     # Training and validation examples of the online probe.
     config.logging.probe_train_examples = 4000
     config.logging.probe_validation_examples = 1000
+    # Steps "a:b", from a to before b and counted from 0, of which a trace is written to
+    # profile/ in the work directory (none if empty).
+    config.logging.profile_steps = ""
+    # Project of Weights & Biases that also gets the rows (none if empty); WANDB_MODE in
+    # the environment chooses "online" or "offline".
+    config.logging.wandb_project = placeholder(str)
 
     config.evaluation = ConfigDict()
     # "test", or "validation" to choose settings.

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from invariance_jax.evaluate import prepare, restore
-from invariance_jax.training import parallel
+from invariance_jax.training import parallel, processes
+from invariance_jax.training.compilation import compilation_kept
 from invariance_jax.training.components import make_examples
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.preemption import Watch
+from invariance_jax.training.workdir import plain_path
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +24,9 @@ _log = logging.getLogger(__name__)
 _STREAMS = ("train", "test", "validation")
 
 
-def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> list[epath.Path]:
+def run(
+    config: ConfigDict | None, workdir: str | os.PathLike[str]
+) -> list[Path | epath.Path]:
     """Writes the representations of the splits that the configuration names.
 
     One file per seed and split, `embeddings_SPLIT_VIEWS.npz`: `features` float32
@@ -42,16 +47,16 @@ def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> list[epat
         a checkpoint is missing, or one of the files exists.
       Preempted: if a signal asks for a stop; the files that are there are whole.
     """
-    with parallel.main_process_first():
+    with processes.main_process_first():
         runs = prepare(config, workdir)
     files = [_files(settings, path) for settings, path in runs]
     for file in (file for each in files for file in each.values()):
         if file.exists():
             raise ValueError(f"{file} exists; move it, nothing is overwritten.")
-    with Watch() as watch:
+    with Watch() as watch, compilation_kept(runs[0][0], workdir):
         for (settings, path), each in zip(runs, files, strict=True):
             _embed(settings, path, each, watch)
-    return [file for each in files for file in each.values()]
+    return [plain_path(file) for each in files for file in each.values()]
 
 
 def _files(settings: Any, workdir: epath.Path) -> dict[str, epath.Path]:
@@ -83,7 +88,7 @@ def _embed(
             features = encoder.plain(variables, x)
         text = json.dumps(made_by | {"split": split}, default=list)
         content = {"labels" if y.ndim == 1 else "targets": y, "settings": text}
-        if parallel.is_main_process():
+        if processes.is_main_process():
             temporary = file.with_suffix(".tmp.npz")
             with temporary.open("wb") as whole:
                 np.savez(whole, features=features.astype(np.float32), **content)

@@ -17,8 +17,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from invariance_jax.training import parallel
+from invariance_jax.cluster.devices import make_deterministic
+from invariance_jax.training import parallel, processes
 from invariance_jax.training.checkpoints import Checkpoints
+from invariance_jax.training.compilation import compilation_kept
 from invariance_jax.training.components import (
     Examples,
     is_regression,
@@ -71,11 +73,12 @@ def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> dict[str,
       Preempted: if a signal asks for a stop; the same call starts the evaluation again.
     """
     with Watch() as watch:
-        with parallel.main_process_first():
+        with processes.main_process_first():
             runs = prepare(config, workdir)
-        each = [_evaluate(one, path, watch) for one, path in runs]
+        with compilation_kept(runs[0][0], workdir):
+            each = [_evaluate(one, path, watch) for one, path in runs]
     results = aggregate(each)
-    if parallel.is_main_process():
+    if processes.is_main_process():
         write_json(epath.Path(workdir) / "results.json", results)
     return results
 
@@ -99,6 +102,7 @@ def prepare(
         run.
     """
     config = read_config(workdir) if config is None else config
+    make_deterministic(config)
     settings = resolve(config)
     runs = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
     parent = (settings, epath.Path(workdir))
@@ -215,7 +219,7 @@ def _evaluate(settings: Any, workdir: epath.Path, watch: Watch) -> dict[str, Any
         "summary": {name: _summary([value]) for name, value in values.items()},
         **provenance(),
     }
-    if parallel.is_main_process():
+    if processes.is_main_process():
         _write_samples(settings, workdir, test, measured)
         write_json(workdir / "results.json", results)
     _log.info("%s: evaluated in %.0f s", workdir, results["seconds"])

@@ -16,23 +16,26 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from invariance_jax.training import parallel
+from invariance_jax.cluster.devices import log_determinism, make_deterministic
+from invariance_jax.training import parallel, processes
 from invariance_jax.training.checkpoints import Checkpoints
-from invariance_jax.training.components import (
-    Examples,
-    make_examples,
-    make_networks,
-    make_transformation,
-)
-from invariance_jax.training.draws import make_draw
+from invariance_jax.training.compilation import compilation_kept
+from invariance_jax.training.components import Examples, make_examples
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.metrics import MetricsWriter
-from invariance_jax.training.optimizers import make_optimizer, make_schedule
+from invariance_jax.training.optimizers import make_schedule
 from invariance_jax.training.preemption import Preempted, Watch
+from invariance_jax.training.profiling import Profiler
 from invariance_jax.training.protocols import fit_and_score, probe_examples
 from invariance_jax.training.settings import check_devices, resolve
-from invariance_jax.training.start import first_state, initial_state, read_weights
-from invariance_jax.training.steps import TrainState, make_step
+from invariance_jax.training.start import (
+    first_state,
+    initial_state,
+    read_weights,
+    step_and_draw,
+)
+from invariance_jax.training.steps import TrainState
+from invariance_jax.training.tracking import check_package
 from invariance_jax.training.workdir import claim, one_per_seed
 
 _log = logging.getLogger(__name__)
@@ -57,17 +60,21 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
       Preempted: if a signal asks for a stop; the state is saved, and the same call
         continues.
     """
+    make_deterministic(config)
     with Watch() as watch:
-        with parallel.main_process_first():
+        with processes.main_process_first():
             settings = resolve(config)
+            log_determinism(settings)
             check_devices(settings, jax.device_count())
             read_weights(settings)
+            check_package(settings)
             claim(settings, workdir)
             each = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
             for one, path in each:
                 claim(one, path)
-        for one, path in each:
-            _Run(one, path, watch).train()
+        with compilation_kept(settings, workdir):
+            for one, path in each:
+                _Run(one, path, watch).train()
 
 
 class _Run:
@@ -76,8 +83,6 @@ class _Run:
     def __init__(self, settings: Any, workdir: epath.Path, watch: Watch):
         self._settings, self._workdir, self._watch = settings, workdir, watch
         self._devices = parallel.all_devices()
-        self._optimizer = make_optimizer(settings)
-        self._transformation = make_transformation(settings)
         self._train = make_examples(settings, "train")
         _check_examples(settings, self._train)
         parallel.check_memory(self._train.x, self._devices)
@@ -97,19 +102,20 @@ class _Run:
                 return
             self._checkpoints.check_room(state)
             pending = self._checkpoints.note(step) if self._checkpoints.steps() else {}
-            writer = MetricsWriter(self._workdir, first_step=step)
+            writer = MetricsWriter(
+                self._workdir, first_step=step, settings=self._settings
+            )
             bar = tqdm(
                 total=total,
                 initial=step,
                 unit="step",
                 ncols=100,
-                disable=not parallel.is_main_process(),
+                disable=not processes.is_main_process(),
             )
-            with contextlib.closing(writer), bar:
-                rows = _Rows(
-                    self._settings, writer, bar, first_step=step, pending=pending
-                )
-                self._loop(state, rows)
+            rows = _Rows(self._settings, writer, bar, first_step=step, pending=pending)
+            profiler = Profiler(self._settings, self._workdir, first_step=step)
+            with contextlib.closing(writer), bar, profiler:
+                self._loop(state, rows, profiler)
 
     def _start(self) -> TrainState:
         """Returns the newest checkpoint, else given weights, else the initial state."""
@@ -120,17 +126,19 @@ class _Run:
         origin = self._settings.encoder.weights or "the seed"
         _log.info("%s: initialized from %s", self._workdir, origin)
         # Processes on different processors may initialize to different last bits.
-        return parallel.from_main(first_state(self._settings))
+        return processes.from_main(first_state(self._settings))
 
-    def _loop(self, state: TrainState, rows: "_Rows") -> None:
+    def _loop(self, state: TrainState, rows: "_Rows", profiler: Profiler) -> None:
         settings = self._settings
         step = int(state.step)
-        train = self._make_train()
+        train = parallel.make_train(*step_and_draw(settings), self._devices)
         key = jax.random.fold_in(jax.random.key(settings.seed), 1)
         replicated = parallel.replicate(state, self._devices)
         data = parallel.replicate(self._train.x, self._devices)
         for stop in boundaries(settings, step):
+            profiler.before(step, replicated)
             replicated, sums = train(replicated, key, data, stop - step)
+            profiler.after(stop, replicated)
             rows.add(sums)
             step = stop
             if _due(step, settings.logging.every_steps) or self._saves(step):
@@ -153,24 +161,6 @@ class _Run:
     def _saves(self, step: int) -> bool:
         every = self._settings.checkpoints.every_steps
         return _due(step, every) or step == self._settings.derived.steps
-
-    def _make_train(self) -> Any:
-        settings = self._settings
-        networks = make_networks(settings, axis_name=parallel.AXIS_NAME)
-        step = make_step(
-            settings,
-            networks,
-            self._transformation,
-            self._optimizer,
-            axis_name=parallel.AXIS_NAME,
-        )
-        draw = make_draw(
-            self._transformation,
-            num_examples=len(self._train.x),
-            batch_size=settings.batch_size,
-            directions=settings.penalty.directions,
-        )
-        return parallel.make_train(step, draw, self._devices)
 
     def _probe_row(self, state: TrainState) -> dict[str, float]:
         """Returns the probe's result and variance on a few validation examples."""
@@ -286,6 +276,7 @@ def boundaries(settings: Any, step: int) -> Iterator[int]:
     )
     while step < settings.derived.steps:
         ends = [(step // every + 1) * every for every in cadences if every]
+        ends += [end for end in settings.derived.profile_steps if end > step]
         step = min(*ends, settings.derived.steps)
         yield step
 

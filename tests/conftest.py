@@ -13,6 +13,7 @@ import jax
 import loopback_slurm
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 # Through the config and not through the environment, so that a program which a test
 # starts as a subprocess sees the devices that a user's shell would give it.
@@ -62,3 +63,20 @@ def reference() -> dict[str, np.ndarray]:
 def reference_json() -> dict[str, Any]:
     """The state-dict names and shapes that go with the reference values."""
     return json.loads((DATA / "reference.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps compiled programs on the disk, since every start builds them anew."""
+    names = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for values in (names, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # else the first answer stands: no folder
+        if values is names:
+            yield

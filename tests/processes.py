@@ -1,10 +1,14 @@
 """Starts the processes of a run on this machine, and waits for them."""
 
+import atexit
 import contextlib
+import functools
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,19 +21,29 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def environment(devices):
+@functools.cache
+def compilation_cache():
+    """Returns a folder that all processes of the tests share, gone at the end."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def environment(devices, **changes):
     """Returns the environment of a process with that many CPU devices."""
     inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
-    changes = {
+    own = {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_COMPILATION_CACHE_DIR": compilation_cache(),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": paths,
     }
-    return inherited | changes
+    return inherited | own | changes
 
 
-def start(arguments, *, processes=1, devices=1):
+def start(arguments, *, processes=1, devices=1, **changes):
     """Starts `python ARGUMENTS` in every process, with the flags of a coordinator."""
     address = f"127.0.0.1:{free_port()}"
     return [
@@ -44,7 +58,7 @@ def start(arguments, *, processes=1, devices=1):
                 )[: 3 * (processes > 1)],
             ],
             cwd=ROOT,
-            env=environment(devices),
+            env=environment(devices, **changes),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from configs import spirograph as config_file
-from invariance_jax.benchmarks import augment, penalty, render, timing
+from invariance_jax.benchmarks import augment, penalty, render, restart, timing
 from invariance_jax.training import parallel
+from invariance_jax.training.settings import resolve
 from invariance_jax.transforms import spirograph
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -270,6 +271,66 @@ def test_views_of_another_kind_are_refused(found, message):
         augment.check_similar("peer", found, np.zeros((2, 2), np.float32))
 
 
+def test_a_restart_is_timed_to_its_first_finished_step(config, tmp_path):
+    restart.start(restart.two_steps(config), tmp_path / "stopped")
+    restart.copy_stopped(tmp_path / "stopped", tmp_path / "run", warm=True)
+    rows = tmp_path / "run" / "metrics.jsonl"
+    assert not rows.exists()
+    process = restart._spawn(tmp_path / "run")
+    restart._wait_for_a_row(process, rows)
+    assert json.loads(rows.read_text().splitlines()[0])["step"] == 2
+    restart._end(process)
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """What a run of two steps leaves, without running it."""
+    workdir = tmp_path / "stopped"
+    for folder in ("checkpoints/1", "checkpoints/2", "compilation_cache"):
+        (workdir / folder).mkdir(parents=True)
+    (workdir / "metrics.jsonl").write_text("a row")
+    return workdir
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_stopped_run_has_its_programs_if_it_is_warm(stopped, tmp_path, warm):
+    for _ in range(2):
+        restart.copy_stopped(stopped, tmp_path / "run", warm=warm)
+        found = {path.name for path in (tmp_path / "run").iterdir()}
+        assert found == {"checkpoints"} | ({"compilation_cache"} if warm else set())
+        assert (tmp_path / "run" / "checkpoints" / "1").is_dir()
+        assert not (tmp_path / "run" / "checkpoints" / "2").exists()
+
+
+def test_the_end_of_a_restart_is_left_out(config, stopped, tmp_path, monkeypatch):
+    code = "import sys, time; from pathlib import Path; run = Path(sys.argv[1])\n"
+    code += "time.sleep(0.1 if (run / 'compilation_cache').exists() else 0.6)\n"
+    code += "(run / 'metrics.jsonl').write_text('a row'); time.sleep(1.0)"
+    monkeypatch.setattr(restart, "_TRAIN", code)
+    monkeypatch.setattr(restart, "start", lambda *_: None)
+    warm, cold = restart._restarts(config, tmp_path, 1)
+    assert 0.1 < warm < cold < 1.5
+
+
+def test_a_restart_that_fails_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(restart, "_TRAIN", "raise KeyError('why')")
+    with pytest.raises(RuntimeError, match="the run failed: .*KeyError: 'why'"):
+        restart._end(restart._spawn(tmp_path))
+
+
+def test_two_steps_are_a_run_whatever_the_length(config):
+    config.steps, config.epochs, config.penalty.warmup_steps = None, 3, 2
+    config.logging.profile_steps, config.seeds = "1:9", 4
+    assert resolve(restart.two_steps(config)).derived.steps == 2
+
+
+def test_a_save_is_timed_with_and_without_its_write(config, tmp_path):
+    waits, writes = restart._saves(config, tmp_path, 2)
+    assert (waits > 0).all() and (writes > 0).all()
+    assert waits.shape == writes.shape == (2,)
+
+
 def program(*arguments, cwd=ROOT):
     return subprocess.run(
         [sys.executable, "-m", "invariance_jax.benchmarks", *arguments],
@@ -305,7 +366,7 @@ def test_program_prints_a_table_and_writes_json(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rendre"], "'rendre'; expected one of render, augment, penalty, all."),
+        (["rendre"], "'rendre'; expected one of render, augment, penalty, restart, "),
         (["penalty"], "'configs/spirograph.py' and there is no such file; start from"),
         (
             ["render", "--json=no/out.json"],

@@ -39,11 +39,11 @@ def start(workdir):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The work directory of a run that was left alone, and how long it took."""
-    workdir, since = tmp_path_factory.mktemp("whole") / "run", time.monotonic()
+    """The work directory of a run that was left alone."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
     statuses, outputs = processes.finish(start(workdir))
     assert statuses == [0], outputs[0]
-    return workdir, time.monotonic() - since
+    return workdir
 
 
 def checkpoint(workdir, step):
@@ -60,18 +60,31 @@ def rows(workdir):
     ]
 
 
+def wait_for_rows(workdir, count, process):
+    """Waits until the log has so many rows, or the process has ended."""
+    log = workdir / "metrics.jsonl"
+    while process.poll() is None:
+        if log.exists() and log.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.005)
+
+
 def test_kills_at_random_moments_change_nothing(whole, tmp_path, request):
-    reference, seconds = whole
+    reference, total = whole, len(rows(whole))
     workdir, generator = tmp_path / "run", random.Random(SEED)
-    seen = []
-    for _ in range(request.config.getoption("--kills")):
-        moment = generator.uniform(0.2, 0.6) * seconds
+    kills, seen = request.config.getoption("--kills"), []
+    for kill in range(kills):
         number = generator.choice([signal.SIGTERM, signal.SIGKILL])
         (process,) = start(workdir)
+        if generator.random() < 0.2:  # while it starts
+            moment = generator.uniform(0, 5)
+        else:  # so far into training, the last time amid the evaluation
+            wait_for_rows(workdir, (kill + 1) * total // kills, process)
+            moment = generator.uniform(0, 2 if kill + 1 == kills else 0.2)
         time.sleep(moment)
         process.send_signal(number)
         (status,), (output,) = processes.finish([process])
-        seen.append((round(moment, 1), number.name, status))
+        seen.append((kill, number.name, status))
         # Finished before, killed, or asked to stop; before the handlers are in, a
         # signal ends the process as ever.
         assert status in (0, 75, -signal.SIGTERM, -signal.SIGKILL), (seen, output)

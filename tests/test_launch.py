@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,8 @@ def contents(folder):
 def whole(tmp_path_factory):
     """A whole run: its work directory and what the process said."""
     workdir = tmp_path_factory.mktemp("runs") / "first"
-    return workdir, launch(CONFIG, f"--workdir={workdir}", *SMALL)
+    arguments = [f"--workdir={workdir}", *SMALL, "--profile_steps=6:8"]
+    return workdir, launch(CONFIG, *arguments)
 
 
 def test_a_whole_run_succeeds(whole):
@@ -87,9 +89,11 @@ def test_a_whole_run_shows_its_progress(whole):
 def test_a_whole_run_leaves_what_is_promised(whole):
     assert {path.name for path in whole[0].iterdir()} == {
         "checkpoints",
+        "compilation_cache",
         "config.json",
         "figures",
         "metrics.jsonl",
+        "profile",
         "report.html",
         "results.json",
         "samples.npz",
@@ -112,6 +116,7 @@ def test_what_was_given_is_what_was_run(whole):
     assert content["config"]["penalty"]["batch_limit"] == 1000.0
     assert content["config"]["evaluation"]["num_views"] == [1, 2]
     assert content["derived"]["steps"] == 10
+    assert content["config"]["logging"]["profile_steps"] == "6:8"
     assert "--config.steps=10" in content["command"]
     steps = {path.name for path in (whole[0] / "checkpoints").iterdir()}
     assert {"5", "10"} <= steps
@@ -174,6 +179,14 @@ MISTAKES = {
         [CONFIG, "--config.evaluation.num_views=(0,1)"],
         ["evaluation.num_views is (0, 1); expected"],
     ),
+    "steps past the end": (
+        [CONFIG, "--profile_steps=30:50"],
+        ["logging.profile_steps is '30:50'", "b at most 40"],
+    ),
+    "steps of no configuration": (
+        ["--mode=evaluate", "--profile_steps=30:50"],
+        ["--profile_steps needs --config"],
+    ),
     "unknown variant": (
         ["--config=configs/spirograph.py:quikc"],
         ["'quikc'; expected one of", "quick", "smoke"],
@@ -195,6 +208,20 @@ def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, name):
     done = launch(*arguments, f"--workdir={workdir}")
     assert_one_line(done, *expected)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_check_needs_no_work_directory_and_simulates_devices():
+    done = launch(CONFIG, *SMALL, "--mode=check", "--check_devices=8")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^devices +8 \(cpu, simulated\)$", done.stdout, re.MULTILINE)
+    assert "16 examples, 2 per device" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("count", [0, 7])
+def test_a_check_with_wrong_devices_is_one_line(count):
+    done = launch(CONFIG, *SMALL, "--mode=check", f"--check_devices={count}")
+    assert_one_line(done, "expected a", str(count))
 
 
 def test_a_work_directory_is_asked_for():

@@ -14,7 +14,7 @@ SOURCES = [*MODULES, *sorted((ROOT / "configs").glob("*.py")), ROOT / "launch.py
 
 CORE = {"types", "numerics"}
 PURE = {"transforms", "losses", "evaluation", "models"}
-PROGRAMS = {"train", "evaluate", "report", "embed"}
+PROGRAMS = {"train", "evaluate", "report", "embed", "check"}
 EVERYTHING = CORE | PURE | PROGRAMS | {"data", "training", "cluster", "benchmarks"}
 
 # The rooms that a room may import, next to itself.
@@ -41,6 +41,7 @@ MACHINERY = {
     "tensorboardX",
     "tensorflow_datasets",
     "tqdm",
+    "wandb",
 }
 
 

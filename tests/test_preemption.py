@@ -1,4 +1,4 @@
-"""Signals: noticed, agreed on, and answered by a checkpoint from which a run goes on."""
+"""Signals: noticed, and answered by a checkpoint from which the run goes on."""
 
 import os
 import signal
@@ -12,6 +12,8 @@ from invariance_jax import evaluate, train
 from invariance_jax.training import parallel, preemption
 from invariance_jax.training.frozen import FrozenEncoder
 from invariance_jax.training.preemption import Preempted, Watch
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def send(number):
@@ -112,19 +114,25 @@ def signal_after(monkeypatch, calls, number=signal.SIGTERM):
 PENDING = {"steps_per_call": 4, "logging.every_steps": 10}
 
 
+@pytest.fixture(scope="module")
+def pending(tmp_path_factory):
+    """The work directory of such a run that was never stopped."""
+    workdir = tmp_path_factory.mktemp("pending") / "run"
+    train.run(tiny_config(SMOKE | PENDING), workdir)
+    return workdir
+
+
 @pytest.mark.parametrize(("calls", "step"), [(1, 4), (2, 8), (3, 10), (9, 28)])
 def test_a_stopped_run_continues_to_the_same_bits(
-    whole, tmp_path, monkeypatch, calls, step
+    pending, tmp_path, monkeypatch, calls, step
 ):
     config = SMOKE | PENDING
-    reference = tmp_path / "reference"
-    train.run(tiny_config(config), reference)
     with monkeypatch.context() as patch:
         signal_after(patch, calls)
         with pytest.raises(Preempted, match=f"SIGTERM; saved at step {step}, the same"):
             train.run(tiny_config(config), tmp_path / "run")
     train.run(tiny_config(config), tmp_path / "run")
-    assert_same_run(tmp_path / "run", reference)
+    assert_same_run(tmp_path / "run", pending)
 
 
 def test_a_run_that_is_stopped_again_and_again_continues_to_the_same_bits(

@@ -4,6 +4,7 @@ import functools
 import json
 import re
 import shutil
+import signal
 import time
 
 import numpy as np
@@ -55,10 +56,10 @@ def test_two_processes_give_the_numbers_of_one(steps, case, dtype, tolerance, pl
     found, expected = steps(case, "2 x 2", dtype), steps(case, place, dtype)
     assert {*found} == {*expected}
     for name, array in expected.items():
-        # The gradients of some biases nearly cancel; the kernels are of the order of 1.
-        size = max(2e-3, np.abs(array).max())
         error = np.abs(found[name] - array).max()
-        assert error <= tolerance * size, name
+        # A few last bits of the kernels, for biases whose gradients nearly cancel.
+        bits = 10 * np.finfo(dtype).eps
+        assert error <= tolerance * np.abs(array).max() + bits, name
     assert found["metrics"].dtype == np.float64
     assert len(found["metrics"]) == STEPS
 
@@ -129,17 +130,39 @@ def test_a_run_continues_on_another_number_of_devices(run, tmp_path):
             assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
 
 
+LONG = ("--config.steps=100000", "--config.logging.probe_every_steps=0")
+
+
+def wait_for_rows(workdir):
+    log = workdir / "metrics.jsonl"
+    for _ in range(1000):
+        if log.exists() and log.read_text():
+            return
+        time.sleep(0.1)
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
+    workdir = tmp_path / "run"
+    arguments = ["launch.py", CONFIG, f"--workdir={workdir}", *SMALL, *LONG]
+    running = processes.start(arguments, processes=2, devices=2)
+    wait_for_rows(workdir)
+    running[1].send_signal(signal.SIGUSR1)
+    statuses, outputs = processes.finish(running)
+    assert statuses == [75, 75], outputs
+    stops = [re.search(r"saved at step (\d+)", output).group(1) for output in outputs]
+    assert stops[0] == stops[1]
+    names = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert stops[0] in names
+    assert "SIGUSR1" in outputs[1] and "another process" in outputs[0]
+
+
 def test_a_process_that_dies_takes_the_others_with_it(tmp_path):
     arguments = [
         *("launch.py", CONFIG, f"--workdir={tmp_path / 'run'}", *SMALL),
-        *("--config.steps=100000", "--config.logging.probe_every_steps=0"),
+        *LONG,
     ]
     main, other = processes.start(arguments, processes=2, devices=1)
-    log = tmp_path / "run" / "metrics.jsonl"
-    for _ in range(240):
-        if log.exists() and log.read_text():
-            break
-        time.sleep(0.5)
+    wait_for_rows(tmp_path / "run")
     other.kill()
     since = time.monotonic()
     statuses, outputs = processes.finish([main, other], seconds=60)

@@ -82,7 +82,7 @@ def test_a_launch_command_is_valid(command):
     assert {word for word in given if "=" not in word} <= {"dry_run"}
     flags = dict(word.split("=", 1) for word in given if "=" in word)
     assert {name for name in flags if not name.startswith("config.")} <= FLAGS
-    assert "workdir" in flags
+    assert ("workdir" in flags) != (flags.get("mode") == "check")
     if "config" in flags:
         values = dict(flatten(configuration(flags["config"])))
         keys = {name.removeprefix("config.") for name in flags if "config." in name}
@@ -130,7 +130,9 @@ def test_the_flags_of_the_tables_are_those_of_the_program():
 
 def test_the_modes_of_the_table_are_those_of_the_program():
     modes = re.search(r"^MODES = \((.*)\)", LAUNCH, re.MULTILINE).group(1)
-    named = re.findall(r"^\| `(all|train|evaluate|report|embed)`", README, re.MULTILINE)
+    named = re.findall(
+        r"^\| `(all|train|evaluate|report|embed|check)`", README, re.MULTILINE
+    )
     assert sorted(named) == sorted(re.findall(r'"(\w+)"', modes))
 
 

@@ -50,6 +50,14 @@ BAD = [
     ("data.name", None, "a text"),
     ("data.name", 10, "a text"),
     ("data.data_dir", 3, "a text"),
+    ("compilation_cache", 3, "a text"),
+    ("deterministic", 1, "True or False"),
+    ("logging.wandb_project", 1, "a text"),
+    ("logging.profile_steps", None, "a text"),
+    *[
+        ("logging.profile_steps", value, "two increasing steps a:b, b at most 20")
+        for value in ("3", "3:", "a:b", "3:3", "5:3", "0:21", "-1:3", "3:5:7")
+    ],
     ("data.train_examples", None, "an integer"),
     ("encoder.stem", "imagnet", "did you mean 'imagenet'?"),
     ("encoder.weights", 1, "a text"),

@@ -377,11 +377,15 @@ def test_a_warning_is_passed_on_and_the_job_ends(tmp_path, name):
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     deadline = time.monotonic() + 60
-    while not all((tmp_path / f"ready{task}").exists() for task in (0, 1)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(getattr(signal, name))
-    assert process.wait(60) == job.PREEMPTED
+    try:
+        while not all((tmp_path / f"ready{task}").exists() for task in (0, 1)):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(getattr(signal, name))
+        assert process.wait(60) == job.PREEMPTED
+    finally:
+        process.kill()
+        process.wait()
     assert all((tmp_path / f"saved{task}").exists() for task in (0, 1))
     assert len(starts(tmp_path)) == 2
 
@@ -414,8 +418,11 @@ def test_a_run_that_fails_here_relays_its_status(tmp_path):
 
 def test_a_sweep_is_shown_as_an_array(tmp_path):
     sweep = "--sweep=configs/sweeps/penalty_weight.py"
+    seeds = "--config.seeds=3"
     workdir = tmp_path / "sweep"
-    done = launch(CONFIG, f"--workdir={workdir}", sweep, "--cluster=slurm", "--dry-run")
+    done = launch(
+        CONFIG, seeds, f"--workdir={workdir}", sweep, "--cluster=slurm", "--dry-run"
+    )
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --array=0-11%12\n" in done.stdout
     assert f"{sweep} --sweep_run=penalty.weight=1.0/seed_2\n" in done.stdout

@@ -16,6 +16,8 @@ from invariance_jax.cluster.grid import make_points, read_grid
 from invariance_jax.training.settings import flatten, resolve
 from invariance_jax.training.workdir import check_same_run, one_per_seed
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 SWEEPS = sorted((Path(spirograph.__file__).parent / "sweeps").glob("*.py"))
 SMALL = {"steps": 4, "checkpoints.every_steps": 4, "logging.probe_every_steps": 0}
 GRID = {"penalty.weight": (0.0, 1), "seed": (0, 1)}
@@ -185,7 +187,7 @@ def evaluated(config, workdir):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(compiled_once, tmp_path_factory):
     """A sweep of two weights and two seeds, all evaluated."""
     folder = tmp_path_factory.mktemp("made")
     if not sweeps.flags.FLAGS.is_parsed():

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from tiny import tiny_config
 
 from invariance_jax import train
@@ -20,9 +19,12 @@ from invariance_jax.training.settings import resolve
 
 # Where one file of a checkpoint cannot be read, orbax closes its event loop before its
 # threads have told that loop about the other files.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("compiled_once"),
+    pytest.mark.filterwarnings(
+        "ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 SMOKE = {
     "steps": 60,
@@ -38,23 +40,6 @@ TIMING = ("examples_per_second", "seconds")
 
 class Stop(Exception):
     """Stands for a machine that goes away."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Keeps compiled programs on the disk, since every start builds them anew."""
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for values in (names, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()  # else the first answer stands: no folder
-        if values is names:
-            yield
 
 
 @pytest.fixture(scope="module")

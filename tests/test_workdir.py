@@ -56,6 +56,13 @@ def test_what_was_derived_and_where_it_ran_is_kept(tmp_path):
     assert len(found["environment"]["devices"]) == 4
 
 
+def test_a_run_from_before_a_key_was_added_is_read(tmp_path):
+    claim(settings(), tmp_path)
+    edit(tmp_path, lambda found: found["config"].pop("compilation_cache"))
+    assert resolve(read_config(tmp_path)) == settings()
+    claim(settings(), tmp_path)
+
+
 def test_the_same_run_claims_again(tmp_path):
     claim(settings(), tmp_path)
     claim(settings(), tmp_path)
@@ -65,6 +72,7 @@ def test_the_same_run_claims_again(tmp_path):
     ("key", "value"),
     [
         ("batch_size", 32),
+        ("deterministic", True),
         ("data.bounds.m", (2.0, 4.0)),
         ("data.targets", ("m", "b")),
         ("data.train_examples", 300),
@@ -98,12 +106,14 @@ def test_the_first_of_several_keys_is_named(tmp_path):
     ("key", "value"),
     [
         ("steps_per_call", 1),
+        ("compilation_cache", "/elsewhere"),
         ("data.data_dir", "/elsewhere"),
         ("embedding.num_views", 3),
         ("data.test_examples", 50),
         ("checkpoints.every_steps", 5),
         ("checkpoints.keep", 9),
         ("logging.every_steps", 1),
+        ("logging.profile_steps", "2:5"),
         ("logging.probe_every_steps", 0),
         ("evaluation.num_views", (1, 2, 5)),
         ("evaluation.split", "validation"),

@@ -1,8 +1,8 @@
 """Times the hot paths: `python -m invariance_jax.benchmarks NAME [--json=OUT]`.
 
-NAME is render, augment, penalty or all. The last lines are a table and the machine;
-`--json` also writes them to a file. The step of `penalty` is that of a configuration
-file, by default of the checkout that is the current directory.
+NAME is render, augment, penalty, restart or all. The last lines are a table and the
+machine; `--json` also writes them to a file. The run of `penalty` and `restart` is that
+of a configuration file, by default of the checkout that is the current directory.
 """
 
 import json
@@ -14,7 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from invariance_jax.benchmarks import augment, penalty, render
+from invariance_jax.benchmarks import augment, penalty, render, restart
 from invariance_jax.benchmarks.timing import Comparison, machine, table
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -61,10 +61,15 @@ def _penalty() -> list[Comparison]:
     )
 
 
+def _restart() -> list[Comparison]:
+    return restart.run(_CONFIG.value, repeats=_REPEATS.value)
+
+
 BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
     "render": _render,
     "augment": _augment,
     "penalty": _penalty,
+    "restart": _restart,
 }
 """Name -> what measures it, with the sizes that belong in a table."""
 
@@ -72,7 +77,7 @@ BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
 def main(arguments: list[str]) -> None:
     """Runs the benchmarks that are named, prints the table and writes the results."""
     names = _names(arguments[1:])
-    if "penalty" in names:
+    if {"penalty", "restart"} & {*names}:
         _check_config_exists()
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
         raise ValueError(f"--json is {_JSON.value!r}; expected a file in a folder.")
@@ -114,6 +119,7 @@ def _start() -> None:
         AttributeError,
         FloatingPointError,
         OSError,
+        RuntimeError,
         TypeError,
         ValueError,
     ) as error:

@@ -5,12 +5,14 @@ figures as PNG and SVG, and every table as CSV. `table` is the text that a termi
 shows at the end of a run. Nothing is measured here: numbers come from `results.json`.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from invariance_jax.report import classification, figures, paper, samples
 from invariance_jax.report.page import (
@@ -33,6 +35,7 @@ from invariance_jax.report.tables import (
     table,
     to_csv,
 )
+from invariance_jax.training.workdir import plain_path
 
 __all__ = ["run", "table"]
 
@@ -69,7 +72,9 @@ _PAPER = (
 )
 
 
-def run(workdirs: Sequence[str | Path], out: str | Path) -> Path:
+def run(
+    workdirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
+) -> Path | epath.Path:
     """Returns the path of the report that it wrote, `report.html` in `out`.
 
     Writes `report.html`, `figures/*.png`, `figures/*.svg` and `tables/*.csv` and no
@@ -84,7 +89,7 @@ def run(workdirs: Sequence[str | Path], out: str | Path) -> Path:
         format, or `out` is a file.
     """
     runs = read_runs(workdirs)
-    out = Path(out)
+    out = epath.Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out must be a directory, found the file {out}")
     pictures: list[Picture] = []
@@ -95,11 +100,11 @@ def run(workdirs: Sequence[str | Path], out: str | Path) -> Path:
     title = runs[0].name if len(runs) == 1 else f"Comparison of {len(runs)} runs"
     subtitle = "Contrastive representation learning with invariance_jax"
     _write(out, page(title, subtitle, sections), pictures, tables)
-    return out / "report.html"
+    return plain_path(out / "report.html")
 
 
 def _write(
-    out: Path, html: str, pictures: Sequence[Picture], tables: dict[str, Table]
+    out: epath.Path, html: str, pictures: Sequence[Picture], tables: dict[str, Table]
 ) -> None:
     for folder in ("figures", "tables"):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -108,8 +113,8 @@ def _write(
         (out / "figures" / f"{picture.name}.svg").write_bytes(picture.svg)
     for name, content in tables.items():
         path = out / "tables" / f"{name}.csv"
-        path.write_text(to_csv(content), encoding="utf-8")
-    (out / "report.html").write_text(html, encoding="utf-8")
+        path.write_text(to_csv(content))
+    (out / "report.html").write_text(html)
 
 
 def _slugs(runs: Sequence[Run]) -> list[str]:

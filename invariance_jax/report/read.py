@@ -6,13 +6,14 @@ aggregated `results.json` in the directory itself. Numbers are kept as they were
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 FORMAT = 2
 """The newest format number of `config.json` and `results.json` that is understood."""
@@ -77,7 +78,7 @@ class Run(NamedTuple):
     """One finished work directory."""
 
     name: str
-    path: Path
+    path: epath.Path
     config: dict[str, Any]
     derived: dict[str, Any]
     environment: dict[str, Any]
@@ -102,10 +103,10 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def distinct_names(paths: Sequence[Path]) -> list[str]:
+def distinct_names(paths: Sequence[epath.Path]) -> list[str]:
     """Returns one name per directory: its last parts, as many as tell it apart.
 
-    >>> distinct_names([Path("/a/run"), Path("/b/run"), Path("/b/other")])
+    >>> distinct_names([epath.Path(p) for p in ("/a/run", "/b/run", "/b/other")])
     ['a/run', 'b/run', 'other']
     """
     names = []
@@ -119,18 +120,18 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def read_runs(workdirs: Sequence[str | Path]) -> list[Run]:
+def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
     """Returns the runs of finished work directories, in the order given.
 
     Raises:
       ValueError: for no directory, one given twice, or one that is missing, unfinished,
         unreadable or of a newer format.
     """
-    if isinstance(workdirs, str | Path) or not workdirs:
+    if isinstance(workdirs, str | os.PathLike) or not workdirs:
         raise ValueError(
             f"workdirs must be a list of one or more directories, found {workdirs!r}"
         )
-    paths = [Path(workdir).resolve() for workdir in workdirs]
+    paths = [epath.Path(workdir).resolve() for workdir in workdirs]
     twice = [path for path, count in Counter(paths).items() if count > 1]
     if twice:
         raise ValueError(f"work directory {twice[0]} is given twice; give each once")
@@ -138,7 +139,7 @@ def read_runs(workdirs: Sequence[str | Path]) -> list[Run]:
     return [_read_run(path, name) for path, name in zip(paths, names, strict=True)]
 
 
-def _read_run(path: Path, name: str) -> Run:
+def _read_run(path: epath.Path, name: str) -> Run:
     if not path.is_dir():
         raise ValueError(f"work directory {path} does not exist or is not a directory")
     missing = [f for f in ("config.json", "results.json") if not (path / f).is_file()]
@@ -176,10 +177,10 @@ def _mapping(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: epath.Path) -> dict[str, Any]:
     where = f"work directory {path.parent}: {path.name}"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
@@ -234,7 +235,7 @@ def check_results(content: Mapping[str, Any], where: str = "results") -> Results
     return Results(summary, _mapping(content.get("settings")), seeds, n)
 
 
-def _seed_folders(path: Path, seeds: Sequence[int]) -> list[Path]:
+def _seed_folders(path: epath.Path, seeds: Sequence[int]) -> list[epath.Path]:
     numbered = {}
     for folder in path.glob("seed_*"):
         match = re.fullmatch(r"seed_(\d+)", folder.name)
@@ -245,11 +246,11 @@ def _seed_folders(path: Path, seeds: Sequence[int]) -> list[Path]:
     return [numbered[seed] for seed in counted]
 
 
-def _read_log(folder: Path, label: str) -> Log:
+def _read_log(folder: epath.Path, label: str) -> Log:
     values: dict[str, dict[int, float]] = {}
     skipped = 0
-    text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
-    for line in text.splitlines():
+    content = (folder / "metrics.jsonl").read_bytes()
+    for line in content.decode(errors="replace").splitlines():
         if not line.strip():
             continue
         try:
@@ -269,14 +270,14 @@ def _read_log(folder: Path, label: str) -> Log:
     return Log(label, curves, skipped)
 
 
-def _read_samples(folder: Path, num_targets: int) -> Samples | None:
+def _read_samples(folder: epath.Path, num_targets: int) -> Samples | None:
     path = folder / "samples.npz"
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             samples = Samples(*(archive.get(name) for name in Samples._fields))
-    except Exception as error:  # zipfile, zlib and NumPy each raise their own
+    except Exception as error:  # each library raises its own
         raise ValueError(f"work directory {folder}: samples.npz: {error}") from error
     views = samples.views
     if views is not None and (views.ndim != 5 or views.shape[-1] != 3):

@@ -6,8 +6,10 @@ restore; orbax writes into a temporary folder and renames it, so a checkpoint th
 cut off is never chosen by a resume.
 """
 
+import functools
 import os
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -104,20 +106,34 @@ class Checkpoints:
                 )
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
-        self._manager.save(
-            step,
-            args=ocp.args.StandardSave(arrays),
-            custom_metadata=note,
-            force=True,  # When to save is the run's decision, not orbax's.
-        )
+        args = ocp.args.StandardSave(arrays)
+        # When to save is the run's decision, not orbax's: hence force.
+        save = functools.partial(self._manager.save, step, args=args, force=True)
+        self._told(lambda: save(custom_metadata=note))
 
     def check(self) -> None:
-        """Raises what has gone wrong in the background since the last save."""
-        self._manager.check_for_errors()
+        """Tells what has gone wrong in the background since the last save.
+
+        Raises:
+          OSError: if the checkpoint could not be written.
+        """
+        self._told(self._manager.check_for_errors)
 
     def wait(self) -> None:
-        """Waits until everything is saved, and raises what has gone wrong."""
-        self._manager.wait_until_finished()
+        """Waits until everything is saved.
+
+        Raises:
+          OSError: if the checkpoint could not be written.
+        """
+        self._told(self._manager.wait_until_finished)
+
+    def _told(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:
+            raise OSError(
+                f"the checkpoint in {self.directory} could not be written: {error}"
+            ) from error
 
     def note(self, step: int) -> dict[str, Any]:
         """Returns what was noted with a checkpoint, {} if nothing was.

@@ -1,6 +1,7 @@
 """What `settings` and `images` ask of a value of the configuration."""
 
 import difflib
+import re
 from typing import Any
 
 
@@ -58,6 +59,29 @@ def check_choices(
         check_choice(key, value, choices)
     require(len({*values}) == len(values), key, values, "each name once")
     require(len(values) >= least, key, values, "one name or more")
+
+
+def check_steps(key: str, value: str, steps: int) -> tuple[int, ...]:
+    """Returns the ends of a range of training steps, () of an empty text.
+
+    Args:
+      key: the dotted key.
+      value: what was found, "a:b".
+      steps: of the whole run.
+
+    Returns:
+      `(a, b)`, finished steps before the first and after the last one.
+
+    Raises:
+      ValueError: unless 0 <= a < b <= steps.
+    """
+    if not value:
+        return ()
+    found = re.fullmatch(r"(\d+):(\d+)", value)
+    ends = tuple(map(int, found.groups())) if found else (0, 0)
+    valid = ends[0] < ends[1] <= steps
+    require(valid, key, value, f"two increasing steps a:b, b at most {steps}")
+    return ends
 
 
 def is_integer(value: Any) -> bool:

@@ -1,12 +1,14 @@
-"""Metrics of a run: rows of `metrics.jsonl` and TensorBoard event files."""
+"""Metrics of a run: `metrics.jsonl`, TensorBoard event files, Weights & Biases."""
 
 import json
 import os
+from typing import Any
 
 import jax
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from invariance_jax.training.tracking import Tracker
 from invariance_jax.training.workdir import write_text
 
 
@@ -19,14 +21,22 @@ class MetricsWriter:
     will write them again: no step is logged twice and none is missing.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], *, first_step: int):
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        first_step: int,
+        settings: Any | None = None,
+    ):
         """Opens the log.
 
         Args:
           workdir: the work directory of the run.
           first_step: finished steps of the state that the run starts from.
+          settings: the result of `training.settings.resolve`; its
+            `logging.wandb_project`, if there is one, gets the rows too.
         """
-        self._board, self._kept = None, []
+        self._board, self._tracker, self._kept = None, None, []
         if jax.process_index() != 0:
             return
         self._path = epath.Path(workdir) / "metrics.jsonl"
@@ -39,6 +49,8 @@ class MetricsWriter:
         self._board = SummaryWriter(
             os.fspath(self._path.parent / "tensorboard"), purge_step=first_step + 1
         )
+        if settings is not None and settings.logging.wandb_project is not None:
+            self._tracker = Tracker(settings, workdir, self._kept)
 
     @property
     def seconds(self) -> float:
@@ -65,11 +77,15 @@ class MetricsWriter:
             if value is not None:
                 self._board.add_scalar(name, value, step)
         self._board.flush()
+        if self._tracker is not None:
+            self._tracker.write(step, values)
 
     def close(self) -> None:
-        """Closes the event file."""
+        """Closes the event file, and the run of Weights & Biases."""
         if self._board is not None:
             self._board.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
     def _lines(self) -> list[str]:
         """Returns the whole rows; a row that was cut off by a crash is left out."""

@@ -5,15 +5,13 @@ slice; gradients, batch statistics and negatives meet through the axis `AXIS_NAM
 rest of the project sees one replica, as NumPy arrays, the same in every process.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from invariance_jax.training.draws import Draws
 from invariance_jax.training.steps import Metrics, TrainState
@@ -107,6 +105,26 @@ def make_train(
       -> (replicated state, replicated metrics)`; the state is donated, the metrics are
       sums over the steps.
     """
+    mapped = map_train(step, draw, devices)
+    # Programs that wait in a queue meet in any order on the CPUs of several processes,
+    # and then wait for one another for ever.
+    blocks = jax.process_count() > 1 and devices[0].platform == "cpu"
+
+    def train_steps(state: TrainState, key: Key, data: Array, num_steps: int):
+        results = mapped(state, key, data, np.int32(num_steps))
+        return jax.block_until_ready(results) if blocks else results
+
+    return train_steps
+
+
+def map_train(step: Any, draw: Any, devices: Sequence[jax.Device]) -> Any:
+    """Returns what `make_train` calls, num_steps int32 `[]`; it can be lowered.
+
+    Args:
+      step: as in `make_train`.
+      draw: as in `make_train`.
+      devices: as in `make_train`.
+    """
 
     def take_share(draws: Draws) -> Draws:
         replicas = jax.lax.psum(1, AXIS_NAME)
@@ -136,22 +154,13 @@ def make_train(
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.fori_loop(0, num_steps, body, (state, zeros))
 
-    mapped = jax.pmap(
+    return jax.pmap(
         train,
         axis_name=AXIS_NAME,
         in_axes=(0, None, 0, None),
         donate_argnums=0,
         devices=list(devices),
     )
-    # Programs that wait in a queue meet in any order on the CPUs of several processes,
-    # and then wait for one another for ever.
-    blocks = jax.process_count() > 1 and devices[0].platform == "cpu"
-
-    def train_steps(state: TrainState, key: Key, data: Array, num_steps: int):
-        results = mapped(state, key, data, np.int32(num_steps))
-        return jax.block_until_ready(results) if blocks else results
-
-    return train_steps
 
 
 def make_map(
@@ -224,49 +233,3 @@ def all_devices(count: int | None = None) -> tuple[jax.Device, ...]:
             f"asked for {count} devices; expected 1 to {len(devices)}, what is there."
         )
     return tuple(devices[:count])
-
-
-def is_main_process() -> bool:
-    """Returns whether this process is the one that writes."""
-    return jax.process_index() == 0
-
-
-def any_process(flag: bool) -> bool:
-    """Returns whether the flag is up in one process or more; every process calls it.
-
-    Args:
-      flag: that of this process.
-
-    Returns:
-      The same in every process. Waits for the devices if there are several processes.
-    """
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
-
-
-def from_main(tree: Any) -> Any:
-    """Returns the tree of the main process, in every process.
-
-    Args:
-      tree: pytree of NumPy arrays of one replica, the same shapes in every process.
-
-    Returns:
-      The tree, NumPy arrays.
-    """
-    if jax.process_count() == 1:
-        return tree
-    return multihost_utils.broadcast_one_to_all(tree)
-
-
-@contextlib.contextmanager
-def main_process_first() -> Iterator[None]:
-    """Lets the other processes in when the first one has come through.
-
-    What is downloaded, prepared or claimed within is then there for them.
-    """
-    if not is_main_process():
-        multihost_utils.sync_global_devices("main process first")
-    yield
-    if is_main_process():
-        multihost_utils.sync_global_devices("main process first")

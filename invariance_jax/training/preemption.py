@@ -11,7 +11,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from invariance_jax.training.parallel import any_process
+from invariance_jax.training.processes import any_process
 
 _log = logging.getLogger(__name__)
 

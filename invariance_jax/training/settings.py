@@ -21,10 +21,12 @@ from invariance_jax.training.checks import (
     are_numbers,
     check_choice,
     check_choices,
+    check_steps,
     is_increasing,
     is_integer,
     require,
 )
+from invariance_jax.training.compilation import OFF
 from invariance_jax.training.optimizers import OPTIMIZERS, SCHEDULES
 from invariance_jax.transforms import spirograph
 
@@ -87,15 +89,17 @@ _REAL = (
 
 # What may be left empty.
 _OPTIONAL = (
-    "epochs steps penalty.example_limit penalty.batch_limit encoder.weights "
-    "data.data_dir data.num_classes data.source_size data.mean data.std "
-    "checkpoints.keep_every_steps evaluation.train_examples"
+    "epochs steps compilation_cache penalty.example_limit penalty.batch_limit "
+    "encoder.weights data.data_dir data.num_classes data.source_size data.mean "
+    "data.std checkpoints.keep_every_steps logging.wandb_project "
+    "evaluation.train_examples"
 ).split()
 
 # What is read from an image set if it is left empty, though Spirograph needs it.
 _OF_IMAGES = ("data.train_examples", "data.test_examples", "data.image_size")
 
-_TEXTS = ("data.name", "data.data_dir", "encoder.weights")
+_PATHS = ("compilation_cache", "data.data_dir", "encoder.weights")
+_TEXTS = ("data.name", "logging.profile_steps", "logging.wandb_project", *_PATHS)
 _NUMBERS = (*_POSITIVE, *_NOT_NEGATIVE, *_SHARES, *_PROBABILITIES)
 _BOUNDS = tuple(f"data.bounds.{name}" for name in spirograph.PARAMETERS)
 _CHECKED_BY_IMAGES = tuple(
@@ -104,7 +108,7 @@ _CHECKED_BY_IMAGES = tuple(
     "augmentation.resampling augmentation.flip augmentation.colorize "
     "evaluation.neighbors".split()
 )
-_OTHERS = ("data.targets", "evaluation.num_views")
+_OTHERS = ("deterministic", "data.targets", "evaluation.num_views")
 _KEYS = (*_CHOICES, *_SETS, *_TEXTS, *_NUMBERS, *_BOUNDS, *_CHECKED_BY_IMAGES, *_OTHERS)
 
 
@@ -119,8 +123,8 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
 
     Returns:
       The same keys, those of an image set filled in, and `derived`: steps,
-      steps_per_epoch, peak_learning_rate, and for Spirograph bounds (`[10][2]`, in the
-      order of the parameters).
+      steps_per_epoch, peak_learning_rate, profile_steps (the two ends, or nothing),
+      and for Spirograph bounds (`[10][2]`, in the order of the parameters).
 
     Raises:
       ValueError: if a key is missing or unknown, or a value is of the wrong type, out
@@ -132,11 +136,10 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     _check_length(values)
     settings = ConfigDict(config.to_dict())
     # Absolute, so that a run is evaluated from any folder.
-    for section, name in (("data", "data_dir"), ("encoder", "weights")):
-        key = f"{section}.{name}"
-        if values[key] is not None and "://" not in values[key]:
+    for key in _PATHS:
+        if values[key] not in (None, OFF) and "://" not in values[key]:
             values[key] = os.path.abspath(os.path.expanduser(values[key]))
-            settings[section][name] = values[key]
+            settings.update_from_flattened_dict({key: values[key]})
     derived: dict[str, Any] = {}
     if values["data.name"] == "spirograph":
         derived["bounds"] = _check_spirograph(values).tolist()
@@ -152,6 +155,9 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     settings.derived = derived | {
         "steps": steps,
         "steps_per_epoch": steps_per_epoch,
+        "profile_steps": check_steps(
+            "logging.profile_steps", values["logging.profile_steps"], steps
+        ),
         "peak_learning_rate": values["optimizer.learning_rate"] * scale,
     }
     return FrozenConfigDict(settings)
@@ -219,6 +225,8 @@ def _check_values(values: dict[str, Any]) -> None:
         check_choice(key, values[key], choices)
     for key, choices in _SETS.items():
         check_choices(key, values[key], choices, least=key != "evaluation.baselines")
+    value = values["deterministic"]
+    require(isinstance(value, bool), "deterministic", value, "True or False")
     views = values["evaluation.num_views"]
     expected = "an increasing tuple, M >= 1"
     require(is_increasing(views), "evaluation.num_views", views, expected)

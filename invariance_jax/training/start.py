@@ -1,18 +1,22 @@
-"""The state that training starts from: initialized, or with given weights."""
+"""What training starts from: a state, initialized or with given weights, and a step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from invariance_jax.models import weights
+from invariance_jax.training import parallel
 from invariance_jax.training.components import (
     make_networks,
     make_stand_ins,
     make_transformation,
 )
+from invariance_jax.training.draws import Draws, make_draw
 from invariance_jax.training.optimizers import make_optimizer
-from invariance_jax.training.steps import TrainState, init_state
+from invariance_jax.training.steps import TrainState, init_state, make_step
+from invariance_jax.types import Key
 
 
 def initial_state(settings: Any) -> TrainState:
@@ -24,12 +28,28 @@ def initial_state(settings: Any) -> TrainState:
     Returns:
       The state of one replica.
     """
-    networks, transformation = make_networks(settings), make_transformation(settings)
-    optimizer, x = make_optimizer(settings), make_stand_ins(settings)
     # Compiled, since one operation after the other takes ten times as long.
-    init = jax.jit(lambda key: init_state(key, networks, transformation, optimizer, x))
+    init = jax.jit(_make_init(settings))
     state = init(jax.random.fold_in(jax.random.key(settings.seed), 0))
     return jax.tree.map(np.asarray, state)
+
+
+def state_shapes(settings: Any) -> TrainState:
+    """Returns what `initial_state` does, as shapes: nothing is computed.
+
+    Args:
+      settings: the result of `training.settings.resolve`.
+
+    Returns:
+      The state of one replica, leaves `jax.ShapeDtypeStruct`.
+    """
+    return jax.eval_shape(_make_init(settings), jax.random.key(settings.seed))
+
+
+def _make_init(settings: Any) -> Callable[[Key], TrainState]:
+    networks, transformation = make_networks(settings), make_transformation(settings)
+    optimizer, x = make_optimizer(settings), make_stand_ins(settings)
+    return lambda key: init_state(key, networks, transformation, optimizer, x)
 
 
 def read_weights(settings: Any) -> dict[str, Any] | None:
@@ -76,3 +96,29 @@ def first_state(settings: Any) -> TrainState:
         params={**state.params, "encoder": variables["params"]},
         batch_stats={**state.batch_stats, "encoder": variables["batch_stats"]},
     )
+
+
+def step_and_draw(settings: Any) -> tuple[Callable[..., Any], Callable[..., Draws]]:
+    """Returns the step of a run on one of several replicas, and what draws for it.
+
+    Args:
+      settings: the result of `training.settings.resolve`.
+
+    Returns:
+      The first two arguments of `parallel.make_train`.
+    """
+    transformation = make_transformation(settings)
+    step = make_step(
+        settings,
+        make_networks(settings, axis_name=parallel.AXIS_NAME),
+        transformation,
+        make_optimizer(settings),
+        axis_name=parallel.AXIS_NAME,
+    )
+    draw = make_draw(
+        transformation,
+        num_examples=settings.data.train_examples,
+        batch_size=settings.batch_size,
+        directions=settings.penalty.directions,
+    )
+    return step, draw

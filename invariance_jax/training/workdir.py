@@ -22,6 +22,7 @@ FORMAT = 2
 _FREE = (
     "seeds",
     "steps_per_call",
+    "compilation_cache",
     "data.data_dir",
     "data.test_examples",
     "checkpoints.",
@@ -29,7 +30,17 @@ _FREE = (
     "evaluation.",
     "embedding.",
 )
-"""Keys (or their beginnings) that may change between two starts of one run."""
+"""Keys (or their beginnings) that may change between two starts of one run.
+
+`deterministic` is none of them: what `config.json` says must hold for every step."""
+
+_ADDED: dict[str, Any] = {
+    "compilation_cache": None,
+    "deterministic": False,
+    "logging.profile_steps": "",
+    "logging.wandb_project": None,
+}
+"""Keys that earlier versions of this format lack, and what they did then."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -120,7 +131,11 @@ def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
             f"{path} has format {content['format']}, this version reads {FORMAT}; use "
             f"invariance_jax {versions.get('invariance_jax', 'of another version')}."
         )
-    return ConfigDict(tuples(config))
+    found = ConfigDict(tuples(config))
+    known = dict(flatten(found))
+    missing = {key: value for key, value in _ADDED.items() if key not in known}
+    found.update_from_flattened_dict(missing)
+    return found
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -152,6 +167,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def plain_path(path: epath.Path) -> Path | epath.Path:
+    """Returns a path as callers expect it: of a local file, that of `pathlib`."""
+    return path if "://" in os.fspath(path) else Path(path)
 
 
 def one_per_seed(

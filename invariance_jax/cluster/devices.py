@@ -1,0 +1,91 @@
+"""What must be said to XLA before a process uses its first device."""
+
+import logging
+import os
+from typing import Any
+
+import jax
+
+_log = logging.getLogger(__name__)
+
+_DETERMINISTIC = (
+    "--xla_gpu_deterministic_ops=true",
+    "--xla_gpu_exclude_nondeterministic_ops=true",
+)
+
+
+def simulate(count: int) -> None:
+    """Gives this process a number of CPU devices, and no others.
+
+    Args:
+      count: number of devices.
+
+    Raises:
+      ValueError: if it is not positive, or the process has used other devices already.
+    """
+    if count < 1:
+        raise ValueError(f"--check_devices is {count}; expected a positive number.")
+    if not have_started():
+        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_platforms", "cpu")
+    found = jax.device_count(), jax.default_backend()
+    if found != (count, "cpu"):
+        raise ValueError(
+            f"this process has used {found[0]} {found[1]} devices already; expected "
+            f"none before {count} are simulated."
+        )
+
+
+def make_deterministic(config: Any) -> None:
+    """Sets XLA's deterministic operations if `deterministic` of a configuration asks.
+
+    They are added to `XLA_FLAGS`, which is read when the first device is used.
+
+    Args:
+      config: a configuration with the keys of `configs/base.py`.
+
+    Raises:
+      ValueError: if it asks for them and GPUs were used without them.
+    """
+    if "deterministic" not in config or not config.deterministic:
+        return
+    found = os.environ.get("XLA_FLAGS", "").split()
+    missing = [flag for flag in _DETERMINISTIC if flag not in found]
+    if not missing:
+        return
+    if not have_started():
+        os.environ["XLA_FLAGS"] = " ".join([*found, *missing])
+    elif jax.default_backend() == "gpu":
+        raise ValueError(
+            "deterministic is True, but this process has used its GPUs already; "
+            f"expected none before, or XLA_FLAGS='{' '.join(_DETERMINISTIC)}' "
+            "in its environment."
+        )
+
+
+def log_determinism(config: Any) -> None:
+    """Logs what `deterministic` of a configuration costs on the devices that are used.
+
+    Args:
+      config: a configuration with the keys of `configs/base.py`.
+    """
+    if not config.deterministic:
+        return
+    platform = jax.default_backend()
+    if platform == "gpu":
+        cost = "XLA leaves out faster operations and does not tune; cost not measured"
+    else:
+        cost = f"a {platform} repeats its bits anyway, nothing changes"
+    _log.info("deterministic: %s", cost)
+
+
+def have_started() -> bool:
+    """Returns whether this process has used a device."""
+    # JAX has no public question for it, but refuses to change this number afterwards.
+    count = jax.config.jax_num_cpu_devices
+    try:
+        jax.config.update("jax_num_cpu_devices", count + 1)
+    except RuntimeError:
+        return True
+    jax.config.update("jax_num_cpu_devices", count)
+    return False

@@ -1,0 +1,166 @@
+"""Where a process finds the others of its run.
+
+A run over several processes is found in the environment that SLURM's `srun`, Open MPI,
+a TPU pod or `--cluster=local` leaves, or given by flags. One process per device and one
+per machine both work.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+# The ports that no service has by default, from which SLURM jobs take theirs.
+_FIRST_PORT, _PORTS = 61_440, 4096
+
+
+class Place(NamedTuple):
+    """What a process needs to know to meet the others.
+
+    Attributes:
+      found: where this was read, in words.
+      address: HOST:PORT of process 0; None: JAX finds address, count and index.
+      count: number of processes.
+      index: number of this process.
+      local_devices: the devices of this machine that are this process's; (): all that
+        it sees.
+    """
+
+    found: str
+    address: str | None = None
+    count: int | None = None
+    index: int | None = None
+    local_devices: tuple[int, ...] = ()
+
+
+def from_flags(
+    address: str | None, count: int | None, index: int | None
+) -> Place | None:
+    """Returns the place that the flags give, None if they give nothing.
+
+    Args:
+      address: value of `--coordinator_address`.
+      count: value of `--num_processes`.
+      index: value of `--process_id`.
+
+    Raises:
+      ValueError: if some of them are missing or out of range.
+    """
+    given = {
+        "--coordinator_address": address,
+        "--num_processes": count,
+        "--process_id": index,
+    }
+    if all(value is None for value in given.values()):
+        return None
+    for name, value in given.items():
+        if value is None:
+            found = ", ".join(f"{k}={v}" for k, v in given.items() if v is not None)
+            raise ValueError(f"{name} is missing; found {found}, expected all three.")
+    assert address is not None and count is not None and index is not None
+    if not re.fullmatch(r".+:\d+", address):
+        raise ValueError(f"--coordinator_address is {address!r}; expected HOST:PORT.")
+    if count < 1:
+        raise ValueError(f"--num_processes is {count}; expected 1 or more.")
+    if not 0 <= index < count:
+        raise ValueError(f"--process_id is {index}; expected 0 to {count - 1}.")
+    return Place("the flags", address, count, index)
+
+
+def from_environment(environment: Mapping[str, str]) -> Place | None:
+    """Returns the place that a launcher has left in the environment, None if none has.
+
+    Args:
+      environment: name -> value.
+
+    Raises:
+      ValueError: if a value that belongs to it is missing or not a number.
+    """
+    if environment.get("SUBMITIT_EXECUTOR") == "local":
+        return _from_submitit(environment)
+    if "SLURM_STEP_NODELIST" in environment:
+        return _from_slurm(environment)
+    size = "OMPI_COMM_WORLD_SIZE"
+    if size in environment and _number(environment, size) > 1:
+        alone = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+        rank = _number(environment, "OMPI_COMM_WORLD_LOCAL_RANK")
+        return Place("Open MPI", local_devices=() if alone else (rank,))
+    hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
+    on_tpu = any(Path("/dev").glob("accel[0-9]*")) or "TPU_NAME" in environment
+    if "," in hosts or on_tpu or "MEGASCALE_COORDINATOR_ADDRESS" in environment:
+        return Place("a TPU pod")
+    return None
+
+
+def _from_submitit(environment: Mapping[str, str]) -> Place | None:
+    """Returns the place of a task of `--cluster=local`."""
+    count = _number(environment, "SUBMITIT_LOCAL_NTASKS")
+    if count == 1:
+        return None
+    address = environment.get("JAX_COORDINATOR_ADDRESS")
+    if address is None:
+        raise ValueError("JAX_COORDINATOR_ADDRESS is missing; expected HOST:PORT.")
+    index = _number(environment, "SUBMITIT_LOCAL_GLOBALID")
+    shares = _share(environment, index, count)
+    return Place("--cluster=local", address, count, index, shares)
+
+
+def _from_slurm(environment: Mapping[str, str]) -> Place | None:
+    """Returns the place of a task of a job step, None if it is the only one."""
+    count = _number(environment, "SLURM_STEP_NUM_TASKS")
+    if count == 1:
+        return None
+    nodes = environment["SLURM_STEP_NODELIST"]
+    job = _number(environment, "SLURM_JOB_ID")
+    step = int(environment.get("SLURM_STEP_ID", "0"))
+    address = f"{first_host(nodes)}:{_FIRST_PORT + (job + step) % _PORTS}"
+    # SLURM shows each task its own devices only, or those of the node to all of them.
+    shares: tuple[int, ...] = ()
+    if "SLURM_GPUS_PER_TASK" not in environment:
+        local = _number(environment, "SLURM_LOCALID")
+        shares = _share(environment, local, _tasks_on_node(environment))
+    index = _number(environment, "SLURM_PROCID")
+    return Place(f"SLURM (nodes {nodes})", address, count, index, shares)
+
+
+def _tasks_on_node(environment: Mapping[str, str]) -> int:
+    """Returns the tasks of this node, from a list such as "8(x2),4"."""
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    counts: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks):
+        counts += [int(count)] * int(times or 1)
+    node = int(environment.get("SLURM_NODEID", "0"))
+    return counts[min(node, len(counts) - 1)]
+
+
+def first_host(nodes: str) -> str:
+    """Returns the first name of a SLURM list of nodes.
+
+    >>> first_host("gpu[003-007,12]-ib,cpu1"), first_host("a1,b[2-3]")
+    ('gpu003-ib', 'a1')
+    """
+    found = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\]([^,\[]*))?", nodes)
+    assert found is not None
+    return "".join(part or "" for part in found.groups())
+
+
+def _share(environment: Mapping[str, str], index: int, tasks: int) -> tuple[int, ...]:
+    """Returns which of the visible GPUs of a machine are those of one of its tasks."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+    count = len(visible.split(",")) if visible else tasks
+    if tasks == 1 or count == 1:
+        return ()
+    if count % tasks:
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES is {visible!r}; expected a multiple of the {tasks} "
+            "processes of the machine."
+        )
+    each = count // tasks
+    return tuple(range(index * each, (index + 1) * each))
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name, "nothing")
+    if not value.isdecimal():
+        raise ValueError(f"{name} is {value}; expected a number from the launcher.")
+    return int(value)

@@ -1,0 +1,80 @@
+"""Traces of a few training steps, for TensorBoard and Perfetto."""
+
+import logging
+import os
+from types import TracebackType
+from typing import Any
+
+import jax
+from etils import epath
+
+_log = logging.getLogger(__name__)
+
+FOLDER = "profile"
+
+
+class Profiler:
+    """Writes a `jax.profiler` trace of the steps of `logging.profile_steps`.
+
+    Only process 0 writes. A run that goes on after the first of them has been taken
+    has no trace of exactly these steps: it says so and writes none.
+    """
+
+    def __init__(
+        self, settings: Any, workdir: str | os.PathLike[str], *, first_step: int
+    ):
+        """Prepares the trace; nothing is written yet.
+
+        Args:
+          settings: the result of `training.settings.resolve`.
+          workdir: the work directory of the run.
+          first_step: finished steps of the state that the run starts from.
+        """
+        self._folder, self._running = epath.Path(workdir) / FOLDER, False
+        ends = settings.derived.profile_steps
+        if ends and first_step > ends[0]:
+            _log.info("no trace: the run goes on at step %d of %s", first_step, ends)
+            ends = ()
+        self._ends = ends if jax.process_index() == 0 else ()
+
+    def before(self, step: int, arrays: Any) -> None:
+        """Starts the trace if its first step is next.
+
+        Args:
+          step: finished steps.
+          arrays: what the devices work on; it is waited for.
+        """
+        if self._ends and step == self._ends[0]:
+            jax.block_until_ready(arrays)
+            jax.profiler.start_trace(os.fspath(self._folder))
+            self._running = True
+
+    def after(self, step: int, arrays: Any) -> None:
+        """Ends the trace if its last step is finished.
+
+        Args:
+          step: finished steps.
+          arrays: what the devices work on; it is waited for.
+        """
+        if self._running and step == self._ends[1]:
+            jax.block_until_ready(arrays)
+            self._stop()
+            _log.info("%s: trace of the steps from %d to %d", self._folder, *self._ends)
+
+    def __enter__(self) -> "Profiler":
+        """Returns the profiler."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Ends a trace that an error has interrupted; JAX allows one at a time."""
+        if self._running:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._running = False
+        jax.profiler.stop_trace()

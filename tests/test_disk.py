@@ -1,0 +1,65 @@
+"""A disk that is full or cannot be written: an error at once, not at the end."""
+
+import subprocess
+import sys
+from collections import namedtuple
+
+import processes
+import pytest
+from test_launch import CONFIG, SMALL
+from tiny import tiny_config
+
+from invariance_jax import train
+from invariance_jax.training import checkpoints
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def launch(workdir, *changes, limit="unlimited"):
+    """Runs launch.py, which can write no file of more kilobytes than the limit."""
+    words = [sys.executable, "launch.py", CONFIG, f"--workdir={workdir}", *SMALL]
+    return subprocess.run(
+        ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "bash", *words, *changes],
+        cwd=processes.ROOT,
+        env=processes.environment(1),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def last_line(done):
+    assert done.returncode == 1, done.stderr
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("blocked", ["/proc/run", "file/run"])
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path, blocked):
+    (tmp_path / "file").write_text("mine")
+    workdir = blocked if blocked.startswith("/") else tmp_path / blocked
+    done = launch(workdir)
+    assert last_line(done).startswith("error: ")
+    assert str(workdir) in last_line(done) or "file" in last_line(done)
+    assert "initialized" not in done.stderr
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_once(tmp_path):
+    changes = (
+        *("--config.encoder.width=256", "--config.steps=100000"),
+        *("--config.steps_per_call=1", "--config.compilation_cache=off"),
+    )
+    done = launch(tmp_path / "run", *changes, limit=100)
+    line = last_line(done)
+    assert line.startswith("error: the checkpoint")
+    assert "could not be written" in line
+    assert "File too large" in line
+    # Nothing is left that a resume would take for a checkpoint.
+    names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert not [name for name in names if name.isdecimal()]
+
+
+def test_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: Usage(9, 1, 8))
+    with pytest.raises(OSError, match=r"GB left; expected 3 times the .* Lower check"):
+        train.run(tiny_config(), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()

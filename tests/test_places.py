@@ -1,0 +1,176 @@
+"""Where a process finds the others: flags, SLURM, Open MPI, TPU pods, this machine."""
+
+import pytest
+
+from invariance_jax.cluster.places import (
+    Place,
+    first_host,
+    from_environment,
+    from_flags,
+)
+
+SLURM = {
+    "SLURM_JOB_ID": "5000",
+    "SLURM_STEP_ID": "2",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+    "SLURM_PROCID": "11",
+    "SLURM_LOCALID": "3",
+}
+EIGHT = ",".join(map(str, range(8)))
+
+
+def test_flags_give_a_place():
+    place = from_flags("10.0.0.1:99", 4, 3)
+    assert place == Place("the flags", "10.0.0.1:99", 4, 3, ())
+
+
+def test_no_flags_give_none():
+    assert from_flags(None, None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("a:1", None, 0), "--num_processes is missing; found --coordinator_address="),
+        ((None, 2, 0), "--coordinator_address is missing"),
+        (("a:1", 2, None), "--process_id is missing"),
+        (("a", 2, 0), "--coordinator_address is 'a'; expected HOST:PORT"),
+        (("a:1", 0, 0), "--num_processes is 0; expected 1 or more"),
+        (("a:1", 2, 2), "--process_id is 2; expected 0 to 1"),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        from_flags(*given)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        # A batch script or a login shell, outside of `srun`.
+        {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "16", "SLURM_PROCID": "0"},
+        SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "16"},
+        {"OMPI_COMM_WORLD_SIZE": "1"},
+        {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": "1"},
+        {"TPU_WORKER_HOSTNAMES": "localhost"},
+    ],
+)
+def test_one_process_meets_nobody(environment):
+    assert from_environment(environment) is None
+
+
+def test_a_task_of_slurm_finds_the_first_node():
+    place = from_environment(SLURM)
+    assert place.address == f"gpu07:{61_440 + 5002 % 4096}"
+    assert (place.count, place.index) == (16, 11)
+    assert "gpu[07-08]" in place.found
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices"),
+    [
+        # One process per GPU: all are visible, none, or each sees its own.
+        ({"CUDA_VISIBLE_DEVICES": EIGHT}, (3,)),
+        ({}, (3,)),
+        ({"CUDA_VISIBLE_DEVICES": "3"}, ()),
+        ({"CUDA_VISIBLE_DEVICES": "6,7", "SLURM_GPUS_PER_TASK": "2"}, ()),
+        # One process per node has all of them, two share them.
+        (
+            {
+                "CUDA_VISIBLE_DEVICES": EIGHT,
+                "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+                "SLURM_STEP_NUM_TASKS": "2",
+                "SLURM_PROCID": "1",
+                "SLURM_LOCALID": "0",
+            },
+            (),
+        ),
+        (
+            {
+                "CUDA_VISIBLE_DEVICES": EIGHT,
+                "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+                "SLURM_LOCALID": "1",
+            },
+            (4, 5, 6, 7),
+        ),
+    ],
+)
+def test_the_tasks_of_a_node_share_its_gpus(changes, devices):
+    assert from_environment(SLURM | changes).local_devices == devices
+
+
+@pytest.mark.parametrize(("node", "devices"), [("0", (3,)), ("2", (6, 7))])
+def test_nodes_may_have_different_numbers_of_tasks(node, devices):
+    changes = {
+        "CUDA_VISIBLE_DEVICES": EIGHT,
+        "SLURM_STEP_TASKS_PER_NODE": "8(x2),4",
+        "SLURM_NODEID": node,
+    }
+    assert from_environment(SLURM | changes).local_devices == devices
+
+
+def test_gpus_that_cannot_be_shared_are_named():
+    environment = SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2"}
+    with pytest.raises(ValueError, match=r"CUDA_VISIBLE_DEVICES is '0,1,2'; expected"):
+        from_environment(environment)
+
+
+def test_a_variable_that_slurm_should_have_set_is_named():
+    environment = {k: v for k, v in SLURM.items() if k != "SLURM_PROCID"}
+    with pytest.raises(ValueError, match="SLURM_PROCID is nothing; expected a number"):
+        from_environment(environment)
+
+
+def test_a_process_of_open_mpi_leaves_the_address_to_jax():
+    environment = {
+        "OMPI_COMM_WORLD_SIZE": "4",
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    }
+    place = from_environment(environment)
+    assert (place.found, place.address, place.local_devices) == ("Open MPI", None, (1,))
+    alone = environment | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
+    assert from_environment(alone).local_devices == ()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TPU_WORKER_HOSTNAMES": "a,b"},
+        {"TPU_NAME": "mine"},
+        {"MEGASCALE_COORDINATOR_ADDRESS": "a:1"},
+    ],
+)
+def test_a_tpu_pod_leaves_everything_to_jax(environment):
+    assert from_environment(environment) == Place("a TPU pod")
+
+
+def test_a_task_of_this_machine_has_its_address_in_the_environment():
+    environment = {
+        "SUBMITIT_EXECUTOR": "local",
+        "SUBMITIT_LOCAL_NTASKS": "2",
+        "SUBMITIT_LOCAL_GLOBALID": "1",
+    }
+    with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS is missing"):
+        from_environment(environment)
+    environment["JAX_COORDINATOR_ADDRESS"] = "127.0.0.1:9"
+    place = from_environment(environment)
+    assert place == Place("--cluster=local", "127.0.0.1:9", 2, 1, (1,))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node001", "node001"),
+        ("node001,host2", "node001"),
+        ("node[001-015],host2", "node001"),
+        ("node[007,012-015]", "node007"),
+        ("gpu[003-007,12]-ib,cpu1", "gpu003-ib"),
+        ("login,gpu[1-2]", "login"),
+    ],
+)
+def test_the_first_node_of_a_list(nodes, first):
+    assert first_host(nodes) == first
