@@ -3,15 +3,21 @@
 python launch.py --config=configs/spirograph.py:quick --workdir=runs/quick
 """
 
-import difflib
-import re
+import functools
+import sys
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from invariance_jax import check, embed, evaluate, report, train
-from invariance_jax.cluster import devices, startup
-from invariance_jax.report.read import flatten
+from invariance_jax.cluster import (
+    collect,
+    devices,
+    options,
+    startup,
+    submission,
+    sweeps,
+)
 
 MODES = ("all", "train", "evaluate", "report", "embed", "check")
 
@@ -37,10 +43,11 @@ _DEVICES = flags.DEFINE_integer(
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the program that the mode names."""
+    """Runs the program that the mode names, here or on a cluster."""
     if len(arguments) > 1:
         raise ValueError(f"unexpected argument {arguments[1]!r}")
     mode, workdirs, config = _MODE.value, _WORKDIR.value, _CONFIG.value
+    request = options.read(mode)
     if config is None and mode not in ("evaluate", "report", "embed"):
         raise ValueError("--config is missing")
     if _PROFILE.value is not None:
@@ -53,16 +60,21 @@ def main(arguments: list[str]) -> None:
     if not workdirs:
         raise ValueError("--workdir is missing")
     if mode == "report":
-        if len(workdirs) > 1 and not _OUT.value:
-            raise ValueError("--out is missing: several work directories")
-        print(f"report: {report.run(workdirs, _OUT.value or workdirs[0])}")
-        return
-    workdir = workdirs[0]
+        return _report(workdirs)
     if len(workdirs) > 1:
         raise ValueError(f"--mode={mode} takes one --workdir")
-    config = evaluate.read_config(workdir) if config is None else config
-    devices.make_deterministic(config)
+    plan = sweeps.plan(config, workdirs[0], mode)
+    if request:
+        sys.exit(submission.submit(request, plan, mode))
+    for run in plan.runs[:1]:
+        devices.make_deterministic(run.config or evaluate.read_config(run.workdir))
     writes = startup.initialize()
+    sweeps.run_each(plan, functools.partial(_run, mode, writes))
+    if plan.record and mode == "all" and writes:
+        _report(workdirs)
+
+
+def _run(mode: str, writes: bool, config: ConfigDict | None, workdir: str) -> None:
     if mode in ("all", "train"):
         train.run(config, workdir)
     if mode in ("all", "evaluate"):
@@ -73,21 +85,12 @@ def main(arguments: list[str]) -> None:
         print(f"report: {report.run([workdir], workdir)}")
 
 
-def _parse(arguments: list[str]) -> list[str]:
-    """Parses the flags; an unknown key of the configuration meets the closest one."""
-    text = "\n".join(arguments)
-    paths = re.findall(r"^--?config[=\n](.+)$", text, re.MULTILINE)
-    given = re.findall(r"^--?(config\..+?)(?:=|$)", text, re.MULTILINE)
-    if given and not paths:
-        raise ValueError(f"--{given[0]} needs --config, the configuration it changes")
-    if paths and given:
-        config = flags.FLAGS["config"].parser.parse(paths[-1])
-        known = list(flatten(config.to_dict(), "config."))
-        for name in sorted({*given} - {*known}):
-            (close,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ValueError(f"--{name} is not a key; the closest is --{close}")
-    return flags.FLAGS(arguments)
+def _report(workdirs: list[str]) -> None:
+    if len(workdirs) > 1 and not _OUT.value:
+        raise ValueError("--out is missing: several work directories")
+    found = collect.finished(workdirs)
+    print(f"report: {report.run(found, _OUT.value or workdirs[0])}")
 
 
 if __name__ == "__main__":
-    startup.run(main, _parse)
+    startup.run(main, startup.parse)

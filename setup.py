@@ -33,6 +33,7 @@ REQUIREMENTS = [
 
 EXTRAS = {
     "cuda": ["jax[cuda12]"],
+    "slurm": ["submitit>=1.5.4"],
     "tpu": ["jax[tpu]"],
     "wandb": ["wandb>=0.20"],
     "test": [
@@ -41,6 +42,7 @@ EXTRAS = {
         # The formatter's style may change with the minor version.
         "ruff==0.17.*",
         "scikit-learn>=1.6",
+        "submitit>=1.5.4",
         "wandb>=0.20",
     ],
 }

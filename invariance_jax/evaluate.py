@@ -77,7 +77,7 @@ def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> dict[str,
             runs = prepare(config, workdir)
         with compilation_kept(runs[0][0], workdir):
             each = [_evaluate(one, path, watch) for one, path in runs]
-    results = _aggregate(each)
+    results = aggregate(each)
     if processes.is_main_process():
         write_json(epath.Path(workdir) / "results.json", results)
     return results
@@ -272,8 +272,12 @@ def _write_samples(
         np.savez_compressed(file, **arrays)
 
 
-def _aggregate(each: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the results over seeds: mean, and standard error with ddof 1."""
+def aggregate(each: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the results over seeds: mean, and standard error with ddof 1.
+
+    Args:
+      each: the content of `results.json` of every seed.
+    """
     names = each[0]["summary"]
     return each[0] | {
         "n": len(each),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import loopback_slurm
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
@@ -24,8 +25,21 @@ DATA = Path(__file__).parent / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declares how often `test_crash.py` kills a run."""
+    """Adds how often `test_crash.py` kills a run, and whether SLURM may be started."""
     parser.addoption("--kills", type=int, default=5, help="kills in test_crash.py")
+    parser.addoption("--slurm", action="store_true", help="run jobs on a local SLURM")
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Skips what needs SLURM unless it was asked for and can be started."""
+    reason = "needs --slurm"
+    if config.getoption("--slurm"):
+        reason = loopback_slurm.why_not()
+    for item in items:
+        if reason and item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

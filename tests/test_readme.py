@@ -21,6 +21,9 @@ from invariance_jax.training.workdir import claim
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LAUNCH = (ROOT / "launch.py").read_text(encoding="utf-8")
+CLUSTER = sorted((ROOT / "invariance_jax" / "cluster").glob("*.py"))
+SOURCES = "".join([LAUNCH, *(path.read_text(encoding="utf-8") for path in CLUSTER)])
+FLAGS = set(re.findall(r'DEFINE_\w+\(\s*"([\w-]+)"', SOURCES))
 DECLARED = dict(flatten(base.get_config()))
 
 # (language and what follows it, code) of every block.
@@ -75,9 +78,10 @@ def test_a_launch_command_is_valid(command):
     words = shlex.split(command, comments=True)
     start = words.index("launch.py")
     assert words[start - 1] == "python"
-    flags = dict(word.lstrip("-").split("=", 1) for word in words[start + 1 :])
-    names = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', LAUNCH))
-    assert {name for name in flags if not name.startswith("config.")} <= names
+    given = [word.lstrip("-") for word in words[start + 1 :]]
+    assert {word for word in given if "=" not in word} <= {"dry_run"}
+    flags = dict(word.split("=", 1) for word in given if "=" in word)
+    assert {name for name in flags if not name.startswith("config.")} <= FLAGS
     assert ("workdir" in flags) != (flags.get("mode") == "check")
     if "config" in flags:
         values = dict(flatten(configuration(flags["config"])))
@@ -113,6 +117,15 @@ def test_the_variants_of_the_table_exist():
     for name, variant in rows:
         spec = f"configs/{name}.py"
         configuration(spec if variant == "(default)" else f"{spec}:{variant}")
+
+
+def test_the_flags_of_the_tables_are_those_of_the_program():
+    section = README[README.index("### Submission") : README.index("## Images")]
+    rows = re.findall(r"^\| (`--.*?) \|", section, re.MULTILINE)
+    named = set(re.findall(r"`--(\w+)`", " ".join(rows)))
+    paths = [path for path in CLUSTER if path.stem in ("options", "sweeps")]
+    sources = "".join(path.read_text(encoding="utf-8") for path in paths)
+    assert named == set(re.findall(r'DEFINE_(?!alias)\w+\(\s*"(\w+)"', sources))
 
 
 def test_the_modes_of_the_table_are_those_of_the_program():

@@ -1,7 +1,9 @@
 """Start-up of the processes of a run, and how each of them ends."""
 
+import difflib
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -15,6 +17,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from invariance_jax.cluster.places import Place, from_environment, from_flags
+from invariance_jax.report.read import flatten
 from invariance_jax.training.preemption import STATUS, Preempted, Watch
 from invariance_jax.training.processes import is_main_process
 
@@ -81,6 +84,32 @@ def _fail(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
         os._exit(1)
     sys.exit(message)
+
+
+def parse(arguments: list[str]) -> list[str]:
+    """Parses the flags; an unknown key of the configuration meets the closest one.
+
+    Args:
+      arguments: the command line, the program first.
+
+    Returns:
+      What is not a flag, the program first.
+
+    Raises:
+      ValueError: if a key is unknown, or changed without a configuration.
+    """
+    text = "\n".join(arguments)
+    paths = re.findall(r"^--?config[=\n](.+)$", text, re.MULTILINE)
+    given = re.findall(r"^--?(config\..+?)(?:=|$)", text, re.MULTILINE)
+    if given and not paths:
+        raise ValueError(f"--{given[0]} needs --config, the configuration it changes")
+    if paths and given:
+        config = flags.FLAGS["config"].parser.parse(paths[-1])
+        known = list(flatten(config.to_dict(), "config."))
+        for name in sorted({*given} - {*known}):
+            (close,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ValueError(f"--{name} is not a key; the closest is --{close}")
+    return flags.FLAGS(arguments)
 
 
 def initialize() -> bool:

@@ -61,23 +61,37 @@ def claim(settings: FrozenConfigDict, workdir: str | os.PathLike[str]) -> epath.
       ValueError: if it is a file, or holds a run whose training keys differ (the first
         one is named), or checkpoints without a configuration.
     """
+    check(settings, workdir)
     workdir = epath.Path(workdir)
     path = workdir / "config.json"
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"workdir is {workdir}, a file; expected a folder.")
-    if path.exists():
-        check_same_run(settings, workdir)
-    elif (workdir / "checkpoints").exists():
-        raise ValueError(
-            f"workdir is {workdir}, which holds checkpoints but no config.json; "
-            "expected a new folder."
-        )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         config = settings.to_dict()
         content = {"format": FORMAT, "derived": config.pop("derived"), "config": config}
         write_json(path, content | provenance())
     return workdir
+
+
+def check(settings: FrozenConfigDict, workdir: str | os.PathLike[str]) -> None:
+    """Checks that `claim` would succeed; writes nothing.
+
+    Args:
+      settings: the result of `training.settings.resolve`.
+      workdir: a new folder, or the one of an earlier start of the same run.
+
+    Raises:
+      ValueError: as `claim`.
+    """
+    workdir = epath.Path(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"workdir is {workdir}, a file; expected a folder.")
+    if (workdir / "config.json").exists():
+        check_same_run(settings, workdir)
+    elif (workdir / "checkpoints").exists():
+        raise ValueError(
+            f"workdir is {workdir}, which holds checkpoints but no config.json; "
+            "expected a new folder."
+        )
 
 
 def provenance() -> dict[str, Any]:
@@ -117,7 +131,7 @@ def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
             f"{path} has format {content['format']}, this version reads {FORMAT}; use "
             f"invariance_jax {versions.get('invariance_jax', 'of another version')}."
         )
-    found = ConfigDict(_tuples(config))
+    found = ConfigDict(tuples(config))
     known = dict(flatten(found))
     missing = {key: value for key, value in _ADDED.items() if key not in known}
     found.update_from_flattened_dict(missing)
@@ -182,11 +196,30 @@ def one_per_seed(
     return runs
 
 
-def _tuples(tree: Any) -> Any:
-    """Returns the tree with tuples for the lists that JSON made of them."""
+def tuples(tree: Any) -> Any:
+    """Returns what JSON read with tuples for the lists that it made of them.
+
+    Args:
+      tree: nested dictionaries and lists.
+    """
     if isinstance(tree, dict):
-        return {key: _tuples(value) for key, value in tree.items()}
-    return tuple(map(_tuples, tree)) if isinstance(tree, list) else tree
+        return {key: tuples(value) for key, value in tree.items()}
+    return tuple(map(tuples, tree)) if isinstance(tree, list) else tree
+
+
+def first_difference(one: Any, other: Any) -> str | None:
+    """Returns the first training key in which two configurations differ, if any.
+
+    Args:
+      one: a configuration, or the result of `training.settings.resolve`.
+      other: another one.
+    """
+    values, others = dict(flatten(one)), dict(flatten(other))
+    for key in sorted({*values, *others}):
+        free = key.startswith((*_FREE, "derived."))
+        if not free and values.get(key) != others.get(key):
+            return key
+    return None
 
 
 def check_same_run(settings: FrozenConfigDict, workdir: str | os.PathLike[str]) -> None:
@@ -201,14 +234,13 @@ def check_same_run(settings: FrozenConfigDict, workdir: str | os.PathLike[str]) 
         is named.
     """
     found = read_config(workdir)
-    wanted = {k: v for k, v in flatten(settings) if not k.startswith("derived.")}
-    values = dict(flatten(found))
-    for key in sorted({*wanted, *values}):
-        if not key.startswith(_FREE) and wanted.get(key) != values.get(key):
-            raise ValueError(
-                f"{workdir} holds a run with {key} = {values.get(key)!r}, found "
-                f"{wanted.get(key)!r}; give another workdir or the same value."
-            )
+    key = first_difference(settings, found)
+    if key is not None:
+        wanted, values = dict(flatten(settings)), dict(flatten(found))
+        raise ValueError(
+            f"{workdir} holds a run with {key} = {values.get(key)!r}, found "
+            f"{wanted.get(key)!r}; give another workdir or the same value."
+        )
     if found.seeds != settings.seeds and 1 in (found.seeds, settings.seeds):
         raise ValueError(
             f"{workdir} holds a run with seeds = {found.seeds}, found "

@@ -1,0 +1,141 @@
+"""What a submitted job does on its nodes: runs `launch.py`, and is queued again.
+
+A job has one owner of the requeue, task 0 of this module. SLURM warns (SIGUSR2 before
+the time limit, SIGTERM at preemption), the run saves a checkpoint and leaves with the
+status `PREEMPTED`, and task 0 queues the job again if SLURM still runs it. The handlers
+that submitit puts in, which queue the job on their own, are replaced first.
+
+Nothing here imports jax: a warning may come before the run has begun.
+"""
+
+import dataclasses
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+from types import FrameType
+
+PREEMPTED = 75
+"""The exit status of a run that was told to stop and has saved its state."""
+
+WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""The signals by which a cluster announces the end of a job."""
+
+_SECONDS = 60  # the longest that the controller of SLURM is waited for
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One start of a program, that is pickled here and called on the nodes.
+
+    Attributes:
+      program: absolute path of `launch.py`.
+      arguments: its command line, without the flags of the submission.
+      folder: where it is started; relative paths of the arguments begin there.
+    """
+
+    program: str
+    arguments: tuple[str, ...]
+    folder: str
+
+    def __call__(self) -> None:
+        """Runs the program within this process.
+
+        Raises:
+          SystemExit: with the program's status unless it is 0; after a preemption with
+            0 from a job that is queued again, else with `PREEMPTED`.
+        """
+        try:
+            for number in WARNINGS:
+                signal.signal(number, _leave)
+            os.chdir(self.folder)
+            sys.argv = [self.program, *self.arguments]
+            sys.path.insert(0, os.path.dirname(self.program))
+            # Not in a child process: the handlers of the run go in after these, and
+            # SLURM's signals reach it.
+            runpy.run_path(self.program, run_name="__main__")
+        except SystemExit as stop:
+            if stop.code == PREEMPTED:
+                _preempted()
+            if stop.code:
+                raise
+        finally:
+            _ignore_warnings()  # the run is over, whatever comes now
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Ends a run that has not yet begun, or has just ended: nothing is to be saved."""
+    _ignore_warnings()
+    raise SystemExit(PREEMPTED)
+
+
+def _ignore_warnings() -> None:
+    for number in WARNINGS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _preempted() -> None:
+    """Queues the job again; always raises SystemExit.
+
+    A task of a SLURM job leaves with 0: with another status it would end the job before
+    the others have saved and task 0 has asked for the requeue.
+    """
+    _ignore_warnings()  # `scontrol` inherits that
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        raise SystemExit(PREEMPTED)
+    if int(os.environ.get("SLURM_PROCID", 0)) == 0:
+        requeue(job_id())
+    raise SystemExit(0)
+
+
+def job_id() -> str:
+    """Returns the identifier of this SLURM job; of a task of an array, JOB_TASK."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
+
+
+def requeue(job: str) -> bool:
+    """Queues a job again if SLURM still runs it, and returns whether it did.
+
+    A job that was cancelled, has met its time limit or was queued again by SLURM itself
+    is left alone.
+
+    Args:
+      job: its identifier.
+
+    Raises:
+      SystemExit: with `PREEMPTED` if SLURM does not answer or refuses.
+    """
+    found = re.search(r"\bJobState=(\w+)", _scontrol("show", "job", job, "--oneliner"))
+    state = found.group(1) if found else "unknown"
+    if state != "RUNNING":
+        _say(f"job {job} is {state}: not queued again")
+        return False
+    _scontrol("requeue", job)
+    _say(f"job {job} is queued again")
+    return True
+
+
+def _scontrol(*arguments: str) -> str:
+    command = ["scontrol", *arguments]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = str(getattr(error, "stderr", None) or error).strip()
+        _say(
+            f"the state is saved, but {' '.join(command)} failed ({reason}): submit "
+            "the same command again to continue"
+        )
+        raise SystemExit(PREEMPTED) from error
+    return done.stdout
+
+
+def _say(text: str) -> None:
+    # Not every start of the program sets up logging; the job's log must have it.
+    print(f"invariance_jax: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,225 @@
+"""The flags of a submission, checked as far as they do not need the run."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+
+_CLUSTER = flags.DEFINE_enum(
+    "cluster", None, ("slurm", "local"), "Where to run: SLURM, or processes here."
+)
+_NODES = flags.DEFINE_integer("nodes", 1, "Nodes of a job.", lower_bound=1)
+_GPUS = flags.DEFINE_integer("gpus_per_node", None, "GPUs of a node.", lower_bound=1)
+_TASKS = flags.DEFINE_integer(
+    "tasks_per_node",
+    None,
+    "Processes of a node: one per GPU (the default), or one.",
+    lower_bound=1,
+)
+_CPUS = flags.DEFINE_integer("cpus_per_task", None, "Cores of a task.", lower_bound=1)
+_MEM = flags.DEFINE_string("mem", None, "Memory of a node: a number and K, M, G or T.")
+_PARTITION = flags.DEFINE_string("partition", None, "Partition of SLURM.")
+_ACCOUNT = flags.DEFINE_string("account", None, "Account of SLURM.")
+_QOS = flags.DEFINE_string("qos", None, "Quality of service of SLURM.")
+_CONSTRAINT = flags.DEFINE_string("constraint", None, "Features that nodes must have.")
+_TIME = flags.DEFINE_string(
+    "time",
+    None,
+    "Time limit as sbatch reads it: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S.",
+)
+_SIGNAL_DELAY = flags.DEFINE_integer(
+    "signal_delay",
+    120,
+    "Seconds before the time limit at which a run is told to save.",
+    lower_bound=1,
+)
+_OPTIONS = flags.DEFINE_string(
+    "slurm_options",
+    None,
+    "Other options of sbatch: key=value,key=value; 'key=' for one without a value.",
+)
+_SETUP = flags.DEFINE_multi_string("setup", [], "Shell line before a job; repeatable.")
+_PARALLELISM = flags.DEFINE_integer(
+    "array_parallelism", None, "Most runs of a sweep at a time.", lower_bound=1
+)
+_FOLDER = flags.DEFINE_string(
+    "slurm_folder", None, "Folder of scripts and logs; WORKDIR/slurm if empty."
+)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show the script, submit nothing.")
+flags.DEFINE_alias("dry-run", "dry_run")
+
+_FOR_BOTH = (
+    "nodes gpus_per_node tasks_per_node setup slurm_folder dry_run dry-run"
+).split()
+_FOR_SLURM = (
+    "cpus_per_task mem partition account qos constraint time signal_delay "
+    "slurm_options array_parallelism"
+).split()
+
+MODES = ("all", "train", "evaluate", "embed")
+"""The modes that a job can have; the others are for this machine."""
+
+# Options of sbatch that have a flag here.
+_TAKEN = {
+    "array": "--sweep",
+    "error": "--slurm_folder",
+    "output": "--slurm_folder",
+    "nodes": "--nodes",
+    "gpus_per_node": "--gpus_per_node",
+    "ntasks": "--nodes and --tasks_per_node",
+    "ntasks_per_node": "--tasks_per_node",
+    "cpus_per_task": "--cpus_per_task",
+    "mem": "--mem",
+    "partition": "--partition",
+    "account": "--account",
+    "qos": "--qos",
+    "constraint": "--constraint",
+    "time": "--time",
+    "signal": "--signal_delay",
+}
+
+
+class Request(NamedTuple):
+    """What the command line asks of the cluster, checked.
+
+    Attributes:
+      cluster: "slurm" or "local".
+      nodes: nodes of a job.
+      gpus_per_node: None if it was not said.
+      tasks_per_node: processes of a node.
+      minutes: the time limit, rounded up as SLURM does; None is that of the partition.
+      signal_delay: seconds between the warning and the time limit.
+      setup: shell lines before a job.
+      parallelism: most runs of a sweep at a time; None is all.
+      folder: of scripts and logs; None is in the work directory.
+      dry_run: whether to show the script and submit nothing.
+      options: of sbatch, by their long names with underscores; None is not given.
+    """
+
+    cluster: str
+    nodes: int
+    gpus_per_node: int | None
+    tasks_per_node: int
+    minutes: int | None
+    signal_delay: int
+    setup: tuple[str, ...]
+    parallelism: int | None
+    folder: str | None
+    dry_run: bool
+    options: dict[str, Any]
+
+
+def read(mode: str) -> Request | None:
+    """Returns what the command line asks for; None without `--cluster`.
+
+    Args:
+      mode: that of `launch.py`.
+
+    Raises:
+      ValueError: if a flag is at odds with another or with the mode.
+    """
+    cluster = _CLUSTER.value
+    for name in (*_FOR_BOTH, *_FOR_SLURM):
+        if flags.FLAGS[name].present and cluster is None:
+            raise ValueError(f"--{name} needs --cluster=slurm or --cluster=local")
+        if flags.FLAGS[name].present and cluster == "local" and name in _FOR_SLURM:
+            raise ValueError(f"--{name} needs --cluster=slurm, found --cluster=local")
+    if cluster is None:
+        return None
+    if mode not in MODES:
+        raise ValueError(
+            f"--mode={mode} runs on this machine; leave --cluster={cluster} out"
+        )
+    if cluster == "local" and _NODES.value > 1:
+        raise ValueError(f"--nodes is {_NODES.value}; expected 1 of --cluster=local")
+    return Request(
+        cluster=cluster,
+        nodes=_NODES.value,
+        gpus_per_node=_GPUS.value,
+        tasks_per_node=_tasks(),
+        minutes=_minutes(),
+        signal_delay=_SIGNAL_DELAY.value,
+        setup=tuple(_SETUP.value),
+        parallelism=_PARALLELISM.value,
+        folder=_FOLDER.value,
+        dry_run=_DRY_RUN.value,
+        options=_options(),
+    )
+
+
+def own_arguments(arguments: Sequence[str]) -> list[str]:
+    """Returns a command line without the flags of this module.
+
+    Args:
+      arguments: the words after the program; a flag's value may be a word of its own.
+    """
+    names = "|".join(["cluster", *_FOR_BOTH, *_FOR_SLURM])
+    kept, words = [], iter(arguments)
+    for word in words:
+        found = re.match(rf"--?(no)?({names})(=|$)", word)
+        if not found:
+            kept.append(word)
+        elif not found.group(3) and not flags.FLAGS[found.group(2)].boolean:
+            next(words, None)
+    return kept
+
+
+def _tasks() -> int:
+    gpus, tasks = _GPUS.value, _TASKS.value
+    if None not in (gpus, tasks) and tasks not in (1, gpus):
+        raise ValueError(
+            f"--tasks_per_node is {tasks}; expected 1 or {gpus}, one per GPU"
+        )
+    return tasks or gpus or 1
+
+
+def _minutes() -> int | None:
+    """Returns the time limit in whole minutes, rounded up as SLURM does."""
+    text = _TIME.value
+    if text is None:
+        return None
+    found = re.fullmatch(
+        r"(?P<minutes>\d+)(:(?P<seconds>\d+))?"
+        r"|(?P<h>\d+):(?P<m>\d+):(?P<s>\d+)"
+        r"|(?P<days>\d+)-(?P<hours>\d+)(:(?P<dm>\d+)(:(?P<ds>\d+))?)?",
+        text,
+    )
+    seconds = 0
+    if found:
+        part = {name: int(number or 0) for name, number in found.groupdict().items()}
+        hours = 24 * part["days"] + part["hours"] + part["h"]
+        minutes = 60 * hours + part["minutes"] + part["m"] + part["dm"]
+        seconds = 60 * minutes + part["seconds"] + part["s"] + part["ds"]
+    if not seconds:
+        raise ValueError(
+            f"--time is {text!r}; expected minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S"
+        )
+    if _SIGNAL_DELAY.value >= seconds:
+        raise ValueError(
+            f"--signal_delay is {_SIGNAL_DELAY.value}; expected less than the "
+            f"{seconds} seconds of --time={text}"
+        )
+    return -(-seconds // 60)
+
+
+def _options() -> dict[str, Any]:
+    """Returns the options of sbatch; a value in `--slurm_options` may have commas."""
+    if _MEM.value is not None and not re.fullmatch(r"\d+[KMGT]?", _MEM.value):
+        raise ValueError(f"--mem is {_MEM.value!r}; expected a number and K, M, G or T")
+    options: dict[str, Any] = {}
+    key = None
+    for part in filter(None, (_OPTIONS.value or "").split(",")):
+        name, equals, value = part.partition("=")
+        if equals:
+            key = name.strip().removeprefix("--").replace("-", "_")
+            options[key] = value or True
+        elif key is not None and isinstance(options[key], str):
+            options[key] += f",{part}"
+        else:
+            raise ValueError(f"--slurm_options has {part!r}; expected key=value")
+    for key in options:
+        if key in _TAKEN:
+            raise ValueError(f"--slurm_options has {key}; use {_TAKEN[key]} instead")
+    given = (_CPUS, _MEM, _PARTITION, _ACCOUNT, _QOS, _CONSTRAINT)
+    return {flag.name: flag.value for flag in given} | options

@@ -1,0 +1,188 @@
+"""Submission of runs to SLURM, or to several processes of this machine.
+
+    python launch.py --config=... --workdir=DIR --cluster=slurm --gpus_per_node=8
+
+The job is `launch.py` with the other flags. SLURM's script, logs and the pickled job
+are in `DIR/slurm`; submitit writes and submits them. Everything is checked before
+anything is written. What the job does, and when it is queued again: `cluster.job`.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from invariance_jax.cluster import local
+from invariance_jax.cluster.job import PREEMPTED, Launch
+from invariance_jax.cluster.options import Request, own_arguments
+from invariance_jax.cluster.sweeps import Plan, Run, begin
+from invariance_jax.training.settings import check_devices, resolve
+from invariance_jax.training.workdir import check, check_same_run, read_config
+
+
+def submit(request: Request, plan: Plan, mode: str) -> int:
+    """Submits runs: one job, or for a sweep an array of jobs; says where the logs are.
+
+    With the cluster "local" the runs are made one after the other before it returns.
+
+    Args:
+      request: what the command line asks for.
+      plan: what `cluster.sweeps.plan` made of it.
+      mode: that of `launch.py`.
+
+    Returns:
+      The exit status: of the first run that failed here; 0 for SLURM.
+
+    Raises:
+      ValueError: if submitit is missing, a run cannot be made as asked for, or SLURM
+        refuses the job.
+    """
+    local.import_submitit()
+    folder = _folder(request, plan.workdir)
+    for run in plan.runs:
+        _check_run(request, run, mode)
+    if not plan.runs:
+        print("every run is finished: nothing is submitted")
+        return 0
+    launches = [_launch(run) for run in plan.runs]
+    if request.cluster == "local":
+        if not request.dry_run:
+            begin(plan)
+        return _run_here(request, launches, folder)
+    executor = _executor(request, folder, Path(plan.workdir).absolute().name)
+    script = _script(executor, len(launches))
+    if request.dry_run:
+        print(script)
+        for number, launch in enumerate(launches):
+            print(f"# array task {number}:" if len(launches) > 1 else "# runs:")
+            print(f"#   {_command(launch)}")
+        return 0
+    _check_slurm(script)
+    begin(plan)
+    jobs = executor.submit_array(launches)
+    print(f"submitted job {jobs[0].job_id.split('_')[0]}: {len(jobs)} run(s)")
+    for run, job in zip(plan.runs, jobs, strict=True):
+        print(f"{run.workdir}: logs {local.log_pattern(folder, job.job_id)}")
+    return 0
+
+
+def _run_here(request: Request, launches: Sequence[Launch], folder: Path) -> int:
+    failed = 0
+    for launch in launches:
+        if request.dry_run:
+            print(f"# {request.tasks_per_node} process(es): {_command(launch)}")
+            continue
+        status = local.run(
+            launch,
+            folder,
+            tasks=request.tasks_per_node,
+            gpus=request.gpus_per_node,
+            setup=request.setup,
+        )
+        if status == PREEMPTED:
+            return status
+        failed = failed or status
+    return failed
+
+
+def _check_run(request: Request, run: Run, mode: str) -> None:
+    """Checks a run as its own start would, so that the queue is not waited for."""
+    config = read_config(run.workdir) if run.config is None else run.config
+    settings = resolve(config)
+    if mode in ("all", "train"):
+        check(settings, run.workdir)
+        if request.gpus_per_node is not None:
+            check_devices(settings, request.nodes * request.gpus_per_node)
+    elif settings.encoder.weights is None:
+        check_same_run(settings, run.workdir)
+
+
+def _folder(request: Request, workdir: str) -> Path:
+    if request.folder is None and "://" in workdir:
+        raise ValueError(
+            "--slurm_folder is missing; expected a folder for scripts and logs, which "
+            f"cannot be in {workdir}"
+        )
+    return Path(request.folder or Path(workdir) / "slurm").absolute()
+
+
+def _launch(run: Run) -> Launch:
+    arguments = own_arguments(flags.FLAGS.read_flags_from_files(sys.argv[1:]))
+    if run.name is not None:
+        arguments.append(f"--sweep_run={run.name}")
+    return Launch(os.path.abspath(sys.argv[0]), tuple(arguments), os.getcwd())
+
+
+def _command(launch: Launch) -> str:
+    words = shlex.join(["python", launch.program, *launch.arguments])
+    return f"cd {shlex.quote(launch.folder)} && {words}"
+
+
+def _executor(request: Request, folder: Path, name: str) -> Any:
+    """Returns submitit's executor for SLURM, with all that is asked for."""
+    from submitit.slurm.slurm import SlurmExecutor
+
+    class Executor(SlurmExecutor):
+        """Writes scripts also where SLURM is not installed."""
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 1
+
+    options = dict(request.options)
+    # The others are ended if one fails. `srun` does not inherit the cores of a task,
+    # and must not truncate the logs of a job that was queued again.
+    srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
+    if options["cpus_per_task"] is not None:
+        srun.append(f"--cpus-per-task={options['cpus_per_task']}")
+    # The package is found as it was here, installed or next to launch.py.
+    path = shlex.quote(os.path.dirname(os.path.abspath(sys.argv[0])))
+    setup = [f'export PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}"', *request.setup]
+    given = {key: value for key, value in options.items() if value is not None}
+    executor = Executor(folder)
+    executor.update_parameters(
+        job_name=re.sub(r"[^\w.=+-]", "_", name),
+        nodes=request.nodes,
+        ntasks_per_node=request.tasks_per_node,
+        gpus_per_node=request.gpus_per_node,
+        time=request.minutes,
+        signal_delay_s=request.signal_delay,
+        array_parallelism=request.parallelism or sys.maxsize,
+        wckey=None,
+        setup=setup,
+        srun_args=srun,
+        additional_parameters={"requeue": True} | given,
+    )
+    return executor
+
+
+def _script(executor: Any, count: int) -> str:
+    """Returns what sbatch is given for a number of runs."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    return _make_sbatch_string(
+        command=executor._submitit_command_str,
+        folder=executor.folder,
+        map_count=count if count > 1 else None,
+        **executor.parameters,
+    )
+
+
+def _check_slurm(script: str) -> None:
+    """Asks SLURM whether it would take the job."""
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise ValueError(
+            "--cluster=slurm needs sbatch and srun, which this machine does not have; "
+            "--dry_run shows the script"
+        )
+    command = ["sbatch", "--test-only"]
+    done = subprocess.run(command, input=script, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"SLURM refuses the job: {done.stderr.strip()}")

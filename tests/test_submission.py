@@ -1,0 +1,435 @@
+"""Submission: flags, scripts, the job's requeue, and several tasks on this machine."""
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from test_launch import CONFIG, SMALL, assert_one_line, launch
+from tiny import tiny_config
+
+from invariance_jax.cluster import job, local, options, submission
+from invariance_jax.cluster.sweeps import Plan, Run
+from invariance_jax.training import preemption
+from invariance_jax.training.settings import resolve
+from invariance_jax.training.workdir import claim
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def parsed():
+    """Flags can be read."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def read(mode="all", **given):
+    with flagsaver.as_parsed(**given):
+        return options.read(mode)
+
+
+def test_without_a_cluster_nothing_is_asked_for():
+    assert read() is None
+
+
+def test_there_is_a_task_per_gpu_or_one_per_node():
+    assert read(cluster="slurm").tasks_per_node == 1
+    assert read(cluster="slurm", gpus_per_node="8").tasks_per_node == 8
+    one = read(cluster="slurm", gpus_per_node="8", tasks_per_node="1")
+    assert (one.gpus_per_node, one.tasks_per_node) == (8, 1)
+    assert read(cluster="slurm", tasks_per_node="2").tasks_per_node == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("90", 90),
+        ("30:00", 30),
+        ("30:01", 31),
+        ("2:30:00", 150),
+        ("1-0", 1440),
+        ("2-3:04", 3064),
+        ("2-3:04:05", 3065),
+    ],
+)
+def test_a_time_limit_is_read_as_slurm_does(text, minutes):
+    assert read(cluster="slurm", time=text).minutes == minutes
+
+
+def test_other_options_are_handed_to_slurm():
+    found = read(
+        cluster="slurm",
+        mem="64G",
+        slurm_options="exclude=n[1-3],n7,exclusive=,mail-type=END",
+    )
+    given = {key: value for key, value in found.options.items() if value is not None}
+    assert given == {
+        "mem": "64G",
+        "exclude": "n[1-3],n7",
+        "exclusive": True,
+        "mail_type": "END",
+    }
+
+
+MISTAKES = {
+    "no cluster": ({"nodes": "2"}, "--nodes needs --cluster=slurm or --cluster=local"),
+    "dry run alone": ({"dry_run": "true"}, "--dry_run needs --cluster"),
+    "slurm only": (
+        {"cluster": "local", "partition": "a"},
+        "--partition needs --cluster=slurm, found --cluster=local",
+    ),
+    "many machines": (
+        {"cluster": "local", "nodes": "2"},
+        "--nodes is 2; expected 1 of --cluster=local",
+    ),
+    "uneven tasks": (
+        {"cluster": "slurm", "gpus_per_node": "8", "tasks_per_node": "3"},
+        "--tasks_per_node is 3; expected 1 or 8, one per GPU",
+    ),
+    "time in words": (
+        {"cluster": "slurm", "time": "2h"},
+        "--time is '2h'; expected minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S",
+    ),
+    "no time": ({"cluster": "slurm", "time": "0"}, "--time is '0'; expected"),
+    "warned too early": (
+        {"cluster": "slurm", "time": "2"},
+        "--signal_delay is 120; expected less than the 120 seconds of --time=2",
+    ),
+    "memory": ({"cluster": "slurm", "mem": "64 GB"}, "--mem is '64 GB'; expected"),
+    "option without a key": (
+        {"cluster": "slurm", "slurm_options": "exclusive"},
+        "--slurm_options has 'exclusive'; expected key=value",
+    ),
+    "option that has a flag": (
+        {"cluster": "slurm", "slurm_options": "ntasks-per-node=2"},
+        "--slurm_options has ntasks_per_node; use --tasks_per_node instead",
+    ),
+    "a report": (
+        {"cluster": "slurm", "mode": "report"},
+        "--mode=report runs on this machine; leave --cluster=slurm out",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_flags_at_odds_are_named(name):
+    given, expected = MISTAKES[name]
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        read(**given)
+
+
+def test_a_job_gets_the_other_flags_only():
+    words = (
+        "--config=c.py --cluster=slurm --nodes 2 --workdir runs/a -gpus_per_node=8 "
+        "--dry-run --mode train --nodry_run --config.seed=3 --setup a --time=1-0"
+    )
+    kept = "--config=c.py --workdir runs/a --mode train --config.seed=3"
+    assert options.own_arguments(words.split()) == kept.split()
+
+
+def plan(workdir, changes=None):
+    return Plan(str(workdir), [Run(None, tiny_config(changes), str(workdir))], None)
+
+
+def submit(workdir, changes=None, *, mode="all", **given):
+    with flagsaver.as_parsed(**given):
+        return submission.submit(options.read(mode), plan(workdir, changes), mode)
+
+
+def script(capsys, workdir, **given):
+    assert submit(workdir, cluster="slurm", dry_run="true", **given) == 0
+    return capsys.readouterr().out
+
+
+def test_a_script_has_what_was_asked_for(capsys, tmp_path):
+    found = script(
+        capsys,
+        tmp_path / "run",
+        nodes="2",
+        gpus_per_node="2",
+        cpus_per_task="6",
+        partition="main",
+        time="1-0",
+        setup=["module load cuda"],
+        slurm_options="exclude=a,b",
+    )
+    for line in (
+        "#SBATCH --nodes=2",
+        "#SBATCH --gpus-per-node=2",
+        "#SBATCH --ntasks-per-node=2",
+        "#SBATCH --cpus-per-task=6",
+        "#SBATCH --partition=main",
+        "#SBATCH --time=1440",
+        "#SBATCH --signal=USR2@120",
+        "#SBATCH --requeue",
+        "#SBATCH --open-mode=append",
+        "#SBATCH --exclude=a,b",
+        "#SBATCH --job-name=run",
+        f"#SBATCH --output={tmp_path}/run/slurm/%j_0_log.out",
+        "module load cuda",
+    ):
+        assert f"{line}\n" in found
+    (srun,) = re.findall("^srun .*", found, re.MULTILINE)
+    for word in ("--kill-on-bad-exit=1", "--open-mode=append", "--cpus-per-task=6"):
+        assert word in srun
+
+
+def test_what_was_not_asked_for_is_left_to_slurm(capsys, tmp_path):
+    found = script(capsys, tmp_path / "run")
+    for name in ("time", "gpus", "partition", "mem", "array", "wckey", "cpus"):
+        assert f"--{name}" not in found
+
+
+def test_a_dry_run_writes_nothing(capsys, tmp_path):
+    script(capsys, tmp_path / "run")
+    submit(tmp_path / "run", cluster="local", dry_run="true")
+    assert not any(tmp_path.iterdir())
+
+
+def test_logs_go_where_it_is_said(capsys, tmp_path):
+    found = script(capsys, tmp_path / "run", slurm_folder=str(tmp_path / "logs"))
+    assert f"#SBATCH --error={tmp_path}/logs/%j_0_log.err\n" in found
+
+
+def test_an_object_store_needs_a_folder_for_logs():
+    with pytest.raises(ValueError, match="--slurm_folder is missing; expected a"):
+        submit("gs://bucket/run", cluster="slurm", dry_run="true")
+
+
+def test_devices_that_do_not_divide_the_batch_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="batch_size is 16; expected a multiple of the 6"
+    ):
+        submit(tmp_path, cluster="slurm", nodes="2", gpus_per_node="3", dry_run="true")
+
+
+def test_a_bad_configuration_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="temperature is -1.0; expected"):
+        submit(tmp_path, {"temperature": -1.0}, cluster="slurm", dry_run="true")
+
+
+def test_the_work_directory_of_another_run_is_refused(tmp_path):
+    claim(resolve(tiny_config({"temperature": 0.3})), tmp_path)
+    with pytest.raises(ValueError, match="holds a run with temperature = 0.3, found"):
+        submit(tmp_path, cluster="slurm", dry_run="true")
+
+
+def test_there_must_be_something_to_evaluate(tmp_path):
+    with pytest.raises(ValueError, match="holds no run"):
+        submit(tmp_path, mode="evaluate", cluster="slurm", dry_run="true")
+
+
+def test_submitit_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    expected = r"needs submitit.*pip install 'invariance_jax\[slurm\]'"
+    with pytest.raises(ValueError, match=expected):
+        submit(tmp_path, cluster="slurm")
+    assert not any(tmp_path.iterdir())
+
+
+def test_slurm_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="needs sbatch and srun"):
+        submit(tmp_path / "run", cluster="slurm")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_job_and_training_agree_on_signals_and_status():
+    assert job.PREEMPTED == preemption.STATUS
+    assert {*job.WARNINGS} == {*preemption.SIGNALS}
+
+
+def test_a_job_begins_without_jax():
+    code = "import sys, invariance_jax.cluster.job; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"jax", "flax", "absl"} & {*done.stdout.split()}
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """Puts an scontrol in place that tells a state; returns what it was asked."""
+    asked = tmp_path / "asked"
+
+    def make(state, refuses=False):
+        program = tmp_path / "scontrol"
+        program.write_text(
+            "#!/bin/bash\n"
+            f'echo "$@" >> {asked}\n'
+            f'[ "$1" = show ] && echo "JobId=7 JobState={state} Requeue=1"\n'
+            f'[ "$1" = show ] || exit {int(refuses)}\n'
+        )
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        return asked
+
+    return make
+
+
+def test_a_running_job_is_queued_again(scontrol):
+    asked = scontrol("RUNNING")
+    assert job.requeue("7_2")
+    assert asked.read_text().splitlines() == ["show job 7_2 --oneliner", "requeue 7_2"]
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "COMPLETING", "TIMEOUT", "PENDING"])
+def test_a_job_that_does_not_run_is_left_alone(scontrol, capsys, state):
+    asked = scontrol(state)
+    assert not job.requeue("7")
+    assert asked.read_text().splitlines() == ["show job 7 --oneliner"]
+    assert f"job 7 is {state}: not queued again" in capsys.readouterr().err
+
+
+def test_a_refused_requeue_says_what_to_do(scontrol, capsys):
+    scontrol("RUNNING", refuses=True)
+    with pytest.raises(SystemExit) as caught:
+        job.requeue("7")
+    assert caught.value.code == job.PREEMPTED
+    assert "submit the same command again to continue" in capsys.readouterr().err
+
+
+def test_a_job_of_an_array_is_its_task(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    assert job.job_id() == "9"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert job.job_id() == "7_2"
+
+
+BEGIN = """
+import os, signal, sys, time
+task = int(os.environ["SUBMITIT_LOCAL_GLOBALID"])
+starts = len(open("starts").readlines()) if os.path.exists("starts") else 0
+with open("starts", "a") as file:
+    print(task, os.environ.get("JAX_COORDINATOR_ADDRESS"), file=file)
+again = starts >= int(os.environ["SUBMITIT_LOCAL_NTASKS"])
+"""
+
+
+def run_here(folder, code, *, tasks=2, setup=()):
+    program = folder / "program.py"
+    program.write_text(BEGIN + code)
+    made = job.Launch(str(program), ("--a", "b c"), str(folder))
+    return local.run(made, folder / "slurm", tasks=tasks, gpus=None, setup=setup)
+
+
+def starts(folder):
+    path = folder / "starts"
+    return [line.split() for line in path.read_text().splitlines()]
+
+
+def test_tasks_run_to_their_end_at_one_address(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    code = (
+        "assert sys.argv[1:] == ['--a', 'b c']; assert 'SLURM_JOB_ID' not in os.environ"
+    )
+    assert run_here(tmp_path, code) == 0
+    (one, first), (other, second) = sorted(starts(tmp_path))
+    assert (one, other) == ("0", "1")
+    assert first == second
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", first)
+
+
+def test_setup_lines_come_first(tmp_path):
+    code = "assert os.environ['A'] == 'b c'"
+    assert run_here(tmp_path, code, tasks=1, setup=["export A='b c'"]) == 0
+    assert run_here(tmp_path, code, tasks=1, setup=["false"]) == 1
+
+
+def test_a_task_that_fails_ends_the_others_and_is_told(tmp_path):
+    started = time.monotonic()
+    code = "if task: sys.exit(3)\ntime.sleep(60)"
+    assert run_here(tmp_path, code) == 3
+    assert time.monotonic() - started < 30
+
+
+def test_a_preempted_job_starts_again(tmp_path):
+    code = "if not again:\n    time.sleep(1)\n    os.kill(os.getpid(), signal.SIGUSR2)"
+    assert run_here(tmp_path, code + "\n    time.sleep(60)") == 0
+    assert sorted(task for task, _ in starts(tmp_path)) == ["0", "0", "1", "1"]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
+def test_a_warning_is_passed_on_and_the_job_ends(tmp_path, name):
+    (tmp_path / "program.py").write_text(
+        BEGIN
+        + "def save(*_):\n    open(f'saved{task}', 'w').close()\n    sys.exit(75)\n"
+        + f"signal.signal(signal.{name}, save)\nopen(f'ready{{task}}', 'w').close()\n"
+        + "time.sleep(60)\n"
+    )
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from invariance_jax.cluster import local\n"
+        "from invariance_jax.cluster.job import Launch\n"
+        f"launch = Launch({str(tmp_path / 'program.py')!r}, (), {str(tmp_path)!r})\n"
+        f"folder = Path({str(tmp_path / 'slurm')!r})\n"
+        "sys.exit(local.run(launch, folder, tasks=2, gpus=None, setup=()))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    deadline = time.monotonic() + 60
+    try:
+        while not all((tmp_path / f"ready{task}").exists() for task in (0, 1)):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(getattr(signal, name))
+        assert process.wait(60) == job.PREEMPTED
+    finally:
+        process.kill()
+        process.wait()
+    assert all((tmp_path / f"saved{task}").exists() for task in (0, 1))
+    assert len(starts(tmp_path)) == 2
+
+
+def test_a_run_over_two_processes_of_this_machine(tmp_path):
+    workdir = tmp_path / "run"
+    done = launch(
+        CONFIG, f"--workdir={workdir}", *SMALL, "--cluster=local", "--tasks_per_node=2"
+    )
+    assert done.returncode == 0, done.stderr
+    (log,) = (workdir / "slurm").glob("*_0_log.err")
+    assert "processes: 2; devices: 2 (cpu)" in log.read_text()
+    content = json.loads((workdir / "config.json").read_text())
+    assert "--cluster" not in content["command"]
+    assert {"results.json", "report.html"} <= {path.name for path in workdir.iterdir()}
+
+
+def test_a_run_that_fails_here_relays_its_status(tmp_path):
+    done = launch(
+        CONFIG,
+        f"--workdir={tmp_path / 'run'}",
+        *SMALL,
+        "--cluster=local",
+        "--tasks_per_node=3",
+    )
+    assert done.returncode == 1
+    (log,) = (tmp_path / "run" / "slurm").glob("*_0_log.err")
+    assert "batch_size is 16; expected a multiple of the 3 devices" in log.read_text()
+
+
+def test_a_sweep_is_shown_as_an_array(tmp_path):
+    sweep = "--sweep=configs/sweeps/penalty_weight.py"
+    seeds = "--config.seeds=3"
+    workdir = tmp_path / "sweep"
+    done = launch(
+        CONFIG, seeds, f"--workdir={workdir}", sweep, "--cluster=slurm", "--dry-run"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --array=0-11%12\n" in done.stdout
+    assert f"{sweep} --sweep_run=penalty.weight=1.0/seed_2\n" in done.stdout
+    assert not workdir.exists()
+
+
+def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path):
+    done = launch(CONFIG, f"--workdir={tmp_path / 'run'}", "--nodes=2")
+    assert_one_line(done, "--nodes needs --cluster=slurm or --cluster=local")
+    assert not any(tmp_path.iterdir())
