@@ -5,7 +5,7 @@ linear probes, and the variance of the representation over views; what is measur
 `training.protocols`.
 """
 
-import json
+import io
 import logging
 import os
 import time
@@ -29,6 +29,7 @@ from invariance_jax.training.components import (
     make_transformation,
 )
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
+from invariance_jax.training.metrics import final_metrics
 from invariance_jax.training.preemption import Watch
 from invariance_jax.training.protocols import Measured, measure, probe_examples
 from invariance_jax.training.settings import resolve
@@ -40,6 +41,7 @@ from invariance_jax.training.workdir import (
     one_per_seed,
     provenance,
     read_config,
+    write_bytes,
     write_json,
 )
 from invariance_jax.types import Array
@@ -209,7 +211,7 @@ def _evaluate(settings: Any, workdir: epath.Path, watch: Watch) -> dict[str, Any
     if "untrained" in chosen.baselines:
         untrained = encoder_variables(initial_state(settings))
     measured = measure(settings, encoder, variables, untrained, train, test)
-    values = measured.values | _final_metrics(workdir)
+    values = measured.values | final_metrics(workdir)
     results = {
         "format": FORMAT,
         "n": 1,
@@ -232,15 +234,6 @@ def _settings_of(settings: Any, step: int, train: int, test: int) -> dict[str, A
         chosen["targets"] = settings.data.targets
     chosen["step"] = step
     return chosen | {"train_examples": train, "test_examples": test}
-
-
-def _final_metrics(workdir: epath.Path) -> dict[str, float]:
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = [row for row in map(json.loads, lines) if "loss" in row]
-    if not rows:
-        return {}
-    return {f"{name}.final": rows[-1][name] for name in ("loss", "penalty")}
 
 
 def _write_samples(
@@ -268,8 +261,9 @@ def _write_samples(
         pairs = test.y * classes + predictions[0].argmax(axis=1)
         counts = np.bincount(pairs, minlength=classes**2)
         arrays["confusion"] = counts.reshape(classes, classes)
-    with (workdir / "samples.npz").open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    write_bytes(workdir / "samples.npz", content.getvalue())
 
 
 def aggregate(each: list[dict[str, Any]]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from invariance_jax.training.metrics import MetricsWriter
+from invariance_jax.training.metrics import MetricsWriter, final_metrics
 
 
 def rows(workdir):
@@ -69,3 +69,16 @@ def test_no_temporary_file_is_left(tmp_path):
         "metrics.jsonl",
         "tensorboard",
     }
+
+
+def test_the_last_row_of_steps_is_final_whatever_a_kill_has_left(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    assert final_metrics(tmp_path) == {}
+    rows = [
+        {"step": 5, "loss": 2.0, "penalty": 0.5},
+        {"step": 10, "loss": 1.0, "penalty": 0.25},
+        {"step": 10, "probe_mse": 0.1},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    log.write_text(text + '{"step": 15, "los')
+    assert final_metrics(tmp_path) == {"loss.final": 1.0, "penalty.final": 0.25}

@@ -43,7 +43,9 @@ class MetricsWriter:
         # An object store knows no appending: there, the file is written as a whole.
         self._appends = "://" not in os.fspath(self._path)
         self._kept = [
-            line for line in self._lines() if json.loads(line)["step"] <= first_step
+            line
+            for line in _whole_lines(self._path)
+            if json.loads(line)["step"] <= first_step
         ]
         write_text(self._path, "".join(self._kept))
         self._board = SummaryWriter(
@@ -87,9 +89,21 @@ class MetricsWriter:
         if self._tracker is not None:
             self._tracker.close()
 
-    def _lines(self) -> list[str]:
-        """Returns the whole rows; a row that was cut off by a crash is left out."""
-        if not self._path.exists():
-            return []
-        text = self._path.read_text()
-        return [line for line in text.splitlines(keepends=True) if line.endswith("}\n")]
+
+def final_metrics(workdir: str | os.PathLike[str]) -> dict[str, float]:
+    """Returns `loss.final` and `penalty.final`, those of the last row of steps.
+
+    Args:
+      workdir: the work directory of the run; without a log there are none.
+    """
+    lines = _whole_lines(epath.Path(workdir) / "metrics.jsonl")
+    rows = [row for row in map(json.loads, lines) if "loss" in row]
+    if not rows:
+        return {}
+    return {f"{name}.final": rows[-1][name] for name in ("loss", "penalty")}
+
+
+def _whole_lines(path: epath.Path) -> list[str]:
+    """Returns the rows of a log; one that was cut off by a crash is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("}\n")]

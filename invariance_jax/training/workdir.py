@@ -149,11 +149,16 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a file of text in one move; see `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file in one move, so that it is never seen half-written.
 
     Args:
       path: the file.
-      text: its content.
+      content: its content.
 
     Raises:
       OSError: if it cannot be written; a former content stays.
@@ -162,7 +167,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     # Another job may write the same file at the same time.
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(content)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
