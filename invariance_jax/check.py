@@ -1,4 +1,4 @@
-"""The check program: all that can go wrong before a run waits in a queue for devices.
+"""The check program: what can be known of a run before it waits in a queue.
 
 The training step is compiled for the devices, but no data set is read, nothing is
 trained and nothing is written.

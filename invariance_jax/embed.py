@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -14,9 +14,9 @@ from invariance_jax.evaluate import prepare, restore
 from invariance_jax.training import parallel, processes
 from invariance_jax.training.compilation import compilation_kept
 from invariance_jax.training.components import make_examples
+from invariance_jax.training.files import plain_path
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.preemption import Watch
-from invariance_jax.training.workdir import plain_path
 
 _log = logging.getLogger(__name__)
 
@@ -44,53 +44,75 @@ def run(
 
     Raises:
       ValueError: if the configuration is invalid, the work directory holds no such run,
-        a checkpoint is missing, or one of the files exists.
-      Preempted: if a signal asks for a stop; the files that are there are whole.
+        a checkpoint is missing, or one of the files exists and was made in another way.
+      Preempted: if a signal asks for a stop; the same call makes the files that lack.
     """
     with processes.main_process_first():
         runs = prepare(config, workdir)
-    files = [_files(settings, path) for settings, path in runs]
-    for file in (file for each in files for file in each.values()):
-        if file.exists():
-            raise ValueError(f"{file} exists; move it, nothing is overwritten.")
+    tasks = [task for settings, path in runs for task in _tasks(settings, path)]
+    left = [task for task in tasks if not _is_written(task)]
     with Watch() as watch, compilation_kept(runs[0][0], workdir):
-        for (settings, path), each in zip(runs, files, strict=True):
-            _embed(settings, path, each, watch)
-    return [plain_path(file) for each in files for file in each.values()]
+        for task in left:
+            _embed(task, watch)
+    return [plain_path(task.file) for task in tasks]
 
 
-def _files(settings: Any, workdir: epath.Path) -> dict[str, epath.Path]:
+class _Task(NamedTuple):
+    """One file, and all that makes it."""
+
+    file: epath.Path
+    split: str
+    settings: Any
+    variables: Any
+    made_by: str
+
+
+def _tasks(settings: Any, workdir: epath.Path) -> list[_Task]:
     views = settings.embedding.num_views
     name = f"{views}_views" if views else "plain"
-    return {
-        split: workdir / f"embeddings_{split}_{name}.npz"
-        for split in settings.embedding.splits
-    }
-
-
-def _embed(
-    settings: Any, workdir: epath.Path, files: dict[str, epath.Path], watch: Watch
-) -> None:
     state = restore(settings, workdir)
     variables = encoder_variables(state)
+    made_by = {"step": int(state.step), "config": settings.to_dict()}
+    return [
+        _Task(
+            workdir / f"embeddings_{split}_{name}.npz",
+            split,
+            settings,
+            variables,
+            json.dumps(made_by | {"split": split}, default=list),
+        )
+        for split in settings.embedding.splits
+    ]
+
+
+def _is_written(task: _Task) -> bool:
+    """Returns whether an earlier start has written a file; refuses any other one."""
+    if not task.file.exists():
+        return False
+    with task.file.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        if str(archive.get("settings")) != task.made_by:
+            raise ValueError(f"{task.file} exists; move it, nothing is overwritten.")
+    _log.info("%s: written, skipped", task.file)
+    return True
+
+
+def _embed(task: _Task, watch: Watch) -> None:
+    settings, views = task.settings, task.settings.embedding.num_views
     encoder = FrozenEncoder(
         settings, parallel.all_devices(), between=watch.stop_if_asked
     )
-    views = settings.embedding.num_views
-    made_by = {"step": int(state.step), "config": settings.to_dict()}
-    for split, file in files.items():
-        x, y = make_examples(settings, split, in_order=True)
-        stream = _STREAMS.index(split)
-        if views:
-            sweep = encoder.features(variables, x, num_views=(views,), stream=stream)
-            features = sweep[0]
-        else:
-            features = encoder.plain(variables, x)
-        text = json.dumps(made_by | {"split": split}, default=list)
-        content = {"labels" if y.ndim == 1 else "targets": y, "settings": text}
-        if processes.is_main_process():
-            temporary = file.with_suffix(".tmp.npz")
-            with temporary.open("wb") as whole:
-                np.savez(whole, features=features.astype(np.float32), **content)
-            temporary.replace(file)
-        _log.info("%s: %d examples", file, len(x))
+    x, y = make_examples(settings, task.split, in_order=True)
+    if views:
+        stream = _STREAMS.index(task.split)
+        (features,) = encoder.features(
+            task.variables, x, num_views=(views,), stream=stream
+        )
+    else:
+        features = encoder.plain(task.variables, x)
+    content = {"labels" if y.ndim == 1 else "targets": y, "settings": task.made_by}
+    if processes.is_main_process():
+        temporary = task.file.with_suffix(".tmp.npz")
+        with temporary.open("wb") as file:
+            np.savez(file, features=features.astype(np.float32), **content)
+        temporary.replace(task.file)
+    _log.info("%s: %d examples", task.file, len(x))

@@ -28,6 +28,7 @@ from invariance_jax.training.components import (
     make_networks,
     make_transformation,
 )
+from invariance_jax.training.files import write_bytes, write_json
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.metrics import final_metrics
 from invariance_jax.training.preemption import Watch
@@ -41,8 +42,6 @@ from invariance_jax.training.workdir import (
     one_per_seed,
     provenance,
     read_config,
-    write_bytes,
-    write_json,
 )
 from invariance_jax.types import Array
 
@@ -211,7 +210,7 @@ def _evaluate(settings: Any, workdir: epath.Path, watch: Watch) -> dict[str, Any
     if "untrained" in chosen.baselines:
         untrained = encoder_variables(initial_state(settings))
     measured = measure(settings, encoder, variables, untrained, train, test)
-    values = measured.values | final_metrics(workdir)
+    values = measured.values | final_metrics(workdir, step=int(state.step))
     results = {
         "format": FORMAT,
         "n": 1,

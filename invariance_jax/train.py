@@ -36,7 +36,7 @@ from invariance_jax.training.start import (
 )
 from invariance_jax.training.steps import TrainState
 from invariance_jax.training.tracking import check_package
-from invariance_jax.training.workdir import claim, one_per_seed
+from invariance_jax.training.workdir import claim, one_per_seed, read_start
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class _Run:
 
     def __init__(self, settings: Any, workdir: epath.Path, watch: Watch):
         self._settings, self._workdir, self._watch = settings, workdir, watch
-        self._devices = parallel.all_devices()
+        self._id, self._devices = read_start(workdir), parallel.all_devices()
         self._train = make_examples(settings, "train")
         _check_examples(settings, self._train)
         parallel.check_memory(self._train.x, self._devices)
@@ -149,6 +149,7 @@ class _Run:
             self._checkpoints.check()
             leaves = step < settings.derived.steps and self._watch.is_asked()
             if leaves or self._saves(step):  # after the rows: no resumed run repeats it
+                self._check_alone()
                 state = parallel.one_replica(replicated)
                 self._checkpoints.save(step, state, note=rows.pending())
             if leaves:
@@ -157,6 +158,13 @@ class _Run:
                     f"{self._workdir}: {self._watch.reason}; saved at step {step}, the "
                     "same command continues"
                 )
+
+    def _check_alone(self) -> None:
+        if processes.is_main_process() and read_start(self._workdir) != self._id:
+            raise OSError(
+                f"{self._workdir}: the run was started a second time and goes on "
+                "there; this start ends, expected one at a time."
+            )
 
     def _saves(self, step: int) -> bool:
         every = self._settings.checkpoints.every_steps
@@ -211,7 +219,7 @@ class _Rows:
                 before = self._pending.get(name, (0.0, 0.0))
                 self._pending[name] = before[0] + float(total), before[1] + float(count)
         self._sums = []
-        return self._pending
+        return dict(self._pending)  # orbax writes it later
 
     def write(self, step: int) -> None:
         totals = self.pending()

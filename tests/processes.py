@@ -30,7 +30,7 @@ def compilation_cache():
 
 
 def environment(devices, **changes):
-    """Returns the environment of a process with that many CPU devices."""
+    """Returns the environment of a process with that many CPU devices; None: unset."""
     inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     own = {
@@ -40,7 +40,8 @@ def environment(devices, **changes):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": paths,
     }
-    return inherited | own | changes
+    together = inherited | own | changes
+    return {name: value for name, value in together.items() if value is not None}
 
 
 def start(arguments, *, processes=1, devices=1, **changes):

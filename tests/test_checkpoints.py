@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from invariance_jax.training.checkpoints import Checkpoints
+from invariance_jax.training.files import absolute
 
 # Where one file of a checkpoint cannot be read, orbax closes its event loop before its
 # threads have told that loop about the other files.
@@ -84,6 +85,31 @@ def workdir(original, tmp_path):
 def test_nothing_is_written_before_the_first_save(tmp_path):
     saved(tmp_path / "run", [])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_note_comes_back_as_it_was(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state(1), note={"loss": [0.1, 3.0]})
+    checkpoints.save(2, state(2))
+    checkpoints.wait()
+    assert checkpoints.note(1) == {"loss": [0.1, 3.0]}
+    assert checkpoints.note(2) == {}
+    checkpoints.close()
+
+
+def test_what_a_killed_start_left_is_removed_by_its_owner_only(workdir):
+    torn = workdir / "checkpoints" / "30.orbax-checkpoint-tmp"
+    shutil.copytree(workdir / "checkpoints" / "20", torn)
+    assert steps(workdir) == [10, 20]
+    assert torn.exists()
+    saved(workdir, [40], owns=True)
+    assert not torn.exists()
+
+
+def test_the_folder_may_be_in_an_object_store():
+    assert str(absolute("gs://bucket/run") / "checkpoints") == (
+        "gs://bucket/run/checkpoints"
+    )
 
 
 def test_the_newest_state_comes_back(original):

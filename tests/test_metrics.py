@@ -73,7 +73,7 @@ def test_no_temporary_file_is_left(tmp_path):
 
 def test_the_last_row_of_steps_is_final_whatever_a_kill_has_left(tmp_path):
     log = tmp_path / "metrics.jsonl"
-    assert final_metrics(tmp_path) == {}
+    assert final_metrics(tmp_path, step=9) == {}
     rows = [
         {"step": 5, "loss": 2.0, "penalty": 0.5},
         {"step": 10, "loss": 1.0, "penalty": 0.25},
@@ -81,4 +81,12 @@ def test_the_last_row_of_steps_is_final_whatever_a_kill_has_left(tmp_path):
     ]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     log.write_text(text + '{"step": 15, "los')
-    assert final_metrics(tmp_path) == {"loss.final": 1.0, "penalty.final": 0.25}
+    found = final_metrics(tmp_path, step=12)
+    assert found == {"loss.final": 1.0, "penalty.final": 0.25}
+
+
+def test_rows_after_the_checkpoint_are_not_final(tmp_path):
+    rows = [{"step": step, "loss": step, "penalty": 0.0} for step in (5, 10, 15)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert final_metrics(tmp_path, step=10)["loss.final"] == 10

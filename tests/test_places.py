@@ -124,16 +124,46 @@ def test_a_variable_that_slurm_should_have_set_is_named():
         from_environment(environment)
 
 
-def test_a_process_of_open_mpi_leaves_the_address_to_jax():
-    environment = {
-        "OMPI_COMM_WORLD_SIZE": "4",
-        "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
-        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
-    }
-    place = from_environment(environment)
-    assert (place.found, place.address, place.local_devices) == ("Open MPI", None, (1,))
+@pytest.mark.parametrize(
+    ("visible", "on_node", "devices"),
+    [
+        # GPUs bound to the task, of a node with more: no share of a share.
+        ("4,5", "8", ()),
+        (EIGHT, "8", (3,)),
+    ],
+)
+def test_gpus_that_slurm_has_bound_to_a_task_are_all_its_own(visible, on_node, devices):
+    changes = {"CUDA_VISIBLE_DEVICES": visible, "SLURM_GPUS_ON_NODE": on_node}
+    assert from_environment(SLURM | changes).local_devices == devices
+
+
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+
+
+def test_a_process_of_open_mpi_4_leaves_the_address_to_jax():
+    environment = OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1;tcp://10.0.0.1:3"}
+    assert from_environment(environment) == Place("Open MPI", local_devices=(1,))
     alone = environment | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
     assert from_environment(alone).local_devices == ()
+    bound = environment | {"CUDA_VISIBLE_DEVICES": "5"}
+    assert from_environment(bound).local_devices == ()
+
+
+def test_a_process_of_open_mpi_5_needs_the_address():
+    with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS is missing"):
+        from_environment(OPEN_MPI)
+    environment = OPEN_MPI | {"JAX_COORDINATOR_ADDRESS": "a:1"}
+    assert from_environment(environment) == Place("Open MPI", "a:1", 4, 3, (1,))
+
+
+def test_open_mpi_within_slurm_is_open_mpi():
+    environment = SLURM | OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1;tcp://10.0.0.1:3"}
+    assert from_environment(environment).found == "Open MPI"
 
 
 @pytest.mark.parametrize(

@@ -116,9 +116,10 @@ def test_a_run_continues_on_another_number_of_devices(run, tmp_path):
     ]
     half = [f"--workdir={workdir}", "--config.checkpoints.keep_every_steps=1"]
     stopped = processes.start([*arguments, *half], processes=2, devices=2)
-    processes.finish(stopped)
+    assert processes.finish(stopped)[0] == [0, 0]
     shutil.rmtree(workdir / "checkpoints" / "10")
-    processes.run([*arguments, *half], devices=1)
+    (output,) = processes.run([*arguments, *half], devices=1)
+    assert "resumed at step 5" in output
     processes.run([*arguments, f"--workdir={whole}"], devices=1)
     found, expected = (
         [json.loads(r) for r in (path / "metrics.jsonl").read_text().splitlines()]
@@ -135,9 +136,9 @@ LONG = ("--config.steps=100000", "--config.logging.probe_every_steps=0")
 
 def wait_for_rows(workdir):
     log = workdir / "metrics.jsonl"
-    for _ in range(1000):
-        if log.exists() and log.read_text():
-            return
+    deadline = time.monotonic() + 200
+    while not (log.exists() and log.read_text()):
+        assert time.monotonic() < deadline
         time.sleep(0.1)
 
 

@@ -1,7 +1,9 @@
 """An image run from end to end: what is measured, written, loaded and embedded."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -15,8 +17,15 @@ from tiny import image_arrays, image_config
 import invariance_jax
 from invariance_jax import data, embed, evaluate, models, report, train
 from invariance_jax.training import protocols
-from invariance_jax.training.components import Examples, make_examples
+from invariance_jax.training.components import (
+    Examples,
+    make_examples,
+    make_transformation,
+)
+from invariance_jax.training.frozen import FrozenEncoder
+from invariance_jax.training.preemption import Preempted
 from invariance_jax.training.settings import resolve
+from invariance_jax.training.workdir import read_config
 
 CHANGES = {
     "evaluation.families": ("all", "color", "crop"),
@@ -183,12 +192,33 @@ def test_plain_embeddings_are_those_of_the_loaded_encoder(copy, data_dir):
         np.testing.assert_array_equal(content["labels"], test.y)
 
 
+def test_an_embedding_that_was_stopped_goes_on(copy, monkeypatch):
+    features = FrozenEncoder.features
+
+    def stopped(*arguments, stream, **settings):
+        if stream == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return features(*arguments, stream=stream, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FrozenEncoder, "features", stopped)
+        with pytest.raises(Preempted):
+            embed.run(None, copy)
+    (written,) = copy.glob("embeddings_*.npz")
+    before = written.stat().st_mtime_ns
+    files = embed.run(None, copy)
+    assert written.stat().st_mtime_ns == before
+    assert all(file.exists() for file in files) and len(files) == 2
+
+
 def test_an_embedding_is_never_overwritten(copy):
     files = embed.run(None, copy)
     before = files[1].read_bytes()
     files[0].unlink()
+    config = read_config(copy)
+    config.evaluation.seed = 1
     with pytest.raises(ValueError, match="test_1_views.npz exists"):
-        embed.run(None, copy)
+        embed.run(config, copy)
     assert files[1].read_bytes() == before
     assert not files[0].exists()
 
@@ -227,7 +257,7 @@ def test_imported_weights_are_evaluated(weights, data_dir, tmp_path):
     encode, _ = invariance_jax.load(str(tmp_path / "run"))
     images = jnp.asarray(image_arrays(3, num_examples=2)[0])
     settings = resolve(config)
-    plain = train.make_transformation(settings).plain(images)
+    plain = make_transformation(settings).plain(images)
     encoder = models.create_encoder("resnet18")
     expected = encoder.apply(variables, plain, train=False)
     np.testing.assert_allclose(encode(images), expected, rtol=1e-5, atol=1e-5)

@@ -195,6 +195,23 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_submission_uses_no_device(tmp_path):
+    code = (
+        "import runpy, sys\n"
+        "from invariance_jax.cluster import devices\n"
+        f"sys.argv = ['launch.py', {CONFIG!r}, '--workdir={tmp_path}/run',\n"
+        "            '--cluster=slurm', '--dry_run']\n"
+        "try:\n"
+        "    runpy.run_path('launch.py', run_name='__main__')\n"
+        "finally:\n"
+        "    print('used:', devices.have_started())\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "#SBATCH" in done.stdout
+    assert done.stdout.endswith("used: False\n")
+
+
 def test_logs_go_where_it_is_said(capsys, tmp_path):
     found = script(capsys, tmp_path / "run", slurm_folder=str(tmp_path / "logs"))
     assert f"#SBATCH --error={tmp_path}/logs/%j_0_log.err\n" in found

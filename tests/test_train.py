@@ -16,6 +16,7 @@ from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.metrics import MetricsWriter
 from invariance_jax.training.optimizers import make_schedule
 from invariance_jax.training.settings import resolve
+from invariance_jax.training.workdir import claim
 
 # Where one file of a checkpoint cannot be read, orbax closes its event loop before its
 # threads have told that loop about the other files.
@@ -193,6 +194,28 @@ def test_another_training_key_is_refused_and_nothing_changes(smoke):
     with pytest.raises(ValueError, match=r"holds a run with penalty\.weight = 0\.1"):
         train.run(tiny_config(SMOKE | {"penalty.weight": 0.2}), smoke)
     assert {path: path.stat().st_mtime_ns for path in smoke.rglob("*")} == before
+
+
+def test_a_second_start_ends_the_first(tmp_path, monkeypatch):
+    save = Checkpoints.save
+
+    def overtaken(checkpoints, step, state, **note):
+        save(checkpoints, step, state, **note)
+        claim(resolve(tiny_config(SMOKE)), tmp_path)
+
+    monkeypatch.setattr(Checkpoints, "save", overtaken)
+    with pytest.raises(OSError, match="started a second time"):
+        train.run(tiny_config(SMOKE), tmp_path)
+    assert checkpoint_steps(tmp_path) == [15]
+
+
+def test_what_is_pending_stays_as_it_was_noted(log):
+    log, _, _ = log
+    log.add(sums(1.0, 2))
+    noted = log.pending()
+    log.add(sums(3.0, 1))
+    log.write(6)
+    assert noted["loss"] == (2.0, 2.0)
 
 
 def test_a_torn_checkpoint_stops_the_run_by_name(smoke, tmp_path):

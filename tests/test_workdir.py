@@ -6,13 +6,14 @@ import pytest
 from tiny import tiny_config
 
 from invariance_jax import __version__
+from invariance_jax.training.files import write_json
 from invariance_jax.training.settings import flatten, resolve
 from invariance_jax.training.workdir import (
     FORMAT,
     claim,
     one_per_seed,
     read_config,
-    write_json,
+    read_start,
 )
 
 
@@ -144,6 +145,19 @@ def test_a_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"file, a file; expected a folder"):
         claim(settings(), path)
     assert path.read_text() == "mine"
+
+
+def test_another_object_store_is_refused():
+    with pytest.raises(ValueError, match="workdir is s3:.*; expected a folder or gs:"):
+        claim(settings(), "s3://a/b")
+
+
+def test_every_start_has_a_name_of_its_own(tmp_path):
+    names = []
+    for _ in range(2):
+        claim(settings(), tmp_path)
+        names.append(read_start(tmp_path))
+    assert names[0] != names[1]
 
 
 def test_checkpoints_without_a_configuration_are_refused(tmp_path):

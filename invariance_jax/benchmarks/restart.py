@@ -30,7 +30,7 @@ from invariance_jax.training.workdir import claim
 _TRAIN = """
 import sys
 from invariance_jax import train
-from invariance_jax.training.workdir import read_config
+from invariance_jax.training.workdir import (read_config)
 train.run(read_config(sys.argv[1]), sys.argv[1])
 """
 

@@ -13,13 +13,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from invariance_jax.evaluate import aggregate
+from invariance_jax.training.files import write_json
 from invariance_jax.training.settings import flatten
 from invariance_jax.training.workdir import (
     first_difference,
     one_per_seed,
     read_config,
     tuples,
-    write_json,
 )
 
 FORMAT = 1

@@ -5,6 +5,7 @@ a TPU pod or `--cluster=local` leaves, or given by flags. One process per device
 per machine both work.
 """
 
+import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,18 +79,44 @@ def from_environment(environment: Mapping[str, str]) -> Place | None:
     """
     if environment.get("SUBMITIT_EXECUTOR") == "local":
         return _from_submitit(environment)
+    # Before SLURM, which may have started the daemons of Open MPI.
+    if "OMPI_COMM_WORLD_SIZE" in environment:
+        return _from_open_mpi(environment)
     if "SLURM_STEP_NODELIST" in environment:
         return _from_slurm(environment)
-    size = "OMPI_COMM_WORLD_SIZE"
-    if size in environment and _number(environment, size) > 1:
-        alone = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
-        rank = _number(environment, "OMPI_COMM_WORLD_LOCAL_RANK")
-        return Place("Open MPI", local_devices=() if alone else (rank,))
-    hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
-    on_tpu = any(Path("/dev").glob("accel[0-9]*")) or "TPU_NAME" in environment
-    if "," in hosts or on_tpu or "MEGASCALE_COORDINATOR_ADDRESS" in environment:
+    several = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    names = {"TPU_NAME", "MEGASCALE_COORDINATOR_ADDRESS"}
+    if several or names & {*environment} or _has_tpu():
         return Place("a TPU pod")
     return None
+
+
+def _has_tpu() -> bool:
+    """Returns whether this machine has TPUs, of an older or newer kind."""
+    if importlib.util.find_spec("libtpu") is None:
+        return False
+    devices = Path("/dev")
+    return any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
+
+
+def _from_open_mpi(environment: Mapping[str, str]) -> Place | None:
+    """Returns the place of a process of `mpirun`, None if it is the only one."""
+    count = _number(environment, "OMPI_COMM_WORLD_SIZE")
+    if count == 1:
+        return None
+    local = _number(environment, "OMPI_COMM_WORLD_LOCAL_RANK")
+    on_node = _number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE")
+    shares = _share(environment, local, on_node)
+    if "OMPI_MCA_orte_hnp_uri" in environment:
+        return Place("Open MPI", local_devices=shares)
+    address = environment.get("JAX_COORDINATOR_ADDRESS")
+    if address is None:
+        raise ValueError(
+            "JAX_COORDINATOR_ADDRESS is missing; this Open MPI does not tell where "
+            "process 0 is: expected HOST:PORT, mpirun -x JAX_COORDINATOR_ADDRESS=..."
+        )
+    index = _number(environment, "OMPI_COMM_WORLD_RANK")
+    return Place("Open MPI", address, count, index, shares)
 
 
 def _from_submitit(environment: Mapping[str, str]) -> Place | None:
@@ -148,7 +175,9 @@ def _share(environment: Mapping[str, str], index: int, tasks: int) -> tuple[int,
     """Returns which of the visible GPUs of a machine are those of one of its tasks."""
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     count = len(visible.split(",")) if visible else tasks
-    if tasks == 1 or count == 1:
+    on_node = environment.get("SLURM_GPUS_ON_NODE", "0")
+    bound = on_node.isdecimal() and count < int(on_node)  # to the task, by SLURM
+    if tasks == 1 or count == 1 or bound:
         return ()
     if count % tasks:
         raise ValueError(

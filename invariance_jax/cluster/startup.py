@@ -81,6 +81,7 @@ def _fail(message: str) -> None:
     in_main = threading.current_thread() is threading.main_thread()
     if jax.distributed.is_initialized() or not in_main:
         # An exit would wait for the other processes, which wait for this one.
+        sys.stdout.flush()
         print(message, file=sys.stderr, flush=True)
         os._exit(1)
     sys.exit(message)
@@ -175,7 +176,8 @@ def _meet(place: Place) -> None:
     watchdog.start()
     jax.distributed.initialize(
         **known,
-        local_device_ids=list(place.local_devices),
+        # None, where the launcher is known, leaves JAX_LOCAL_DEVICE_IDS its say.
+        local_device_ids=list(place.local_devices) or (None if known else []),
         initialization_timeout=2 * seconds,
         heartbeat_timeout_seconds=_HEARTBEAT_SECONDS.value,
     )

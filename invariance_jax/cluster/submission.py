@@ -55,7 +55,9 @@ def submit(request: Request, plan: Plan, mode: str) -> int:
     if request.cluster == "local":
         if not request.dry_run:
             begin(plan)
-        return _run_here(request, launches, folder)
+        status = _run_here(request, launches, folder)
+        _say_report(plan)
+        return status
     executor = _executor(request, folder, Path(plan.workdir).absolute().name)
     script = _script(executor, len(launches))
     if request.dry_run:
@@ -70,7 +72,14 @@ def submit(request: Request, plan: Plan, mode: str) -> int:
     print(f"submitted job {jobs[0].job_id.split('_')[0]}: {len(jobs)} run(s)")
     for run, job in zip(plan.runs, jobs, strict=True):
         print(f"{run.workdir}: logs {local.log_pattern(folder, job.job_id)}")
+    _say_report(plan)
     return 0
+
+
+def _say_report(plan: Plan) -> None:
+    if plan.record is not None:
+        words = ["python", "launch.py", "--mode=report", f"--workdir={plan.workdir}"]
+        print(f"what is finished is compared by {shlex.join(words)}")
 
 
 def _run_here(request: Request, launches: Sequence[Launch], folder: Path) -> int:

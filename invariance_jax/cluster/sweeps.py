@@ -19,9 +19,10 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from invariance_jax.cluster.collect import FORMAT, is_evaluated, read_record
 from invariance_jax.cluster.grid import make_points, read_grid, resolve_point
+from invariance_jax.training.files import write_json
 from invariance_jax.training.processes import is_main_process
 from invariance_jax.training.settings import resolve
-from invariance_jax.training.workdir import check, one_per_seed, write_json
+from invariance_jax.training.workdir import check, one_per_seed
 
 _SWEEP = flags.DEFINE_string(
     "sweep", None, "File with get_sweep(): key -> values, the grid of a sweep."

@@ -35,7 +35,7 @@ from invariance_jax.report.tables import (
     table,
     to_csv,
 )
-from invariance_jax.training.workdir import plain_path
+from invariance_jax.training.files import plain_path
 
 __all__ = ["run", "table"]
 

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from invariance_jax.training.files import absolute
+
 FORMAT = 2
 """The newest format number of `config.json` and `results.json` that is understood."""
 
@@ -46,8 +48,7 @@ class Log(NamedTuple):
 
     Attributes:
       label: the folder's name for a run over seeds, else "".
-      curves: name -> (steps [S], values [S]), steps increasing; where a step was logged
-        twice (a resumed run) the later line counts.
+      curves: name -> (steps [S], values [S]), increasing; of one step, the last value.
       skipped: how many lines could not be read.
     """
 
@@ -131,7 +132,7 @@ def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
         raise ValueError(
             f"workdirs must be a list of one or more directories, found {workdirs!r}"
         )
-    paths = [epath.Path(workdir).resolve() for workdir in workdirs]
+    paths = [absolute(workdir) for workdir in workdirs]
     twice = [path for path, count in Counter(paths).items() if count > 1]
     if twice:
         raise ValueError(f"work directory {twice[0]} is given twice; give each once")
@@ -149,13 +150,12 @@ def _read_run(path: epath.Path, name: str) -> Run:
             "finished (--mode=all or --mode=evaluate finishes it)"
         )
     saved = _read_json(path / "config.json")
-    results = check_results(
-        _read_json(path / "results.json"), f"work directory {path}: results.json"
-    )
+    where = f"work directory {path}: results.json"
+    results = check_results(_read_json(path / "results.json"), where)
     folders = _seed_folders(path, results.seeds) or [path]
     command = saved.get("command")
     if isinstance(command, list):
-        command = " ".join(str(word) for word in command)
+        command = " ".join(map(str, command))
     return Run(
         name=name,
         path=path,
@@ -226,9 +226,9 @@ def check_results(content: Mapping[str, Any], where: str = "results") -> Results
                 int(entry.get("n", 1)),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
+            expected = "must have a mean, a standard_error (or null) and n"
             raise ValueError(
-                f"{where}: summary entry {name!r} must have a mean, a standard_error "
-                f"(or null) and n, found {entry!r}"
+                f"{where}: summary entry {name!r} {expected}, found {entry!r}"
             ) from error
     seeds = tuple(content.get("seeds") or ())
     n = int(content.get("n") or len(seeds) or 1)
@@ -294,6 +294,6 @@ def _read_samples(folder: epath.Path, num_targets: int) -> Samples | None:
                 )
     counts = samples.confusion
     if counts is not None and counts.shape != (len(counts),) * 2:
-        where = f"work directory {folder}: samples.npz"
-        raise ValueError(f"{where}: confusion must be [C, C], found {counts.shape}")
+        found = f"confusion must be [C, C], found {counts.shape}"
+        raise ValueError(f"work directory {folder}: samples.npz: {found}")
     return samples

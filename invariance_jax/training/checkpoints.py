@@ -17,6 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from invariance_jax.training.files import absolute
+
 
 class Checkpoints:
     """The checkpoints of one work directory.
@@ -42,7 +44,7 @@ class Checkpoints:
           owns: whether this is the run that writes them: then what an earlier start,
             cut off while it was writing, has left behind is removed.
         """
-        self.directory = epath.Path(workdir).resolve() / "checkpoints"
+        self.directory = absolute(workdir) / "checkpoints"
         self._keep = keep
         self._manager = ocp.CheckpointManager(
             self.directory,

@@ -16,6 +16,8 @@ import jax
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
+from invariance_jax.training.files import absolute
+
 _log = logging.getLogger(__name__)
 
 OFF = "off"
@@ -57,7 +59,7 @@ def compilation_kept(settings: Any, workdir: str | os.PathLike[str]) -> Iterator
     else:
         if chosen is None:
             # Absolute: JAX would look for it from wherever the process goes.
-            folder = epath.Path(workdir).resolve() / _FOLDER
+            folder = absolute(workdir) / _FOLDER
             _remove_torn(folder)
             chosen = os.fspath(folder)
         values = {"jax_compilation_cache_dir": chosen}

@@ -8,8 +8,8 @@ import jax
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from invariance_jax.training.files import write_text
 from invariance_jax.training.tracking import Tracker
-from invariance_jax.training.workdir import write_text
 
 
 class MetricsWriter:
@@ -90,14 +90,17 @@ class MetricsWriter:
             self._tracker.close()
 
 
-def final_metrics(workdir: str | os.PathLike[str]) -> dict[str, float]:
-    """Returns `loss.final` and `penalty.final`, those of the last row of steps.
+def final_metrics(workdir: str | os.PathLike[str], *, step: int) -> dict[str, float]:
+    """Returns `loss.final` and `penalty.final`, those of the last row until a step.
 
     Args:
       workdir: the work directory of the run; without a log there are none.
+      step: finished steps of the checkpoint, after which a killed run has more rows.
     """
     lines = _whole_lines(epath.Path(workdir) / "metrics.jsonl")
-    rows = [row for row in map(json.loads, lines) if "loss" in row]
+    rows = [
+        row for row in map(json.loads, lines) if "loss" in row and row["step"] <= step
+    ]
     if not rows:
         return {}
     return {f"{name}.final": rows[-1][name] for name in ("loss", "penalty")}

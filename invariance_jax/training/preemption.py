@@ -5,15 +5,13 @@ handler only takes a note; the run asks for it where it can stop, and the proces
 run agree, so that all of them stop at the same step.
 """
 
-import logging
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 from invariance_jax.training.processes import any_process
-
-_log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """What asks for a stop."""
@@ -31,7 +29,8 @@ class Watch:
     """A context in which the signals are noticed instead of ending the process.
 
     What an outer watch has noticed, an inner one knows when it begins, and the other
-    way round when it ends. In a thread other than the main one, where Python allows no
+    way round when it ends; without an outer one, a signal that comes too late to be
+    asked for is lost. In a thread other than the main one, where Python allows no
     handlers, nothing is noticed.
     """
 
@@ -86,4 +85,5 @@ class Watch:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._received is None:
             self._received = signal.Signals(number)
-            _log.warning("%s: stops as soon as it can", self._received.name)
+            # Not through logging, which the signal may have interrupted.
+            os.write(2, f"{self._received.name}: stops as soon as it can\n".encode())

@@ -9,9 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from etils import epath
-
-from invariance_jax.training.workdir import write_json
+from invariance_jax.training.files import absolute, write_json
 
 _FILE = "wandb.json"
 
@@ -56,7 +54,7 @@ class Tracker:
         """
         import wandb
 
-        workdir = epath.Path(workdir).resolve()
+        workdir = absolute(workdir)
         self._file = workdir / _FILE
         known = {"id": secrets.token_hex(4), "step": 0}
         if self._file.exists():

@@ -15,6 +15,7 @@ from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from invariance_jax import __version__
+from invariance_jax.training.files import write_json
 from invariance_jax.training.settings import flatten
 
 FORMAT = 2
@@ -68,8 +69,19 @@ def claim(settings: FrozenConfigDict, workdir: str | os.PathLike[str]) -> epath.
         workdir.mkdir(parents=True, exist_ok=True)
         config = settings.to_dict()
         content = {"format": FORMAT, "derived": config.pop("derived"), "config": config}
+        content["start"] = uuid.uuid4().hex
         write_json(path, content | provenance())
     return workdir
+
+
+def read_start(workdir: str | os.PathLike[str]) -> str:
+    """Returns what tells the newest start of the run from the others.
+
+    Args:
+      workdir: the work directory of the run.
+    """
+    content = json.loads((epath.Path(workdir) / "config.json").read_text())
+    return str(content.get("start"))
 
 
 def check(settings: FrozenConfigDict, workdir: str | os.PathLike[str]) -> None:
@@ -83,6 +95,12 @@ def check(settings: FrozenConfigDict, workdir: str | os.PathLike[str]) -> None:
       ValueError: as `claim`.
     """
     workdir = epath.Path(workdir)
+    scheme, *rest = os.fspath(workdir).split("://")
+    if rest and scheme != "gs":
+        raise ValueError(
+            f"workdir is {workdir}; expected a folder or gs://BUCKET/FOLDER, the only "
+            "object store that checkpoints can be written to."
+        )
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"workdir is {workdir}, a file; expected a folder.")
     if (workdir / "config.json").exists():
@@ -136,47 +154,6 @@ def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
     missing = {key: value for key, value in _ADDED.items() if key not in known}
     found.update_from_flattened_dict(missing)
     return found
-
-
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Writes a JSON file in one move, so that it is never seen half-written.
-
-    Args:
-      path: the file.
-      content: what `json` takes.
-    """
-    write_text(path, json.dumps(content, indent=2, default=list) + "\n")
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a file of text in one move; see `write_bytes`."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file in one move, so that it is never seen half-written.
-
-    Args:
-      path: the file.
-      content: its content.
-
-    Raises:
-      OSError: if it cannot be written; a former content stays.
-    """
-    path = epath.Path(path)
-    # Another job may write the same file at the same time.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def plain_path(path: epath.Path) -> Path | epath.Path:
-    """Returns a path as callers expect it: of a local file, that of `pathlib`."""
-    return path if "://" in os.fspath(path) else Path(path)
 
 
 def one_per_seed(
