@@ -15,16 +15,9 @@ from ml_collections import ConfigDict
 
 from invariance_jax.benchmarks.timing import Comparison, alternate
 from invariance_jax.training import parallel
-from invariance_jax.training.components import (
-    make_examples,
-    make_networks,
-    make_transformation,
-)
-from invariance_jax.training.draws import make_draw
-from invariance_jax.training.optimizers import make_optimizer
+from invariance_jax.training.components import make_examples
 from invariance_jax.training.settings import check_devices, resolve
-from invariance_jax.training.start import initial_state
-from invariance_jax.training.steps import make_step
+from invariance_jax.training.start import initial_state, step_and_draw
 
 
 def run(
@@ -81,24 +74,8 @@ def make_steps(config: ConfigDict, num_steps: int) -> Callable[[], Any]:
     """
     settings, devices = resolve(config), parallel.all_devices()
     check_devices(settings, len(devices))
-    transformation, x = (
-        make_transformation(settings),
-        make_examples(settings, "train").x,
-    )
-    step = make_step(
-        settings,
-        make_networks(settings, axis_name=parallel.AXIS_NAME),
-        transformation,
-        make_optimizer(settings),
-        axis_name=parallel.AXIS_NAME,
-    )
-    draw = make_draw(
-        transformation,
-        num_examples=len(x),
-        batch_size=settings.batch_size,
-        directions=settings.penalty.directions,
-    )
-    train = parallel.make_train(step, draw, devices)
+    x = make_examples(settings, "train").x
+    train = parallel.make_train(*step_and_draw(settings), devices)
     key = jax.random.key(settings.seed)
     data = parallel.replicate(x, devices)
     state = parallel.replicate(initial_state(settings), devices)
