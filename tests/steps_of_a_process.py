@@ -13,28 +13,34 @@ from invariance_jax.cluster import startup
 from invariance_jax.training import parallel
 
 
+def compute(name, steps, count=None):
+    """Returns metrics and state after some steps of a case on that many devices."""
+    # Once the processes have met: these modules make arrays.
+    from test_parallel import KEY, Case
+    from test_processes import CASES
+
+    case, devices = Case(CASES[name]), parallel.all_devices(count)
+    train = parallel.make_train(case.step(parallel.AXIS_NAME), case.draw, devices)
+    state = parallel.replicate(case.start(), devices)
+    data = parallel.replicate(case.x, devices)
+    metrics = []
+    for _ in range(steps):
+        state, sums = train(state, KEY, data, 1)
+        sums = parallel.one_replica(sums)
+        metrics.append([float(total) for total, _ in sums.values()])
+    leaves = jax.tree.leaves(parallel.one_replica(state))
+    arrays = {f"leaf{number}": leaf for number, leaf in enumerate(leaves)}
+    return {"metrics": np.array(metrics), **arrays}
+
+
 def main(out, name, steps, dtype, *rest):
     """Meets the other processes, makes the steps and writes what came out."""
     flags.FLAGS(["process", *rest])
     jax.config.update("jax_enable_x64", dtype == "float64")
     writes = startup.initialize()
-    # After the processes have met: these modules make arrays.
-    from test_parallel import KEY, Case
-    from test_processes import CASES
-
-    case, devices = Case(CASES[name]), parallel.all_devices()
-    train = parallel.make_train(case.step(parallel.AXIS_NAME), case.draw, devices)
-    state = parallel.replicate(case.start(), devices)
-    data = parallel.replicate(case.x, devices)
-    metrics = []
-    for _ in range(int(steps)):
-        state, sums = train(state, KEY, data, 1)
-        sums = parallel.one_replica(sums)
-        metrics.append([float(total) for total, _ in sums.values()])
+    arrays = compute(name, int(steps))
     if writes:
-        leaves = jax.tree.leaves(parallel.one_replica(state))
-        arrays = {f"leaf{number}": leaf for number, leaf in enumerate(leaves)}
-        np.savez(out, metrics=metrics, **arrays)
+        np.savez(out, **arrays)
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def test_a_run_that_is_stopped_again_and_again_continues_to_the_same_bits(
 ):
     for _ in range(100):
         with monkeypatch.context() as patch:
-            signal_after(patch, 1, signal.SIGUSR1)
+            signal_after(patch, 2, signal.SIGUSR1)
             try:
                 train.run(tiny_config(SMOKE), tmp_path)
             except Preempted:
