@@ -4,6 +4,7 @@ Warnings are errors; the exceptions, each with its reason, stand in `.pytest.ini
 Float64 is off unless a test asks for the fixture `x64`.
 """
 
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 DATA = Path(__file__).parent / "data"
+MOST_MAPS = 20_000
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -80,3 +82,17 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         compilation_cache.reset_cache()  # else the first answer stands: no folder
         if values is names:
             yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_dropped() -> Iterator[None]:
+    """Drops compiled programs before they are too many for one process.
+
+    On Linux each takes about six memory maps of the 65 530 that a process may have;
+    with one more, the compiler crashes.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
