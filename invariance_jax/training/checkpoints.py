@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from invariance_jax.training.files import absolute
+from invariance_jax.training.processes import is_main_process
 
 
 class Checkpoints:
@@ -106,7 +107,7 @@ class Checkpoints:
                     f"{name} is not finite at step {step}; the checkpoints until step "
                     f"{max(self.steps(), default=0)} are kept."
                 )
-        if jax.process_index() == 0:
+        if is_main_process():
             self.directory.mkdir(parents=True, exist_ok=True)
         args = ocp.args.StandardSave(arrays)
         # When to save is the run's decision, not orbax's: hence force.

@@ -17,6 +17,7 @@ from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
 from invariance_jax.training.files import absolute
+from invariance_jax.training.processes import is_main_process
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def _remove_torn(folder: epath.Path) -> None:
     JAX would warn about them at every start and never write them anew. Only the cache
     of a work directory, which has one run's files, is small enough to be read for this.
     """
-    if jax.process_index() > 0:
+    if not is_main_process():
         return
     for path in folder.glob("*-cache"):
         if not _is_whole(path.read_bytes()):

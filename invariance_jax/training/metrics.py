@@ -4,11 +4,11 @@ import json
 import os
 from typing import Any
 
-import jax
 from etils import epath
 from tensorboardX import SummaryWriter
 
 from invariance_jax.training.files import write_text
+from invariance_jax.training.processes import is_main_process
 from invariance_jax.training.tracking import Tracker
 
 
@@ -37,7 +37,7 @@ class MetricsWriter:
             `logging.wandb_project`, if there is one, gets the rows too.
         """
         self._board, self._tracker, self._kept = None, None, []
-        if jax.process_index() != 0:
+        if not is_main_process():
             return
         self._path = epath.Path(workdir) / "metrics.jsonl"
         # An object store knows no appending: there, the file is written as a whole.

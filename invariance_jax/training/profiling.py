@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from etils import epath
 
+from invariance_jax.training.processes import is_main_process
+
 _log = logging.getLogger(__name__)
 
 FOLDER = "profile"
@@ -35,7 +37,7 @@ class Profiler:
         if ends and first_step > ends[0]:
             _log.info("no trace: the run goes on at step %d of %s", first_step, ends)
             ends = ()
-        self._ends = ends if jax.process_index() == 0 else ()
+        self._ends = ends if is_main_process() else ()
 
     def before(self, step: int, arrays: Any) -> None:
         """Starts the trace if its first step is next.

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from invariance_jax import __version__
 from invariance_jax.training.files import write_json
+from invariance_jax.training.processes import is_main_process
 from invariance_jax.training.settings import flatten
 
 FORMAT = 2
@@ -65,7 +66,7 @@ def claim(settings: FrozenConfigDict, workdir: str | os.PathLike[str]) -> epath.
     check(settings, workdir)
     workdir = epath.Path(workdir)
     path = workdir / "config.json"
-    if jax.process_index() == 0:
+    if is_main_process():
         workdir.mkdir(parents=True, exist_ok=True)
         config = settings.to_dict()
         content = {"format": FORMAT, "derived": config.pop("derived"), "config": config}
