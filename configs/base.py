@@ -16,6 +16,8 @@ def get_config() -> ConfigDict:
     config.seed = 0
     # Number of runs, with seeds seed, seed + 1, ..., aggregated with a standard error.
     config.seeds = 1
+    # Whether the seeds of an MLP train as one on a machine with one device.
+    config.seeds_together = True
     # Examples per step over all devices.
     config.batch_size = 512
     # Length of training: exactly one of epochs (over data.train_examples) and steps.
@@ -34,13 +36,30 @@ def get_config() -> ConfigDict:
     # directory).
     config.compilation_cache = placeholder(str)
 
+    # Views on each side of the contrastive loss whose representations are averaged.
+    config.average_views = 1
+
     config.penalty = ConfigDict()
+    # "gradient" (the paper), or "consistency": the squared distance of n(h) of the two
+    # views.
+    config.penalty.kind = "gradient"
     # Weight of the invariance penalty in the loss, lambda of the paper; 0 is SimCLR.
     config.penalty.weight = 0.01
     # Largest value of one example's penalty in one direction (none if empty).
     config.penalty.example_limit = placeholder(float)
     # Largest value of the batch mean; above it the gradient is zero (none if empty).
     config.penalty.batch_limit = placeholder(float)
+    # "hard" cuts an example's penalty off at the limit c, "smooth" is q / (1 + q / c).
+    config.penalty.limit_shape = "hard"
+    # "directional" is the squared derivative, "sign" (the paper) that of one random
+    # sign projection, the same in expectation.
+    config.penalty.estimator = "directional"
+    # Names of the parameters along which the derivative is taken (all if empty).
+    config.penalty.parameters = ()
+    # Where the penalty acts: "h" (the paper) or the projection "z".
+    config.penalty.at = "h"
+    # Views that are penalized: 1 (the paper) or 2, of which the mean is taken.
+    config.penalty.views = 1
     # K, directions alpha' - alpha per example and step.
     config.penalty.directions = 1
     # "l2" (the paper), "none" or "batch": what the squared change is measured against.
@@ -172,6 +191,11 @@ def get_config() -> ConfigDict:
     config.logging.wandb_project = placeholder(str)
 
     config.evaluation = ConfigDict()
+    # What is measured: some of "downstream", "averaging", "invariance",
+    # "linearization", "nuisance_prediction", "shift", "label_fraction" of the trained
+    # encoder, and of the comparisons of short runs (section studies) "penalty_weight",
+    # "directions", "limits", "normalization", "placement", "baselines"; or "all".
+    config.evaluation.experiments = ("downstream", "averaging", "invariance")
     # "test", or "validation" to choose settings.
     config.evaluation.split = "test"
     # Numbers M of averaged views, increasing.
@@ -188,15 +212,39 @@ def get_config() -> ConfigDict:
     # Images: neighbours k of the kNN probe, and temperature of its weights.
     config.evaluation.neighbors = (20, 200)
     config.evaluation.neighbor_temperature = 0.07
-    # Images: what is evaluated beside the encoder, some of "pixels", "untrained".
+    # What is evaluated beside the encoder, some of "pixels", "untrained".
     config.evaluation.baselines = ()
     # Examples per call.
     config.evaluation.batch_size = 1000
     # Views per example and examples from which the variance of n(h) is measured.
     config.evaluation.variance_views = 16
     config.evaluation.variance_examples = 1000
+    # Shifts of the law of a parameter, rows (what, how, values): what is a parameter,
+    # "foreground" or "background"; "move" adds a value to it, "widen" multiplies the
+    # distance from the middle of its law. Of images ("color", "strength", values).
+    config.evaluation.shifts = (
+        ("h", "move", (-0.5, -0.3, -0.1, 0.1, 0.3, 0.5)),
+        ("background", "move", (0.0, 0.1, 0.2, 0.3, 0.4)),
+        ("h", "widen", (1.25, 1.5)),
+    )
+    # Shares of the training examples that the probe of "label_fraction" sees, the same
+    # in each class.
+    config.evaluation.label_fractions = (0.05, 0.1, 0.2, 0.5, 1.0)
+    # Lengths of the step from alpha to another draw, as shares of it, at which
+    # "linearization" compares the first-order change with the true one.
+    config.evaluation.linearization_steps = (0.01, 0.03, 0.1, 0.3, 1.0)
+    # L2 weights among which "nuisance_prediction" chooses on held-out examples.
+    config.evaluation.nuisance_l2 = (1e-6, 1e-4, 1e-2, 1.0)
     # Seed of the views that are drawn for evaluation.
     config.evaluation.seed = 0
+
+    config.studies = ConfigDict()
+    # Steps of each run of a study.
+    config.studies.steps = 500
+    # The split on which the runs of a study are evaluated.
+    config.studies.split = "validation"
+    # Weights of "penalty_weight"; 0 is always one of them.
+    config.studies.weights = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
 
     config.embedding = ConfigDict()
     # Splits whose representations `--mode=embed` writes.

@@ -39,6 +39,7 @@ def of_images(config: ConfigDict) -> None:
     config.data.test_examples = placeholder(int)
     config.data.image_size = placeholder(int)
     config.evaluation.l2 = 1e-5
+    config.evaluation.shifts = (("color", "strength", (0.0, 0.25, 0.5, 0.75, 0.875)),)
 
 
 def _paper(config: ConfigDict) -> None:

@@ -20,4 +20,6 @@ def get_config(variant: str = "paper") -> ConfigDict:
     """Returns the configuration of a variant: paper, resnet18 or smoke."""
     config = cifar10.get_config(variant)
     config.data.name = "cifar100"
+    shifts = (("color", "strength", (0.0, 0.257, 0.514, 0.771, 0.9)),)
+    config.evaluation.shifts = shifts
     return config

@@ -15,7 +15,18 @@ SOURCES = [*MODULES, *sorted((ROOT / "configs").glob("*.py")), ROOT / "launch.py
 CORE = {"types", "numerics"}
 PURE = {"transforms", "losses", "evaluation", "models"}
 PROGRAMS = {"train", "evaluate", "report", "embed", "check"}
-EVERYTHING = CORE | PURE | PROGRAMS | {"data", "training", "cluster", "benchmarks"}
+EVERYTHING = (
+    CORE
+    | PURE
+    | PROGRAMS
+    | {
+        "data",
+        "training",
+        "experiments",
+        "cluster",
+        "benchmarks",
+    }
+)
 
 # The rooms that a room may import, next to itself.
 ALLOWED = {
@@ -24,6 +35,7 @@ ALLOWED = {
     **dict.fromkeys(PURE, CORE),
     "data": CORE | {"transforms"},
     "training": CORE | PURE | {"data"},
+    "experiments": CORE | PURE | {"data", "training"},
     **dict.fromkeys(PROGRAMS, EVERYTHING - {"benchmarks"}),
     "cluster": EVERYTHING - {"benchmarks"},
     "benchmarks": EVERYTHING,

@@ -13,10 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from invariance_jax.losses.invariance import NORMALIZATIONS
-from invariance_jax.models.registry import ENCODERS, PRECISIONS
-from invariance_jax.models.resnet import STEMS
-from invariance_jax.training import images
+from invariance_jax.training import images, keys
 from invariance_jax.training.checks import (
     are_numbers,
     check_choice,
@@ -27,89 +24,7 @@ from invariance_jax.training.checks import (
     require,
 )
 from invariance_jax.training.compilation import OFF
-from invariance_jax.training.optimizers import OPTIMIZERS, SCHEDULES
 from invariance_jax.transforms import spirograph
-
-_CHOICES = {
-    "precision": tuple(PRECISIONS),
-    "penalty.normalization": NORMALIZATIONS,
-    "penalty.batch_statistics": ("coupled", "example"),
-    "encoder.name": ENCODERS,
-    "encoder.stem": STEMS,
-    "encoder.final": ("linear", "norm_relu"),
-    "optimizer.name": OPTIMIZERS,
-    "optimizer.schedule": SCHEDULES,
-    "data.normalization": spirograph.NORMALIZATIONS,
-    "evaluation.split": ("validation", "test"),
-}
-
-_SETS = {
-    "evaluation.families": images.FAMILIES,
-    "evaluation.baselines": images.BASELINES,
-    "embedding.splits": ("train", "validation", "test"),
-}
-
-_POSITIVE = (
-    "seeds batch_size epochs steps temperature steps_per_call penalty.example_limit "
-    "penalty.batch_limit penalty.directions encoder.width encoder.depth "
-    "encoder.projection optimizer.learning_rate optimizer.trust_coefficient "
-    "data.train_examples data.test_examples data.image_size "
-    "data.num_classes data.num_points data.extent "
-    "checkpoints.every_steps checkpoints.keep "
-    "checkpoints.keep_every_steps logging.every_steps logging.probe_train_examples "
-    "logging.probe_validation_examples evaluation.train_examples "
-    "evaluation.batch_size evaluation.variance_examples evaluation.variance_views "
-    "evaluation.neighbor_temperature"
-).split()
-
-_NOT_NEGATIVE = (
-    "seed penalty.weight penalty.warmup_steps batchnorm.group_size "
-    "optimizer.weight_decay data.validation_examples data.seed "
-    "logging.probe_every_steps evaluation.l2 evaluation.seed embedding.num_views "
-    "augmentation.strength augmentation.rotation augmentation.scaling "
-    "augmentation.shear augmentation.translation"
-).split()
-
-# At least 0; less than 1, and at most 1.
-_SHARES = ("optimizer.momentum", "optimizer.warmup_fraction")
-_PROBABILITIES = (
-    "augmentation.jitter_probability",
-    "augmentation.gray_probability",
-    "evaluation.label_fraction",
-)
-
-# The numbers that need not be whole.
-_REAL = (
-    "temperature penalty.weight penalty.example_limit penalty.batch_limit "
-    "optimizer.learning_rate optimizer.trust_coefficient optimizer.weight_decay "
-    "data.extent evaluation.l2 evaluation.neighbor_temperature augmentation.strength "
-    "augmentation.rotation augmentation.scaling augmentation.shear "
-    "augmentation.translation"
-).split() + [*_SHARES, *_PROBABILITIES]
-
-# What may be left empty.
-_OPTIONAL = (
-    "epochs steps compilation_cache penalty.example_limit penalty.batch_limit "
-    "encoder.weights data.data_dir data.num_classes data.source_size data.mean "
-    "data.std checkpoints.keep_every_steps logging.wandb_project "
-    "evaluation.train_examples"
-).split()
-
-# What is read from an image set if it is left empty, though Spirograph needs it.
-_OF_IMAGES = ("data.train_examples", "data.test_examples", "data.image_size")
-
-_PATHS = ("compilation_cache", "data.data_dir", "encoder.weights")
-_TEXTS = ("data.name", "logging.profile_steps", "logging.wandb_project", *_PATHS)
-_NUMBERS = (*_POSITIVE, *_NOT_NEGATIVE, *_SHARES, *_PROBABILITIES)
-_BOUNDS = tuple(f"data.bounds.{name}" for name in spirograph.PARAMETERS)
-_CHECKED_BY_IMAGES = tuple(
-    "data.source_size data.mean data.std augmentation.differentiate "
-    "augmentation.crop augmentation.crop_area augmentation.crop_aspect "
-    "augmentation.resampling augmentation.flip augmentation.colorize "
-    "evaluation.neighbors".split()
-)
-_OTHERS = ("deterministic", "data.targets", "evaluation.num_views")
-_KEYS = (*_CHOICES, *_SETS, *_TEXTS, *_NUMBERS, *_BOUNDS, *_CHECKED_BY_IMAGES, *_OTHERS)
 
 
 def resolve(config: ConfigDict) -> FrozenConfigDict:
@@ -136,7 +51,7 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     _check_length(values)
     settings = ConfigDict(config.to_dict())
     # Absolute, so that a run is evaluated from any folder.
-    for key in _PATHS:
+    for key in keys.PATHS:
         if values[key] not in (None, OFF) and "://" not in values[key]:
             values[key] = os.path.abspath(os.path.expanduser(values[key]))
             settings.update_from_flattened_dict({key: values[key]})
@@ -206,27 +121,32 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _check_keys(values: dict[str, Any]) -> None:
-    for key in sorted({*values} - {*_KEYS}):
-        (close,) = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.0)
+    for key in sorted({*values} - {*keys.KEYS}):
+        (close,) = difflib.get_close_matches(key, keys.KEYS, n=1, cutoff=0.0)
         raise ValueError(f"{key} is not a key; the closest is {close}.")
-    for key in _KEYS:
+    for key in keys.KEYS:
         if key not in values:
             raise ValueError(f"{key} is missing from the configuration.")
 
 
 def _check_values(values: dict[str, Any]) -> None:
-    for key in _TEXTS:
+    for key in keys.TEXTS:
         value = values[key]
-        valid = isinstance(value, str) or (value is None and key in _OPTIONAL)
+        valid = isinstance(value, str) or (value is None and key in keys.OPTIONAL)
         require(valid, key, value, "a text")
-    for key in _NUMBERS:
+    for key in keys.NUMBERS:
         _check_number(key, values[key], values["data.name"])
-    for key, choices in _CHOICES.items():
+    for key, choices in keys.CHOICES.items():
         check_choice(key, values[key], choices)
-    for key, choices in _SETS.items():
+    for key, choices in keys.SETS.items():
         check_choices(key, values[key], choices, least=key != "evaluation.baselines")
-    value = values["deterministic"]
-    require(isinstance(value, bool), "deterministic", value, "True or False")
+    for key in keys.BOOLEANS:
+        require(isinstance(values[key], bool), key, values[key], "True or False")
+    for key in keys.NUMBER_TUPLES:
+        value = values[key]
+        valid = isinstance(value, tuple | list) and are_numbers(value, len(value))
+        valid = valid and len(value) > 0 and all(number >= 0 for number in value)
+        require(valid, key, value, "a tuple of numbers, 0 or more")
     views = values["evaluation.num_views"]
     expected = "an increasing tuple, M >= 1"
     require(is_increasing(views), "evaluation.num_views", views, expected)
@@ -237,17 +157,17 @@ def _check_values(values: dict[str, Any]) -> None:
 
 
 def _check_number(key: str, value: Any, data: str) -> None:
-    empty = key in _OPTIONAL or (key in _OF_IMAGES and data != "spirograph")
+    empty = key in keys.OPTIONAL or (key in keys.OF_IMAGES and data != "spirograph")
     if value is None and empty:
         return
-    number = is_integer(value) or (isinstance(value, float) and key in _REAL)
+    number = is_integer(value) or (isinstance(value, float) and key in keys.REAL)
     number = number and math.isfinite(value)
-    require(number, key, value, "a number" if key in _REAL else "an integer")
-    if key in _POSITIVE:
+    require(number, key, value, "a number" if key in keys.REAL else "an integer")
+    if key in keys.POSITIVE:
         require(value > 0, key, value, "a positive number")
-    elif key in _NOT_NEGATIVE:
+    elif key in keys.NOT_NEGATIVE:
         require(value >= 0, key, value, "0 or a positive number")
-    elif key in _SHARES:
+    elif key in keys.SHARES:
         require(0 <= value < 1, key, value, "a number in [0, 1)")
     else:
         require(0 <= value <= 1, key, value, "a number in [0, 1]")
@@ -255,8 +175,8 @@ def _check_number(key: str, value: Any, data: str) -> None:
 
 def _check_spirograph(values: dict[str, Any]) -> np.ndarray:
     """Returns the bounds `[10, 2]`, with the errors of the transformation."""
-    rows = [values[key] for key in _BOUNDS]
-    for key, row in zip(_BOUNDS, rows, strict=True):
+    rows = [values[key] for key in keys.BOUNDS]
+    for key, row in zip(keys.BOUNDS, rows, strict=True):
         require(are_numbers(row, 2), key, row, "(lower end, upper end)")
     count = values["data.validation_examples"]
     require(count > 0, "data.validation_examples", count, "a positive number")

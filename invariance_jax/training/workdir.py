@@ -23,6 +23,7 @@ FORMAT = 2
 
 _FREE = (
     "seeds",
+    "seeds_together",
     "steps_per_call",
     "compilation_cache",
     "data.data_dir",
@@ -30,6 +31,7 @@ _FREE = (
     "checkpoints.",
     "logging.",
     "evaluation.",
+    "studies.",
     "embedding.",
 )
 """Keys (or their beginnings) that may change between two starts of one run.
@@ -39,6 +41,22 @@ _FREE = (
 _ADDED: dict[str, Any] = {
     "compilation_cache": None,
     "deterministic": False,
+    "seeds_together": True,
+    "average_views": 1,
+    "penalty.kind": "gradient",
+    "penalty.estimator": "directional",
+    "penalty.limit_shape": "hard",
+    "penalty.parameters": (),
+    "penalty.at": "h",
+    "penalty.views": 1,
+    "evaluation.experiments": ("downstream", "averaging", "invariance"),
+    "evaluation.shifts": (),
+    "evaluation.label_fractions": (0.05, 0.1, 0.2, 0.5, 1.0),
+    "evaluation.linearization_steps": (0.01, 0.03, 0.1, 0.3, 1.0),
+    "evaluation.nuisance_l2": (1e-6, 1e-4, 1e-2, 1.0),
+    "studies.steps": 500,
+    "studies.split": "validation",
+    "studies.weights": (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0),
     "logging.profile_steps": "",
     "logging.wandb_project": None,
 }

@@ -1,0 +1,125 @@
+"""What the experiments measure: a frozen encoder and the examples it is measured on."""
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from invariance_jax.training.components import Examples, make_examples
+from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
+from invariance_jax.training.protocols import Scored, fit_and_score, probe_examples
+from invariance_jax.training.start import initial_state
+
+TRAIN, TEST = 0, 1
+"""Streams of views."""
+
+Value = str | int | float
+
+
+class Row(NamedTuple):
+    """Numbers of an experiment and where on its grid they were measured.
+
+    Attributes:
+      at: coordinate -> value, the same coordinates in every row of a table; rows of
+        several tables of one experiment differ in the coordinate "table".
+      values: metric -> number.
+    """
+
+    at: dict[str, Value]
+    values: dict[str, float]
+
+
+class Measured(NamedTuple):
+    """The results of one experiment on one seed.
+
+    Attributes:
+      values: name -> number, for the summary of `results.json`.
+      rows: for its own section of the report.
+    """
+
+    values: dict[str, float]
+    rows: list[Row]
+
+
+class Subject:
+    """A trained encoder, the examples of its run, and what experiments share.
+
+    Attributes:
+      settings: the result of `training.settings.resolve`.
+      workdir: the work directory of the seed.
+      encoder: the frozen encoder.
+      variables: its variables, {"params", "batch_stats"}.
+      train: the examples that probes are fitted on.
+      test: the examples that they are measured on.
+    """
+
+    def __init__(
+        self,
+        settings: Any,
+        workdir: epath.Path,
+        encoder: FrozenEncoder,
+        variables: Any,
+    ):
+        """Reads the examples; nothing is computed before it is asked for.
+
+        Args:
+          settings: the result of `training.settings.resolve`.
+          workdir: the work directory of the seed.
+          encoder: the frozen encoder.
+          variables: its variables.
+        """
+        self.settings, self.workdir = settings, workdir
+        self.encoder, self.variables = encoder, variables
+        self.train = probe_examples(settings, make_examples(settings, "train"))
+        self.test = make_examples(settings, settings.evaluation.split)
+        self._features: dict[Any, np.ndarray] = {}
+        self._scored: dict[Any, Scored] = {}
+
+    @functools.cached_property
+    def untrained(self) -> Any:
+        """The variables of the encoder before training."""
+        return encoder_variables(initial_state(self.settings))
+
+    def examples(self, split: str) -> Examples:
+        """Returns the examples of "train" or "test"."""
+        return {"train": self.train, "test": self.test}[split]
+
+    def features(self, split: str, family: str = "all") -> np.ndarray:
+        """Returns the features averaged over each M of `evaluation.num_views`.
+
+        Args:
+          split: "train" or "test".
+          family: the part of the transformation that is drawn.
+
+        Returns:
+          `[len(num_views), N, D]`.
+        """
+        place = split, family
+        if place not in self._features:
+            self._features[place] = self.encoder.features(
+                self.variables,
+                self.examples(split).x,
+                num_views=self.settings.evaluation.num_views,
+                stream=TRAIN if split == "train" else TEST,
+                family=family,
+            )
+        return self._features[place]
+
+    def scored(self, number: int, family: str = "all") -> Scored:
+        """Returns the probe on averaged features, and its quality on the test examples.
+
+        Args:
+          number: index of M in `evaluation.num_views`.
+          family: the part of the transformation that is drawn.
+
+        Returns:
+          Probe, predictions and metrics.
+        """
+        place = number, family
+        if place not in self._scored:
+            h, h_test = (self.features(s, family)[number] for s in ("train", "test"))
+            self._scored[place] = fit_and_score(
+                self.settings, h, self.train.y, h_test, self.test.y
+            )
+        return self._scored[place]

@@ -1,0 +1,141 @@
+"""The keys of a configuration by what their values must be; `settings` checks them."""
+
+from invariance_jax.losses.invariance import NORMALIZATIONS
+from invariance_jax.models.registry import ENCODERS, PRECISIONS
+from invariance_jax.models.resnet import STEMS
+from invariance_jax.training import images
+from invariance_jax.training.optimizers import OPTIMIZERS, SCHEDULES
+from invariance_jax.transforms import spirograph
+
+EXPERIMENTS = (
+    "downstream",
+    "averaging",
+    "invariance",
+    "linearization",
+    "nuisance_prediction",
+    "shift",
+    "label_fraction",
+)
+"""What is measured of each trained encoder."""
+
+STUDIES = (
+    "penalty_weight",
+    "directions",
+    "limits",
+    "normalization",
+    "placement",
+    "baselines",
+)
+"""Comparisons of short runs that differ in a few training keys."""
+
+CHOICES = {
+    "precision": tuple(PRECISIONS),
+    "penalty.kind": ("gradient", "consistency"),
+    "penalty.estimator": ("directional", "sign"),
+    "penalty.limit_shape": ("hard", "smooth"),
+    "penalty.at": ("h", "z"),
+    "penalty.normalization": NORMALIZATIONS,
+    "penalty.batch_statistics": ("coupled", "example"),
+    "encoder.name": ENCODERS,
+    "encoder.stem": STEMS,
+    "encoder.final": ("linear", "norm_relu"),
+    "optimizer.name": OPTIMIZERS,
+    "optimizer.schedule": SCHEDULES,
+    "data.normalization": spirograph.NORMALIZATIONS,
+    "evaluation.split": ("validation", "test"),
+    "studies.split": ("validation", "test"),
+}
+
+SETS = {
+    "evaluation.experiments": (*EXPERIMENTS, *STUDIES, "all"),
+    "evaluation.families": images.FAMILIES,
+    "evaluation.baselines": images.BASELINES,
+    "embedding.splits": ("train", "validation", "test"),
+}
+
+POSITIVE = (
+    "seeds batch_size average_views epochs steps temperature steps_per_call "
+    "penalty.example_limit penalty.views studies.steps "
+    "penalty.batch_limit penalty.directions encoder.width encoder.depth "
+    "encoder.projection optimizer.learning_rate optimizer.trust_coefficient "
+    "data.train_examples data.test_examples data.image_size "
+    "data.num_classes data.num_points data.extent "
+    "checkpoints.every_steps checkpoints.keep "
+    "checkpoints.keep_every_steps logging.every_steps logging.probe_train_examples "
+    "logging.probe_validation_examples evaluation.train_examples "
+    "evaluation.batch_size evaluation.variance_examples evaluation.variance_views "
+    "evaluation.neighbor_temperature"
+).split()
+
+NOT_NEGATIVE = (
+    "seed penalty.weight penalty.warmup_steps batchnorm.group_size "
+    "optimizer.weight_decay data.validation_examples data.seed "
+    "logging.probe_every_steps evaluation.l2 evaluation.seed embedding.num_views "
+    "augmentation.strength augmentation.rotation augmentation.scaling "
+    "augmentation.shear augmentation.translation"
+).split()
+
+# At least 0; less than 1, and at most 1.
+SHARES = ("optimizer.momentum", "optimizer.warmup_fraction")
+PROBABILITIES = (
+    "augmentation.jitter_probability",
+    "augmentation.gray_probability",
+    "evaluation.label_fraction",
+)
+
+# The numbers that need not be whole.
+REAL = (
+    "temperature penalty.weight penalty.example_limit penalty.batch_limit "
+    "optimizer.learning_rate optimizer.trust_coefficient optimizer.weight_decay "
+    "data.extent evaluation.l2 evaluation.neighbor_temperature augmentation.strength "
+    "augmentation.rotation augmentation.scaling augmentation.shear "
+    "augmentation.translation"
+).split() + [*SHARES, *PROBABILITIES]
+
+# What may be left empty.
+OPTIONAL = (
+    "epochs steps compilation_cache penalty.example_limit penalty.batch_limit "
+    "encoder.weights data.data_dir data.num_classes data.source_size data.mean "
+    "data.std checkpoints.keep_every_steps logging.wandb_project "
+    "evaluation.train_examples"
+).split()
+
+# What is read from an image set if it is left empty, though Spirograph needs it.
+OF_IMAGES = ("data.train_examples", "data.test_examples", "data.image_size")
+
+PATHS = ("compilation_cache", "data.data_dir", "encoder.weights")
+TEXTS = ("data.name", "logging.profile_steps", "logging.wandb_project", *PATHS)
+NUMBERS = (*POSITIVE, *NOT_NEGATIVE, *SHARES, *PROBABILITIES)
+BOUNDS = tuple(f"data.bounds.{name}" for name in spirograph.PARAMETERS)
+CHECKED_BY_IMAGES = tuple(
+    "data.source_size data.mean data.std augmentation.differentiate "
+    "augmentation.crop augmentation.crop_area augmentation.crop_aspect "
+    "augmentation.resampling augmentation.flip augmentation.colorize "
+    "evaluation.neighbors".split()
+)
+BOOLEANS = ("deterministic", "seeds_together")
+
+NUMBER_TUPLES = (
+    "evaluation.label_fractions",
+    "evaluation.linearization_steps",
+    "evaluation.nuisance_l2",
+    "studies.weights",
+)
+
+OTHERS = (
+    "data.targets",
+    "evaluation.num_views",
+    "evaluation.shifts",
+    "penalty.parameters",
+)
+KEYS = (
+    *BOOLEANS,
+    *NUMBER_TUPLES,
+    *CHOICES,
+    *SETS,
+    *TEXTS,
+    *NUMBERS,
+    *BOUNDS,
+    *CHECKED_BY_IMAGES,
+    *OTHERS,
+)
