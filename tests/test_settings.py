@@ -7,11 +7,11 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from tiny import tiny_config
 
 from configs import base
-from invariance_jax.training import settings as module
+from invariance_jax.training import keys
 from invariance_jax.training.settings import check_devices, flatten, resolve
 
 OPTIONAL = {key for key, value in flatten(base.get_config()) if value is None}
-NUMBERS = sorted(module._NUMBERS)
+NUMBERS = sorted(keys.NUMBERS)
 
 BAD = [
     ("batch_size", 2.5, "an integer"),
@@ -128,7 +128,7 @@ def test_a_number_that_is_needed_is_not_left_empty(key):
     assert message({key: None}).startswith(f"{key} is None; expected ")
 
 
-@pytest.mark.parametrize("key", sorted({*NUMBERS} - {*module._REAL}))
+@pytest.mark.parametrize("key", sorted({*NUMBERS} - {*keys.REAL}))
 def test_what_is_counted_is_whole(key):
     assert message({key: 2.5}) == f"{key} is 2.5; expected an integer."
 
@@ -148,11 +148,11 @@ def test_a_wrong_name_in_a_tuple_meets_the_closest(key, values, wrong, close):
 
 
 def test_every_key_of_the_base_is_checked():
-    assert {*module._KEYS} == {key for key, _ in flatten(base.get_config())}
+    assert {*keys.KEYS} == {key for key, _ in flatten(base.get_config())}
 
 
 def test_exactly_the_placeholders_may_be_empty():
-    assert {*module._OPTIONAL} == OPTIONAL
+    assert {*keys.OPTIONAL} == OPTIONAL
 
 
 def test_an_unknown_key_names_the_closest_one():
@@ -195,7 +195,7 @@ def test_a_target_named_twice_is_refused():
 
 
 def test_all_parameters_as_targets_leave_no_nuisance():
-    names = tuple(key.rsplit(".")[-1] for key in module._BOUNDS)
+    names = tuple(key.rsplit(".")[-1] for key in keys.BOUNDS)
     text = message({"data.targets": names})
     assert text.startswith("data.targets must name 1 to 9 parameters")
 
