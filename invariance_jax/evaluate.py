@@ -2,37 +2,33 @@
 
 Foster, Pukdee, Rainforth (ICLR 2021), sections 4 and 5: features averaged over M views,
 linear probes, and the variance of the representation over views; what is measured is in
-`training.protocols`.
+`experiments`.
 """
 
-import io
 import logging
 import os
 import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from invariance_jax.cluster.devices import make_deterministic
-from invariance_jax.training import parallel, processes
+from invariance_jax.experiments import EXPERIMENTS, Subject, records, samples
+from invariance_jax.training import keys, parallel, processes
 from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.compilation import compilation_kept
 from invariance_jax.training.components import (
-    Examples,
     is_regression,
-    make_examples,
     make_networks,
     make_transformation,
 )
-from invariance_jax.training.files import write_bytes, write_json
+from invariance_jax.training.files import write_json
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.metrics import final_metrics
 from invariance_jax.training.preemption import Watch
-from invariance_jax.training.protocols import Measured, measure, probe_examples
 from invariance_jax.training.settings import resolve
 from invariance_jax.training.start import first_state, initial_state, read_weights
 from invariance_jax.training.steps import TrainState
@@ -40,15 +36,11 @@ from invariance_jax.training.workdir import (
     check_same_run,
     claim,
     one_per_seed,
-    provenance,
     read_config,
 )
 from invariance_jax.types import Array
 
 _log = logging.getLogger(__name__)
-
-FORMAT = 1
-_SAMPLE_ROWS, _SAMPLE_VIEWS, _SAMPLE_PREDICTIONS = 4, 10, 2000
 
 
 def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -57,8 +49,9 @@ def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> dict[str,
     Every process of a run over several calls it; the main one writes.
 
     A new work directory is evaluated too if the configuration gives `encoder.weights`.
-    Writes `results.json` and `samples.npz` per seed, and with several seeds the
-    aggregated `results.json` into the parent.
+    Writes `experiments/`, `results.json` and `samples.npz` per seed, and with several
+    seeds the aggregated `results.json` into the parent. Experiments that were measured
+    with the same settings before are not repeated.
 
     Args:
       config: the configuration of the run; its evaluation keys may differ. None: that
@@ -71,14 +64,14 @@ def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> dict[str,
     Raises:
       ValueError: if the configuration is invalid, the work directory holds no such run,
         or a checkpoint is missing or cannot be read.
-      Preempted: if a signal asks for a stop; the same call starts the evaluation again.
+      Preempted: if a signal asks for a stop; the same call continues.
     """
     with Watch() as watch:
         with processes.main_process_first():
             runs = prepare(config, workdir)
         with compilation_kept(runs[0][0], workdir):
             each = [_evaluate(one, path, watch) for one, path in runs]
-    results = aggregate(each)
+    results = records.aggregate(each)
     if processes.is_main_process():
         write_json(epath.Path(workdir) / "results.json", results)
     return results
@@ -196,95 +189,73 @@ def restore(settings: Any, workdir: epath.Path, step: int | None = None) -> Trai
 
 
 def _evaluate(settings: Any, workdir: epath.Path, watch: Watch) -> dict[str, Any]:
-    """Returns the results of one seed, and writes them and samples."""
-    started = time.monotonic()
+    """Returns the results of one seed; each experiment is written when it is done."""
     state = restore(settings, workdir)
-    variables = encoder_variables(state)
-    chosen = settings.evaluation
-    train = probe_examples(settings, make_examples(settings, "train"))
-    test = make_examples(settings, chosen.split)
-    encoder = FrozenEncoder(
-        settings, parallel.all_devices(), between=watch.stop_if_asked
-    )
-    untrained = None
-    if "untrained" in chosen.baselines:
-        untrained = encoder_variables(initial_state(settings))
-    measured = measure(settings, encoder, variables, untrained, train, test)
-    values = measured.values | final_metrics(workdir, step=int(state.step))
-    results = {
-        "format": FORMAT,
-        "n": 1,
-        "seeds": [settings.seed],
-        "settings": _settings_of(settings, int(state.step), len(train.x), len(test.x)),
-        "seconds": time.monotonic() - started,
-        "summary": {name: _summary([value]) for name, value in values.items()},
-        **provenance(),
-    }
+    step, wanted = int(state.step), records.chosen(settings, keys.EXPERIMENTS)
+    evaluated = _settings_of(settings, step)
+    found = records.read(workdir, evaluated)
+    # A process that comes late could see what another one has written since.
+    kept = processes.from_main(np.array([name in found for name in wanted]))
+    missing = [name for name, is_kept in zip(wanted, kept, strict=True) if not is_kept]
+    for name in [name for name in wanted if name not in missing]:
+        _log.info("%s: %s is measured already", workdir, name)
+    if missing:
+        subject = _subject(settings, workdir, state, missing, watch)
+        for name in missing:
+            found[name] = _measure(name, subject, evaluated)
+        _write_samples(subject, missing)
+    ordered = {name: found[name] for name in keys.EXPERIMENTS if name in found}
+    final = final_metrics(workdir, step=step)
+    results = records.results(settings, evaluated, ordered, final)
     if processes.is_main_process():
-        _write_samples(settings, workdir, test, measured)
         write_json(workdir / "results.json", results)
-    _log.info("%s: evaluated in %.0f s", workdir, results["seconds"])
     return results
 
 
-def _settings_of(settings: Any, step: int, train: int, test: int) -> dict[str, Any]:
-    chosen = settings.evaluation.to_dict()
+def _subject(
+    settings: Any,
+    workdir: epath.Path,
+    state: TrainState,
+    missing: list[str],
+    watch: Watch,
+) -> Subject:
+    views = settings.evaluation.num_views
+    sweeps = {"averaging", "shift", "label_fraction"} & {*missing}
+    return Subject(
+        settings,
+        workdir,
+        FrozenEncoder(settings, parallel.all_devices(), between=watch.stop_if_asked),
+        encoder_variables(state),
+        num_views=views if sweeps else views[:1],
+    )
+
+
+def _measure(name: str, subject: Subject, evaluated: dict[str, Any]) -> dict[str, Any]:
+    started = time.monotonic()
+    measured = EXPERIMENTS[name](subject)
+    seconds = time.monotonic() - started
+    record = records.make(name, measured, evaluated, seconds)
+    if processes.is_main_process():
+        records.write(subject.workdir, record)
+    _log.info("%s: %s measured in %.0f s", subject.workdir, name, seconds)
+    return record
+
+
+def _write_samples(subject: Subject, missing: list[str]) -> None:
+    if not processes.is_main_process():
+        return
+    if "averaging" in missing:
+        samples.write(subject, predictions=True)
+    elif not (subject.workdir / "samples.npz").exists():
+        samples.write(subject, predictions=False)
+
+
+def _settings_of(settings: Any, step: int) -> dict[str, Any]:
+    evaluated = settings.evaluation.to_dict()
     if is_regression(settings):
-        chosen["targets"] = settings.data.targets
-    chosen["step"] = step
-    return chosen | {"train_examples": train, "test_examples": test}
-
-
-def _write_samples(
-    settings: Any, workdir: epath.Path, test: Examples, measured: Measured
-) -> None:
-    """Writes views of a few examples, and predictions, for the report."""
-    transformation = make_transformation(settings)
-    rows = np.repeat(test.x[:_SAMPLE_ROWS], _SAMPLE_VIEWS, axis=0)
-    view = transformation.sample(jax.random.key(settings.evaluation.seed), len(rows))
-    images = np.asarray(transformation.apply(rows, view))
-    if not is_regression(settings):
-        images = images * np.array(settings.data.std) + np.array(settings.data.mean)
-    images = np.clip(np.rint(images * 255), 0, 255).astype(np.uint8)
-    arrays = {"views": images.reshape(-1, _SAMPLE_VIEWS, *images.shape[1:])}
-    predictions = measured.averaged, measured.single
-    if is_regression(settings):
-        for name, values in zip(
-            ("true", "predicted", "predicted_single"),
-            (test.y, *predictions),
-            strict=True,
-        ):
-            arrays[name] = values[:_SAMPLE_PREDICTIONS]
-    else:
-        classes = settings.data.num_classes
-        pairs = test.y * classes + predictions[0].argmax(axis=1)
-        counts = np.bincount(pairs, minlength=classes**2)
-        arrays["confusion"] = counts.reshape(classes, classes)
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    write_bytes(workdir / "samples.npz", content.getvalue())
-
-
-def aggregate(each: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the results over seeds: mean, and standard error with ddof 1.
-
-    Args:
-      each: the content of `results.json` of every seed.
-    """
-    names = each[0]["summary"]
-    return each[0] | {
-        "n": len(each),
-        "seeds": [seed for one in each for seed in one["seeds"]],
-        "seconds": sum(one["seconds"] for one in each),
-        "summary": {
-            name: _summary([one["summary"][name]["mean"] for one in each])
-            for name in names
-        },
-    }
-
-
-def _summary(values: list[float]) -> dict[str, Any]:
-    error = None
-    if len(values) > 1:
-        error = float(np.std(values, ddof=1) / np.sqrt(len(values)))
-    return {"mean": float(np.mean(values)), "standard_error": error, "n": len(values)}
+        evaluated["targets"] = settings.data.targets
+    evaluated["step"] = step
+    most = settings.data.train_examples
+    evaluated["train_examples"] = min(evaluated["train_examples"] or most, most)
+    evaluated["test_examples"] = settings.data[f"{settings.evaluation.split}_examples"]
+    return evaluated

@@ -58,7 +58,7 @@ def test_names_of_the_summary_are_those_that_are_promised(run):
     expected = {"loss.final", "penalty.final", "mse.constant"}
     expected |= {f"variance.{name}" for name in ("within", "total", "normalized")}
     for views in (1, 3):
-        expected |= {f"mse@{views}"}
+        expected |= {f"mse@{views}", f"mse.ensemble@{views}"}
         expected |= {f"{kind}.{t}@{views}" for kind in ("mse", "r2") for t in TARGETS}
     assert {*run[1]["summary"]} == expected
 

@@ -52,6 +52,7 @@ class Subject:
       variables: its variables, {"params", "batch_stats"}.
       train: the examples that probes are fitted on.
       test: the examples that they are measured on.
+      num_views: the numbers M of views that features are averaged over.
     """
 
     def __init__(
@@ -60,6 +61,8 @@ class Subject:
         workdir: epath.Path,
         encoder: FrozenEncoder,
         variables: Any,
+        *,
+        num_views: tuple[int, ...],
     ):
         """Reads the examples; nothing is computed before it is asked for.
 
@@ -68,7 +71,9 @@ class Subject:
           workdir: the work directory of the seed.
           encoder: the frozen encoder.
           variables: its variables.
+          num_views: `evaluation.num_views`, or the first of them if no more is needed.
         """
+        self.num_views = num_views
         self.settings, self.workdir = settings, workdir
         self.encoder, self.variables = encoder, variables
         self.train = probe_examples(settings, make_examples(settings, "train"))
@@ -86,7 +91,7 @@ class Subject:
         return {"train": self.train, "test": self.test}[split]
 
     def features(self, split: str, family: str = "all") -> np.ndarray:
-        """Returns the features averaged over each M of `evaluation.num_views`.
+        """Returns the features averaged over each M of `num_views`.
 
         Args:
           split: "train" or "test".
@@ -100,7 +105,7 @@ class Subject:
             self._features[place] = self.encoder.features(
                 self.variables,
                 self.examples(split).x,
-                num_views=self.settings.evaluation.num_views,
+                num_views=self.num_views,
                 stream=TRAIN if split == "train" else TEST,
                 family=family,
             )
@@ -110,12 +115,13 @@ class Subject:
         """Returns the probe on averaged features, and its quality on the test examples.
 
         Args:
-          number: index of M in `evaluation.num_views`.
+          number: index of M in `num_views`; may be negative.
           family: the part of the transformation that is drawn.
 
         Returns:
           Probe, predictions and metrics.
         """
+        number %= len(self.num_views)
         place = number, family
         if place not in self._scored:
             h, h_test = (self.features(s, family)[number] for s in ("train", "test"))
@@ -123,3 +129,16 @@ class Subject:
                 self.settings, h, self.train.y, h_test, self.test.y
             )
         return self._scored[place]
+
+
+def named(values: dict[str, float], part: str, views: int | str) -> dict[str, float]:
+    """Returns metrics under their names in the summary, such as `mse.b@8`.
+
+    Args:
+      values: metric -> number.
+      part: what they are of, such as a family of views or a baseline; "all" is not
+        named.
+      views: M, or "plain".
+    """
+    part = "" if part == "all" else f".{part}"
+    return {f"{name}{part}@{views}": value for name, value in values.items()}

@@ -81,6 +81,22 @@ class FrozenEncoder:
         """
         return self._plain(variables, x, 0, batch_size=self._batch_size)
 
+    def pixels(
+        self, x: np.ndarray, *, num_views: tuple[int, ...], stream: int
+    ) -> np.ndarray:
+        """Returns the averaged images themselves, flat, for every M of a sweep.
+
+        Args:
+          x: examples `[N, ...]`.
+          num_views: the sweep.
+          stream: number of the stream of views: that of `features` gives its views.
+
+        Returns:
+          `[len(num_views), N, H W 3]`.
+        """
+        mapped = self._map_features(tuple(num_views), "all", pixels=True)
+        return mapped({}, x, stream, batch_size=self._batch_size)
+
     def probabilities(
         self,
         variables: Any,
@@ -134,13 +150,20 @@ class FrozenEncoder:
     def _encode(self, variables: Any, images: Array) -> Array:
         return self._encoder.apply(variables, images, train=False)
 
-    def _make_features(self, num_views: tuple[int, ...], family: str) -> Any:
+    def _make_features(
+        self, num_views: tuple[int, ...], family: str, *, pixels: bool = False
+    ) -> Any:
         transformation = make_transformation(self._settings, family)
+
+        def encode(variables: Any, images: Array) -> Array:
+            if pixels:
+                return images.reshape(len(images), -1)
+            return self._encode(variables, images)
 
         def features(variables: Any, x: Array, indices: Array, stream: Array):
             return evaluation.average_features(
                 self._key(stream),
-                functools.partial(self._encode, variables),
+                functools.partial(encode, variables),
                 transformation,
                 x,
                 num_views=num_views,

@@ -1,11 +1,10 @@
-"""What is measured of a frozen encoder, by name: regression or classification.
+"""The probe of a run: linear regression or classification on frozen features.
 
-Foster, Pukdee, Rainforth (ICLR 2021), sections 4 and 5. A name is `metric@M`, with what
-it is of (a target, a family of views, a baseline) after a dot: `mse.b@8`,
-`accuracy.crop@16`, `accuracy.untrained@plain`.
+Foster, Pukdee, Rainforth (ICLR 2021), sections 4 and 5.
 """
 
-import logging
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +13,6 @@ import numpy as np
 
 from invariance_jax import data, evaluation
 from invariance_jax.training.components import Examples, is_regression
-from invariance_jax.training.frozen import FrozenEncoder
-
-_log = logging.getLogger(__name__)
-
-_TRAIN, _TEST = 0, 1  # Streams of views.
 
 
 class Scored(NamedTuple):
@@ -33,63 +27,6 @@ class Scored(NamedTuple):
     probe: evaluation.LinearProbe
     predictions: np.ndarray
     values: dict[str, float]
-
-
-class Measured(NamedTuple):
-    """All that was measured of an encoder.
-
-    Attributes:
-      values: name -> number.
-      single: `[N, T]` or `[N, C]`, predictions at the smallest M.
-      averaged: `[N, T]` or `[N, C]`, predictions at the largest M.
-    """
-
-    values: dict[str, float]
-    single: np.ndarray
-    averaged: np.ndarray
-
-
-def measure(
-    settings: Any,
-    encoder: FrozenEncoder,
-    variables: Any,
-    untrained: Any,
-    train: Examples,
-    test: Examples,
-) -> Measured:
-    """Returns all that the settings ask for.
-
-    Args:
-      settings: the result of `training.settings.resolve`.
-      encoder: the frozen encoder.
-      variables: its variables after training.
-      untrained: its variables before, if that baseline is asked for.
-      train: the examples that probes are fitted on, see `probe_examples`.
-      test: the examples that they are measured on.
-
-    Returns:
-      Values and predictions.
-    """
-    chosen = settings.evaluation
-    values: dict[str, float] = {}
-    if is_regression(settings):
-        values["mse.constant"] = float(test.y.var(axis=0).mean())
-    sweeps = {}
-    for family in chosen.families:
-        sweeps[family] = _sweep(settings, encoder, variables, train, test, family)
-        for views, scored in zip(chosen.num_views, sweeps[family], strict=True):
-            values |= _named(scored.values, family, views)
-    if not is_regression(settings):
-        if "all" in sweeps and chosen.num_views[0] == 1:
-            probe = sweeps["all"][0].probe
-            values |= _ensembles(settings, encoder, variables, probe, test)
-        else:
-            _log.info("no ensembles: they need the family 'all' and M = 1")
-        values |= _baselines(settings, encoder, variables, untrained, train, test)
-    for family in dict.fromkeys(("all", *chosen.families)):
-        values |= _variance(settings, encoder, variables, test, family)
-    main = sweeps.get("all") or sweeps[chosen.families[0]]
-    return Measured(values, main[0].predictions, main[-1].predictions)
 
 
 def probe_examples(settings: Any, train: Examples) -> Examples:
@@ -132,135 +69,73 @@ def fit_and_score(
       Probe, predictions and metrics: mse, and mse and r2 of each target; or accuracy,
       cross_entropy and gradient_norm, that of the objective at the fit, nats.
     """
+    l2 = settings.evaluation.l2
     if is_regression(settings):
-        return _fit_ridge(settings, h, y, h_test, y_test)
-    features, labels, l2 = jnp.asarray(h), jnp.asarray(y), settings.evaluation.l2
+        with _in_float64():
+            arrays = (jnp.asarray(array, jnp.float64) for array in (h, y))
+            probe = evaluation.fit_ridge(*arrays, l2=l2)
+        return score(settings, probe, h_test, y_test)
+    features, labels = jnp.asarray(h), jnp.asarray(y)
     classes = settings.data.num_classes
     probe = evaluation.fit_logistic(features, labels, num_classes=classes, l2=l2)
     objective = evaluation.logistic_objective(probe, features, labels, l2=l2)
-    logits = evaluation.predict(probe, jnp.asarray(h_test))
-    values = _quality(logits, jnp.asarray(y_test))
-    values["gradient_norm"] = float(objective.gradient_norm)
-    return Scored(probe, np.asarray(logits), values)
+    scored = score(settings, probe, h_test, y_test)
+    scored.values["gradient_norm"] = float(objective.gradient_norm)
+    return scored
 
 
-def _fit_ridge(
-    settings: Any, h: np.ndarray, y: np.ndarray, h_test: np.ndarray, y_test: np.ndarray
+def score(
+    settings: Any, probe: evaluation.LinearProbe, h: np.ndarray, y: np.ndarray
 ) -> Scored:
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        h, y, h_test, y_test = (
-            jnp.asarray(array, jnp.float64) for array in (h, y, h_test, y_test)
-        )
-        probe = evaluation.fit_ridge(h, y, l2=settings.evaluation.l2)
-        predictions = evaluation.predict(probe, h_test)
-        mse = np.asarray(evaluation.mean_squared_error(predictions, y_test))
-        r2 = np.asarray(evaluation.r_squared(predictions, y_test))
-    values = {"mse": float(mse.mean())}
-    for number, name in enumerate(settings.data.targets):
-        values |= {f"mse.{name}": float(mse[number]), f"r2.{name}": float(r2[number])}
+    """Returns the quality of a probe that was fitted before.
+
+    Args:
+      settings: the result of `training.settings.resolve`.
+      probe: that of `fit_and_score`.
+      h: features `[N, D]` of the examples that are predicted.
+      y: their targets `[N, T]` or labels `[N]`.
+
+    Returns:
+      Probe, predictions and metrics.
+    """
+    if not is_regression(settings):
+        logits = evaluation.predict(probe, jnp.asarray(h))
+        values = quality(settings, logits, jnp.asarray(y))
+        return Scored(probe, np.asarray(logits), values)
+    with _in_float64():
+        h, y = (jnp.asarray(array, jnp.float64) for array in (h, y))
+        predictions = evaluation.predict(probe, h)
+        values = quality(settings, predictions, y)
     return Scored(probe, np.asarray(predictions), values)
 
 
-def _quality(logits: Any, labels: Any) -> dict[str, float]:
-    return {
-        "accuracy": float(evaluation.accuracy(logits, labels)),
-        "cross_entropy": float(evaluation.cross_entropy(logits, labels)),
-    }
+@contextlib.contextmanager
+def _in_float64() -> Iterator[None]:
+    cpu = jax.local_devices(backend="cpu")[0]
+    with jax.enable_x64(True), jax.default_device(cpu):
+        yield
 
 
-def _named(values: dict[str, float], part: str, views: Any) -> dict[str, float]:
-    part = "" if part == "all" else f".{part}"
-    return {f"{name}{part}@{views}": value for name, value in values.items()}
+def quality(settings: Any, predictions: Any, y: Any) -> dict[str, float]:
+    """Returns the metrics of predictions.
 
+    Args:
+      settings: the result of `training.settings.resolve`.
+      predictions: targets `[N, T]` or logits `[N, C]`.
+      y: true targets `[N, T]` or labels `[N]`.
 
-def _variance(
-    settings: Any, encoder: FrozenEncoder, variables: Any, test: Examples, family: str
-) -> dict[str, float]:
-    x = test.x[: settings.evaluation.variance_examples]
-    variance = encoder.variance(variables, x, stream=_TEST, family=family)
-    part = "" if family == "all" else f".{family}"
-    return {f"variance.{n}{part}": float(v) for n, v in variance._asdict().items()}
-
-
-def _sweep(
-    settings: Any,
-    encoder: FrozenEncoder,
-    variables: Any,
-    train: Examples,
-    test: Examples,
-    family: str,
-) -> list[Scored]:
-    views = settings.evaluation.num_views
-    h, h_test = (
-        encoder.features(variables, x, num_views=views, stream=stream, family=family)
-        for stream, x in ((_TRAIN, train.x), (_TEST, test.x))
-    )
-    return [
-        fit_and_score(settings, h[number], train.y, h_test[number], test.y)
-        for number in range(len(views))
-    ]
-
-
-def _ensembles(
-    settings: Any, encoder: FrozenEncoder, variables: Any, probe: Any, test: Examples
-) -> dict[str, float]:
-    """Returns the quality of the mean prediction of a probe on one view."""
-    views = settings.evaluation.num_views
-    means = encoder.probabilities(
-        variables, probe, test.x, num_views=views, stream=_TEST
-    )
-    values = {}
-    tiny = np.finfo(means.dtype).tiny
-    for count, probabilities in zip(views, means, strict=True):
-        logits = jnp.log(jnp.maximum(probabilities, tiny))
-        values |= _named(_quality(logits, jnp.asarray(test.y)), "ensemble", count)
+    Returns:
+      mse, the mean over the targets, and mse and r2 of each; or accuracy, and
+      cross_entropy in nats.
+    """
+    if not is_regression(settings):
+        return {
+            "accuracy": float(evaluation.accuracy(predictions, y)),
+            "cross_entropy": float(evaluation.cross_entropy(predictions, y)),
+        }
+    mse = np.asarray(evaluation.mean_squared_error(predictions, y))
+    r2 = np.asarray(evaluation.r_squared(predictions, y))
+    values = {"mse": float(mse.mean())}
+    for number, name in enumerate(settings.data.targets):
+        values |= {f"mse.{name}": float(mse[number]), f"r2.{name}": float(r2[number])}
     return values
-
-
-def _baselines(
-    settings: Any,
-    encoder: FrozenEncoder,
-    variables: Any,
-    untrained: Any,
-    train: Examples,
-    test: Examples,
-) -> dict[str, float]:
-    """Returns the results on plain images: of the encoder, untrained, of the pixels."""
-
-    def encode(variables: Any) -> list[np.ndarray]:
-        return [encoder.plain(variables, part.x) for part in (train, test)]
-
-    chosen = settings.evaluation.baselines
-    values = _classify(settings, *encode(variables), train, test, "all")
-    if "untrained" in chosen:
-        values |= _classify(settings, *encode(untrained), train, test, "untrained")
-    if "pixels" in chosen:
-        pixels = [_pixels(part.x) for part in (train, test)]
-        values |= _classify(settings, *pixels, train, test, "pixels")
-    return values
-
-
-def _classify(
-    settings: Any,
-    h: np.ndarray,
-    h_test: np.ndarray,
-    train: Examples,
-    test: Examples,
-    part: str,
-) -> dict[str, float]:
-    """Returns linear and kNN results on the features of plain images."""
-    values = fit_and_score(settings, h, train.y, h_test, test.y).values
-    arrays = [jnp.asarray(array) for array in (h, train.y, h_test, test.y)]
-    chosen = settings.evaluation
-    for k in chosen.neighbors:
-        for name, temperature in (
-            (f"knn{k}", chosen.neighbor_temperature),
-            (f"knn{k}_majority", None),
-        ):
-            accuracy = evaluation.knn_accuracy(*arrays, k=k, temperature=temperature)
-            values[name] = float(accuracy)
-    return _named(values, part, "plain")
-
-
-def _pixels(images: np.ndarray) -> np.ndarray:
-    return images.reshape(len(images), -1).astype(np.float32) / 255

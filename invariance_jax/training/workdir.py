@@ -205,7 +205,7 @@ def tuples(tree: Any) -> Any:
     """
     if isinstance(tree, dict):
         return {key: tuples(value) for key, value in tree.items()}
-    return tuple(map(tuples, tree)) if isinstance(tree, list) else tree
+    return tuple(map(tuples, tree)) if isinstance(tree, list | tuple) else tree
 
 
 def first_difference(one: Any, other: Any) -> str | None:
