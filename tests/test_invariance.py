@@ -619,7 +619,8 @@ def test_replicas_give_the_joined_penalties_and_gradient(
         ({"represent": lambda a: a[:-1]}, r"represent must return h \[B, D\]"),
         ({"represent": lambda a: a[:, None]}, r"represent must return h \[B, D\]"),
     ],
-    ids=str,
+    # No text of a function, which holds an address: another one in each process.
+    ids=lambda value: " ".join(value),
 )
 def test_bad_input_is_refused(changes: dict[str, Any], message: str) -> None:
     settings = {"alpha": (6, 3), "alpha_other": (6, 3), "represent": jnp.sin, **changes}
