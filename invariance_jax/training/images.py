@@ -11,7 +11,7 @@ from invariance_jax.training.checks import (
     is_increasing,
     require,
 )
-from invariance_jax.transforms import image
+from invariance_jax.transforms import color, image
 
 FAMILIES = ("all", "color", "crop")
 BASELINES = ("pixels", "untrained")
@@ -147,6 +147,20 @@ def _jitters(values: dict[str, Any]) -> bool:
     return all(values[f"augmentation.{name}"] > 0 for name in names)
 
 
+def _takes_derivative(values: dict[str, Any]) -> bool:
+    return values["penalty.weight"] > 0 and values["penalty.kind"] == "gradient"
+
+
+def _check_parameters(values: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Checks the parameters of the penalty against those of the transformation."""
+    key = "penalty.parameters"
+    check_choices(key, values[key], names, least=0)
+    idle = set() if _jitters(values) else {*color.JITTER_NAMES}
+    needed = not values[key] or {*values[key]} - idle or not _takes_derivative(values)
+    expected = "one that is switched on, as penalty.weight is not 0"
+    require(bool(needed), key, values[key], expected)
+
+
 def _check(values: dict[str, Any]) -> None:
     for key, count in (("source_size", 2), ("mean", 3), ("std", 3)):
         value = values[f"data.{key}"]
@@ -161,7 +175,7 @@ def _check(values: dict[str, Any]) -> None:
     key = "augmentation.differentiate"
     check_choices(key, values[key], image.FAMILIES, least=0)
     acts = [name for name in values[key] if name != "color" or _jitters(values)]
-    needed = values["penalty.weight"] == 0 or len(acts) > 0
+    needed = len(acts) > 0 or not _takes_derivative(values)
     expected = "a part that is switched on, as penalty.weight is not 0"
     require(needed, key, values[key], expected)
     neighbors = values["evaluation.neighbors"]
@@ -182,8 +196,9 @@ def _check(values: dict[str, Any]) -> None:
     )
     data |= {name: given for name, given in _STAND_IN.items() if data[name] is None}
     try:
-        make_transformation(data, augmentation)
+        names = make_transformation(data, augmentation).names
     except ValueError as error:
         message = str(error)
         section = "data" if message.startswith(tuple(_STAND_IN)) else "augmentation"
         raise ValueError(f"{section}.{message}") from error
+    _check_parameters(values, names)
