@@ -1,8 +1,8 @@
 """Transformations with another law of alpha: moved, widened, or drawn in part.
 
-Foster, Pukdee, Rainforth (ICLR 2021), section 5.4, test how a representation stands a
-shift of the nuisance law. What changes may be traced, so that one compiled program
-serves a whole grid.
+Foster, Pukdee, Rainforth (ICLR 2021) test how a representation stands a shift of the
+nuisance law. What changes may be traced, so that one compiled program serves a whole
+grid.
 """
 
 from dataclasses import replace
