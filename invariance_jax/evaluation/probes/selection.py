@@ -62,6 +62,7 @@ def fit_ridge_selected(
     return LinearProbe(kernel, biases[best, columns]), weights[best]
 
 
+@jax.jit
 def _fit_each(h: Array, y: Array, l2: Array) -> LinearProbe:
     """Returns the probes of each l2, kernel `[len(l2), D, T]`."""
     # The first row goes first: then a constant feature is exactly 0.
