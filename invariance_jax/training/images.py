@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from invariance_jax.data import tfds
+from invariance_jax.training import grids
 from invariance_jax.training.checks import (
     are_numbers,
     check_choices,
@@ -48,11 +49,17 @@ def complete(values: dict[str, Any]) -> dict[str, Any]:
         set.
     """
     _check(values)
+    grids.check_strengths(values)
     filled = {}
     if any(values[key] is None for key in _OF_SET):
         filled = _read(values)
     whole = filled | {key: values[key] for key in _OF_SET if values[key] is not None}
     _check_neighbors(values, whole["data.train_examples"])
+    grids.check_classes(
+        values,
+        num_examples=whole["data.train_examples"],
+        num_classes=whole["data.num_classes"],
+    )
     filled["data.image_size"] = min(whole["data.source_size"])
     return {key: value for key, value in filled.items() if values[key] is None}
 
@@ -115,6 +122,30 @@ def make_transformation(data: Any, augmentation: Any, family: str = "all") -> An
         scaling=augmentation["scaling"] * geometric,
         shear=augmentation["shear"] * geometric,
         translation=augmentation["translation"] * geometric,
+    )
+
+
+def make_jitter(data: Any, augmentation: Any) -> Any:
+    """Returns colour jitter of strength 1 of plain images, of every view, and no more.
+
+    Args:
+      data: as in `make_transformation`.
+      augmentation: as in `make_transformation`.
+
+    Returns:
+      The transformation; its alpha has the columns of `color.JITTER_NAMES`.
+    """
+    return image.make_transformation(
+        source_size=tuple(data["source_size"]),
+        image_size=data["image_size"],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        strength=1.0,
+        jitter_probability=1.0,
+        gray_probability=0.0,
+        crop=False,
+        flip=False,
+        resampling=augmentation["resampling"],
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from invariance_jax.training import images, keys
+from invariance_jax.training import grids, images, keys
 from invariance_jax.training.checks import (
     are_numbers,
     check_choice,
@@ -150,8 +150,10 @@ def _check_values(values: dict[str, Any]) -> None:
     for key in keys.NUMBER_TUPLES:
         value = values[key]
         valid = isinstance(value, tuple | list) and are_numbers(value, len(value))
-        valid = valid and len(value) > 0 and all(number >= 0 for number in value)
+        valid = valid and len(value) > 0
+        valid = valid and all(0 <= number < math.inf for number in value)
         require(valid, key, value, "a tuple of numbers, 0 or more")
+    grids.check(values)
     views = values["evaluation.num_views"]
     expected = "an increasing tuple, M >= 1"
     require(is_increasing(views), "evaluation.num_views", views, expected)
@@ -214,6 +216,7 @@ def _check_spirograph(values: dict[str, Any]) -> np.ndarray:
         raise ValueError(f"data.{message}") from error
     key = "penalty.parameters"
     check_choices(key, values[key], names, least=0)
+    grids.check_laws(values, bounds)
     return bounds
 
 
