@@ -217,6 +217,11 @@ def _check(values: dict[str, Any]) -> None:
         "an increasing tuple, k >= 1",
     )
     _check_validation(values)
+    _check_parameters(values, _names(values))
+
+
+def _names(values: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the names of the columns of alpha, with the transformation's errors."""
     data, augmentation = (
         {
             key.removeprefix(section): value
@@ -227,9 +232,8 @@ def _check(values: dict[str, Any]) -> None:
     )
     data |= {name: given for name, given in _STAND_IN.items() if data[name] is None}
     try:
-        names = make_transformation(data, augmentation).names
+        return make_transformation(data, augmentation).names
     except ValueError as error:
         message = str(error)
         section = "data" if message.startswith(tuple(_STAND_IN)) else "augmentation"
         raise ValueError(f"{section}.{message}") from error
-    _check_parameters(values, names)
