@@ -280,12 +280,20 @@ def test_options_are_independent_of_one_another_and_of_the_rest(with_options):
     columns += [signs[:, :, 0, 0] for signs in (draws.signs, draws.second_signs)]
     columns += [draws.signs[:, :, 1, 0], draws.signs[:, :, 0, 1]]
     columns += [draws.signs[:, ::-1, 0, 0]]
-    # The size of a change, whose sign no column knows.
-    columns += [abs(draws.alpha_other - draws.first.alpha[:, :, None])[..., 0, 1]]
-    columns += [abs(draws.second_other - draws.second.alpha[:, :, None])[..., 0, 1]]
     columns = np.stack([np.asarray(column, float).ravel() for column in columns])
     correlation = np.corrcoef(columns) - np.eye(len(columns))
     assert np.abs(correlation).max() < 5 / np.sqrt(columns.shape[1])
+
+
+def test_views_have_directions_of_their_own(with_options):
+    draws, background = with_options, slice(1, None, 2)
+    lengths = [
+        abs(side.alpha_other - side.views[0].alpha[:, :, None])[..., background]
+        for side in draws.sides
+    ]
+    columns = np.stack([np.asarray(length).ravel() for length in lengths])
+    # Ends in common would make it 0.1.
+    assert abs(np.corrcoef(columns)[0, 1]) < 5 / np.sqrt(columns.shape[1]) < 0.05
 
 
 def test_signs_are_even(with_options):

@@ -247,10 +247,11 @@ CASES = {
         "penalty.views": 2,
         "penalty.batch_statistics": "example",
     },
-    "averaged views, z of the first": {
+    "averaged views, z of the first, held": {
         "average_views": 2,
         "penalty.at": "z",
         "penalty.normalization": "none",
+        "penalty.batch_statistics": "example",
     },
     "consistency of averaged views, limited": {
         "penalty.kind": "consistency",

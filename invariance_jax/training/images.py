@@ -178,18 +178,18 @@ def _jitters(values: dict[str, Any]) -> bool:
     return all(values[f"augmentation.{name}"] > 0 for name in names)
 
 
-def _takes_derivative(values: dict[str, Any]) -> bool:
-    return values["penalty.weight"] > 0 and values["penalty.kind"] == "gradient"
-
-
-def _check_parameters(values: dict[str, Any], names: tuple[str, ...]) -> None:
-    """Checks the parameters of the penalty against those of the transformation."""
+def _check_derivative(values: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Checks that the penalty has parameters along which views change."""
+    takes = values["penalty.weight"] > 0 and values["penalty.kind"] == "gradient"
+    idle = set() if _jitters(values) else {*color.JITTER_NAMES}
+    key = "augmentation.differentiate"
+    expected = "a part that is switched on, as penalty.weight is not 0"
+    require(bool({*names} - idle) or not takes, key, values[key], expected)
     key = "penalty.parameters"
     check_choices(key, values[key], names, least=0)
-    idle = set() if _jitters(values) else {*color.JITTER_NAMES}
-    needed = not values[key] or {*values[key]} - idle or not _takes_derivative(values)
+    chosen = {*(values[key] or names)}
     expected = "one that is switched on, as penalty.weight is not 0"
-    require(bool(needed), key, values[key], expected)
+    require(bool(chosen - idle) or not takes, key, values[key], expected)
 
 
 def _check(values: dict[str, Any]) -> None:
@@ -205,10 +205,6 @@ def _check(values: dict[str, Any]) -> None:
         require(isinstance(value, bool), f"augmentation.{key}", value, "True or False")
     key = "augmentation.differentiate"
     check_choices(key, values[key], image.FAMILIES, least=0)
-    acts = [name for name in values[key] if name != "color" or _jitters(values)]
-    needed = len(acts) > 0 or not _takes_derivative(values)
-    expected = "a part that is switched on, as penalty.weight is not 0"
-    require(needed, key, values[key], expected)
     neighbors = values["evaluation.neighbors"]
     require(
         neighbors == () or is_increasing(neighbors),
@@ -217,7 +213,7 @@ def _check(values: dict[str, Any]) -> None:
         "an increasing tuple, k >= 1",
     )
     _check_validation(values)
-    _check_parameters(values, _names(values))
+    _check_derivative(values, _names(values))
 
 
 def _names(values: dict[str, Any]) -> tuple[str, ...]:
