@@ -9,7 +9,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from invariance_jax import check, embed, evaluate, report, train
+from invariance_jax import check, embed, evaluate, report, studies, train
 from invariance_jax.cluster import (
     collect,
     devices,
@@ -75,10 +75,13 @@ def main(arguments: list[str]) -> None:
 
 
 def _run(mode: str, writes: bool, config: ConfigDict | None, workdir: str) -> None:
+    if mode == "all":
+        studies.prepare(config, workdir)
     if mode in ("all", "train"):
         train.run(config, workdir)
     if mode in ("all", "evaluate"):
         print(report.table(evaluate.run(config, workdir)))
+        studies.run(config, workdir)
     if mode == "embed":
         print(*embed.run(config, workdir), sep="\n")
     if mode == "all" and writes:

@@ -39,6 +39,8 @@ EXTRAS = {
     "test": [
         "mypy>=2.0",
         "pytest>=9.0",
+        # Two processes in CI.
+        "pytest-xdist>=3.6",
         # The formatter's style may change with the minor version.
         "ruff==0.17.*",
         "scikit-learn>=1.6",

@@ -60,6 +60,8 @@ def _quick(config: ConfigDict) -> None:
     config.penalty.example_limit = 0.5
     config.augmentation.crop_area = (0.7, 1.0)
     config.logging.probe_every_steps = 1000
+    config.checkpoints.every_steps = 500
+    config.checkpoints.keep_every_steps = 500
     config.evaluation.train_examples = 10_000
     config.evaluation.neighbors = (20,)
 

@@ -50,6 +50,9 @@ def _quick(config: ConfigDict) -> None:
     _mlp(config)
     config.steps = 2500
     config.logging.probe_every_steps = 500
+    # The experiment "invariance" shows the checkpoints that are kept.
+    config.checkpoints.every_steps = 500
+    config.checkpoints.keep_every_steps = 500
     config.evaluation.num_views = (1, 2, 4, 8)
     config.evaluation.train_examples = 20_000
 

@@ -25,7 +25,6 @@ from invariance_jax.training.components import (
     make_networks,
     make_transformation,
 )
-from invariance_jax.training.files import write_json
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.metrics import final_metrics
 from invariance_jax.training.preemption import Watch
@@ -73,7 +72,7 @@ def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> dict[str,
             each = [_evaluate(one, path, watch) for one, path in runs]
     results = records.aggregate(each)
     if processes.is_main_process():
-        write_json(epath.Path(workdir) / "results.json", results)
+        records.write_results(workdir, results)
     return results
 
 
@@ -208,7 +207,7 @@ def _evaluate(settings: Any, workdir: epath.Path, watch: Watch) -> dict[str, Any
     final = final_metrics(workdir, step=step)
     results = records.results(settings, evaluated, ordered, final)
     if processes.is_main_process():
-        write_json(workdir / "results.json", results)
+        records.write_results(workdir, results)
     return results
 
 

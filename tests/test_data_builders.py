@@ -306,11 +306,17 @@ def test_idx_gives_bytes_back(tmp_path):
     "content, message",
     [
         (b"text", "is not a gzip file"),
-        (gzip.compress(b"text"), "does not begin as an idx file"),
-        (gzip.compress(b"\0\0\x08"), "does not begin as an idx file"),
-        (gzip.compress(b"\0\0\x0d\x01\0\0\0\x01\0\0\0\0"), "type 0x08; found 0x0d"),
-        (gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"), r"\[5\].*5 bytes; found 3"),
-        (gzip.compress(b"a" * 99)[:-8], "is not a gzip file"),
+        (gzip.compress(b"text", mtime=0), "does not begin as an idx file"),
+        (gzip.compress(b"\0\0\x08", mtime=0), "does not begin as an idx file"),
+        (
+            gzip.compress(b"\0\0\x0d\x01\0\0\0\x01\0\0\0\0", mtime=0),
+            "type 0x08; found 0x0d",
+        ),
+        (
+            gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc", mtime=0),
+            r"\[5\].*5 bytes; found 3",
+        ),
+        (gzip.compress(b"a" * 99, mtime=0)[:-8], "is not a gzip file"),
     ],
 )
 def test_bad_idx_is_refused(content, message, tmp_path):

@@ -14,7 +14,7 @@ SOURCES = [*MODULES, *sorted((ROOT / "configs").glob("*.py")), ROOT / "launch.py
 
 CORE = {"types", "numerics"}
 PURE = {"transforms", "losses", "evaluation", "models"}
-PROGRAMS = {"train", "evaluate", "report", "embed", "check"}
+PROGRAMS = {"train", "evaluate", "report", "embed", "check", "studies"}
 EVERYTHING = (
     CORE
     | PURE

@@ -43,7 +43,7 @@ def tiny_resnet(settings, *, axis_name=None):
 
     head = ProjectionHead(output=5, axis_name=axis_name)
     tangent = settings.penalty.batch_statistics
-    return Networks(encoder("coupled"), encoder(tangent), head)
+    return Networks(encoder("coupled"), encoder(tangent), head, head)
 
 
 class Case:

@@ -70,8 +70,8 @@ def make_points(
         changes = dict(zip(axes, values, strict=True))
         with point.ignore_type():  # `resolve` checks them, and a limit may become None
             point.seed, point.seeds = seed, seeds
-            changes = {k: _change(point, k, value) for k, value in changes.items()}
-        name = ",".join(f"{k}={_text(value)}" for k, value in changes.items()) or "."
+            changes = {k: change(point, k, value) for k, value in changes.items()}
+        name = folder_name(changes) or "."
         if name in points:
             raise ValueError(f"sweep: two points have the folder {name}")
         points[name] = point
@@ -105,8 +105,14 @@ def _seeds(config: ConfigDict, grid: Mapping[str, Sequence[Any]]) -> tuple[int, 
     return values[0], len(values)
 
 
-def _change(point: ConfigDict, key: str, value: Any) -> Any:
-    """Sets a key, and returns its value in the type of the configuration."""
+def change(point: ConfigDict, key: str, value: Any) -> Any:
+    """Sets a key, and returns its value in the type of the configuration.
+
+    Args:
+      point: the configuration.
+      key: its dotted key.
+      value: the new value.
+    """
     *sections, name = key.split(".")
     section = point
     for part in sections:
@@ -115,6 +121,18 @@ def _change(point: ConfigDict, key: str, value: Any) -> Any:
         value = float(value)
     section[name] = value
     return value
+
+
+def folder_name(changes: Mapping[str, Any]) -> str:
+    """Returns the name of the folder of a run, empty without a change.
+
+    Args:
+      changes: dotted key -> value.
+
+    >>> folder_name({"penalty.weight": 0.1, "penalty.parameters": ("h",)})
+    'penalty.weight=0.1,penalty.parameters=h'
+    """
+    return ",".join(f"{key}={_text(value)}" for key, value in changes.items())
 
 
 def _text(value: Any) -> str:

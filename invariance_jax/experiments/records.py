@@ -7,6 +7,7 @@ same settings of the same checkpoint.
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from etils import epath
 
 from invariance_jax.experiments.subject import Measured
 from invariance_jax.training.files import write_json
-from invariance_jax.training.keys import EXPERIMENTS
+from invariance_jax.training.keys import EXPERIMENTS, STUDIES
 from invariance_jax.training.workdir import provenance, tuples
 
 FORMAT = 1
@@ -143,6 +144,22 @@ def results(
         },
         **provenance(),
     }
+
+
+def write_results(workdir: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Writes `results.json`; studies that the former one holds are kept.
+
+    Args:
+      workdir: the work directory.
+      content: what it shall hold.
+    """
+    path = epath.Path(workdir) / "results.json"
+    former = (_read(path) or {}).get("experiments", {})
+    kept = {name: former[name] for name in STUDIES if name in former}
+    experiments = kept | content["experiments"]
+    order = [name for name in (*EXPERIMENTS, *STUDIES) if name in experiments]
+    ordered = {name: experiments[name] for name in order}
+    write_json(path, {**content, "experiments": ordered})
 
 
 def aggregate(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

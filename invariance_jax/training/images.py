@@ -12,7 +12,7 @@ from invariance_jax.training.checks import (
     is_increasing,
     require,
 )
-from invariance_jax.transforms import image
+from invariance_jax.transforms import color, image
 
 FAMILIES = ("all", "color", "crop")
 BASELINES = ("pixels", "untrained")
@@ -178,6 +178,20 @@ def _jitters(values: dict[str, Any]) -> bool:
     return all(values[f"augmentation.{name}"] > 0 for name in names)
 
 
+def _takes_derivative(values: dict[str, Any]) -> bool:
+    return values["penalty.weight"] > 0 and values["penalty.kind"] == "gradient"
+
+
+def _check_parameters(values: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Checks the parameters of the penalty against those of the transformation."""
+    key = "penalty.parameters"
+    check_choices(key, values[key], names, least=0)
+    idle = set() if _jitters(values) else {*color.JITTER_NAMES}
+    needed = not values[key] or {*values[key]} - idle or not _takes_derivative(values)
+    expected = "one that is switched on, as penalty.weight is not 0"
+    require(bool(needed), key, values[key], expected)
+
+
 def _check(values: dict[str, Any]) -> None:
     for key, count in (("source_size", 2), ("mean", 3), ("std", 3)):
         value = values[f"data.{key}"]
@@ -192,7 +206,7 @@ def _check(values: dict[str, Any]) -> None:
     key = "augmentation.differentiate"
     check_choices(key, values[key], image.FAMILIES, least=0)
     acts = [name for name in values[key] if name != "color" or _jitters(values)]
-    needed = values["penalty.weight"] == 0 or len(acts) > 0
+    needed = len(acts) > 0 or not _takes_derivative(values)
     expected = "a part that is switched on, as penalty.weight is not 0"
     require(needed, key, values[key], expected)
     neighbors = values["evaluation.neighbors"]
@@ -203,6 +217,11 @@ def _check(values: dict[str, Any]) -> None:
         "an increasing tuple, k >= 1",
     )
     _check_validation(values)
+    _check_parameters(values, _names(values))
+
+
+def _names(values: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the names of the columns of alpha, with the transformation's errors."""
     data, augmentation = (
         {
             key.removeprefix(section): value
@@ -213,7 +232,7 @@ def _check(values: dict[str, Any]) -> None:
     )
     data |= {name: given for name, given in _STAND_IN.items() if data[name] is None}
     try:
-        make_transformation(data, augmentation)
+        return make_transformation(data, augmentation).names
     except ValueError as error:
         message = str(error)
         section = "data" if message.startswith(tuple(_STAND_IN)) else "augmentation"

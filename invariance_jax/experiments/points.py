@@ -1,0 +1,114 @@
+"""The runs that a study compares: label -> the training keys that it changes.
+
+Every study holds the run without a penalty, against which the others are compared, and
+the run of the configuration itself, "base".
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+Changes = dict[str, Any]
+
+_PLAIN = {"penalty.weight": 0.0}
+
+
+def make_points(
+    name: str, settings: Any, parameters: tuple[str, ...]
+) -> dict[str, Changes]:
+    """Returns the runs of a study.
+
+    Args:
+      name: one of `keys.STUDIES`.
+      settings: the result of `training.settings.resolve`, with a penalty.
+      parameters: the names of the columns of alpha.
+
+    Returns:
+      Label -> changed keys, the run without a penalty first.
+    """
+    return {"no penalty": _PLAIN, **_MAKERS[name](settings, parameters)}
+
+
+def _penalty_weight(settings: Any, parameters: tuple[str, ...]) -> dict[str, Changes]:
+    weights = sorted({*settings.studies.weights} - {0})
+    return {
+        f"weight {weight:g}": {"penalty.weight": float(weight)} for weight in weights
+    }
+
+
+def _directions(settings: Any, parameters: tuple[str, ...]) -> dict[str, Changes]:
+    return {
+        f"{estimator}, K = {count}": {
+            "penalty.estimator": estimator,
+            "penalty.directions": count,
+        }
+        for estimator, counts in (("directional", (1, 4, 16)), ("sign", (1, 4)))
+        for count in counts
+    }
+
+
+def _limits(settings: Any, parameters: tuple[str, ...]) -> dict[str, Changes]:
+    limit = settings.penalty.example_limit or 0.5
+    found = {
+        f"{shape}, {c:g} per example": _limit(c, 0.0, shape)
+        for shape in ("hard", "smooth")
+        for c in (limit, 8 * limit)
+    }
+    found[f"{limit:g} on the batch mean"] = _limit(0.0, limit, "hard")
+    return found | {"none": _limit(0.0, 0.0, "hard")}
+
+
+def _limit(example: float, batch: float, shape: str) -> Changes:
+    return {
+        "penalty.example_limit": example,
+        "penalty.batch_limit": batch,
+        "penalty.limit_shape": shape,
+    }
+
+
+def _normalization(settings: Any, parameters: tuple[str, ...]) -> dict[str, Changes]:
+    return {
+        f"{normalization}, {statistics} statistics": {
+            "penalty.normalization": normalization,
+            "penalty.batch_statistics": statistics,
+        }
+        for normalization, statistics in (
+            ("l2", "coupled"),
+            ("l2", "example"),
+            ("none", "coupled"),
+            ("batch", "coupled"),
+            ("batch", "example"),
+        )
+    }
+
+
+def _placement(settings: Any, parameters: tuple[str, ...]) -> dict[str, Changes]:
+    first, *rest = parameters
+    found: dict[str, Changes] = {"base": {}, f"{first} only": _along(first)}
+    if rest:
+        found[f"all but {first}"] = _along(*rest)
+    return found | {
+        "projection z": {"penalty.at": "z"},
+        "both views": {"penalty.views": 2},
+    }
+
+
+def _along(*names: str) -> Changes:
+    return {"penalty.parameters": names}
+
+
+def _baselines(settings: Any, parameters: tuple[str, ...]) -> dict[str, Changes]:
+    return {
+        "penalty": {},
+        "consistency": {"penalty.kind": "consistency"},
+        "2 views averaged": {"average_views": 2, **_PLAIN},
+    }
+
+
+_MAKERS: dict[str, Callable[[Any, tuple[str, ...]], dict[str, Changes]]] = {
+    "penalty_weight": _penalty_weight,
+    "directions": _directions,
+    "limits": _limits,
+    "normalization": _normalization,
+    "placement": _placement,
+    "baselines": _baselines,
+}

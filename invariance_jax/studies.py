@@ -1,0 +1,214 @@
+"""The program of the studies: short runs that differ in a few training keys.
+
+Weights of the penalty, its directions, limits, normalization and place, and what may
+stand in its stead, each against the run without a penalty on the same seeds. A run has
+a folder in `DIR/studies/` that is a work directory of its own, shared by the studies
+that compare it; what is finished is not repeated.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+from scipy import stats
+
+from invariance_jax import evaluate, train
+from invariance_jax.cluster.collect import is_evaluated
+from invariance_jax.cluster.grid import change, folder_name
+from invariance_jax.experiments import records
+from invariance_jax.experiments.points import Changes, make_points
+from invariance_jax.training import keys, processes
+from invariance_jax.training.components import is_regression, make_transformation
+from invariance_jax.training.settings import flatten, resolve
+from invariance_jax.training.workdir import check, one_per_seed, read_config
+
+_log = logging.getLogger(__name__)
+
+_LEVEL = 0.95
+
+
+def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> None:
+    """Makes the studies of a configuration and adds them to `results.json`.
+
+    Every process of a run over several calls it; the main one writes.
+
+    Args:
+      config: the configuration of the run. None: that of the work directory.
+      workdir: the work directory of the run, evaluated; the runs of the studies are in
+        its folder `studies`.
+
+    Raises:
+      ValueError: as `prepare`.
+      Preempted: if a signal asks for a stop; the same call continues.
+    """
+    config = read_config(workdir) if config is None else config
+    parent, diverged = epath.Path(workdir) / "studies", set()
+    points = prepare(config, workdir)
+    runs = {name: one for study in points.values() for name, one in study.values()}
+    for number, (name, one) in enumerate(runs.items()):
+        _log.info("studies/%s: run %d of %d", name, number + 1, len(runs))
+        try:
+            _make(one, parent / name)
+        except FloatingPointError as error:
+            diverged.add(name)
+            _log.error("studies/%s: %s", name, error)
+    if not points or not processes.is_main_process():
+        return
+    path = epath.Path(workdir) / "results.json"
+    results = json.loads(path.read_text())
+    for study, members in points.items():
+        rows = _rows(members, parent, diverged)
+        results["experiments"][study] = {"seconds": None, "rows": rows}
+    records.write_results(workdir, results)
+
+
+def prepare(
+    config: ConfigDict, workdir: str | os.PathLike[str]
+) -> dict[str, dict[str, tuple[str, ConfigDict]]]:
+    """Returns the runs of the studies that a configuration asks for, checked.
+
+    Args:
+      config: the configuration of the run.
+      workdir: its work directory.
+
+    Returns:
+      Study -> label -> the folder in `studies` and the configuration of a run.
+
+    Raises:
+      ValueError: if there is no penalty to study, or a configuration is invalid or its
+        folder holds another run.
+    """
+    settings = resolve(config)
+    chosen = records.chosen(settings, keys.STUDIES)
+    if chosen and settings.penalty.weight == 0:
+        raise ValueError(
+            "penalty.weight is 0; expected a positive number, as "
+            f"evaluation.experiments asks for {chosen[0]}, which compares penalties."
+        )
+    parameters = make_transformation(settings).names
+    found = {}
+    for study in chosen:
+        points = make_points(study, settings, parameters)
+        found[study] = {
+            label: _point(config, settings, changes, epath.Path(workdir))
+            for label, changes in points.items()
+        }
+    return found
+
+
+def _point(
+    config: ConfigDict, settings: Any, changes: Changes, workdir: epath.Path
+) -> tuple[str, ConfigDict]:
+    """Returns the folder and the configuration of a run, checked."""
+    own = dict(flatten(config))
+    changes = {
+        key: value for key, value in changes.items() if not _same(own[key], value)
+    }
+    name = folder_name(changes) or "base"
+    point = ConfigDict(config.to_dict())
+    views = settings.evaluation.num_views
+    cache = config.compilation_cache or os.fspath(workdir / "compilation_cache")
+    short = {
+        "epochs": None,
+        "steps": settings.studies.steps,
+        "compilation_cache": cache,
+        "logging.probe_every_steps": 0,
+        "checkpoints.keep": 1,
+        "checkpoints.keep_every_steps": None,
+        "evaluation.experiments": ("downstream", "averaging", "invariance"),
+        "evaluation.baselines": (),
+        "evaluation.num_views": tuple(sorted({views[0], views[-1]})),
+        "evaluation.families": ("all",),
+        "evaluation.split": settings.studies.split,
+    }
+    with point.ignore_type():
+        for key, value in {**short, **changes}.items():
+            change(point, key, value)
+    try:
+        check(resolve(point), workdir / "studies" / name)
+    except ValueError as error:
+        raise ValueError(f"studies/{name}: {error}") from error
+    return name, point
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Returns whether two values of a key are one: no limit may be empty or 0."""
+    return (one or None) == (other or None)
+
+
+def _make(config: ConfigDict, folder: epath.Path) -> None:
+    each = [(resolve(one), path) for one, path in one_per_seed(config, folder)]
+    if not all(is_evaluated(one, path) for one, path in each):
+        train.run(config, folder)
+        evaluate.run(config, folder)
+
+
+def _rows(
+    members: Mapping[str, tuple[str, ConfigDict]],
+    parent: epath.Path,
+    diverged: set[str],
+) -> list[dict[str, Any]]:
+    """Returns a row per run, with paired differences to the first one."""
+    first = None
+    rows = []
+    for label, (name, config) in members.items():
+        at: dict[str, Any] = {"run": label}
+        if label.startswith("weight ") or not rows:
+            at["weight"] = config.penalty.weight
+        if name in diverged:
+            rows.append({"at": at, "values": {"diverged": records.summarize([1.0])}})
+            continue
+        paths = [path for _, path in one_per_seed(config, parent / name)]
+        each = [json.loads((path / "results.json").read_text()) for path in paths]
+        summaries = [
+            {key: value["mean"] for key, value in one["summary"].items()}
+            for one in each
+        ]
+        values = {key: [one[key] for one in summaries] for key in summaries[0]}
+        found = {key: records.summarize(value) for key, value in values.items()}
+        found["collapsed"] = records.summarize(
+            [_collapsed(resolve(config), one) for one in summaries]
+        )
+        if first is None:
+            first = values
+        else:
+            found |= _differences(values, first)
+        rows.append({"at": at, "values": found})
+    return rows
+
+
+def _collapsed(settings: Any, values: Mapping[str, float]) -> float:
+    """Returns 1 for a representation that knows next to nothing of the example.
+
+    That is one whose views of one example differ as much as those of two, or whose
+    probe has half of the constant predictor's error, or twice its accuracy.
+    """
+    views = settings.evaluation.num_views[0]
+    if is_regression(settings):
+        poor = values[f"mse@{views}"] > 0.5 * values["mse.constant"]
+    else:
+        poor = values[f"accuracy@{views}"] < 2 / settings.data.num_classes
+    return float(poor or values["variance.normalized"] > 0.5)
+
+
+def _differences(
+    values: Mapping[str, list[float]], first: Mapping[str, list[float]]
+) -> dict[str, Any]:
+    """Returns the paired differences to another run, with t-intervals."""
+    found = {}
+    for key in [key for key in values if key in first]:
+        pairs = np.subtract(values[key], first[key])
+        found[f"difference.{key}"] = difference = records.summarize(list(pairs))
+        if len(pairs) > 1:
+            half = stats.t.ppf((1 + _LEVEL) / 2, len(pairs) - 1)
+            half *= difference["standard_error"]
+            for end, sign in (("low", -1), ("high", 1)):
+                value = difference["mean"] + sign * half
+                interval = {"mean": value, "standard_error": None, "n": len(pairs)}
+                found[f"interval.{key}.{end}"] = interval
+    return found
