@@ -145,3 +145,5 @@ def test_a_share_that_cannot_reach_every_class_is_refused(data_dir):
     resolve(image_config(data_dir, ALL | enough))
     fewer = enough | {"evaluation.train_examples": 60}
     assert "expected 0.025 at least" in image_message(data_dir, fewer)
+    half = enough | {"evaluation.label_fraction": 0.5}
+    assert "expected 0.025 at least" in image_message(data_dir, half)

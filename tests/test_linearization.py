@@ -143,8 +143,11 @@ def test_an_example_that_does_not_change_does_not_count() -> None:
 
 
 def test_a_change_that_is_not_seen_has_the_cosine_0() -> None:
-    arrays = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]]), jnp.array([[1.0, 1.0]])
-    assert linearization_error(Changes(*arrays)).cosine[0] == 0
+    # Nor has a prediction of what does not come; the third one has the cosine 1.
+    true, first, difference = [1.0, 0.0, 1.0], [0.0, 1.0, 4.0], [1.0, 1.0, 1.0]
+    arrays = (jnp.array([row]) for row in (true, first, difference))
+    found = linearization_error(Changes(*arrays))
+    assert found.cosine[0] == pytest.approx(1 / 3, rel=1e-6)
 
 
 def test_a_heavy_tail_is_seen() -> None:
