@@ -52,6 +52,8 @@ def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> None:
     for study, members in prepare(config, workdir).items():
         _log.info("study %s: %d runs", study, len(members))
         for name, one in members.values():
+            if name in diverged:
+                continue
             try:
                 _make(one, parent / name)
             except FloatingPointError as error:
