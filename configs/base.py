@@ -37,25 +37,27 @@ def get_config() -> ConfigDict:
     # directory).
     config.compilation_cache = placeholder(str)
 
-    # Views on each side of the contrastive loss whose representations are averaged.
+    # K, views on each side of the contrastive loss whose representations are averaged,
+    # each with batch statistics of its own; the penalty acts on the first of each side.
     config.average_views = 1
 
     config.penalty = ConfigDict()
     # "gradient" (the paper), or "consistency": the squared distance of n(h) of the two
-    # views.
+    # views, without a derivative.
     config.penalty.kind = "gradient"
     # Weight of the invariance penalty in the loss, lambda of the paper; 0 is SimCLR.
     config.penalty.weight = 0.01
-    # Largest value of one example's penalty in one direction (none if empty).
+    # Largest value of one example's penalty in one direction (0 or empty: none).
     config.penalty.example_limit = placeholder(float)
-    # Largest value of the batch mean; above it the gradient is zero (none if empty).
+    # Largest value of the batch mean; above it the gradient is zero (0 or empty: none).
     config.penalty.batch_limit = placeholder(float)
     # "hard" cuts an example's penalty off at the limit c, "smooth" is q / (1 + q / c).
     config.penalty.limit_shape = "hard"
     # "directional" is the squared derivative, "sign" (the paper) that of one random
     # sign projection, the same in expectation.
     config.penalty.estimator = "directional"
-    # Names of the parameters along which the derivative is taken (all if empty).
+    # Names of the parameters along which the derivative is taken (all if empty), as
+    # "h" or "rback" of Spirograph, "hue" or "crop.top" of images.
     config.penalty.parameters = ()
     # Where the penalty acts: "h" (the paper) or the projection "z".
     config.penalty.at = "h"
@@ -67,7 +69,8 @@ def get_config() -> ConfigDict:
     config.penalty.normalization = "l2"
     # Steps over which the weight rises linearly from 0.
     config.penalty.warmup_steps = 0
-    # "coupled" differentiates batch statistics along alpha, "example" holds them.
+    # "coupled" differentiates batch statistics along alpha, "example" holds them (at
+    # "z" those of the head too).
     config.penalty.batch_statistics = "coupled"
 
     config.encoder = ConfigDict()

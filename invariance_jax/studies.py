@@ -33,7 +33,7 @@ _LEVEL = 0.95
 
 
 def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> None:
-    """Makes the studies of a configuration and adds them to `results.json`.
+    """Makes the studies of a configuration, and adds each to `results.json`.
 
     Every process of a run over several calls it; the main one writes.
 
@@ -47,23 +47,27 @@ def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> None:
       Preempted: if a signal asks for a stop; the same call continues.
     """
     config = read_config(workdir) if config is None else config
-    parent, diverged = epath.Path(workdir) / "studies", set()
-    points = prepare(config, workdir)
-    runs = {name: one for study in points.values() for name, one in study.values()}
-    for number, (name, one) in enumerate(runs.items()):
-        _log.info("studies/%s: run %d of %d", name, number + 1, len(runs))
-        try:
-            _make(one, parent / name)
-        except FloatingPointError as error:
-            diverged.add(name)
-            _log.error("studies/%s: %s", name, error)
-    if not points or not processes.is_main_process():
-        return
-    path = epath.Path(workdir) / "results.json"
-    results = json.loads(path.read_text())
-    for study, members in points.items():
-        rows = _rows(members, parent, diverged)
-        results["experiments"][study] = {"seconds": None, "rows": rows}
+    parent = epath.Path(workdir) / "studies"
+    diverged: set[str] = set()
+    for study, members in prepare(config, workdir).items():
+        _log.info("study %s: %d runs", study, len(members))
+        for name, one in members.values():
+            if name in diverged:
+                continue
+            try:
+                _make(one, parent / name)
+            except FloatingPointError as error:
+                diverged.add(name)
+                _log.error("studies/%s: %s", name, error)
+        if processes.is_main_process():
+            _write(workdir, study, _rows(members, parent, diverged))
+
+
+def _write(
+    workdir: str | os.PathLike[str], study: str, rows: list[dict[str, Any]]
+) -> None:
+    results = json.loads((epath.Path(workdir) / "results.json").read_text())
+    results["experiments"][study] = {"seconds": None, "rows": rows}
     records.write_results(workdir, results)
 
 
@@ -142,6 +146,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _make(config: ConfigDict, folder: epath.Path) -> None:
+    """Trains and evaluates a run, unless that is done."""
     each = [(resolve(one), path) for one, path in one_per_seed(config, folder)]
     if not all(is_evaluated(one, path) for one, path in each):
         train.run(config, folder)

@@ -68,29 +68,69 @@ def oracle_penalty(
     alpha: np.ndarray,
     alpha_other: np.ndarray,
     *,
+    signs: np.ndarray | None = None,
     normalization: str = "l2",
     example_limit: float = math.inf,
+    limit_shape: str = "hard",
     step: float = 1e-5,
 ) -> np.ndarray:
-    """`[B]`: mean over `[K, B, P]` others of the squared change, by differences."""
+    """`[B]`: mean over `[K, B, P]` others of the squared change, by differences.
+
+    With signs `[K, B, D]`, of the square of its projection.
+    """
     batch_size = len(alpha)
     h = np.asarray(represent(alpha), np.float64)
     variance = 0.0
     for d in range(h.shape[1]):
         variance += sum((h[:, d] - sum(h[:, d]) / batch_size) ** 2) / batch_size
     penalty = np.zeros(batch_size)
-    for other in alpha_other:
+    for k, other in enumerate(alpha_other):
         ahead = np.array(represent(alpha + step * (other - alpha)), np.float64)
         behind = np.array(represent(alpha - step * (other - alpha)), np.float64)
         for i in range(batch_size):
             if normalization == "l2":
                 ahead[i] /= math.sqrt(sum(ahead[i] ** 2))
                 behind[i] /= math.sqrt(sum(behind[i] ** 2))
-            squared = sum(((ahead[i] - behind[i]) / (2 * step)) ** 2)
+            change = (ahead[i] - behind[i]) / (2 * step)
+            squared = sum(change**2)
+            if signs is not None:
+                squared = sum(signs[k, i] * change) ** 2
             if normalization == "batch":
                 squared /= variance
-            penalty[i] += min(squared, example_limit) / len(alpha_other)
+            limited = oracle_limit(squared, example_limit, limit_shape)
+            penalty[i] += limited / len(alpha_other)
     return penalty
+
+
+def oracle_limit(squared: float, limit: float, shape: str) -> float:
+    """The squared change below its limit."""
+    return min(squared, limit) if shape == "hard" else squared / (1 + squared / limit)
+
+
+def oracle_consistency(
+    h1: np.ndarray,
+    h2: np.ndarray,
+    *,
+    normalization: str = "l2",
+    example_limit: float = math.inf,
+    limit_shape: str = "hard",
+) -> np.ndarray:
+    """`[B]`: the squared distance of two views, in the unit of the normalization."""
+    h1, h2 = np.array(h1, np.float64), np.array(h2, np.float64)
+    variance = 0.0
+    for h in (h1, h2):
+        for d in range(h.shape[1]):
+            middle = sum(h[:, d]) / len(h)
+            variance += sum((h[:, d] - middle) ** 2) / len(h) / 2
+    distances = np.zeros(len(h1))
+    for i, (one, two) in enumerate(zip(h1, h2, strict=True)):
+        if normalization == "l2":
+            one, two = (row / math.sqrt(sum(row**2)) for row in (one, two))
+        squared = sum((one - two) ** 2)
+        if normalization == "batch":
+            squared /= variance
+        distances[i] = oracle_limit(squared, example_limit, limit_shape)
+    return distances
 
 
 def encoder_weights() -> tuple[np.ndarray, np.ndarray]:

@@ -213,3 +213,91 @@ def test_directions_do_not_move_the_views(draw):
     one = make(directions=1)(KEY, 4)
     np.testing.assert_array_equal(one.indices, draw(KEY, 4).indices)
     assert one.alpha_other.shape == (BATCH, 1, 6)
+
+
+@pytest.fixture(scope="module")
+def with_options():
+    """As `many`, with everything that may be drawn."""
+    options = {"penalized_views": 2, "sign_features": 5, "average_views": 3}
+    return jax.vmap(make(**options), in_axes=(None, 0))(KEY, jnp.arange(200))
+
+
+def test_what_is_off_is_not_drawn(draw):
+    draws = draw(KEY, 4)
+    assert draws.signs is draws.second_other is draws.second_signs is None
+    assert draws.first_more == draws.second_more == ()
+    draw = make(penalized_views=0, sign_features=5)
+    none = jax.eval_shape(draw, KEY, 4)
+    assert none.alpha_other is none.signs is None
+
+
+def test_options_leave_the_other_draws_as_they_are(many, with_options):
+    for name in ("indices", "first", "second", "alpha_other"):
+        ours, theirs = getattr(many, name), getattr(with_options, name)
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    fewer = make(average_views=2, penalized_views=0)(KEY, 4)
+    np.testing.assert_array_equal(fewer.first.alpha, many.first.alpha[4])
+    for name in ("first_more", "second_more"):
+        (one,) = getattr(fewer, name)
+        expected = getattr(with_options, name)[0].alpha[4]
+        np.testing.assert_array_equal(one.alpha, expected)
+
+
+def test_options_have_the_axis_of_examples(with_options):
+    draws = jax.tree.map(lambda leaf: leaf[4], with_options)
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(draws)} == {BATCH}
+    assert draws.signs.shape == draws.second_signs.shape == (BATCH, DIRECTIONS, 5)
+    assert draws.second_other.shape == (BATCH, DIRECTIONS, 6)
+    assert [len(side.views) for side in draws.sides] == [3, 3]
+
+
+def test_a_side_has_its_own_views_and_directions(with_options):
+    draws = with_options
+    one, two = draws.sides
+    assert one.views == (draws.first, *draws.first_more)
+    assert two.views == (draws.second, *draws.second_more)
+    assert one.alpha_other is draws.alpha_other and one.signs is draws.signs
+    assert two.alpha_other is draws.second_other and two.signs is draws.second_signs
+
+
+def test_the_second_view_has_ends_about_itself(with_options):
+    low, high = spirograph.make_transformation().bounds.T
+    draws = with_options
+    alpha = np.asarray(draws.second.alpha)[:, :, None]
+    change = np.asarray(draws.second_other) - alpha
+
+    def inside(end):
+        return np.all((end >= low - 1e-5) & (end <= high + 1e-5), axis=-1)
+
+    assert np.all(inside(alpha + change) | inside(alpha - change))
+    assert not np.all(inside(alpha + change))
+
+
+def test_options_are_independent_of_one_another_and_of_the_rest(with_options):
+    draws = with_options
+    views = [draws.first, draws.second, *draws.first_more, *draws.second_more]
+    columns = [view.alpha[..., 0] for view in views]
+    columns += [signs[:, :, 0, 0] for signs in (draws.signs, draws.second_signs)]
+    columns += [draws.signs[:, :, 1, 0], draws.signs[:, :, 0, 1]]
+    columns += [draws.signs[:, ::-1, 0, 0]]
+    columns = np.stack([np.asarray(column, float).ravel() for column in columns])
+    correlation = np.corrcoef(columns) - np.eye(len(columns))
+    assert np.abs(correlation).max() < 5 / np.sqrt(columns.shape[1])
+
+
+def test_views_have_directions_of_their_own(with_options):
+    draws, background = with_options, slice(1, None, 2)
+    lengths = [
+        abs(side.alpha_other - side.views[0].alpha[:, :, None])[..., background]
+        for side in draws.sides
+    ]
+    columns = np.stack([np.asarray(length).ravel() for length in lengths])
+    # Ends in common would make it 0.1.
+    assert abs(np.corrcoef(columns)[0, 1]) < 5 / np.sqrt(columns.shape[1]) < 0.05
+
+
+def test_signs_are_even(with_options):
+    draws = with_options
+    for signs in map(np.asarray, (draws.signs, draws.second_signs)):
+        assert {*np.unique(signs)} == {-1.0, 1.0}
+        assert abs(signs.mean()) < 5 / np.sqrt(signs.size)

@@ -119,6 +119,35 @@ def test_a_penalty_along_nothing_is_refused(changes):
     settings(changes | {"augmentation.differentiate": ("color", "crop")})
 
 
+def test_consistency_needs_nothing_to_derive_along():
+    settings({"augmentation.differentiate": (), "penalty.kind": "consistency"})
+
+
+def test_parameters_of_the_penalty_are_those_of_the_transformation(asked):
+    settings({"penalty.parameters": ("hue", "brightness")} | COMPLETE)
+    with pytest.raises(ValueError) as caught:
+        settings({"penalty.parameters": ("crop.tpo",)})
+    text = "penalty.parameters is 'crop.tpo'; expected one of 'brightness', 'contrast'"
+    assert str(caught.value).startswith(text)
+    crop = {"augmentation.differentiate": ("color", "crop")}
+    with pytest.raises(ValueError, match="did you mean 'crop.top'"):
+        settings({"penalty.parameters": ("crop.tpo",)} | crop)
+    assert not asked
+    settings({"penalty.parameters": ("crop.top",)} | crop)
+
+
+def test_a_penalty_along_parameters_that_are_off_is_refused():
+    off = {
+        "augmentation.differentiate": ("color", "crop"),
+        "augmentation.jitter_probability": 0.0,
+    }
+    settings(off | {"penalty.parameters": ("hue", "crop.top")})
+    with pytest.raises(
+        ValueError, match="penalty.parameters is .'hue',.; expected one"
+    ):
+        settings(off | {"penalty.parameters": ("hue",)})
+
+
 NO_VALIDATION = {"data.validation_examples": 0, "logging.probe_every_steps": 0}
 
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from reference import encoder_weights, oracle_penalty
+from reference import encoder_weights, oracle_consistency, oracle_penalty
 
-from invariance_jax.losses import invariance_penalty
+from invariance_jax.losses import consistency, invariance_penalty
 from invariance_jax.models import BatchNorm
 from invariance_jax.numerics import l2_normalize
 from invariance_jax.transforms import View
@@ -125,6 +125,27 @@ def test_reference_gradient_in_the_weights(
         assert_close(found, reference[f"penalty_grad_w{i}_l2"], tolerance)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-6), (np.float32, 1e-4)])
+def test_reference_penalties_with_signs(
+    dtype: type, tolerance: float, reference: dict[str, np.ndarray], x64: None
+) -> None:
+    represent, weights, alpha, others = reference_encoder(reference, dtype)
+    signs = jnp.asarray(reference["penalty_sign"], dtype)
+
+    @jax.jit
+    def penalty(alpha_other: jax.Array, signs: jax.Array) -> jax.Array:
+        return invariance_penalty(
+            partial(represent, weights), alpha, alpha_other, signs=signs
+        )[0]
+
+    expected = reference["penalty_rademacher_l2"]
+    for k, other in enumerate(others):
+        assert_close(penalty(other, signs), expected[k], tolerance)
+    of_each = jnp.stack([signs] * len(others))
+    for given in (signs, of_each):
+        assert_close(penalty(others, given), expected.mean(axis=0), tolerance)
+
+
 @partial(jax.jit, static_argnums=0)
 def sign_estimator(
     representation: Callable[[jax.Array], jax.Array],
@@ -179,6 +200,20 @@ def test_penalty_is_the_mean_of_the_sign_estimator(x64: None) -> None:
     )
     assert_within_standard_errors(penalty, estimates)
     assert jnp.max(penalty / estimates.std(axis=0)) > 0.5  # the test has power
+
+
+def test_penalty_is_the_mean_over_its_signs(x64: None) -> None:
+    weights, alpha, others = make_problem(dtype=np.float64)
+    represent = partial(encode, weights)
+    penalty, h = invariance_penalty(represent, alpha, others)
+    signs = random_signs(1000, len(others), *h.shape)
+
+    @jax.jit
+    @jax.vmap
+    def with_signs(signs: jax.Array) -> jax.Array:
+        return invariance_penalty(represent, alpha, others, signs=signs)[0]
+
+    assert_within_standard_errors(penalty, with_signs(signs))
 
 
 def every_sign(batch_size: int) -> jax.Array:
@@ -251,14 +286,23 @@ def test_only_signed_directions_agree_with_the_sign_estimator_under_batch_normal
 
 
 @normalizations
-@pytest.mark.parametrize("example_limit", [None, 0.4])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {},
+        {"example_limit": 0.4},
+        {"example_limit": 0.4, "limit_shape": "smooth"},
+    ],
+    ids=str,
+)
 def test_penalty_equals_the_oracle(
-    normalization: str, example_limit: float | None, x64: None
+    normalization: str, signed: bool, limit: dict[str, Any], x64: None
 ) -> None:
     weights, alpha, others = make_problem(dtype=np.float64)
-    settings = {"normalization": normalization}
-    if example_limit is not None:
-        settings["example_limit"] = example_limit
+    settings: dict[str, Any] = {"normalization": normalization, **limit}
+    if signed:
+        settings["signs"] = random_signs(len(others), len(alpha), 4)
     represent = partial(encode, weights)
     penalty, h = invariance_penalty(represent, alpha, others, **settings)
     expected = oracle_penalty(represent, np.asarray(alpha), others, **settings)
@@ -308,13 +352,97 @@ def test_gradient_above_the_limit_is_zero() -> None:
         np.testing.assert_array_equal(gradient, 0)
 
 
-def test_traced_limit_equals_the_static_one() -> None:
+@pytest.mark.parametrize("shape", ["hard", "smooth"])
+def test_traced_limit_equals_the_static_one(shape: str) -> None:
     weights, alpha, others = make_problem()
-    traced = jax.jit(
-        lambda limit: mean_penalty(weights, alpha, others, example_limit=limit)
+    penalty = partial(mean_penalty, weights, alpha, others, limit_shape=shape)
+    traced = jax.jit(lambda limit: penalty(example_limit=limit))
+    np.testing.assert_allclose(traced(0.4), penalty(example_limit=0.4), rtol=1e-6)
+
+
+def test_smooth_limit_has_the_slope_of_its_definition(x64: None) -> None:
+    # q is the square of the scale; below, at, far above the limit and at infinity
+    scales, limit = jnp.array([0.0, 0.5, 3.0, 1e3, 1e200])[:, None], 9.0
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def penalty(scales: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found, _ = invariance_penalty(
+            lambda alpha: scales * alpha,
+            jnp.zeros((5, 1)),
+            jnp.ones((5, 1)),
+            normalization="none",
+            example_limit=limit,
+            limit_shape="smooth",
+        )
+        return jnp.sum(found), found
+
+    (_, found), gradient = penalty(scales)
+    q = np.array(scales[:4, 0]) ** 2
+    np.testing.assert_allclose(found[:4], q / (1 + q / limit), rtol=1e-12)
+    slope = 2 * np.array(scales[:4, 0]) / (1 + q / limit) ** 2
+    np.testing.assert_allclose(gradient[:4, 0], slope, rtol=1e-12)
+    assert found[4] == limit and gradient[4, 0] == 0
+
+
+@normalizations
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {},
+        {"example_limit": 0.5},
+        {"example_limit": 0.5, "limit_shape": "smooth"},
+    ],
+    ids=str,
+)
+def test_consistency_equals_the_oracle(
+    normalization: str, limit: dict[str, Any], x64: None
+) -> None:
+    weights, alpha, others = make_problem(dtype=np.float64)
+    h1, h2 = encode(weights, alpha), encode(weights, others[0])
+    settings = {"normalization": normalization, **limit}
+    found = jax.jit(partial(consistency, **settings))(h1, h2)
+    np.testing.assert_allclose(found, oracle_consistency(h1, h2, **settings), rtol=1e-9)
+    np.testing.assert_array_equal(consistency(h1, h1, **settings), 0)
+    np.testing.assert_allclose(consistency(h2, h1, **settings), found, rtol=1e-12)
+
+
+@normalizations
+def test_consistency_of_near_views_is_the_penalty(
+    normalization: str, x64: None
+) -> None:
+    weights, alpha, others = make_problem(dtype=np.float64)
+    near = alpha + 1e-4 * (others[0] - alpha)
+    penalty, h1 = invariance_penalty(
+        partial(encode, weights), alpha, near, normalization=normalization
     )
-    static = mean_penalty(weights, alpha, others, example_limit=0.4)
-    np.testing.assert_allclose(traced(0.4), static, rtol=1e-6)
+    found = consistency(h1, encode(weights, near), normalization=normalization)
+    np.testing.assert_allclose(found, penalty, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("normalization", "shape"), [("l2", "smooth"), ("batch", "hard")]
+)
+def test_consistency_has_derivatives(normalization: str, shape: str, x64: None) -> None:
+    weights, alpha, others = make_problem(dtype=np.float64)
+    settings = {"normalization": normalization, "limit_shape": shape}
+    function = jax.jit(partial(consistency, example_limit=0.7, **settings))
+    views = encode(weights, alpha), encode(weights, others[0])
+    check_grads(function, views, order=2, modes=["fwd", "rev"], rtol=1e-5, eps=1e-6)
+    # a zero representation, and two that are the same
+    zero = jnp.zeros_like(views[0])
+    for pair in ((zero, zero), (zero, views[1]), (views[0], views[0])):
+        gradient = jax.grad(lambda *pair: jnp.sum(function(*pair)), (0, 1))(*pair)
+        assert all(jnp.isfinite(leaf).all() for leaf in gradient)
+
+
+def test_consistency_over_replicas_is_that_of_the_joined_batch(x64: None) -> None:
+    weights, alpha, others = make_problem(8, 1, np.float64)
+    h1, h2 = encode(weights, alpha), encode(weights, others[0])
+    function = partial(consistency, normalization="batch")
+    mapped = over_vmap(partial(function, axis_name=AXIS), 4, 0)
+    found = mapped(h1.reshape(4, 2, -1), h2.reshape(4, 2, -1))
+    np.testing.assert_allclose(found.ravel(), function(h1, h2), rtol=1e-9)
 
 
 def test_batch_normalization_has_the_gradient_of_its_definition(x64: None) -> None:
@@ -615,6 +743,9 @@ def test_replicas_give_the_joined_penalties_and_gradient(
         ({"normalization": "L2"}, "normalization must be one of .* found 'L2'"),
         ({"example_limit": 0}, "example_limit must be positive or None; found 0"),
         ({"example_limit": -1.0}, "example_limit must be positive .* found -1.0"),
+        ({"limit_shape": "soft"}, "limit_shape must be one of .* found 'soft'"),
+        ({"signs": (6, 2)}, r"signs must be .* \(1, 6, 3\); found shape \(6, 2\)"),
+        ({"signs": (2, 6, 3)}, r"signs must be .* found shape \(2, 6, 3\)"),
         ({"represent": jnp.sum}, r"represent must return h \[B, D\]"),
         ({"represent": lambda a: a[:-1]}, r"represent must return h \[B, D\]"),
         ({"represent": lambda a: a[:, None]}, r"represent must return h \[B, D\]"),
@@ -625,5 +756,25 @@ def test_replicas_give_the_joined_penalties_and_gradient(
 def test_bad_input_is_refused(changes: dict[str, Any], message: str) -> None:
     settings = {"alpha": (6, 3), "alpha_other": (6, 3), "represent": jnp.sin, **changes}
     alpha, other = (jnp.ones(settings.pop(name)) for name in ("alpha", "alpha_other"))
+    if "signs" in settings:
+        settings["signs"] = jnp.ones(settings["signs"])
     with pytest.raises(ValueError, match=message):
         invariance_penalty(settings.pop("represent"), alpha, other, **settings)
+
+
+@pytest.mark.parametrize(
+    "shapes, settings, message",
+    [
+        ([(6,), (6,)], {}, r"h1, h2 must be \[B, D\]"),
+        ([(6, 3), (5, 3)], {}, "h1 and h2 must be of one shape"),
+        ([(6, 3)] * 2, {"normalization": "L2"}, "normalization must be one of"),
+        ([(6, 3)] * 2, {"example_limit": 0.0}, "example_limit must be positive"),
+        ([(6, 3)] * 2, {"limit_shape": "soft"}, "limit_shape must be one of"),
+    ],
+    ids=str,
+)
+def test_bad_views_are_refused(
+    shapes: list[tuple[int, ...]], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        consistency(*map(jnp.ones, shapes), **settings)

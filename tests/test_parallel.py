@@ -18,9 +18,9 @@ from invariance_jax.training.components import (
     make_networks,
     make_transformation,
 )
-from invariance_jax.training.draws import make_draw
 from invariance_jax.training.optimizers import make_optimizer
 from invariance_jax.training.settings import resolve
+from invariance_jax.training.start import step_and_draw
 from invariance_jax.training.steps import Networks, init_state, make_step
 
 KEY = jax.random.key(5)
@@ -43,7 +43,7 @@ def tiny_resnet(settings, *, axis_name=None):
 
     head = ProjectionHead(output=5, axis_name=axis_name)
     tangent = settings.penalty.batch_statistics
-    return Networks(encoder("coupled"), encoder(tangent), head)
+    return Networks(encoder("coupled"), encoder(tangent), head, head)
 
 
 class Case:
@@ -57,12 +57,7 @@ class Case:
         self.x = make_examples(settings, "train").x
         # A float array in the widest precision that is enabled.
         self.x = np.asarray(jnp.asarray(self.x).astype(float))
-        self.draw = make_draw(
-            self.transformation,
-            num_examples=len(self.x),
-            batch_size=settings.batch_size,
-            directions=settings.penalty.directions,
-        )
+        _, self.draw = step_and_draw(settings)
 
     def start(self):
         def init(key):
@@ -140,6 +135,22 @@ CASES = {
         "penalty.batch_limit": 200.0,
         "penalty.example_limit": None,
         "penalty.weight": 0.5,
+    },
+    "signs on both z, held, one parameter, smooth": {
+        "optimizer.name": "lars",
+        "penalty.estimator": "sign",
+        "penalty.at": "z",
+        "penalty.views": 2,
+        "penalty.batch_statistics": "example",
+        "penalty.parameters": ("rback",),
+        "penalty.limit_shape": "smooth",
+    },
+    "consistency of z, averaged views": {
+        "optimizer.name": "lars",
+        "penalty.kind": "consistency",
+        "penalty.at": "z",
+        "penalty.normalization": "batch",
+        "average_views": 2,
     },
 }
 

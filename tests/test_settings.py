@@ -32,8 +32,17 @@ BAD = [
     ("precision", "float16", "one of 'float32', 'bfloat16'"),
     ("penalty.weight", -0.1, "0 or a positive number"),
     ("penalty.weight", "large", "a number"),
-    ("penalty.example_limit", 0.0, "a positive number"),
-    ("penalty.batch_limit", -1.0, "a positive number"),
+    ("penalty.example_limit", -0.5, "0 or a positive number"),
+    ("penalty.batch_limit", -1.0, "0 or a positive number"),
+    ("penalty.kind", "consistent", "did you mean 'consistency'?"),
+    ("penalty.estimator", "signs", "did you mean 'sign'?"),
+    ("penalty.limit_shape", "soft", "one of 'hard', 'smooth'"),
+    ("penalty.at", "H", "one of 'h', 'z'"),
+    ("penalty.views", 0, "a positive number"),
+    ("penalty.views", 3, "1 or 2"),
+    ("penalty.parameters", "h", "a tuple of names"),
+    ("penalty.parameters", ("h", "h"), "each name once"),
+    ("average_views", 0, "a positive number"),
     ("penalty.directions", 0, "a positive number"),
     ("penalty.normalization", "L2", "one of 'l2', 'none', 'batch'"),
     ("penalty.warmup_steps", 21, "at most 20 steps"),
@@ -139,6 +148,7 @@ def test_what_is_counted_is_whole(key):
         ("evaluation.families", ("all", "colour"), "colour", "color"),
         ("evaluation.baselines", ("pixel",), "pixel", "pixels"),
         ("embedding.splits", ("train", "tests"), "tests", "test"),
+        ("penalty.parameters", ("h", "rbak"), "rbak", "rback"),
     ],
 )
 def test_a_wrong_name_in_a_tuple_meets_the_closest(key, values, wrong, close):
@@ -262,6 +272,47 @@ def test_bounds_are_in_the_order_of_the_parameters():
     bounds = resolve(tiny_config({"data.bounds.sigma": (0.3, 0.4)})).derived.bounds
     assert tuple(bounds[3]) == (0.3, 0.4)
     assert len(bounds) == 10
+
+
+def test_parameters_of_the_penalty_are_those_of_the_nuisance():
+    resolve(tiny_config({"penalty.parameters": ("h", "bback")}))
+    text = message({"penalty.parameters": ("sigma",)})
+    assert text.startswith(
+        "penalty.parameters is 'sigma'; expected one of 'h', 'rback'"
+    )
+    changes = {"data.targets": ("m", "b"), "penalty.parameters": ("sigma",)}
+    resolve(tiny_config(changes))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "neutral"),
+    [
+        ("penalty.estimator", "sign", "'directional'"),
+        ("penalty.parameters", ("h",), "()"),
+        ("penalty.views", 2, "1"),
+        ("penalty.directions", 3, "1"),
+        ("penalty.batch_statistics", "example", "'coupled'"),
+    ],
+)
+def test_what_consistency_has_no_use_for_is_refused(key, value, neutral):
+    text = message({"penalty.kind": "consistency", key: value})
+    assert text == (
+        f"{key} is {value!r}; expected {neutral}, as penalty.kind 'consistency' takes "
+        "no derivative."
+    )
+
+
+@pytest.mark.parametrize("nothing", [(), []])
+def test_consistency_is_accepted(nothing):
+    resolve(changed({"penalty.kind": "consistency", "penalty.parameters": nothing}))
+
+
+@pytest.mark.parametrize("value", [0, 0.0, None])
+@pytest.mark.parametrize("name", ["example_limit", "batch_limit"])
+def test_a_limit_of_0_is_none(name, value):
+    config = changed({f"penalty.{name}": value})
+    assert resolve(config).penalty[name] is None
+    assert config.penalty[name] == value
 
 
 def test_whole_numbers_serve_as_real_ones():

@@ -7,13 +7,14 @@ import optax
 import pytest
 from tiny import tiny_config
 
+from invariance_jax.training import objective as of_training
 from invariance_jax.training.components import (
     make_examples,
     make_networks,
     make_transformation,
 )
-from invariance_jax.training.draws import make_draw
 from invariance_jax.training.settings import resolve
+from invariance_jax.training.start import step_and_draw
 from invariance_jax.training.steps import init_state, make_step
 from invariance_jax.transforms import View
 
@@ -23,6 +24,7 @@ SMALL = {
     "encoder.projection": 5,
     "data.image_size": 6,
     "data.num_points": 6,
+    "data.train_examples": 6,
     "penalty.example_limit": None,
 }
 
@@ -37,13 +39,8 @@ class Case:
         self.settings = resolve(tiny_config(SMALL | (changes or {})))
         self.networks = make_networks(self.settings)
         self.transformation = make_transformation(self.settings)
-        self.x = jnp.asarray(make_examples(self.settings, "train").x[:6]).astype(float)
-        draw = make_draw(
-            self.transformation,
-            num_examples=6,
-            batch_size=6,
-            directions=self.settings.penalty.directions,
-        )
+        self.x = jnp.asarray(make_examples(self.settings, "train").x).astype(float)
+        _, draw = step_and_draw(self.settings)
         self.draws = jax.jit(draw)(jax.random.key(3), 0)
         self.state = self.start(0)
         self._step = jax.jit(
@@ -89,15 +86,15 @@ def affine(rows, parameters):
     return rows * parameters["scale"][None] + parameters["bias"][None]
 
 
-def encode(params, images, held=None):
-    """The MLP of two layers; `held` are batch moments that are given."""
+def encode(params, images, moments=moments):
+    """The MLP of two layers; `moments` gives those of the batch."""
     rows = images.reshape(len(images), -1) @ params["dense1"]["kernel"]
-    rows = affine(standardize(rows, *(held or moments(rows))), params["bn1"])
+    rows = affine(standardize(rows, *moments(rows)), params["bn1"])
     last = params["dense2"]
     return jnp.maximum(rows, 0) @ last["kernel"] + last["bias"][None]
 
 
-def project(params, h):
+def project(params, h, moments=moments):
     rows = h @ params["dense1"]["kernel"]
     rows = jnp.maximum(affine(standardize(rows, *moments(rows)), params["bn1"]), 0)
     rows = rows @ params["dense2"]["kernel"]
@@ -116,39 +113,95 @@ def contrastive_oracle(z1, z2, temperature):
     return jnp.log(others / positive).sum() / len(z)
 
 
-def penalty_oracle(params, case):
-    """The mean over examples and directions, from the whole Jacobian `[B, D, B, P]`."""
-    settings, (alpha, held) = case.settings.penalty, case.draws.first
+def point(params, case, view, moments=moments):
+    """Where the penalty acts: h or z of one view."""
+    images = case.transformation.apply(case.x, view)
+    h = encode(params["encoder"], images, moments)
+    at_z = case.settings.penalty.at == "z"
+    return project(params["head"], h, moments) if at_z else h
 
-    def images(alpha):
-        return case.transformation.apply(case.x, View(alpha, held))
 
-    rows = images(alpha).reshape(len(alpha), -1) @ params["dense1"]["kernel"]
-    fixed = moments(rows) if settings.batch_statistics == "example" else None
+def held_moments(represent, alpha):
+    """Those at alpha, in the order in which they are asked for."""
+    seen = []
 
-    def represent(alpha):
-        h = encode(params, images(alpha), fixed)
+    def note(rows):
+        seen.append(moments(rows))
+        return seen[-1]
+
+    represent(alpha, note)
+    return lambda: iter(seen).__next__
+
+
+def derivative_oracle(params, case, side):
+    """The mean over directions `[B]`, from the whole Jacobian `[B, D, B, P]`."""
+    settings, (alpha, held) = case.settings.penalty, side.views[0]
+
+    def represent(alpha, moments):
+        return point(params, case, View(alpha, held), moments)
+
+    fixed = held_moments(represent, alpha)
+
+    def normalized(alpha):
+        following = fixed()
+        is_held = settings.batch_statistics == "example"
+        h = represent(alpha, (lambda rows: following()) if is_held else moments)
         return unit(h) if settings.normalization == "l2" else h
 
-    jacobian = jax.jacfwd(represent)(alpha)
+    jacobian = jax.jacfwd(normalized)(alpha)
     scale = 1.0
     if settings.normalization == "batch":
-        scale = moments(encode(params, images(alpha)))[1].sum()
-    direction = jnp.moveaxis(case.draws.alpha_other, 1, 0) - alpha[None]
+        scale = moments(represent(alpha, moments))[1].sum()
+    direction = jnp.moveaxis(side.alpha_other, 1, 0) - alpha[None]
+    for column, name in enumerate(case.transformation.names):
+        if settings.parameters and name not in settings.parameters:
+            direction = direction.at[:, :, column].set(0)
     change = jnp.einsum("idjp,kjp->kid", jacobian, direction)
-    squared = (change**2).sum(2) / scale
+    if settings.estimator == "sign":
+        squared = jnp.einsum("kid,ikd->ki", change, side.signs.astype(float)) ** 2
+    else:
+        squared = (change**2).sum(2)
+    return limited(squared / scale, settings).mean(0)
+
+
+def limited(squared, settings):
     limit = settings.example_limit
-    return (squared if limit is None else jnp.minimum(squared, limit)).mean()
+    if limit is None:
+        return squared
+    if settings.limit_shape == "smooth":
+        return squared / (1 + squared / limit)
+    return jnp.minimum(squared, limit)
+
+
+def penalty_oracle(params, case):
+    """The mean over examples, directions and views."""
+    settings, sides = case.settings.penalty, case.draws.sides
+    if settings.kind == "gradient":
+        penalized = sides[: settings.views]
+        each = [derivative_oracle(params, case, side) for side in penalized]
+        return sum(each).mean() / len(each)
+    one, two = (point(params, case, side.views[0]) for side in sides)
+    scale = 1.0
+    if settings.normalization == "l2":
+        one, two = unit(one), unit(two)
+    if settings.normalization == "batch":
+        scale = (moments(one)[1].sum() + moments(two)[1].sum()) / 2
+    return limited(((one - two) ** 2).sum(1) / scale, settings).mean()
+
+
+def projection(params, case, views):
+    """z of one side, from the mean of h over its views."""
+    each = [case.transformation.apply(case.x, view) for view in views]
+    h = sum(encode(params["encoder"], images) for images in each) / len(each)
+    return project(params["head"], h)
 
 
 def oracle(case):
     def objective(params):
-        x, draws, settings = case.x, case.draws, case.settings
-        h1 = encode(params["encoder"], case.transformation.apply(x, draws.first))
-        h2 = encode(params["encoder"], case.transformation.apply(x, draws.second))
-        z1, z2 = project(params["head"], h1), project(params["head"], h2)
+        settings = case.settings
+        z1, z2 = (projection(params, case, side.views) for side in case.draws.sides)
         contrastive = contrastive_oracle(z1, z2, settings.temperature)
-        penalty = penalty_oracle(params["encoder"], case)
+        penalty = penalty_oracle(params, case)
         limit = settings.penalty.batch_limit
         limited = penalty if limit is None else jnp.minimum(penalty, limit)
         loss = contrastive + settings.penalty.weight * limited
@@ -180,6 +233,38 @@ CASES = {
         "penalty.weight": 2.0,
     },
     "limit of the batch": {"penalty.batch_limit": 0.01, "penalty.weight": 3.0},
+    "signs, both views, some parameters, smooth": {
+        "penalty.estimator": "sign",
+        "penalty.views": 2,
+        "penalty.parameters": ("gback", "h"),
+        "penalty.directions": 2,
+        "penalty.example_limit": 0.4,
+        "penalty.limit_shape": "smooth",
+    },
+    "signs on both z, held": {
+        "penalty.at": "z",
+        "penalty.estimator": "sign",
+        "penalty.views": 2,
+        "penalty.batch_statistics": "example",
+    },
+    "averaged views, z of the first, held": {
+        "average_views": 2,
+        "penalty.at": "z",
+        "penalty.normalization": "none",
+        "penalty.batch_statistics": "example",
+    },
+    "consistency of averaged views, limited": {
+        "penalty.kind": "consistency",
+        "penalty.normalization": "batch",
+        "penalty.example_limit": 1.0,
+        "average_views": 2,
+    },
+    "consistency of z, smooth": {
+        "penalty.kind": "consistency",
+        "penalty.at": "z",
+        "penalty.example_limit": 0.5,
+        "penalty.limit_shape": "smooth",
+    },
 }
 
 
@@ -227,11 +312,18 @@ def test_weight_rises_to_its_full_value(case):
         assert values["loss"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_running_statistics_take_both_views(case):
+@pytest.fixture(scope="module")
+def averaged():
+    return Case({"average_views": 2, "penalty.at": "z"})
+
+
+@pytest.mark.parametrize("name", ["case", "averaged"])
+def test_running_statistics_take_every_view(name, request):
+    case = request.getfixturevalue(name)
     new, _ = case.step()
     kernel = case.state.params["encoder"]["dense1"]["kernel"]
     mean, variance = np.zeros((1, 7)), np.ones((1, 7))
-    for view in (case.draws.first, case.draws.second):
+    for view in (view for side in case.draws.sides for view in side.views):
         images = case.transformation.apply(case.x, view)
         of_batch = moments(images.reshape(6, -1) @ kernel)
         mean = 0.9 * mean + 0.1 * of_batch[0]
@@ -239,6 +331,42 @@ def test_running_statistics_take_both_views(case):
     found = new.batch_stats["encoder"]["bn1"]
     np.testing.assert_allclose(found["mean"], mean[0], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found["var"], variance[0], rtol=1e-4)
+
+
+def test_a_penalty_of_z_moves_the_running_statistics_as_ever(case):
+    new, _ = Case({"penalty.at": "z", "penalty.views": 2}).step()
+    expected, _ = case.step()
+    assert_close(new.batch_stats, expected.batch_stats, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"penalty.kind": "consistency"}, {"penalty.weight": 0.0}], ids=str
+)
+def test_no_derivative_is_taken_that_is_not_asked_for(case, changes, monkeypatch):
+    monkeypatch.setattr(of_training, "invariance_penalty", None)
+    settings = resolve(tiny_config(SMALL | {"penalty.at": "z"} | changes))
+    _, draw = step_and_draw(settings)
+    draws = jax.eval_shape(draw, jax.random.key(0), 0)
+    assert draws.alpha_other is None
+    step = make_step(settings, case.networks, case.transformation, DESCENT)
+    jax.eval_shape(step, case.state, case.x, draws)
+
+
+@pytest.mark.parametrize(
+    ("changes", "features"),
+    [
+        ({}, 7),
+        ({"penalty.at": "z"}, 5),
+        ({"encoder.name": "resnet18"}, 512),
+        ({"penalty.weight": 0.0}, None),
+    ],
+    ids=str,
+)
+def test_signs_are_drawn_in_the_space_where_the_penalty_acts(changes, features):
+    settings = resolve(tiny_config(SMALL | {"penalty.estimator": "sign"} | changes))
+    draws = jax.eval_shape(step_and_draw(settings)[1], jax.random.key(0), 0)
+    shape = None if draws.signs is None else draws.signs.shape
+    assert shape == (features and (6, 1, features))
 
 
 def test_running_statistics_of_the_head_take_both_views(case):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from invariance_jax.evaluation.variance import invariance
+from invariance_jax.evaluation.variance import invariance, paired_change
 
 
 def loop_invariance(h: np.ndarray) -> tuple[float, float, float]:
@@ -154,3 +154,40 @@ def test_another_rank_is_refused(shape: tuple[int, ...]) -> None:
 def test_too_few_views_or_examples_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="M >= 2 views of B >= 1 examples"):
         invariance(jnp.zeros(shape))
+
+
+def loop_paired_change(h: np.ndarray) -> float:
+    """Half the squared distance of views 0 and 1, 2 and 3, ... , averaged."""
+    views, batch, features = h.shape
+    squares = []
+    for pair in range(views // 2):
+        for b in range(batch):
+            change = [
+                h[2 * pair, b, d] - h[2 * pair + 1, b, d] for d in range(features)
+            ]
+            squares.append(sum(value**2 for value in change))
+    return sum(squares) / len(squares) / 2
+
+
+@pytest.mark.parametrize("views", [2, 4, 5])
+def test_paired_change_agrees_with_the_loop(views: int, x64: None) -> None:
+    h = make_h(views=views)
+    expected = loop_paired_change(h)
+    np.testing.assert_allclose(paired_change(jnp.asarray(h)), expected, rtol=1e-12)
+
+
+def test_paired_change_of_two_views_is_the_variance_within(x64: None) -> None:
+    h = jnp.asarray(make_h(views=2))
+    np.testing.assert_allclose(paired_change(h), invariance(h).within, rtol=1e-12)
+
+
+def test_paired_change_estimates_the_variance_within() -> None:
+    h = np.random.default_rng(0).normal(size=(8, 2000, 3)).astype(np.float32)
+    h = h + 5 * h[:1]
+    expected = invariance(jnp.asarray(h)[1:]).within
+    np.testing.assert_allclose(paired_change(jnp.asarray(h)[1:]), expected, rtol=0.03)
+
+
+def test_paired_change_of_one_view_is_refused() -> None:
+    with pytest.raises(ValueError, match="M >= 2 views of B >= 1 examples"):
+        paired_change(jnp.zeros((1, 4, 2)))

@@ -1,10 +1,16 @@
-"""Frozen representations to results: feature averaging, probes, variance."""
+"""Frozen representations to results: feature averaging, probes, variance, linearity."""
 
 from invariance_jax.evaluation.averaging import (
     SamplesAndApplies,
     average_features,
     encode_views,
     sample_view,
+)
+from invariance_jax.evaluation.linearization import (
+    Changes,
+    LinearizationError,
+    linearization_error,
+    linearize_changes,
 )
 from invariance_jax.evaluation.probes import (
     LinearProbe,
@@ -14,16 +20,19 @@ from invariance_jax.evaluation.probes import (
     cross_entropy,
     fit_logistic,
     fit_ridge,
+    fit_ridge_selected,
     knn_accuracy,
     logistic_objective,
     mean_squared_error,
     predict,
     r_squared,
 )
-from invariance_jax.evaluation.variance import Variance, invariance
+from invariance_jax.evaluation.variance import Variance, invariance, paired_change
 
 __all__ = [
+    "Changes",
     "LinearProbe",
+    "LinearizationError",
     "LogisticObjective",
     "SamplesAndApplies",
     "Variance",
@@ -34,10 +43,14 @@ __all__ = [
     "encode_views",
     "fit_logistic",
     "fit_ridge",
+    "fit_ridge_selected",
     "invariance",
     "knn_accuracy",
+    "linearization_error",
+    "linearize_changes",
     "logistic_objective",
     "mean_squared_error",
+    "paired_change",
     "predict",
     "r_squared",
     "sample_view",

@@ -49,18 +49,8 @@ def invariance(h: Array) -> Variance:
 
     Gradients: with respect to h; those of normalized are zero where total is 0.
     """
-    chex.assert_rank(
-        h,
-        3,
-        custom_message="h must be [M, B, D], M views of each example",
-        exception_type=ValueError,
-    )
+    _check_views(h)
     num_views, batch_size, _ = h.shape
-    if num_views < 2 or batch_size < 1:
-        raise ValueError(
-            "h must hold M >= 2 views of B >= 1 examples for a variance over views, "
-            f"but has M = {num_views}, B = {batch_size}."
-        )
     h = h.astype(jnp.promote_types(h.dtype, jnp.float32))
     # Two passes. Subtracting one row first makes constant rows exactly zero, where the
     # rounding of their mean would leave noise that the ratio then takes for variance.
@@ -73,3 +63,44 @@ def invariance(h: Array) -> Variance:
     by_feature = jnp.sum(jnp.square(rows), axis=(0, 1))
     total = jnp.sum(by_feature / (batch_size * num_views - 1))
     return Variance(within, total, safe_divide(within, total))
+
+
+def paired_change(h: Array) -> Array:
+    """Returns half the mean squared change between two views of the same example.
+
+    Computes `1/2 mean ||h[2k, b] - h[2k + 1, b]||^2` over the examples b and the
+    disjoint pairs of their views. Of independent views its expectation is that of
+    `Variance.within`; twice it is what the penalty's first-order term stands for.
+
+    Args:
+      h: float `[M, B, D]`, M views of each of B examples; M 2 or more, the last one of
+        an odd number is left out.
+
+    Returns:
+      `[]`, squared representation units, at least float32.
+
+    Raises:
+      ValueError: if h is not `[M, B, D]`, if M is below 2, or if B is 0.
+
+    Gradients: with respect to h.
+    """
+    _check_views(h)
+    h = h.astype(jnp.promote_types(h.dtype, jnp.float32))
+    pairs = h.shape[0] // 2
+    change = h[0 : 2 * pairs : 2] - h[1 : 2 * pairs : 2]
+    return jnp.mean(jnp.sum(jnp.square(change), axis=-1)) / 2
+
+
+def _check_views(h: Array) -> None:
+    chex.assert_rank(
+        h,
+        3,
+        custom_message="h must be [M, B, D], M views of each example",
+        exception_type=ValueError,
+    )
+    num_views, batch_size, _ = h.shape
+    if num_views < 2 or batch_size < 1:
+        raise ValueError(
+            "h must hold M >= 2 views of B >= 1 examples for a variance over views, "
+            f"but has M = {num_views}, B = {batch_size}."
+        )

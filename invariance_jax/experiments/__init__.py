@@ -11,6 +11,10 @@ from invariance_jax.experiments import (
     averaging,
     downstream,
     invariance,
+    label_fraction,
+    linearization,
+    nuisance_prediction,
+    shift,
 )
 from invariance_jax.experiments.subject import Measured, Row, Subject
 
@@ -18,6 +22,10 @@ EXPERIMENTS: dict[str, Callable[[Subject], Measured]] = {
     "downstream": downstream.run,
     "averaging": averaging.run,
     "invariance": invariance.run,
+    "linearization": linearization.run,
+    "nuisance_prediction": nuisance_prediction.run,
+    "shift": shift.run,
+    "label_fraction": label_fraction.run,
 }
 
 __all__ = ["EXPERIMENTS", "Measured", "Row", "Subject"]

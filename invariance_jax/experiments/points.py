@@ -41,7 +41,7 @@ def _directions(settings: Any, parameters: tuple[str, ...]) -> dict[str, Changes
             "penalty.estimator": estimator,
             "penalty.directions": count,
         }
-        for estimator, counts in (("directional", (1, 4, 16)), ("sign", (1, 16)))
+        for estimator, counts in (("directional", (1, 4, 16)), ("sign", (1, 4)))
         for count in counts
     }
 

@@ -79,6 +79,7 @@ class Subject:
         self.train = probe_examples(settings, make_examples(settings, "train"))
         self.test = make_examples(settings, settings.evaluation.split)
         self._features: dict[Any, np.ndarray] = {}
+        self._plain: dict[str, np.ndarray] = {}
         self._scored: dict[Any, Scored] = {}
 
     @functools.cached_property
@@ -110,6 +111,13 @@ class Subject:
                 family=family,
             )
         return self._features[place]
+
+    def plain(self, split: str) -> np.ndarray:
+        """Returns the features `[N, D]` of plain images of "train" or "test"."""
+        if split not in self._plain:
+            x = self.examples(split).x
+            self._plain[split] = self.encoder.plain(self.variables, x)
+        return self._plain[split]
 
     def scored(self, number: int, family: str = "all") -> Scored:
         """Returns the probe on averaged features, and its quality on the test examples.

@@ -1,6 +1,6 @@
-"""Losses of representations: contrastive, and the invariance penalty."""
+"""Losses of representations: contrastive, and the invariance penalties."""
 
 from invariance_jax.losses.contrastive import nt_xent
-from invariance_jax.losses.invariance import invariance_penalty
+from invariance_jax.losses.invariance import consistency, invariance_penalty
 
-__all__ = ["invariance_penalty", "nt_xent"]
+__all__ = ["consistency", "invariance_penalty", "nt_xent"]

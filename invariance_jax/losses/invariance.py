@@ -1,8 +1,8 @@
-"""The invariance penalty: how much a representation changes along a transformation.
+"""The invariance penalties: how much a representation changes along a transformation.
 
 The gradient penalty of Foster, Pukdee, Rainforth (ICLR 2021), section 3: the
 first-order estimate of twice the conditional variance of the representation under alpha
-~ p(alpha).
+~ p(alpha). The squared distance of two views estimates the same without a derivative.
 Deviation: the paper takes reverse-mode derivatives of random sign projections and
 averages over them; one forward-mode derivative gives their expectation exactly.
 """
@@ -20,23 +20,29 @@ from invariance_jax.types import Array
 NORMALIZATIONS = ("l2", "none", "batch")
 """What the squared change of the representation is measured against."""
 
+LIMIT_SHAPES = ("hard", "smooth")
+"""How a squared change q meets its limit c: `min(q, c)`, or `q / (1 + q / c)`."""
+
 
 def invariance_penalty(
     represent: Callable[[Array], Any],
     alpha: Array,
     alpha_other: Array,
     *,
+    signs: Array | None = None,
     normalization: str = "l2",
     example_limit: float | Array | None = None,
+    limit_shape: str = "hard",
     has_aux: bool = False,
     axis_name: str | None = None,
 ) -> tuple[Array, ...]:
     """Returns the squared directional derivative of each representation, and h.
 
     Computes `|| d n(h)/d alpha . (alpha' - alpha) ||^2` per example, the mean over K
-    directions alpha'. Examples coupled by batch statistics add cross terms: pass
-    `alpha + s (alpha' - alpha)` with an independent random sign s per example as
-    alpha_other, and they vanish in expectation.
+    directions alpha'; with signs e the paper's `(e . d n(h)/d alpha . (alpha' -
+    alpha))^2`, the same in expectation over e. Examples coupled by batch statistics add
+    cross terms: pass `alpha + s (alpha' - alpha)` with an independent random sign s per
+    example as alpha_other, and they vanish in expectation.
 
     Args:
       represent: `alpha [B, P] -> h [B, D]`, or `(h, aux)` with has_aux: any function
@@ -44,11 +50,15 @@ def invariance_penalty(
       alpha: `[B, P]`, where the derivative is taken.
       alpha_other: `[B, P]` or `[K, B, P]`, the other ends alpha' of the directions; K
         directions share one linearization.
+      signs: `[B, D]`, shared by the directions, or `[K, B, D]`: independent random
+        signs e, +1 or -1, onto which the derivative is projected. None: its norm.
       normalization: "l2" differentiates n(h) = h / ||h|| (the paper), "none" h itself,
         "batch" divides the squared change of h by the total variance over the batch,
         sum_d Var(h_d), which is constant along alpha but not in the parameters.
-      example_limit: the largest value that counts, per example and direction; above it
-        the gradient is zero. None: no limit.
+      example_limit: c, positive, for the squared change q of each example and direction
+        (and sign). None: no limit.
+      limit_shape: "hard" is `min(q, c)`, whose gradient is zero above c; "smooth" is
+        `q / (1 + q / c)`, which stays below c with a gradient everywhere.
       has_aux: whether represent returns `(h, aux)`.
       axis_name: the mapped axis over which the variance of "batch" is taken.
 
@@ -57,14 +67,16 @@ def invariance_penalty(
       non-negative, dimensionless for "l2" and "batch", squared units of h for "none".
 
     Raises:
-      ValueError: if the shapes of alpha and alpha_other disagree, represent does not
-        return [B, D], the normalization is unknown or the limit is not positive.
+      ValueError: if the shapes of alpha, alpha_other and signs disagree, represent does
+        not return [B, D], the normalization or the shape of the limit is unknown or the
+        limit is not positive.
 
     Gradients: with respect to all that represent closes over, alpha and alpha_other.
     Cost: one forward-mode pass (about two forward passes more) for one direction, one
     linearization for K.
     """
-    _check_inputs(alpha, alpha_other, normalization, example_limit)
+    _check_ends(alpha, alpha_other)
+    _check_settings(normalization, example_limit, limit_shape)
 
     def normalized(alpha: Array) -> tuple[Array, tuple[Array, Any]]:
         h, aux = represent(alpha) if has_aux else (represent(alpha), None)
@@ -84,13 +96,86 @@ def invariance_penalty(
     else:
         _, along, (h, aux) = jax.linearize(normalized, alpha, has_aux=True)
         change = jax.vmap(along)(alpha_other - alpha[None])
-    squared = jnp.sum(jnp.square(change), axis=-1)
+    squared = _squared(change, signs)
     if normalization == "batch":
         squared = safe_divide(squared, _total_variance(h, axis_name))
-    if example_limit is not None:
-        squared = jnp.minimum(squared, example_limit)
-    penalty = jnp.mean(squared, axis=0)
+    penalty = jnp.mean(_limit(squared, example_limit, limit_shape), axis=0)
     return (penalty, h, aux) if has_aux else (penalty, h)
+
+
+def consistency(
+    h1: Array,
+    h2: Array,
+    *,
+    normalization: str = "l2",
+    example_limit: float | Array | None = None,
+    limit_shape: str = "hard",
+    axis_name: str | None = None,
+) -> Array:
+    """Returns the squared distance of the representations of two views.
+
+    Computes `|| n(h1) - n(h2) ||^2` per example: in expectation over independent views
+    twice the conditional variance, whose first-order estimate `invariance_penalty` is.
+    Not in Foster et al. (2021).
+
+    Args:
+      h1: `[B, D]`, representations of the first views.
+      h2: `[B, D]`, representations of the second views, in the same order.
+      normalization: as of `invariance_penalty`; the variance of "batch" is the mean of
+        those of both views.
+      example_limit: as of `invariance_penalty`, of each example.
+      limit_shape: as of `invariance_penalty`.
+      axis_name: the mapped axis over which the variance of "batch" is taken.
+
+    Returns:
+      `[B]`, non-negative; dimensionless for "l2" and "batch", squared units of h for
+      "none".
+
+    Raises:
+      ValueError: if h1 and h2 are not two matrices of one shape, the normalization or
+        the shape of the limit is unknown or the limit is not positive.
+
+    Gradients: with respect to h1 and h2.
+    """
+    chex.assert_rank(
+        [h1, h2], 2, custom_message="h1, h2 must be [B, D].", exception_type=ValueError
+    )
+    chex.assert_equal_shape(
+        [h1, h2],
+        custom_message="h1 and h2 must be of one shape [B, D].",
+        exception_type=ValueError,
+    )
+    _check_settings(normalization, example_limit, limit_shape)
+    n1, n2 = map(l2_normalize, (h1, h2)) if normalization == "l2" else (h1, h2)
+    squared = _squared(n1 - n2, None)
+    if normalization == "batch":
+        both = _total_variance(h1, axis_name) + _total_variance(h2, axis_name)
+        squared = safe_divide(squared, both / 2)
+    return _limit(squared, example_limit, limit_shape)
+
+
+def _squared(change: Array, signs: Array | None) -> Array:
+    """Returns the squared norm of the last axis, or its squared projection on signs."""
+    if signs is None:
+        return jnp.sum(jnp.square(change), axis=-1)
+    if signs.shape not in (change.shape, change.shape[1:]):
+        raise ValueError(
+            f"signs must be [B, D] or [K, B, D] with [K, B, D] = {change.shape}; found "
+            f"shape {signs.shape}."
+        )
+    signs = signs.reshape(-1, *change.shape[1:]).astype(change.dtype)
+    return jnp.square(jnp.sum(signs * change, axis=-1))
+
+
+def _limit(squared: Array, limit: float | Array | None, shape: str) -> Array:
+    """Returns the squared changes q, held at or below the limit c."""
+    if limit is None:
+        return squared
+    least = jnp.minimum(squared, limit)
+    if shape == "hard":
+        return least
+    # q / (1 + q / c) is symmetric in q and c; like this no q is too large for it.
+    return least / (1 + least / jnp.maximum(squared, limit))
 
 
 def _total_variance(h: Array, axis_name: str | None) -> Array:
@@ -103,12 +188,7 @@ def _total_variance(h: Array, axis_name: str | None) -> Array:
     return jnp.sum(mean(jnp.square(h - mean(h))))
 
 
-def _check_inputs(
-    alpha: Array,
-    alpha_other: Array,
-    normalization: str,
-    example_limit: float | Array | None,
-) -> None:
+def _check_ends(alpha: Array, alpha_other: Array) -> None:
     if alpha.ndim != 2:
         raise ValueError(f"alpha must be [B, P]; found shape {alpha.shape}.")
     if alpha_other.ndim not in (2, 3) or alpha_other.shape[-2:] != alpha.shape:
@@ -118,6 +198,11 @@ def _check_inputs(
         )
     if alpha_other.ndim == 3 and alpha_other.shape[0] == 0:
         raise ValueError("alpha_other [K, B, P] must hold K >= 1 directions; found 0.")
+
+
+def _check_settings(
+    normalization: str, example_limit: float | Array | None, limit_shape: str
+) -> None:
     if normalization not in NORMALIZATIONS:
         raise ValueError(
             f"normalization must be one of {NORMALIZATIONS}; found {normalization!r}."
@@ -125,4 +210,8 @@ def _check_inputs(
     if isinstance(example_limit, int | float) and not example_limit > 0:
         raise ValueError(
             f"example_limit must be positive or None; found {example_limit}."
+        )
+    if limit_shape not in LIMIT_SHAPES:
+        raise ValueError(
+            f"limit_shape must be one of {LIMIT_SHAPES}; found {limit_shape!r}."
         )

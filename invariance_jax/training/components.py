@@ -7,7 +7,7 @@ import numpy as np
 from invariance_jax import data
 from invariance_jax.models import ProjectionHead, create_encoder
 from invariance_jax.training import images
-from invariance_jax.training.steps import Networks
+from invariance_jax.training.objective import Networks
 from invariance_jax.transforms import Transformation, spirograph
 
 _ORDER_SEED = 1
@@ -118,7 +118,7 @@ def _targets(settings: Any, split: str, count: int) -> np.ndarray:
 
 
 def make_networks(settings: Any, *, axis_name: str | None = None) -> Networks:
-    """Returns the encoder, in both forms, and the projection head.
+    """Returns the encoder and the projection head, both in both forms.
 
     The head normalizes over the whole batch, as in the paper, whatever the group size
     of the encoder.
@@ -144,11 +144,12 @@ def make_networks(settings: Any, *, axis_name: str | None = None) -> Networks:
             axis_name=axis_name,
         )
 
+    def head(tangent: str) -> Any:
+        return ProjectionHead(
+            output=settings.encoder.projection, tangent=tangent, axis_name=axis_name
+        )
+
+    statistics = settings.penalty.batch_statistics
     return Networks(
-        encoder("coupled"),
-        encoder(settings.penalty.batch_statistics),
-        ProjectionHead(
-            output=settings.encoder.projection,
-            axis_name=axis_name,
-        ),
+        encoder("coupled"), encoder(statistics), head("coupled"), head(statistics)
     )

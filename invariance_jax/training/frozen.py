@@ -12,7 +12,10 @@ from invariance_jax import evaluation
 from invariance_jax.numerics import l2_normalize
 from invariance_jax.training.components import make_networks, make_transformation
 from invariance_jax.training.parallel import make_map
-from invariance_jax.types import Array
+from invariance_jax.types import Array, Key
+
+VIEWS_BATCH = 100
+"""Examples per device of which several views are held at once."""
 
 
 class FrozenEncoder:
@@ -37,12 +40,11 @@ class FrozenEncoder:
           between: called before each batch; what it raises ends the computation.
         """
         self._settings = settings
-        make = functools.partial(make_map, devices=devices, between=between)
-        self._make_map = make
+        self._make_map = functools.partial(make_map, devices=devices, between=between)
         self._encoder = make_networks(settings).encoder
         self._map_features = functools.cache(self._make_features)
         self._map_probabilities = functools.cache(self._make_probabilities)
-        self._plain = make(self._encode_plain, axis=0)
+        self._plain = self.map(self._encode_plain, axis=0)
         self._map_views = functools.cache(self._make_views)
 
     def features(
@@ -67,7 +69,7 @@ class FrozenEncoder:
           `[len(num_views), N, D]`.
         """
         mapped = self._map_features(tuple(num_views), family)
-        return mapped(variables, x, stream, batch_size=self._batch_size)
+        return mapped(variables, x, stream)
 
     def plain(self, variables: Any, x: np.ndarray) -> np.ndarray:
         """Returns the features of plain images.
@@ -79,7 +81,7 @@ class FrozenEncoder:
         Returns:
           `[N, D]`.
         """
-        return self._plain(variables, x, 0, batch_size=self._batch_size)
+        return self._plain(variables, x, 0)
 
     def pixels(
         self, x: np.ndarray, *, num_views: tuple[int, ...], stream: int
@@ -95,7 +97,7 @@ class FrozenEncoder:
           `[len(num_views), N, H W 3]`.
         """
         mapped = self._map_features(tuple(num_views), "all", pixels=True)
-        return mapped({}, x, stream, batch_size=self._batch_size)
+        return mapped({}, x, stream)
 
     def probabilities(
         self,
@@ -119,7 +121,7 @@ class FrozenEncoder:
           `[len(num_views), N, C]`.
         """
         mapped = self._map_probabilities(tuple(num_views))
-        return mapped((variables, probe), x, stream, batch_size=self._batch_size)
+        return mapped((variables, probe), x, stream)
 
     def variance(
         self, variables: Any, x: np.ndarray, *, stream: int, family: str = "all"
@@ -135,19 +137,39 @@ class FrozenEncoder:
         Returns:
           Within, total and normalized variance.
         """
-        views = self._map_views(family)(variables, x, stream, batch_size=100)
+        views = self._map_views(family)(variables, x, stream)
         return evaluation.invariance(jnp.asarray(views))
 
-    @property
-    def _batch_size(self) -> int:
-        return int(self._settings.evaluation.batch_size)
+    def map(
+        self,
+        function: Callable[..., Array],
+        *,
+        axis: int,
+        batch_size: int | None = None,
+    ) -> Callable[[Any, np.ndarray, int], np.ndarray]:
+        """Returns a function of the examples of a data set, computed batch by batch.
 
-    def _key(self, stream: Array) -> Array:
+        Args:
+          function: `(variables, x [B, ...], indices int32 [B], stream) -> [..., B,
+            ...]`, pure; variables is any pytree, and what it holds is not part of the
+            compiled program.
+          axis: the axis of the result that counts examples.
+          batch_size: examples per device; None: `evaluation.batch_size`.
+
+        Returns:
+          `(variables, x [N, ...], stream) -> results [..., N, ...]` on the host.
+        """
+        size = batch_size or int(self._settings.evaluation.batch_size)
+        return functools.partial(self._make_map(function, axis=axis), batch_size=size)
+
+    def key(self, stream: int | Array) -> Key:
+        """Returns the key of a stream of views."""
         return jax.random.fold_in(
             jax.random.key(self._settings.evaluation.seed), stream
         )
 
-    def _encode(self, variables: Any, images: Array) -> Array:
+    def encode(self, variables: Any, images: Array) -> Array:
+        """Returns the features `[B, D]` of views on running statistics."""
         return self._encoder.apply(variables, images, train=False)
 
     def _make_features(
@@ -158,11 +180,11 @@ class FrozenEncoder:
         def encode(variables: Any, images: Array) -> Array:
             if pixels:
                 return images.reshape(len(images), -1)
-            return self._encode(variables, images)
+            return self.encode(variables, images)
 
         def features(variables: Any, x: Array, indices: Array, stream: Array):
             return evaluation.average_features(
-                self._key(stream),
+                self.key(stream),
                 functools.partial(encode, variables),
                 transformation,
                 x,
@@ -170,7 +192,7 @@ class FrozenEncoder:
                 indices=indices,
             )
 
-        return self._make_map(features, axis=1)
+        return self.map(features, axis=1)
 
     def _make_probabilities(self, num_views: tuple[int, ...]) -> Any:
         transformation = make_transformation(self._settings)
@@ -179,11 +201,11 @@ class FrozenEncoder:
             variables, probe = parts
 
             def predict(images: Array) -> Array:
-                h = self._encode(variables, images)
+                h = self.encode(variables, images)
                 return jax.nn.softmax(evaluation.predict(probe, h))
 
             return evaluation.average_features(
-                self._key(stream),
+                self.key(stream),
                 predict,
                 transformation,
                 x,
@@ -191,28 +213,28 @@ class FrozenEncoder:
                 indices=indices,
             )
 
-        return self._make_map(probabilities, axis=1)
+        return self.map(probabilities, axis=1)
 
     def _encode_plain(self, variables: Any, x: Array, indices: Array, stream: Array):
         del indices, stream
         plain = make_transformation(self._settings).plain
         assert plain is not None
-        return self._encode(variables, plain(x))
+        return self.encode(variables, plain(x))
 
     def _make_views(self, family: str) -> Any:
         transformation = make_transformation(self._settings, family)
 
         def views(variables: Any, x: Array, indices: Array, stream: Array):
             return evaluation.encode_views(
-                self._key(stream),
-                lambda images: l2_normalize(self._encode(variables, images)),
+                self.key(stream),
+                lambda images: l2_normalize(self.encode(variables, images)),
                 transformation,
                 x,
                 num_views=self._settings.evaluation.variance_views,
                 indices=indices,
             )
 
-        return self._make_map(views, axis=1)
+        return self.map(views, axis=1, batch_size=VIEWS_BATCH)
 
 
 def encoder_variables(state: Any) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 
 from invariance_jax.data import tfds
+from invariance_jax.training import grids
 from invariance_jax.training.checks import (
     are_numbers,
     check_choices,
     is_increasing,
     require,
 )
-from invariance_jax.transforms import image
+from invariance_jax.transforms import color, image
 
 FAMILIES = ("all", "color", "crop")
 BASELINES = ("pixels", "untrained")
@@ -48,11 +49,17 @@ def complete(values: dict[str, Any]) -> dict[str, Any]:
         set.
     """
     _check(values)
+    grids.check_strengths(values)
     filled = {}
     if any(values[key] is None for key in _OF_SET):
         filled = _read(values)
     whole = filled | {key: values[key] for key in _OF_SET if values[key] is not None}
     _check_neighbors(values, whole["data.train_examples"])
+    grids.check_classes(
+        values,
+        num_examples=whole["data.train_examples"],
+        num_classes=whole["data.num_classes"],
+    )
     filled["data.image_size"] = min(whole["data.source_size"])
     return {key: value for key, value in filled.items() if values[key] is None}
 
@@ -118,6 +125,30 @@ def make_transformation(data: Any, augmentation: Any, family: str = "all") -> An
     )
 
 
+def make_jitter(data: Any, augmentation: Any) -> Any:
+    """Returns colour jitter of strength 1 of plain images, of every view, and no more.
+
+    Args:
+      data: as in `make_transformation`.
+      augmentation: as in `make_transformation`.
+
+    Returns:
+      The transformation; its alpha has the columns of `color.JITTER_NAMES`.
+    """
+    return image.make_transformation(
+        source_size=tuple(data["source_size"]),
+        image_size=data["image_size"],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        strength=1.0,
+        jitter_probability=1.0,
+        gray_probability=0.0,
+        crop=False,
+        flip=False,
+        resampling=augmentation["resampling"],
+    )
+
+
 def _read(values: dict[str, Any]) -> dict[str, Any]:
     name, held_out = values["data.name"], values["data.validation_examples"]
     found = tfds.describe(name, data_dir=values["data.data_dir"])
@@ -147,6 +178,20 @@ def _jitters(values: dict[str, Any]) -> bool:
     return all(values[f"augmentation.{name}"] > 0 for name in names)
 
 
+def _check_derivative(values: dict[str, Any], names: tuple[str, ...]) -> None:
+    """Checks that the penalty has parameters along which views change."""
+    takes = values["penalty.weight"] > 0 and values["penalty.kind"] == "gradient"
+    idle = set() if _jitters(values) else {*color.JITTER_NAMES}
+    key = "augmentation.differentiate"
+    expected = "a part that is switched on, as penalty.weight is not 0"
+    require(bool({*names} - idle) or not takes, key, values[key], expected)
+    key = "penalty.parameters"
+    check_choices(key, values[key], names, least=0)
+    chosen = {*(values[key] or names)}
+    expected = "one that is switched on, as penalty.weight is not 0"
+    require(bool(chosen - idle) or not takes, key, values[key], expected)
+
+
 def _check(values: dict[str, Any]) -> None:
     for key, count in (("source_size", 2), ("mean", 3), ("std", 3)):
         value = values[f"data.{key}"]
@@ -160,10 +205,6 @@ def _check(values: dict[str, Any]) -> None:
         require(isinstance(value, bool), f"augmentation.{key}", value, "True or False")
     key = "augmentation.differentiate"
     check_choices(key, values[key], image.FAMILIES, least=0)
-    acts = [name for name in values[key] if name != "color" or _jitters(values)]
-    needed = values["penalty.weight"] == 0 or len(acts) > 0
-    expected = "a part that is switched on, as penalty.weight is not 0"
-    require(needed, key, values[key], expected)
     neighbors = values["evaluation.neighbors"]
     require(
         neighbors == () or is_increasing(neighbors),
@@ -172,6 +213,11 @@ def _check(values: dict[str, Any]) -> None:
         "an increasing tuple, k >= 1",
     )
     _check_validation(values)
+    _check_derivative(values, _names(values))
+
+
+def _names(values: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the names of the columns of alpha, with the transformation's errors."""
     data, augmentation = (
         {
             key.removeprefix(section): value
@@ -182,7 +228,7 @@ def _check(values: dict[str, Any]) -> None:
     )
     data |= {name: given for name, given in _STAND_IN.items() if data[name] is None}
     try:
-        make_transformation(data, augmentation)
+        return make_transformation(data, augmentation).names
     except ValueError as error:
         message = str(error)
         section = "data" if message.startswith(tuple(_STAND_IN)) else "augmentation"

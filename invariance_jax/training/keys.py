@@ -1,6 +1,6 @@
 """The keys of a configuration by what their values must be; `settings` checks them."""
 
-from invariance_jax.losses.invariance import NORMALIZATIONS
+from invariance_jax.losses.invariance import LIMIT_SHAPES, NORMALIZATIONS
 from invariance_jax.models.registry import ENCODERS, PRECISIONS
 from invariance_jax.models.resnet import STEMS
 from invariance_jax.training import images
@@ -32,7 +32,7 @@ CHOICES = {
     "precision": tuple(PRECISIONS),
     "penalty.kind": ("gradient", "consistency"),
     "penalty.estimator": ("directional", "sign"),
-    "penalty.limit_shape": ("hard", "smooth"),
+    "penalty.limit_shape": LIMIT_SHAPES,
     "penalty.at": ("h", "z"),
     "penalty.normalization": NORMALIZATIONS,
     "penalty.batch_statistics": ("coupled", "example"),
@@ -55,8 +55,7 @@ SETS = {
 
 POSITIVE = (
     "seeds batch_size average_views epochs steps temperature steps_per_call "
-    "penalty.example_limit penalty.views studies.steps "
-    "penalty.batch_limit penalty.directions encoder.width encoder.depth "
+    "penalty.views studies.steps penalty.directions encoder.width encoder.depth "
     "encoder.projection optimizer.learning_rate optimizer.trust_coefficient "
     "data.train_examples data.test_examples data.image_size "
     "data.num_classes data.num_points data.extent "
@@ -68,7 +67,8 @@ POSITIVE = (
 ).split()
 
 NOT_NEGATIVE = (
-    "seed penalty.weight penalty.warmup_steps batchnorm.group_size "
+    "seed penalty.weight penalty.warmup_steps penalty.example_limit "
+    "penalty.batch_limit batchnorm.group_size "
     "optimizer.weight_decay data.validation_examples data.seed "
     "logging.probe_every_steps evaluation.l2 evaluation.seed embedding.num_views "
     "augmentation.strength augmentation.rotation augmentation.scaling "

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from invariance_jax.training import images, keys
+from invariance_jax.training import grids, images, keys
 from invariance_jax.training.checks import (
     are_numbers,
     check_choice,
@@ -37,7 +37,8 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
       config: a configuration with the keys of `configs/base.py`.
 
     Returns:
-      The same keys, those of an image set filled in, and `derived`: steps,
+      The same keys, those of an image set filled in and limits of 0 left empty, and
+      `derived`: steps,
       steps_per_epoch, peak_learning_rate, profile_steps (the two ends, or nothing),
       and for Spirograph bounds (`[10][2]`, in the order of the parameters).
 
@@ -48,8 +49,12 @@ def resolve(config: ConfigDict) -> FrozenConfigDict:
     values = dict(flatten(config))
     _check_keys(values)
     _check_values(values)
+    _check_objective(values)
     _check_length(values)
     settings = ConfigDict(config.to_dict())
+    for name in ("example_limit", "batch_limit"):
+        # A command line can say 0, but not None.
+        settings.penalty[name] = values[f"penalty.{name}"] or None
     # Absolute, so that a run is evaluated from any folder.
     for key in keys.PATHS:
         if values[key] not in (None, OFF) and "://" not in values[key]:
@@ -145,8 +150,10 @@ def _check_values(values: dict[str, Any]) -> None:
     for key in keys.NUMBER_TUPLES:
         value = values[key]
         valid = isinstance(value, tuple | list) and are_numbers(value, len(value))
-        valid = valid and len(value) > 0 and all(number >= 0 for number in value)
+        valid = valid and len(value) > 0
+        valid = valid and all(0 <= number < math.inf for number in value)
         require(valid, key, value, "a tuple of numbers, 0 or more")
+    grids.check(values)
     views = values["evaluation.num_views"]
     expected = "an increasing tuple, M >= 1"
     require(is_increasing(views), "evaluation.num_views", views, expected)
@@ -154,6 +161,21 @@ def _check_values(values: dict[str, Any]) -> None:
     require(count >= 2, "evaluation.variance_views", count, "2 views or more")
     fraction = values["evaluation.label_fraction"]
     require(fraction > 0, "evaluation.label_fraction", fraction, "a share in (0, 1]")
+
+
+def _check_objective(values: dict[str, Any]) -> None:
+    """Checks that the options of the penalty go together."""
+    views = values["penalty.views"]
+    require(views in (1, 2), "penalty.views", views, "1 or 2")
+    if values["penalty.kind"] != "consistency":
+        return
+    neutral = {"estimator": "directional", "parameters": (), "views": 1}
+    neutral |= {"directions": 1, "batch_statistics": "coupled"}
+    for name, value in neutral.items():
+        found = values[f"penalty.{name}"]
+        expected = f"{value!r}, as penalty.kind 'consistency' takes no derivative"
+        same = found == value or not (found or value)  # lists come from JSON
+        require(same, f"penalty.{name}", found, expected)
 
 
 def _check_number(key: str, value: Any, data: str) -> None:
@@ -188,10 +210,13 @@ def _check_spirograph(values: dict[str, Any]) -> np.ndarray:
     targets = values["data.targets"]
     require(isinstance(targets, tuple | list), "data.targets", targets, "a tuple")
     try:
-        spirograph.make_transformation(targets=targets, bounds=bounds)
+        names = spirograph.make_transformation(targets=targets, bounds=bounds).names
     except ValueError as error:
         message = str(error).replace("bounds of ", "bounds.")
         raise ValueError(f"data.{message}") from error
+    key = "penalty.parameters"
+    check_choices(key, values[key], names, least=0)
+    grids.check_laws(values, bounds)
     return bounds
 
 

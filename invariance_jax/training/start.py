@@ -14,9 +14,10 @@ from invariance_jax.training.components import (
     make_transformation,
 )
 from invariance_jax.training.draws import Draws, make_draw
+from invariance_jax.training.objective import penalized_views
 from invariance_jax.training.optimizers import make_optimizer
 from invariance_jax.training.steps import TrainState, init_state, make_step
-from invariance_jax.types import Key
+from invariance_jax.types import Array, Key
 
 
 def initial_state(settings: Any) -> TrainState:
@@ -120,5 +121,24 @@ def step_and_draw(settings: Any) -> tuple[Callable[..., Any], Callable[..., Draw
         num_examples=settings.data.train_examples,
         batch_size=settings.batch_size,
         directions=settings.penalty.directions,
+        penalized_views=penalized_views(settings),
+        sign_features=_sign_features(settings),
+        average_views=settings.average_views,
     )
     return step, draw
+
+
+def _sign_features(settings: Any) -> int | None:
+    """Returns the features of what the penalty acts on if it is projected on signs."""
+    if settings.penalty.estimator != "sign" or not penalized_views(settings):
+        return None
+    if settings.penalty.at == "z":
+        return int(settings.encoder.projection)
+    networks, x = make_networks(settings), make_stand_ins(settings)
+    transformation = make_transformation(settings)
+
+    def represent(key: Key) -> Array:
+        images = transformation.apply(x, transformation.sample(key, len(x)))
+        return networks.encoder.init_with_output(key, images, train=False)[0]
+
+    return int(jax.eval_shape(represent, jax.random.key(0)).shape[-1])

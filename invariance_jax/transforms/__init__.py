@@ -1,6 +1,6 @@
 """Transformations: examples and parameters alpha to views, differentiable in alpha."""
 
-from invariance_jax.transforms import color, geometry, image, spirograph
+from invariance_jax.transforms import color, geometry, image, shifts, spirograph
 from invariance_jax.transforms.base import (
     Transformation,
     View,
@@ -14,5 +14,6 @@ __all__ = [
     "color",
     "geometry",
     "image",
+    "shifts",
     "spirograph",
 ]

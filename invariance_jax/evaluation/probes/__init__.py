@@ -25,6 +25,7 @@ from invariance_jax.evaluation.probes.metrics import (
 )
 from invariance_jax.evaluation.probes.neighbours import knn_accuracy
 from invariance_jax.evaluation.probes.ridge import fit_ridge
+from invariance_jax.evaluation.probes.selection import fit_ridge_selected
 
 __all__ = [
     "LinearProbe",
@@ -34,6 +35,7 @@ __all__ = [
     "cross_entropy",
     "fit_logistic",
     "fit_ridge",
+    "fit_ridge_selected",
     "knn_accuracy",
     "logistic_objective",
     "mean_squared_error",

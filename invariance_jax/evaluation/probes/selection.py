@@ -1,0 +1,82 @@
+"""Linear regression whose penalty is chosen on held-out examples, target by target."""
+
+import jax
+import jax.numpy as jnp
+
+from invariance_jax.evaluation.probes.checks import check_matrix
+from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot
+from invariance_jax.evaluation.probes.metrics import mean_squared_error
+from invariance_jax.evaluation.probes.ridge import fit_ridge
+from invariance_jax.types import Array
+
+
+def fit_ridge_selected(
+    h: Array, y: Array, *, l2: tuple[float, ...], num_held_out: int
+) -> tuple[LinearProbe, Array]:
+    """Returns the ridge probe of each target at its best l2, and that l2.
+
+    Of each target alone, minimizes `mean_b (h_b kernel + bias - y_b)^2 + l2
+    sum(kernel^2)` over features with mean 0 and variance 1. Every l2 is fitted without
+    the last num_held_out examples, with their mean and variance left out too; the one
+    with the least squared error on them is fitted again on all examples. A feature that
+    is constant in the examples of a fit is left out of it.
+
+    Args:
+      h: float `[B, D]`, representations.
+      y: float `[B, T]`, regression targets.
+      l2: weights of the penalty on the kernel to choose from, 0 or more.
+      num_held_out: examples that choose, 1 to B - 1.
+
+    Returns:
+      `(probe, l2)`: a `LinearProbe` of the features as given, not standardized, and the
+      l2 of each target, `[T]`.
+
+    Raises:
+      ValueError: if h or y is not a matrix, their lengths differ, l2 is empty, or
+        num_held_out is out of range.
+
+    Gradients: not meant for them, as for `fit_ridge`.
+    Cost: that of `fit_ridge` twice, whatever the number of weights.
+    """
+    check_matrix(h, name="h", expected="[B, D], representations")
+    check_matrix(y, name="y", expected="[B, T], targets")
+    if not l2:
+        raise ValueError("l2 must hold a weight to choose from; found none.")
+    count = h.shape[0] - num_held_out
+    if not 0 < count < h.shape[0]:
+        raise ValueError(
+            f"num_held_out must be from 1 to {h.shape[0] - 1} of {h.shape[0]} "
+            f"examples; found {num_held_out}."
+        )
+    weights = jnp.asarray(l2, jnp.promote_types(h.dtype, jnp.float32))
+    kernels, biases = _fit_each(h[:count], y[:count], weights)
+    errors = jax.vmap(
+        lambda kernel, bias: mean_squared_error(
+            exact_dot(h[count:], kernel) + bias[None], y[count:]
+        )
+    )(kernels, biases)
+    best = jnp.argmin(errors, axis=0)
+    kernels, biases = _fit_each(h, y, weights)
+    columns = jnp.arange(y.shape[1])
+    kernel = kernels[best, :, columns].T
+    return LinearProbe(kernel, biases[best, columns]), weights[best]
+
+
+@jax.jit
+def _fit_each(h: Array, y: Array, l2: Array) -> LinearProbe:
+    """Returns the probes of each l2, kernel `[len(l2), D, T]`."""
+    # The first row goes first: then a constant feature is exactly 0.
+    first = h[:1]
+    mean = jnp.mean(h - first, axis=0, keepdims=True)
+    deviation = jnp.std(h - first, axis=0, keepdims=True)
+    scale = jnp.where(deviation == 0, 1, deviation)
+    standardized = (h - first - mean) / scale
+
+    def fit(weight: Array) -> LinearProbe:
+        # `fit_ridge` has the mean over the targets in its objective.
+        probe = fit_ridge(standardized, y, l2=weight / y.shape[1])
+        kernel = probe.kernel / scale.T
+        return LinearProbe(kernel, probe.bias - exact_dot(first + mean, kernel)[0])
+
+    # Only the weight is mapped, so that all share one eigendecomposition.
+    return jax.vmap(fit)(l2)
