@@ -16,7 +16,8 @@ def get_config() -> ConfigDict:
     config.seed = 0
     # Number of runs, with seeds seed, seed + 1, ..., aggregated with a standard error.
     config.seeds = 1
-    # Whether the seeds of an MLP train as one on a machine with one device.
+    # Whether the seeds of an MLP train as one on a machine with one device, if they fit
+    # into its memory.
     config.seeds_together = True
     # Examples per step over all devices.
     config.batch_size = 512

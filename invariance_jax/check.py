@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 from invariance_jax import data
 from invariance_jax.cluster.devices import make_deterministic, simulate
 from invariance_jax.data.preparation import find, folder_of_sets
-from invariance_jax.training import parallel
+from invariance_jax.training import memory
 from invariance_jax.training.components import is_regression
 from invariance_jax.training.settings import check_devices, flatten, resolve
-from invariance_jax.training.start import read_weights, state_shapes, step_and_draw
+from invariance_jax.training.start import read_weights, state_shapes
 from invariance_jax.training.tracking import check_package
 
 
@@ -100,13 +100,13 @@ def run(config: ConfigDict, *, num_devices: int | None = None) -> Check:
     read_weights(settings)
     check_package(settings)
     examples = _examples(settings)
-    parallel.check_memory(examples, devices)
+    memory.check_data(examples, devices)
     state = state_shapes(settings)
     started = time.monotonic()
-    compiled = _compile(settings, devices, state, examples)
+    compiled = memory.compile_train(settings, examples, devices)
     compile_seconds = time.monotonic() - started
-    memory = _memory(compiled, state, examples)
-    _check_fits(memory.total, devices)
+    taken = _memory(compiled, state, examples)
+    _check_fits(taken.total, devices)
     return Check(
         devices=tuple(device.device_kind for device in devices),
         simulated=num_devices is not None,
@@ -116,7 +116,7 @@ def run(config: ConfigDict, *, num_devices: int | None = None) -> Check:
         steps_per_epoch=settings.derived.steps_per_epoch,
         seeds=settings.seeds,
         flops=_flops(compiled),
-        memory=memory,
+        memory=taken,
         compile_seconds=compile_seconds,
     )
 
@@ -132,7 +132,7 @@ def table(found: Check) -> str:
     """
     count = len(found.devices)
     kinds = ", ".join(sorted({*found.devices}))
-    memory = found.memory
+    taken = found.memory
     flops = "not told by XLA"
     if found.flops is not None:
         each, together = (f"{n / 1e9:.4g}" for n in (found.flops, count * found.flops))
@@ -146,11 +146,11 @@ def table(found: Check) -> str:
             f"{number:,} ({part})" for part, number in found.parameters.items()
         ),
         "FLOPs per step": flops,
-        "memory per device": _bytes(memory.total) + ", of the training step",
-        "  data set": _bytes(memory.data),
-        "  state": _bytes(memory.state),
-        "  within a step": _bytes(memory.temporary),
-        "  other": _bytes(memory.results + memory.program),
+        "memory per device": _bytes(taken.total) + ", of the training step",
+        "  data set": _bytes(taken.data),
+        "  state": _bytes(taken.state),
+        "  within a step": _bytes(taken.temporary),
+        "  other": _bytes(taken.results + taken.program),
         "compiled in": f"{found.compile_seconds:.1f} s",
     }
     width = max(map(len, rows))
@@ -181,21 +181,6 @@ def _examples(settings: Any) -> np.ndarray:
     return np.broadcast_to(np.zeros((), dtype), (count, *shape))
 
 
-def _compile(
-    settings: Any, devices: tuple[jax.Device, ...], state: Any, examples: np.ndarray
-) -> Any:
-    """Returns the program of one device, made without any array."""
-    train = parallel.map_train(*step_and_draw(settings), devices)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    local = jax.local_device_count()
-    state, x = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((local, *leaf.shape), leaf.dtype),
-        (state, examples),
-    )
-    num_steps = jax.ShapeDtypeStruct((), np.int32)
-    return train.lower(state, key, x, num_steps).compile()
-
-
 def _memory(compiled: Any, state: Any, examples: np.ndarray) -> Memory:
     """Returns the memory of a program; what is donated counts once."""
     found = compiled.memory_analysis()
@@ -214,10 +199,10 @@ def _memory(compiled: Any, state: Any, examples: np.ndarray) -> Memory:
 
 def _check_fits(size: int, devices: tuple[jax.Device, ...]) -> None:
     for device in devices:
-        memory = (device.memory_stats() or {}).get("bytes_limit")
-        if memory is not None and size > memory:
+        limit = memory.limit(device)
+        if limit is not None and size > limit:
             raise ValueError(
-                f"the training step takes {_bytes(size)} of the {_bytes(memory)} of "
+                f"the training step takes {_bytes(size)} of the {_bytes(limit)} of "
                 f"{device}; lower batch_size or data.train_examples, or use more "
                 "devices or ones with more memory."
             )

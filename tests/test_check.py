@@ -7,6 +7,7 @@ import pytest
 from tiny import image_arrays, image_config, tiny_config
 
 from invariance_jax import check, data
+from invariance_jax.training import memory
 from invariance_jax.training.components import make_examples
 from invariance_jax.training.settings import resolve
 from invariance_jax.training.start import initial_state
@@ -123,7 +124,7 @@ def test_a_set_that_is_not_prepared_is_not_downloaded(tmp_path):
     ],
 )
 def test_what_would_stop_the_run_is_said(changes, message, monkeypatch):
-    monkeypatch.setattr(check, "step_and_draw", None)  # before anything is compiled
+    monkeypatch.setattr(memory, "compile_train", None)  # before it is called
     with pytest.raises(ValueError, match=message):
         check.run(tiny_config(changes))
 

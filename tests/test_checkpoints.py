@@ -228,6 +228,15 @@ def test_a_state_that_is_not_finite_is_refused(workdir, bad):
     assert_same(restored(workdir), state(20))
 
 
+def test_what_comes_after_a_step_is_removed_and_may_be_saved_anew(workdir):
+    checkpoints = Checkpoints(workdir)
+    checkpoints.remove_after(10)
+    assert checkpoints.steps() == [10]
+    checkpoints.save(20, state(21))
+    checkpoints.close()
+    assert_same(restored(workdir), state(21))
+
+
 def test_the_newest_ones_are_kept(tmp_path):
     saved(tmp_path, [1, 2, 3, 4, 5], keep=2)
     assert steps(tmp_path) == [4, 5]

@@ -151,8 +151,9 @@ def test_every_program_keeps_them(trained, tmp_path, monkeypatch, program, part)
 
 
 def test_seeds_share_the_folder_of_the_parent(tmp_path, monkeypatch):
-    def look(settings, workdir, watch):
-        folders.append((workdir.name, jax.config.jax_compilation_cache_dir))
+    def look(seeds, *_):
+        cache = jax.config.jax_compilation_cache_dir
+        folders.extend((seed.workdir.name, cache) for seed in seeds)
         return SimpleNamespace(train=lambda: None)
 
     folders = []

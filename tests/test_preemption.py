@@ -96,8 +96,8 @@ def signal_after(monkeypatch, calls, number=signal.SIGTERM):
     make = parallel.make_train
     left = [calls]
 
-    def make_train(*arguments):
-        steps = make(*arguments)
+    def make_train(*arguments, **settings):
+        steps = make(*arguments, **settings)
 
         def counted(*arguments):
             left[0] -= 1

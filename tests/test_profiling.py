@@ -98,8 +98,8 @@ def test_calls_end_at_the_ends_of_a_trace():
 def test_a_run_is_traced_between_the_ends(trace, tmp_path, monkeypatch):
     make_train = parallel.make_train
 
-    def make(*arguments):
-        steps = make_train(*arguments)
+    def make(*arguments, **settings):
+        steps = make_train(*arguments, **settings)
 
         def note(state, key, data, num_steps):
             trace.events.append(num_steps)

@@ -200,6 +200,7 @@ def test_the_run_is_named_and_has_the_settings(make, tmp_path):
     first, second = make.asked
     assert first["id"] == second["id"]
     assert first["resume"] == "allow"
+    assert first["reinit"] == "create_new"  # beside those of other seeds
     assert first["dir"] == str(tmp_path)
     assert first["name"] == f"{tmp_path.parent.name}/{tmp_path.name}"
     assert (first["project"], first["config"]) == ("project", {"a": 1})

@@ -15,6 +15,7 @@ from invariance_jax.training import parallel, start
 from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.metrics import MetricsWriter
 from invariance_jax.training.optimizers import make_schedule
+from invariance_jax.training.rows import Rows
 from invariance_jax.training.settings import resolve
 from invariance_jax.training.workdir import claim
 
@@ -215,7 +216,7 @@ def test_what_is_pending_stays_as_it_was_noted(log):
     noted = log.pending()
     log.add(sums(3.0, 1))
     log.write(6)
-    assert noted["loss"] == (2.0, 2.0)
+    assert noted[0]["loss"] == (2.0, 2.0)
 
 
 def test_a_torn_checkpoint_stops_the_run_by_name(smoke, tmp_path):
@@ -291,7 +292,7 @@ class Writer:
 def log():
     writer, bar = Writer(), Bar()
     settings = resolve(tiny_config())
-    return train._Rows(settings, writer, bar, first_step=4, pending={}), writer, bar
+    return Rows([settings], [writer], bar, first_step=4, pending=[{}]), writer, bar
 
 
 def sums(loss, count):

@@ -105,7 +105,7 @@ class Checkpoints:
             if floating and not np.isfinite(array).all():
                 raise FloatingPointError(
                     f"{name} is not finite at step {step}; the checkpoints until step "
-                    f"{max(self.steps(), default=0)} are kept."
+                    f"{max(self.steps(), default=0)} in {self.directory} are kept."
                 )
         if is_main_process():
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -113,6 +113,16 @@ class Checkpoints:
         # When to save is the run's decision, not orbax's: hence force.
         save = functools.partial(self._manager.save, step, args=args, force=True)
         self._told(lambda: save(custom_metadata=note))
+
+    def remove_after(self, step: int) -> None:
+        """Removes the checkpoints that come after a step, the newest one first.
+
+        Args:
+          step: finished steps.
+        """
+        for later in reversed(self.steps()):
+            if later > step:
+                self._manager.delete(later)
 
     def check(self) -> None:
         """Tells what has gone wrong in the background since the last save.

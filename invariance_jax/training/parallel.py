@@ -50,28 +50,6 @@ def _copy(devices: tuple[jax.Device, ...]) -> Callable[[Array, Any], Any]:
     )
 
 
-def check_memory(data: np.ndarray, devices: Sequence[jax.Device]) -> None:
-    """Checks that a data set fits into the memory of each device.
-
-    Args:
-      data: what every device would hold.
-      devices: the devices of all processes; those of others, and one that does not
-        tell its memory, are passed over.
-
-    Raises:
-      ValueError: if the data takes more than half of the memory of a device.
-    """
-    for device in (devices[n] for n in _local_positions(devices)):
-        memory = (device.memory_stats() or {}).get("bytes_limit")
-        if memory is not None and data.nbytes > memory // 2:
-            raise ValueError(
-                f"the training images take {data.nbytes / 1e9:.3g} GB of the "
-                f"{memory / 1e9:.3g} GB of {device}, more than half; lower "
-                "data.train_examples, prepare smaller images, or use a device with "
-                "more memory."
-            )
-
-
 def one_replica(tree: Any) -> Any:
     """Returns the first local replica of a replicated tree, as NumPy arrays.
 
@@ -85,10 +63,40 @@ def one_replica(tree: Any) -> Any:
     return jax.tree.map(lambda shard: np.asarray(shard)[0], shards)
 
 
+def stack(trees: Sequence[Any]) -> Any:
+    """Returns the trees of several seeds as one, what `make_train` takes.
+
+    Args:
+      trees: pytrees of arrays of one replica, alike.
+
+    Returns:
+      The tree, leaves with the seeds as axis 0; that of one seed as it is.
+    """
+    if len(trees) == 1:
+        return trees[0]
+    # Random keys are no NumPy arrays.
+    hosted = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(trees))
+    return jax.tree.map(lambda *leaves: (np if hosted else jnp).stack(leaves), *trees)
+
+
+def unstack(tree: Any, count: int) -> list[Any]:
+    """Returns the trees of so many seeds: the inverse of `stack`.
+
+    Args:
+      tree: pytree of arrays of one replica.
+      count: the number of seeds.
+    """
+    if count == 1:
+        return [tree]
+    return [jax.tree.map(lambda leaf, n=n: leaf[n], tree) for n in range(count)]
+
+
 def make_train(
     step: Callable[[TrainState, Array, Draws], tuple[TrainState, Metrics]],
     draw: Callable[[Key, Array], Draws],
     devices: Sequence[jax.Device],
+    *,
+    seeds: int = 1,
 ) -> Callable[[TrainState, Key, Array, int], tuple[TrainState, Metrics]]:
     """Returns `train(state, key, data, num_steps)`, several steps in one call.
 
@@ -99,13 +107,15 @@ def make_train(
       step: the step of one replica, with AXIS_NAME as its axis name.
       draw: `(key, step) -> Draws` for the global batch.
       devices: the devices of all processes.
+      seeds: how many train as one, each with its own state and key; the data is shared.
 
     Returns:
       `(replicated state, key, replicated data [N, ...], num_steps)
       -> (replicated state, replicated metrics)`; the state is donated, the metrics are
-      sums over the steps.
+      sums over the steps. With several seeds, state, key and metrics have an axis of
+      seeds, after that of the replicas.
     """
-    mapped = map_train(step, draw, devices)
+    mapped = map_train(step, draw, devices, seeds=seeds)
     # Programs that wait in a queue meet in any order on the CPUs of several processes,
     # and then wait for one another for ever.
     blocks = jax.process_count() > 1 and devices[0].platform == "cpu"
@@ -117,13 +127,16 @@ def make_train(
     return train_steps
 
 
-def map_train(step: Any, draw: Any, devices: Sequence[jax.Device]) -> Any:
+def map_train(
+    step: Any, draw: Any, devices: Sequence[jax.Device], *, seeds: int = 1
+) -> Any:
     """Returns what `make_train` calls, num_steps int32 `[]`; it can be lowered.
 
     Args:
       step: as in `make_train`.
       draw: as in `make_train`.
       devices: as in `make_train`.
+      seeds: as in `make_train`.
     """
 
     def take_share(draws: Draws) -> Draws:
@@ -141,6 +154,9 @@ def map_train(step: Any, draw: Any, devices: Sequence[jax.Device]) -> Any:
     ) -> tuple[TrainState, Metrics]:
         draws = take_share(draw(key, state.step))
         return step(state, data[draws.indices], draws)
+
+    if seeds > 1:
+        one_step = jax.vmap(one_step, in_axes=(0, 0, None), axis_size=seeds)
 
     def train(
         state: TrainState, key: Key, data: Array, num_steps: Array

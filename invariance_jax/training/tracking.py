@@ -66,6 +66,8 @@ class Tracker:
             id=self._id,
             name="/".join(workdir.parts[-2:]),
             resume="allow",
+            # Else seeds that train as one would all log to the first one's run.
+            reinit="create_new",
             # What is on its way lies on this machine, if the work directory does not.
             dir=None if "://" in os.fspath(workdir) else os.fspath(workdir),
             config=settings.to_dict(),
