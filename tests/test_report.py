@@ -4,160 +4,27 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from finished_runs import TARGETS, Page, change, write_run, write_seed
 from matplotlib.figure import Figure
 
 from invariance_jax import report
-from invariance_jax.report import figures, paper, read, samples, style, tables
+from invariance_jax.report import (
+    averaging,
+    paper,
+    read,
+    results,
+    samples,
+    style,
+    tables,
+    training,
+)
 
-TARGETS = ["m", "b", "sigma", "rfore"]
 HOSTILE = "<script>alert('x')</script> $a_{ & \"q\""
-
-
-def summary(num_views: list[int], n: int, scale: float = 1.0) -> dict[str, Any]:
-    """A summary whose mse@M is scale * 2e-3 / M and whose errors are a tenth of it."""
-    numbers = {"variance.normalized": 0.021, "penalty.final": 0.3, "loss.final": 4.5}
-    numbers["mse.constant"] = 0.2276
-    for m in num_views:
-        numbers[f"mse@{m}"] = scale * 2e-3 / m
-        for index, target in enumerate(TARGETS):
-            numbers[f"mse.{target}@{m}"] = scale * 10.0 ** (-2 - index) / m
-            numbers[f"r2.{target}@{m}"] = 1 - 0.01 / m
-    return {
-        name: {"mean": v, "standard_error": 0.1 * abs(v) if n > 1 else None, "n": n}
-        for name, v in numbers.items()
-    }
-
-
-def write_seed(folder: Path, seed: int, *, points: int = 6) -> None:
-    """Writes the training log and the samples of one seed."""
-    generator = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for step in np.linspace(50, 1500, points).astype(int).tolist():
-        decay = float(np.exp(-step / 400)) + 0.02 * float(generator.random())
-        lines.append(
-            {
-                "step": step,
-                "loss": 4 + decay,
-                "contrastive": 4 + decay,
-                "penalty": 0.2 + decay,
-                "learning_rate": 1e-3,
-                "examples_per_second": 9000.0,
-                "seconds": step * 0.03,
-            }
-        )
-        probe = {"probe_mse": 0.002 + 0.1 * decay, "variance_normalized": 0.02 + decay}
-        lines.append({"step": step, **probe})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text)
-    low, high = np.array([2, 0.1, 0.25, 0.4]), np.array([5, 1.1, 1, 1])
-    true = generator.uniform(low, high, (60, 4))
-    noise = generator.normal(size=(60, 4)) * 0.05 * (high - low)
-    np.savez(
-        folder / "samples.npz",
-        views=generator.integers(0, 256, (3, 10, 8, 8, 3), np.uint8),
-        true=true,
-        predicted=true + noise,
-        predicted_single=true + 2 * noise,
-    )
-
-
-def write_run(
-    path: Path,
-    *,
-    seeds: int = 1,
-    num_views: tuple[int, ...] = (1, 2, 4, 8),
-    scale: float = 1.0,
-    weight: float = 0.1,
-    device: str = "cpu",
-) -> Path:
-    """Writes a finished work directory as train and evaluate leave it."""
-    path.mkdir(parents=True, exist_ok=True)
-    config = {
-        "format": 1,
-        "config": {
-            "seed": 0,
-            "batch_size": 256,
-            "data": {"name": "spirograph"},
-            "encoder": {"name": "mlp", "width": 512},
-            "epochs": None,
-            "penalty": {"weight": weight, "normalization": "l2"},
-        },
-        "derived": {"total_steps": 1500},
-        "environment": {
-            "git_commit": "0123abc",
-            "versions": {"jax": "0.10.0"},
-            "devices": [device, device],
-            "python": "3.11",
-        },
-        "command": f"python launch.py --config=configs/a.py --workdir={path.name}",
-    }
-    (path / "config.json").write_text(json.dumps(config))
-    settings = {"num_views": num_views, "l2": 1e-8, "split": "test", "targets": TARGETS}
-    results = {
-        "format": 1,
-        "settings": settings,
-        "n": seeds,
-        "seeds": list(range(seeds)),
-        "summary": summary(list(num_views), seeds, scale),
-    }
-    (path / "results.json").write_text(json.dumps(results))
-    for seed in range(seeds):
-        write_seed(path / f"seed_{seed}" if seeds > 1 else path, seed)
-    return path
-
-
-def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    """Rewrites a JSON file after an edit."""
-    content = json.loads(path.read_text())
-    edit(content)
-    path.write_text(json.dumps(content))
-
-
-class Page(HTMLParser):
-    """Collects what the tests look at: attributes, tables, text, headings."""
-
-    void = {"meta", "img", "source", "br", "link"}
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.stack: list[str] = []
-        self.tables: list[list[list[str]]] = []
-        self.text: list[str] = []
-        self.feed(path.read_text(encoding="utf-8"))
-        assert self.stack == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.void:
-            self.stack.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if {"td", "th"} & set(self.stack):
-            self.tables[-1][-1][-1] += data
-        if not {"script", "style"} & set(self.stack):
-            self.text.append(data)
-
-    def find(self, *columns: str) -> list[list[str]]:
-        """The first table whose header starts with the given columns."""
-        return next(t for t in self.tables if tuple(t[0][: len(columns)]) == columns)
 
 
 @pytest.fixture(scope="module")
@@ -188,9 +55,8 @@ def test_report_writes_only_the_documented_files(single: Path) -> None:
     written = {str(p.relative_to(single.parent)) for p in single.parent.rglob("*.*")}
     names = ("views", "training", "averaging", "predictions")
     expected = {f"figures/{name}.{kind}" for name in names for kind in ("png", "svg")}
-    expected |= {
-        f"tables/{name}.csv" for name in ("mse", "r_squared", "measurements", "config")
-    }
+    of = ("mse", "r_squared", "measurements", "config", "experiments", "paper")
+    expected |= {f"tables/{name}.csv" for name in of}
     assert written == expected | {"report.html"}
 
 
@@ -339,7 +205,7 @@ def test_table_shows_classification_and_unknown_names() -> None:
 def test_numbers_are_shown_with_fitting_digits(
     statistic: tuple[float, float | None, int], text: str
 ) -> None:
-    assert tables.show(read.Statistic(*statistic)) == text
+    assert tables.show(results.Statistic(*statistic)) == text
 
 
 def test_training_curve_is_the_mean_over_the_seeds_at_common_steps() -> None:
@@ -348,7 +214,7 @@ def test_training_curve_is_the_mean_over_the_seeds_at_common_steps() -> None:
         (np.array([1, 2, 3]), np.array([1.0, 2.0, 3.0])),
         (np.array([2, 3, 4]), np.array([4.0, 7.0, 9.0])),
     ]
-    figures._draw_curves(axes, curves, style.line_style(0, style.LIGHT))
+    training._draw_curves(axes, curves, style.line_style(0, style.LIGHT))
     assert len(axes.lines) == 3
     np.testing.assert_array_equal(axes.lines[-1].get_xdata(), [2, 3])
     np.testing.assert_array_equal(axes.lines[-1].get_ydata(), [3.0, 5.0])
@@ -356,7 +222,7 @@ def test_training_curve_is_the_mean_over_the_seeds_at_common_steps() -> None:
 
 def test_averaging_figure_has_error_bars_and_the_papers_numbers(tmp_path: Path) -> None:
     runs = read.read_runs([write_run(tmp_path / "run", seeds=2)])
-    figure = figures.averaging_figure(runs)(style.LIGHT)
+    figure = averaging.averaging_figure(runs)(style.LIGHT)
     assert len(figure.axes) == 5
     mean, first = figure.axes[0], figure.axes[1]
     drawn = np.asarray(mean.lines[0].get_ydata(), float)
@@ -375,7 +241,7 @@ def test_the_papers_numbers_are_not_drawn_beside_other_images(tmp_path: Path) ->
         workdir / "config.json",
         lambda c: c["config"]["data"].update(normalization="image"),
     )
-    figure = figures.averaging_figure(read.read_runs([workdir]))(style.LIGHT)
+    figure = averaging.averaging_figure(read.read_runs([workdir]))(style.LIGHT)
     assert len(figure.axes[0].lines) == 1
 
 

@@ -7,11 +7,12 @@ security policy forbids it to load anything else. Whatever comes from a run is e
 import base64
 import math
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 
-from invariance_jax.report.read import Statistic
+from invariance_jax.report.results import Statistic
 from invariance_jax.report.style import Picture
-from invariance_jax.report.tables import Cell, Table, show
+from invariance_jax.report.tables import PAPER, Cell, Table, show
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1b1f24; --soft: #5b6470;
@@ -27,14 +28,15 @@ h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-bottom: .25rem;
   border-bottom: 1px solid var(--rule); overflow-wrap: anywhere; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .25rem; }
 p, figcaption, .note { color: var(--soft); font-size: .9rem; margin: .25rem 0 .5rem; }
-nav a { margin-right: 1rem; } a { color: var(--accent); }
+nav a { margin-right: 1rem; display: inline-block; } a { color: var(--accent); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
   margin: .25rem 0; }
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--rule); }
-th:first-child, td:first-child, td.text { text-align: left; }
+th:first-child, td:first-child, .text { text-align: left; }
 td.text + td.text, th + td.text { white-space: normal; overflow-wrap: break-word; }
+td.faint { color: var(--soft); }
 thead th { background: var(--band); } tbody tr:hover { background: var(--band); }
 th button { all: unset; cursor: pointer; }
 th button:focus-visible { outline: 2px solid var(--accent); }
@@ -59,12 +61,15 @@ for (const button of document.querySelectorAll('th button'))
     const order = (a, b) => {
       const x = value(a), y = value(b);
       if (x === '' || y === '') return (x === '') - (y === '');
-      const both = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
+      if (isNaN(x) !== isNaN(y)) return isNaN(x) - isNaN(y);
+      const both = isNaN(x) ? x.localeCompare(y) : x - y;
       return down ? -both : both;
     };
     body.append(...[...body.rows].sort(order));
   });
 """
+
+_CLASS = {True: ' class="text"', False: ""}
 
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -110,11 +115,13 @@ def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:
 
 def table_html(table: Table) -> str:
     """Returns a table whose columns sort on a click, with its title and note."""
+    texts = [_is_text(column) for column in zip(*table.rows, strict=True)]
     head = "".join(
-        f'<th scope="col"><button type="button">{escape(name)}</button></th>'
-        for name in table.columns
+        f'<th scope="col"{_CLASS[is_text]}><button type="button">{escape(name)}'
+        "</button></th>"
+        for name, is_text in zip(table.columns, texts, strict=True)
     )
-    rows = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
+    rows = "\n".join(map(partial(_row, table.columns, texts), table.rows))
     note = f'<p class="note">{escape(table.note)}</p>\n' if table.note else ""
     return (
         f"<h3>{escape(table.title)}</h3>\n{note}"
@@ -123,27 +130,66 @@ def table_html(table: Table) -> str:
     )
 
 
-def _cell(cell: Cell) -> str:
+def _is_text(column: Sequence[Cell]) -> bool:
+    """Returns whether a column has words, which stand on the left, unlike numbers."""
+    return any(isinstance(cell, str) and not _is_number(cell) for cell in column)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text == ""
+    return True
+
+
+def _row(columns: Sequence[str], texts: Sequence[bool], row: Sequence[Cell]) -> str:
+    of_paper = isinstance(row[0], str) and row[0].startswith(PAPER)
+    cells = "".join(
+        _cell(cell, is_text, of_paper or name.startswith(PAPER))
+        for name, is_text, cell in zip(columns, texts, row, strict=True)
+    )
+    return f"<tr>{cells}</tr>"
+
+
+def _cell(cell: Cell, is_text: bool, is_faint: bool) -> str:
     text = escape(show(cell))
-    if isinstance(cell, Statistic):
-        value = "" if math.isnan(cell.mean) else repr(cell.mean)
-        return f'<td data-value="{value}">{text}</td>'
-    return f'<td class="text" data-value="{text}">{text}</td>'
+    value = _sortable(cell.mean) if isinstance(cell, Statistic) else text
+    names = ["text"] * (is_text and not isinstance(cell, Statistic))
+    names += ["faint"] * is_faint
+    kind = f' class="{" ".join(names)}"' if names else ""
+    return f'<td{kind} data-value="{value}">{text}</td>'
 
 
-def facts_html(facts: Sequence[tuple[str, str]]) -> str:
-    """Returns a table of two columns, a name and a text in each row."""
+def _sortable(value: float) -> str:
+    """Returns a number as JavaScript reads it; what is none sorts last."""
+    if math.isnan(value):
+        return ""
+    return repr(value).replace("inf", "Infinity")
+
+
+def facts_html(title: str, facts: Sequence[tuple[str, str]]) -> str:
+    """Returns a titled table of two columns, a name and a text in each row."""
     rows = "\n".join(
         f'<tr><th scope="row">{escape(name)}</th>'
         f'<td class="text">{escape(text)}</td></tr>'
         for name, text in facts
     )
-    return f'<div class="scroll"><table><tbody>\n{rows}\n</tbody></table></div>\n'
+    return (
+        f'<h3>{escape(title)}</h3>\n<div class="scroll"><table><tbody>\n{rows}\n'
+        "</tbody></table></div>\n"
+    )
 
 
-def command_html(command: str) -> str:
-    """Returns a command as a block to copy."""
-    return f"<h3>Command</h3>\n<pre>{escape(command)}</pre>\n"
+def commands_html(commands: Sequence[str], heading: str = "") -> str:
+    """Returns commands as blocks to copy.
+
+    Args:
+      commands: a block each.
+      heading: above them, if there is one.
+    """
+    blocks = "".join(f"<pre>{escape(command)}</pre>\n" for command in commands)
+    return (f"<h3>{escape(heading)}</h3>\n" if heading else "") + blocks
 
 
 def note_html(text: str) -> str:

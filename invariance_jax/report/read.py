@@ -5,7 +5,6 @@ aggregated `results.json` in the directory itself. Numbers are kept as they were
 """
 
 import json
-import math
 import os
 import re
 from collections import Counter
@@ -15,32 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from invariance_jax.report.results import Results, check_format, check_results
 from invariance_jax.training.files import absolute
-
-FORMAT = 2
-"""The newest format number of `config.json` and `results.json` that is understood."""
-
-
-class Statistic(NamedTuple):
-    """A number of `results.json`: mean over seeds, standard error (ddof 1), seeds."""
-
-    mean: float
-    standard_error: float | None
-    n: int
-
-
-class Results(NamedTuple):
-    """A checked `results.json`: name -> Statistic, evaluation settings, seeds."""
-
-    summary: dict[str, Statistic]
-    settings: dict[str, Any]
-    seeds: tuple[int, ...]
-    n: int
-
-    @property
-    def targets(self) -> tuple[str, ...]:
-        """The names of the T regression targets; empty for a classification run."""
-        return tuple(str(name) for name in self.settings.get("targets") or ())
 
 
 class Log(NamedTuple):
@@ -185,54 +160,8 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
         raise ValueError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{where} must hold an object, not {type(content).__name__}")
-    _check_format(content, where)
+    check_format(content, where)
     return content
-
-
-def _check_format(content: Mapping[str, Any], where: str) -> None:
-    found = content.get("format")
-    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise ValueError(
-            f"{where} has format {found!r}, expected a number from 1 to {FORMAT}"
-        )
-    if found > FORMAT:
-        raise ValueError(
-            f"{where} has format {found}, this version reads up to format {FORMAT}: "
-            "use the version of invariance_jax that wrote it, or a newer one"
-        )
-
-
-def check_results(content: Mapping[str, Any], where: str = "results") -> Results:
-    """Returns the content of a `results.json` with its summary checked.
-
-    Args:
-      content: the parsed file.
-      where: what an error calls it.
-
-    Raises:
-      ValueError: if the format is newer or the summary is not as documented.
-    """
-    _check_format(content, where)
-    entries = content.get("summary")
-    if not isinstance(entries, Mapping) or not entries:
-        raise ValueError(f"{where} has no summary of results")
-    summary = {}
-    for name, entry in entries.items():
-        try:
-            mean, error = entry["mean"], entry.get("standard_error")
-            summary[name] = Statistic(
-                math.nan if mean is None else float(mean),
-                None if error is None else float(error),
-                int(entry.get("n", 1)),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            expected = "must have a mean, a standard_error (or null) and n"
-            raise ValueError(
-                f"{where}: summary entry {name!r} {expected}, found {entry!r}"
-            ) from error
-    seeds = tuple(content.get("seeds") or ())
-    n = int(content.get("n") or len(seeds) or 1)
-    return Results(summary, _mapping(content.get("settings")), seeds, n)
 
 
 def _seed_folders(path: epath.Path, seeds: Sequence[int]) -> list[epath.Path]:

@@ -1,4 +1,4 @@
-"""The figures of one run's samples: example views, predictions against true values."""
+"""The figures of one run's samples: example views, predictions, confused classes."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -102,4 +102,42 @@ def _draw_predictions(
         axes.set_title(label(target))
     handles, titles = grid[0].get_legend_handles_labels()
     outside_legend(figure, handles, titles, markerscale=2.5)
+    return figure
+
+
+def confusion_figure(run: Run) -> Draw | None:
+    """Returns the share of each true class that is predicted as each class."""
+    if run.samples is None or run.samples.confusion is None:
+        return None
+    return partial(_draw_confusion, run.samples.confusion)
+
+
+def _draw_confusion(counts: np.ndarray, theme: Theme) -> "Figure":
+    from matplotlib.figure import Figure
+
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(5.6, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+    axes.grid(False)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    if len(counts) <= 20:
+        classes = np.arange(len(counts))
+        axes.set_xticks(classes)
+        axes.set_yticks(classes)
+        for row in classes:
+            for column in classes:
+                share = shares[row, column]
+                if share >= 0.005:
+                    axes.text(
+                        column,
+                        row,
+                        f"{100 * share:.0f}",
+                        ha="center",
+                        va="center",
+                        fontsize=7,
+                        color="black" if share > 0.5 else "white",
+                    )
+    bar = figure.colorbar(image, ax=axes)
+    bar.set_label("share of the true class")
     return figure

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 
@@ -44,6 +47,9 @@ DARK = Theme(
 LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
+
+WIDTH = 9.6
+"""Of a figure, inches: that of the page, so that all have letters of one size."""
 
 Draw = Callable[[Theme], "Figure"]
 
@@ -84,8 +90,7 @@ def _settings(theme: Theme) -> Iterator[None]:
         "legend.labelcolor": theme.text,
         "lines.linewidth": 1.6,
         "lines.markersize": 4.5,
-        "savefig.facecolor": theme.background,
-        "savefig.dpi": 150,
+        "figure.dpi": 150,
         # The same numbers give the same bytes.
         "svg.hashsalt": "invariance_jax",
         "text.color": theme.text,
@@ -105,20 +110,30 @@ def render(name: str, title: str, caption: str, draw: Draw) -> Picture:
       caption: what it shows, one or two sentences.
       draw: theme -> figure.
     """
-    images = {}
-    for theme in (LIGHT, DARK):
-        with _settings(theme):
-            figure = draw(theme)
-            images[theme] = _save(figure, "png")
-            if theme is LIGHT:
-                svg = _save(figure, "svg")
-    return Picture(name, title, caption, images[LIGHT], images[DARK], svg)
+    with _settings(LIGHT):
+        figure = draw(LIGHT)
+        light, svg = _save(figure, "png"), _save(figure, "svg")
+    with _settings(DARK):
+        # The same letters in other colours: the layout, which is slow, is the same.
+        other = draw(DARK)
+        other.set_layout_engine("none")
+        for axes, like in zip(other.axes, figure.axes, strict=True):
+            axes.set_position(like.get_position(original=True))
+        dark = _save(other, "png")
+    return Picture(name, title, caption, light, dark, svg)
 
 
 def _save(figure: "Figure", kind: str) -> bytes:
+    """Returns a file of a figure; draws it once, where `savefig` does so twice."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     stream = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    figure.savefig(stream, format=kind, metadata=metadata)
+    if kind == "png":
+        FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})
+        figure.set_layout_engine("none")
+    else:
+        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
     return stream.getvalue()
 
 
@@ -142,6 +157,42 @@ def line_style(index: int, theme: Theme, *, marker: bool = False) -> dict[str, A
     return {**style, "marker": MARKERS[index % len(MARKERS)]} if marker else style
 
 
+def paper_style(kind: str, theme: Theme) -> dict[str, Any]:
+    """Returns how the paper's numbers with or without a penalty are drawn."""
+    common = {"color": theme.faint, "linewidth": 1.1, "zorder": 1.5}
+    if kind == "penalty":
+        return {**common, "linestyle": "-", "marker": "+", "markersize": 6.5}
+    return {**common, "linestyle": ":", "marker": "x"}
+
+
+def label_logs(axis: "Axis") -> None:
+    """Labels a logarithmic axis at 1, 2, 5 and so on, as many as it needs, and briefly.
+
+    >>> brief(2e-05), brief(0.003)
+    ('2e-5', '0.003')
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low)
+    subs = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
+    if decades > 2.5:
+        subs = (1.0,)
+    elif decades > 0.8:
+        subs = (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(brief))
+    axis.set_minor_locator(NullLocator())
+
+
+def brief(value: float, position: float | None = None) -> str:
+    """Returns a number as an axis shows it; Matplotlib also gives its position."""
+    if 1e-3 <= value < 1e4:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
 def subplots(
     count: int, columns: int, size: tuple[float, float]
 ) -> tuple["Figure", list["Axes"]]:
@@ -149,9 +200,7 @@ def subplots(
     from matplotlib.figure import Figure
 
     rows = -(-count // columns)
-    figure = Figure(
-        figsize=(size[0] * columns, size[1] * rows + 0.4), layout="constrained"
-    )
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for axes in grid[count:]:
         axes.remove()
@@ -161,8 +210,15 @@ def subplots(
 def outside_legend(
     figure: "Figure", handles: Sequence[Any], titles: Sequence[str], **settings: Any
 ) -> None:
-    """Adds a legend under the axes."""
-    columns = min(4, max(1, len(titles)))
+    """Adds a legend under the axes, for which the figure grows.
+
+    It has as many columns as the figure is wide.
+    """
+    longest = max(map(len, titles), default=0)
+    fitting = int(figure.get_figwidth() / (0.5 + 0.08 * longest))
+    columns = max(1, min(4, len(titles), fitting))
+    lines = -(-len(titles) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 + 0.19 * lines)
     figure.legend(
         handles, titles, loc="outside lower center", ncols=columns, **settings
     )

@@ -12,13 +12,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from invariance_jax.report.read import (
-    Results,
-    Run,
-    Statistic,
-    check_results,
-    flatten,
-)
+from invariance_jax.report.names import COLUMNS
+from invariance_jax.report.read import Run, flatten
+from invariance_jax.report.results import Results, Statistic
 
 Cell = Statistic | str | None
 
@@ -28,17 +24,39 @@ _TITLES = {
     "classification": "Classification",
 }
 
-_COLUMNS = {"cross_entropy": "cross-entropy", "gradient_norm": "gradient norm"}
+_PARTS = ("ensemble", "pixels", "untrained")
+
+
+PAPER = "paper, "
+"""How a row (its first cell) or a column begins that holds numbers of the paper."""
 
 
 class Table(NamedTuple):
-    """A titled table; `name` is the stem of its CSV file."""
+    """A titled table.
+
+    Attributes:
+      name: the stem of its CSV file.
+      title: its heading.
+      columns: their heads.
+      rows: of one cell per column.
+      note: what is said below the heading.
+    """
 
     name: str
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+
+
+def run_columns(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Returns the head of the column that tells runs apart, if there are several."""
+    return ("run",) if len(runs) > 1 else ()
+
+
+def run_cells(run: Run, runs: Sequence[Run]) -> tuple[str, ...]:
+    """Returns the cell of that column."""
+    return (run.name,) if len(runs) > 1 else ()
 
 
 def show(cell: Cell) -> str:
@@ -78,10 +96,12 @@ def _parse(name: str, targets: Sequence[str]) -> tuple[str, str, str] | None:
     if not at or not (views.isdigit() or views == "plain"):
         return None
     metric, dot, target = quantity.partition(".")
-    if metric in ("mse", "r2"):
-        return (metric, target or "mean", views) if target in ("", *targets) else None
     row = f"{target}, {views}" if dot else views
-    return "classification", _COLUMNS.get(metric, metric), row
+    if metric not in ("mse", "r2"):
+        return "classification", COLUMNS.get(metric, metric), row
+    if metric == "mse" and target in _PARTS:
+        return metric, "mean", row
+    return (metric, target or "mean", views) if target in ("", *targets) else None
 
 
 def result_tables(results: Results) -> list[Table]:
@@ -106,14 +126,25 @@ def result_tables(results: Results) -> list[Table]:
     return tables
 
 
+def note_on(runs: Sequence[Run]) -> str:
+    """Returns what a table says of the seeds and the split of its numbers."""
+    notes = dict.fromkeys(_note(run.results) for run in runs)
+    if len(notes) == 1:
+        return next(iter(notes))
+    return "; ".join(f"{run.name}: {_seeds(run.results)}" for run in runs)
+
+
 def _note(results: Results) -> str:
+    return f"{_seeds(results)}; M: number of averaged views"
+
+
+def _seeds(results: Results) -> str:
     if results.n > 1:
         note = f"mean ± standard error over n = {results.n} seeds"
     else:
         note = "one seed: no standard error"
-    if "split" in results.settings:
-        note += f"; {results.settings['split']} split"
-    return f"{note}; M: number of averaged views"
+    split = results.settings.get("split")
+    return f"{note}; {split} split" if split else note
 
 
 def _by_views(
@@ -143,21 +174,8 @@ def _row_order(row: str) -> tuple[Any, ...]:
     return part != "", part, views != "plain", int(views) if views.isdigit() else 0
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """Returns the result table of one run as text, for a terminal.
-
-    Args:
-      results: the content of a `results.json`.
-
-    Raises:
-      ValueError: if the format is newer or the summary is not as documented.
-    """
-    checked = check_results(results)
-    blocks = [_text(content) for content in result_tables(checked)]
-    return "\n\n".join([f"Results: {_note(checked)}", *blocks])
-
-
-def _text(content: Table) -> str:
+def as_text(content: Table) -> str:
+    """Returns a table for a terminal, of aligned columns under its title."""
     rows = [content.columns, *(tuple(map(show, row)) for row in content.rows)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(content.columns))]
     lines = []
@@ -177,7 +195,7 @@ def comparison_table(runs: Sequence[Run]) -> Table:
     order = sorted(
         (kinds.index(place[0]), place[1], *_row_order(place[2]), name)
         for name, place in placed
-        if place and place[0] != "r2"
+        if place and place[0] != "r2" and not place[2].startswith("ensemble")
     )
     names = [entry[-1] for entry in order]
     extra = ("variance.normalized", "penalty.final", "loss.final")
