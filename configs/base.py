@@ -211,6 +211,8 @@ def get_config() -> ConfigDict:
     config.evaluation.l2 = 1e-8
     # Training examples of the probe (all if empty).
     config.evaluation.train_examples = placeholder(int)
+    # Examples of the split on which the probe is measured (all if empty).
+    config.evaluation.test_examples = placeholder(int)
     # Images: share of the labels that the probe sees, the same in each class.
     config.evaluation.label_fraction = 1.0
     # Images: neighbours k of the kNN probe, and temperature of its weights.
@@ -245,8 +247,11 @@ def get_config() -> ConfigDict:
     config.studies = ConfigDict()
     # Steps of each run of a study.
     config.studies.steps = 500
-    # The split on which the runs of a study are evaluated.
+    # The split on which the runs of a study are evaluated, and how many examples their
+    # probes are fitted on and measured on.
     config.studies.split = "validation"
+    config.studies.train_examples = 10_000
+    config.studies.test_examples = 5000
     # Weights of "penalty_weight"; 0 is always one of them.
     config.studies.weights = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
 

@@ -254,7 +254,4 @@ def _settings_of(settings: Any, step: int) -> dict[str, Any]:
     if is_regression(settings):
         evaluated["targets"] = settings.data.targets
     evaluated["step"] = step
-    most = settings.data.train_examples
-    evaluated["train_examples"] = min(evaluated["train_examples"] or most, most)
-    evaluated["test_examples"] = settings.data[f"{settings.evaluation.split}_examples"]
-    return evaluated
+    return evaluated | records.sizes(settings)

@@ -129,6 +129,8 @@ def _point(
         "evaluation.num_views": tuple(sorted({views[0], views[-1]})),
         "evaluation.families": ("all",),
         "evaluation.split": settings.studies.split,
+        "evaluation.train_examples": settings.studies.train_examples,
+        "evaluation.test_examples": settings.studies.test_examples,
     }
     with point.ignore_type():
         for key, value in {**short, **changes}.items():

@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from invariance_jax.experiments.records import aggregate, chosen
+from invariance_jax.experiments.records import aggregate, chosen, sizes
 from invariance_jax.training import keys
 from invariance_jax.training.files import write_json
 from invariance_jax.training.settings import flatten
@@ -139,18 +139,14 @@ def _differences(settings: Any, results: dict[str, Any]) -> dict[str, tuple[Any,
     """Returns key -> (wanted, found) of an evaluation that was another one."""
     evaluation, found = settings.evaluation, results["settings"]
     wanted = {f"evaluation.{key}": value for key, value in evaluation.to_dict().items()}
-    most = settings.data.train_examples
-    wanted["evaluation.train_examples"] = min(evaluation.train_examples or most, most)
+    wanted |= {f"evaluation.{key}": value for key, value in sizes(settings).items()}
     # More experiments than were asked for do no harm.
     asked = chosen(settings, keys.EXPERIMENTS)
     measured = found.get("experiments", ())
     wanted["evaluation.experiments"] = tuple(
         n for n in keys.EXPERIMENTS if n in {*asked, *measured}
     )
-    split = f"{evaluation.split}_examples"
-    wanted[f"data.{split}"] = settings.data[split]
     values = {f"evaluation.{key}": value for key, value in found.items()}
-    values[f"data.{split}"] = found["test_examples"]
     differences = {
         key: (value, values.get(key))
         for key, value in wanted.items()

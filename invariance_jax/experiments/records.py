@@ -45,6 +45,24 @@ def chosen(settings: Any, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name in asked or "all" in asked)
 
 
+def sizes(settings: Any) -> dict[str, int]:
+    """Returns how many examples probes are fitted on and measured on.
+
+    Args:
+      settings: the result of `training.settings.resolve`.
+
+    Returns:
+      {"train_examples", "test_examples"}, as in the settings of an evaluation; the
+      former before `evaluation.label_fraction`.
+    """
+    most, asked = settings.data, settings.evaluation
+    train, test = most.train_examples, most[f"{asked.split}_examples"]
+    return {
+        "train_examples": min(asked.train_examples or train, train),
+        "test_examples": min(asked.test_examples or test, test),
+    }
+
+
 def read(workdir: epath.Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns experiment -> its record, of those that were measured in the same way.
 

@@ -77,7 +77,8 @@ class Subject:
         self.settings, self.workdir = settings, workdir
         self.encoder, self.variables = encoder, variables
         self.train = probe_examples(settings, make_examples(settings, "train"))
-        self.test = make_examples(settings, settings.evaluation.split)
+        chosen = settings.evaluation
+        self.test = make_examples(settings, chosen.split).first(chosen.test_examples)
         self._features: dict[Any, np.ndarray] = {}
         self._plain: dict[str, np.ndarray] = {}
         self._scored: dict[Any, Scored] = {}

@@ -55,7 +55,8 @@ SETS = {
 
 POSITIVE = (
     "seeds batch_size average_views epochs steps temperature steps_per_call "
-    "penalty.views studies.steps penalty.directions encoder.width encoder.depth "
+    "penalty.views studies.steps studies.train_examples studies.test_examples "
+    "evaluation.test_examples penalty.directions encoder.width encoder.depth "
     "encoder.projection optimizer.learning_rate optimizer.trust_coefficient "
     "data.train_examples data.test_examples data.image_size "
     "data.num_classes data.num_points data.extent "
@@ -97,7 +98,7 @@ OPTIONAL = (
     "epochs steps compilation_cache penalty.example_limit penalty.batch_limit "
     "encoder.weights data.data_dir data.num_classes data.source_size data.mean "
     "data.std checkpoints.keep_every_steps logging.wandb_project "
-    "evaluation.train_examples"
+    "evaluation.train_examples evaluation.test_examples"
 ).split()
 
 # What is read from an image set if it is left empty, though Spirograph needs it.
