@@ -69,6 +69,8 @@ def linearization_figure(runs: Sequence[Run]) -> Draw | None:
     """Returns how good the first-order change is, against the length of the step."""
     panels = []
     for metric, title, y in _LINEARIZATION:
+        if metric == "top_share":  # the same for steps of every length
+            continue
         at = {"parameters": "all"}
         curves = _of_runs(runs, "linearization", at, "step", metric)
         if len(runs) == 1:  # it has a name only beside the median
@@ -78,13 +80,12 @@ def linearization_figure(runs: Sequence[Run]) -> Draw | None:
             medians = _of_runs(runs, "linearization", at, "step", "median_ratio")
             curves += [_called(curve, "median", runs, hollow=True) for curve in medians]
         if curves:
-            bounded = metric in ("cosine", "top_share")
-            marks = [] if metric == "top_share" else [Mark("y", 1.0, "")]
-            x = "step, share of the way to another draw"
+            x, bounded = "step, share of the way to another draw", metric == "cosine"
+            mark = Mark("y", 1.0, "")
             panels.append(
-                Panel(title, x, y, curves, marks, "log", True, bounded=bounded)
+                Panel(title, x, y, curves, [mark], "log", True, bounded=bounded)
             )
-    return draw(panels, columns=2)
+    return draw(panels, columns=3)
 
 
 def _called(
@@ -101,10 +102,11 @@ def linearization_parameters_figure(runs: Sequence[Run]) -> Draw | None:
     panels = []
     if steps:
         at = {"step": max(step for (step,) in steps)}
-        for metric, title, x in _LINEARIZATION[:2]:
+        for metric, title, x in _LINEARIZATION:
             found = _dots(runs, "linearization", at, "parameters", metric)
             if found and len(found[1]) > 1:
-                panels.append(Dots(title, x, *found, zero=1.0, log=True))
+                log = metric not in ("cosine", "top_share")
+                panels.append(Dots(title, x, *found, zero=1.0, log=log))
     return draw(panels, columns=2)
 
 

@@ -199,8 +199,10 @@ def _draw_dots(axes: "Axes", panel: Dots, theme: Theme, *, named: bool) -> None:
     means = [one.mean for spots in panel.spots for one in spots.values.values()]
     if panel.log and _spans(means):
         axes.set_xscale("log")
-    elif limits:
-        axes.set_xlim(*limits)
+    else:
+        axes.locator_params(axis="x", nbins=5)
+        if limits:
+            axes.set_xlim(*limits)
     names = [label(name) if named else "" for name in panel.names]
     axes.set_yticks(list(places.values()), names)
     axes.set_ylim(0.6 - len(places), 0.6)
