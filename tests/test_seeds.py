@@ -1,5 +1,6 @@
 """Seeds that train as one: the numbers, the files and the stops of one by one."""
 
+import logging
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -220,17 +221,19 @@ def test_training_goes_on_from_the_newest_common_step(steps, expected):
 
 def grouped(tmp_path, changes, *, devices=1):
     """Returns how many seeds of a new run train as one, part by part."""
-    settings = resolve(tiny_config(changes))
-    each = [
-        SimpleNamespace(settings=settings, workdir=tmp_path / str(n)) for n in range(3)
-    ]
+    each = []
+    for seed in range(3):
+        settings = resolve(tiny_config(changes | {"seed": seed}))
+        each.append(SimpleNamespace(settings=settings, workdir=tmp_path / str(seed)))
     found = seeds.parts(each, np.zeros((200, 4)), jax.devices()[:devices])
     assert [seed for part in found for seed in part] == each
     return [len(part) for part in found]
 
 
-def test_seeds_train_as_one_only_where_it_pays(tmp_path, monkeypatch):
-    assert grouped(tmp_path, {}) == [3]
+def test_seeds_train_as_one_only_where_it_pays(tmp_path, monkeypatch, caplog):
+    with caplog.at_level(logging.INFO):
+        assert grouped(tmp_path, {}) == [3]
+    assert "seeds 0, 1, 2 train as one" in caplog.text
     assert grouped(tmp_path, {"seeds_together": False}) == [1, 1, 1]
     assert grouped(tmp_path, {"encoder.name": "resnet18"}) == [1, 1, 1]
     assert grouped(tmp_path, {}, devices=2) == [1, 1, 1]
@@ -257,23 +260,31 @@ def test_a_loss_that_is_not_finite_names_its_seed_and_no_seed_has_the_row():
     assert [writer.rows[0][1]["loss"] for writer in writers] == [1.0, 2.0]
 
 
-def test_seeds_fit_if_all_that_they_take_is_half_of_the_memory(
-    together, monkeypatch, caplog
-):
+def test_seeds_fit_if_all_that_they_take_is_half_of_the_memory(monkeypatch):
+    found = SimpleNamespace(
+        argument_size_in_bytes=7,
+        output_size_in_bytes=5,
+        alias_size_in_bytes=4,
+        temp_size_in_bytes=10,
+    )
+    compiled = SimpleNamespace(memory_analysis=lambda: found)
+    monkeypatch.setattr(memory, "compile_train", lambda *_, seeds: compiled)
+    for limit, expected in ((None, True), (36, True), (35, False)):
+        monkeypatch.setattr(memory, "limit", lambda _, limit=limit: limit)
+        assert memory.fits(None, None, None, seeds=3) == expected
+
+
+def test_the_program_that_must_fit_is_that_of_training(together, caplog):
     settings = resolve(tiny_config(CHANGES))
-    x, (device,) = make_examples(settings, "train").x, parallel.all_devices()
+    x, devices = make_examples(settings, "train").x, parallel.all_devices()
+
+    def compile_train():
+        compiled.append(memory.compile_train(settings, x, devices, seeds=3))
+
+    compiled = []
+    assert missed(caplog, compile_train) == 0
     state = start.state_shapes(settings)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-
-    def fit(limit):
-        monkeypatch.setattr(memory, "limit", lambda _: limit)
-        return memory.fits(settings, x, device, seeds=3)
-
-    def look():
-        # Views, features and gradients are not in the state.
-        assert not fit(2 * 3 * (size + 16 * 8 * 8 * 3 * 4))
-        assert fit(10**9)
-
-    assert fit(None)
-    # The program is that of training: it is compiled once.
-    assert missed(caplog, look) == 0
+    found = compiled[0].memory_analysis()
+    assert 3 * size < found.argument_size_in_bytes < 3 * size + 10_000
+    assert 3 * size < found.alias_size_in_bytes <= found.output_size_in_bytes
