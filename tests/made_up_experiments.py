@@ -45,10 +45,9 @@ class Maker:
         return found
 
     def classes(self, error: float) -> dict[str, Any]:
-        return {
-            "accuracy": self(1 - self.scale * error),
-            "cross_entropy": self(3 * self.scale * error),
-        }
+        wrong = self(min(self.scale * error, 0.9))
+        accuracy = {**wrong, "mean": 1 - wrong["mean"]}
+        return {"accuracy": accuracy, "cross_entropy": self(3 * wrong["mean"])}
 
 
 def experiments(

@@ -31,7 +31,7 @@ from invariance_jax.report.style import Draw
 _HOW = {
     "move": ("shift of {}", 0.0),
     "widen": ("width of the law of {}, times", 1.0),
-    "strength": ("strength of the {} jitter", None),
+    "strength": ("strength of the colour jitter", None),
 }
 
 _LINEARIZATION = (

@@ -25,9 +25,10 @@ body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 66rem;
   font: 1rem/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-bottom: .25rem;
-  border-bottom: 1px solid var(--rule); overflow-wrap: anywhere; }
+  border-bottom: 1px solid var(--rule); }
 h3 { font-size: 1rem; margin: 1.5rem 0 .25rem; }
 p, figcaption, .note { color: var(--soft); font-size: .9rem; margin: .25rem 0 .5rem; }
+h1, h2, h3, p, figcaption, a { overflow-wrap: anywhere; }
 nav a { margin-right: 1rem; display: inline-block; } a { color: var(--accent); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
@@ -61,8 +62,8 @@ for (const button of document.querySelectorAll('th button'))
     const order = (a, b) => {
       const x = value(a), y = value(b);
       if (x === '' || y === '') return (x === '') - (y === '');
-      if (isNaN(x) !== isNaN(y)) return isNaN(x) - isNaN(y);
-      const both = isNaN(x) ? x.localeCompare(y) : x - y;
+      const kinds = isNaN(x) - isNaN(y);
+      const both = kinds || (isNaN(x) ? x.localeCompare(y) : x - y);
       return down ? -both : both;
     };
     body.append(...[...body.rows].sort(order));
