@@ -256,15 +256,16 @@ def test_checkpoints_are_drawn_if_there_are_several(one: Runs) -> None:
 
 
 def test_linearization_shows_mean_and_median_over_the_steps(one: Runs) -> None:
-    error, ratio, cosine, share = panels(curves.linearization_figure(one))
+    error, ratio, cosine = panels(curves.linearization_figure(one))
     assert [(c.name, c.hollow) for c in ratio.curves] == [
         ("mean", False),
         ("median", True),
     ]
     assert error.scale == "log" and [x for x, _ in error.curves[0].points][-1] == 1
-    assert [len(p.marks) for p in (error, ratio, cosine, share)] == [1, 1, 1, 0]
-    dots, _ = panels(curves.linearization_parameters_figure(one))
-    assert [*dots.names] == ["all", *NUISANCE] and dots.zero == 1
+    assert [p.marks[0].level for p in (error, ratio, cosine)] == [1, 1, 1]
+    dots = panels(curves.linearization_parameters_figure(one))
+    assert [*dots[0].names] == ["all", *NUISANCE]
+    assert [panel.zero for panel in dots] == [1, 1, 1, None]
 
 
 def test_nuisance_prediction_has_a_line_at_the_constant_predictor(one: Runs) -> None:

@@ -38,8 +38,8 @@ _LINEARIZATION = (
     ("relative_error", "squared error over squared change", "relative error"),
     ("ratio", "squared first-order over true change", "ratio"),
     ("cosine", "cosine of the two changes", "cosine"),
-    ("top_share", "largest 1 % of squared first-order changes", "share of the sum"),
 )
+_TOP_SHARE = "top_share", "largest 1 % of squared first-order changes", "share of sum"
 
 
 def parameters_figure(runs: Sequence[Run]) -> Draw | None:
@@ -69,8 +69,6 @@ def linearization_figure(runs: Sequence[Run]) -> Draw | None:
     """Returns how good the first-order change is, against the length of the step."""
     panels = []
     for metric, title, y in _LINEARIZATION:
-        if metric == "top_share":  # the same for steps of every length
-            continue
         at = {"parameters": "all"}
         curves = _of_runs(runs, "linearization", at, "step", metric)
         if len(runs) == 1:  # it has a name only beside the median
@@ -97,16 +95,19 @@ def _called(
 
 
 def linearization_parameters_figure(runs: Sequence[Run]) -> Draw | None:
-    """Returns the same at the full step, along each parameter alone."""
+    """Returns the same at the full step, along each parameter alone.
+
+    Beside it the share of the largest changes, which no length of the step alters.
+    """
     steps = distinct(all_rows(runs, "linearization"), "step")
     panels = []
     if steps:
         at = {"step": max(step for (step,) in steps)}
-        for metric, title, x in _LINEARIZATION:
+        for metric, title, x in (*_LINEARIZATION, _TOP_SHARE):
             found = _dots(runs, "linearization", at, "parameters", metric)
             if found and len(found[1]) > 1:
-                log = metric not in ("cosine", "top_share")
-                panels.append(Dots(title, x, *found, zero=1.0, log=log))
+                log, zero = metric != "cosine", None if metric == "top_share" else 1.0
+                panels.append(Dots(title, x, *found, zero=zero, log=log))
     return draw(panels, columns=2)
 
 
@@ -131,9 +132,10 @@ def shift_figure(runs: Sequence[Run], *, by_task: bool = False) -> Draw | None:
     for (views,) in distinct(rows, "views")[: 1 if by_task else None]:
         for what, how in distinct(rows, "parameter", "how"):
             at = {"parameter": what, "how": how, "views": views}
-            panels += [_shift_panel(runs, at, metric) for metric in found]
+            each = [_shift_panel(runs, at, metric) for metric in found]
+            panels += [panel for panel in each if panel.curves]
     columns = len(found) * (1 if by_task else len(distinct(rows, "parameter", "how")))
-    return draw(panels, columns=min(columns, 4), height=2.4)
+    return draw(panels, columns=columns if columns <= 4 else len(found), height=2.4)
 
 
 def _shown(measured: Sequence[str], *, by_task: bool) -> list[str]:

@@ -163,8 +163,7 @@ def _weights(runs: Sequence[Run]) -> list[Shown]:
 
 
 def _band(runs: Sequence[Run]) -> str:
-    several = any(run.results.n > 1 for run in runs)
-    return " with a band of its standard error" if several else ""
+    return " with a band of its standard error" if are_repeated(runs) else ""
 
 
 def _differences(runs: Sequence[Run], *, study: str) -> list[Shown]:
@@ -173,9 +172,11 @@ def _differences(runs: Sequence[Run], *, study: str) -> list[Shown]:
         if are_repeated(runs)
         else "one seed, so no interval"
     )
+    collapsed = any(map(has_collapsed, all_rows(runs, study)))
+    arrow = " An arrow is a collapse that is off the scale." * collapsed
     caption = (
         "Each run less the one without a penalty (the line at 0) on the same seeds; "
-        f"{ends}. An arrow is a number off the scale."
+        f"{ends}.{arrow}"
     )
     title, figure = "Paired differences", difference_figure(runs, study)
     return [Shown(study, title, caption, figure)]

@@ -131,7 +131,10 @@ def note_on(runs: Sequence[Run]) -> str:
     notes = dict.fromkeys(_note(run.results) for run in runs)
     if len(notes) == 1:
         return next(iter(notes))
-    return "; ".join(f"{run.name}: {_seeds(run.results)}" for run in runs)
+    numbers = ", ".join(f"{run.name} {run.results.n}" for run in runs)
+    splits = {str(run.results.settings.get("split", "")) for run in runs} - {""}
+    of_split = f"; {splits.pop()} split" if len(splits) == 1 else ""
+    return f"mean ± standard error over seeds, n: {numbers}{of_split}"
 
 
 def _note(results: Results) -> str:
