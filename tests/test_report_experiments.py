@@ -369,6 +369,20 @@ def test_panels_of_a_group_have_the_same_limits() -> None:
     assert len({axes.get_ylim() for axes in figure.axes}) == 1
 
 
+def test_numbers_that_are_not_finite_are_left_out_of_a_figure() -> None:
+    numbers = [(1.0, 1e-3), (2.0, np.nan), (3.0, np.inf), (4.0, 1.0)]
+    points = [
+        (x, results.Statistic(y, np.nan if x == 2 else 0.1, 2)) for x, y in numbers
+    ]
+    gone = [(1.0, results.Statistic(np.nan, np.nan, 2))]
+    curve, band = Curve("run", 0, points), Curve("other", 1, gone, band=True)
+    values = {"a": Interval(np.nan, np.nan, np.nan), "b": Interval(1.0, 1.0, 1.0)}
+    dots = Dots("", "", [Spots("run", 0, values)], ["a", "b"], zero=0.0)
+    shown = [Panel("", "", "", [curve, band], scale="symlog"), dots]
+    picture = style.render("name", "", "", draw(shown, columns=2))
+    assert picture.light.startswith(b"\x89PNG") and picture.dark != picture.light
+
+
 def test_kinds_of_curves_differ_without_colour() -> None:
     points = [(float(x), results.Statistic(1.0, 0.1, 2)) for x in range(2)]
     shown = [Curve("a", 0, points), Curve("b", 0, points, hollow=True)]

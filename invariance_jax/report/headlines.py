@@ -118,6 +118,7 @@ def _invariance(run: Run) -> Main | None:
 
 def _linearization(run: Run) -> Main | None:
     rows = rows_of(run, "linearization", parameters="all")
+    rows = [row for row in rows if isinstance(row.at.get("step"), int | float)]
     what = "squared first-order over true change"
     return _extreme(rows, "ratio", what, key=lambda row: float(row.at["step"]))
 

@@ -88,7 +88,11 @@ def _state(row: Row) -> str:
 
 
 def _seeds(row: Row) -> str:
-    return "" if has_diverged(row) else str(max(v.n for v in row.values.values()))
+    return (
+        ""
+        if has_diverged(row)
+        else str(max((v.n for v in row.values.values()), default=0))
+    )
 
 
 def _changes(row: Row, metric: str) -> list[Cell]:
