@@ -53,7 +53,7 @@ ROOT = Path(__file__).parent
 
 setup(
     name="invariance_jax",
-    version="0.2.0",
+    version="0.3.0",
     description=(
         "Transformation invariance in contrastive representation learning, in JAX: "
         "gradient penalty, feature averaging, differentiable transformations"

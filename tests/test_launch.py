@@ -91,6 +91,7 @@ def test_a_whole_run_leaves_what_is_promised(whole):
         "checkpoints",
         "compilation_cache",
         "config.json",
+        "experiments",
         "figures",
         "metrics.jsonl",
         "profile",
