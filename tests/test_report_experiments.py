@@ -295,6 +295,7 @@ def test_penalty_weight_starts_at_0_and_rings_what_collapsed(one: Runs) -> None:
     assert ours.band and shown[1].scale == "symlog"
     rings = shown[1].curves[-1]
     assert rings.look == "collapsed" and [x for x, _ in rings.points] == [10]
+    assert rings.points[0][1].standard_error is None
     sweep = next(c for c in shown[0].curves if c.look == "penalty")
     assert [(x, y.mean) for x, y in sweep.points] == [*paper.WEIGHTS.items()]
     assert "one seed" in sweep.name

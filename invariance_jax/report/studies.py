@@ -70,7 +70,9 @@ def weight_figure(runs: Sequence[Run]) -> Draw | None:
             rows = _at_weight(run, metric)
             points = [(weight, row.values[metric]) for weight, row in rows]
             curves += [Curve(run.name, look, points, band=True)] if points else []
-            rings += [(w, row.values[metric]) for w, row in rows if has_collapsed(row)]
+            gone = [(w, row.values[metric]) for w, row in rows if has_collapsed(row)]
+            # The bars are those of the curve.
+            rings += [(w, value._replace(standard_error=None)) for w, value in gone]
         if metric == "mse@1" and with_paper(runs):
             weights = list(paper.WEIGHTS)
             levels = {kind: list(paper.WEIGHTS.values()) for kind in paper.KINDS}
