@@ -32,6 +32,8 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
+    # What the benchmarks measure against.
+    "benchmarks": ["torch>=2.6"],
     "cuda": ["jax[cuda12]"],
     "slurm": ["submitit>=1.5.4"],
     "tpu": ["jax[tpu]"],

@@ -40,6 +40,12 @@ def get_config() -> ConfigDict:
     # K, views on each side of the contrastive loss whose representations are averaged,
     # each with batch statistics of its own; the penalty acts on the first of each side.
     config.average_views = 1
+    # Parts into which each device splits its share of the batch, one after the other in
+    # memory; the contrastive loss still has all negatives. Exact where
+    # batchnorm.group_size divides a part, or nothing normalizes.
+    config.microbatches = 1
+    # Anchors per block of the contrastive loss's similarities; 0: all at once.
+    config.similarity_block = 0
 
     config.penalty = ConfigDict()
     # "gradient" (the paper), or "consistency": the squared distance of n(h) of the two
@@ -63,6 +69,10 @@ def get_config() -> ConfigDict:
     config.penalty.at = "h"
     # Views that are penalized: 1 (the paper) or 2, of which the mean is taken.
     config.penalty.views = 1
+    # Share of the examples that are penalized: 1, 1/2, 1/3, ... (every n-th one).
+    config.penalty.fraction = 1.0
+    # Steps from one with the penalty, n times as heavy, to the next; 1: every step.
+    config.penalty.every_steps = 1
     # K, directions alpha' - alpha per example and step.
     config.penalty.directions = 1
     # "l2" (the paper), "none" or "batch": what the squared change is measured against.
@@ -84,6 +94,9 @@ def get_config() -> ConfigDict:
     config.encoder.width = 512
     config.encoder.depth = 3
     config.encoder.final = "linear"
+    # Whether the backward pass computes the activations within each residual block
+    # again instead of keeping them: less memory, more time.
+    config.encoder.rematerialize = False
     # Features of the projection z.
     config.encoder.projection = 128
 

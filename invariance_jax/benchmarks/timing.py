@@ -49,6 +49,10 @@ class Comparison:
       speedup: whether the ratio is peer / ours, how many times as fast ours is; if not,
         it is ours / peer, how many times as long ours takes.
       expected: what the ratio is meant to be, in words; may be empty.
+      flops: floating-point operations that a call of ours needs, counted by hand from
+        the formula, a multiply-add as two; 0: not counted.
+      bytes_moved: bytes that a call of ours must at least read and write; 0: not
+        counted.
     """
 
     name: str
@@ -58,6 +62,8 @@ class Comparison:
     peer_seconds: np.ndarray
     speedup: bool
     expected: str = ""
+    flops: float = 0.0
+    bytes_moved: float = 0.0
 
     @property
     def ratio_of(self) -> str:

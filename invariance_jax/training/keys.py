@@ -54,8 +54,9 @@ SETS = {
 }
 
 POSITIVE = (
-    "seeds batch_size average_views epochs steps temperature steps_per_call "
-    "penalty.views studies.steps studies.train_examples studies.test_examples "
+    "seeds batch_size average_views microbatches epochs steps temperature "
+    "steps_per_call penalty.views penalty.every_steps penalty.fraction "
+    "studies.steps studies.train_examples studies.test_examples "
     "evaluation.test_examples penalty.directions encoder.width encoder.depth "
     "encoder.projection optimizer.learning_rate optimizer.trust_coefficient "
     "data.train_examples data.test_examples data.image_size "
@@ -68,7 +69,7 @@ POSITIVE = (
 ).split()
 
 NOT_NEGATIVE = (
-    "seed penalty.weight penalty.warmup_steps penalty.example_limit "
+    "seed similarity_block penalty.weight penalty.warmup_steps penalty.example_limit "
     "penalty.batch_limit batchnorm.group_size "
     "optimizer.weight_decay data.validation_examples data.seed "
     "logging.probe_every_steps evaluation.l2 evaluation.seed embedding.num_views "
@@ -86,7 +87,8 @@ PROBABILITIES = (
 
 # The numbers that need not be whole.
 REAL = (
-    "temperature penalty.weight penalty.example_limit penalty.batch_limit "
+    "temperature penalty.weight penalty.fraction "
+    "penalty.example_limit penalty.batch_limit "
     "optimizer.learning_rate optimizer.trust_coefficient optimizer.weight_decay "
     "data.extent evaluation.l2 evaluation.neighbor_temperature augmentation.strength "
     "augmentation.rotation augmentation.scaling augmentation.shear "
@@ -114,7 +116,7 @@ CHECKED_BY_IMAGES = tuple(
     "augmentation.resampling augmentation.flip augmentation.colorize "
     "evaluation.neighbors".split()
 )
-BOOLEANS = ("deterministic", "seeds_together")
+BOOLEANS = ("deterministic", "seeds_together", "encoder.rematerialize")
 
 NUMBER_TUPLES = (
     "evaluation.label_fractions",
