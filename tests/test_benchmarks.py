@@ -183,28 +183,37 @@ def test_render_compares_every_peer_and_the_derivative():
     assert all(len(r.ours_seconds) == len(r.peer_seconds) == 2 for r in results)
 
 
-def test_penalty_compares_the_two_steps(config, monkeypatch):
+def test_penalty_compares_what_the_studies_do(config, monkeypatch):
     made = []
 
     def make_steps(config, num_steps):
-        made.append((config.penalty.weight, num_steps))
+        made.append((config, num_steps))
         metrics = {"loss": (jnp.ones(()), jnp.ones(()))}
         return lambda: parallel.replicate(metrics, parallel.all_devices())
 
     monkeypatch.setattr(penalty, "make_steps", make_steps)
-    (result,) = penalty.run(config, num_steps=3, repeats=2, min_seconds=0.0)
-    assert made == [(0.1, 3), (0.0, 3)]
-    assert (result.ours, result.peer) == ("penalized, K = 1", "plain")
-    assert result.ratio_of == "ours / peer"
+    results = penalty.run(config, num_steps=4, repeats=2, min_seconds=0.0)
+    assert [num_steps for _, num_steps in made] == 8 * [4]
+    plain, penalized, *others = (config for config, _ in made)
+    assert (plain.penalty.weight, penalized.penalty.weight) == (0.0, 0.1)
+    assert [c.penalty.fraction for c in others[:2]] == [0.5, 0.25]
+    assert [c.penalty.every_steps for c in others[2:4]] == [2, 4]
+    assert (others[4].penalty.kind, others[5].average_views) == ("consistency", 2)
+    assert [r.ours for r in results][::6] == [
+        "every example and step",
+        "2 views averaged",
+    ]
+    assert {(r.peer, r.ratio_of) for r in results} == {("no penalty", "ours / peer")}
     assert config.penalty.weight == 0.1
 
 
 def test_penalty_is_timed_per_step(config, monkeypatch):
     monkeypatch.setattr(penalty, "make_steps", lambda *_: lambda: None)
     monkeypatch.setattr(penalty, "check_finite", lambda _: None)
-    monkeypatch.setattr(penalty, "alternate", lambda *_, **__: np.array([[6.0], [3.0]]))
-    (result,) = penalty.run(config, num_steps=3, repeats=1, min_seconds=0.0)
-    assert (result.ours_seconds, result.peer_seconds) == (2.0, 1.0)
+    times = np.arange(4.0, 12.0)[:, None]
+    monkeypatch.setattr(penalty, "alternate", lambda *_, **__: times)
+    first, *_ = penalty.run(config, num_steps=4, repeats=1, min_seconds=0.0)
+    assert (first.ours_seconds, first.peer_seconds) == (1.25, 1.0)
 
 
 def test_steps_train_on_with_the_penalty(config):
@@ -357,9 +366,9 @@ def test_program_prints_a_table_and_writes_json(tmp_path):
         "--config.data.image_size=8",
     )
     assert result.returncode == 0, result.stderr
-    assert "penalized, K = 1" in result.stdout
+    assert "half of the examples" in result.stdout
     found = json.loads(out.read_text())
-    assert [r["name"] for r in found["results"]] == ["step"]
+    assert {r["name"] for r in found["results"]} == {"step"}
     assert found["machine"]["device kind"] == "cpu"
 
 

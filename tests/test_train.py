@@ -319,7 +319,7 @@ def test_a_row_of_steps_without_the_penalty_leaves_it_out(log):
     ((_, values),) = writer.rows
     assert values["loss"] == 1.0
     assert "penalty" not in values
-    assert "penalty" not in bar.postfix
+    assert "penalty" not in bar.shown
 
 
 def test_the_bar_shows_loss_penalty_and_speed(log):

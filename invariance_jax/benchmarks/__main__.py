@@ -55,7 +55,7 @@ def _augment() -> list[Comparison]:
 def _penalty() -> list[Comparison]:
     return penalty.run(
         _CONFIG.value,
-        num_steps=5,
+        num_steps=4,
         repeats=_REPEATS.value,
         min_seconds=_MIN_SECONDS.value,
     )
