@@ -156,6 +156,7 @@ CASES = {
         "penalty.every_steps": 2,
         "penalty.weight": 0.5,
         "microbatches": 2,
+        "similarity_block": 3,
         "batchnorm.group_size": 2,
     },
     "consistency of z, averaged views": {

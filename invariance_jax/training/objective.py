@@ -134,7 +134,11 @@ class Objective:
         z1, stats = self._project(params, stats, one, self._acts_on_z(1))
         z2, stats = self._project(params, stats, two, self._acts_on_z(2))
         contrastive = nt_xent(
-            z1, z2, temperature=self.settings.temperature, axis_name=self.axis_name
+            z1,
+            z2,
+            temperature=self.settings.temperature,
+            axis_name=self.axis_name,
+            block_size=self.settings.similarity_block or None,
         )
         penalty = self._penalty(one, two)
         limited = batch_mean(penalty, self.axis_name)
@@ -262,11 +266,7 @@ class Objective:
 
 
 def penalized_views(settings: Any) -> int:
-    """Returns how many views the derivative is taken of: 0, 1 or 2.
-
-    Args:
-      settings: the result of `training.settings.resolve`.
-    """
+    """Returns how many views the derivative is taken of: 0, 1 or 2."""
     penalty = settings.penalty
     return penalty.views if penalty.weight > 0 and penalty.kind == "gradient" else 0
 
