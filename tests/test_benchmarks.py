@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import spirograph as config_file
-from invariance_jax.benchmarks import augment, penalty, render, restart, timing
+from invariance_jax.benchmarks import augment, loss, penalty, render, restart, timing
 from invariance_jax.training import parallel
 from invariance_jax.training.settings import resolve
 from invariance_jax.transforms import spirograph
@@ -214,6 +214,32 @@ def test_penalty_is_timed_per_step(config, monkeypatch):
     monkeypatch.setattr(penalty, "alternate", lambda *_, **__: times)
     first, *_ = penalty.run(config, num_steps=4, repeats=1, min_seconds=0.0)
     assert (first.ours_seconds, first.peer_seconds) == (1.25, 1.0)
+
+
+LOSS = {"projections": 12, "features": 3, "block_size": 4, "repeats": 2}
+
+
+def test_loss_compares_with_the_peer_and_with_itself(monkeypatch):
+    monkeypatch.setattr(loss.importlib.util, "find_spec", lambda _: None)
+    (result,) = loss.run(**LOSS, min_seconds=0.0)
+    assert result.name == "loss of 12"
+    assert result.ours.startswith("blocks, ")
+    assert (result.peer, result.ratio_of) == ("at once", "ours / peer")
+    assert result.flops == 6 * 12 * 12 * 3
+
+
+def test_loss_refuses_another_gradient(monkeypatch):
+    monkeypatch.setattr(loss.importlib.util, "find_spec", lambda _: "found")
+    monkeypatch.setattr(loss, "torch_peer", lambda z1, z2: lambda: np.ones((2, 6, 3)))
+    with pytest.raises(ValueError, match="the gradients differ by"):
+        loss.run(**LOSS, min_seconds=0.0)
+
+
+def test_the_gradient_of_torch_is_ours():
+    pytest.importorskip("torch")
+    first, second = loss.run(**LOSS, min_seconds=0.0)
+    assert (first.peer, first.ratio_of) == ("torch, cpu", "peer / ours")
+    assert second.peer == "at once"
 
 
 def test_steps_train_on_with_the_penalty(config):

@@ -1,6 +1,6 @@
 """Times the hot paths: `python -m invariance_jax.benchmarks NAME [--json=OUT]`.
 
-NAME is render, augment, penalty, restart or all. The last lines are a table and the
+NAME is render, augment, penalty, loss, evaluate, restart or all. The last lines are a table and the
 machine; `--json` also writes them to a file. The run of `penalty` and `restart` is that
 of a configuration file, by default of the checkout that is the current directory.
 """
@@ -14,7 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from invariance_jax.benchmarks import augment, penalty, render, restart
+from invariance_jax.benchmarks import augment, loss, penalty, render, restart
 from invariance_jax.benchmarks.timing import Comparison, machine, table
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -61,6 +61,19 @@ def _penalty() -> list[Comparison]:
     )
 
 
+def _loss() -> list[Comparison]:
+    results = []
+    for projections in (4096, 16384):
+        results += loss.run(
+            projections=projections,
+            features=128,
+            block_size=512,
+            repeats=min(_REPEATS.value, 5),
+            min_seconds=_MIN_SECONDS.value,
+        )
+    return results
+
+
 def _restart() -> list[Comparison]:
     return restart.run(_CONFIG.value, repeats=_REPEATS.value)
 
@@ -69,6 +82,7 @@ BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
     "render": _render,
     "augment": _augment,
     "penalty": _penalty,
+    "loss": _loss,
     "restart": _restart,
 }
 """Name -> what measures it, with the sizes that belong in a table."""
