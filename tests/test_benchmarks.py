@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from configs import spirograph as config_file
-from invariance_jax.benchmarks import augment, loss, penalty, render, restart, timing
+from invariance_jax.benchmarks import (
+    augment,
+    evaluate,
+    loss,
+    penalty,
+    render,
+    restart,
+    timing,
+)
 from invariance_jax.training import parallel
 from invariance_jax.training.settings import resolve
 from invariance_jax.transforms import spirograph
@@ -242,6 +250,42 @@ def test_the_gradient_of_torch_is_ours():
     assert second.peer == "at once"
 
 
+@pytest.mark.parametrize("kind", ["ridge", "logistic"])
+def test_the_objective_of_our_probe_is_the_least(kind):
+    h, targets, labels = evaluate.make_features(300, 8)
+    y = targets if kind == "ridge" else labels
+    fit = evaluate._fit_ridge if kind == "ridge" else evaluate._fit_logistic
+    kernel, bias = map(np.asarray, fit(h, y)())
+    least = evaluate.objective(kind, kernel, bias, h, y)
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        other = kernel + 1e-2 * generator.normal(size=kernel.shape)
+        assert evaluate.objective(kind, other, bias, h, y) > least
+
+
+def test_the_peer_evaluates_as_we_do():
+    pytest.importorskip("torch")
+    results = evaluate.run(
+        examples=300,
+        features=8,
+        iterations=30,
+        averaged_examples=2,
+        repeats=1,
+        min_seconds=0.0,
+    )
+    assert [r.name for r in results] == ["ridge", "logistic", "average 2"]
+    assert "30 steps, objective" in results[0].peer
+
+
+def test_a_probe_that_is_worse_than_the_peers_is_refused(monkeypatch):
+    best = (np.zeros((8, 4)), np.zeros(4))
+    monkeypatch.setattr(evaluate, "torch_probe", lambda *_, **__: lambda: best)
+    monkeypatch.setattr(evaluate, "_fit_ridge", lambda h, y: lambda: (best[0] + 1, 9.0))
+    h, targets, _ = evaluate.make_features(20, 8)
+    with pytest.raises(ValueError, match="the objective of our ridge probe is"):
+        evaluate._probe("ridge", h, targets, 1, {"repeats": 1, "min_seconds": 0.0})
+
+
 def test_steps_train_on_with_the_penalty(config):
     steps = penalty.make_steps(config, num_steps=2)
     first, second = (parallel.one_replica(steps()) for _ in range(2))
@@ -401,7 +445,7 @@ def test_program_prints_a_table_and_writes_json(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rendre"], "'rendre'; expected one of render, augment, penalty, restart, "),
+        (["rendre"], "'rendre'; expected one of render, augment, "),
         (["penalty"], "'configs/spirograph.py' and there is no such file; start from"),
         (
             ["render", "--json=no/out.json"],

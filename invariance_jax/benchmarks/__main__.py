@@ -1,8 +1,9 @@
 """Times the hot paths: `python -m invariance_jax.benchmarks NAME [--json=OUT]`.
 
-NAME is render, augment, penalty, loss, evaluate, restart or all. The last lines are a table and the
-machine; `--json` also writes them to a file. The run of `penalty` and `restart` is that
-of a configuration file, by default of the checkout that is the current directory.
+NAME is render, augment, penalty, loss, evaluate, restart or all. The last lines are a
+table and the machine; `--json` also writes them to a file. The run of `penalty` and
+`restart` is that of a configuration file, by default of the checkout that is the
+current directory.
 """
 
 import json
@@ -14,7 +15,14 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from invariance_jax.benchmarks import augment, loss, penalty, render, restart
+from invariance_jax.benchmarks import (
+    augment,
+    evaluate,
+    loss,
+    penalty,
+    render,
+    restart,
+)
 from invariance_jax.benchmarks.timing import Comparison, machine, table
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -74,6 +82,17 @@ def _loss() -> list[Comparison]:
     return results
 
 
+def _evaluate() -> list[Comparison]:
+    return evaluate.run(
+        examples=20_000,
+        features=512,
+        iterations=500,
+        averaged_examples=256,
+        repeats=min(_REPEATS.value, 3),
+        min_seconds=_MIN_SECONDS.value,
+    )
+
+
 def _restart() -> list[Comparison]:
     return restart.run(_CONFIG.value, repeats=_REPEATS.value)
 
@@ -83,6 +102,7 @@ BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
     "augment": _augment,
     "penalty": _penalty,
     "loss": _loss,
+    "evaluate": _evaluate,
     "restart": _restart,
 }
 """Name -> what measures it, with the sizes that belong in a table."""

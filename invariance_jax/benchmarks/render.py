@@ -136,7 +136,7 @@ def numpy_peer(
     Returns:
       `() -> [B, S, S, 3]`, float32.
     """
-    return lambda: _broadcast(np, parameters, image_size, num_points)
+    return lambda: broadcast(np, parameters, image_size, num_points)
 
 
 def torch_peer(
@@ -157,12 +157,12 @@ def torch_peer(
 
     def draw() -> Any:
         with torch.inference_mode():
-            return _broadcast(torch, tensor, image_size, num_points)
+            return broadcast(torch, tensor, image_size, num_points)
 
     return draw
 
 
-def _broadcast(xp: Any, parameters: Any, image_size: int, num_points: int) -> Any:
+def broadcast(xp: Any, parameters: Any, image_size: int, num_points: int) -> Any:
     """Returns the images by way of an array `[points, B, S, S]`.
 
     Args:
