@@ -23,7 +23,12 @@ from invariance_jax.benchmarks import (
     render,
     restart,
 )
-from invariance_jax.benchmarks.timing import Comparison, machine, table
+from invariance_jax.benchmarks.timing import (
+    Comparison,
+    keep_freed_memory,
+    machine,
+    table,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -115,6 +120,7 @@ def main(arguments: list[str]) -> None:
         _check_config_exists()
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
         raise ValueError(f"--json is {_JSON.value!r}; expected a file in a folder.")
+    keep_freed_memory()
     facts, results = machine(), []
     for name in names:
         print(f"{name} ...", flush=True)

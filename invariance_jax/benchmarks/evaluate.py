@@ -237,7 +237,7 @@ def averaging(examples: int) -> tuple[Callable[[], Array], Callable[[], Any]]:
 
     encode, peer = torch_averaging(variables, x)
     expected = encoder.apply(variables, images, train=False)
-    difference = np.abs(np.asarray(encode(np.asarray(view.alpha))) - expected).max()
+    difference = np.abs(np.asarray(encode(np.array(view.alpha))) - expected).max()
     if not difference <= 1e-3 * np.abs(expected).max():
         raise ValueError(f"the features of the peer differ from ours by {difference}.")
     on_device = jax.device_put((variables, x))
@@ -279,7 +279,7 @@ def torch_averaging(
 
     def encode(alpha: Any) -> Any:
         with torch.inference_mode():
-            alpha = torch.as_tensor(np.array(alpha))
+            alpha = torch.as_tensor(alpha)
             parameters = torch.cat([examples, alpha], dim=1)[:, order]
             h = broadcast(torch, parameters, 32, 40).reshape(len(x), -1)
             for layer in (1, 2, 3):
