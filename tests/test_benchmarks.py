@@ -182,6 +182,7 @@ def test_other_images_of_a_peer_are_refused(found, message):
         render.check_equal("peer", found, np.zeros((2, 3), np.float32))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_render_compares_every_peer_and_the_derivative():
     results = render.run(
         batch_size=2, image_size=8, num_points=5, repeats=2, min_seconds=0.0
