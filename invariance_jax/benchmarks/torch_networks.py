@@ -24,7 +24,9 @@ def make_encoder(name: str, *, image_size: int = 32, tuned: bool = False) -> Any
       name: "resnet18" or "resnet50", with the cifar stem, or "mlp", of three layers of
         512, each with normalization and ReLU.
       image_size: S, pixels per side; only the MLP asks.
-      tuned: whether images are laid out channels-last and computed with in bfloat16.
+      tuned: whether images are laid out channels-last and computed with in bfloat16. No
+        running averages are kept then: a compiled pass would change them under the
+        graph of one that is not.
 
     Returns:
       A module from images `[B, S, S, 3]` to h `[B, D]`, float32, with D as `features`.
@@ -37,11 +39,16 @@ def make_encoder(name: str, *, image_size: int = 32, tuned: bool = False) -> Any
         raise ValueError(f"the encoder is {name!r}; expected one of {names}.")
     nn = importlib.import_module("torch.nn")
     if name == "mlp":
-        layers = _mlp(nn, 3 * image_size**2)
-        return _encoder_class()(layers, _MLP_WIDTH, tuned, images=False)
-    stages = _resnet(nn, *_RESNETS[name])
-    features = 512 * (4 if _RESNETS[name][1] else 1)
-    return _encoder_class()(stages, features, tuned, images=True)
+        parts, features = _mlp(nn, 3 * image_size**2), _MLP_WIDTH
+    else:
+        parts = _resnet(nn, *_RESNETS[name])
+        features = 512 * (4 if _RESNETS[name][1] else 1)
+    encoder = _encoder_class()(parts, features, tuned, images=name != "mlp")
+    for layer in encoder.modules() if tuned else ():
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            layer.track_running_stats = False
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    return encoder
 
 
 def make_head(features: int) -> Any:
