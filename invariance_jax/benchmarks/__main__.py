@@ -1,11 +1,13 @@
 """Times the hot paths: `python -m invariance_jax.benchmarks NAME [--json=OUT]`.
 
-NAME is render, augment, penalty, loss, evaluate, restart or all. The last lines are a
+NAME is render, augment, step, penalty, loss, evaluate, restart or
+all. The last lines are a
 table and the machine; `--json` also writes them to a file. The run of `penalty` and
 `restart` is that of a configuration file, by default of the checkout that is the
 current directory.
 """
 
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -22,6 +24,7 @@ from invariance_jax.benchmarks import (
     penalty,
     render,
     restart,
+    step,
 )
 from invariance_jax.benchmarks.timing import (
     Comparison,
@@ -65,6 +68,19 @@ def _augment() -> list[Comparison]:
     )
 
 
+def _step() -> list[Comparison]:
+    resnet = importlib.import_module("configs.spirograph").get_config()
+    resnet.batch_size = 64
+    results = []
+    for config, repeats in ((_CONFIG.value, _REPEATS.value), (resnet, 5)):
+        results += step.run(
+            config,
+            repeats=min(_REPEATS.value, repeats),
+            min_seconds=_MIN_SECONDS.value,
+        )
+    return results
+
+
 def _penalty() -> list[Comparison]:
     return penalty.run(
         _CONFIG.value,
@@ -105,6 +121,7 @@ def _restart() -> list[Comparison]:
 BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
     "render": _render,
     "augment": _augment,
+    "step": _step,
     "penalty": _penalty,
     "loss": _loss,
     "evaluate": _evaluate,
@@ -116,7 +133,7 @@ BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
 def main(arguments: list[str]) -> None:
     """Runs the benchmarks that are named, prints the table and writes the results."""
     names = _names(arguments[1:])
-    if {"penalty", "restart"} & {*names}:
+    if {"step", "penalty", "restart"} & {*names}:
         _check_config_exists()
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
         raise ValueError(f"--json is {_JSON.value!r}; expected a file in a folder.")

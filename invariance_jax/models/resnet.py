@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from invariance_jax.models.convolution import convolve
 from invariance_jax.models.normalization import BatchNorm
 from invariance_jax.types import Array
 
@@ -127,7 +128,11 @@ class ResNet(nn.Module):
         """
         check_images(images)
         conv = partial(
-            nn.Conv, use_bias=False, kernel_init=_kernel_init, dtype=self.dtype
+            nn.Conv,
+            use_bias=False,
+            kernel_init=_kernel_init,
+            dtype=self.dtype,
+            conv_general_dilated=convolve,
         )
         norm = partial(
             BatchNorm,
