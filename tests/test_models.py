@@ -409,3 +409,23 @@ def test_images_of_another_rank_are_refused(name):
 def test_representation_of_another_rank_is_refused():
     with pytest.raises(ValueError, match="h has shape"):
         ProjectionHead().init(jax.random.key(0), jnp.ones(8), train=False)
+
+
+def test_rematerialization_keeps_less_and_changes_no_variable():
+    encoders = [
+        create_encoder("resnet18", rematerialize=rematerialize)
+        for rematerialize in (False, True)
+    ]
+    images = jnp.zeros((2, 8, 8, 3))
+    plain, again = (jax.eval_shape(partial(initialize, e), images) for e in encoders)
+    assert plain == again
+
+    def count(encoder):
+        def loss(params, state):
+            state = {**state, "params": params}
+            return jnp.sum(encoder.apply(state, jnp.zeros((2, 8, 8, 3)), train=False))
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(plain["params"], plain)
+        return str(jaxpr).count("remat")
+
+    assert count(encoders[0]) == 0 < count(encoders[1])
