@@ -1,13 +1,14 @@
 """Times the hot paths: `python -m invariance_jax.benchmarks NAME [--json=OUT]`.
 
-NAME is render, augment, step, penalty, loss, evaluate, restart or
-all. The last lines are a
-table and the machine; `--json` also writes them to a file. The run of `penalty` and
+NAME is render, augment, step, penalty, loss, evaluate, restart or all. `step` and
+`evaluate` need PyTorch; without it, `all` leaves them out. The last lines are a table
+and the machine; `--json` also writes them to a file. The run of `step`, `penalty` and
 `restart` is that of a configuration file, by default of the checkout that is the
 current directory.
 """
 
 import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from ml_collections import config_flags
 
 from invariance_jax.benchmarks import (
     augment,
+    ceilings,
     evaluate,
     loss,
     penalty,
@@ -130,6 +132,9 @@ BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
 """Name -> what measures it, with the sizes that belong in a table."""
 
 
+NEED_TORCH = ("step", "evaluate")
+
+
 def main(arguments: list[str]) -> None:
     """Runs the benchmarks that are named, prints the table and writes the results."""
     names = _names(arguments[1:])
@@ -142,7 +147,10 @@ def main(arguments: list[str]) -> None:
     for name in names:
         print(f"{name} ...", flush=True)
         results += BENCHMARKS[name]()
-    print(table(results, facts))
+    limits = ceilings.measure(size=2048, copied=2**25)
+    facts["GFLOP/s of a matrix product"] = round(limits.flops / 1e9, 1)
+    facts["GB/s of a copy"] = round(limits.bytes_moved / 1e9, 2)
+    print(table(results, facts, limits))
     if _JSON.value:
         found = {"machine": facts, "results": [r.as_dict() for r in results]}
         Path(_JSON.value).write_text(json.dumps(found, indent=2) + "\n")
@@ -155,7 +163,15 @@ def _names(arguments: list[str]) -> list[str]:
         raise ValueError(
             f"the benchmark is {found!r}; expected one of {', '.join(choices)}."
         )
-    return list(BENCHMARKS) if arguments[0] == "all" else arguments
+    has_torch = importlib.util.find_spec("torch") is not None
+    if arguments[0] == "all":
+        return [name for name in BENCHMARKS if has_torch or name not in NEED_TORCH]
+    if arguments[0] in NEED_TORCH and not has_torch:
+        raise ValueError(
+            f"the benchmark {arguments[0]} compares with PyTorch, which is not "
+            "installed; expected python -m pip install '.[benchmarks]' before it."
+        )
+    return arguments
 
 
 def _check_config_exists() -> None:
