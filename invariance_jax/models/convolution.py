@@ -56,13 +56,13 @@ def convolve(
 
     Args:
       images: `[B, H, W, C]`.
-      kernel: `[h, w, C, F]`.
+      kernel: `[h, w, C, D]`.
       strides: of both axes of the images.
       padding: pixels before and after, of both axes.
       **options: further arguments of `jax.lax.conv_general_dilated`.
 
     Returns:
-      `[B, H', W', F]`.
+      `[B, H', W', D]`.
 
     Gradients: of any order and mode, in images and kernel.
     """
