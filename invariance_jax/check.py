@@ -15,6 +15,7 @@ from invariance_jax import data
 from invariance_jax.cluster.devices import make_deterministic, simulate
 from invariance_jax.data.preparation import find, folder_of_sets
 from invariance_jax.training import memory
+from invariance_jax.training.communication import Collective, collectives
 from invariance_jax.training.components import is_regression
 from invariance_jax.training.settings import check_devices, flatten, resolve
 from invariance_jax.training.start import read_weights, state_shapes
@@ -59,6 +60,7 @@ class Check(NamedTuple):
         a multiplication and an addition are two, one pass through each inner loop; None
         where it does not tell.
       memory: of one device.
+      collectives: what the devices exchange in a step.
       compile_seconds: tracing and compiling of the step, wall clock.
     """
 
@@ -71,6 +73,7 @@ class Check(NamedTuple):
     seeds: int
     flops: float | None
     memory: Memory
+    collectives: tuple[Collective, ...]
     compile_seconds: float
 
 
@@ -117,6 +120,7 @@ def run(config: ConfigDict, *, num_devices: int | None = None) -> Check:
         seeds=settings.seeds,
         flops=_flops(compiled),
         memory=taken,
+        collectives=tuple(collectives(compiled.as_text())),
         compile_seconds=compile_seconds,
     )
 
@@ -146,6 +150,8 @@ def table(found: Check) -> str:
             f"{number:,} ({part})" for part, number in found.parameters.items()
         ),
         "FLOPs per step": flops,
+        "sent per device": _bytes(round(sum(each.sent for each in found.collectives)))
+        + f" per step, in {len(found.collectives)} collectives",
         "memory per device": _bytes(taken.total) + ", of the training step",
         "  data set": _bytes(taken.data),
         "  state": _bytes(taken.state),

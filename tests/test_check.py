@@ -77,6 +77,8 @@ def test_the_text_has_a_line_per_fact(found):
     assert rows["other"] == "8 bytes"
     assert rows["memory per device"].startswith("2.513 kB")
     assert f"{4 * found.flops / 1e9:.4g} G over all" in rows["FLOPs per step"]
+    count = len(found.collectives)
+    assert rows["sent per device"].endswith(f" per step, in {count} collectives")
 
 
 def test_operations_that_are_not_told_are_not_made_up(found):

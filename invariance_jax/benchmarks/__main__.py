@@ -1,10 +1,10 @@
 """Times the hot paths: `python -m invariance_jax.benchmarks NAME [--json=OUT]`.
 
-NAME is render, augment, step, penalty, loss, evaluate, restart or all. `step` and
-`evaluate` need PyTorch; without it, `all` leaves them out. The last lines are a table
-and the machine; `--json` also writes them to a file. The run of `step`, `penalty` and
-`restart` is that of a configuration file, by default of the checkout that is the
-current directory.
+NAME is render, augment, step, penalty, loss, evaluate, scaling, restart or all. `step`
+and `evaluate` need PyTorch; without it, `all` leaves them out. The last lines are a
+table and the machine; `--json` also writes them to a file. The run of `step`,
+`penalty`, `scaling` and `restart` is that of a configuration file, by default of the
+checkout that is the current directory.
 """
 
 import importlib
@@ -24,8 +24,10 @@ from invariance_jax.benchmarks import (
     evaluate,
     loss,
     penalty,
+    projection,
     render,
     restart,
+    scaling,
     step,
 )
 from invariance_jax.benchmarks.timing import (
@@ -116,6 +118,28 @@ def _evaluate() -> list[Comparison]:
     )
 
 
+def _scaling() -> list[Comparison]:
+    return scaling.run(
+        _CONFIG.value,
+        counts=(2, 4, 8),
+        num_steps=8,
+        repeats=min(_REPEATS.value, 5),
+        min_seconds=_MIN_SECONDS.value,
+    )
+
+
+def _projection() -> str:
+    """Returns the table of the paper's runs on many GPUs."""
+    cifar10 = importlib.import_module("configs.cifar10").get_config()
+    cifar10.data.update(CIFAR10)
+    runs = {
+        "spirograph": importlib.import_module("configs.spirograph").get_config(),
+        "cifar10": cifar10,
+    }
+    counts = tuple(8 * 2**n for n in range(8))
+    return projection.table(scaling.steps(runs), counts, projection.Cluster())
+
+
 def _restart() -> list[Comparison]:
     return restart.run(_CONFIG.value, repeats=_REPEATS.value)
 
@@ -127,27 +151,41 @@ BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
     "penalty": _penalty,
     "loss": _loss,
     "evaluate": _evaluate,
+    "scaling": _scaling,
     "restart": _restart,
 }
 """Name -> what measures it, with the sizes that belong in a table."""
 
 
 NEED_TORCH = ("step", "evaluate")
+NEED_CONFIG = ("step", "penalty", "scaling", "restart")
+
+CIFAR10 = {
+    "num_classes": 10,
+    "source_size": (32, 32),
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.25, 0.25, 0.25),
+    "train_examples": 50_000,
+    "test_examples": 10_000,
+}
+"""What the program of the step depends on, where the images are not there."""
 
 
 def main(arguments: list[str]) -> None:
     """Runs the benchmarks that are named, prints the table and writes the results."""
     names = _names(arguments[1:])
-    if {"step", "penalty", "restart"} & {*names}:
+    if {*NEED_CONFIG} & {*names}:
         _check_config_exists()
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
         raise ValueError(f"--json is {_JSON.value!r}; expected a file in a folder.")
     keep_freed_memory()
     facts, results = machine(), []
+    limits = ceilings.measure(size=2048, copied=2**25)
     for name in names:
         print(f"{name} ...", flush=True)
         results += BENCHMARKS[name]()
-    limits = ceilings.measure(size=2048, copied=2**25)
+    if "scaling" in names:
+        print(_projection())
     facts["GFLOP/s of a matrix product"] = round(limits.flops / 1e9, 1)
     facts["GB/s of a copy"] = round(limits.bytes_moved / 1e9, 2)
     print(table(results, facts, limits))

@@ -8,7 +8,7 @@ example or step in n needs an n-th of that; two averaged views on each side need
 parts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -82,12 +82,17 @@ def _forms(config: ConfigDict) -> dict[str, ConfigDict]:
     return forms
 
 
-def make_steps(config: ConfigDict, num_steps: int) -> Callable[[], Any]:
+def make_steps(
+    config: ConfigDict,
+    num_steps: int,
+    devices: Sequence[jax.Device] | None = None,
+) -> Callable[[], Any]:
     """Returns a function that trains on for some steps.
 
     Args:
       config: a configuration with the keys of `configs/base.py`.
       num_steps: steps of one call.
+      devices: over which the batch is spread; None: all that there are.
 
     Returns:
       `() -> metrics`, the sums over the steps, on the devices; it starts from the
@@ -96,7 +101,7 @@ def make_steps(config: ConfigDict, num_steps: int) -> Callable[[], Any]:
     Raises:
       ValueError: if the configuration is invalid or does not fit the devices.
     """
-    settings, devices = resolve(config), parallel.all_devices()
+    settings, devices = resolve(config), devices or parallel.all_devices()
     check_devices(settings, len(devices))
     x = make_examples(settings, "train").x
     train = parallel.make_train(*step_and_draw(settings), devices)

@@ -13,14 +13,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from invariance_jax.benchmarks import peers, torch_networks
+from invariance_jax.benchmarks import operations, peers, torch_networks
 from invariance_jax.benchmarks.penalty import check_finite, make_steps
 from invariance_jax.benchmarks.timing import Comparison, alternate
 from invariance_jax.models import create_encoder
 from invariance_jax.models.weights import to_torch_state_dict
-
-_RESNET18_PRODUCTS = 555.4e6
-"""Multiplications of its convolutions for an image of 32 x 32."""
 
 TOLERANCE = 1e-3
 """Largest difference of two representations, as a share of the largest entry."""
@@ -59,20 +56,9 @@ def run(config: ConfigDict, *, repeats: int, min_seconds: float) -> list[Compari
         check_finite(ours())
         kind = f"{name}, penalized" if weight else f"{name}, plain"
         found = Comparison("step", kind, "torch, cpu", *times, True, "at least 1")
-        # Forward and twice that backward, of two views, or of three with the tangent.
-        passes = 3 * (3 if weight else 2) * config.batch_size
-        flops = 2 * passes * _products(config)
+        flops = operations.of_step(chosen).of_batch(chosen.batch_size)
         results.append(replace(found, flops=flops))
     return results
-
-
-def _products(config: ConfigDict) -> float:
-    """Returns the multiplications of the encoder for an image, 0 if not counted."""
-    chosen, size = config.encoder, config.data.image_size
-    if chosen.name == "mlp":
-        hidden = (chosen.depth - 1) * chosen.width**2
-        return float(3 * size**2 * chosen.width + hidden)
-    return _RESNET18_PRODUCTS if (chosen.name, size) == ("resnet18", 32) else 0.0
 
 
 def check_encoder(name: str, image_size: int) -> None:

@@ -68,11 +68,17 @@ def group_moments(
     rows = _by_group(rows, groups)
 
     def mean_of(rows: Array) -> Array:
-        local = jnp.mean(rows, axis=-2).reshape(groups, -1)
-        return _mean_over_replicas(local, span, axis_name)
+        return jnp.mean(rows, axis=-2).reshape(groups, -1)
 
     mean = mean_of(rows)
-    return Moments(mean, mean_of(jnp.square(rows - _of_rows(mean))))
+    variance = mean_of(jnp.square(rows - _of_rows(mean)))
+    if span == 1:
+        return Moments(mean, variance)
+    # Both in one exchange: at many devices, its latency is what normalization costs.
+    means, variances = _of_replicas(jnp.stack([mean, variance]), span, axis_name)
+    mean = jnp.mean(means, axis=0, keepdims=True)
+    spread = variances + jnp.square(means - mean)
+    return Moments(mean[0], jnp.mean(spread, axis=0))
 
 
 class BatchNorm(nn.Module):
@@ -161,9 +167,10 @@ class BatchNorm(nn.Module):
         moments = group_moments(x, group_size=self.group_size, axis_name=self.axis_name)
         if self.is_mutable_collection("batch_stats"):
             # one group over all replicas is the same on each of them already
-            axis_name = self.axis_name if self.group_size else None
-            for average, group in ((mean, moments.mean), (var, moments.variance)):
-                new = _mean_over_replicas(jnp.mean(group, axis=0), None, axis_name)
+            means = jnp.mean(jnp.stack(moments), axis=1)
+            if self.axis_name is not None and self.group_size:
+                means = jax.lax.pmean(means, self.axis_name)
+            for average, new in zip((mean, var), means, strict=True):
                 new = self.momentum * average.value + (1 - self.momentum) * new
                 average.value = new.astype(average.value.dtype)
         if self.tangent == "example":
@@ -210,14 +217,13 @@ def _layout(batch: int, group_size: int, axis_name: str | None) -> tuple[int, in
     )
 
 
-def _mean_over_replicas(x: Array, span: int | None, axis_name: str | None) -> Array:
-    """Returns the mean over the own `span` consecutive replicas, all where None."""
-    if axis_name is None or span == 1:
-        return x
-    if span is None or span == jax.lax.axis_size(axis_name):
-        mean: Array = jax.lax.pmean(x, axis_name)
-        return mean
+def _of_replicas(moments: Array, span: int, axis_name: str | None) -> Array:
+    """Returns moments `[2, G, C]` of the own `span` consecutive replicas.
+
+    Returns:
+      `[2, span, G, C]`.
+    """
     # vmap has no axis_index_groups, so every replica gathers and takes its own part.
-    everywhere = jax.lax.all_gather(x, axis_name)
+    everywhere = jax.lax.all_gather(moments, axis_name, axis=1)
     start = jax.lax.axis_index(axis_name) // span * span
-    return jnp.mean(jax.lax.dynamic_slice_in_dim(everywhere, start, span), axis=0)
+    return jax.lax.dynamic_slice_in_dim(everywhere, start, span, axis=1)
