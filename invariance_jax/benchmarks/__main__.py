@@ -1,19 +1,21 @@
 """Times the hot paths: `python -m invariance_jax.benchmarks NAME [--json=OUT]`.
 
-NAME is render, augment, step, penalty, loss, evaluate, scaling, restart or all. `step`
-and `evaluate` need PyTorch; without it, `all` leaves them out. The last lines are a
-table and the machine; `--json` also writes them to a file. The run of `step`,
+NAME is render, augment, step, penalty, loss, evaluate, scaling, restart, gpu or all.
+`step` and `evaluate` need PyTorch; without it, `all` leaves them out. `gpu` needs one,
+takes at most nine minutes, and is not part of `all`. The last lines are tables and the
+machine; `--json` also writes them to a file. The run of `step`,
 `penalty`, `scaling` and `restart` is that of a configuration file, by default of the
 checkout that is the current directory.
 """
 
-import importlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
@@ -22,6 +24,7 @@ from invariance_jax.benchmarks import (
     augment,
     ceilings,
     evaluate,
+    gpu,
     loss,
     penalty,
     projection,
@@ -30,6 +33,7 @@ from invariance_jax.benchmarks import (
     scaling,
     step,
 )
+from invariance_jax.benchmarks.runs import configuration
 from invariance_jax.benchmarks.timing import (
     Comparison,
     keep_freed_memory,
@@ -44,6 +48,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "--config.KEY=VALUE after it.",
 )
 _JSON = flags.DEFINE_string("json", None, "File to which the results are written.")
+_GPU_SECONDS = 240.0  # then no step is begun; the peers take the rest of nine minutes
 _REPEATS = flags.DEFINE_integer(
     "repeats", 15, "Measurements of each side.", lower_bound=1
 )
@@ -73,7 +78,7 @@ def _augment() -> list[Comparison]:
 
 
 def _step() -> list[Comparison]:
-    resnet = importlib.import_module("configs.spirograph").get_config()
+    resnet = configuration("spirograph")
     resnet.batch_size = 64
     results = []
     for config, repeats in ((_CONFIG.value, _REPEATS.value), (resnet, 5)):
@@ -130,18 +135,47 @@ def _scaling() -> list[Comparison]:
 
 def _projection() -> str:
     """Returns the table of the paper's runs on many GPUs."""
-    cifar10 = importlib.import_module("configs.cifar10").get_config()
-    cifar10.data.update(CIFAR10)
-    runs = {
-        "spirograph": importlib.import_module("configs.spirograph").get_config(),
-        "cifar10": cifar10,
-    }
+    runs = {name: configuration(name) for name in ("spirograph", "cifar10")}
     counts = tuple(8 * 2**n for n in range(8))
     return projection.table(scaling.steps(runs), counts, projection.Cluster())
 
 
 def _restart() -> list[Comparison]:
     return restart.run(_CONFIG.value, repeats=_REPEATS.value)
+
+
+def _gpu_steps() -> str:
+    """Returns the table of the steps on a GPU."""
+    runs = configuration("spirograph"), configuration("cifar10", "resnet18")
+    return gpu.table(
+        *gpu.run(
+            gpu.cases(*runs),
+            seconds=_GPU_SECONDS,
+            repeats=min(_REPEATS.value, 5),
+            min_seconds=_MIN_SECONDS.value,
+        )
+    )
+
+
+def _gpu() -> list[Comparison]:
+    if not _has_torch():
+        return []
+    results = []
+    for precision in ("float32", "bfloat16"):
+        config = configuration("spirograph")
+        config.precision = precision
+        results += step.run(
+            config,
+            repeats=min(_REPEATS.value, 5),
+            min_seconds=_MIN_SECONDS.value,
+            device="cuda",
+            tuned=precision == "bfloat16",
+        )
+    return results
+
+
+def _has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None
 
 
 BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
@@ -153,22 +187,16 @@ BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
     "evaluate": _evaluate,
     "scaling": _scaling,
     "restart": _restart,
+    "gpu": _gpu,
 }
 """Name -> what measures it, with the sizes that belong in a table."""
 
 
-NEED_TORCH = ("step", "evaluate")
-NEED_CONFIG = ("step", "penalty", "scaling", "restart")
+TABLES: dict[str, Callable[[], str]] = {"scaling": _projection, "gpu": _gpu_steps}
+"""Name -> what it finds beside comparisons."""
 
-CIFAR10 = {
-    "num_classes": 10,
-    "source_size": (32, 32),
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.25, 0.25, 0.25),
-    "train_examples": 50_000,
-    "test_examples": 10_000,
-}
-"""What the program of the step depends on, where the images are not there."""
+NEED_TORCH = ("step", "evaluate")
+NEED_CONFIG = ("step", "penalty", "scaling", "restart", "gpu")
 
 
 def main(arguments: list[str]) -> None:
@@ -178,19 +206,24 @@ def main(arguments: list[str]) -> None:
         _check_config_exists()
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
         raise ValueError(f"--json is {_JSON.value!r}; expected a file in a folder.")
+    if "gpu" in names:
+        _prepare_gpu()
     keep_freed_memory()
-    facts, results = machine(), []
+    facts, results, tables = machine(), [], {}
     limits = ceilings.measure(size=2048, copied=2**25)
     for name in names:
         print(f"{name} ...", flush=True)
+        if name in TABLES:
+            tables[name] = TABLES[name]()
         results += BENCHMARKS[name]()
-    if "scaling" in names:
-        print(_projection())
+    for text in tables.values():
+        print(text, end="\n\n")
     facts["GFLOP/s of a matrix product"] = round(limits.flops / 1e9, 1)
     facts["GB/s of a copy"] = round(limits.bytes_moved / 1e9, 2)
     print(table(results, facts, limits))
     if _JSON.value:
         found = {"machine": facts, "results": [r.as_dict() for r in results]}
+        found |= {"tables": {name: text.splitlines() for name, text in tables.items()}}
         Path(_JSON.value).write_text(json.dumps(found, indent=2) + "\n")
 
 
@@ -201,15 +234,24 @@ def _names(arguments: list[str]) -> list[str]:
         raise ValueError(
             f"the benchmark is {found!r}; expected one of {', '.join(choices)}."
         )
-    has_torch = importlib.util.find_spec("torch") is not None
     if arguments[0] == "all":
-        return [name for name in BENCHMARKS if has_torch or name not in NEED_TORCH]
-    if arguments[0] in NEED_TORCH and not has_torch:
+        left_out = {"gpu", *(() if _has_torch() else NEED_TORCH)}
+        return [name for name in BENCHMARKS if name not in left_out]
+    if arguments[0] in NEED_TORCH and not _has_torch():
         raise ValueError(
             f"the benchmark {arguments[0]} compares with PyTorch, which is not "
             "installed; expected python -m pip install '.[benchmarks]' before it."
         )
     return arguments
+
+
+def _prepare_gpu() -> None:
+    """Leaves memory to PyTorch, which otherwise JAX takes at its start."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if jax.default_backend() != "gpu":
+        raise ValueError(
+            f"the benchmark gpu needs a GPU; the devices are {jax.devices()}."
+        )
 
 
 def _check_config_exists() -> None:

@@ -14,8 +14,8 @@ class Ceilings(NamedTuple):
     """Rates that were measured, the best of a few calls.
 
     Attributes:
-      flops: floating-point operations per second of a float32 matrix product, a
-        multiply-add as two.
+      flops: floating-point operations per second of a matrix product, a multiply-add
+        as two.
       bytes_moved: bytes read and written per second of a copy.
     """
 
@@ -36,15 +36,19 @@ class Ceilings(NamedTuple):
         return max(flops / self.flops, bytes_moved / self.bytes_moved) / seconds
 
 
-def measure(*, size: int, copied: int) -> Ceilings:
+def measure(*, size: int, copied: int, precision: str = "highest") -> Ceilings:
     """Returns the ceilings of the default device.
 
     Args:
       size: rows and columns of the matrices.
       copied: entries of the array that is copied, float32.
+      precision: of the product: "bfloat16", of matrices that are; of float32 ones
+        "highest", or "default", which is what a step uses.
     """
-    a = jnp.ones((size, size))
-    product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
+    narrow = precision == "bfloat16"
+    a = jnp.ones((size, size), jnp.bfloat16 if narrow else jnp.float32)
+    how = "default" if narrow else precision
+    product = jax.jit(lambda a: jnp.matmul(a, a, precision=how))
     x = jnp.ones(copied)
     copy = jax.jit(lambda x: x + 1)
     return Ceilings(2 * size**3 / _best(product, a), 2 * x.nbytes / _best(copy, x))

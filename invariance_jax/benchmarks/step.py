@@ -23,7 +23,14 @@ TOLERANCE = 1e-3
 """Largest difference of two representations, as a share of the largest entry."""
 
 
-def run(config: ConfigDict, *, repeats: int, min_seconds: float) -> list[Comparison]:
+def run(
+    config: ConfigDict,
+    *,
+    repeats: int,
+    min_seconds: float,
+    device: str = "cpu",
+    tuned: bool = False,
+) -> list[Comparison]:
     """Returns the times of the steps of a run against PyTorch's.
 
     Args:
@@ -31,6 +38,8 @@ def run(config: ConfigDict, *, repeats: int, min_seconds: float) -> list[Compari
         penalty; the plain step is that of the same one with the weight 0.
       repeats: see `timing.alternate`.
       min_seconds: see `timing.alternate`.
+      device: of PyTorch, "cpu" or "cuda".
+      tuned: see `peers.make_torch_step`.
 
     Returns:
       Two comparisons, in seconds per step.
@@ -50,12 +59,18 @@ def run(config: ConfigDict, *, repeats: int, min_seconds: float) -> list[Compari
         chosen.penalty.weight = weight
         ours = make_steps(chosen, 1)
         peer = peers.make_torch_step(
-            name, batch_size=config.batch_size, image_size=size, penalized=weight > 0
+            name,
+            batch_size=config.batch_size,
+            image_size=size,
+            penalized=weight > 0,
+            device=device,
+            tuned=tuned,
         )
         times = alternate(ours, peer, repeats=repeats, min_seconds=min_seconds)
         check_finite(ours())
         kind = f"{name}, penalized" if weight else f"{name}, plain"
-        found = Comparison("step", kind, "torch, cpu", *times, True, "at least 1")
+        torch = f"torch, {device}, tuned" if tuned else f"torch, {device}"
+        found = Comparison("step", kind, torch, *times, True, "at least 1")
         flops = operations.of_step(chosen).of_batch(chosen.batch_size)
         results.append(replace(found, flops=flops))
     return results
@@ -78,7 +93,8 @@ def check_encoder(name: str, image_size: int) -> None:
     variables = jax.jit(lambda key: encoder.init(key, images, train=False))(
         jax.random.key(0)
     )
-    expected = encoder.apply(variables, images, train=False)
+    with jax.default_matmul_precision("highest"):  # of GPUs and TPUs
+        expected = encoder.apply(variables, images, train=False)
     peer = torch_networks.make_encoder(name, image_size=image_size)
     weights = to_torch_state_dict(variables)
     peer.load_state_dict({n: torch.from_numpy(np.array(w)) for n, w in weights.items()})
