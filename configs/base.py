@@ -211,7 +211,8 @@ def get_config() -> ConfigDict:
     # What is measured: some of "downstream", "averaging", "invariance",
     # "linearization", "nuisance_prediction", "shift", "label_fraction" of the trained
     # encoder, and of the comparisons of short runs (section studies) "penalty_weight",
-    # "directions", "limits", "normalization", "placement", "baselines"; or "all".
+    # "directions", "limits", "normalization", "placement", "savings",
+    # "baselines"; or "all".
     config.evaluation.experiments = ("downstream", "averaging", "invariance")
     # "test", or "validation" to choose settings.
     config.evaluation.split = "test"

@@ -18,6 +18,7 @@ LABELS = {
     "limits": ("hard, 0.5 per example", "0.5 on the batch mean", "none"),
     "normalization": ("l2, coupled statistics", "none, coupled statistics"),
     "placement": ("base", "h only", "all but h", "projection z", "both views"),
+    "savings": ("every example and step", "half of the examples", "every fourth step"),
     "baselines": ("penalty", "consistency", "2 views averaged"),
 }
 

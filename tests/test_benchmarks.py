@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from configs import spirograph as config_file
-from invariance_jax.benchmarks import augment, penalty, render, restart, timing
+from invariance_jax.benchmarks import (
+    augment,
+    evaluate,
+    loss,
+    penalty,
+    render,
+    restart,
+    timing,
+)
 from invariance_jax.training import parallel
 from invariance_jax.training.settings import resolve
 from invariance_jax.transforms import spirograph
@@ -174,37 +182,112 @@ def test_other_images_of_a_peer_are_refused(found, message):
         render.check_equal("peer", found, np.zeros((2, 3), np.float32))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_render_compares_every_peer_and_the_derivative():
     results = render.run(
         batch_size=2, image_size=8, num_points=5, repeats=2, min_seconds=0.0
     )
-    assert [r.peer for r in results] == [*render.peers(), "render"]
-    assert [r.name for r in results[-2:]] == ["render", "derivative"]
+    peers = [*render.peers()]
+    of_derivative = [name for name in peers if name.startswith("torch")]
+    assert [r.peer for r in results] == [*peers, *of_derivative, "render"]
+    names = ["render"] * len(peers) + ["derivative"] * (len(of_derivative) + 1)
+    assert [r.name for r in results] == names
     assert all(len(r.ours_seconds) == len(r.peer_seconds) == 2 for r in results)
 
 
-def test_penalty_compares_the_two_steps(config, monkeypatch):
+def test_penalty_compares_what_the_studies_do(config, monkeypatch):
     made = []
 
     def make_steps(config, num_steps):
-        made.append((config.penalty.weight, num_steps))
+        made.append((config, num_steps))
         metrics = {"loss": (jnp.ones(()), jnp.ones(()))}
         return lambda: parallel.replicate(metrics, parallel.all_devices())
 
     monkeypatch.setattr(penalty, "make_steps", make_steps)
-    (result,) = penalty.run(config, num_steps=3, repeats=2, min_seconds=0.0)
-    assert made == [(0.1, 3), (0.0, 3)]
-    assert (result.ours, result.peer) == ("penalized, K = 1", "plain")
-    assert result.ratio_of == "ours / peer"
+    results = penalty.run(config, num_steps=4, repeats=2, min_seconds=0.0)
+    assert [num_steps for _, num_steps in made] == 8 * [4]
+    plain, penalized, *others = (config for config, _ in made)
+    assert (plain.penalty.weight, penalized.penalty.weight) == (0.0, 0.1)
+    assert [c.penalty.fraction for c in others[:2]] == [0.5, 0.25]
+    assert [c.penalty.every_steps for c in others[2:4]] == [2, 4]
+    assert (others[4].penalty.kind, others[5].average_views) == ("consistency", 2)
+    assert [r.ours for r in results][::6] == [
+        "every example and step",
+        "2 views averaged",
+    ]
+    assert {(r.peer, r.ratio_of) for r in results} == {("no penalty", "ours / peer")}
     assert config.penalty.weight == 0.1
 
 
 def test_penalty_is_timed_per_step(config, monkeypatch):
     monkeypatch.setattr(penalty, "make_steps", lambda *_: lambda: None)
     monkeypatch.setattr(penalty, "check_finite", lambda _: None)
-    monkeypatch.setattr(penalty, "alternate", lambda *_, **__: np.array([[6.0], [3.0]]))
-    (result,) = penalty.run(config, num_steps=3, repeats=1, min_seconds=0.0)
-    assert (result.ours_seconds, result.peer_seconds) == (2.0, 1.0)
+    times = np.arange(4.0, 12.0)[:, None]
+    monkeypatch.setattr(penalty, "alternate", lambda *_, **__: times)
+    first, *_ = penalty.run(config, num_steps=4, repeats=1, min_seconds=0.0)
+    assert (first.ours_seconds, first.peer_seconds) == (1.25, 1.0)
+
+
+LOSS = {"projections": 12, "features": 3, "block_size": 4, "repeats": 2}
+
+
+def test_loss_compares_with_the_peer_and_with_itself(monkeypatch):
+    monkeypatch.setattr(loss.importlib.util, "find_spec", lambda _: None)
+    (result,) = loss.run(**LOSS, min_seconds=0.0)
+    assert result.name == "loss of 12"
+    assert result.ours.startswith("blocks, ")
+    assert (result.peer, result.ratio_of) == ("at once", "ours / peer")
+    assert result.flops == 6 * 12 * 12 * 3
+
+
+def test_loss_refuses_another_gradient(monkeypatch):
+    monkeypatch.setattr(loss.importlib.util, "find_spec", lambda _: "found")
+    monkeypatch.setattr(loss, "torch_peer", lambda z1, z2: lambda: np.ones((2, 6, 3)))
+    with pytest.raises(ValueError, match="the gradients differ by"):
+        loss.run(**LOSS, min_seconds=0.0)
+
+
+def test_the_gradient_of_torch_is_ours():
+    pytest.importorskip("torch")
+    first, second = loss.run(**LOSS, min_seconds=0.0)
+    assert (first.peer, first.ratio_of) == ("torch, cpu", "peer / ours")
+    assert second.peer == "at once"
+
+
+@pytest.mark.parametrize("kind", ["ridge", "logistic"])
+def test_the_objective_of_our_probe_is_the_least(kind):
+    h, targets, labels = evaluate.make_features(300, 8)
+    y = targets if kind == "ridge" else labels
+    fit = evaluate._fit_ridge if kind == "ridge" else evaluate._fit_logistic
+    kernel, bias = map(np.asarray, fit(h, y)())
+    least = evaluate.objective(kind, kernel, bias, h, y)
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        other = kernel + 1e-2 * generator.normal(size=kernel.shape)
+        assert evaluate.objective(kind, other, bias, h, y) > least
+
+
+def test_the_peer_evaluates_as_we_do():
+    pytest.importorskip("torch")
+    results = evaluate.run(
+        examples=300,
+        features=8,
+        iterations=30,
+        averaged_examples=2,
+        repeats=1,
+        min_seconds=0.0,
+    )
+    assert [r.name for r in results] == ["ridge", "logistic", "average 2"]
+    assert "30 steps, objective" in results[0].peer
+
+
+def test_a_probe_that_is_worse_than_the_peers_is_refused(monkeypatch):
+    best = (np.zeros((8, 4)), np.zeros(4))
+    monkeypatch.setattr(evaluate, "torch_probe", lambda *_, **__: lambda: best)
+    monkeypatch.setattr(evaluate, "_fit_ridge", lambda h, y: lambda: (best[0] + 1, 9.0))
+    h, targets, _ = evaluate.make_features(20, 8)
+    with pytest.raises(ValueError, match="the objective of our ridge probe is"):
+        evaluate._probe("ridge", h, targets, 1, {"repeats": 1, "min_seconds": 0.0})
 
 
 def test_steps_train_on_with_the_penalty(config):
@@ -357,16 +440,16 @@ def test_program_prints_a_table_and_writes_json(tmp_path):
         "--config.data.image_size=8",
     )
     assert result.returncode == 0, result.stderr
-    assert "penalized, K = 1" in result.stdout
+    assert "half of the examples" in result.stdout
     found = json.loads(out.read_text())
-    assert [r["name"] for r in found["results"]] == ["step"]
+    assert {r["name"] for r in found["results"]} == {"step"}
     assert found["machine"]["device kind"] == "cpu"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rendre"], "'rendre'; expected one of render, augment, penalty, restart, "),
+        (["rendre"], "'rendre'; expected one of render, augment, "),
         (["penalty"], "'configs/spirograph.py' and there is no such file; start from"),
         (
             ["render", "--json=no/out.json"],

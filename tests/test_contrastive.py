@@ -138,20 +138,59 @@ def test_memory_is_the_matrix_of_similarities() -> None:
     assert largest_intermediate(gradient, z1, z2) <= allowed
 
 
+@pytest.mark.parametrize("block_size", [1, 3, 8, 16, 40])
+def test_blocks_give_the_losses_and_derivatives_of_the_whole(
+    block_size: int, x64: None
+) -> None:
+    inputs, tangents = make_projections(8), make_projections(8, seed=1)
+
+    def results(block_size: int | None) -> tuple:
+        loss = partial(nt_xent, temperature=0.2, block_size=block_size)
+        gradient = jax.grad(lambda z1, z2: loss(z1, z2).mean(), argnums=(0, 1))
+        return jax.jit(
+            lambda *z: (
+                jax.jvp(loss, z, tangents),
+                jax.jvp(gradient, z, tangents),  # forward over reverse
+                jax.grad(lambda *z: jax.jvp(loss, z, tangents)[1].sum())(*z),
+            )
+        )(*inputs)
+
+    def check(found: jax.Array, expected: jax.Array) -> None:
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+    jax.tree.map(check, results(block_size), results(None))
+
+
+def test_memory_of_blocks_is_linear() -> None:
+    z1, z2 = make_projections(64, 4, dtype=np.float32)
+    loss = partial(nt_xent, temperature=0.1, block_size=4)
+    gradient = jax.grad(lambda z1, z2: jnp.mean(loss(z1, z2)), argnums=(0, 1))
+    assert largest_intermediate(gradient, z1, z2) <= 4 * len(z1) * 2
+
+
 def objective(
-    weight: jax.Array, x1: jax.Array, x2: jax.Array, axis_name: str | None = None
+    weight: jax.Array,
+    x1: jax.Array,
+    x2: jax.Array,
+    axis_name: str | None = None,
+    block_size: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The mean over the local examples, as a step takes it, and each loss."""
-    losses = nt_xent(x1 @ weight, x2 @ weight, temperature=0.2, axis_name=axis_name)
+    losses = nt_xent(
+        x1 @ weight,
+        x2 @ weight,
+        temperature=0.2,
+        axis_name=axis_name,
+        block_size=block_size,
+    )
     return jnp.mean(losses), losses
 
 
 def replica_step(
-    weight: jax.Array, x1: jax.Array, x2: jax.Array
+    weight: jax.Array, x1: jax.Array, x2: jax.Array, block_size: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    gradient, losses = jax.grad(partial(objective, axis_name=AXIS), has_aux=True)(
-        weight, x1, x2
-    )
+    of_replica = partial(objective, axis_name=AXIS, block_size=block_size)
+    gradient, losses = jax.grad(of_replica, has_aux=True)(weight, x1, x2)
     return jax.lax.pmean(gradient, AXIS), losses
 
 
@@ -164,16 +203,18 @@ def over_vmap(step: Callable, replicas: int) -> Callable:
     return jax.jit(jax.vmap(step, in_axes=(None, 0, 0), axis_name=AXIS))
 
 
+@pytest.mark.parametrize("block_size", [None, 3])
 @pytest.mark.parametrize("mapping", [over_devices, over_vmap])
 @pytest.mark.parametrize("replicas", [1, 2, 4])
 def test_replicas_give_the_joined_losses_and_gradient(
-    mapping: Callable, replicas: int, x64: None
+    mapping: Callable, replicas: int, block_size: int | None, x64: None
 ) -> None:
     x1, x2 = make_projections(8)
     weight = jnp.asarray(np.random.default_rng(2).normal(size=(5, 3)))
     expected, losses = jax.jit(jax.grad(objective, has_aux=True))(weight, x1, x2)
     shape = (replicas, -1, x1.shape[1])
-    gradients, found = mapping(replica_step, replicas)(
+    step = partial(replica_step, block_size=block_size)
+    gradients, found = mapping(step, replicas)(
         weight, x1.reshape(shape), x2.reshape(shape)
     )
     np.testing.assert_allclose(found.reshape(-1), losses, rtol=1e-9)
@@ -198,3 +239,8 @@ def test_bad_input_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         nt_xent(jnp.ones(z1), jnp.ones(z2), temperature=temperature)
+
+
+def test_a_block_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="block_size must be positive or None; found"):
+        nt_xent(jnp.ones((4, 3)), jnp.ones((4, 3)), temperature=0.5, block_size=0)

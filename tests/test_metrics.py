@@ -90,3 +90,11 @@ def test_rows_after_the_checkpoint_are_not_final(tmp_path):
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "metrics.jsonl").write_text(text)
     assert final_metrics(tmp_path, step=10)["loss.final"] == 10
+
+
+def test_a_row_without_the_penalty_leaves_the_one_before(tmp_path):
+    rows = [{"step": 5, "loss": 2.0, "penalty": 0.5}, {"step": 6, "loss": 1.0}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    found = final_metrics(tmp_path, step=6)
+    assert found == {"loss.final": 1.0, "penalty.final": 0.5}

@@ -145,6 +145,20 @@ CASES = {
         "penalty.parameters": ("rback",),
         "penalty.limit_shape": "smooth",
     },
+    "signs, half of the examples, groups that span devices": {
+        "optimizer.name": "lars",
+        "penalty.estimator": "sign",
+        "penalty.fraction": 0.5,
+        "batchnorm.group_size": 8,
+    },
+    "every second step, microbatches": {
+        "optimizer.name": "lars",
+        "penalty.every_steps": 2,
+        "penalty.weight": 0.5,
+        "microbatches": 2,
+        "similarity_block": 3,
+        "batchnorm.group_size": 2,
+    },
     "consistency of z, averaged views": {
         "optimizer.name": "lars",
         "penalty.kind": "consistency",

@@ -236,6 +236,7 @@ def test_seeds_train_as_one_only_where_it_pays(tmp_path, monkeypatch, caplog):
     assert "seeds 0, 1, 2 train as one" in caplog.text
     assert grouped(tmp_path, {"seeds_together": False}) == [1, 1, 1]
     assert grouped(tmp_path, {"encoder.name": "resnet18"}) == [1, 1, 1]
+    assert grouped(tmp_path, {"penalty.every_steps": 2}) == [1, 1, 1]
     assert grouped(tmp_path, {}, devices=2) == [1, 1, 1]
     monkeypatch.setattr(memory, "fits", lambda *_, seeds: seeds < 3)
     assert grouped(tmp_path, {}) == [1, 1, 1]

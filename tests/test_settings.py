@@ -30,6 +30,13 @@ BAD = [
     ("temperature", float("nan"), "a number"),
     ("temperature", float("inf"), "a number"),
     ("precision", "float16", "one of 'float32', 'bfloat16'"),
+    ("microbatches", 0, "a positive number"),
+    ("microbatches", 3, "a divisor of 16"),
+    ("similarity_block", -1, "0 or a positive number"),
+    ("encoder.rematerialize", 1, "True or False"),
+    ("penalty.every_steps", 0, "a positive number"),
+    ("penalty.fraction", 0.4, "1, 1/2, 1/3, ..."),
+    ("penalty.fraction", 1.5, "1, 1/2, 1/3, ..."),
     ("penalty.weight", -0.1, "0 or a positive number"),
     ("penalty.weight", "large", "a number"),
     ("penalty.example_limit", -0.5, "0 or a positive number"),
@@ -237,12 +244,38 @@ def test_steps_and_epochs_exclude_each_other():
             "batchnorm.group_size is 8; expected a divisor or a multiple of the 12 "
             "examples that each of the 2 devices has.",
         ),
+        (
+            4,
+            {"microbatches": 8},
+            "microbatches is 8; expected a divisor of the 4 examples that each of the "
+            "4 devices has.",
+        ),
+        (
+            4,
+            {"microbatches": 4, "penalty.fraction": 0.25},
+            "microbatches is 4; expected a divisor of the 4 examples that each of the "
+            "4 devices has, into parts of a multiple of 4.",
+        ),
+        (
+            1,
+            {"microbatches": 4, "batchnorm.group_size": 8},
+            "batchnorm.group_size is 8; expected a divisor of the 4 examples of each "
+            "of the 4 microbatches.",
+        ),
     ],
 )
 def test_a_batch_that_does_not_fit_the_devices_is_refused(devices, changes, expected):
     with pytest.raises(ValueError) as caught:
         check_devices(resolve(tiny_config(changes)), devices)
     assert str(caught.value) == expected
+
+
+def test_groups_hold_examples_that_are_penalized():
+    text = message({"penalty.fraction": 0.25, "batchnorm.group_size": 2})
+    assert text == (
+        "batchnorm.group_size is 2; expected a multiple of 4, as penalty.fraction is "
+        "1/4."
+    )
 
 
 @pytest.mark.parametrize("group_size", [0, 2, 4, 8, 16])

@@ -1,5 +1,7 @@
 """The step against an objective written from the paper, and what a step must keep."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,9 +175,21 @@ def limited(squared, settings):
     return jnp.minimum(squared, limit)
 
 
+def chosen(case):
+    """The case with the examples that are penalized, every n-th one."""
+    count = round(1 / case.settings.penalty.fraction)
+    return SimpleNamespace(
+        settings=case.settings,
+        transformation=case.transformation,
+        x=case.x[::count],
+        draws=jax.tree.map(lambda leaf: leaf[::count], case.draws),
+    )
+
+
 def penalty_oracle(params, case):
     """The mean over examples, directions and views."""
-    settings, sides = case.settings.penalty, case.draws.sides
+    settings, case = case.settings.penalty, chosen(case)
+    sides = case.draws.sides
     if settings.kind == "gradient":
         penalized = sides[: settings.views]
         each = [derivative_oracle(params, case, side) for side in penalized]
@@ -189,17 +203,30 @@ def penalty_oracle(params, case):
     return limited(((one - two) ** 2).sum(1) / scale, settings).mean()
 
 
-def projection(params, case, views):
+def projection(params, case, views, penalized):
     """z of one side, from the mean of h over its views."""
     each = [case.transformation.apply(case.x, view) for view in views]
-    h = sum(encode(params["encoder"], images) for images in each) / len(each)
-    return project(params["head"], h)
+    count = round(1 / case.settings.penalty.fraction) if penalized else 1
+    rows = np.arange(len(case.x))
+    each = [
+        sum(
+            jnp.zeros((len(rows), 7)).at[part].set(encode(params["encoder"], own[part]))
+            for part in (rows[rows % count == 0], rows[rows % count > 0])
+            if len(part)
+        )
+        for own in each
+    ]
+    return project(params["head"], sum(each) / len(each))
 
 
 def oracle(case):
     def objective(params):
         settings = case.settings
-        z1, z2 = (projection(params, case, side.views) for side in case.draws.sides)
+        sides = zip(case.draws.sides, (1, 2), strict=True)
+        z1, z2 = (
+            projection(params, case, side.views, number <= settings.penalty.views)
+            for side, number in sides
+        )
         contrastive = contrastive_oracle(z1, z2, settings.temperature)
         penalty = penalty_oracle(params, case)
         limit = settings.penalty.batch_limit
@@ -259,6 +286,13 @@ CASES = {
         "penalty.example_limit": 1.0,
         "average_views": 2,
     },
+    "a third of the examples": {"penalty.fraction": 1 / 3, "penalty.weight": 0.5},
+    "half of the examples of both views, limited, held": {
+        "penalty.fraction": 0.5,
+        "penalty.views": 2,
+        "penalty.batch_limit": 100.0,
+        "penalty.batch_statistics": "example",
+    },
     "consistency of z, smooth": {
         "penalty.kind": "consistency",
         "penalty.at": "z",
@@ -310,6 +344,56 @@ def test_weight_rises_to_its_full_value(case):
         values = {name: float(total) for name, (total, _) in metrics.items()}
         expected = values["contrastive"] + 2.0 * share * values["penalty"]
         assert values["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("at", "times"), [(0, 3), (1, 0), (2, 0), (3, 3)])
+def test_the_penalty_of_every_third_step_is_three_times_as_heavy(x64, at, times):
+    case = Case({"penalty.every_steps": 3, "penalty.weight": 0.5})
+    state = case.state._replace(step=jnp.int32(at))
+    other = Case({"penalty.weight": 0.5 * times})
+    new, metrics = case.step(state)
+    expected, terms = other.step(other.state._replace(step=jnp.int32(at)))
+    assert_close(new.params, expected.params, 1e-9)
+    assert_close(new.batch_stats, expected.batch_stats, 1e-9)
+    assert float(metrics["loss"][0]) == pytest.approx(float(terms["loss"][0]))
+    assert (metrics["penalty"][1] == 1) == (times > 0)
+
+
+MICROBATCHES = {
+    "groups": {"batchnorm.group_size": 3},
+    "nothing normalizes": {"encoder.depth": 1},
+    "limit of the batch, reached": {
+        "batchnorm.group_size": 3,
+        "penalty.batch_limit": 1e-3,
+    },
+    "both views, two directions, signs": {
+        "batchnorm.group_size": 1,
+        "penalty.views": 2,
+        "penalty.directions": 2,
+        "penalty.estimator": "sign",
+        "penalty.batch_statistics": "example",
+    },
+    "a third of the examples": {
+        "batchnorm.group_size": 3,
+        "penalty.fraction": 1 / 3,
+    },
+    "averaged views, consistency": {
+        "batchnorm.group_size": 3,
+        "penalty.kind": "consistency",
+        "average_views": 2,
+    },
+    "no penalty": {"batchnorm.group_size": 3, "penalty.weight": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", MICROBATCHES)
+def test_microbatches_give_the_step_of_the_whole_batch(x64, name):
+    changes = {"penalty.weight": 0.5, **MICROBATCHES[name]}
+    new, metrics = Case(changes | {"microbatches": 2}).step()
+    expected, terms = Case(changes).step()
+    assert_close(metrics, terms, 1e-9)
+    assert_close(new.params, expected.params, 1e-9)
+    assert_close(new.batch_stats, expected.batch_stats, 1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -310,6 +310,18 @@ def test_a_row_is_the_mean_over_its_steps(log):
     assert (step, values["loss"]) == (8, 2.0)
 
 
+def test_a_row_of_steps_without_the_penalty_leaves_it_out(log):
+    log, writer, bar = log
+    without = sums(1.0, 1)
+    without["penalty"] = parallel.replicate((0.0, 0.0), parallel.all_devices(2))
+    log.add(without)
+    log.write(5)
+    ((_, values),) = writer.rows
+    assert values["loss"] == 1.0
+    assert "penalty" not in values
+    assert "penalty" not in bar.shown
+
+
 def test_the_bar_shows_loss_penalty_and_speed(log):
     log, _, bar = log
     for step in (6, 9):

@@ -1,8 +1,9 @@
 """Times the hot paths: `python -m invariance_jax.benchmarks NAME [--json=OUT]`.
 
-NAME is render, augment, penalty, restart or all. The last lines are a table and the
-machine; `--json` also writes them to a file. The run of `penalty` and `restart` is that
-of a configuration file, by default of the checkout that is the current directory.
+NAME is render, augment, penalty, loss, evaluate, restart or all. The last lines are a
+table and the machine; `--json` also writes them to a file. The run of `penalty` and
+`restart` is that of a configuration file, by default of the checkout that is the
+current directory.
 """
 
 import json
@@ -14,8 +15,20 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from invariance_jax.benchmarks import augment, penalty, render, restart
-from invariance_jax.benchmarks.timing import Comparison, machine, table
+from invariance_jax.benchmarks import (
+    augment,
+    evaluate,
+    loss,
+    penalty,
+    render,
+    restart,
+)
+from invariance_jax.benchmarks.timing import (
+    Comparison,
+    keep_freed_memory,
+    machine,
+    table,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -55,8 +68,32 @@ def _augment() -> list[Comparison]:
 def _penalty() -> list[Comparison]:
     return penalty.run(
         _CONFIG.value,
-        num_steps=5,
+        num_steps=4,
         repeats=_REPEATS.value,
+        min_seconds=_MIN_SECONDS.value,
+    )
+
+
+def _loss() -> list[Comparison]:
+    results = []
+    for projections in (4096, 16384):
+        results += loss.run(
+            projections=projections,
+            features=128,
+            block_size=512,
+            repeats=min(_REPEATS.value, 5),
+            min_seconds=_MIN_SECONDS.value,
+        )
+    return results
+
+
+def _evaluate() -> list[Comparison]:
+    return evaluate.run(
+        examples=20_000,
+        features=512,
+        iterations=500,
+        averaged_examples=256,
+        repeats=min(_REPEATS.value, 3),
         min_seconds=_MIN_SECONDS.value,
     )
 
@@ -69,6 +106,8 @@ BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
     "render": _render,
     "augment": _augment,
     "penalty": _penalty,
+    "loss": _loss,
+    "evaluate": _evaluate,
     "restart": _restart,
 }
 """Name -> what measures it, with the sizes that belong in a table."""
@@ -81,6 +120,7 @@ def main(arguments: list[str]) -> None:
         _check_config_exists()
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
         raise ValueError(f"--json is {_JSON.value!r}; expected a file in a folder.")
+    keep_freed_memory()
     facts, results = machine(), []
     for name in names:
         print(f"{name} ...", flush=True)

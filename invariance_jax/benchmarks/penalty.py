@@ -1,12 +1,15 @@
-"""A training step with the invariance penalty against one without.
+"""A training step with the invariance penalty, in its forms, against one without.
 
-Both are the step of a real run, made from its configuration: draws, views, encoder,
+All are the step of a real run, made from its configuration: draws, views, encoder,
 head, losses, gradient and optimizer, mapped over the local devices. The penalty adds a
 forward-mode derivative to the first of two views, and its share of the backward pass:
-of six parts (two views forward, and twice that backward) three more, hence 1.5.
+of six parts (two views forward, and twice that backward) three more, hence 1.5. One
+example or step in n needs an n-th of that; two averaged views on each side need twelve
+parts.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,8 +17,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from invariance_jax.benchmarks.timing import Comparison, alternate
+from invariance_jax.cluster.grid import change
+from invariance_jax.experiments.points import make_points
 from invariance_jax.training import parallel
-from invariance_jax.training.components import make_examples
+from invariance_jax.training.components import make_examples, make_transformation
 from invariance_jax.training.settings import check_devices, resolve
 from invariance_jax.training.start import initial_state, step_and_draw
 
@@ -23,17 +28,19 @@ from invariance_jax.training.start import initial_state, step_and_draw
 def run(
     config: ConfigDict, *, num_steps: int, repeats: int, min_seconds: float
 ) -> list[Comparison]:
-    """Returns the time of a penalized step against that of a plain one.
+    """Returns the time of penalized steps against that of a plain one.
 
     Args:
       config: a configuration with the keys of `configs/base.py` and a positive
         `penalty.weight`; the plain step is that of the same one with the weight 0.
-      num_steps: steps that one call to the devices runs.
+      num_steps: steps that one call to the devices runs; a multiple of 4, as some
+        have the penalty in every fourth.
       repeats: see `timing.alternate`.
       min_seconds: see `timing.alternate`.
 
     Returns:
-      One comparison, in seconds per step.
+      A comparison for each run of the studies "savings" and "baselines", in seconds per
+      step, the penalty of the configuration first.
 
     Raises:
       ValueError: if the configuration is invalid, does not fit the devices or has no
@@ -45,17 +52,34 @@ def run(
             f"penalty.weight is {config.penalty.weight!r}; expected a positive number, "
             "since the penalized step is what is timed."
         )
-    plain = config.copy_and_resolve_references()
-    plain.penalty.weight = 0.0
-    penalized_steps, plain_steps = (make_steps(c, num_steps) for c in (config, plain))
-    times = alternate(
-        penalized_steps, plain_steps, repeats=repeats, min_seconds=min_seconds
-    )
-    for steps in (penalized_steps, plain_steps):
-        check_finite(steps())
-    directions = f"penalized, K = {config.penalty.directions}"
-    seconds = times / num_steps
-    return [Comparison("step", directions, "plain", *seconds, False, "at most 1.8")]
+    forms = _forms(config)
+    calls = [make_steps(form, num_steps) for form in forms.values()]
+    times = alternate(*calls, repeats=repeats, min_seconds=min_seconds)
+    for call in calls:
+        check_finite(call())
+    plain, *others = times / num_steps
+    _, penalized, *names = forms
+    results = [
+        Comparison("step", name, "no penalty", seconds, plain, False)
+        for name, seconds in zip((penalized, *names), others, strict=True)
+    ]
+    results[0] = replace(results[0], expected="at most 1.5")
+    return results
+
+
+def _forms(config: ConfigDict) -> dict[str, ConfigDict]:
+    """Returns the runs that two studies compare, that without a penalty first."""
+    settings = resolve(config)
+    parameters = make_transformation(settings).names
+    forms: dict[str, ConfigDict] = {}
+    for study in ("savings", "baselines"):
+        for name, changes in make_points(study, settings, parameters).items():
+            if name == "penalty":
+                continue  # "every example and step"
+            forms[name] = config.copy_and_resolve_references()
+            for key, value in changes.items():
+                change(forms[name], key, value)
+    return forms
 
 
 def make_steps(config: ConfigDict, num_steps: int) -> Callable[[], Any]:

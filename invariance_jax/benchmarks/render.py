@@ -18,6 +18,8 @@ from invariance_jax.benchmarks.timing import Comparison, alternate
 from invariance_jax.transforms import View, spirograph
 from invariance_jax.types import Array
 
+_EXPECTED = "at least 100"
+
 TOLERANCE = 1e-3
 """Largest difference of two renderers in float32; b = .1 turns an ulp of it into
 1e-4."""
@@ -44,7 +46,8 @@ def run(
       min_seconds: see `timing.alternate`.
 
     Returns:
-      A comparison with each peer, then that of the derivative with the renderer.
+      A comparison with each peer, then that of the derivative with PyTorch's, where it
+      is installed, and with the renderer.
 
     Raises:
       ValueError: if a peer draws another image.
@@ -63,24 +66,31 @@ def run(
         peer = make(parameters, **size)
         check_equal(name, np.asarray(peer()), np.asarray(ours()))
         times = alternate(ours, peer, **settings)
+        results.append(Comparison("render", "jitted", name, *times, True, _EXPECTED))
+    plain, derivative, inputs = _with_derivative(batch_size, size)
+    if importlib.util.find_spec("torch"):
+        peer = torch_derivative(*inputs, **size)
+        for found, expected in zip(peer(), derivative(), strict=True):
+            check_equal("torch, cpu", np.asarray(found), np.asarray(expected))
+        times = alternate(derivative, peer, **settings)
         results.append(
-            Comparison("render", "jitted", name, *times, True, "at least 35")
+            Comparison("derivative", "jvp", "torch, cpu", *times, True, _EXPECTED)
         )
-    plain, derivative = _with_derivative(batch_size, size)
     times = alternate(derivative, plain, **settings)
     return [*results, Comparison("derivative", "jvp", "render", *times, False)]
 
 
-def draw_parameters(batch_size: int) -> np.ndarray:
+def draw_parameters(batch_size: int, seed: int = 0) -> np.ndarray:
     """Returns parameter vectors, uniform within the paper's bounds.
 
     Args:
       batch_size: B.
+      seed: of the draw.
 
     Returns:
       float32 `[B, 10]`, columns in the order of `spirograph.PARAMETERS`.
     """
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     low, high = spirograph.BOUNDS.T
     return generator.uniform(low, high, (batch_size, len(low))).astype(np.float32)
 
@@ -94,7 +104,8 @@ def check_equal(name: str, found: np.ndarray, expected: np.ndarray) -> None:
       expected: `[B, S, S, 3]`, ours.
 
     Raises:
-      ValueError: if shape or dtype differ, or a value by more than `TOLERANCE`.
+      ValueError: if shape or dtype differ, or a value by more than `TOLERANCE`, as a
+        share of the largest of ours if that is above 1.
     """
     for what in ("shape", "dtype"):
         values = getattr(found, what), getattr(expected, what)
@@ -102,7 +113,8 @@ def check_equal(name: str, found: np.ndarray, expected: np.ndarray) -> None:
             raise ValueError(
                 f"{name} draws images of {what} {values[0]}; expected {values[1]}."
             )
-    difference = np.max(np.abs(found - expected))
+    size = max(1.0, float(np.max(np.abs(expected), initial=0)))  # of derivatives
+    difference = np.max(np.abs(found - expected)) / size
     if not difference <= TOLERANCE:
         raise ValueError(
             f"the images of {name} differ from ours by {difference:.2g}; expected at "
@@ -136,7 +148,7 @@ def numpy_peer(
     Returns:
       `() -> [B, S, S, 3]`, float32.
     """
-    return lambda: _broadcast(np, parameters, image_size, num_points)
+    return lambda: broadcast(np, parameters, image_size, num_points)
 
 
 def torch_peer(
@@ -157,12 +169,40 @@ def torch_peer(
 
     def draw() -> Any:
         with torch.inference_mode():
-            return _broadcast(torch, tensor, image_size, num_points)
+            return broadcast(torch, tensor, image_size, num_points)
 
     return draw
 
 
-def _broadcast(xp: Any, parameters: Any, image_size: int, num_points: int) -> Any:
+def torch_derivative(
+    parameters: np.ndarray, direction: np.ndarray, *, image_size: int, num_points: int
+) -> Callable[[], tuple[Any, Any]]:
+    """Returns a function that draws images and their derivative, with PyTorch on a CPU.
+
+    Args:
+      parameters: float32 `[B, 10]`.
+      direction: float32 `[B, 10]`, along which the derivative is taken.
+      image_size: S.
+      num_points: points on the curve.
+
+    Returns:
+      `() -> (images, derivatives)`, both `[B, S, S, 3]`, by forward mode.
+    """
+    torch = importlib.import_module("torch")
+    point, along = (torch.from_numpy(a.copy()) for a in (parameters, direction))
+
+    def draw(parameters: Any) -> Any:
+        return broadcast(torch, parameters, image_size, num_points)
+
+    def derivative() -> tuple[Any, Any]:
+        with torch.no_grad():
+            found: tuple[Any, Any] = torch.func.jvp(draw, (point,), (along,))
+        return found
+
+    return derivative
+
+
+def broadcast(xp: Any, parameters: Any, image_size: int, num_points: int) -> Any:
     """Returns the images by way of an array `[points, B, S, S]`.
 
     Args:
@@ -193,20 +233,28 @@ def _broadcast(xp: Any, parameters: Any, image_size: int, num_points: int) -> An
 
 def _with_derivative(
     batch_size: int, size: dict[str, int]
-) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Returns the renderer and its derivative along the nuisance, of the same views."""
+) -> tuple[Callable[[], Any], Callable[[], Any], tuple[np.ndarray, np.ndarray]]:
+    """Returns the renderer and its derivative along the nuisance, of the same views.
+
+    With them the parameters and the direction `[B, 10]` of both.
+    """
+    targets = [0, 1, 3, 4]
     transformation = spirograph.make_transformation(**size)
-    x = jax.device_put(draw_parameters(batch_size)[:, [0, 1, 3, 4]])
-    keys = jax.random.split(jax.random.key(0))
-    alpha, other = (transformation.sample(key, batch_size).alpha for key in keys)
+    parameters, others = (draw_parameters(batch_size, seed) for seed in (0, 1))
+    direction = others - parameters
+    direction[:, targets] = 0
+    nuisance = [n for n in range(parameters.shape[1]) if n not in targets]
+    x, alpha, along = jax.device_put(
+        (parameters[:, targets], parameters[:, nuisance], direction[:, nuisance])
+    )
 
     @jax.jit
     def plain(alpha: Array) -> Array:
         return transformation.apply(x, View(alpha))
 
     @jax.jit
-    def derivative(alpha: Array, direction: Array) -> tuple[Array, Array]:
-        return jax.jvp(plain, (alpha,), (direction,))
+    def derivative(alpha: Array, along: Array) -> tuple[Array, Array]:
+        return jax.jvp(plain, (alpha,), (along,))
 
-    direction = other - alpha
-    return lambda: plain(alpha), lambda: derivative(alpha, direction)
+    inputs = parameters, direction
+    return lambda: plain(alpha), lambda: derivative(alpha, along), inputs

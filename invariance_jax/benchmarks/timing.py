@@ -5,6 +5,7 @@ slows down does so for both; what is reported is the median and the quartiles ov
 repeats, for the ratio too. Times are in seconds, wall clock.
 """
 
+import ctypes
 import importlib.util
 import math
 import os
@@ -20,6 +21,9 @@ import numpy as np
 
 PACKAGES = ("invariance_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
 """The packages whose versions belong to a result, where they are installed."""
+
+# Of malloc.h; the largest value of an int.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGE = -1, -3, 2**31 - 1
 
 
 class Quartiles(NamedTuple):
@@ -147,6 +151,21 @@ def alternate(
         for i in reversed(order) if repeat % 2 else order:
             times[i, repeat] = seconds(calls[i], counts[i])
     return times
+
+
+def keep_freed_memory() -> None:
+    """Makes the C library keep the memory of large arrays that are freed, on Linux.
+
+    Otherwise it hands them back to the system after each call, or does not, as the
+    other arrays happen to lie; where it does, the next call waits for the pages, for
+    12 MB of results longer than it takes to compute them. Holds for ours and the peers.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (AttributeError, OSError):
+        return
+    for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+        mallopt(option, _LARGE)
 
 
 def machine() -> dict[str, str | int | float]:

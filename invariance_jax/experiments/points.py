@@ -96,6 +96,15 @@ def _along(*names: str) -> Changes:
     return {"penalty.parameters": names}
 
 
+def _savings(settings: Any, parameters: tuple[str, ...]) -> dict[str, Changes]:
+    found: dict[str, Changes] = {"every example and step": {}}
+    for count, name in ((2, "half"), (4, "a quarter")):
+        found[f"{name} of the examples"] = {"penalty.fraction": 1 / count}
+    for count, name in ((2, "second"), (4, "fourth")):
+        found[f"every {name} step"] = {"penalty.every_steps": count}
+    return found
+
+
 def _baselines(settings: Any, parameters: tuple[str, ...]) -> dict[str, Changes]:
     return {
         "penalty": {},
@@ -110,5 +119,6 @@ _MAKERS: dict[str, Callable[[Any, tuple[str, ...]], dict[str, Changes]]] = {
     "limits": _limits,
     "normalization": _normalization,
     "placement": _placement,
+    "savings": _savings,
     "baselines": _baselines,
 }

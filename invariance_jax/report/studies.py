@@ -51,6 +51,11 @@ _TEXTS = {
         "Short runs that differ in the parameters along which, the representation at "
         "which and the views on which the penalty acts.",
     ),
+    "savings": (
+        "Study: savings",
+        "Short runs that penalize a share of the examples, or of the steps with a "
+        "weight as many times as large: a cheaper estimate of the same penalty.",
+    ),
     "baselines": (
         "Study: baselines",
         "Short runs with something else in place of the penalty.",

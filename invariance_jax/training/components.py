@@ -7,6 +7,7 @@ import numpy as np
 from invariance_jax import data
 from invariance_jax.models import ProjectionHead, create_encoder
 from invariance_jax.training import images
+from invariance_jax.training.fractions import one_in
 from invariance_jax.training.objective import Networks
 from invariance_jax.transforms import Transformation, spirograph
 
@@ -121,7 +122,8 @@ def make_networks(settings: Any, *, axis_name: str | None = None) -> Networks:
     """Returns the encoder and the projection head, both in both forms.
 
     The head normalizes over the whole batch, as in the paper, whatever the group size
-    of the encoder.
+    of the encoder. Where only some examples are penalized, these and the others of a
+    group normalize on their own.
 
     Args:
       settings: the result of `training.settings.resolve`.
@@ -131,14 +133,14 @@ def make_networks(settings: Any, *, axis_name: str | None = None) -> Networks:
       The modules.
     """
 
-    def encoder(tangent: str) -> Any:
+    def encoder(tangent: str, group_size: int) -> Any:
         return create_encoder(
             settings.encoder.name,
             stem=settings.encoder.stem,
             width=settings.encoder.width,
             depth=settings.encoder.depth,
             final=settings.encoder.final,
-            norm_group_size=settings.batchnorm.group_size,
+            norm_group_size=group_size,
             norm_tangent=tangent,
             precision=settings.precision,
             axis_name=axis_name,
@@ -150,6 +152,12 @@ def make_networks(settings: Any, *, axis_name: str | None = None) -> Networks:
         )
 
     statistics = settings.penalty.batch_statistics
+    group_size = settings.batchnorm.group_size
+    count = one_in(settings.penalty.fraction)
     return Networks(
-        encoder("coupled"), encoder(statistics), head("coupled"), head(statistics)
+        encoder("coupled", group_size),
+        encoder(statistics, group_size // count),
+        head("coupled"),
+        head(statistics),
+        encoder("coupled", group_size - group_size // count) if count > 1 else None,
     )

@@ -24,6 +24,7 @@ STUDIES = (
     "limits",
     "normalization",
     "placement",
+    "savings",
     "baselines",
 )
 """Comparisons of short runs that differ in a few training keys."""

@@ -91,7 +91,7 @@ class MetricsWriter:
 
 
 def final_metrics(workdir: str | os.PathLike[str], *, step: int) -> dict[str, float]:
-    """Returns `loss.final` and `penalty.final`, those of the last row until a step.
+    """Returns `loss.final` and `penalty.final`, those of the last rows until a step.
 
     Args:
       workdir: the work directory of the run; without a log there are none.
@@ -101,9 +101,12 @@ def final_metrics(workdir: str | os.PathLike[str], *, step: int) -> dict[str, fl
     rows = [
         row for row in map(json.loads, lines) if "loss" in row and row["step"] <= step
     ]
-    if not rows:
-        return {}
-    return {f"{name}.final": rows[-1][name] for name in ("loss", "penalty")}
+    return {
+        f"{name}.final": row[name]
+        for row in rows
+        for name in ("loss", "penalty")
+        if name in row
+    }
 
 
 def _whole_lines(path: epath.Path) -> list[str]:

@@ -72,7 +72,7 @@ def fit_and_score(
     l2 = settings.evaluation.l2
     if is_regression(settings):
         with _in_float64():
-            arrays = (jnp.asarray(array, jnp.float64) for array in (h, y))
+            arrays = (jnp.asarray(array).astype(jnp.float64) for array in (h, y))
             probe = evaluation.fit_ridge(*arrays, l2=l2)
         return score(settings, probe, h_test, y_test)
     features, labels = jnp.asarray(h), jnp.asarray(y)
@@ -103,7 +103,7 @@ def score(
         values = quality(settings, logits, jnp.asarray(y))
         return Scored(probe, np.asarray(logits), values)
     with _in_float64():
-        h, y = (jnp.asarray(array, jnp.float64) for array in (h, y))
+        h, y = (jnp.asarray(array).astype(jnp.float64) for array in (h, y))
         predictions = evaluation.predict(probe, h)
         values = quality(settings, predictions, y)
     return Scored(probe, np.asarray(predictions), values)

@@ -84,7 +84,8 @@ class Rows:
         if not totals[0]:
             return
         means = [
-            {name: total / count for name, (total, count) in sums.items()}
+            # No step of a short row may have had the penalty.
+            {name: total / count for name, (total, count) in sums.items() if count}
             for sums in totals
         ]
         self._check_finite(means, step)
@@ -129,6 +130,7 @@ class Rows:
         shown = {
             name: f"{np.mean([own[name] for own in means]):.4g}"
             for name in ("loss", "penalty")
+            if name in means[0]
         }
         if speed:
             shown["examples/s"] = f"{speed:.0f}"

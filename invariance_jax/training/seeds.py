@@ -125,6 +125,8 @@ def parts(
     """
     alone, settings = [[seed] for seed in seeds], seeds[0].settings
     wanted = settings.seeds_together and settings.encoder.name == "mlp"
+    # Of two branches, a step that is mapped over seeds computes both.
+    wanted = wanted and settings.penalty.every_steps == 1
     if not wanted or len(devices) > 1 or len(seeds) == 1:
         return alone
     found = [

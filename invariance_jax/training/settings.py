@@ -24,6 +24,7 @@ from invariance_jax.training.checks import (
     require,
 )
 from invariance_jax.training.compilation import OFF
+from invariance_jax.training.fractions import one_in
 from invariance_jax.transforms import spirograph
 
 
@@ -99,7 +100,19 @@ def check_devices(settings: FrozenConfigDict, num_devices: int) -> None:
         raise ValueError(
             f"batch_size is {batch}; expected a multiple of the {num_devices} devices."
         )
-    share = batch // num_devices
+    share, count = batch // num_devices, one_in(settings.penalty.fraction)
+    part = share // settings.microbatches
+    if share % settings.microbatches or part % count or part == 0:
+        raise ValueError(
+            f"microbatches is {settings.microbatches}; expected a divisor of the "
+            f"{share} examples that each of the {num_devices} devices has"
+            + (f", into parts of a multiple of {count}." if count > 1 else ".")
+        )
+    if settings.microbatches > 1 and group and part % group:
+        raise ValueError(
+            f"batchnorm.group_size is {group}; expected a divisor of the {part} "
+            f"examples of each of the {settings.microbatches} microbatches."
+        )
     if group and share % group and group % share:
         raise ValueError(
             f"batchnorm.group_size is {group}; expected a divisor or a multiple of the "
@@ -165,12 +178,15 @@ def _check_values(values: dict[str, Any]) -> None:
 
 def _check_objective(values: dict[str, Any]) -> None:
     """Checks that the options of the penalty go together."""
+    fraction = values["penalty.fraction"]
+    whole = 0 < fraction <= 1 and one_in(fraction) > 0
+    require(whole, "penalty.fraction", fraction, "1, 1/2, 1/3, ...")
     views = values["penalty.views"]
     require(views in (1, 2), "penalty.views", views, "1 or 2")
     if values["penalty.kind"] != "consistency":
         return
     neutral = {"estimator": "directional", "parameters": (), "views": 1}
-    neutral |= {"directions": 1, "batch_statistics": "coupled"}
+    neutral |= {"directions": 1, "batch_statistics": "coupled", "fraction": 1.0}
     for name, value in neutral.items():
         found = values[f"penalty.{name}"]
         expected = f"{value!r}, as penalty.kind 'consistency' takes no derivative"
@@ -237,4 +253,11 @@ def _check_batch(values: dict[str, Any]) -> int:
     if group:
         divides = batch % group == 0
         require(divides, "batchnorm.group_size", group, f"0 or a divisor of {batch}")
+    count = one_in(values["penalty.fraction"])
+    for key, size in (("batch_size", batch), ("batchnorm.group_size", group)):
+        expected = f"a multiple of {count}, as penalty.fraction is 1/{count}"
+        require(size % count == 0, key, size, expected)
+    parts = values["microbatches"]
+    divides = batch % (parts * count) == 0
+    require(divides, "microbatches", parts, f"a divisor of {batch // count}")
     return examples // batch

@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import optax
 
 from invariance_jax.training.draws import Draws
-from invariance_jax.training.objective import Networks, Objective, batch_mean
+from invariance_jax.training.microbatches import make_gradient
+from invariance_jax.training.objective import (
+    Networks,
+    Objective,
+    Terms,
+    batch_mean,
+    penalized_views,
+)
 from invariance_jax.transforms.base import Transformation
 from invariance_jax.types import Array
 
@@ -57,29 +64,37 @@ def make_step(
       `(state, x [B, ...], draws) -> (state, metrics)`, pure; x and draws are this
       replica's share, the new state and the metrics are the same on every replica.
     """
-    objective = Objective(settings, networks, transformation, axis_name)
+    penalty, every = settings.penalty, settings.penalty.every_steps
 
-    def penalty_weight(step: Array) -> Array:
-        ramp = (step + 1) / max(settings.penalty.warmup_steps, 1)
-        return settings.penalty.weight * jnp.minimum(ramp, 1.0)
+    def make(views: int) -> Callable[..., tuple[Any, Any]]:
+        objective = Objective(settings, networks, transformation, axis_name, views)
+        return make_gradient(objective, settings.microbatches)
+
+    penalized, plain = make(penalized_views(settings)), make(0)
+
+    def gradient(step: Array, *inputs: Any) -> tuple[Any, tuple[Terms, Any]]:
+        if every == 1:
+            return penalized(*inputs)
+        return jax.lax.cond(step % every == 0, penalized, plain, *inputs)
 
     def step(state: TrainState, x: Array, draws: Draws) -> tuple[TrainState, Metrics]:
-        weight = penalty_weight(state.step)
-        gradient = jax.grad(objective, has_aux=True)
+        due = state.step % every == 0
+        ramp = (state.step + 1) / max(penalty.warmup_steps, 1)
+        weight = penalty.weight * jnp.minimum(ramp, 1.0) * every * due
         grads, (terms, stats) = gradient(
-            state.params, state.batch_stats, weight, x, draws
+            state.step, state.params, state.batch_stats, weight, x, draws
         )
         if axis_name is not None:
             grads = jax.lax.pmean(grads, axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         contrastive = batch_mean(terms.contrastive, axis_name)
-        values = {
-            "loss": contrastive + weight * terms.limited,
-            "contrastive": contrastive,
-            "penalty": batch_mean(terms.penalty, axis_name),
+        one = jnp.ones_like(contrastive)
+        metrics = {
+            "loss": (contrastive + weight * terms.limited, one),
+            "contrastive": (contrastive, one),
+            "penalty": (batch_mean(terms.penalty, axis_name), one * due),
         }
-        metrics = {name: (term, jnp.ones_like(term)) for name, term in values.items()}
         return TrainState(state.step + 1, params, stats, opt_state), metrics
 
     return step
