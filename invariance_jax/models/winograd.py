@@ -13,7 +13,7 @@ batch 64, float32 (XLA's convolution in brackets): 32x32x64 forward 18 ms (50), 
 of the kernel 31 (58); 4x4x512 12 (24) and 15 (25).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from invariance_jax.types import Array
 
 PART_BYTES = 2**21
 """Of the input that is taken at a time."""
+
+Sums = Callable[[list[Array]], list[Array]]
 
 
 def convolve(x: Array, kernel: Array) -> Array:
@@ -34,11 +36,13 @@ def convolve(x: Array, kernel: Array) -> Array:
     Returns:
       `[B, H, W, F]`.
     """
-    matrices = _both_axes(_kernel_sums, [list(row) for row in kernel])
+    matrices = _combine(_combine(kernel, _kernel_sums, 0, 0), _kernel_sums, 1, 1)
+    matrices = matrices.reshape(16, *kernel.shape[2:])
 
     def convolve_part(x: Array) -> Array:
-        sums = _input_sums(x)
-        products = [v @ u for v, u in zip(sums, matrices, strict=True)]
+        products = jnp.einsum(
+            "src,scf->srf", _tile_sums(x, 4, 1, _input_sums), matrices
+        )
         return _outputs(products, (*x.shape[:3], kernel.shape[-1]))
 
     y = jax.lax.map(convolve_part, _split(x, _num_parts(x)))
@@ -57,102 +61,94 @@ def kernel_gradient(x: Array, cotangent: Array) -> Array:
     """
     parts, shape = _num_parts(x), (x.shape[-1], cotangent.shape[-1])
 
-    def add_part(
-        total: list[Array], part: tuple[Array, Array]
-    ) -> tuple[list[Array], None]:
-        sums = _input_sums(part[0]), _cotangent_sums(part[1])
-        products = [v.T @ z for v, z in zip(*sums, strict=True)]
-        return [t + p for t, p in zip(total, products, strict=True)], None
+    def add_part(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
+        sums = _tile_sums(part[0], 4, 1, _input_sums)
+        of_cotangent = _tile_sums(part[1], 2, 0, _cotangent_sums)
+        return total + jnp.einsum("src,srf->scf", sums, of_cotangent), None
 
-    zeros = [jnp.zeros(shape, x.dtype) for _ in range(16)]
     both = _split(x, parts), _split(cotangent, parts)
-    total, _ = jax.lax.scan(add_part, zeros, both)
-    rows = [total[i : i + 4] for i in range(0, 16, 4)]
-    nine = jnp.stack(_both_axes(_kernel_sums_transposed, rows))
-    return nine.reshape(3, 3, *shape)
+    total, _ = jax.lax.scan(add_part, jnp.zeros((16, *shape), x.dtype), both)
+    total = _combine(total.reshape(4, 4, *shape), _kernel_sums_transposed, 0, 0)
+    return _combine(total, _kernel_sums_transposed, 1, 1)
 
 
 def _num_parts(x: Array) -> int:
-    """Returns into how many parts the examples are split: a divisor of B."""
-    wanted = -(-x.nbytes // PART_BYTES)
-    return next(
-        n
-        for n in range(1, len(x) + 1)
-        if len(x) % n == 0 and n >= wanted or n == len(x)
-    )
+    """Returns into how many parts the examples are split, a divisor of B."""
+    wanted = -(-x.size * x.dtype.itemsize // PART_BYTES)
+    return next(n for n in range(min(wanted, len(x)), len(x) + 1) if len(x) % n == 0)
 
 
 def _split(x: Array, parts: int) -> Array:
     return x.reshape(parts, -1, *x.shape[1:])
 
 
-def _both_axes(
-    combine: Callable[[Sequence[Array]], list[Array]], rows: Sequence[Sequence[Array]]
-) -> list[Array]:
-    """Returns `T X T^T` row by row, where combine is T and X a matrix of arrays."""
-    across = [combine(row) for row in rows]
-    columns = [combine(column) for column in zip(*across, strict=True)]
-    return [entry for row in zip(*columns, strict=True) for entry in row]
+def _combine(x: Array, sums: Sums, axis: int, new_axis: int) -> Array:
+    """Returns sums of the entries along an axis, stacked along one of the result."""
+    return _stack(sums, jnp.moveaxis(x, axis, 0), new_axis)
 
 
-def _pixels(x: Array, size: int, before: int) -> list[list[Array]]:
-    """Returns the pixels at each place of all tiles, which lie 2 apart, as matrices.
+def _stack(sums: Sums, entries: Iterable[Array], axis: int) -> Array:
+    # Without the barrier XLA computes the entries again for each sum of the other axis.
+    stacked: Array = jax.lax.optimization_barrier(jnp.stack(sums(list(entries)), axis))
+    return stacked
+
+
+def _tile_sums(x: Array, size: int, before: int, sums: Sums) -> Array:
+    """Returns `T X T^T` of each tile X, where sums is T.
 
     Args:
       x: `[B, H, W, C]`.
-      size: pixels per side of a tile.
+      size: pixels per side of a tile; tiles lie 2 apart and cover the image.
       before: rows and columns of zeros before the first.
+      sums: four sums of the pixels of a row.
 
     Returns:
-      size x size arrays `[B * tiles, C]`.
+      `[16, B * tiles, C]`.
     """
     tiles = [-(-length // 2) for length in x.shape[1:3]]
     padding = [
         (before, 2 * (n - 1) + size - length - before)
         for n, length in zip(tiles, x.shape[1:3], strict=True)
     ]
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-
-    def places(x: Array, axis: int) -> list[Array]:
-        length = 2 * tiles[axis - 1] - 1
-        return [jax.lax.slice_in_dim(x, i, i + length, 2, axis) for i in range(size)]
-
-    return [
-        [pixel.reshape(-1, x.shape[-1]) for pixel in places(row, 2)]
-        for row in places(x, 1)
-    ]
+    channels, x = x.shape[-1], jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    for number, axis in enumerate((1, 3)):  # the first sums stand before the examples
+        length = 2 * tiles[number] - 1
+        places = [jax.lax.slice_in_dim(x, i, i + length, 2, axis) for i in range(size)]
+        x = _stack(sums, places, number)
+    return x.reshape(16, -1, channels)
 
 
-def _input_sums(x: Array) -> list[Array]:
-    return _both_axes(
-        lambda d: [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]],
-        _pixels(x, 4, 1),
-    )
-
-
-def _cotangent_sums(y: Array) -> list[Array]:
-    return _both_axes(
-        lambda y: [y[0], y[0] + y[1], y[0] - y[1], -y[1]], _pixels(y, 2, 0)
-    )
-
-
-def _outputs(products: list[Array], shape: tuple[int, ...]) -> Array:
-    """Returns the images `[B, H, W, F]` from 16 products `[B * tiles, F]`."""
+def _outputs(products: Array, shape: tuple[int, ...]) -> Array:
+    """Returns the images `[B, H, W, F]` from the products `[16, B * tiles, F]`."""
     examples, height, width, features = shape
-    rows = [products[i : i + 4] for i in range(0, 16, 4)]
-    pixels = _both_axes(lambda m: [m[0] + m[1] + m[2], m[1] - m[2] - m[3]], rows)
-    tiles = -(-height // 2), -(-width // 2)
-    y = jnp.stack(pixels).reshape(2, 2, examples, *tiles, features)
-    y = y.transpose(2, 3, 0, 4, 1, 5)
-    y = y.reshape(examples, 2 * tiles[0], 2 * tiles[1], features)
+    rows, columns = -(-height // 2), -(-width // 2)
+    products = products.reshape(4, 4, examples, rows, columns, features)
+    y = _combine(products, _output_sums, 1, 4)
+    y = _combine(y, _output_sums, 0, 2)
+    y = y.reshape(examples, 2 * rows, 2 * columns, features)
     return y[:, :height, :width]
 
 
-def _kernel_sums(g: Sequence[Array]) -> list[Array]:
+# B^T, A, A^T, G and G^T of the paper, applied to a list of arrays.
+
+
+def _input_sums(d: list[Array]) -> list[Array]:
+    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
+
+
+def _cotangent_sums(y: list[Array]) -> list[Array]:
+    return [y[0], y[0] + y[1], y[0] - y[1], -y[1]]
+
+
+def _output_sums(m: list[Array]) -> list[Array]:
+    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
+
+
+def _kernel_sums(g: list[Array]) -> list[Array]:
     outer, middle = (g[0] + g[2]) / 2, g[1] / 2
     return [g[0], outer + middle, outer - middle, g[2]]
 
 
-def _kernel_sums_transposed(u: Sequence[Array]) -> list[Array]:
+def _kernel_sums_transposed(u: list[Array]) -> list[Array]:
     outer, middle = (u[1] + u[2]) / 2, (u[1] - u[2]) / 2
     return [u[0] + outer, middle, outer + u[3]]
