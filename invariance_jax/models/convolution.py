@@ -1,15 +1,16 @@
 """Convolutions of images, fast on processors too.
 
-XLA's convolutions are the fastest there are on accelerators; on processors those of 3x3
-at stride 1 are replaced, when a program is lowered for its platform, by the products of
-`models.winograd`. A convolution is linear in the image and in the kernel, so it and its
-two transposes are the three derivatives of one trilinear form; each is an operation of
-its own here, whose derivatives are the other two. Hence every mode and order of
-differentiation is as fast as the operation itself.
+XLA's convolutions are the fastest there are on accelerators; on processors they are
+replaced, when a program is lowered for its platform, by matrix products: those of
+`models.winograd` for 3x3 kernels at stride 1, else those of `models.patches`. A
+convolution is linear in the image and in the kernel, so it and its two transposes are
+the three derivatives of one trilinear form; each is an operation of its own here, whose
+derivatives are the other two. Hence every mode and order of differentiation is as fast
+as the operation itself.
 """
 
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,14 +20,36 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.typing import DTypeLike
 
-from invariance_jax.models import winograd
+from invariance_jax.models import patches, winograd
 from invariance_jax.types import Array
 
 _CHANNELS, _TILES = 32, 64
-"""Fewer than these, and the sums cost more than the products save."""
+"""Fewer than these, and Winograd's sums cost more than the products they save."""
 
 ROLES = ("image", "kernel", "output")
 """What the trilinear form takes; an operation takes two and returns the third."""
+
+
+class Geometry(NamedTuple):
+    """What the shapes of two of the three do not tell of the third.
+
+    Attributes:
+      image: its rows and columns.
+      kernel: its rows and columns.
+      strides: pixels from one output to the next, along both axes.
+      padding: pixels of zeros on each of the four sides.
+    """
+
+    image: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: int
+    padding: int
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        """Returns its rows and columns."""
+        sizes = zip(self.image, self.kernel, strict=True)
+        return tuple((n + 2 * self.padding - k) // self.strides + 1 for n, k in sizes)
 
 
 class Convolution(nn.Module):
@@ -88,28 +111,17 @@ def convolve(x: Array, kernel: Array, *, strides: int, padding: int) -> Array:
             f"x has shape {x.shape} and kernel {kernel.shape}; expected [B, H, W, C] "
             "and [rows, columns, C, F]."
         )
-    if kernel.shape[:2] == (3, 3) and (strides, padding) == (1, 1) and x.size:
-        return _bind("output", {"image": x, "kernel": kernel})
-    return _by_xla(x, kernel, strides, padding)
-
-
-def _by_xla(x: Array, kernel: Array, strides: int = 1, padding: int = 1) -> Array:
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (strides, strides),
-        ((padding, padding), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    geometry = Geometry(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return _bind("output", {"image": x, "kernel": kernel}, geometry)
 
 
 # The operation that returns `role`, from the other two in the order of ROLES.
-_operation = Primitive("convolution_3x3")
+_operation = Primitive("convolution_of_images")
 
 
-def _bind(role: str, given: dict[str, Array]) -> Array:
+def _bind(role: str, given: dict[str, Array], geometry: Geometry) -> Array:
     arguments = [given[name] for name in _others(role)]
-    result: Array = _operation.bind(*arguments, role=role)
+    result: Array = _operation.bind(*arguments, role=role, geometry=geometry)
     return result
 
 
@@ -117,106 +129,134 @@ def _others(role: str) -> list[str]:
     return [name for name in ROLES if name != role]
 
 
-def _abstract(one: Any, two: Any, *, role: str) -> Any:
-    shapes = dict(zip(_others(role), (one.shape, two.shape), strict=True))
-    shape = {
-        "output": lambda: (*shapes["image"][:3], shapes["kernel"][3]),
-        "image": lambda: (*shapes["output"][:3], shapes["kernel"][2]),
-        "kernel": lambda: (3, 3, shapes["image"][3], shapes["output"][3]),
-    }[role]()
+def _abstract(one: Any, two: Any, *, role: str, geometry: Geometry) -> Any:
+    if role == "output":
+        shape = (one.shape[0], *geometry.output, two.shape[3])
+    elif role == "image":
+        shape = (two.shape[0], *geometry.image, one.shape[2])
+    else:
+        shape = (*geometry.kernel, one.shape[3], two.shape[3])
     return one.update(shape=shape)
 
 
-def _transpose(index: int, cotangent: Array, one: Any, two: Any, *, role: str) -> Array:
+def _transpose(
+    index: int, cotangent: Array, one: Any, two: Any, *, role: str, geometry: Geometry
+) -> Array:
     """Returns the cotangent of the argument at index."""
     names = _others(role)
     known = {names[1 - index]: (one, two)[1 - index], role: cotangent}
-    return _bind(names[index], known)
-
-
-_operation.def_abstract_eval(_abstract)
-ad.defbilinear(_operation, partial(_transpose, 0), partial(_transpose, 1))
+    return _bind(names[index], known, geometry)
 
 
 def _batch(
-    arguments: tuple[Array, Array], axes: tuple[int | None, int | None], *, role: str
+    arguments: tuple[Array, Array],
+    axes: tuple[int | None, int | None],
+    *,
+    role: str,
+    geometry: Geometry,
 ) -> tuple[Array, int]:
     """Maps over an axis: as more examples where the kernel is the same for all."""
     given = dict(zip(_others(role), arguments, strict=True))
     mapped = {
         name: jnp.moveaxis(given[name], axis, 0)
-        for name, axis in zip(_others(role), axes, strict=True)
+        for name, axis in zip(given, axes, strict=True)
         if axis is not None
     }
     if role != "kernel" and "kernel" not in mapped:
         ((name, x),) = mapped.items()
-        y = _bind(role, {**given, name: x.reshape(-1, *x.shape[2:])})
+        y = _bind(role, {**given, name: x.reshape(-1, *x.shape[2:])}, geometry)
         return y.reshape(*x.shape[:2], *y.shape[1:]), 0
-    return jax.lax.map(lambda own: _bind(role, {**given, **own}), mapped), 0
+    result: Array = jax.lax.map(
+        lambda own: _bind(role, {**given, **own}, geometry), mapped
+    )
+    return result, 0
 
 
-batching.primitive_batchers[_operation] = _batch
+def by_xla(one: Array, two: Array, *, role: str, geometry: Geometry) -> Array:
+    """Returns an operation as XLA's convolution, or as a transpose of that.
 
+    Args:
+      one: image or kernel, as role leaves them.
+      two: kernel or output.
+      role: which of `ROLES` is returned.
+      geometry: that of the convolution.
 
-def _on_accelerators(one: Array, two: Array, *, role: str) -> Array:
+    Returns:
+      Image, kernel or output.
+    """
     if role == "output":
-        return _by_xla(one, two)
+        sides = (geometry.padding, geometry.padding)
+        y: Array = jax.lax.conv_general_dilated(
+            one,
+            two,
+            (geometry.strides, geometry.strides),
+            (sides, sides),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y
+    convolution = partial(by_xla, role="output", geometry=geometry)
+    shape = _abstract(jax.typeof(one), jax.typeof(two), role=role, geometry=geometry)
     if role == "image":
-        shape = (*two.shape[:3], one.shape[2])
-        transposed = jax.linear_transpose(
-            lambda x: _by_xla(x, one), jax.ShapeDtypeStruct(shape, two.dtype)
-        )
+        transposed = jax.linear_transpose(lambda x: convolution(x, one), shape)
     else:
-        shape = (3, 3, one.shape[3], two.shape[3])
-        transposed = jax.linear_transpose(
-            lambda kernel: _by_xla(one, kernel), jax.ShapeDtypeStruct(shape, one.dtype)
-        )
+        transposed = jax.linear_transpose(lambda k: convolution(one, k), shape)
     (result,) = transposed(two)
     return result
 
 
-def _on_processors(one: Array, two: Array, *, role: str) -> Array:
-    given = dict(zip(_others(role), (one, two), strict=True))
-    if not _pays(given):
-        return _on_accelerators(one, two, role=role)
-    if role == "kernel":
-        return winograd.kernel_gradient(one, two)
+def by_products(one: Array, two: Array, *, role: str, geometry: Geometry) -> Array:
+    """Returns an operation as products of matrices.
+
+    Args:
+      one: as of `by_xla`.
+      two: as of `by_xla`.
+      role: as of `by_xla`.
+      geometry: as of `by_xla`.
+
+    Returns:
+      As `by_xla`.
+    """
+    steps = {"strides": geometry.strides, "padding": geometry.padding}
+    filtering = _pays(one, two, role, geometry)
     if role == "output":
-        return winograd.convolve(one, two)
-    turned = given["kernel"][::-1, ::-1].swapaxes(2, 3)
-    return winograd.convolve(given["output"], turned)
+        if filtering:
+            return winograd.convolve(one, two)
+        return patches.convolve(one, two, **steps)
+    if role == "kernel":
+        if filtering:
+            return winograd.kernel_gradient(one, two)
+        return patches.kernel_gradient(one, two, size=geometry.kernel, **steps)
+    if filtering:
+        return winograd.convolve(two, one[::-1, ::-1].swapaxes(2, 3))
+    return patches.image_gradient(one, two, size=geometry.image, **steps)
 
 
-def _pays(given: dict[str, Array]) -> bool:
-    """Returns whether the products saved are worth the sums."""
-    pixels = given.get("image", given.get("output"))
-    assert pixels is not None
-    tiles = pixels.size // pixels.shape[-1] // 4
-    channels = min(
-        size
-        for name, x in given.items()
-        for size in x.shape[2 if name == "kernel" else 3 :]
-    )
-    wide = pixels.dtype.itemsize >= 4  # sums of bfloat16 would lose what it has
-    return wide and channels >= _CHANNELS and tiles >= _TILES
-
-
-mlir.register_lowering(
-    _operation, mlir.lower_fun(_on_accelerators, multiple_results=False)
-)
-mlir.register_lowering(
-    _operation, mlir.lower_fun(_on_processors, multiple_results=False), platform="cpu"
-)
+def _pays(one: Array, two: Array, role: str, geometry: Geometry) -> bool:
+    """Returns whether Winograd's way is possible, and faster."""
+    if geometry[1:] != ((3, 3), 1, 1) or one.dtype.itemsize < 4:
+        return False  # sums of bfloat16 would lose what it has
+    images = two if role == "image" else one
+    tiles = images.size // images.shape[-1] // 4
+    kernel = {"image": one, "output": two}.get(role)
+    channels = (one.shape[3], two.shape[3]) if kernel is None else kernel.shape[2:]
+    return tiles >= _TILES and min(channels) >= _CHANNELS
 
 
 @cache
-def _compiled(role: str) -> Any:
-    return jax.jit(partial(_operation.bind, role=role))
+def _compiled(role: str, geometry: Geometry) -> Any:
+    return jax.jit(partial(_operation.bind, role=role, geometry=geometry))
 
 
-def _eager(one: Array, two: Array, *, role: str) -> Array:
-    result: Array = _compiled(role)(one, two)
+def _eager(one: Array, two: Array, *, role: str, geometry: Geometry) -> Array:
+    result: Array = _compiled(role, geometry)(one, two)
     return result
 
 
 _operation.def_impl(_eager)
+_operation.def_abstract_eval(_abstract)
+ad.defbilinear(_operation, partial(_transpose, 0), partial(_transpose, 1))
+batching.primitive_batchers[_operation] = _batch
+mlir.register_lowering(_operation, mlir.lower_fun(by_xla, multiple_results=False))
+mlir.register_lowering(
+    _operation, mlir.lower_fun(by_products, multiple_results=False), platform="cpu"
+)

@@ -18,10 +18,8 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
+from invariance_jax.models.parts import map_parts, sum_parts
 from invariance_jax.types import Array
-
-PART_BYTES = 2**21
-"""Of the input that is taken at a time."""
 
 Sums = Callable[[list[Array]], list[Array]]
 
@@ -45,8 +43,7 @@ def convolve(x: Array, kernel: Array) -> Array:
         )
         return _outputs(products, (*x.shape[:3], kernel.shape[-1]))
 
-    y = jax.lax.map(convolve_part, _split(x, _num_parts(x)))
-    return y.reshape(*x.shape[:3], kernel.shape[-1])
+    return map_parts(convolve_part, x)
 
 
 def kernel_gradient(x: Array, cotangent: Array) -> Array:
@@ -59,27 +56,16 @@ def kernel_gradient(x: Array, cotangent: Array) -> Array:
     Returns:
       `[3, 3, C, F]`.
     """
-    parts, shape = _num_parts(x), (x.shape[-1], cotangent.shape[-1])
+    shape = (x.shape[-1], cotangent.shape[-1])
 
-    def add_part(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
-        sums = _tile_sums(part[0], 4, 1, _input_sums)
-        of_cotangent = _tile_sums(part[1], 2, 0, _cotangent_sums)
-        return total + jnp.einsum("src,srf->scf", sums, of_cotangent), None
+    def differentiate_part(x: Array, cotangent: Array) -> Array:
+        sums = _tile_sums(x, 4, 1, _input_sums)
+        of_cotangent = _tile_sums(cotangent, 2, 0, _cotangent_sums)
+        return jnp.einsum("src,srf->scf", sums, of_cotangent)
 
-    both = _split(x, parts), _split(cotangent, parts)
-    total, _ = jax.lax.scan(add_part, jnp.zeros((16, *shape), x.dtype), both)
-    total = _combine(total.reshape(4, 4, *shape), _kernel_sums_transposed, 0, 0)
-    return _combine(total, _kernel_sums_transposed, 1, 1)
-
-
-def _num_parts(x: Array) -> int:
-    """Returns into how many parts the examples are split, a divisor of B."""
-    wanted = -(-x.size * x.dtype.itemsize // PART_BYTES)
-    return next(n for n in range(min(wanted, len(x)), len(x) + 1) if len(x) % n == 0)
-
-
-def _split(x: Array, parts: int) -> Array:
-    return x.reshape(parts, -1, *x.shape[1:])
+    products = sum_parts(differentiate_part, x, cotangent).reshape(4, 4, *shape)
+    gradient = _combine(products, _kernel_sums_transposed, 0, 0)
+    return _combine(gradient, _kernel_sums_transposed, 1, 1)
 
 
 def _combine(x: Array, sums: Sums, axis: int, new_axis: int) -> Array:
