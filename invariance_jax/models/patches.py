@@ -40,7 +40,7 @@ def image_gradient(
     kernel: Array,
     cotangent: Array,
     *,
-    size: tuple[int, int],
+    size: tuple[int, ...],
     strides: int,
     padding: int,
 ) -> Array:

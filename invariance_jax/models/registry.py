@@ -30,13 +30,14 @@ def create_encoder(
     norm_group_size: int = 0,
     norm_tangent: str = "coupled",
     precision: str = "float32",
+    rematerialize: bool = False,
     axis_name: str | None = None,
 ) -> nn.Module:
     """Returns an encoder, called as `module.apply(variables, images, train=bool)`.
 
     One set of settings serves every name, so that a change of the encoder is a change
-    of its name: stem applies to ResNets and width, depth and final to the MLP, and a
-    setting that does not apply is ignored.
+    of its name: stem and rematerialize apply to ResNets and width, depth and final to
+    the MLP, and a setting that does not apply is ignored.
 
     >>> import jax
     >>> encoder = create_encoder("mlp", width=8, depth=2)
@@ -56,6 +57,8 @@ def create_encoder(
       norm_tangent: "coupled" or "example", as of `BatchNorm`.
       precision: of matrix products and convolutions: "float32" (that of the images) or
         "bfloat16". Parameters, statistics and h are at least float32 in any case.
+      rematerialize: whether derivatives compute what is within each residual block
+        again, instead of keeping it: less memory, more time, the same numbers.
       axis_name: the mapped axis of replicas; None means one replica.
 
     Returns:
@@ -79,7 +82,9 @@ def create_encoder(
     if name == "mlp":
         return MLP(width=width, depth=depth, final=final, **common)
     stage_sizes, bottleneck = _RESNETS[name]
-    return ResNet(stage_sizes, bottleneck, stem=stem, **common)
+    return ResNet(
+        stage_sizes, bottleneck, stem=stem, rematerialize=rematerialize, **common
+    )
 
 
 def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:

@@ -98,6 +98,8 @@ class ResNet(nn.Module):
       axis_name: as of `BatchNorm`.
       dtype: of the convolutions and activations; None is that of the images. The
         parameters are float32 in any case.
+      rematerialize: whether derivatives compute what is within a block again, instead
+        of keeping it: less memory, more time, the same numbers.
     """
 
     stage_sizes: tuple[int, ...]
@@ -107,6 +109,7 @@ class ResNet(nn.Module):
     tangent: str = "coupled"
     axis_name: str | None = None
     dtype: DTypeLike | None = None
+    rematerialize: bool = False
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
@@ -136,16 +139,24 @@ class ResNet(nn.Module):
             dtype=self.dtype,
         )
         x = self._stem(images, conv, norm, train)
+
+        def apply(block: nn.Module, x: Array) -> Array:
+            y: Array = block(x, train=train)
+            return y
+
+        if self.rematerialize:
+            apply = nn.remat(apply)
         for stage, size in enumerate(self.stage_sizes):
             for block in range(size):
-                x = ResidualBlock(
+                residual = ResidualBlock(
                     features=64 * 2**stage,
                     stride=2 if stage > 0 and block == 0 else 1,
                     bottleneck=self.bottleneck,
                     conv=conv,
                     norm=norm,
                     name=f"layer{stage + 1}_{block}",
-                )(x, train=train)
+                )
+                x = apply(residual, x)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return jnp.mean(x, axis=(1, 2))
 

@@ -143,6 +143,7 @@ def make_networks(settings: Any, *, axis_name: str | None = None) -> Networks:
             norm_group_size=group_size,
             norm_tangent=tangent,
             precision=settings.precision,
+            rematerialize=settings.encoder.rematerialize,
             axis_name=axis_name,
         )
 
