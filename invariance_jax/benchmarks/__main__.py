@@ -1,9 +1,9 @@
 """Times the hot paths: `python -m invariance_jax.benchmarks NAME [--json=OUT]`.
 
-NAME is render, augment, penalty, loss, evaluate, restart or all. The last lines are a
-table and the machine; `--json` also writes them to a file. The run of `penalty` and
-`restart` is that of a configuration file, by default of the checkout that is the
-current directory.
+NAME is render, augment, step, penalty, memory, loss, evaluate, restart or all. The last
+lines are a table and the machine; `--json` also writes them to a file. The run of
+`step`, `penalty`, `memory` and `restart` is that of a configuration file, by default of
+the checkout that is the current directory.
 """
 
 import json
@@ -19,9 +19,11 @@ from invariance_jax.benchmarks import (
     augment,
     evaluate,
     loss,
+    memory,
     penalty,
     render,
     restart,
+    step,
 )
 from invariance_jax.benchmarks.timing import (
     Comparison,
@@ -61,6 +63,22 @@ def _augment() -> list[Comparison]:
         image_size=32,
         workers=2,
         repeats=_REPEATS.value,
+        min_seconds=_MIN_SECONDS.value,
+    )
+
+
+def _step() -> list[Comparison]:
+    return step.run(
+        _CONFIG.value,
+        repeats=min(_REPEATS.value, 5),
+        min_seconds=_MIN_SECONDS.value,
+    )
+
+
+def _memory() -> list[Comparison]:
+    return memory.run(
+        _CONFIG.value,
+        repeats=min(_REPEATS.value, 3),
         min_seconds=_MIN_SECONDS.value,
     )
 
@@ -105,7 +123,9 @@ def _restart() -> list[Comparison]:
 BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
     "render": _render,
     "augment": _augment,
+    "step": _step,
     "penalty": _penalty,
+    "memory": _memory,
     "loss": _loss,
     "evaluate": _evaluate,
     "restart": _restart,
@@ -116,7 +136,7 @@ BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
 def main(arguments: list[str]) -> None:
     """Runs the benchmarks that are named, prints the table and writes the results."""
     names = _names(arguments[1:])
-    if {"penalty", "restart"} & {*names}:
+    if {"step", "penalty", "memory", "restart"} & {*names}:
         _check_config_exists()
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
         raise ValueError(f"--json is {_JSON.value!r}; expected a file in a folder.")
