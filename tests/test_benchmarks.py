@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,11 +14,13 @@ import pytest
 from configs import spirograph as config_file
 from invariance_jax.benchmarks import (
     augment,
+    ceilings,
     evaluate,
     loss,
     penalty,
     render,
     restart,
+    step,
     timing,
 )
 from invariance_jax.training import parallel
@@ -127,11 +130,33 @@ def test_a_comparison_survives_json():
 
 
 def test_table_has_milliseconds_ratio_spread_and_machine():
-    text = timing.table([comparison(speedup=True)], {"cpu cores": 2})
-    header, row, _, facts = text.splitlines()
+    counted = replace(comparison(speedup=True), flops=4.0, bytes_moved=60.0)
+    limits = ceilings.Ceilings(flops=10.0, bytes_moved=100.0)
+    found = [counted, comparison(speedup=True)]
+    header, row, other, _, facts = timing.table(
+        found, {"cpu cores": 2}, limits
+    ).splitlines()
     assert header.split()[0] == "ours"
+    assert "30%" in row and "%" not in other
     assert "2e+03" in row and "2 (peer / ours)" in row and "2 to 3" in row
     assert facts == "cpu cores 2"
+
+
+def test_ceilings_are_rates_of_the_device():
+    limits = ceilings.measure(size=32, copied=1000)
+    assert limits.flops > 0 and limits.bytes_moved > 0
+    half = {"flops": limits.flops, "bytes_moved": limits.bytes_moved / 2}
+    assert limits.share(**half, seconds=2.0) == pytest.approx(0.5)
+
+
+def test_step_compares_with_the_same_encoder(config):
+    pytest.importorskip("torch")
+    step.check_encoder("resnet18", 8)
+    config.encoder.depth = 3
+    results = step.run(config, repeats=1, min_seconds=0.0)
+    assert [r.ours for r in results] == ["mlp, plain", "mlp, penalized"]
+    products = 3 * 8 * 8 * 8 + 2 * 8 * 8
+    assert [r.flops for r in results] == [2 * n * 3 * 8 * products for n in (2, 3)]
 
 
 def test_machine_names_versions_and_device():
@@ -423,6 +448,18 @@ def program(*arguments, cwd=ROOT):
         text=True,
         timeout=120,
     )
+
+
+def test_a_benchmark_that_needs_torch_says_so():
+    code = (
+        "import runpy, sys; sys.modules['torch'] = None; sys.argv = ['', 'evaluate']; "
+        "runpy.run_module('invariance_jax.benchmarks', run_name='__main__')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: the benchmark evaluate compares with")
 
 
 def test_program_prints_a_table_and_writes_json(tmp_path):

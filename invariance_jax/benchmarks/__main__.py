@@ -1,11 +1,14 @@
 """Times the hot paths: `python -m invariance_jax.benchmarks NAME [--json=OUT]`.
 
-NAME is render, augment, step, penalty, memory, loss, evaluate, restart or all. The last
-lines are a table and the machine; `--json` also writes them to a file. The run of
-`step`, `penalty`, `memory` and `restart` is that of a configuration file, by default of
-the checkout that is the current directory.
+NAME is render, augment, step, penalty, loss, evaluate, restart or all. `step` and
+`evaluate` need PyTorch; without it, `all` leaves them out. The last lines are a table
+and the machine; `--json` also writes them to a file. The run of `step`, `penalty` and
+`restart` is that of a configuration file, by default of the checkout that is the
+current directory.
 """
 
+import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -17,9 +20,9 @@ from ml_collections import config_flags
 
 from invariance_jax.benchmarks import (
     augment,
+    ceilings,
     evaluate,
     loss,
-    memory,
     penalty,
     render,
     restart,
@@ -68,19 +71,16 @@ def _augment() -> list[Comparison]:
 
 
 def _step() -> list[Comparison]:
-    return step.run(
-        _CONFIG.value,
-        repeats=min(_REPEATS.value, 5),
-        min_seconds=_MIN_SECONDS.value,
-    )
-
-
-def _memory() -> list[Comparison]:
-    return memory.run(
-        _CONFIG.value,
-        repeats=min(_REPEATS.value, 3),
-        min_seconds=_MIN_SECONDS.value,
-    )
+    resnet = importlib.import_module("configs.spirograph").get_config()
+    resnet.batch_size = 64
+    results = []
+    for config, repeats in ((_CONFIG.value, _REPEATS.value), (resnet, 5)):
+        results += step.run(
+            config,
+            repeats=min(_REPEATS.value, repeats),
+            min_seconds=_MIN_SECONDS.value,
+        )
+    return results
 
 
 def _penalty() -> list[Comparison]:
@@ -125,7 +125,6 @@ BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
     "augment": _augment,
     "step": _step,
     "penalty": _penalty,
-    "memory": _memory,
     "loss": _loss,
     "evaluate": _evaluate,
     "restart": _restart,
@@ -133,10 +132,13 @@ BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
 """Name -> what measures it, with the sizes that belong in a table."""
 
 
+NEED_TORCH = ("step", "evaluate")
+
+
 def main(arguments: list[str]) -> None:
     """Runs the benchmarks that are named, prints the table and writes the results."""
     names = _names(arguments[1:])
-    if {"step", "penalty", "memory", "restart"} & {*names}:
+    if {"step", "penalty", "restart"} & {*names}:
         _check_config_exists()
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
         raise ValueError(f"--json is {_JSON.value!r}; expected a file in a folder.")
@@ -145,7 +147,10 @@ def main(arguments: list[str]) -> None:
     for name in names:
         print(f"{name} ...", flush=True)
         results += BENCHMARKS[name]()
-    print(table(results, facts))
+    limits = ceilings.measure(size=2048, copied=2**25)
+    facts["GFLOP/s of a matrix product"] = round(limits.flops / 1e9, 1)
+    facts["GB/s of a copy"] = round(limits.bytes_moved / 1e9, 2)
+    print(table(results, facts, limits))
     if _JSON.value:
         found = {"machine": facts, "results": [r.as_dict() for r in results]}
         Path(_JSON.value).write_text(json.dumps(found, indent=2) + "\n")
@@ -158,7 +163,15 @@ def _names(arguments: list[str]) -> list[str]:
         raise ValueError(
             f"the benchmark is {found!r}; expected one of {', '.join(choices)}."
         )
-    return list(BENCHMARKS) if arguments[0] == "all" else arguments
+    has_torch = importlib.util.find_spec("torch") is not None
+    if arguments[0] == "all":
+        return [name for name in BENCHMARKS if has_torch or name not in NEED_TORCH]
+    if arguments[0] in NEED_TORCH and not has_torch:
+        raise ValueError(
+            f"the benchmark {arguments[0]} compares with PyTorch, which is not "
+            "installed; expected python -m pip install '.[benchmarks]' before it."
+        )
+    return arguments
 
 
 def _check_config_exists() -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invariance_jax.benchmarks.render import _broadcast
+from invariance_jax.benchmarks.render import broadcast
 from invariance_jax.benchmarks.torch_networks import make_encoder, make_head
 from invariance_jax.transforms import spirograph
 
@@ -202,7 +202,7 @@ def _draw(torch: Any, batch_size: int) -> list[Draw]:
 
 def _render(torch: Any, x: Any, alpha: Any, image_size: int) -> Any:
     parameters = torch.cat([x[:, :2], alpha[:, :1], x[:, 2:], alpha[:, 1:]], dim=1)
-    return _broadcast(torch, parameters, image_size, NUM_POINTS)
+    return broadcast(torch, parameters, image_size, NUM_POINTS)
 
 
 def _compile(torch: Any, function: Any) -> Any:

@@ -9,6 +9,7 @@ anything is timed, the images are compared.
 import importlib
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -77,7 +78,12 @@ def run(
             Comparison("derivative", "jvp", "torch, cpu", *times, True, _EXPECTED)
         )
     times = alternate(derivative, plain, **settings)
-    return [*results, Comparison("derivative", "jvp", "render", *times, False)]
+    results.append(Comparison("derivative", "jvp", "render", *times, False))
+    written = 4.0 * batch_size * image_size**2 * 3  # of the images
+    return [
+        replace(r, bytes_moved=written * (1 if r.name == "render" else 2))
+        for r in results
+    ]
 
 
 def draw_parameters(batch_size: int, seed: int = 0) -> np.ndarray:

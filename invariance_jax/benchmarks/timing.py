@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from invariance_jax.benchmarks.ceilings import Ceilings
+
 PACKAGES = ("invariance_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
 """The packages whose versions belong to a result, where they are installed."""
 
@@ -92,6 +94,8 @@ class Comparison:
             "ratio": self.ratio._asdict(),
             "ratio_of": self.ratio_of,
             "expected": self.expected,
+            "flops": self.flops,
+            "bytes_moved": self.bytes_moved,
         }
 
 
@@ -200,25 +204,34 @@ def _has_metadata(name: str) -> bool:
     return True
 
 
-def table(results: Sequence[Comparison], facts: Mapping[str, object]) -> str:
+def table(
+    results: Sequence[Comparison], facts: Mapping[str, object], ceilings: Ceilings
+) -> str:
     """Returns the results and the machine as text.
 
     Args:
       results: one for each row.
       facts: the result of `machine`.
+      ceilings: of the device; the share that ours reaches is shown where it is counted
+        what a call needs.
 
     Returns:
       Lines of a table, times in milliseconds, and a line of facts.
     """
-    rows = [("", "ours", "ms", "peer", "ms", "ratio", "quartiles", "expected")]
+    header = "", "ours", "ms", "of ceiling", "peer", "ms", "ratio", "quartiles"
+    rows = [(*header, "expected")]
     for result in results:
         ratio = result.ratio
         ours, peer = quartiles(result.ours_seconds), quartiles(result.peer_seconds)
+        share = ceilings.share(
+            flops=result.flops, bytes_moved=result.bytes_moved, seconds=ours.median
+        )
         rows.append(
             (
                 result.name,
                 result.ours,
                 f"{1e3 * ours.median:.3g}",
+                f"{share:.0%}" if share else "",
                 result.peer,
                 f"{1e3 * peer.median:.3g}",
                 f"{ratio.median:.3g} ({result.ratio_of})",

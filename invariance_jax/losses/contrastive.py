@@ -17,8 +17,8 @@ def nt_xent(
     z2: Array,
     *,
     temperature: float | Array,
-    axis_name: str | None = None,
     block_size: int | None = None,
+    axis_name: str | None = None,
 ) -> Array:
     """Returns the contrastive loss of each example, the mean over its two anchors.
 
@@ -30,11 +30,11 @@ def nt_xent(
       z1: `[B, D]`, projections of the first views.
       z2: `[B, D]`, projections of the second views, in the same order.
       temperature: positive scalar.
+      block_size: anchors whose similarities are held at a time, in the backward pass
+        too, which computes them again; the last block may be smaller. None: all 2B.
       axis_name: the mapped axis over which the batch is spread; negatives come from all
         replicas, and the mean over replicas of the gradients of the local means is the
         gradient of the mean over the joined batch. None: one replica.
-      block_size: anchors whose similarities are held at a time, in the backward pass
-        too, which computes them again; the last block may be smaller. None: all 2B.
 
     Returns:
       `[B]`, nats, for the examples of this replica.

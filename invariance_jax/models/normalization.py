@@ -65,11 +65,14 @@ def group_moments(
     _check_features(x)
     groups, span = _layout(x.shape[0], group_size, axis_name)
     rows = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    rows = rows.reshape(groups, -1, x.shape[-1])
-    mean = _mean_over_replicas(jnp.mean(rows, axis=1), span, axis_name)
-    deviation = jnp.square(rows - mean[:, None, :])
-    variance = _mean_over_replicas(jnp.mean(deviation, axis=1), span, axis_name)
-    return Moments(mean, variance)
+    rows = _by_group(rows, groups)
+
+    def mean_of(rows: Array) -> Array:
+        local = jnp.mean(rows, axis=-2).reshape(groups, -1)
+        return _mean_over_replicas(local, span, axis_name)
+
+    mean = mean_of(rows)
+    return Moments(mean, mean_of(jnp.square(rows - _of_rows(mean))))
 
 
 class BatchNorm(nn.Module):
@@ -131,20 +134,20 @@ class BatchNorm(nn.Module):
         if self.tangent not in TANGENTS:
             raise ValueError(f"tangent is {self.tangent!r}, expected one of {TANGENTS}")
         moments = self._moments(x, train)
-        shape = (moments.mean.shape[0], -1, x.shape[-1])
-        factor = jax.lax.rsqrt(moments.variance + self.epsilon)[:, None, :]
-        y = (x.reshape(shape) - moments.mean[:, None, :]) * factor
+        factor = jax.lax.rsqrt(moments.variance + self.epsilon)
+        y = _by_group(x, len(factor)) - _of_rows(moments.mean)
+        y = y * _of_rows(factor)
         if self.use_scale:
-            y = y * self._parameter("scale", nn.initializers.ones, x)
+            y = y * self._parameter("scale", nn.initializers.ones, y)
         if self.use_bias:
-            y = y + self._parameter("bias", nn.initializers.zeros, x)
+            y = y + self._parameter("bias", nn.initializers.zeros, y)
         return y.reshape(x.shape).astype(self.dtype or x.dtype)
 
     def _parameter(
-        self, name: str, init: nn.initializers.Initializer, x: Array
+        self, name: str, init: nn.initializers.Initializer, rows: Array
     ) -> Array:
-        parameter: Array = self.param(name, init, (x.shape[-1],), jnp.float32)
-        return parameter[None, None, :]
+        parameter: Array = self.param(name, init, rows.shape[-1:], jnp.float32)
+        return parameter.reshape((1,) * (rows.ndim - 1) + parameter.shape)
 
     def _moments(self, x: Array, train: bool) -> Moments:
         """Returns the moments to normalize by; updates the running averages."""
@@ -166,6 +169,20 @@ class BatchNorm(nn.Module):
         if self.tangent == "example":
             moments = Moments(*map(hold_in_first_derivative, moments))
         return moments
+
+
+def _by_group(x: Array, groups: int) -> Array:
+    """Returns the rows `[G, N, C]` of the groups, `[N, C]` of a single one.
+
+    XLA on CPU takes 5 to 17 times as long for derivatives with an axis of one group.
+    """
+    shape = (-1, x.shape[-1])
+    return x.reshape(shape if groups == 1 else (groups, *shape))
+
+
+def _of_rows(moment: Array) -> Array:
+    """Returns a moment `[G, C]` in the shape that meets the rows of `_by_group`."""
+    return moment if len(moment) == 1 else moment[:, None, :]
 
 
 def _check_features(x: Array) -> None:

@@ -36,8 +36,8 @@ def create_encoder(
     """Returns an encoder, called as `module.apply(variables, images, train=bool)`.
 
     One set of settings serves every name, so that a change of the encoder is a change
-    of its name: stem and rematerialize apply to ResNets and width, depth and final to
-    the MLP, and a setting that does not apply is ignored.
+    of its name: stem and rematerialize apply to ResNets, width, depth and final to the
+    MLP, and a setting that does not apply is ignored.
 
     >>> import jax
     >>> encoder = create_encoder("mlp", width=8, depth=2)
@@ -57,8 +57,8 @@ def create_encoder(
       norm_tangent: "coupled" or "example", as of `BatchNorm`.
       precision: of matrix products and convolutions: "float32" (that of the images) or
         "bfloat16". Parameters, statistics and h are at least float32 in any case.
-      rematerialize: whether derivatives compute what is within each residual block
-        again, instead of keeping it: less memory, more time, the same numbers.
+      rematerialize: whether the backward pass computes what is within a residual block
+        again instead of keeping it.
       axis_name: the mapped axis of replicas; None means one replica.
 
     Returns:

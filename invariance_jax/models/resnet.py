@@ -44,7 +44,7 @@ class ResidualBlock(nn.Module):
     norm: Factory
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool) -> Array:
         """Returns the block's output.
 
         Args:
@@ -96,10 +96,10 @@ class ResNet(nn.Module):
       group_size: as of `BatchNorm`.
       tangent: as of `BatchNorm`.
       axis_name: as of `BatchNorm`.
+      rematerialize: whether the backward pass computes what is within a block again
+        instead of keeping it.
       dtype: of the convolutions and activations; None is that of the images. The
         parameters are float32 in any case.
-      rematerialize: whether derivatives compute what is within a block again, instead
-        of keeping it: less memory, more time, the same numbers.
     """
 
     stage_sizes: tuple[int, ...]
@@ -108,8 +108,8 @@ class ResNet(nn.Module):
     group_size: int = 0
     tangent: str = "coupled"
     axis_name: str | None = None
-    dtype: DTypeLike | None = None
     rematerialize: bool = False
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
@@ -138,25 +138,20 @@ class ResNet(nn.Module):
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
-        x = self._stem(images, conv, norm, train)
-
-        def apply(block: nn.Module, x: Array) -> Array:
-            y: Array = block(x, train=train)
-            return y
-
+        block_class = ResidualBlock
         if self.rematerialize:
-            apply = nn.remat(apply)
+            block_class = nn.remat(ResidualBlock, static_argnums=(2,))  # train
+        x = self._stem(images, conv, norm, train)
         for stage, size in enumerate(self.stage_sizes):
             for block in range(size):
-                residual = ResidualBlock(
+                x = block_class(
                     features=64 * 2**stage,
                     stride=2 if stage > 0 and block == 0 else 1,
                     bottleneck=self.bottleneck,
                     conv=conv,
                     norm=norm,
                     name=f"layer{stage + 1}_{block}",
-                )
-                x = apply(residual, x)
+                )(x, train)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return jnp.mean(x, axis=(1, 2))
 
