@@ -9,8 +9,8 @@ in float32 the error is that of the sum it replaces (1e-6 of the largest entry).
 
 Images are `[B, H, W, C]`, kernels `[3, 3, C, F]`, one pixel of zeros on each side. The
 examples are taken some at a time, so that all 16 sums stay in the cache. At 2 cores,
-batch 64, float32 (XLA's convolution in brackets): 32x32x64 forward 18 ms (50), gradient
-of the kernel 31 (58); 4x4x512 12 (24) and 15 (25).
+batch 64, float32 (XLA's convolution in brackets): 32x32x64 forward 17 ms (50), gradient
+of the kernel 31 (58); 4x4x512 14 (24) and 15 (25).
 """
 
 from collections.abc import Callable, Iterable
