@@ -1,149 +1,202 @@
-"""Fast convolutions against `lax.conv`: values, both modes of derivatives, and vmap."""
+"""Convolutions by products of matrices: values, derivatives, platforms."""
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from invariance_jax.models import convolution
-from invariance_jax.models.convolution import convolve
+from invariance_jax.models import parts
+from invariance_jax.models.convolution import Convolution, convolve
 
-OPTIONS = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-
-
-def plain(images, kernel, strides=(1, 1), padding=((1, 1), (1, 1))):
-    return jax.lax.conv_general_dilated(images, kernel, strides, padding, **OPTIONS)
-
-
-def fast(images, kernel, strides=(1, 1), padding=((1, 1), (1, 1))):
-    return convolve(images, kernel, strides, padding, **OPTIONS)
-
-
-def draw(*shapes, seed=0, dtype=np.float32):
-    generator = np.random.default_rng(seed)
-    return [jnp.asarray(generator.normal(size=shape), dtype) for shape in shapes]
-
-
-def winograd(function, *inputs):
-    """Whether the program has no convolution that XLA would see."""
-    text = jax.jit(function).lower(*inputs).as_text()
-    return "stablehlo.convolution" not in text
-
-
-def assert_close(found, expected):
-    def check(a, b):
-        tolerance = 1e-5 * float(np.abs(b).max())
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
-
-    jax.tree.map(check, found, expected)
-
-
-@pytest.fixture(params=[1, 2**21], ids=["an image at a time", "together"])
-def inputs(request, monkeypatch):
-    monkeypatch.setattr(convolution, "_CHUNK_BYTES", request.param)
-    return draw((3, 8, 10, 32), (3, 3, 32, 40))
-
-
-def test_values_are_those_of_lax(inputs):
-    assert winograd(fast, *inputs)
-    assert_close(jax.jit(fast)(*inputs), plain(*inputs))
-
-
-def results(convolve, images, kernel):
-    """Both modes of differentiation, and the one over the other, of all arguments."""
-    tangents = draw(images.shape, kernel.shape, seed=1, dtype=images.dtype)
-    shape = jax.eval_shape(convolve, images, kernel).shape
-    (other,) = draw(shape, seed=2)
-
-    def loss(images, kernel):
-        return jnp.sum(jnp.sin(convolve(images, kernel)) * other)
-
-    def slope(images, kernel):
-        change = jax.jvp(convolve, (images, kernel), tuple(tangents))[1]
-        return jnp.sum(jnp.square(change))
-
-    gradient = jax.grad(loss, argnums=(0, 1))
-    return (
-        jax.jvp(convolve, (images, kernel), tuple(tangents)),
-        gradient(images, kernel),
-        jax.grad(slope, argnums=(0, 1))(images, kernel),
-        jax.jvp(gradient, (images, kernel), tuple(tangents)),
-    )
-
-
-def test_derivatives_are_those_of_lax(inputs):
-    found, expected = (jax.jit(partial(results, f))(*inputs) for f in (fast, plain))
-    assert_close(found, expected)
-
-
-@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
-def test_it_may_be_mapped(axes):
-    shapes = (3, 8, 8, 32), (3, 3, 32, 32)
-    sizes = [
-        shape if axis is None else (2, *shape)
-        for shape, axis in zip(shapes, axes, strict=True)
-    ]
-    inputs = draw(*sizes)
-
-    def both(function):
-        def gradient(images, kernel):
-            return jax.grad(lambda *z: jnp.sum(function(*z) ** 2), argnums=(0, 1))(
-                images, kernel
-            )
-
-        return jax.vmap(gradient, in_axes=axes)(*inputs)
-
-    assert_close(both(fast), both(plain))
-
-
-OTHERS = {
-    "stride": ((9, 8, 32), (3, 3, 32, 32), (2, 1), 1),
-    "no padding": ((8, 8, 32), (3, 3, 32, 32), (1, 1), 0),
-    "odd": ((9, 8, 32), (3, 3, 32, 32), (1, 1), 1),
-    "small": ((6, 6, 32), (3, 3, 32, 32), (1, 1), 1),
-    "few channels": ((8, 8, 3), (3, 3, 3, 32), (1, 1), 1),
-    "1 x 1, stride": ((8, 8, 4), (1, 1, 4, 5), (2, 2), 0),
-    "7 x 7, stride": ((11, 10, 3), (7, 7, 3, 4), (2, 2), 3),
+# name -> (image [B, H, W, C], F, kernel size, strides, padding)
+CASES = {
+    "winograd": ((4, 9, 11, 32), 33, 3, 1, 1),
+    "winograd, even": ((16, 4, 4, 33), 32, 3, 1, 1),
+    "few channels": ((2, 5, 4, 3), 4, 3, 1, 1),
+    "strided": ((3, 7, 8, 4), 5, 3, 2, 1),
+    "points": ((3, 5, 4, 6), 2, 1, 1, 0),
+    "strided points": ((3, 5, 4, 2), 6, 1, 2, 0),
+    "large stem": ((2, 9, 8, 3), 4, 7, 2, 3),
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_convolutions_have_the_values_and_derivatives_of_lax(name):
-    image, kernel, strides, pad = OTHERS[name]
-    settings = {"strides": strides, "padding": ((pad, pad), (pad, pad))}
-    inputs = draw((2, *image), kernel)
-
-    def both(function):
-        return jax.jit(partial(results, partial(function, **settings)))(*inputs)
-
-    assert not winograd(partial(fast, **settings), *inputs)
-    assert_close(both(fast), both(plain))
+def draw(name, dtype=np.float64, seed=0):
+    """Image and kernel, and a direction for each."""
+    shape, features, size, _, _ = CASES[name]
+    generator = np.random.default_rng(seed)
+    shapes = 2 * (shape, (size, size, shape[-1], features))
+    return [jnp.array(generator.normal(size=shape), dtype) for shape in shapes]
 
 
-def test_other_precisions_have_the_values_and_derivatives_of_lax(x64):
-    inputs = draw((2, 8, 8, 32), (3, 3, 32, 32), dtype=np.float64)
-    assert not winograd(fast, *inputs)
-    found, expected = (jax.jit(partial(results, f))(*inputs) for f in (fast, plain))
-    assert_close(found, expected)
-    half = [x.astype(jnp.bfloat16) for x in inputs]
-    np.testing.assert_array_equal(fast(*half), plain(*half))
-    assert fast(*half).dtype == jnp.bfloat16
+def ours(name):
+    *_, strides, padding = CASES[name]
+    return partial(convolve, strides=strides, padding=padding)
 
 
-def test_dilated_and_grouped_convolutions_are_left_to_lax():
-    images, kernel = draw((2, 8, 8, 32), (3, 3, 32, 32))
-    sizes = (1, 1), ((1, 1), (1, 1))
-    dilated = convolve(images, kernel, *sizes, rhs_dilation=(2, 2), **OPTIONS)
-    assert dilated.shape == (2, 6, 6, 32)
-    grouped = convolve(
-        images, kernel[:, :, :16], *sizes, feature_group_count=2, **OPTIONS
+def by_loops(name, x, kernel):
+    """The sum over the places of the kernel, pixel by pixel of the output."""
+    *_, size, strides, padding = CASES[name]
+    sides = (padding, padding)
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), sides, sides, (0, 0)))
+    kernel = np.asarray(kernel, np.float64)
+    height, width = ((n - size) // strides + 1 for n in padded.shape[1:3])
+    y = np.zeros((len(x), height, width, kernel.shape[-1]))
+    for i in range(height):
+        for j in range(width):
+            top, left = i * strides, j * strides
+            patch = padded[:, top : top + size, left : left + size]
+            y[:, i, j] = np.einsum("bijc,ijcf->bf", patch, kernel)
+    return y
+
+
+def by_xla(name, x, kernel):
+    *_, strides, padding = CASES[name]
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (strides, strides),
+        2 * ((padding, padding),),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    assert grouped.shape == (2, 8, 8, 32)
 
 
-def test_accelerators_are_left_to_lax(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    inputs = draw((2, 8, 8, 32), (3, 3, 32, 32))
-    assert "convolve" not in str(jax.make_jaxpr(fast)(*inputs))
+def derivatives(convolution, x, kernel, dx, dkernel):
+    """A tangent, gradients, and gradients of a squared tangent."""
+    _, tangent = jax.jvp(convolution, (x, kernel), (dx, dkernel))
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(convolution(x, kernel)))
+
+    def penalty(x, kernel):
+        def represent(x):
+            return jnp.tanh(convolution(jnp.sin(x), kernel))
+
+        return jnp.sum(jax.jvp(represent, (x,), (dx,))[1] ** 2)
+
+    both = (0, 1)
+    return tangent, jax.grad(loss, both)(x, kernel), jax.grad(penalty, both)(x, kernel)
+
+
+def assert_close(found, expected, tolerance):
+    for one, two in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        assert one.dtype == two.dtype
+        largest = np.max(np.abs(two))
+        np.testing.assert_allclose(one, two, rtol=0, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_are_those_of_loops(name, x64):
+    x, kernel, *_ = draw(name)
+    expected = by_loops(name, x, kernel)
+    assert_close(jax.jit(ours(name))(x, kernel), expected, 1e-12)
+    assert_close(ours(name)(x, kernel), expected, 1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_derivatives_are_those_of_the_convolution_of_xla(name, x64):
+    drawn = draw(name)
+    expected = jax.jit(partial(derivatives, partial(by_xla, name)))(*drawn)
+    assert_close(jax.jit(partial(derivatives, ours(name)))(*drawn), expected, 1e-11)
+
+
+@pytest.mark.parametrize("name", ["winograd", "strided"])
+def test_float32_has_its_accuracy(name):
+    drawn = draw(name, np.float32)
+    expected = jax.jit(partial(derivatives, partial(by_xla, name)))(*drawn)
+    assert_close(jax.jit(partial(derivatives, ours(name)))(*drawn), expected, 1e-5)
+
+
+def test_bfloat16_is_not_filtered():
+    x, kernel, *_ = draw("winograd", jnp.bfloat16)
+    found = jax.jit(ours("winograd"))(x, kernel)
+    assert found.dtype == jnp.bfloat16
+    expected = by_loops("winograd", x, kernel)
+    assert np.max(np.abs(found - expected)) < 0.01 * np.max(np.abs(expected))
+    assert "tensor<16x" not in lowered("winograd", jnp.bfloat16, "cpu")
+
+
+@pytest.mark.parametrize("name", ["winograd", "strided"])
+@pytest.mark.parametrize("mapped", [(1, None), (None, 3), (2, 0)])
+def test_maps_are_calls_one_by_one(name, mapped, x64):
+    x, kernel, dx, dkernel = draw(name)
+    stacks = [
+        two[0] if axis is None else jnp.stack(two, axis)
+        for two, axis in zip(((x, dx), (kernel, dkernel)), mapped, strict=True)
+    ]
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(ours(name)(x, kernel)))
+
+    gradient = jax.grad(loss, (0, 1))
+    found = jax.jit(jax.vmap(gradient, mapped))(*stacks)
+    second = (x if mapped[0] is None else dx, kernel if mapped[1] is None else dkernel)
+    for index, arguments in enumerate(((x, kernel), second)):
+        one = jax.tree.map(lambda leaf, i=index: leaf[i], found)
+        assert_close(one, jax.jit(gradient)(*arguments), 1e-11)
+
+
+@pytest.mark.parametrize("name", ["winograd", "strided"])
+def test_some_examples_at_a_time_are_all_examples(name, x64, monkeypatch):
+    drawn = draw(name)
+    expected = jax.jit(partial(derivatives, ours(name)))(*drawn)
+    monkeypatch.setattr(parts, "PART_BYTES", drawn[0].nbytes // len(drawn[0]))
+    jax.clear_caches()
+    assert_close(jax.jit(partial(derivatives, ours(name)))(*drawn), expected, 1e-12)
+
+
+def test_parts_divide_the_batch():
+    seen = []
+
+    def double(x):
+        seen.append(x.shape)
+        return 2 * x
+
+    x = jnp.zeros((6, parts.PART_BYTES // 4 // 2))  # two of six fit, exactly
+    assert parts.map_parts(double, x).shape == x.shape
+    assert seen == [(2, x.shape[1])]
+
+
+def lowered(name, dtype, platform):
+    traced = jax.jit(partial(derivatives, ours(name))).trace(*draw(name, dtype))
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("name", ["winograd", "strided"])
+def test_accelerators_keep_the_convolution_of_xla(name):
+    text = lowered(name, np.float32, "cuda")
+    assert "stablehlo.convolution" in text
+    assert "stablehlo.dot_general" not in text
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_processors_only_multiply_matrices(name):
+    text = lowered(name, np.float32, "cpu")
+    assert "stablehlo.convolution" not in text
+    assert "stablehlo.dot_general" in text
+    assert ("tensor<16x" in text) == name.startswith("winograd")
+
+
+def test_parameters_and_values_are_those_of_flax():
+    x, *_ = draw("strided", np.float32)
+    settings = {"features": 5, "kernel_size": (3, 3), "strides": 2, "padding": 1}
+    flax, own = nn.Conv(use_bias=False, **settings), Convolution(**settings)
+    variables = jax.jit(flax.init)(jax.random.key(0), x)
+    assert_close(jax.jit(own.init)(jax.random.key(0), x), variables, 0)
+    assert_close(own.apply(variables, x), flax.apply(variables, x), 1e-5)
+
+
+def test_parameters_are_float32_and_the_dtype_is_that_of_the_computation():
+    x, *_ = draw("points", np.float32)
+    module = Convolution(2, (1, 1), dtype=jnp.bfloat16)
+    y, variables = module.init_with_output(jax.random.key(0), x)
+    assert y.dtype == jnp.bfloat16
+    assert variables["params"]["kernel"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4, 2), (4, 4, 3)])
+def test_shapes_that_do_not_fit_are_refused(shape):
+    with pytest.raises(ValueError, match=r"x has shape .* kernel \(3, 3, 3, 5\)"):
+        convolve(jnp.zeros(shape), jnp.zeros((3, 3, 3, 5)), strides=1, padding=1)

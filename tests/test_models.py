@@ -272,7 +272,7 @@ def test_bfloat16_runs_the_convolutions_and_products_in_bfloat16():
         apply = partial(module.apply, train=True)
         jaxpr = jax.make_jaxpr(apply)(shapes_of(module, images), images)
         operations = re.findall(
-            r"(\w+)\[[^=]*\] = (?:convolve|dot_general)", str(jaxpr)
+            r"(\w+)\[[^=]*\] = (?:convolution_of_images|dot_general)", str(jaxpr)
         )
         assert set(operations) == {"bf16"}
 

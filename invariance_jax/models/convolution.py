@@ -1,289 +1,262 @@
-"""Convolutions in forms that XLA computes fast on CPUs.
+"""Convolutions of images, fast on processors too.
 
-Two things slow `lax.conv` down there. In a loop, the body of which is our step, XLA
-computes the gradient in the kernel 50 to 100 times as slowly as outside
-(https://github.com/jax-ml/jax/issues/12868): here it is a matrix product for each
-position of the kernel. And kernels of 3 x 3 at stride 1 take the method of Winograd:
-Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2016), F(2 x 2, 3 x
-3), for 4/9 of the multiplications, a few images at a time so that they stay in the
-cache. Milliseconds for 64 images of 32 x 32 x 64 on two cores, of the result, its
-transpose in the images and that in the kernel: `lax.conv` 50, 50, 57 outside of a loop;
-this 19, 19, 33; PyTorch 23, 23, 26.
-
-The convolution is a primitive that is linear in both arguments, as that of lax is: so
-its transposes, too, have these forms.
+XLA's convolutions are the fastest there are on accelerators; on processors they are
+replaced, when a program is lowered for its platform, by matrix products: those of
+`models.winograd` for 3x3 kernels at stride 1, else those of `models.patches`. A
+convolution is linear in the image and in the kernel, so it and its two transposes are
+the three derivatives of one trilinear form; each is an operation of its own here, whose
+derivatives are the other two. Hence every mode and order of differentiation is as fast
+as the operation itself.
 """
 
-import math
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+from flax.linen.dtypes import promote_dtype
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.typing import DTypeLike
 
+from invariance_jax.models import patches, winograd
 from invariance_jax.types import Array
 
-Sizes = tuple[int, int]
-Strides = tuple[int, int]
-Padding = tuple[tuple[int, int], tuple[int, int]]
+_CHANNELS, _TILES = 32, 64
+"""Fewer than these, and Winograd's sums cost more than the products they save."""
 
-_AROUND = ((1, 1), (1, 1))
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
-
-_CHUNK_BYTES = 2**21
-"""What a few images may take: about a core's second cache."""
-
-_FEWEST_CHANNELS = 32
-_FEWEST_PIXELS = 8  # per side; smaller images are faster as they are
-
-_KERNEL_TRANSFORM = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]) / 2
+ROLES = ("image", "kernel", "output")
+"""What the trilinear form takes; an operation takes two and returns the third."""
 
 
-def convolve(
-    images: Array,
-    kernel: Array,
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    **options: Any,
-) -> Array:
-    """Returns `jax.lax.conv_general_dilated` of the same arguments, on CPUs faster.
+class Geometry(NamedTuple):
+    """What the shapes of two of the three do not tell of the third.
 
-    For `flax.linen.Conv(conv_general_dilated=convolve)`, with channels last.
+    Attributes:
+      image: its rows and columns.
+      kernel: its rows and columns.
+      strides: pixels from one output to the next, along both axes.
+      padding: pixels of zeros on each of the four sides.
+    """
+
+    image: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: int
+    padding: int
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        """Returns its rows and columns."""
+        sizes = zip(self.image, self.kernel, strict=True)
+        return tuple((n + 2 * self.padding - k) // self.strides + 1 for n, k in sizes)
+
+
+class Convolution(nn.Module):
+    """A convolution of images with square kernels and without a bias.
+
+    The parameter `kernel [size, size, C, features]` is that of `flax.linen.Conv`.
+
+    Attributes:
+      features: F, channels of the output.
+      kernel_size: rows and columns of the kernel.
+      strides: pixels from one output to the next, along both axes.
+      padding: pixels of zeros on each of the four sides.
+      kernel_init: initializer of the kernel.
+      dtype: of the computation; None is that of image and kernel, promoted.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: int = 1
+    padding: int = 0
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns the convolution of the images.
+
+        Args:
+          x: float `[B, H, W, C]`.
+
+        Returns:
+          `[B, H', W', F]`, with H' = (H + 2 padding - rows) // strides + 1.
+        """
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+        return convolve(x, kernel, strides=self.strides, padding=self.padding)
+
+
+def convolve(x: Array, kernel: Array, *, strides: int, padding: int) -> Array:
+    """Returns the convolution (in the sense of networks: the cross-correlation).
 
     Args:
-      images: `[B, H, W, C]`.
-      kernel: `[h, w, C, D]`.
-      strides: of both axes of the images.
-      padding: pixels before and after, of both axes.
-      **options: further arguments of `jax.lax.conv_general_dilated`.
+      x: float `[B, H, W, C]`.
+      kernel: `[rows, columns, C, F]`, of the same dtype.
+      strides: pixels from one output to the next, along both axes.
+      padding: pixels of zeros on each of the four sides.
 
     Returns:
-      `[B, H', W', D]`.
+      `[B, H', W', F]`, with H' = (H + 2 padding - rows) // strides + 1.
 
-    Gradients: of any order and mode, in images and kernel.
+    Raises:
+      ValueError: if the ranks or the channels of x and kernel do not fit.
+
+    Gradients: with respect to both, of any order and mode.
     """
-    if jax.default_backend() != "cpu" or not _is_plain(options):
-        return jax.lax.conv_general_dilated(images, kernel, strides, padding, **options)
-    (top, bottom), (left, right) = padding
-    result: Array = _convolve.bind(
-        images,
-        kernel,
-        strides=tuple(strides),
-        padding=((top, bottom), (left, right)),
-    )
-    return result
-
-
-def _is_plain(options: dict[str, Any]) -> bool:
-    """Returns whether there is neither dilation nor a group of features."""
-    neutral = [options.get(f"{side}_dilation") or (1,) for side in ("lhs", "rhs")]
-    groups = [options.get(f"{what}_group_count", 1) for what in ("feature", "batch")]
-    return all(math.prod(sizes) == 1 for sizes in (*neutral, groups))
-
-
-def _suits(images: Any, kernel: Any, strides: Strides, padding: Padding) -> bool:
-    """Returns whether the method of Winograd computes the convolution, and faster."""
-    height, width = images.shape[1:3]
-    return (
-        images.dtype == kernel.dtype == jnp.float32
-        and kernel.shape[:2] == (3, 3)
-        and strides == (1, 1)
-        and padding == _AROUND
-        and height % 2 == width % 2 == 0
-        and min(height, width) >= _FEWEST_PIXELS
-        and min(kernel.shape[2:]) >= _FEWEST_CHANNELS
-    )
-
-
-def _forward(
-    images: Array, kernel: Array, *, strides: Strides, padding: Padding
-) -> Array:
-    if _suits(images, kernel, strides, padding):
-        return _winograd(images, kernel)
-    return jax.lax.conv_general_dilated(
-        images, kernel, strides, padding, dimension_numbers=_LAYOUT
-    )
-
-
-def _transpose_in_images(
-    g: Array, images: Any, kernel: Array, *, strides: Strides, padding: Padding
-) -> Array:
-    """Returns the transpose of the convolution in the images, which are unknown."""
-    images = getattr(images, "aval", images)
-    if _suits(images, kernel, strides, padding):
-        turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
-        result: Array = _convolve.bind(g, turned, strides=strides, padding=padding)
-        return result
-    shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
-
-    def forward(images: Array) -> Array:
-        return _forward(images, kernel, strides=strides, padding=padding)
-
-    (result,) = jax.linear_transpose(forward, shape)(g)
-    return result
-
-
-def _kernel_gradient(
-    images: Array, g: Array, *, size: Sizes, strides: Strides, padding: Padding
-) -> Array:
-    """Returns the transpose of the convolution in the kernel, `[*size, C, F]`."""
-    channels, features = images.shape[-1], g.shape[-1]
-    kernel = jax.ShapeDtypeStruct((*size, channels, features), images.dtype)
-    if _suits(images, kernel, strides, padding):
-        return _winograd_gradient(images, g)
-    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
-    by_feature = g.reshape(-1, features).T
-
-    def product(top: int, left: int) -> Array:
-        seen = padded
-        for axis, start in ((1, top), (2, left)):
-            stride = strides[axis - 1]
-            stop = start + stride * (g.shape[axis] - 1) + 1
-            seen = jax.lax.slice_in_dim(seen, start, stop, stride, axis)
-        return (by_feature @ seen.reshape(-1, channels)).T
-
-    products = [product(top, left) for top in range(size[0]) for left in range(size[1])]
-    return jnp.stack(products).reshape(kernel.shape)
-
-
-def _in_chunks(images: Array) -> Array:
-    """Returns `[n, B / n, ...]`, as many images together as the cache holds."""
-    size = 4 * math.prod(images.shape[1:])
-    most = max(1, _CHUNK_BYTES // size)
-    batch = images.shape[0]
-    together = max(n for n in range(1, min(most, batch) + 1) if batch % n == 0)
-    return images.reshape(-1, together, *images.shape[1:])
-
-
-def _tiles(images: Array) -> list[Array]:
-    """Returns the transformed tiles, 16 arrays `[B H W / 4, C]`."""
-    padded = jnp.pad(images, ((0, 0), *_AROUND, (0, 0)))
-
-    def transform(parts: list[Array]) -> list[Array]:
-        a, b, c, d = parts
-        return [a - c, b + c, c - b, b - d]
-
-    rows = transform([_every_second(padded, i, axis=1) for i in range(4)])
-    tiles = (
-        transform([_every_second(row, i, axis=2) for i in range(4)]) for row in rows
-    )
-    channels = images.shape[-1]
-    return [tile.reshape(-1, channels) for row in tiles for tile in row]
-
-
-def _every_second(padded: Array, start: int, *, axis: int) -> Array:
-    stop = padded.shape[axis] - 3 + start
-    return jax.lax.slice_in_dim(padded, start, stop, 2, axis)
-
-
-def _untransform(parts: Sequence[Array]) -> list[Array]:
-    """Returns the two results of a row of four products."""
-    a, b, c, d = parts
-    return [a + b + c, b - c - d]
-
-
-def _untransform_transposed(parts: Sequence[Array]) -> list[Array]:
-    a, b = parts
-    return [a, a + b, a - b, -b]
-
-
-def _winograd(images: Array, kernel: Array) -> Array:
-    """Returns the convolution with a kernel of 3 x 3, of stride 1 and padding 1."""
-    transform = jnp.asarray(_KERNEL_TRANSFORM, kernel.dtype)
-    kernels = jnp.einsum("ip,jq,pqcf->ijcf", transform, transform, kernel)
-    kernels = kernels.reshape(16, *kernel.shape[2:])
-
-    def few(images: Array) -> Array:
-        batch, height, width, _ = images.shape
-        shape = (batch, height // 2, width // 2, kernel.shape[-1])
-        products = [
-            (tile @ kernels[n]).reshape(shape) for n, tile in enumerate(_tiles(images))
-        ]
-        rows = [_untransform(products[n : n + 4]) for n in range(0, 16, 4)]
-        columns = [_untransform(column) for column in zip(*rows, strict=True)]
-        pixels = [jnp.stack(row, axis=3) for row in zip(*columns, strict=True)]
-        return jnp.stack(pixels, axis=2).reshape(batch, height, width, -1)
-
-    results = jax.lax.map(few, _in_chunks(images))
-    return results.reshape(*images.shape[:3], -1)
-
-
-def _winograd_gradient(images: Array, cotangents: Array) -> Array:
-    """Returns its transpose in the kernel, `[3, 3, C, F]`."""
-
-    def add(total: Array, few: tuple[Array, Array]) -> tuple[Array, None]:
-        images, cotangents = few
-        rows = _untransform_transposed([cotangents[:, p::2] for p in range(2)])
-        parts = [
-            part.reshape(-1, part.shape[-1])
-            for row in rows
-            for part in _untransform_transposed([row[:, :, q::2] for q in range(2)])
-        ]
-        products = [
-            part.T @ tile for part, tile in zip(parts, _tiles(images), strict=True)
-        ]
-        return total + jnp.stack(products), None
-
-    chunks = _in_chunks(images)
-    others = cotangents.reshape(*chunks.shape[:2], *cotangents.shape[1:])
-    shape = (16, cotangents.shape[-1], images.shape[-1])
-    total, _ = jax.lax.scan(add, jnp.zeros(shape, images.dtype), (chunks, others))
-    transform = jnp.asarray(_KERNEL_TRANSFORM, images.dtype)
-    total = total.reshape(4, 4, *shape[1:])
-    return jnp.einsum("ip,jq,ijfc->pqcf", transform, transform, total)
-
-
-def _primitive(name: str, function: Any) -> Primitive:
-    """Returns a primitive of two arrays that is computed by a function of them."""
-    primitive = Primitive(name)
-
-    def run(*inputs: Array, **form: Any) -> Array:
-        result: Array = jax.jit(partial(function, **form))(*inputs)
-        return result
-
-    def shape_of(*inputs: Any, **form: Any) -> Any:
-        shapes = [jax.ShapeDtypeStruct(i.shape, i.dtype) for i in inputs]
-        found = jax.eval_shape(partial(function, **form), *shapes)
-        return jax.core.ShapedArray(found.shape, found.dtype)
-
-    def batch(
-        inputs: Sequence[Array], axes: Sequence[int | None], **form: Any
-    ) -> tuple[Array, int]:
-        pairs = list(zip(inputs, axes, strict=True))
-        (size, *_) = (x.shape[axis] for x, axis in pairs if axis is not None)
-        moved = tuple(
-            jnp.broadcast_to(x, (size, *x.shape))
-            if axis is None
-            else jnp.moveaxis(x, axis, 0)
-            for x, axis in pairs
+    if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2]:
+        raise ValueError(
+            f"x has shape {x.shape} and kernel {kernel.shape}; expected [B, H, W, C] "
+            "and [rows, columns, C, F]."
         )
-        return jax.lax.map(lambda pair: primitive.bind(*pair, **form), moved), 0
-
-    primitive.def_impl(run)
-    primitive.def_abstract_eval(shape_of)
-    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
-    batching.primitive_batchers[primitive] = batch
-    return primitive
+    geometry = Geometry(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return _bind("output", {"image": x, "kernel": kernel}, geometry)
 
 
-_convolve = _primitive("convolve", _forward)
-_differentiate = _primitive("kernel_gradient", _kernel_gradient)
+# The operation that returns `role`, from the other two in the order of ROLES.
+_operation = Primitive("convolution_of_images")
 
-ad.defbilinear(
-    _convolve,
-    _transpose_in_images,
-    lambda g, images, kernel, **form: _differentiate.bind(
-        images, g, size=kernel.aval.shape[:2], **form
-    ),
-)
-ad.defbilinear(
-    _differentiate,
-    lambda kernel, images, g, *, size, **form: _transpose_in_images(
-        g, images.aval, kernel, **form
-    ),
-    lambda kernel, images, g, *, size, **form: _convolve.bind(images, kernel, **form),
+
+def _bind(role: str, given: dict[str, Array], geometry: Geometry) -> Array:
+    arguments = [given[name] for name in _others(role)]
+    result: Array = _operation.bind(*arguments, role=role, geometry=geometry)
+    return result
+
+
+def _others(role: str) -> list[str]:
+    return [name for name in ROLES if name != role]
+
+
+def _abstract(one: Any, two: Any, *, role: str, geometry: Geometry) -> Any:
+    if role == "output":
+        shape = (one.shape[0], *geometry.output, two.shape[3])
+    elif role == "image":
+        shape = (two.shape[0], *geometry.image, one.shape[2])
+    else:
+        shape = (*geometry.kernel, one.shape[3], two.shape[3])
+    return one.update(shape=shape)
+
+
+def _transpose(
+    index: int, cotangent: Array, one: Any, two: Any, *, role: str, geometry: Geometry
+) -> Array:
+    """Returns the cotangent of the argument at index."""
+    names = _others(role)
+    known = {names[1 - index]: (one, two)[1 - index], role: cotangent}
+    return _bind(names[index], known, geometry)
+
+
+def _batch(
+    arguments: tuple[Array, Array],
+    axes: tuple[int | None, int | None],
+    *,
+    role: str,
+    geometry: Geometry,
+) -> tuple[Array, int]:
+    """Maps over an axis: as more examples where the kernel is the same for all."""
+    given = dict(zip(_others(role), arguments, strict=True))
+    mapped = {
+        name: jnp.moveaxis(given[name], axis, 0)
+        for name, axis in zip(given, axes, strict=True)
+        if axis is not None
+    }
+    if role != "kernel" and "kernel" not in mapped:
+        ((name, x),) = mapped.items()
+        y = _bind(role, {**given, name: x.reshape(-1, *x.shape[2:])}, geometry)
+        return y.reshape(*x.shape[:2], *y.shape[1:]), 0
+    result: Array = jax.lax.map(
+        lambda own: _bind(role, {**given, **own}, geometry), mapped
+    )
+    return result, 0
+
+
+def by_xla(one: Array, two: Array, *, role: str, geometry: Geometry) -> Array:
+    """Returns an operation as XLA's convolution, or as a transpose of that.
+
+    Args:
+      one: image or kernel, as role leaves them.
+      two: kernel or output.
+      role: which of `ROLES` is returned.
+      geometry: that of the convolution.
+
+    Returns:
+      Image, kernel or output.
+    """
+    if role == "output":
+        sides = (geometry.padding, geometry.padding)
+        y: Array = jax.lax.conv_general_dilated(
+            one,
+            two,
+            (geometry.strides, geometry.strides),
+            (sides, sides),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y
+    convolution = partial(by_xla, role="output", geometry=geometry)
+    shape = _abstract(jax.typeof(one), jax.typeof(two), role=role, geometry=geometry)
+    if role == "image":
+        transposed = jax.linear_transpose(lambda x: convolution(x, one), shape)
+    else:
+        transposed = jax.linear_transpose(lambda k: convolution(one, k), shape)
+    (result,) = transposed(two)
+    return result
+
+
+def by_products(one: Array, two: Array, *, role: str, geometry: Geometry) -> Array:
+    """Returns an operation as products of matrices.
+
+    Args:
+      one: as of `by_xla`.
+      two: as of `by_xla`.
+      role: as of `by_xla`.
+      geometry: as of `by_xla`.
+
+    Returns:
+      As `by_xla`.
+    """
+    steps = {"strides": geometry.strides, "padding": geometry.padding}
+    filtering = _pays(one, two, role, geometry)
+    if role == "output":
+        if filtering:
+            return winograd.convolve(one, two)
+        return patches.convolve(one, two, **steps)
+    if role == "kernel":
+        if filtering:
+            return winograd.kernel_gradient(one, two)
+        return patches.kernel_gradient(one, two, size=geometry.kernel, **steps)
+    if filtering:
+        return winograd.convolve(two, one[::-1, ::-1].swapaxes(2, 3))
+    return patches.image_gradient(one, two, size=geometry.image, **steps)
+
+
+def _pays(one: Array, two: Array, role: str, geometry: Geometry) -> bool:
+    """Returns whether Winograd's way is possible, and faster."""
+    if geometry[1:] != ((3, 3), 1, 1) or one.dtype.itemsize < 4:
+        return False  # sums of bfloat16 would lose what it has
+    images = two if role == "image" else one
+    tiles = images.size // images.shape[-1] // 4
+    kernel = {"image": one, "output": two}.get(role)
+    channels = (one.shape[3], two.shape[3]) if kernel is None else kernel.shape[2:]
+    return tiles >= _TILES and min(channels) >= _CHANNELS
+
+
+@cache
+def _compiled(role: str, geometry: Geometry) -> Any:
+    return jax.jit(partial(_operation.bind, role=role, geometry=geometry))
+
+
+def _eager(one: Array, two: Array, *, role: str, geometry: Geometry) -> Array:
+    result: Array = _compiled(role, geometry)(one, two)
+    return result
+
+
+_operation.def_impl(_eager)
+_operation.def_abstract_eval(_abstract)
+ad.defbilinear(_operation, partial(_transpose, 0), partial(_transpose, 1))
+batching.primitive_batchers[_operation] = _batch
+mlir.register_lowering(_operation, mlir.lower_fun(by_xla, multiple_results=False))
+mlir.register_lowering(
+    _operation, mlir.lower_fun(by_products, multiple_results=False), platform="cpu"
 )

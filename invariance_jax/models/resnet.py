@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from invariance_jax.models.convolution import convolve
+from invariance_jax.models.convolution import Convolution
 from invariance_jax.models.normalization import BatchNorm
 from invariance_jax.types import Array
 
@@ -130,13 +130,7 @@ class ResNet(nn.Module):
           included.
         """
         check_images(images)
-        conv = partial(
-            nn.Conv,
-            use_bias=False,
-            kernel_init=_kernel_init,
-            dtype=self.dtype,
-            conv_general_dilated=convolve,
-        )
+        conv = partial(Convolution, kernel_init=_kernel_init, dtype=self.dtype)
         norm = partial(
             BatchNorm,
             group_size=self.group_size,

@@ -1,0 +1,115 @@
+"""Convolutions as one matrix product with the patches that the kernel meets.
+
+For processors. XLA's CPU compiler has two convolutions: one is a library's, the other
+plain loops a hundred times slower, which it takes for gradients in the kernel within a
+`while` loop, where training steps are (32x32x64, batch 64, 2 cores: 8.1 s instead of
+.06 s). A matrix product is a matrix product everywhere.
+
+Images are `[B, H, W, C]`, kernels `[rows, columns, C, F]`; the geometry is that of
+`models.convolution.convolve`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from invariance_jax.models.parts import map_parts, sum_parts
+from invariance_jax.types import Array
+
+
+def convolve(x: Array, kernel: Array, *, strides: int, padding: int) -> Array:
+    """Returns the convolution.
+
+    Args:
+      x: float `[B, H, W, C]`.
+      kernel: `[rows, columns, C, F]`, of the same dtype.
+      strides: pixels from one output to the next, along both axes.
+      padding: pixels of zeros on each of the four sides.
+
+    Returns:
+      `[B, H', W', F]`.
+    """
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+
+    def convolve_part(x: Array) -> Array:
+        return _patches(x, kernel.shape[:2], strides, padding) @ matrix
+
+    return map_parts(convolve_part, x)
+
+
+def image_gradient(
+    kernel: Array,
+    cotangent: Array,
+    *,
+    size: tuple[int, ...],
+    strides: int,
+    padding: int,
+) -> Array:
+    """Returns the gradient of `sum(cotangent * convolve(x, kernel))` in x.
+
+    Args:
+      kernel: float `[rows, columns, C, F]`.
+      cotangent: `[B, H', W', F]`, of the same dtype.
+      size: `(H, W)`.
+      strides: as of `convolve`.
+      padding: as of `convolve`.
+
+    Returns:
+      `[B, H, W, C]`.
+    """
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+
+    def differentiate_part(cotangent: Array) -> Array:
+        shape = (len(cotangent), *size, kernel.shape[2])
+        x = jax.ShapeDtypeStruct(shape, cotangent.dtype)
+        put_back = jax.linear_transpose(
+            lambda x: _patches(x, kernel.shape[:2], strides, padding), x
+        )
+        (gradient,) = put_back(cotangent @ matrix.T)
+        return gradient
+
+    return map_parts(differentiate_part, cotangent)
+
+
+def kernel_gradient(
+    x: Array, cotangent: Array, *, size: tuple[int, ...], strides: int, padding: int
+) -> Array:
+    """Returns the gradient of `sum(cotangent * convolve(x, kernel))` in the kernel.
+
+    Args:
+      x: float `[B, H, W, C]`.
+      cotangent: `[B, H', W', F]`, of the same dtype.
+      size: `(rows, columns)` of the kernel.
+      strides: as of `convolve`.
+      padding: as of `convolve`.
+
+    Returns:
+      `[rows, columns, C, F]`.
+    """
+
+    def differentiate_part(x: Array, cotangent: Array) -> Array:
+        patches = _patches(x, size, strides, padding).reshape(-1, rows)
+        outputs = cotangent.reshape(-1, cotangent.shape[-1])
+        # Eigen's product of a tall matrix is three times as fast when it lies down.
+        if rows > outputs.shape[-1]:
+            return (outputs.T @ patches).T
+        return patches.T @ outputs
+
+    rows = size[0] * size[1] * x.shape[-1]
+    gradient = sum_parts(differentiate_part, x, cotangent)
+    return gradient.reshape(*size, x.shape[-1], cotangent.shape[-1])
+
+
+def _patches(x: Array, size: tuple[int, ...], strides: int, padding: int) -> Array:
+    """Returns the patches as rows, `[B, H', W', rows * columns * C]`."""
+    sides = (padding, padding)
+    x = jnp.pad(x, ((0, 0), sides, sides, (0, 0)))
+    lengths = [
+        (length - extent) // strides * strides + 1
+        for length, extent in zip(x.shape[1:3], size, strict=True)
+    ]
+    places = [
+        x[:, i : i + lengths[0] : strides, j : j + lengths[1] : strides]
+        for i in range(size[0])
+        for j in range(size[1])
+    ]
+    return places[0] if len(places) == 1 else jnp.concatenate(places, axis=-1)
