@@ -227,7 +227,7 @@ def by_products(one: Array, two: Array, *, role: str, geometry: Geometry) -> Arr
             return winograd.kernel_gradient(one, two)
         return patches.kernel_gradient(one, two, size=geometry.kernel, **steps)
     if filtering:
-        return winograd.convolve(two, one[::-1, ::-1].swapaxes(2, 3))
+        return winograd.image_gradient(one, two)
     return patches.image_gradient(one, two, size=geometry.image, **steps)
 
 
