@@ -14,14 +14,17 @@ from invariance_jax.training.start import state_shapes
 
 DEVICES = 4
 
-# Lines as XLA writes them for GPUs, where operations start and end.
-ASYNCHRONOUS = """
+# Lines as XLA writes them for GPUs, where operations start and end, and of devices that
+# are named otherwise.
+LINES = """HloModule step, replica_count=1, num_partitions=4
   %a = (f32[2,3]{1,0}, f32[8,3]{1,0}) all-gather-start(%x), channel_id=1, \
 replica_groups=[1,4]<=[4], dimensions={0}
   %b = f32[8,3]{1,0} all-gather-done(%a)
   %c = (bf16[10]{0}, pred[3]{0}) all-reduce-start(%y, %z), channel_id=2, \
 replica_groups={{0,1},{2,3}}, to_apply=%sum
   %d = f32[] all-reduce(%w), replica_groups={{0},{1}}, to_apply=%sum
+  %e = u8[5]{0} all-reduce(%w), replica_groups=mesh['a'=2,'b'=3,'c'=5] {'a','b'}
+  %f = u8[7]{0} reduce-scatter(%w), replica_groups={}, to_apply=%sum
 """
 
 
@@ -48,10 +51,12 @@ def test_the_size_is_that_of_the_whole_array(function, kind, size):
     ]
 
 
-def test_programs_of_gpus_are_read():
-    assert collectives(ASYNCHRONOUS) == [
+def test_programs_of_all_kinds_are_read():
+    assert collectives(LINES) == [
         Collective("all-gather", 96, 4),
         Collective("all-reduce", 23, 2),
+        Collective("all-reduce", 5, 6),
+        Collective("reduce-scatter", 28, 4),
     ]
 
 

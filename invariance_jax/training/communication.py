@@ -8,7 +8,11 @@ KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
 
 _INSTRUCTION = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\((.*)$", re.M)
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
-_GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
+_HEADER = re.compile(r"\b(?:replica_count|num_partitions)=(\d+)")
+# Of devices listed, numbered in rows, or along axes of a mesh that has a name for each.
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_NUMBERED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}")
 
 
 class Collective(NamedTuple):
@@ -46,20 +50,29 @@ def collectives(program: str) -> list[Collective]:
     Returns:
       Those among several devices; what XLA made into one is one.
     """
+    everyone = math.prod(map(int, _HEADER.findall(program.partition("\n")[0])))
     found = []
     for shape, kind, start, rest in _INSTRUCTION.findall(program):
         sizes = [_bytes(*array) for array in _ARRAY.findall(shape)]
         if start and kind != "all-reduce":
             sizes = sizes[len(sizes) // 2 :]  # after what goes in comes what comes out
-        groups = _GROUP.search(rest)
-        devices = 1
-        if groups is not None:
-            listed, count = groups.groups()
-            devices = int(count) if count else listed.count(",") + 1
+        devices = _devices(rest) or everyone
         whole = sum(sizes) * (devices if kind == "reduce-scatter" else 1)
         if devices > 1:
             found.append(Collective(kind, whole, devices))
     return found
+
+
+def _devices(attributes: str) -> int | None:
+    """Returns how many devices take part together, None if that is not told."""
+    if listed := _LISTED.search(attributes):
+        return listed[1].count(",") + 1
+    if numbered := _NUMBERED.search(attributes):
+        return int(numbered[1])
+    if mesh := _MESH.search(attributes):
+        sizes = dict(axis.split("=") for axis in mesh[1].split(","))
+        return math.prod(int(sizes[name]) for name in mesh[2].split(","))
+    return None
 
 
 def _bytes(dtype: str, shape: str) -> int:
