@@ -472,22 +472,11 @@ def test_the_benchmark_of_a_gpu_needs_one():
 
 def test_program_prints_a_table_and_writes_json(tmp_path):
     out = tmp_path / "out.json"
-    result = program(
-        "penalty",
-        f"--json={out}",
-        "--repeats=1",
-        "--min_seconds=0",
-        "--config=configs/spirograph.py:smoke",
-        "--config.batch_size=4",
-        "--config.penalty.weight=0.1",
-        "--config.penalty.directions=1",
-        "--config.encoder.width=8",
-        "--config.data.image_size=8",
-    )
+    result = program("render", f"--json={out}", "--repeats=1", "--min_seconds=0")
     assert result.returncode == 0, result.stderr
-    assert "half of the examples" in result.stdout
+    assert "torch, cpu" in result.stdout or "numpy" in result.stdout
     found = json.loads(out.read_text())
-    assert {r["name"] for r in found["results"]} == {"step"}
+    assert {"render", "derivative"} <= {r["name"] for r in found["results"]}
     assert found["machine"]["device kind"] == "cpu"
 
 

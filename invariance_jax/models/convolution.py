@@ -58,7 +58,7 @@ class Convolution(nn.Module):
     The parameter `kernel [size, size, C, features]` is that of `flax.linen.Conv`.
 
     Attributes:
-      features: F, channels of the output.
+      features: D, channels of the output.
       kernel_size: rows and columns of the kernel.
       strides: pixels from one output to the next, along both axes.
       padding: pixels of zeros on each of the four sides.
@@ -81,7 +81,7 @@ class Convolution(nn.Module):
           x: float `[B, H, W, C]`.
 
         Returns:
-          `[B, H', W', F]`, with H' = (H + 2 padding - rows) // strides + 1.
+          `[B, H', W', D]`, with H' = (H + 2 padding - rows) // strides + 1.
         """
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
@@ -94,12 +94,12 @@ def convolve(x: Array, kernel: Array, *, strides: int, padding: int) -> Array:
 
     Args:
       x: float `[B, H, W, C]`.
-      kernel: `[rows, columns, C, F]`, of the same dtype.
+      kernel: `[rows, columns, C, D]`, of the same dtype.
       strides: pixels from one output to the next, along both axes.
       padding: pixels of zeros on each of the four sides.
 
     Returns:
-      `[B, H', W', F]`, with H' = (H + 2 padding - rows) // strides + 1.
+      `[B, H', W', D]`, with H' = (H + 2 padding - rows) // strides + 1.
 
     Raises:
       ValueError: if the ranks or the channels of x and kernel do not fit.
@@ -109,7 +109,7 @@ def convolve(x: Array, kernel: Array, *, strides: int, padding: int) -> Array:
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2]:
         raise ValueError(
             f"x has shape {x.shape} and kernel {kernel.shape}; expected [B, H, W, C] "
-            "and [rows, columns, C, F]."
+            "and [rows, columns, C, D]."
         )
     geometry = Geometry(x.shape[1:3], kernel.shape[:2], strides, padding)
     return _bind("output", {"image": x, "kernel": kernel}, geometry)

@@ -7,7 +7,7 @@ paper, `Y = A^T ((G g G^T) * (B^T d B)) A`; the gradient of the kernel is the tr
 `G^T (sum over tiles of (B^T d B)^T (A dY A^T)) G`. Computed in the dtype of the input;
 in float32 the error is that of the sum it replaces (1e-6 of the largest entry).
 
-Images are `[B, H, W, C]`, kernels `[3, 3, C, F]`, one pixel of zeros on each side. The
+Images are `[B, H, W, C]`, kernels `[3, 3, C, D]`, one pixel of zeros on each side. The
 examples are taken some at a time, so that all 16 sums stay in the cache. At 2 cores,
 batch 64, float32 (XLA's convolution in brackets): 32x32x64 forward 17 ms (50), gradient
 of the kernel 31 (58); 4x4x512 14 (24) and 15 (25).
@@ -29,10 +29,10 @@ def convolve(x: Array, kernel: Array) -> Array:
 
     Args:
       x: float `[B, H, W, C]`.
-      kernel: `[3, 3, C, F]`, of the same dtype.
+      kernel: `[3, 3, C, D]`, of the same dtype.
 
     Returns:
-      `[B, H, W, F]`.
+      `[B, H, W, D]`.
     """
     return _products(x, kernel, "src,scf->srf", kernel.shape[3])
 
@@ -44,8 +44,8 @@ def image_gradient(kernel: Array, cotangent: Array) -> Array:
     at 4x4x512 that would take as long as all else.
 
     Args:
-      kernel: float `[3, 3, C, F]`.
-      cotangent: `[B, H, W, F]`, of the same dtype.
+      kernel: float `[3, 3, C, D]`.
+      cotangent: `[B, H, W, D]`, of the same dtype.
 
     Returns:
       `[B, H, W, C]`.
@@ -72,10 +72,10 @@ def kernel_gradient(x: Array, cotangent: Array) -> Array:
 
     Args:
       x: float `[B, H, W, C]`.
-      cotangent: `[B, H, W, F]`, of the same dtype.
+      cotangent: `[B, H, W, D]`, of the same dtype.
 
     Returns:
-      `[3, 3, C, F]`.
+      `[3, 3, C, D]`.
     """
     shape = (x.shape[-1], cotangent.shape[-1])
 
@@ -126,7 +126,7 @@ def _tile_sums(x: Array, size: int, before: int, sums: Sums) -> Array:
 
 
 def _outputs(products: Array, shape: tuple[int, ...]) -> Array:
-    """Returns the images `[B, H, W, F]` from the products `[16, B * tiles, F]`."""
+    """Returns the images `[B, H, W, D]` from the products `[16, B * tiles, D]`."""
     examples, height, width, features = shape
     rows, columns = -(-height // 2), -(-width // 2)
     products = products.reshape(4, 4, examples, rows, columns, features)
