@@ -21,6 +21,9 @@ from jax.experimental.compilation_cache import compilation_cache
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiling takes most of the time: .6 of it is left. What tests start as programs of
+# their own is compiled as ever.
+jax.config.update("jax_disable_most_optimizations", True)
 
 DATA = Path(__file__).parent / "data"
 MOST_MAPS = 20_000

@@ -18,11 +18,12 @@ CLUSTER = Cluster(
 )
 SUM = Collective("all-reduce", 800, 8)
 GATHER = Collective("all-gather", 800, 8)
+PROJECTIONS = Collective("all-gather", 640, 8)
 
 
 @pytest.fixture
 def step():
-    return Step("run", 64, 0, Operations(100.0, 1.0), 800, [SUM, GATHER])
+    return Step("run", 64, 0, Operations(100.0, 1.0), 800, 640, [SUM, GATHER])
 
 
 @pytest.mark.parametrize(
@@ -67,15 +68,21 @@ def test_operations_of_a_step(changes, encoders, heads):
 
 
 def test_a_collective_takes_latency_and_what_is_sent_around():
-    assert CLUSTER.seconds(SUM, 1) == 0
-    assert CLUSTER.seconds(SUM, 4) == pytest.approx(1 + 2 * 600 / 100)
-    assert CLUSTER.seconds(GATHER, 8) == pytest.approx(1 + 700 / 100)
+    assert CLUSTER.seconds(SUM._replace(devices=1)) == 0
+    assert CLUSTER.seconds(SUM._replace(devices=4)) == pytest.approx(1 + 2 * 600 / 100)
+    assert CLUSTER.seconds(GATHER) == pytest.approx(1 + 700 / 100)
     # Of two nodes: one doubling, and the slower network.
-    assert CLUSTER.seconds(GATHER, 16) == pytest.approx(1.5 + 750 / 10)
+    two_nodes = GATHER._replace(devices=16)
+    assert CLUSTER.seconds(two_nodes) == pytest.approx(1.5 + 750 / 10)
 
 
-def test_gathered_arrays_grow_with_the_batch_and_sums_do_not(step):
-    assert step.of_batch(128).collectives == [SUM, GATHER._replace(size=1600)]
+def test_projections_grow_with_the_batch_and_statistics_with_the_devices(step):
+    step = step._replace(collectives=[SUM, GATHER, PROJECTIONS])
+    assert step.among(32, 128) == [
+        SUM._replace(devices=32),
+        Collective("all-gather", 3200, 32),
+        Collective("all-gather", 1280, 32),
+    ]
 
 
 def test_efficiency_is_the_share_of_computing(step):
@@ -119,6 +126,8 @@ def test_devices_are_simulated_in_another_process():
     config = tiny_config({"encoder.width": 4})
     (step,) = scaling.steps({"tiny": config})
     assert {each.devices for each in step.collectives} == {projection.DEVICES}
+    gathered = [each.size for each in step.collectives if each.kind == "all-gather"]
+    assert gathered.count(step.projections) == 1
     found = scaling.run(config, counts=(2,), num_steps=2, repeats=2, min_seconds=0.0)
     assert [(each.ours, each.peer) for each in found] == [
         ("2 devices", "1 device"),

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from invariance_jax.benchmarks import operations
@@ -46,19 +47,17 @@ class Cluster(NamedTuple):
     latency: float = 20e-6
     hop: float = 10e-6
 
-    def seconds(self, collective: Collective, devices: int) -> float:
-        """Returns the time of a collective of the whole array among so many devices.
+    def seconds(self, collective: Collective) -> float:
+        """Returns the time of a collective.
 
         Args:
-          collective: what it is among the devices that it was compiled for.
-          devices: how many take part.
+          collective: of one device or more.
         """
-        if devices == 1:
+        if collective.devices == 1:
             return 0.0
-        doublings = math.log2(max(1, devices / self.node))
+        doublings = math.log2(max(1, collective.devices / self.node))
         rate = self.network_bytes if doublings else self.node_bytes
-        sent = collective._replace(devices=devices).sent
-        return self.latency + self.hop * doublings + sent / rate
+        return self.latency + self.hop * doublings + collective.sent / rate
 
 
 class Step(NamedTuple):
@@ -70,6 +69,7 @@ class Step(NamedTuple):
       group_size: of batch normalization; 0 is the batch.
       operations: of a step over all devices.
       parameters: bytes of all of them, which is what the gradient takes.
+      projections: bytes of those of the batch, which all devices gather.
       collectives: among `DEVICES` devices.
     """
 
@@ -78,36 +78,41 @@ class Step(NamedTuple):
     group_size: int
     operations: operations.Operations
     parameters: int
+    projections: int
     collectives: Sequence[Collective]
 
-    def of_batch(self, size: int) -> "Step":
-        """Returns the same step for another batch.
+    def among(self, devices: int, size: int) -> list[Collective]:
+        """Returns the collectives among other devices, for another batch.
 
-        Gradients and statistics are summed and stay what they are, projections are
-        gathered from all devices and grow.
+        Sums stay what they are. Projections are gathered from all examples, statistics
+        from all devices; so are, on the way back, their gradients.
 
         Args:
-          size: examples over all devices.
+          devices: how many.
+          size: examples over all of them.
         """
-        factor = size / self.batch_size
-        grown = [
-            each
-            if each.kind == "all-reduce"
-            else each._replace(size=round(each.size * factor))
-            for each in self.collectives
-        ]
-        return self._replace(batch_size=size, collectives=grown)
 
-    def seconds(self, devices: int, cluster: Cluster) -> tuple[float, float]:
+        def grown(each: Collective) -> int:
+            if each.kind == "all-reduce":
+                return each.size
+            if each.size == self.projections:
+                return each.size * size // self.batch_size
+            return each.size * devices // DEVICES
+
+        return [
+            Collective(each.kind, grown(each), devices) for each in self.collectives
+        ]
+
+    def seconds(self, devices: int, size: int, cluster: Cluster) -> tuple[float, float]:
         """Returns the time that computing and communication take.
 
         Args:
           devices: how many.
+          size: examples over all of them.
           cluster: what is assumed.
         """
-        talk = sum(cluster.seconds(each, devices) for each in self.collectives)
-        flops = self.operations.of_batch(self.batch_size)
-        return flops / devices / cluster.flops, talk
+        talk = sum(map(cluster.seconds, self.among(devices, size)))
+        return self.operations.of_batch(size) / devices / cluster.flops, talk
 
 
 def compile_step(name: str, config: ConfigDict) -> Step:
@@ -127,12 +132,14 @@ def compile_step(name: str, config: ConfigDict) -> Step:
     examples: Any = jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)
     compiled = compile_train(settings, examples, devices)
     leaves = jax.tree.leaves(state_shapes(settings).params)
+    width = jnp.dtype(jnp.float32).itemsize  # of z, whatever the precision
     return Step(
         name=name,
         batch_size=settings.batch_size,
         group_size=settings.batchnorm.group_size,
         operations=operations.of_step(config),
         parameters=sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
+        projections=2 * settings.batch_size * settings.encoder.projection * width,
         collectives=collectives(compiled.as_text()),
     )
 
@@ -176,7 +183,7 @@ def project(step: Step, counts: Sequence[int], cluster: Cluster) -> list[Row]:
     sizes = [(n, whole) for n in fixed] + [(n, n * share) for n in counts]
     rows = []
     for devices, size in dict.fromkeys(sizes):
-        computing, talking = step.of_batch(size).seconds(devices, cluster)
+        computing, talking = step.seconds(devices, size, cluster)
         efficiency = computing / (computing + talking)
         rows.append(Row(step.name, devices, size, computing, talking, efficiency))
     return rows
