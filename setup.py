@@ -55,7 +55,7 @@ ROOT = Path(__file__).parent
 
 setup(
     name="invariance_jax",
-    version="0.4.0",
+    version="0.5.0",
     description=(
         "Transformation invariance in contrastive representation learning, in JAX: "
         "gradient penalty, feature averaging, differentiable transformations"
