@@ -21,9 +21,6 @@ from jax.experimental.compilation_cache import compilation_cache
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiling takes most of the time: .6 of it is left. What tests start as programs of
-# their own is compiled as ever.
-jax.config.update("jax_disable_most_optimizations", True)
 
 DATA = Path(__file__).parent / "data"
 MOST_MAPS = 20_000
@@ -85,6 +82,14 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         compilation_cache.reset_cache()  # else the first answer stands: no folder
         if values is names:
             yield
+
+
+@pytest.fixture(scope="module")
+def compiled_fast() -> Iterator[None]:
+    """Compiles with fewer optimizations, in .6 of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module", autouse=True)

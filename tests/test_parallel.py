@@ -23,6 +23,8 @@ from invariance_jax.training.settings import resolve
 from invariance_jax.training.start import step_and_draw
 from invariance_jax.training.steps import Networks, init_state, make_step
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 KEY = jax.random.key(5)
 STEPS = 3
 

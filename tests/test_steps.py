@@ -20,6 +20,8 @@ from invariance_jax.training.start import step_and_draw
 from invariance_jax.training.steps import init_state, make_step
 from invariance_jax.transforms import View
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 SMALL = {
     "batch_size": 6,
     "encoder.width": 7,
