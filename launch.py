@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _run(mode: str, writes: bool, config: ConfigDict | None, workdir: str) -> None:
-    if mode == "all":
+    if mode in ("all", "evaluate"):
         studies.prepare(config, workdir)
     if mode in ("all", "train"):
         train.run(config, workdir)

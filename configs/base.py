@@ -9,7 +9,10 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
-    """Returns the configuration with all keys, set to the paper's Spirograph run."""
+    """Returns the configuration with all keys; a length must be added.
+
+    The defaults are those of the paper's Spirograph run.
+    """
     config = ConfigDict()
 
     # Seed of initialization, data order and views.
@@ -42,7 +45,8 @@ def get_config() -> ConfigDict:
     config.average_views = 1
     # Parts into which each device splits its share of the batch, one after the other in
     # memory; the contrastive loss still has all negatives. Exact where
-    # batchnorm.group_size divides a part, or nothing normalizes.
+    # batchnorm.group_size divides a part, or nothing normalizes. Not with penalty.at
+    # "z" or penalty.normalization "batch", which need the whole batch.
     config.microbatches = 1
     # Anchors per block of the contrastive loss's similarities; 0: all at once.
     config.similarity_block = 0
@@ -247,8 +251,8 @@ def get_config() -> ConfigDict:
         ("background", "move", (0.0, 0.1, 0.2, 0.3, 0.4)),
         ("h", "widen", (1.25, 1.5)),
     )
-    # Shares of the training examples that the probe of "label_fraction" sees, the same
-    # in each class.
+    # Shares of the training examples that the probe of "label_fraction" sees: of images
+    # the same in each class, of Spirograph the first ones.
     config.evaluation.label_fractions = (0.05, 0.1, 0.2, 0.5, 1.0)
     # Lengths of the step from alpha to another draw, as shares of it, at which
     # "linearization" compares the first-order change with the true one.

@@ -8,6 +8,7 @@ that compare it; what is finished is not repeated.
 
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +26,12 @@ from invariance_jax.experiments.points import Changes, make_points
 from invariance_jax.training import keys, processes
 from invariance_jax.training.components import is_regression, make_transformation
 from invariance_jax.training.settings import flatten, resolve
-from invariance_jax.training.workdir import check, one_per_seed, read_config
+from invariance_jax.training.workdir import (
+    check,
+    one_per_seed,
+    provenance,
+    read_config,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -60,24 +66,35 @@ def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> None:
                 diverged.add(name)
                 _log.error("studies/%s: %s", name, error)
         if processes.is_main_process():
-            _write(workdir, study, _rows(members, parent, diverged))
+            _write(workdir, study, config, _rows(members, parent, diverged))
 
 
 def _write(
-    workdir: str | os.PathLike[str], study: str, rows: list[dict[str, Any]]
+    workdir: str | os.PathLike[str],
+    study: str,
+    config: ConfigDict,
+    rows: list[dict[str, Any]],
 ) -> None:
     results = json.loads((epath.Path(workdir) / "results.json").read_text())
-    results["experiments"][study] = {"seconds": None, "rows": rows}
+    chosen = config.studies.to_dict()
+    if study != "penalty_weight":
+        del chosen["weights"]
+    results["experiments"][study] = {
+        "seconds": None,
+        "settings": chosen,
+        "rows": rows,
+        **provenance(),
+    }
     records.write_results(workdir, results)
 
 
 def prepare(
-    config: ConfigDict, workdir: str | os.PathLike[str]
+    config: ConfigDict | None, workdir: str | os.PathLike[str]
 ) -> dict[str, dict[str, tuple[str, ConfigDict]]]:
     """Returns the runs of the studies that a configuration asks for, checked.
 
     Args:
-      config: the configuration of the run.
+      config: the configuration of the run. None: that of the work directory.
       workdir: its work directory.
 
     Returns:
@@ -87,12 +104,14 @@ def prepare(
       ValueError: if there is no penalty to study, or a configuration is invalid or its
         folder holds another run.
     """
+    config = read_config(workdir) if config is None else config
     settings = resolve(config)
     chosen = records.chosen(settings, keys.STUDIES)
-    if chosen and settings.penalty.weight == 0:
+    split = settings.studies.split
+    if chosen and not settings.data[f"{split}_examples"]:
         raise ValueError(
-            "penalty.weight is 0; expected a positive number, as "
-            f"evaluation.experiments asks for {chosen[0]}, which compares penalties."
+            f"studies.split is {split!r}, but data.{split}_examples is 0; expected a "
+            f"split with examples, as evaluation.experiments asks for {chosen[0]}."
         )
     parameters = make_transformation(settings).names
     found = {}
@@ -115,12 +134,15 @@ def _point(
     }
     name = folder_name(changes) or "base"
     point = ConfigDict(config.to_dict())
-    views = settings.evaluation.num_views
+    views, steps = settings.evaluation.num_views, settings.studies.steps
+    warmup = settings.penalty.warmup_steps * steps / settings.derived.steps
     cache = config.compilation_cache or os.fspath(workdir / "compilation_cache")
     short = {
         "epochs": None,
-        "steps": settings.studies.steps,
+        "steps": steps,
+        "penalty.warmup_steps": math.ceil(warmup),
         "compilation_cache": cache,
+        "logging.profile_steps": "",
         "logging.probe_every_steps": 0,
         "checkpoints.keep": 1,
         "checkpoints.keep_every_steps": None,
@@ -150,7 +172,9 @@ def _same(one: Any, other: Any) -> bool:
 def _make(config: ConfigDict, folder: epath.Path) -> None:
     """Trains and evaluates a run, unless that is done."""
     each = [(resolve(one), path) for one, path in one_per_seed(config, folder)]
-    if not all(is_evaluated(one, path) for one, path in each):
+    # A process that comes late could see what another one has written since.
+    finished = processes.from_main(np.array([is_evaluated(*one) for one in each]))
+    if not finished.all():
         train.run(config, folder)
         evaluate.run(config, folder)
 
@@ -160,8 +184,8 @@ def _rows(
     parent: epath.Path,
     diverged: set[str],
 ) -> list[dict[str, Any]]:
-    """Returns a row per run, with paired differences to the first one."""
-    first = None
+    """Returns a row per run, with paired differences to the first if it is there."""
+    first: Mapping[str, list[float]] | None = None
     rows = []
     for label, (name, config) in members.items():
         at: dict[str, Any] = {"run": label}
@@ -181,9 +205,9 @@ def _rows(
         found["collapsed"] = records.summarize(
             [_collapsed(resolve(config), one) for one in summaries]
         )
-        if first is None:
+        if not rows:
             first = values
-        else:
+        elif first:
             found |= _differences(values, first)
         rows.append({"at": at, "values": found})
     return rows

@@ -100,7 +100,7 @@ def write_run(
             "penalty": {"weight": weight, "normalization": "l2"},
             "augmentation": {"strength": 0.5},
         },
-        "derived": {"total_steps": 1500},
+        "derived": {"steps": 1500},
         "environment": {
             "git_commit": "0123abc",
             "versions": {"jax": "0.10.0"},

@@ -11,15 +11,17 @@ from tiny import image_config, tiny_config
 
 from invariance_jax import evaluation
 from invariance_jax.experiments import (
+    EXPERIMENTS,
     Subject,
     invariance,
     label_fraction,
     linearization,
     nuisance_prediction,
+    records,
     shift,
 )
 from invariance_jax.experiments.subject import TEST, TRAIN
-from invariance_jax.training import parallel, protocols
+from invariance_jax.training import keys, parallel, protocols
 from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.components import make_networks, make_transformation
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
@@ -550,3 +552,44 @@ def test_given_weights_are_a_checkpoint_at_step_0(images):
 def test_the_order_of_the_nuisance_is_that_of_alpha(subject):
     assert make_transformation(subject.settings).names == NUISANCE
     assert [name for name in PARAMETERS if name in NUISANCE] == list(NUISANCE)
+
+
+class Recorder:
+    """Settings that note which keys of the evaluation are read."""
+
+    def __init__(self, settings, read):
+        self._settings, self._read = settings, read
+
+    def __getattr__(self, name):
+        return getattr(self._settings, name)
+
+    @property
+    def evaluation(self):
+        chosen, read = self._settings.evaluation, self._read
+
+        class Noted:
+            def __getattr__(self, name):
+                read.add(name)
+                return getattr(chosen, name)
+
+        return Noted()
+
+
+@pytest.mark.parametrize("name", keys.EXPERIMENTS)
+@pytest.mark.parametrize("kind", ["spirograph", "images"])
+def test_what_an_experiment_reads_is_known(subject, images, kind, name):
+    known = {"spirograph": subject, "images": images}[kind]
+    read = set()
+    settings = Recorder(known.settings, read)
+    fresh = Subject(
+        settings,
+        known.workdir,
+        FrozenEncoder(settings, parallel.all_devices()),
+        known.variables,
+        num_views=known.num_views,
+    )
+    read.clear()
+    EXPERIMENTS[name](fresh)
+    assert read
+    for key in read - {"batch_size"}:  # it changes no number
+        assert name in records.READERS.get(key, (name,)), key

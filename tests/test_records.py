@@ -84,6 +84,14 @@ def test_a_setting_that_changes_no_number_is_not_compared(workdir, calls):
     assert calls == ["downstream"]
 
 
+def test_a_setting_of_another_experiment_keeps_what_is_there(workdir, calls):
+    evaluate.run(config("downstream", "averaging", "shift"), workdir)
+    changes = {"evaluation.baselines": ("pixels",)}
+    results = evaluate.run(config("downstream", **changes), workdir)
+    assert calls == ["downstream", "averaging", "shift", "downstream"]
+    assert [*results["experiments"]] == ["downstream", "averaging", "shift"]
+
+
 def test_another_checkpoint_is_measured_anew(workdir, calls):
     evaluate.run(config("downstream"), workdir)
     shutil.rmtree(workdir / "checkpoints" / "20")

@@ -101,7 +101,8 @@ def test_overview_names_command_commit_versions_and_devices(single: Path) -> Non
     assert "python launch.py --config=configs/a.py --workdir=quick" in text
     for fact in ("0123abc", "jax 0.10.0", "2 x cpu", "9,000 examples per second"):
         assert fact in text
-    assert "45 s" in text and "total_steps (derived)" in text
+    assert "45 s" in text and "steps (derived)" in text
+    assert "1500 steps of 256 examples" in text
 
 
 def test_result_table_has_a_row_per_number_of_views(single: Path) -> None:
@@ -129,6 +130,38 @@ def test_comparison_has_a_row_per_run_with_gaps_where_m_was_not_measured(
 def test_comparison_lists_the_settings_that_differ(several: Path) -> None:
     rows = Page(several).find("key", HOSTILE.replace("/", "\u2215"))
     assert rows[1:] == [["penalty.weight", "0.1", "0.0", "0.1"]]
+
+
+def test_runs_on_different_splits_are_told_apart(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / name) for name in ("one", "other")]
+    change(
+        paths[1] / "results.json", lambda r: r["settings"].update(split="validation")
+    )
+    for path in paths:
+        change(
+            path / "config.json",
+            lambda c: c["config"].update(evaluation={"split": "test"}),
+        )
+    page = Page(report.run(paths, tmp_path / "out"))
+    text = " ".join(page.text)
+    assert "different splits, not to be compared: one test, other validation" in text
+    row = next(
+        r for r in page.find("key", "one", "other") if r[0] == "evaluation.split"
+    )
+    assert row[1:] == ["test", "validation"]
+
+
+def test_results_of_rows_only_are_shown(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run")
+    rows = [{"at": {"parameter": "h"}, "values": {"r2": {"mean": 0.5, "n": 1}}}]
+
+    def edit(results: dict[str, Any]) -> None:
+        results["summary"] = {}
+        results["experiments"] = {"nuisance_prediction": {"seconds": 1, "rows": rows}}
+
+    change(path / "results.json", edit)
+    assert "0.5" in report.table(json.loads((path / "results.json").read_text()))
+    assert report.run([path], path).exists()
 
 
 def test_names_and_values_of_a_run_are_escaped(several: Path) -> None:

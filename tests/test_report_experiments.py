@@ -570,6 +570,15 @@ def test_command_of_an_experiment_is_made_from_that_of_the_run(
     assert commands.of_experiment(run, "shift") == expected
 
 
+def test_an_experiment_has_the_command_that_measured_it(one: Runs) -> None:
+    results = one[0].results
+    own = "launch.py --mode=evaluate --config=a.py --config.studies.steps=9 --workdir=w"
+    measured = results.experiments["shift"]._replace(command=own)
+    results = results._replace(experiments={"shift": measured})
+    run = one[0]._replace(command="launch.py --config=a.py", results=results)
+    assert "--config.studies.steps=9" in str(commands.of_experiment(run, "shift"))
+
+
 def test_commands_of_a_run_are_those_of_training_and_evaluation(one: Runs) -> None:
     trained = "launch.py --config=a.py --config.penalty.parameters=('h', 'bback')"
     measured = "launch.py --mode=evaluate --workdir=w"

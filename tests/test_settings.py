@@ -270,6 +270,27 @@ def test_a_batch_that_does_not_fit_the_devices_is_refused(devices, changes, expe
     assert str(caught.value) == expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"penalty.at": "z"},
+            "microbatches is 2; expected 1, as the head normalizes over the whole "
+            "batch and penalty.at is 'z'.",
+        ),
+        (
+            {"penalty.normalization": "batch"},
+            "microbatches is 2; expected 1, as penalty.normalization 'batch' is the "
+            "variance of the whole batch.",
+        ),
+    ],
+    ids=["z", "batch"],
+)
+def test_parts_that_need_the_whole_batch_are_refused(changes, expected):
+    assert message({"microbatches": 2, **changes}) == expected
+    resolve(tiny_config({"microbatches": 2, "penalty.weight": 0.0, **changes}))
+
+
 def test_groups_hold_examples_that_are_penalized():
     text = message({"penalty.fraction": 0.25, "batchnorm.group_size": 2})
     assert text == (

@@ -398,6 +398,16 @@ def test_microbatches_give_the_step_of_the_whole_batch(x64, name):
     assert_close(new.batch_stats, expected.batch_stats, 1e-9)
 
 
+def test_the_logged_distance_of_two_views_is_that_of_the_steps_that_count_it():
+    changes = {"penalty.kind": "consistency", "penalty.weight": 0.5}
+    case = Case(changes | {"penalty.every_steps": 3})
+    _, expected = Case(changes).step()
+    _, due = case.step()
+    assert_close(due["penalty"], expected["penalty"], 1e-6)
+    _, metrics = case.step(case.state._replace(step=jnp.int32(1)))
+    assert [float(value) for value in metrics["penalty"]] == [0.0, 0.0]
+
+
 @pytest.fixture(scope="module")
 def averaged():
     return Case({"average_views": 2, "penalty.at": "z"})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from tiny import tiny_config
 
 from configs import spirograph
@@ -85,6 +86,16 @@ def test_differences_are_paired(run):
     assert (low, high) == pytest.approx((pairs.mean() - half, pairs.mean() + half))
 
 
+def test_a_study_says_how_its_runs_were_made(run):
+    study = json.loads((run / "results.json").read_text())["experiments"][
+        "penalty_weight"
+    ]
+    assert study["settings"]["steps"] == 10
+    assert study["settings"]["split"] == "validation"
+    assert study["settings"]["weights"] == [0.1, 0.5]
+    assert study["command"]
+
+
 def test_what_is_finished_is_not_repeated(copy, monkeypatch):
     shutil.rmtree(copy / "studies" / "penalty.weight=0.5")
     made = []
@@ -112,7 +123,7 @@ def test_a_folder_of_another_run_is_named_before_anything_runs(copy):
 
 def test_a_study_of_no_penalty_is_refused(tmp_path):
     config = tiny_config({**CHANGES, "penalty.weight": 0.0})
-    with pytest.raises(ValueError, match="penalty.weight is 0; expected a positive"):
+    with pytest.raises(ValueError, match="penalty.weight is 0.0; expected more than 0"):
         studies.prepare(config, tmp_path)
 
 
@@ -128,6 +139,23 @@ def test_a_run_that_diverges_is_a_result(copy, monkeypatch):
     assert last["values"] == {"diverged": {"mean": 1.0, "standard_error": None, "n": 1}}
 
 
+def test_nothing_is_compared_to_another_run_than_that_without_a_penalty(
+    copy, monkeypatch
+):
+    shutil.rmtree(copy / "studies" / "penalty.weight=0.0")
+
+    def diverge(config, workdir):
+        raise FloatingPointError("loss is not finite")
+
+    monkeypatch.setattr(train, "run", diverge)
+    studies.run(tiny_config(CHANGES), copy)
+    first, *others = rows(copy)
+    assert [*first["values"]] == ["diverged"]
+    for row in others:
+        assert "mse@1" in row["values"]
+        assert not any(name.startswith("difference.") for name in row["values"])
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -139,6 +167,46 @@ def test_a_run_that_diverges_is_a_result(copy, monkeypatch):
 def test_collapse_is_flagged(values, expected):
     settings = resolve(tiny_config())
     assert studies._collapsed(settings, {"mse.constant": 1.0, **values}) == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"penalty.parameters": ("rback", "gfore")},
+        {"penalty.directions": 4},
+        {"penalty.batch_statistics": "example"},
+        {"penalty.fraction": 0.5},
+        {"penalty.estimator": "sign"},
+        {"penalty.views": 2},
+        {"penalty.every_steps": 2},
+        {"penalty.warmup_steps": 1500, "logging.profile_steps": "1000:1010"},
+        {"penalty.batch_limit": 1000.0},
+    ],
+    ids=lambda changes: [*changes][0],
+)
+def test_studies_of_other_penalties_are_valid(tmp_path, changes):
+    config = spirograph.get_config("quick")
+    config.update_from_flattened_dict({"evaluation.experiments": ("all",), **changes})
+    found = studies.prepare(config, tmp_path)
+    short = found["baselines"]["consistency"][1]
+    assert short.penalty.warmup_steps == config.penalty.warmup_steps // 5
+    limits = {one.penalty.batch_limit for _, one in found["limits"].values()}
+    assert config.penalty.batch_limit in limits
+
+
+@pytest.mark.parametrize("study", set(keys.STUDIES) - {"penalty_weight"})
+def test_forms_of_the_gradient_penalty_need_one(tmp_path, study):
+    changes = {"penalty.kind": "consistency", "evaluation.experiments": (study,)}
+    with pytest.raises(ValueError, match="penalty.kind is 'consistency'; expected 'gr"):
+        studies.prepare(tiny_config({**CHANGES, **changes}), tmp_path)
+
+
+def test_a_study_needs_examples_to_be_measured_on(tmp_path, monkeypatch):
+    settings = ConfigDict(resolve(tiny_config(CHANGES)).to_dict())
+    settings.data.validation_examples = 0  # as image sets have if none is held out
+    monkeypatch.setattr(studies, "resolve", lambda config: settings)
+    with pytest.raises(ValueError, match=r"studies.split is 'validation', but data.va"):
+        studies.prepare(tiny_config(CHANGES), tmp_path)
 
 
 @pytest.mark.parametrize("study", keys.STUDIES)

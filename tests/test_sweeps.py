@@ -364,3 +364,12 @@ def test_a_record_of_another_version_is_refused(copy):
     edit(copy / "sweep.json", lambda content: content.update(format=2))
     with pytest.raises(ValueError, match="has format 2, this version reads 1"):
         collect.finished([str(copy)])
+
+
+@pytest.mark.parametrize("asked", [("averaging", "limits"), ("all",)])
+def test_a_study_in_a_sweep_is_refused(plan, tmp_path, asked):
+    changes = {"evaluation.experiments": asked}
+    with pytest.raises(ValueError, match=r"penalty.weight=0.5: evaluation.experiments"):
+        plan({"penalty.weight": (0.5, 1.0)}, changes=changes)
+    assert not (tmp_path / "sweep").exists()
+    assert plan({"penalty.weight": (0.5, 1.0)}, changes=changes, mode="train").runs

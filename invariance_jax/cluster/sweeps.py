@@ -19,6 +19,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from invariance_jax.cluster.collect import FORMAT, is_evaluated, read_record
 from invariance_jax.cluster.grid import make_points, read_grid, resolve_point
+from invariance_jax.experiments.records import chosen as chosen_of
+from invariance_jax.training import keys
 from invariance_jax.training.files import write_json
 from invariance_jax.training.processes import is_main_process
 from invariance_jax.training.settings import resolve
@@ -86,6 +88,9 @@ def plan(config: ConfigDict | None, workdir: str, mode: str) -> Plan:
     grid = read_grid(_SWEEP.value)
     points = make_points(config, grid)
     settings = {name: resolve_point(name, one) for name, one in points.items()}
+    if mode in ("all", "evaluate"):
+        for name, one in settings.items():
+            _check_experiments(name, one)
     parent = epath.Path(workdir)
     _check_parent(parent, grid, settings)
     runs, done = {}, set()
@@ -141,6 +146,17 @@ def run_each(chosen: Plan, program: Callable[[ConfigDict | None, str], None]) ->
             _log.error("%s", errors[-1])
     if errors:
         raise FloatingPointError(" ".join(errors))
+
+
+def _check_experiments(name: str, settings: FrozenConfigDict) -> None:
+    """Checks that a point asks for no study, which is a sweep of its own."""
+    studies = chosen_of(settings, keys.STUDIES)
+    if studies:
+        raise ValueError(
+            f"{name}: evaluation.experiments is {settings.evaluation.experiments!r}, "
+            f"with the study {studies[0]}; expected in a sweep some of "
+            f"{', '.join(map(repr, keys.EXPERIMENTS))}."
+        )
 
 
 def _check_parent(

@@ -7,9 +7,21 @@ the run of the configuration itself, "base".
 from collections.abc import Callable
 from typing import Any
 
+from invariance_jax.training.checks import require
+
 Changes = dict[str, Any]
 
 _PLAIN = {"penalty.weight": 0.0}
+
+# What the squared distance of two views cannot have, as no derivative is taken.
+_NO_DERIVATIVE = {
+    "penalty.estimator": "directional",
+    "penalty.parameters": (),
+    "penalty.views": 1,
+    "penalty.directions": 1,
+    "penalty.batch_statistics": "coupled",
+    "penalty.fraction": 1.0,
+}
 
 
 def make_points(
@@ -24,7 +36,17 @@ def make_points(
 
     Returns:
       Label -> changed keys, the run without a penalty first.
+
+    Raises:
+      ValueError: if the configuration has no gradient penalty to compare.
     """
+    asked = f"as evaluation.experiments asks for {name}, which compares"
+    weight, kind = settings.penalty.weight, settings.penalty.kind
+    require(weight > 0, "penalty.weight", weight, f"more than 0, {asked} penalties")
+    if name != "penalty_weight":
+        gradient = kind == "gradient"
+        expected = f"'gradient', {asked} forms of the gradient penalty"
+        require(gradient, "penalty.kind", kind, expected)
     return {"no penalty": _PLAIN, **_MAKERS[name](settings, parameters)}
 
 
@@ -41,8 +63,8 @@ def _directions(settings: Any, parameters: tuple[str, ...]) -> dict[str, Changes
             "penalty.estimator": estimator,
             "penalty.directions": count,
         }
-        for estimator, counts in (("directional", (1, 4, 16)), ("sign", (1, 4)))
-        for count in counts
+        for estimator in ("directional", "sign")
+        for count in (1, 4, 16)
     }
 
 
@@ -53,7 +75,9 @@ def _limits(settings: Any, parameters: tuple[str, ...]) -> dict[str, Changes]:
         for shape in ("hard", "smooth")
         for c in (limit, 8 * limit)
     }
-    found[f"{limit:g} on the batch mean"] = _limit(0.0, limit, "hard")
+    # The second is the limit of the configuration, such as the paper's.
+    for c in sorted({limit, settings.penalty.batch_limit or limit}):
+        found[f"{c:g} on the batch mean"] = _limit(0.0, c, "hard")
     return found | {"none": _limit(0.0, 0.0, "hard")}
 
 
@@ -97,18 +121,22 @@ def _along(*names: str) -> Changes:
 
 
 def _savings(settings: Any, parameters: tuple[str, ...]) -> dict[str, Changes]:
-    found: dict[str, Changes] = {"every example and step": {}}
+    found = {"every example and step": _part(1.0, 1)}
     for count, name in ((2, "half"), (4, "a quarter")):
-        found[f"{name} of the examples"] = {"penalty.fraction": 1 / count}
+        found[f"{name} of the examples"] = _part(1 / count, 1)
     for count, name in ((2, "second"), (4, "fourth")):
-        found[f"every {name} step"] = {"penalty.every_steps": count}
+        found[f"every {name} step"] = _part(1.0, count)
     return found
+
+
+def _part(fraction: float, every_steps: int) -> Changes:
+    return {"penalty.fraction": fraction, "penalty.every_steps": every_steps}
 
 
 def _baselines(settings: Any, parameters: tuple[str, ...]) -> dict[str, Changes]:
     return {
         "penalty": {},
-        "consistency": {"penalty.kind": "consistency"},
+        "consistency": {"penalty.kind": "consistency", **_NO_DERIVATIVE},
         "2 views averaged": {"average_views": 2, **_PLAIN},
     }
 

@@ -24,14 +24,29 @@ FORMAT = 1
 
 _log = logging.getLogger(__name__)
 
-# What only one experiment reads, and what changes no number.
-_OWN = {
-    "shifts": "shift",
-    "label_fractions": "label_fraction",
-    "linearization_steps": "linearization",
-    "nuisance_l2": "nuisance_prediction",
+_WITH_PROBE = ("downstream", "averaging", "shift", "label_fraction")
+_WITH_FEATURES = (*_WITH_PROBE, "nuisance_prediction")
+_OF_VIEWS = ("invariance", "linearization")
+
+READERS: dict[str, tuple[str, ...]] = {
+    "baselines": ("downstream",),
+    "batch_size": (),
+    "experiments": (),
+    "families": ("averaging", "invariance"),
+    "l2": _WITH_PROBE,
+    "label_fraction": _WITH_FEATURES,
+    "label_fractions": ("label_fraction",),
+    "linearization_steps": ("linearization",),
+    "neighbor_temperature": ("downstream",),
+    "neighbors": ("downstream",),
+    "nuisance_l2": ("nuisance_prediction",),
+    "num_views": _WITH_FEATURES,
+    "shifts": ("shift",),
+    "train_examples": _WITH_FEATURES,
+    "variance_examples": _OF_VIEWS,
+    "variance_views": _OF_VIEWS,
 }
-_NOWHERE = ("batch_size", "experiments")
+"""Key of the evaluation -> the experiments whose numbers it changes; else all."""
 
 
 def chosen(settings: Any, names: Sequence[str]) -> tuple[str, ...]:
@@ -83,7 +98,10 @@ def read(workdir: epath.Path, settings: Mapping[str, Any]) -> dict[str, dict[str
             found[name] = record
         else:
             value = record["settings"].get(key)
-            _log.info("%s: %s was measured with %s = %r", workdir, name, key, value)
+            _log.warning(
+                "%s: %s was measured with %s = %r; it is left out of results.json",
+                *(workdir, name, key, value),
+            )
     return found
 
 
@@ -149,6 +167,7 @@ def results(
         "experiments": {
             name: {
                 "seconds": record["seconds"],
+                "command": record["command"],
                 "rows": [
                     {
                         "at": row["at"],
@@ -230,7 +249,8 @@ def _aggregate_rows(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 over = {k: _over(values, k) for k in names}
                 rows.append({"at": row["at"], "values": over})
         seconds = sum(one[name]["seconds"] for one in each)
-        found[name] = {"seconds": seconds, "rows": rows}
+        command = each[0][name].get("command")
+        found[name] = {"seconds": seconds, "command": command, "rows": rows}
     return found
 
 
@@ -272,7 +292,8 @@ def _difference(
 ) -> str | None:
     """Returns the first key of two evaluations that changes the experiment, if any."""
     for key in sorted({*settings, *found}):
-        counts = key not in _NOWHERE and _OWN.get(key, name) == name
-        if counts and tuples(settings.get(key)) != found.get(key):
+        if name in READERS.get(key, (name,)) and tuples(settings.get(key)) != found.get(
+            key
+        ):
             return key
     return None

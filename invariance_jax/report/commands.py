@@ -46,11 +46,18 @@ def of_run(run: Run) -> list[str]:
 def of_experiment(run: Run, experiment: str) -> str | None:
     """Returns the command that measures one experiment alone, None if not known.
 
+    It is made of the one that measured it, or of that of the run.
+
     Args:
       run: the trained run that it belongs to.
       experiment: its name.
     """
-    recorded = run.command or run.results.command
+    measured = run.results.experiments.get(experiment)
+    found = [measured.command] if measured else []
+    found += [run.command, run.results.command]
+    # Without a configuration a command cannot change which experiments are measured.
+    found.sort(key=lambda command: "--config=" not in (command or ""))
+    recorded = next((command for command in found if command), None)
     if not recorded:
         return None
     first, *flags = _split(recorded)

@@ -80,8 +80,8 @@ def sentence(run: Run, flat: Mapping[str, object]) -> str:
     weight = flat.get("penalty.weight")
     if weight is not None:
         parts.append(f"penalty of weight {weight}" if weight else "no penalty")
-    if run.derived.get("total_steps"):
-        steps, batch = run.derived["total_steps"], flat.get("batch_size")
+    if run.derived.get("steps"):
+        steps, batch = run.derived["steps"], flat.get("batch_size")
         parts.append(f"{steps} steps of {batch} examples")
     parts.append(f"{run.results.n} seeds" if run.results.n > 1 else "one seed")
     if settings.get("split"):

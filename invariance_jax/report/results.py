@@ -6,6 +6,7 @@ of its own is an `Experiment`: rows of numbers at coordinates.
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 FORMAT = 2
@@ -30,10 +31,19 @@ class Row(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """The rows of an experiment, and the seconds that it took, None if not known."""
+    """What one experiment measured.
+
+    Attributes:
+      seconds: that it took, None if not known.
+      rows: its numbers.
+      command: that measured it, None if not known.
+      settings: of a study, how its short runs were made; empty if not known.
+    """
 
     seconds: float | None
     rows: tuple[Row, ...]
+    command: str | None = None
+    settings: Mapping[str, Any] = MappingProxyType({})
 
 
 class Results(NamedTuple):
@@ -96,7 +106,8 @@ def check_results(content: Mapping[str, Any], where: str = "results") -> Results
     """
     check_format(content, where)
     entries = content.get("summary")
-    if not isinstance(entries, Mapping) or not entries:
+    # An encoder that was not trained here, on experiments with rows only, has no entry.
+    if not isinstance(entries, Mapping) or not (entries or content.get("experiments")):
         raise ValueError(f"{where} has no summary of results")
     summary = {
         name: _statistic(entry, f"{where}: summary entry {name!r}")
@@ -151,9 +162,12 @@ def _experiment(entry: Any, where: str) -> Experiment:
     seconds = entry.get("seconds")
     if seconds is not None and not _is_number(seconds):
         raise ValueError(f"{where}: seconds must be a number or null, found {seconds}")
+    command, settings = entry.get("command"), entry.get("settings")
     return Experiment(
         None if seconds is None else float(seconds),
         tuple(_row(row, f"{where}: row {i + 1}") for i, row in enumerate(rows)),
+        None if command is None else str(command),
+        dict(settings) if isinstance(settings, Mapping) else {},
     )
 
 

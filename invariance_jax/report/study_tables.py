@@ -62,23 +62,39 @@ def study_tables(runs: Sequence[Run], study: str) -> list[Table]:
                 changes.append((*name, *cells))
     heads = (*run_columns(runs), "short run")
     ends = [text for m in found for text in (m, f"{m}, from", f"{m}, to")]
-    title = study.replace("_", " ").capitalize()
+    title, made = study.replace("_", " ").capitalize(), _made(runs, study)
     return [
         Table(
             study,
             f"{title}: short runs",
             (*heads, "seeds", *found),
             tuple(numbers),
-            "mean ± standard error over the seeds of each short run",
+            f"mean ± standard error over the seeds of each short run{made}",
         ),
         Table(
             f"{study}_differences",
             f"{title}: differences to no penalty",
             (*heads, *ends),
             tuple(changes),
-            "mean of the differences on the same seeds, and its 95 % t-interval",
+            f"mean of the differences on the same seeds, and its 95 % t-interval{made}",
         ),
     ]
+
+
+def _made(runs: Sequence[Run], study: str) -> str:
+    """Returns how the short runs were made, where that is known."""
+    notes = {}
+    for run in runs:
+        found = run.results.experiments.get(study)
+        if found is not None and found.settings:
+            chosen = found.settings
+            notes[run.name] = (
+                f"{chosen.get('steps')} steps, {chosen.get('split')} split, probes "
+                f"fitted on {chosen.get('train_examples')} examples at most"
+            )
+    if len(set(notes.values())) == 1:
+        return f"; {next(iter(notes.values()))}"
+    return "".join(f"; {name}: {note}" for name, note in notes.items())
 
 
 def _state(row: Row) -> str:

@@ -132,8 +132,12 @@ def note_on(runs: Sequence[Run]) -> str:
     if len(notes) == 1:
         return next(iter(notes))
     numbers = ", ".join(f"{run.name} {run.results.n}" for run in runs)
-    splits = {str(run.results.settings.get("split", "")) for run in runs} - {""}
-    of_split = f"; {splits.pop()} split" if len(splits) == 1 else ""
+    splits = {run.name: run.results.settings.get("split") for run in runs}
+    known = {str(split) for split in splits.values() if split}
+    of_split = f"; {next(iter(known))} split" if len(known) == 1 else ""
+    if len(known) > 1:
+        each = ", ".join(f"{name} {split}" for name, split in splits.items())
+        of_split = f"; different splits, not to be compared: {each}"
     return f"mean ± standard error over seeds, n: {numbers}{of_split}"
 
 
@@ -213,13 +217,16 @@ def comparison_table(runs: Sequence[Run]) -> Table:
         for run in runs
     )
     columns = ("run", "seeds", "penalty.weight", *names)
-    note = "mean ± standard error over the seeds of each run; name@M: M averaged views"
+    note = f"{note_on(runs)}; name@M: M averaged views"
     return Table("comparison", "Comparison", columns, rows, note)
 
 
 def difference_table(runs: Sequence[Run]) -> Table:
-    """Returns the configuration keys whose values are not the same in all runs."""
-    flat = [flatten(run.config) for run in runs]
+    """Returns the configuration keys whose values are not the same in all runs.
+
+    Those of the evaluation are as it was made, which may be after the training.
+    """
+    flat = [flatten(run.config) | _evaluated(run) for run in runs]
     keys = list(dict.fromkeys(key for config in flat for key in config))
     rows = tuple(
         (key, *(str(config.get(key, "-")) for config in flat))
@@ -228,6 +235,13 @@ def difference_table(runs: Sequence[Run]) -> Table:
     )
     columns = ("key", *(run.name for run in runs))
     return Table("differences", "Settings that differ", columns, rows)
+
+
+def _evaluated(run: Run) -> dict[str, Any]:
+    """Returns the keys of the evaluation, with the values that it had."""
+    known = flatten(run.config)
+    found = {f"evaluation.{k}": v for k, v in run.results.settings.items()}
+    return {key: value for key, value in found.items() if key in known}
 
 
 def config_table(run: Run) -> Table:

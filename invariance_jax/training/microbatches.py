@@ -24,8 +24,9 @@ def make_gradient(objective: Objective, count: int) -> Callable[..., tuple[Any, 
 
     With several parts it is that of the whole batch if no example meets another within
     the encoder: if nothing normalizes, or the groups of BatchNorm divide a part. Else
-    batch statistics are those of a part. The head normalizes over the whole batch,
-    unless the penalty acts on z. Costs one more forward pass.
+    batch statistics are those of a part. The head normalizes over the whole batch, so
+    the penalty must not act on z, nor be measured against the variance over the batch
+    (`training.settings` refuses both). Costs one more forward pass.
 
     Args:
       objective: the loss of the examples of this replica.

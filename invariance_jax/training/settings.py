@@ -183,6 +183,7 @@ def _check_objective(values: dict[str, Any]) -> None:
     require(whole, "penalty.fraction", fraction, "1, 1/2, 1/3, ...")
     views = values["penalty.views"]
     require(views in (1, 2), "penalty.views", views, "1 or 2")
+    _check_microbatches(values)
     if values["penalty.kind"] != "consistency":
         return
     neutral = {"estimator": "directional", "parameters": (), "views": 1}
@@ -192,6 +193,19 @@ def _check_objective(values: dict[str, Any]) -> None:
         expected = f"{value!r}, as penalty.kind 'consistency' takes no derivative"
         same = found == value or not (found or value)  # lists come from JSON
         require(same, f"penalty.{name}", found, expected)
+
+
+def _check_microbatches(values: dict[str, Any]) -> None:
+    """Checks that nothing which a part computes alone needs the whole batch."""
+    parts, penalized = values["microbatches"], values["penalty.weight"] > 0
+    if parts == 1 or not penalized:
+        return
+    at_h, gradient = values["penalty.at"] == "h", values["penalty.kind"] == "gradient"
+    expected = "1, as the head normalizes over the whole batch and penalty.at is 'z'"
+    require(at_h, "microbatches", parts, expected)
+    of_batch = gradient and values["penalty.normalization"] == "batch"
+    expected = "1, as penalty.normalization 'batch' is the variance of the whole batch"
+    require(not of_batch, "microbatches", parts, expected)
 
 
 def _check_number(key: str, value: Any, data: str) -> None:

@@ -93,7 +93,7 @@ def make_step(
         metrics = {
             "loss": (contrastive + weight * terms.limited, one),
             "contrastive": (contrastive, one),
-            "penalty": (batch_mean(terms.penalty, axis_name), one * due),
+            "penalty": (batch_mean(terms.penalty, axis_name) * due, one * due),
         }
         return TrainState(state.step + 1, params, stats, opt_state), metrics
 
