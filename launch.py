@@ -1,4 +1,4 @@
-"""Starts a run: trains, evaluates, reports or embeds, as the mode says.
+"""Starts a run: trains, evaluates, reports, embeds or checks, as the mode says.
 
 python launch.py --config=configs/spirograph.py:quick --workdir=runs/quick
 """
@@ -18,6 +18,7 @@ from invariance_jax.cluster import (
     submission,
     sweeps,
 )
+from invariance_jax.training import images
 
 MODES = ("all", "train", "evaluate", "report", "embed", "check")
 
@@ -63,6 +64,9 @@ def main(arguments: list[str]) -> None:
         return _report(workdirs)
     if len(workdirs) > 1:
         raise ValueError(f"--mode={mode} takes one --workdir")
+    if request and config is not None:
+        # Jobs need the set that is there, and a dry run writes nothing.
+        images.check_prepared(config)
     plan = sweeps.plan(config, workdirs[0], mode)
     if request:
         sys.exit(submission.submit(request, plan, mode))

@@ -1,5 +1,6 @@
 """Package metadata. `python -m pip install .` installs all that the programs need."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -53,9 +54,12 @@ EXTRAS = {
 
 ROOT = Path(__file__).parent
 
+_INIT = (ROOT / "invariance_jax" / "__init__.py").read_text(encoding="utf-8")
+(VERSION,) = re.findall(r'^__version__ = "(.+)"$', _INIT, re.MULTILINE)
+
 setup(
     name="invariance_jax",
-    version="0.5.0",
+    version=VERSION,
     description=(
         "Transformation invariance in contrastive representation learning, in JAX: "
         "gradient penalty, feature averaging, differentiable transformations"

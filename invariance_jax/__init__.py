@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from invariance_jax.types import Array
 
-__version__ = "0.3.0"
+__version__ = "0.6.0"
 
 __all__ = ["load"]
 

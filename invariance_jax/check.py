@@ -13,11 +13,10 @@ from ml_collections import ConfigDict
 
 from invariance_jax import data
 from invariance_jax.cluster.devices import make_deterministic, simulate
-from invariance_jax.data.preparation import find, folder_of_sets
-from invariance_jax.training import memory
+from invariance_jax.training import images, memory
 from invariance_jax.training.communication import Collective, collectives
 from invariance_jax.training.components import is_regression
-from invariance_jax.training.settings import check_devices, flatten, resolve
+from invariance_jax.training.settings import check_devices, resolve
 from invariance_jax.training.start import read_weights, state_shapes
 from invariance_jax.training.tracking import check_package
 
@@ -96,7 +95,7 @@ def run(config: ConfigDict, *, num_devices: int | None = None) -> Check:
     make_deterministic(config)
     if num_devices is not None:
         simulate(num_devices)
-    _check_prepared(config)
+    images.check_prepared(config)
     settings = resolve(config)
     devices = tuple(jax.devices())
     check_devices(settings, len(devices))
@@ -161,19 +160,6 @@ def table(found: Check) -> str:
     }
     width = max(map(len, rows))
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
-
-
-def _check_prepared(config: ConfigDict) -> None:
-    """Refuses a set that would be downloaded and prepared."""
-    values = dict(flatten(config))
-    name, folder = values.get("data.name"), values.get("data.data_dir")
-    root = folder_of_sets(folder)
-    if name in data.NAMES and find(root, name) is None:
-        place = f" --data_dir={folder}" if folder else ""
-        raise ValueError(
-            f"data.name is {name!r}, which is not prepared in {root}; expected a set "
-            f"that is: python -m invariance_jax.data {name}{place}"
-        )
 
 
 def _examples(settings: Any) -> np.ndarray:

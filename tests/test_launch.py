@@ -152,6 +152,16 @@ def test_another_training_key_is_refused_and_nothing_changes(whole):
     assert contents(whole[0]) == before
 
 
+def test_an_evaluation_that_cannot_end_does_not_begin(whole, tmp_path):
+    workdir = shutil.copytree(whole[0], tmp_path / "run")
+    before = contents(workdir)
+    flags = ["--mode=evaluate", "--config.evaluation.experiments=('shift', 'limits')"]
+    flags.append("--config.studies.split=train")
+    done = launch(CONFIG, f"--workdir={workdir}", *SMALL, *flags)
+    assert_one_line(done, "studies.split is 'train'")
+    assert contents(workdir) == before
+
+
 def assert_one_line(done, *expected):
     assert done.returncode not in (0, None)
     assert done.stdout == ""
@@ -198,6 +208,15 @@ MISTAKES = {
     "no configuration": ([], ["--config is missing"]),
     "a word too many": ([CONFIG, "now"], ["unexpected argument 'now'"]),
     "nothing to evaluate": (["--mode=evaluate"], ["holds no run"]),
+    "a job without its images": (
+        [
+            "--config=configs/cifar10.py",
+            "--config.data.data_dir=runs/none",
+            "--cluster=local",
+            "--dry_run",
+        ],
+        ["data.name is 'cifar10', which is not prepared", "--data_dir=runs/none"],
+    ),
     "nothing to report": (["--mode=report"], ["does not exist"]),
 }
 

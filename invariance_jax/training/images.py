@@ -3,8 +3,10 @@
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from invariance_jax.data import tfds
+from invariance_jax.data.preparation import NAMES, find, folder_of_sets
 from invariance_jax.training import grids
 from invariance_jax.training.checks import (
     are_numbers,
@@ -62,6 +64,27 @@ def complete(values: dict[str, Any]) -> dict[str, Any]:
     )
     filled["data.image_size"] = min(whole["data.source_size"])
     return {key: value for key, value in filled.items() if values[key] is None}
+
+
+def check_prepared(config: ConfigDict) -> None:
+    """Refuses a set that `complete` would download and prepare.
+
+    Args:
+      config: a configuration, which need not be checked yet.
+
+    Raises:
+      ValueError: if the set is a known one that is not there; it names the command that
+        prepares it.
+    """
+    chosen = config.get("data", {})
+    name, folder = chosen.get("name"), chosen.get("data_dir")
+    root = folder_of_sets(folder)
+    if name in NAMES and find(root, name) is None:
+        place = f" --data_dir={folder}" if folder else ""
+        raise ValueError(
+            f"data.name is {name!r}, which is not prepared in {root}; expected a set "
+            f"that is: python -m invariance_jax.data {name}{place}"
+        )
 
 
 def _check_neighbors(values: dict[str, Any], count: int) -> None:
