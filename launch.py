@@ -18,7 +18,6 @@ from invariance_jax.cluster import (
     submission,
     sweeps,
 )
-from invariance_jax.training import images
 
 MODES = ("all", "train", "evaluate", "report", "embed", "check")
 
@@ -48,7 +47,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise ValueError(f"unexpected argument {arguments[1]!r}")
     mode, workdirs, config = _MODE.value, _WORKDIR.value, _CONFIG.value
-    request = options.read(mode)
+    request = options.read(mode, config)
     if config is None and mode not in ("evaluate", "report", "embed"):
         raise ValueError("--config is missing")
     if _PROFILE.value is not None:
@@ -64,9 +63,6 @@ def main(arguments: list[str]) -> None:
         return _report(workdirs)
     if len(workdirs) > 1:
         raise ValueError(f"--mode={mode} takes one --workdir")
-    if request and config is not None:
-        # Jobs need the set that is there, and a dry run writes nothing.
-        images.check_prepared(config)
     plan = sweeps.plan(config, workdirs[0], mode)
     if request:
         sys.exit(submission.submit(request, plan, mode))

@@ -467,7 +467,12 @@ def test_a_benchmark_that_needs_torch_says_so():
 def test_the_benchmark_of_a_gpu_needs_one():
     result = program("gpu")
     assert result.returncode == 1
-    assert result.stderr.startswith("error: the benchmark gpu needs a GPU; the devices")
+    assert result.stderr.startswith(
+        "error: the benchmark gpu needs a GPU; JAX finds 'c"
+    )
+    part = program("gpu_steps")
+    assert part.returncode == 1
+    assert part.stderr.startswith("error: the benchmark needs a GPU; there are [")
 
 
 def test_program_prints_a_table_and_writes_json(tmp_path):

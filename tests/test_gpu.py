@@ -1,13 +1,15 @@
 """The benchmark of a GPU: which steps, what is told of them; on the devices here."""
 
 import itertools
+import os
+import time
 
 import jax
 import pytest
 from tiny import tiny_config
 
 from configs import cifar10
-from invariance_jax.benchmarks import gpu
+from invariance_jax.benchmarks import gpu, parts
 from invariance_jax.benchmarks.runs import configuration
 from invariance_jax.benchmarks.timing import Quartiles
 
@@ -27,7 +29,7 @@ def measured(monkeypatch):
     """What is measured, without measuring: (name, rematerialize)."""
     calls = []
 
-    def measure(name, config, rematerialize, *_):
+    def measure(name, config, *, rematerialize, **_):
         calls.append((name, rematerialize))
         if "large" in name and not (rematerialize and "very" not in name):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
@@ -37,6 +39,13 @@ def measured(monkeypatch):
 
     monkeypatch.setattr(gpu, "_measure", measure)
     return calls
+
+
+def measure(steps, **changes):
+    """Returns what was found, and name -> why not."""
+    rows = [*gpu.run(steps, **{"seconds": 9, **ONCE, **changes})]
+    missing = {row.name: row.why for row in rows if isinstance(row, gpu.Missing)}
+    return [row for row in rows if not isinstance(row, gpu.Missing)], missing
 
 
 def test_images_are_described_without_being_read(images):
@@ -65,7 +74,7 @@ def test_the_steps_are_those_of_the_papers_runs(images):
 
 def test_a_step_of_drawn_and_of_read_images_is_measured(images):
     steps = {"drawn": (tiny_config(), False), "read": (images, True)}
-    found, missing = gpu.run(steps, seconds=1e9, **ONCE)
+    found, missing = measure(steps, seconds=1e9)
     assert [each.name for each in found] == ["drawn", "read"] and not missing
     assert [each.rematerialized for each in found] == [False, True]
     for each in found:
@@ -75,32 +84,60 @@ def test_a_step_of_drawn_and_of_read_images_is_measured(images):
 
 def test_a_step_that_does_not_fit_is_rematerialized_or_named(measured):
     large, very = (tiny_config(), False), (tiny_config(), False)
-    found, missing = gpu.run({"large": large, "very large": very}, seconds=9, **ONCE)
+    found, missing = measure({"large": large, "very large": very})
     assert found == ["large"]
-    assert missing == {"very large": "does not fit into the memory"}
+    why = "does not fit into the memory: RESOURCE_EXHAUSTED: out of memory"
+    assert missing == {"very large": why}
     assert [again for _, again in measured] == [False, True, False, True]
 
 
-def test_another_error_is_not_hidden(measured):
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        gpu.run({"broken": (tiny_config(), False)}, seconds=9, **ONCE)
+def test_a_step_that_fails_is_told_and_the_others_are_measured(measured):
+    found, missing = measure(dict.fromkeys(("broken", "a"), (tiny_config(), False)))
+    assert found == ["a"] and missing == {"broken": "failed: INTERNAL: broken"}
 
 
 def test_no_step_is_begun_when_the_time_is_over(measured):
     clock = itertools.count(step=10).__next__
     steps = dict.fromkeys("abc", (tiny_config(), False))
-    found, missing = gpu.run(steps, seconds=15, clock=clock, **ONCE)
+    found, missing = measure(steps, seconds=15, clock=clock)
     assert found == ["a"] and [*missing] == ["b", "c"]
 
 
-def test_the_table_has_a_line_per_step():
-    found = gpu.Found("step", Quartiles(0.01, 0.02, 0.03), 0.25, 3 * 10**9, True, 97)
-    row, left = gpu.table([found], {"other": "not run: no time left"}).splitlines()
-    assert row.split(", ") == [
-        "step      20.00 ms (10.00 to 30.00)",
+def test_a_line_says_what_was_measured():
+    middle = Quartiles(0.01, 0.02, 0.03)
+    row = gpu.line(gpu.Found("step", middle, 0.25, 3 * 10**9, True, 97, 50))
+    assert row.split(maxsplit=1)[1].split(", ") == [
+        "20.00 ms (10.00 to 30.00)",
         " 25% of a matrix product",
         "  3.00 GB",
         "97 steps of an epoch 1.94 s",
+        "50 epochs 97 s",
         "rematerialized",
     ]
-    assert left == "other  not run: no time left"
+    left = gpu.line(gpu.Missing("other", "not run: no time left"))
+    assert left.split(maxsplit=1) == ["other", "not run: no time left"]
+
+
+def program(text, until=60.0):
+    return parts.Part(("-c", text), until, {"PART": "x"})
+
+
+def test_a_part_that_fails_or_takes_too_long_loses_nothing(capfd):
+    slow = "import time; print('slow row', flush=True); time.sleep(60)"
+    begun = time.monotonic()
+    chosen = {
+        "good": program("import os; print('a ...'); print(os.environ['PART'])"),
+        "bad": program("print('bad row', flush=True); import os; os._exit(3)"),
+        "slow": program(slow, until=4.0),
+        "late": program("print('never')", until=0.0),
+    }
+    assert parts.run(chosen, os.environ) == [
+        "x",
+        "bad row",
+        "bad: failed with exit status 3",
+        "slow row",
+        "slow: ended, no time left",
+        "late: not run, no time left",
+    ]
+    assert time.monotonic() - begun < 30
+    assert "a ...\nx\nbad row\nslow row\n" in capfd.readouterr().out

@@ -2,23 +2,19 @@
 
 NAME is render, augment, step, penalty, loss, evaluate, scaling, restart, gpu or all.
 `step` and `evaluate` need PyTorch; without it, `all` leaves them out. `gpu` needs one,
-takes at most nine minutes, and is not part of `all`. The last lines are tables and the
-machine; `--json` also writes them to a file. The run of `step`,
-`penalty`, `scaling` and `restart` is that of a configuration file, by default of the
-checkout that is the current directory.
+takes at most nine minutes, and is not part of `all`; its parts are `gpu_steps` and, if
+there is PyTorch, `gpu_peers`. The last lines are tables and the machine; `--json` also
+writes them to a file. The run of `step`, `penalty`, `scaling` and `restart` is that of
+a configuration file, by default of the checkout that is the current directory.
 """
 
-import atexit
 import importlib.util
 import json
-import os
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
@@ -27,7 +23,7 @@ from invariance_jax.benchmarks import (
     augment,
     ceilings,
     evaluate,
-    gpu,
+    gpu_parts,
     loss,
     penalty,
     projection,
@@ -51,9 +47,6 @@ _CONFIG = config_flags.DEFINE_config_file(
     "--config.KEY=VALUE after it.",
 )
 _JSON = flags.DEFINE_string("json", None, "File to which the results are written.")
-_BEGUN = time.monotonic()
-# Of the nine minutes on a GPU: no step is begun after the first, no peer after these.
-_STEPS_UNTIL, _PEERS_UNTIL = 200.0, {"float32": 360.0, "bfloat16": 400.0}
 _REPEATS = flags.DEFINE_integer(
     "repeats", 15, "Measurements of each side.", lower_bound=1
 )
@@ -149,35 +142,13 @@ def _restart() -> list[Comparison]:
     return restart.run(_CONFIG.value, repeats=_REPEATS.value)
 
 
-def _gpu_steps() -> str:
-    """Returns the table of the steps on a GPU."""
-    runs = configuration("spirograph"), configuration("cifar10", "resnet18")
-    return gpu.table(
-        *gpu.run(
-            gpu.cases(*runs),
-            seconds=_STEPS_UNTIL,
-            repeats=min(_REPEATS.value, 5),
-            min_seconds=_MIN_SECONDS.value,
-        )
-    )
+def _gpu_steps() -> list[Comparison]:
+    gpu_parts.steps(min(_REPEATS.value, 3), _MIN_SECONDS.value)
+    return []
 
 
-def _gpu() -> list[Comparison]:
-    results = []
-    for precision, seconds in _PEERS_UNTIL.items():
-        if not _has_torch() or time.monotonic() - _BEGUN > seconds:
-            print(f"PyTorch, {precision}: not run, not installed or no time left")
-            continue
-        config = configuration("spirograph")
-        config.precision = precision
-        results += step.run(
-            config,
-            repeats=min(_REPEATS.value, 5),
-            min_seconds=_MIN_SECONDS.value,
-            device="cuda",
-            tuned=precision == "bfloat16",
-        )
-    return results
+def _gpu_peers() -> list[Comparison]:
+    return gpu_parts.peers(min(_REPEATS.value, 5), _MIN_SECONDS.value)
 
 
 def _has_torch() -> bool:
@@ -193,16 +164,17 @@ BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
     "evaluate": _evaluate,
     "scaling": _scaling,
     "restart": _restart,
-    "gpu": _gpu,
+    "gpu_steps": _gpu_steps,
+    "gpu_peers": _gpu_peers,
 }
 """Name -> what measures it, with the sizes that belong in a table."""
 
 
-TABLES: dict[str, Callable[[], str]] = {"scaling": _projection, "gpu": _gpu_steps}
+TABLES: dict[str, Callable[[], str]] = {"scaling": _projection}
 """Name -> what it finds beside comparisons."""
 
-NEED_TORCH = ("step", "evaluate")
-NEED_CONFIG = ("step", "penalty", "scaling", "restart", "gpu")
+NEED_TORCH = ("step", "evaluate", "gpu_peers")
+NEED_CONFIG = ("step", "penalty", "scaling", "restart", *gpu_parts.PARTS, "gpu")
 
 
 def main(arguments: list[str]) -> None:
@@ -212,12 +184,15 @@ def main(arguments: list[str]) -> None:
         _check_config_exists()
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
         raise ValueError(f"--json is {_JSON.value!r}; expected a file in a folder.")
-    if "gpu" in names:
-        _prepare_gpu()
+    if names == ["gpu"]:
+        numbers = {"repeats": _REPEATS.value, "min_seconds": _MIN_SECONDS.value}
+        lines = gpu_parts.run([f"--{k}={v}" for k, v in numbers.items()], _has_torch())
+        print("", *lines, sep="\n")
+        _write({"lines": lines})
+        return
     keep_freed_memory()
     facts, results, tables = machine(), [], {}
-    size, precision = (8192, "bfloat16") if "gpu" in names else (2048, "highest")
-    limits = ceilings.measure(size=size, copied=2**25, precision=precision)
+    limits = ceilings.measure(size=2048, copied=2**25)
     for name in names:
         print(f"{name} ...", flush=True)
         if name in TABLES:
@@ -228,21 +203,25 @@ def main(arguments: list[str]) -> None:
     facts["GFLOP/s of a matrix product"] = round(limits.flops / 1e9, 1)
     facts["GB/s of a copy"] = round(limits.bytes_moved / 1e9, 2)
     print(table(results, facts, limits))
+    found = {"machine": facts, "results": [r.as_dict() for r in results]}
+    found |= {"tables": {name: text.splitlines() for name, text in tables.items()}}
+    _write(found)
+
+
+def _write(found: dict[str, Any]) -> None:
     if _JSON.value:
-        found = {"machine": facts, "results": [r.as_dict() for r in results]}
-        found |= {"tables": {name: text.splitlines() for name, text in tables.items()}}
         Path(_JSON.value).write_text(json.dumps(found, indent=2) + "\n")
 
 
 def _names(arguments: list[str]) -> list[str]:
-    choices = [*BENCHMARKS, "all"]
+    choices = [*BENCHMARKS, "gpu", "all"]
     if len(arguments) != 1 or arguments[0] not in choices:
         found = " ".join(arguments) or "nothing"
         raise ValueError(
             f"the benchmark is {found!r}; expected one of {', '.join(choices)}."
         )
     if arguments[0] == "all":
-        left_out = {"gpu", *(() if _has_torch() else NEED_TORCH)}
+        left_out = {*gpu_parts.PARTS, *(() if _has_torch() else NEED_TORCH)}
         return [name for name in BENCHMARKS if name not in left_out]
     if arguments[0] in NEED_TORCH and not _has_torch():
         raise ValueError(
@@ -250,18 +229,6 @@ def _names(arguments: list[str]) -> list[str]:
             "installed; expected python -m pip install '.[benchmarks]' before it."
         )
     return arguments
-
-
-def _prepare_gpu() -> None:
-    """Leaves memory to PyTorch, and keeps programs, as some are compiled twice."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    folder = tempfile.TemporaryDirectory()
-    atexit.register(folder.cleanup)
-    jax.config.update("jax_compilation_cache_dir", folder.name)
-    if jax.default_backend() != "gpu":
-        raise ValueError(
-            f"the benchmark gpu needs a GPU; the devices are {jax.devices()}."
-        )
 
 
 def _check_config_exists() -> None:

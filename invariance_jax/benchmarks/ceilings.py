@@ -1,5 +1,6 @@
 """What the device can do at most: the rates of a large matrix product and of a copy."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -36,7 +37,9 @@ class Ceilings(NamedTuple):
         return max(flops / self.flops, bytes_moved / self.bytes_moved) / seconds
 
 
-def measure(*, size: int, copied: int, precision: str = "highest") -> Ceilings:
+def measure(
+    *, size: int, copied: int, precision: str = "highest", products: int = 1
+) -> Ceilings:
     """Returns the ceilings of the default device.
 
     Args:
@@ -44,14 +47,23 @@ def measure(*, size: int, copied: int, precision: str = "highest") -> Ceilings:
       copied: entries of the array that is copied, float32.
       precision: of the product: "bfloat16", of matrices that are; of float32 ones
         "highest", or "default", which is what a step uses.
+      products: of one call, each of the result of the one before.
     """
     narrow = precision == "bfloat16"
-    a = jnp.ones((size, size), jnp.bfloat16 if narrow else jnp.float32)
+    dtype = jnp.bfloat16 if narrow else jnp.float32
+    # Random: a device draws less power for ones, and is faster than it is for a step.
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5
     how = "default" if narrow else precision
-    product = jax.jit(lambda a: jnp.matmul(a, a, precision=how))
+
+    @jax.jit
+    def product(a: Any) -> Any:
+        multiply = functools.partial(jnp.matmul, a, precision=how)
+        return jax.lax.fori_loop(0, products, lambda _, b: multiply(b), a)
+
     x = jnp.ones(copied)
     copy = jax.jit(lambda x: x + 1)
-    return Ceilings(2 * size**3 / _best(product, a), 2 * x.nbytes / _best(copy, x))
+    flops = 2 * size**3 * products
+    return Ceilings(flops / _best(product, a), 2 * x.nbytes / _best(copy, x))
 
 
 def _best(function: Callable[[Any], Any], argument: Any) -> float:

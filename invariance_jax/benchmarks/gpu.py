@@ -5,8 +5,9 @@ there is no time for is named and left out. Nothing is compared here but with th
 of a matrix product in the precision of the step.
 """
 
+import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from invariance_jax.benchmarks import ceilings, operations
+from invariance_jax.benchmarks.parts import PROGRESS
 from invariance_jax.benchmarks.penalty import check_finite
 from invariance_jax.benchmarks.timing import Quartiles, alternate, quartiles
 from invariance_jax.training import parallel
@@ -26,8 +28,14 @@ from invariance_jax.training.memory import compile_train
 from invariance_jax.training.settings import resolve
 from invariance_jax.training.start import initial_state
 
-STEPS = 8
-"""Steps of one call."""
+STEPS, SECONDS = 8, 0.3
+"""Most steps of one call, and how long a call of fewer may take."""
+
+PRODUCTS = 20
+"""Matrix products that the rate is measured over."""
+
+# What an error says, beside RESOURCE_EXHAUSTED, where memory was short.
+_SHORT = ("RESOURCE_EXHAUSTED", "ALLOC_FAILED", "OUT_OF_MEMORY", "cudnn", "autotun")
 
 PRECISIONS = {"float32": "default", "bfloat16": "bfloat16"}
 """Key of a configuration -> what `ceilings.measure` calls it."""
@@ -44,6 +52,7 @@ class Found(NamedTuple):
       memory: bytes of the device that the program takes with all its arrays.
       rematerialized: whether it did not fit otherwise, or was asked for.
       steps: of an epoch.
+      epochs: of the run, None if its length is given in steps.
     """
 
     name: str
@@ -52,6 +61,14 @@ class Found(NamedTuple):
     memory: int
     rematerialized: bool
     steps: int
+    epochs: int | None
+
+
+class Missing(NamedTuple):
+    """A step that was not measured, and why."""
+
+    name: str
+    why: str
 
 
 def cases(
@@ -103,10 +120,11 @@ def run(
     min_seconds: float,
     size: int = 8192,
     clock: Callable[[], float] = time.perf_counter,
-) -> tuple[list[Found], dict[str, str]]:
-    """Measures steps one after the other until the time is over.
+) -> Iterator[Found | Missing]:
+    """Yields steps as they are measured, one after the other, until the time is over.
 
-    A step that does not fit into the memory is rematerialized.
+    A step that does not fit into the memory is rematerialized; one that fails
+    otherwise is missing, and the others are measured.
 
     Args:
       steps: the result of `cases`.
@@ -116,43 +134,58 @@ def run(
       size: see `ceilings.measure`.
       clock: the time in seconds.
 
-    Returns:
-      What was found, and name -> why not for the other steps.
+    Yields:
+      What was found, or why not.
 
     Raises:
       ValueError: if a configuration is invalid.
-      FloatingPointError: if a loss stops being finite.
     """
     start = clock()
     rates = {
-        key: ceilings.measure(size=size, copied=size**2, precision=name).flops
+        key: ceilings.measure(
+            size=size, copied=size**2, precision=name, products=PRODUCTS
+        ).flops
         for key, name in PRECISIONS.items()
     }
-    found, missing = [], {}
+    reached = ", ".join(f"{key} {rate / 1e12:.0f}" for key, rate in rates.items())
+    print(f"a matrix product reaches, in TFLOP/s: {reached} (float32 by default TF32)")
     for name, (config, again) in steps.items():
         if clock() - start > seconds:
-            missing[name] = "not run: no time left"
+            yield Missing(name, "not run: no time left")
             continue
-        print(f"{name} ...", flush=True)
+        print(f"{name} {PROGRESS}", flush=True)
         flops = operations.of_step(config).of_batch(config.batch_size)
         ceiling = flops / rates[config.precision]
-        for rematerialize in (True,) if again else (False, True):
-            try:
-                found.append(
-                    _measure(name, config, rematerialize, ceiling, repeats, min_seconds)
-                )
-                break
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-        else:
-            missing[name] = "does not fit into the memory"
-    return found, missing
+        measure = functools.partial(
+            _measure,
+            name,
+            config,
+            ceiling=ceiling,
+            repeats=repeats,
+            min_seconds=min_seconds,
+        )
+        yield _first_that_fits(name, measure, (True,) if again else (False, True))
+
+
+def _first_that_fits(
+    name: str, measure: Callable[..., Found], forms: Sequence[bool]
+) -> Found | Missing:
+    """Returns a step in the first form that the memory is large enough for."""
+    why = ""
+    for rematerialize in forms:
+        try:
+            return measure(rematerialize=rematerialize)
+        except (jax.errors.JaxRuntimeError, FloatingPointError) as error:
+            why = str(error).strip().splitlines()[0][:100]
+            if not any(word in str(error) for word in _SHORT):
+                return Missing(name, f"failed: {why}")
+    return Missing(name, f"does not fit into the memory: {why}")
 
 
 def _measure(
     name: str,
     config: ConfigDict,
+    *,
     rematerialize: bool,
     ceiling: float,
     repeats: int,
@@ -169,14 +202,21 @@ def _measure(
     state = parallel.replicate(initial_state(settings), devices)
     data = parallel.replicate(x, devices)
     key = jax.random.key(settings.seed)
+    metrics: Any = None
 
-    def steps() -> Any:
-        nonlocal state
-        state, metrics = compiled(state, key, data, np.int32(STEPS))
+    def steps(count: int) -> Any:
+        nonlocal state, metrics
+        state, metrics = compiled(state, key, data, np.int32(count))
         return metrics
 
-    times = alternate(steps, repeats=repeats, min_seconds=min_seconds)[0] / STEPS
-    check_finite(steps())
+    jax.block_until_ready(steps(1))
+    begun = time.perf_counter()
+    jax.block_until_ready(steps(1))
+    one = time.perf_counter() - begun
+    count = min(max(round(SECONDS / one), 1), STEPS)
+    call = functools.partial(steps, count)
+    times = alternate(call, repeats=repeats, min_seconds=min_seconds)[0] / count
+    check_finite(metrics)
     middle = quartiles(times)
     return Found(
         name,
@@ -185,6 +225,7 @@ def _measure(
         memory,
         rematerialize,
         settings.derived.steps_per_epoch,
+        settings.epochs,
     )
 
 
@@ -196,26 +237,29 @@ def _examples(settings: Any) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def table(found: Sequence[Found], missing: Mapping[str, str]) -> str:
-    """Returns what was measured as text.
+def line(row: Found | Missing) -> str:
+    """Returns what was measured of a step as text.
 
     Args:
-      found: the first result of `run`.
-      missing: the second.
+      row: what `run` yields.
 
     Returns:
-      A line per step: milliseconds with quartiles, share of the matrix product's rate,
-      memory, and the seconds that the steps of an epoch take at this rate.
+      Milliseconds with quartiles, share of the matrix product's rate, memory, and the
+      seconds that the steps of an epoch and of the run take at this rate.
     """
-    names = [each.name for each in found] + [*missing]
-    width = max(map(len, names), default=0)
-    lines = [
-        f"{each.name.ljust(width)}  {1e3 * each.seconds.median:8.2f} ms "
-        f"({1e3 * each.seconds.lower:.2f} to {1e3 * each.seconds.upper:.2f}), "
-        f"{each.share:4.0%} of a matrix product, {each.memory / 1e9:6.2f} GB, "
-        f"{each.steps} steps of an epoch {each.steps * each.seconds.median:.2f} s"
-        + (", rematerialized" if each.rematerialized else "")
-        for each in found
+    name = row.name.ljust(60)
+    if isinstance(row, Missing):
+        return f"{name} {row.why}"
+    median, lower, upper = (
+        1e3 * t for t in (row.seconds.median, row.seconds.lower, row.seconds.upper)
+    )
+    epoch = row.steps * row.seconds.median
+    parts = [
+        f"{median:8.2f} ms ({lower:.2f} to {upper:.2f})",
+        f"{row.share:4.0%} of a matrix product",
+        f"{row.memory / 1e9:6.2f} GB",
+        f"{row.steps} steps of an epoch {epoch:.2f} s",
     ]
-    lines += [f"{name.ljust(width)}  {why}" for name, why in missing.items()]
-    return "\n".join(lines)
+    parts += [f"{row.epochs} epochs {row.epochs * epoch:.0f} s"] * bool(row.epochs)
+    parts += ["rematerialized"] * row.rematerialized
+    return f"{name} {', '.join(parts)}"

@@ -81,6 +81,9 @@ def make_torch_step(
     torch.manual_seed(0)
     if device == "cpu":
         torch.set_num_threads(os.cpu_count() or 1)
+    else:
+        torch.backends.cudnn.benchmark = True  # as the authors
+        torch.set_float32_matmul_precision("high" if tuned else "highest")
     recipe = RECIPES["mlp" if encoder == "mlp" else "resnet"]
     represent = make_encoder(encoder, image_size=image_size, tuned=tuned).to(device)
     head = make_head(represent.features).to(device)
@@ -95,7 +98,8 @@ def make_torch_step(
         with torch.device(device):
             for parameter in parameters:
                 parameter.grad = None
-            loss = loss_of(given or _draw(torch, batch_size), image_size)
+            inputs = given or _draw(torch, batch_size, penalized)
+            loss = loss_of(inputs, image_size)
             loss.backward()
             update()
             return float(loss.detach())
@@ -173,7 +177,7 @@ class Draw(NamedTuple):
     Attributes:
       x: `[B, 4]`, the targets, the same for both views.
       alpha: `[B, 6]`, the nuisance.
-      others: `[K, B, 6]`, the other ends of the directions.
+      others: `[K, B, 6]`, the other ends of the directions; None where none is taken.
     """
 
     x: Any
@@ -181,7 +185,7 @@ class Draw(NamedTuple):
     others: Any
 
 
-def _draw(torch: Any, batch_size: int) -> list[Draw]:
+def _draw(torch: Any, batch_size: int, penalized: bool) -> list[Draw]:
     low, high = torch.tensor(spirograph.BOUNDS.T, dtype=torch.float32)
     targets = [i for i in range(len(low)) if i not in NUISANCE]
 
@@ -190,14 +194,9 @@ def _draw(torch: Any, batch_size: int) -> list[Draw]:
         return lower + (upper - lower) * torch.rand(*shape, len(lower))
 
     x = uniform(targets, batch_size)
-    return [
-        Draw(
-            x,
-            uniform(NUISANCE, batch_size),
-            uniform(NUISANCE, DIRECTIONS, batch_size),
-        )
-        for _ in range(2)
-    ]
+    others = uniform(NUISANCE, DIRECTIONS, batch_size) if penalized else None
+    one, two = (uniform(NUISANCE, batch_size) for _ in range(2))
+    return [Draw(x, one, others), Draw(x, two, None)]
 
 
 def _render(torch: Any, x: Any, alpha: Any, image_size: int) -> Any:
@@ -219,13 +218,11 @@ def _lars(torch: Any, parameters: list[Any], batch_size: int) -> Callable[[], No
 
     def update() -> None:
         gradients = [parameter.grad for parameter in parameters]
-        sizes, slopes = map(torch._foreach_norm, (parameters, gradients))
-        ratios = [
-            torch.where((p > 0) & (g > 0), trust * p / (g + decay * p + 1e-8), 1)
-            for p, g in zip(sizes, slopes, strict=True)
-        ]
+        norms = map(torch._foreach_norm, (parameters, gradients))
+        p, g = map(torch.stack, norms)
+        ratios = torch.where((p > 0) & (g > 0), trust * p / (g + decay * p + 1e-8), 1)
         scaled = torch._foreach_add(gradients, parameters, alpha=decay)
-        torch._foreach_mul_(scaled, ratios)
+        torch._foreach_mul_(scaled, ratios.unbind())
         torch._foreach_mul_(moments, momentum)
         torch._foreach_add_(moments, scaled)
         torch._foreach_add_(parameters, moments, alpha=-rate)

@@ -6,6 +6,7 @@ Before anything is timed, both encoders are compared: the same weights give the 
 representation of the same images.
 """
 
+import functools
 import importlib
 from dataclasses import replace
 
@@ -69,6 +70,7 @@ def run(
         times = alternate(ours, peer, repeats=repeats, min_seconds=min_seconds)
         check_finite(ours())
         kind = f"{name}, penalized" if weight else f"{name}, plain"
+        kind = kind if device == "cpu" else f"{kind}, {config.precision}"
         torch = f"torch, {device}, tuned" if tuned else f"torch, {device}"
         found = Comparison("step", kind, torch, *times, True, "at least 1")
         flops = operations.of_step(chosen).of_batch(chosen.batch_size)
@@ -94,7 +96,8 @@ def check_encoder(name: str, image_size: int) -> None:
         jax.random.key(0)
     )
     with jax.default_matmul_precision("highest"):  # of GPUs and TPUs
-        expected = encoder.apply(variables, images, train=False)
+        represent = jax.jit(functools.partial(encoder.apply, train=False))
+        expected = represent(variables, images)
     peer = torch_networks.make_encoder(name, image_size=image_size)
     weights = to_torch_state_dict(variables)
     peer.load_state_dict({n: torch.from_numpy(np.array(w)) for n, w in weights.items()})

@@ -1,10 +1,13 @@
-"""The flags of a submission, checked as far as they do not need the run."""
+"""The flags of a submission, checked before anything is planned."""
 
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
+from ml_collections import ConfigDict
+
+from invariance_jax.training.images import check_prepared
 
 _CLUSTER = flags.DEFINE_enum(
     "cluster", None, ("slurm", "local"), "Where to run: SLURM, or processes here."
@@ -110,14 +113,16 @@ class Request(NamedTuple):
     options: dict[str, Any]
 
 
-def read(mode: str) -> Request | None:
+def read(mode: str, config: ConfigDict | None = None) -> Request | None:
     """Returns what the command line asks for; None without `--cluster`.
 
     Args:
       mode: that of `launch.py`.
+      config: the configuration of the command line.
 
     Raises:
-      ValueError: if a flag is at odds with another or with the mode.
+      ValueError: if a flag is at odds with another or with the mode, or an image set
+        is not prepared, which is not left to the jobs.
     """
     cluster = _CLUSTER.value
     for name in (*_FOR_BOTH, *_FOR_SLURM):
@@ -133,6 +138,8 @@ def read(mode: str) -> Request | None:
         )
     if cluster == "local" and _NODES.value > 1:
         raise ValueError(f"--nodes is {_NODES.value}; expected 1 of --cluster=local")
+    if config is not None:
+        check_prepared(config)
     return Request(
         cluster=cluster,
         nodes=_NODES.value,

@@ -1,0 +1,121 @@
+"""The benchmark of a GPU in nine minutes: steps, and PyTorch's beside them.
+
+Each part is a process of its own (`parts`), since what one leaves in the memory of the
+device decides what fits for the other.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+
+import jax
+
+from invariance_jax.benchmarks import ceilings, gpu, parts, step
+from invariance_jax.benchmarks.runs import configuration
+from invariance_jax.benchmarks.timing import Comparison, table
+
+PARTS = {"gpu_steps": (300.0, ".92"), "gpu_peers": (530.0, ".4")}
+"""Name -> seconds after which it is ended, share of the memory that JAX takes."""
+
+_FRACTION = "XLA_CLIENT_MEM_FRACTION"
+_COMMAND = "-m", "invariance_jax.benchmarks"
+
+# No step is begun afterwards.
+_STEPS_UNTIL = 250.0
+
+
+def run(flags: Sequence[str], with_peers: bool) -> list[str]:
+    """Returns what the parts printed; what they print is shown as it comes.
+
+    Args:
+      flags: of each part.
+      with_peers: whether PyTorch is there.
+
+    Returns:
+      Lines.
+
+    Raises:
+      ValueError: if there is no GPU.
+    """
+    # Asked by another process: one that asks keeps most of the memory.
+    ask = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    backend = subprocess.run(ask, capture_output=True, text=True).stdout.strip()
+    if backend != "gpu":
+        raise ValueError(f"the benchmark gpu needs a GPU; JAX finds {backend!r}.")
+    with tempfile.TemporaryDirectory() as folder:
+        # Some programs are compiled twice.
+        environment = {"JAX_COMPILATION_CACHE_DIR": folder} | dict(os.environ)
+        chosen = {
+            name: parts.Part(
+                (*_COMMAND, name, *flags),
+                until,
+                {} if _FRACTION in environment else {_FRACTION: share},
+            )
+            for name, (until, share) in PARTS.items()
+            if with_peers or name != "gpu_peers"
+        }
+        lines = parts.run(chosen, environment)
+    return lines if with_peers else [*lines, "gpu_peers: not run, no PyTorch"]
+
+
+def steps(repeats: int, min_seconds: float) -> None:
+    """Prints the steps of the paper's runs, each when it is measured.
+
+    Args:
+      repeats: see `timing.alternate`.
+      min_seconds: see `timing.alternate`.
+
+    Raises:
+      ValueError: if there is no GPU.
+    """
+    _check()
+    runs = configuration("spirograph"), configuration("cifar10", "resnet18")
+    for row in gpu.run(
+        gpu.cases(*runs),
+        seconds=_STEPS_UNTIL,
+        repeats=repeats,
+        min_seconds=min_seconds,
+    ):
+        print(gpu.line(row), flush=True)
+
+
+def peers(repeats: int, min_seconds: float) -> list[Comparison]:
+    """Returns the steps against PyTorch's, prints those of a precision together.
+
+    PyTorch is tuned in bfloat16, which is first; in float32 it runs as the authors do.
+
+    Args:
+      repeats: see `timing.alternate`.
+      min_seconds: see `timing.alternate`.
+
+    Raises:
+      ValueError: if there is no GPU.
+    """
+    _check()
+    found = []
+    for precision in ("bfloat16", "float32"):
+        config = configuration("spirograph")
+        config.precision = precision
+        results = step.run(
+            config,
+            repeats=repeats,
+            min_seconds=min_seconds,
+            device="cuda",
+            tuned=precision == "bfloat16",
+        )
+        limits = ceilings.measure(
+            size=8192,
+            copied=2**25,
+            precision=gpu.PRECISIONS[precision],
+            products=gpu.PRODUCTS,
+        )
+        print(table(results, {"precision": precision}, limits), flush=True)
+        found += results
+    return found
+
+
+def _check() -> None:
+    if jax.default_backend() != "gpu":
+        raise ValueError(f"the benchmark needs a GPU; there are {jax.devices()}.")
