@@ -299,7 +299,7 @@ def test_the_peer_evaluates_as_we_do():
     results = evaluate.run(
         examples=300,
         features=8,
-        iterations=30,
+        steps=30,
         averaged_examples=2,
         repeats=1,
         min_seconds=0.0,

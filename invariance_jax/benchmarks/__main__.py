@@ -114,7 +114,7 @@ def _evaluate() -> list[Comparison]:
     return evaluate.run(
         examples=20_000,
         features=512,
-        iterations=500,
+        steps=500,
         averaged_examples=256,
         repeats=min(_REPEATS.value, 3),
         min_seconds=_MIN_SECONDS.value,
