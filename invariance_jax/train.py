@@ -20,7 +20,11 @@ from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.metrics import MetricsWriter
 from invariance_jax.training.preemption import Preempted, Watch
 from invariance_jax.training.profiling import Profiler
-from invariance_jax.training.protocols import fit_and_score, probe_examples
+from invariance_jax.training.protocols import (
+    check_label_fractions,
+    fit_and_score,
+    probe_examples,
+)
 from invariance_jax.training.rows import Rows
 from invariance_jax.training.seeds import Seed, newest_common, parts
 from invariance_jax.training.settings import check_devices, resolve
@@ -198,6 +202,7 @@ def _read_examples(settings: Any, devices: Sequence[jax.Device]) -> Examples:
             f"{settings.data.name} has."
         )
     probe_examples(settings, train)
+    check_label_fractions(settings, train)
     memory.check_data(train.x, devices)
     return train
 

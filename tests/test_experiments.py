@@ -445,7 +445,7 @@ def test_a_share_of_the_examples_is_the_first_of_them(subject):
 def test_shares_of_images_are_those_of_each_class(images):
     y = images.train.y
     for fraction in (0.2, 0.5):
-        seen = y[label_fraction.choose(images.settings, y, fraction)]
+        seen = y[protocols.choose_labeled(images.settings, y, fraction)]
         for label in range(3):
             expected = np.floor(fraction * (y == label).sum() + 0.5)
             assert (seen == label).sum() == expected
@@ -453,7 +453,7 @@ def test_shares_of_images_are_those_of_each_class(images):
 
 def test_a_share_without_a_class_is_named(images):
     with pytest.raises(ValueError, match=r"evaluation\.label_fractions: .*class"):
-        label_fraction.choose(images.settings, images.train.y, 0.03)
+        protocols.choose_labeled(images.settings, images.train.y, 0.03)
 
 
 def test_images_have_plain_and_averaged_features(images):

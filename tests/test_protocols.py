@@ -271,13 +271,22 @@ def test_weights_of_another_network_are_refused(program, weights, data_dir, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"evaluation.label_fraction": 0.01},
+        {
+            "evaluation.experiments": ("label_fraction",),
+            "evaluation.label_fractions": (0.0126, 1.0),
+        },
+    ],
+    ids=["of every probe", "smallest of the experiment"],
+)
 def test_a_share_that_leaves_a_class_empty_is_refused_before_training(
-    data_dir, tmp_path
+    data_dir, tmp_path, changes
 ):
-    config = image_config(
-        data_dir, {"evaluation.label_fraction": 0.01, "evaluation.neighbors": ()}
-    )
-    with pytest.raises(ValueError, match=r"label fraction 0\.01 leaves class 0 empty"):
+    config = image_config(data_dir, {**changes, "evaluation.neighbors": ()})
+    with pytest.raises(ValueError, match=r"label fraction .* leaves class \d empty"):
         train.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

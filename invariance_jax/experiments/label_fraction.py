@@ -3,14 +3,11 @@
 Foster, Pukdee, Rainforth (ICLR 2021), section 5: on CIFAR, from plain images.
 """
 
-from typing import Any
-
 import numpy as np
 
-from invariance_jax import data
 from invariance_jax.experiments.subject import Measured, Row, Subject
 from invariance_jax.training.components import is_regression
-from invariance_jax.training.protocols import fit_and_score
+from invariance_jax.training.protocols import choose_labeled, fit_and_score
 
 
 def run(subject: Subject) -> Measured:
@@ -34,35 +31,13 @@ def run(subject: Subject) -> Measured:
     features = _features(subject)
     rows = []
     for fraction in map(float, subject.settings.evaluation.label_fractions):
-        seen = choose(subject.settings, subject.train.y, fraction)
+        seen = choose_labeled(subject.settings, subject.train.y, fraction)
         for views, (h, h_test) in features.items():
             scored = fit_and_score(
                 subject.settings, h[seen], subject.train.y[seen], h_test, subject.test.y
             )
             rows.append(Row({"fraction": fraction, "views": views}, scored.values))
     return Measured({}, rows)
-
-
-def choose(settings: Any, y: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns the indices of a share of the examples.
-
-    Args:
-      settings: the result of `training.settings.resolve`.
-      y: targets `[N, T]` or labels `[N]`.
-      fraction: above 0 and at most 1.
-
-    Returns:
-      int64 `[n]`, increasing; the number of examples is rounded.
-
-    Raises:
-      ValueError: if a class would be left without an example; it names the key.
-    """
-    if is_regression(settings):
-        return np.arange(max(int(np.floor(fraction * len(y) + 0.5)), 1))
-    try:
-        return data.label_fraction(y, fraction, seed=settings.evaluation.seed)
-    except ValueError as error:
-        raise ValueError(f"evaluation.label_fractions: {error}") from error
 
 
 def _features(subject: Subject) -> dict[str | int, tuple[np.ndarray, np.ndarray]]:

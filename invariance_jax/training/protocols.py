@@ -51,6 +51,44 @@ def probe_examples(settings: Any, train: Examples) -> Examples:
     return Examples(train.x[share], train.y[share])
 
 
+def choose_labeled(settings: Any, y: np.ndarray, fraction: float) -> np.ndarray:
+    """Returns the indices of a share of the examples.
+
+    Args:
+      settings: the result of `training.settings.resolve`.
+      y: targets `[N, T]` or labels `[N]`.
+      fraction: above 0 and at most 1.
+
+    Returns:
+      int64 `[n]`, increasing; the number of examples is rounded.
+
+    Raises:
+      ValueError: if a class would be left without an example; it names the key.
+    """
+    if is_regression(settings):
+        return np.arange(max(int(np.floor(fraction * len(y) + 0.5)), 1))
+    try:
+        return data.label_fraction(y, fraction, seed=settings.evaluation.seed)
+    except ValueError as error:
+        raise ValueError(f"evaluation.label_fractions: {error}") from error
+
+
+def check_label_fractions(settings: Any, train: Examples) -> None:
+    """Checks that the smallest share of the labels reaches every class.
+
+    Args:
+      settings: the result of `training.settings.resolve`.
+      train: the training split.
+
+    Raises:
+      ValueError: if "label_fraction" is asked for and it does not; it names the key.
+    """
+    asked = settings.evaluation.experiments
+    if "label_fraction" in asked or "all" in asked:
+        smallest = settings.evaluation.label_fractions[0]
+        choose_labeled(settings, probe_examples(settings, train).y, smallest)
+
+
 def fit_and_score(
     settings: Any, h: np.ndarray, y: np.ndarray, h_test: np.ndarray, y_test: np.ndarray
 ) -> Scored:
