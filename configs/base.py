@@ -227,6 +227,9 @@ def get_config() -> ConfigDict:
     config.evaluation.families = ("all",)
     # L2 weight of the probe: ridge, for images logistic.
     config.evaluation.l2 = 1e-8
+    # L2 weights among which a second probe chooses its own, on the last tenth of the
+    # training examples; (): there is none.
+    config.evaluation.l2_grid = ()
     # Training examples of the probe (all if empty).
     config.evaluation.train_examples = placeholder(int)
     # Examples of the split on which the probe is measured (all if empty).

@@ -55,6 +55,7 @@ def _quick(config: ConfigDict) -> None:
     config.checkpoints.keep_every_steps = 500
     config.evaluation.num_views = (1, 2, 4, 8)
     config.evaluation.train_examples = 20_000
+    config.evaluation.l2_grid = (1e-8, 1e-6, 1e-4, 1e-2)
 
 
 def _cpu(config: ConfigDict) -> None:

@@ -13,11 +13,12 @@ from invariance_jax import evaluation
 from invariance_jax.experiments import (
     EXPERIMENTS,
     Subject,
+    averaging,
+    downstream,
     invariance,
     label_fraction,
     linearization,
     nuisance_prediction,
-    records,
     shift,
 )
 from invariance_jax.experiments.subject import TEST, TRAIN
@@ -40,6 +41,7 @@ CHANGES = {
     "evaluation.variance_views": VIEWS,
     "evaluation.linearization_steps": (0.1, 1.0, 0.5),
     "evaluation.label_fractions": (0.2, 1.0),
+    "evaluation.l2_grid": (1e-6, 1e-3, 1.0),
     "evaluation.shifts": (("h", "move", (0.5,)), ("background", "widen", (1.0, 1.5))),
 }
 IMAGES = {
@@ -420,6 +422,40 @@ def test_no_shift_has_no_rows(subject, states):
     assert shift.run(none).rows == []
 
 
+def test_each_target_has_a_probe_with_its_own_l2(subject):
+    values = averaging.run(subject).values
+    assert downstream.run(subject).values["mse.selected@1"] == values["mse.selected@1"]
+    for number, views in enumerate(subject.num_views):
+        h, h_test = (subject.features(split)[number] for split in ("train", "test"))
+        with jax.enable_x64(True):
+            probe, _ = evaluation.fit_ridge_selected(
+                jnp.asarray(h, jnp.float64),
+                jnp.asarray(subject.train.y, jnp.float64),
+                l2=(1e-6, 1e-3, 1.0),
+                num_held_out=20,
+            )
+            error = np.asarray(evaluation.predict(probe, h_test)) - subject.test.y
+        expected = np.square(error).mean()
+        assert values[f"mse.selected@{views}"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_images_have_a_probe_with_its_own_l2(images):
+    values = downstream.run(images).values
+    h, h_test = (jnp.asarray(images.plain(split)) for split in ("train", "test"))
+    probe, l2 = evaluation.fit_logistic_selected(
+        h,
+        jnp.asarray(images.train.y),
+        num_classes=3,
+        l2=(1e-6, 1e-3, 1.0),
+        num_held_out=len(h) // 10,
+    )
+    assert values["l2.selected@plain"] == l2
+    logits = evaluation.predict(probe, h_test)
+    right = np.mean(np.argmax(logits, axis=1) == images.test.y)
+    assert values["accuracy.selected@plain"] == pytest.approx(right)
+    assert "accuracy.selected@3" in averaging.run(images).values
+
+
 def test_label_fraction_1_is_the_ordinary_probe(subject):
     measured = label_fraction.run(subject)
     places = [(f, views) for f in (0.2, 1.0) for views in (1, 3)]
@@ -592,4 +628,4 @@ def test_what_an_experiment_reads_is_known(subject, images, kind, name):
     EXPERIMENTS[name](fresh)
     assert read
     for key in read - {"batch_size"}:  # it changes no number
-        assert name in records.READERS.get(key, (name,)), key
+        assert name in keys.READERS.get(key, (name,)), key

@@ -4,7 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from invariance_jax.evaluation import fit_ridge_selected, predict
+from invariance_jax.evaluation import (
+    fit_logistic,
+    fit_logistic_selected,
+    fit_ridge_selected,
+    predict,
+)
 
 L2 = (1e-6, 1e-2, 1.0, 100.0)
 
@@ -112,3 +117,30 @@ def test_nothing_to_choose_from_is_refused() -> None:
     h, y = (jnp.asarray(array) for array in make_problem())
     with pytest.raises(ValueError, match="l2 must hold a weight"):
         fit_ridge_selected(h, y, l2=(), num_held_out=5)
+
+
+def test_the_least_held_out_cross_entropy_chooses(x64: None) -> None:
+    generator = np.random.default_rng(3)
+    h = generator.normal(size=(80, 25))
+    # The first feature tells the class, noisily; the others are noise to overfit.
+    labels = (h[:, 0] + generator.normal(size=80) > 0).astype(int)
+    h, labels = jnp.asarray(h), jnp.asarray(labels)
+    errors = []
+    for weight in L2:
+        probe = fit_logistic(h[:60], labels[:60], num_classes=2, l2=weight)
+        logits = np.asarray(predict(probe, h[60:]))
+        partition = np.logaddexp.reduce(logits, axis=1)
+        errors.append((partition - logits[np.arange(20), labels[60:]]).mean())
+    assert 0 < np.argmin(errors) < len(L2) - 1  # the problem can tell
+    probe, l2 = fit_logistic_selected(h, labels, num_classes=2, l2=L2, num_held_out=20)
+    assert l2 == L2[int(np.argmin(errors))]
+    expected = fit_logistic(h, labels, num_classes=2, l2=l2)
+    np.testing.assert_allclose(probe.kernel, expected.kernel)
+
+
+def test_no_weight_and_no_example_to_choose_on_are_refused() -> None:
+    h, labels = jnp.zeros((4, 2)), jnp.array([0, 1, 0, 1])
+    with pytest.raises(ValueError, match="l2 must hold a weight"):
+        fit_logistic_selected(h, labels, num_classes=2, l2=(), num_held_out=1)
+    with pytest.raises(ValueError, match="num_held_out must be from 1 to 3"):
+        fit_logistic_selected(h, labels, num_classes=2, l2=L2, num_held_out=4)

@@ -63,6 +63,8 @@ BAD = [
     ("optimizer.schedule", "cosine", "did you mean 'warmup_cosine'?"),
     ("optimizer.warmup_fraction", 1.0, "a number in [0, 1)"),
     ("optimizer.momentum", -0.1, "a number in [0, 1)"),
+    ("evaluation.l2_grid", (-1.0,), "a tuple of numbers, 0 or more"),
+    ("evaluation.l2_grid", 1e-4, "a tuple of numbers, 0 or more"),
     ("data.name", None, "a text"),
     ("data.name", 10, "a text"),
     ("data.data_dir", 3, "a text"),

@@ -32,6 +32,11 @@ def run(subject: Subject) -> Measured:
     for family in chosen.families:
         for number, views in enumerate(chosen.num_views):
             values |= named(subject.scored(number, family).values, family, views)
+    if "all" in chosen.families:
+        # A logistic fit takes long.
+        numbers = range(len(chosen.num_views))
+        for number in numbers if is_regression(subject.settings) else numbers[-1:]:
+            values |= subject.selected(number)
     if "all" in chosen.families and chosen.num_views[0] == 1:
         return Measured(values | _ensembles(subject), [])
     _log.info("no averaged predictions: they need the family 'all' and M = 1")

@@ -14,6 +14,7 @@ import numpy as np
 
 from invariance_jax import evaluation
 from invariance_jax.experiments.subject import (
+    SELECTED,
     TEST,
     TRAIN,
     Measured,
@@ -21,7 +22,7 @@ from invariance_jax.experiments.subject import (
     named,
 )
 from invariance_jax.training.components import is_regression
-from invariance_jax.training.protocols import fit_and_score
+from invariance_jax.training.protocols import fit_and_score, score_selected
 
 
 def run(subject: Subject) -> Measured:
@@ -37,12 +38,16 @@ def run(subject: Subject) -> Measured:
     values = named(subject.scored(0).values, "all", views)
     if is_regression(subject.settings):
         constant = float(subject.test.y.var(axis=0).mean())
-        return Measured(values | {"mse.constant": constant} | _averaged(subject), [])
+        values |= {"mse.constant": constant} | subject.selected(0)
+        return Measured(values | _averaged(subject), [])
     plain = [
         subject.encoder.plain(subject.variables, x)
         for x in (subject.train.x, subject.test.x)
     ]
-    return Measured(values | _classify(subject, *plain, "all") | _plain(subject), [])
+    y, y_test = subject.train.y, subject.test.y
+    selected = score_selected(subject.settings, plain[0], y, plain[1], y_test)
+    values |= _classify(subject, *plain, "all") | named(selected, SELECTED, "plain")
+    return Measured(values | _plain(subject), [])
 
 
 def _averaged(subject: Subject) -> dict[str, float]:

@@ -16,37 +16,13 @@ from etils import epath
 
 from invariance_jax.experiments.subject import Measured
 from invariance_jax.training.files import write_json
-from invariance_jax.training.keys import EXPERIMENTS, STUDIES
+from invariance_jax.training.keys import EXPERIMENTS, READERS, STUDIES
 from invariance_jax.training.workdir import provenance, tuples
 
 FORMAT = 1
 """The format number of records and of `results.json`."""
 
 _log = logging.getLogger(__name__)
-
-_WITH_PROBE = ("downstream", "averaging", "shift", "label_fraction")
-_WITH_FEATURES = (*_WITH_PROBE, "nuisance_prediction")
-_OF_VIEWS = ("invariance", "linearization")
-
-READERS: dict[str, tuple[str, ...]] = {
-    "baselines": ("downstream",),
-    "batch_size": (),
-    "experiments": (),
-    "families": ("averaging", "invariance"),
-    "l2": _WITH_PROBE,
-    "label_fraction": _WITH_FEATURES,
-    "label_fractions": ("label_fraction",),
-    "linearization_steps": ("linearization",),
-    "neighbor_temperature": ("downstream",),
-    "neighbors": ("downstream",),
-    "nuisance_l2": ("nuisance_prediction",),
-    "num_views": _WITH_FEATURES,
-    "shifts": ("shift",),
-    "train_examples": _WITH_FEATURES,
-    "variance_examples": _OF_VIEWS,
-    "variance_views": _OF_VIEWS,
-}
-"""Key of the evaluation -> the experiments whose numbers it changes; else all."""
 
 
 def chosen(settings: Any, names: Sequence[str]) -> tuple[str, ...]:

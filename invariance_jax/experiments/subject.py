@@ -6,13 +6,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from invariance_jax.training.components import Examples, make_examples
+from invariance_jax.training.components import (
+    Examples,
+    is_regression,
+    make_examples,
+)
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
-from invariance_jax.training.protocols import Scored, fit_and_score, probe_examples
+from invariance_jax.training.protocols import (
+    Scored,
+    fit_and_score,
+    probe_examples,
+    score_selected,
+)
 from invariance_jax.training.start import initial_state
 
 TRAIN, TEST = 0, 1
 """Streams of views."""
+
+SELECTED = "selected"
+"""What a probe that chose its own l2 is called in the summary."""
 
 Value = str | int | float
 
@@ -138,6 +150,22 @@ class Subject:
                 self.settings, h, self.train.y, h_test, self.test.y
             )
         return self._scored[place]
+
+    def selected(self, number: int) -> dict[str, float]:
+        """Returns the quality of a probe with its own l2 on averaged features, named.
+
+        Args:
+          number: index of M in `num_views`.
+
+        Returns:
+          Values for the summary: `mse.selected@M`, or `accuracy.selected@M`, ...;
+          nothing if `evaluation.l2_grid` is empty.
+        """
+        h, h_test = (self.features(split)[number] for split in ("train", "test"))
+        found = score_selected(self.settings, h, self.train.y, h_test, self.test.y)
+        if is_regression(self.settings):
+            found = {name: found[name] for name in ("mse",) if found}
+        return named(found, SELECTED, self.num_views[number])
 
 
 def named(values: dict[str, float], part: str, views: int | str) -> dict[str, float]:

@@ -18,6 +18,7 @@ _PARTS = {
     "ensemble": "predictions, all views",
     "pixels": "raw pixels",
     "untrained": "untrained encoder",
+    "selected": "features, l2 chosen",
 }
 
 

@@ -24,7 +24,7 @@ _TITLES = {
     "classification": "Classification",
 }
 
-_PARTS = ("ensemble", "pixels", "untrained")
+_PARTS = ("ensemble", "selected", "pixels", "untrained")
 
 
 PAPER = "paper, "

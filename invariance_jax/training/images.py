@@ -76,8 +76,7 @@ def check_prepared(config: ConfigDict) -> None:
       ValueError: if the set is a known one that is not there; it names the command that
         prepares it.
     """
-    chosen = config.get("data", {})
-    name, folder = chosen.get("name"), chosen.get("data_dir")
+    name, folder = config.data.name, config.data.data_dir
     root = folder_of_sets(folder)
     if name in NAMES and find(root, name) is None:
         place = f" --data_dir={folder}" if folder else ""

@@ -29,6 +29,31 @@ STUDIES = (
 )
 """Comparisons of short runs that differ in a few training keys."""
 
+_WITH_PROBE = ("downstream", "averaging", "shift", "label_fraction")
+_WITH_FEATURES = (*_WITH_PROBE, "nuisance_prediction")
+_OF_VIEWS = ("invariance", "linearization")
+
+READERS: dict[str, tuple[str, ...]] = {
+    "baselines": ("downstream",),
+    "batch_size": (),
+    "experiments": (),
+    "families": ("averaging", "invariance"),
+    "l2": _WITH_PROBE,
+    "l2_grid": ("downstream", "averaging"),
+    "label_fraction": _WITH_FEATURES,
+    "label_fractions": ("label_fraction",),
+    "linearization_steps": ("linearization",),
+    "neighbor_temperature": ("downstream",),
+    "neighbors": ("downstream",),
+    "nuisance_l2": ("nuisance_prediction",),
+    "num_views": _WITH_FEATURES,
+    "shifts": ("shift",),
+    "train_examples": _WITH_FEATURES,
+    "variance_examples": _OF_VIEWS,
+    "variance_views": _OF_VIEWS,
+}
+"""Key of the evaluation -> the experiments whose numbers it changes; else all."""
+
 CHOICES = {
     "precision": tuple(PRECISIONS),
     "penalty.kind": ("gradient", "consistency"),
@@ -120,6 +145,7 @@ CHECKED_BY_IMAGES = tuple(
 BOOLEANS = ("deterministic", "seeds_together", "encoder.rematerialize")
 
 NUMBER_TUPLES = (
+    "evaluation.l2_grid",
     "evaluation.label_fractions",
     "evaluation.linearization_steps",
     "evaluation.nuisance_l2",

@@ -122,6 +122,40 @@ def fit_and_score(
     return scored
 
 
+def score_selected(
+    settings: Any, h: np.ndarray, y: np.ndarray, h_test: np.ndarray, y_test: np.ndarray
+) -> dict[str, float]:
+    """Returns the quality of a probe whose l2 is chosen for these features.
+
+    Among `evaluation.l2_grid`, on the last tenth of the training examples. Ridge
+    regression is that of standardized features, each target with its own l2.
+
+    Args:
+      settings: the result of `training.settings.resolve`.
+      h: training features `[N, D]`.
+      y: training targets `[N, T]` or labels `[N]`.
+      h_test: features `[N', D]` of the examples that are predicted.
+      y_test: their targets or labels.
+
+    Returns:
+      The metrics of `score`, and of images l2; nothing if there is no grid.
+    """
+    grid = tuple(map(float, settings.evaluation.l2_grid))
+    if not grid:
+        return {}
+    choice = {"l2": grid, "num_held_out": max(len(h) // 10, 1)}
+    if is_regression(settings):
+        with _in_float64():
+            arrays = (jnp.asarray(array).astype(jnp.float64) for array in (h, y))
+            probe, _ = evaluation.fit_ridge_selected(*arrays, **choice)
+        return score(settings, probe, h_test, y_test).values
+    features, labels = jnp.asarray(h), jnp.asarray(y)
+    probe, l2 = evaluation.fit_logistic_selected(
+        features, labels, num_classes=settings.data.num_classes, **choice
+    )
+    return score(settings, probe, h_test, y_test).values | {"l2": l2}
+
+
 def score(
     settings: Any, probe: evaluation.LinearProbe, h: np.ndarray, y: np.ndarray
 ) -> Scored:

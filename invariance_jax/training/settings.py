@@ -163,7 +163,7 @@ def _check_values(values: dict[str, Any]) -> None:
     for key in keys.NUMBER_TUPLES:
         value = values[key]
         valid = isinstance(value, tuple | list) and are_numbers(value, len(value))
-        valid = valid and len(value) > 0
+        valid = valid and (len(value) > 0 or key == "evaluation.l2_grid")
         valid = valid and all(0 <= number < math.inf for number in value)
         require(valid, key, value, "a tuple of numbers, 0 or more")
     grids.check(values)

@@ -56,6 +56,7 @@ _ADDED: dict[str, Any] = {
     "penalty.views": 1,
     "evaluation.experiments": ("downstream", "averaging", "invariance"),
     "evaluation.test_examples": None,
+    "evaluation.l2_grid": (),
     "evaluation.shifts": (),
     "evaluation.label_fractions": (0.05, 0.1, 0.2, 0.5, 1.0),
     "evaluation.linearization_steps": (0.01, 0.03, 0.1, 0.3, 1.0),

@@ -25,7 +25,10 @@ from invariance_jax.evaluation.probes.metrics import (
 )
 from invariance_jax.evaluation.probes.neighbours import knn_accuracy
 from invariance_jax.evaluation.probes.ridge import fit_ridge
-from invariance_jax.evaluation.probes.selection import fit_ridge_selected
+from invariance_jax.evaluation.probes.selection import (
+    fit_logistic_selected,
+    fit_ridge_selected,
+)
 
 __all__ = [
     "LinearProbe",
@@ -34,6 +37,7 @@ __all__ = [
     "average_probabilities",
     "cross_entropy",
     "fit_logistic",
+    "fit_logistic_selected",
     "fit_ridge",
     "fit_ridge_selected",
     "knn_accuracy",

@@ -1,11 +1,17 @@
-"""Linear regression whose penalty is chosen on held-out examples, target by target."""
+"""Probes whose penalty is chosen on held-out examples.
+
+An encoder that shrinks its features, or makes few of them large, changes what one
+weight of the penalty means to a probe: encoders are compared fairly where each has its
+own.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from invariance_jax.evaluation.probes.checks import check_matrix
-from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot
-from invariance_jax.evaluation.probes.metrics import mean_squared_error
+from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot, predict
+from invariance_jax.evaluation.probes.logistic import fit_logistic
+from invariance_jax.evaluation.probes.metrics import cross_entropy, mean_squared_error
 from invariance_jax.evaluation.probes.ridge import fit_ridge
 from invariance_jax.types import Array
 
@@ -40,14 +46,7 @@ def fit_ridge_selected(
     """
     check_matrix(h, name="h", expected="[B, D], representations")
     check_matrix(y, name="y", expected="[B, T], targets")
-    if not l2:
-        raise ValueError("l2 must hold a weight to choose from; found none.")
-    count = h.shape[0] - num_held_out
-    if not 0 < count < h.shape[0]:
-        raise ValueError(
-            f"num_held_out must be from 1 to {h.shape[0] - 1} of {h.shape[0]} "
-            f"examples; found {num_held_out}."
-        )
+    count = _num_fitted(h, l2, num_held_out)
     weights = jnp.asarray(l2, jnp.promote_types(h.dtype, jnp.float32))
     kernels, biases = _fit_each(h[:count], y[:count], weights)
     errors = jax.vmap(
@@ -60,6 +59,62 @@ def fit_ridge_selected(
     columns = jnp.arange(y.shape[1])
     kernel = kernels[best, :, columns].T
     return LinearProbe(kernel, biases[best, columns]), weights[best]
+
+
+def fit_logistic_selected(
+    h: Array,
+    labels: Array,
+    *,
+    num_classes: int,
+    l2: tuple[float, ...],
+    num_held_out: int,
+) -> tuple[LinearProbe, float]:
+    """Returns the logistic probe at its best l2, and that l2.
+
+    Every l2 is fitted without the last num_held_out examples; the one with the least
+    cross-entropy on them is fitted again on all examples. Features are taken as they
+    are.
+
+    Args:
+      h: float `[B, D]`, representations.
+      labels: integer `[B]`, classes.
+      num_classes: C.
+      l2: weights of the penalty on the kernel to choose from, 0 or more.
+      num_held_out: examples that choose, 1 to B - 1.
+
+    Returns:
+      `(probe, l2)`.
+
+    Raises:
+      ValueError: as `fit_logistic`, or if l2 is empty or num_held_out out of range.
+
+    Gradients: not meant for them, as for `fit_logistic`.
+    Cost: one fit more than there are weights.
+    """
+    check_matrix(h, name="h", expected="[B, D], representations")
+    count = _num_fitted(h, l2, num_held_out)
+
+    def error(weight: float) -> float:
+        probe = fit_logistic(
+            h[:count], labels[:count], num_classes=num_classes, l2=weight
+        )
+        return float(cross_entropy(predict(probe, h[count:]), labels[count:]))
+
+    best = min(l2, key=error)
+    return fit_logistic(h, labels, num_classes=num_classes, l2=best), best
+
+
+def _num_fitted(h: Array, l2: tuple[float, ...], num_held_out: int) -> int:
+    """Returns how many examples are left to fit on."""
+    if not l2:
+        raise ValueError("l2 must hold a weight to choose from; found none.")
+    count = h.shape[0] - num_held_out
+    if not 0 < count < h.shape[0]:
+        raise ValueError(
+            f"num_held_out must be from 1 to {h.shape[0] - 1} of {h.shape[0]} "
+            f"examples; found {num_held_out}."
+        )
+    return count
 
 
 @jax.jit
