@@ -63,7 +63,7 @@ def _quick(config: ConfigDict) -> None:
     config.checkpoints.every_steps = 500
     config.checkpoints.keep_every_steps = 500
     config.evaluation.train_examples = 10_000
-    config.evaluation.l2_grid = (1e-5, 1e-4, 1e-3, 1e-2)
+    config.evaluation.l2_grid = (1e-5, 1e-4, 1e-3)
     config.evaluation.neighbors = (20,)
 
 

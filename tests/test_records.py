@@ -92,6 +92,18 @@ def test_a_setting_of_another_experiment_keeps_what_is_there(workdir, calls):
     assert [*results["experiments"]] == ["downstream", "averaging", "shift"]
 
 
+def test_a_key_that_an_earlier_version_lacks_was_empty(workdir, calls):
+    evaluate.run(config("downstream"), workdir)
+    path = workdir / "experiments" / "downstream.json"
+    record = json.loads(path.read_text())
+    del record["settings"]["l2_grid"]
+    path.write_text(json.dumps(record))
+    evaluate.run(config("downstream"), workdir)
+    assert calls == ["downstream"]
+    evaluate.run(config("downstream", **{"evaluation.l2_grid": (0.5,)}), workdir)
+    assert calls == ["downstream"] * 2
+
+
 def test_another_checkpoint_is_measured_anew(workdir, calls):
     evaluate.run(config("downstream"), workdir)
     shutil.rmtree(workdir / "checkpoints" / "20")

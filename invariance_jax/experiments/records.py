@@ -268,8 +268,8 @@ def _difference(
 ) -> str | None:
     """Returns the first key of two evaluations that changes the experiment, if any."""
     for key in sorted({*settings, *found}):
-        if name in READERS.get(key, (name,)) and tuples(settings.get(key)) != found.get(
-            key
-        ):
+        # A key that earlier versions lack is one that was empty then.
+        values = [tuples(one.get(key, ())) for one in (settings, found)]
+        if name in READERS.get(key, (name,)) and values[0] != values[1]:
             return key
     return None
