@@ -192,7 +192,8 @@ def get_config() -> ConfigDict:
     config.checkpoints.every_steps = 1000
     # Newest checkpoints that are kept.
     config.checkpoints.keep = 2
-    # Steps between checkpoints that are kept for good (none if empty).
+    # Steps between checkpoints that are kept for good, which "invariance" measures too
+    # (none if empty).
     config.checkpoints.keep_every_steps = placeholder(int)
 
     config.logging = ConfigDict()

@@ -56,6 +56,7 @@ def _large(config: ConfigDict) -> None:
     config.penalty.weight = 0.1
     config.penalty.batch_limit = 1.0
     config.checkpoints.every_steps = 5000
+    config.checkpoints.keep_every_steps = 10_000
     config.logging.probe_every_steps = 5000
 
 

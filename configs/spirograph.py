@@ -32,6 +32,7 @@ def get_config(variant: str = "paper") -> ConfigDict:
 def _paper(config: ConfigDict) -> None:
     config.epochs = 50
     config.penalty.batch_limit = 1000.0
+    config.checkpoints.keep_every_steps = 1000
 
 
 def _mlp(config: ConfigDict) -> None:
@@ -50,7 +51,6 @@ def _quick(config: ConfigDict) -> None:
     _mlp(config)
     config.steps = 2500
     config.logging.probe_every_steps = 500
-    # The experiment "invariance" shows the checkpoints that are kept.
     config.checkpoints.every_steps = 500
     config.checkpoints.keep_every_steps = 500
     config.evaluation.num_views = (1, 2, 4, 8)
