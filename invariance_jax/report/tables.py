@@ -142,7 +142,9 @@ def note_on(runs: Sequence[Run]) -> str:
 
 
 def _note(results: Results) -> str:
-    return f"{_seeds(results)}; M: number of averaged views"
+    own = any(".selected@" in name for name in results.summary)
+    note = f"{_seeds(results)}; M: number of averaged views"
+    return f"{note}; selected: a probe that chose its own l2" if own else note
 
 
 def _seeds(results: Results) -> str:
