@@ -9,7 +9,8 @@ averaged over M views):
     Plain: .8363 +- .0008, M = 16: .8387 +- .0014, n = 3 seeds; see the README for
     what a probe with its own l2 makes of it.
   quick_colorized: the same with random foreground and background colours, along which
-    the penalty acts, on two CPU cores. Plain, M = 16: not yet run.
+    the penalty acts, on two CPU cores. Plain: .8195 +- .0011, M = 16: .8279 +- .0005,
+    n = 3 seeds.
   smoke: a minute, for tests.
 """
 
