@@ -142,13 +142,19 @@ def _restart() -> list[Comparison]:
     return restart.run(_CONFIG.value, repeats=_REPEATS.value)
 
 
-def _gpu_steps() -> list[Comparison]:
-    gpu_parts.steps(min(_REPEATS.value, 3), _MIN_SECONDS.value)
-    return []
-
-
-def _gpu_peers() -> list[Comparison]:
-    return gpu_parts.peers(min(_REPEATS.value, 5), _MIN_SECONDS.value)
+def _gpu(name: str) -> None:
+    """Shows what was measured on a GPU when it is there, and of `gpu` again last."""
+    repeats, min_seconds = _REPEATS.value, _MIN_SECONDS.value
+    if name == "gpu":
+        flags_of_parts = [f"--repeats={repeats}", f"--min_seconds={min_seconds}"]
+        lines = gpu_parts.run(flags_of_parts, _has_torch())
+        print("", *lines, sep="\n")
+    else:
+        lines = []
+        for line in gpu_parts.lines_of(name, repeats, min_seconds):
+            print(line, flush=True)
+            lines.append(line)
+    _write({"lines": lines})
 
 
 def _has_torch() -> bool:
@@ -164,8 +170,6 @@ BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
     "evaluate": _evaluate,
     "scaling": _scaling,
     "restart": _restart,
-    "gpu_steps": _gpu_steps,
-    "gpu_peers": _gpu_peers,
 }
 """Name -> what measures it, with the sizes that belong in a table."""
 
@@ -173,8 +177,9 @@ BENCHMARKS: dict[str, Callable[[], list[Comparison]]] = {
 TABLES: dict[str, Callable[[], str]] = {"scaling": _projection}
 """Name -> what it finds beside comparisons."""
 
+ON_GPU = ("gpu", *gpu_parts.PARTS)
 NEED_TORCH = ("step", "evaluate", "gpu_peers")
-NEED_CONFIG = ("step", "penalty", "scaling", "restart", *gpu_parts.PARTS, "gpu")
+NEED_CONFIG = ("step", "penalty", "scaling", "restart", *ON_GPU)
 
 
 def main(arguments: list[str]) -> None:
@@ -184,11 +189,8 @@ def main(arguments: list[str]) -> None:
         _check_config_exists()
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
         raise ValueError(f"--json is {_JSON.value!r}; expected a file in a folder.")
-    if names == ["gpu"]:
-        numbers = {"repeats": _REPEATS.value, "min_seconds": _MIN_SECONDS.value}
-        lines = gpu_parts.run([f"--{k}={v}" for k, v in numbers.items()], _has_torch())
-        print("", *lines, sep="\n")
-        _write({"lines": lines})
+    if names[0] in ON_GPU:
+        _gpu(names[0])
         return
     keep_freed_memory()
     facts, results, tables = machine(), [], {}
@@ -214,14 +216,14 @@ def _write(found: dict[str, Any]) -> None:
 
 
 def _names(arguments: list[str]) -> list[str]:
-    choices = [*BENCHMARKS, "gpu", "all"]
+    choices = [*BENCHMARKS, *ON_GPU, "all"]
     if len(arguments) != 1 or arguments[0] not in choices:
         found = " ".join(arguments) or "nothing"
         raise ValueError(
             f"the benchmark is {found!r}; expected one of {', '.join(choices)}."
         )
     if arguments[0] == "all":
-        left_out = {*gpu_parts.PARTS, *(() if _has_torch() else NEED_TORCH)}
+        left_out = () if _has_torch() else NEED_TORCH
         return [name for name in BENCHMARKS if name not in left_out]
     if arguments[0] in NEED_TORCH and not _has_torch():
         raise ValueError(

@@ -8,13 +8,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 
 from invariance_jax.benchmarks import ceilings, gpu, parts, step
 from invariance_jax.benchmarks.runs import configuration
-from invariance_jax.benchmarks.timing import Comparison, table
+from invariance_jax.benchmarks.timing import table
 
 PARTS = {"gpu_steps": (300.0, ".92"), "gpu_peers": (530.0, ".4")}
 """Name -> seconds after which it is ended, share of the memory that JAX takes."""
@@ -60,47 +60,46 @@ def run(flags: Sequence[str], with_peers: bool) -> list[str]:
     return lines if with_peers else [*lines, "gpu_peers: not run, no PyTorch"]
 
 
-def steps(repeats: int, min_seconds: float) -> None:
-    """Prints the steps of the paper's runs, each when it is measured.
+def lines_of(name: str, repeats: int, min_seconds: float) -> Iterator[str]:
+    """Yields what a part measures, each line when it is there.
 
     Args:
+      name: of the part.
       repeats: see `timing.alternate`.
       min_seconds: see `timing.alternate`.
 
     Raises:
       ValueError: if there is no GPU.
     """
-    _check()
+    if jax.default_backend() != "gpu":
+        raise ValueError(f"the benchmark needs a GPU; there are {jax.devices()}.")
+    measure = {"gpu_steps": _steps, "gpu_peers": _peers}[name]
+    yield from measure(repeats, min_seconds)
+
+
+def _steps(repeats: int, min_seconds: float) -> Iterator[str]:
+    """Yields the steps of the paper's runs."""
     runs = configuration("spirograph"), configuration("cifar10", "resnet18")
     for row in gpu.run(
         gpu.cases(*runs),
         seconds=_STEPS_UNTIL,
-        repeats=repeats,
+        repeats=min(repeats, 3),
         min_seconds=min_seconds,
     ):
-        print(gpu.line(row), flush=True)
+        yield gpu.line(row)
 
 
-def peers(repeats: int, min_seconds: float) -> list[Comparison]:
-    """Returns the steps against PyTorch's, prints those of a precision together.
+def _peers(repeats: int, min_seconds: float) -> Iterator[str]:
+    """Yields the steps against PyTorch's, those of a precision together.
 
     PyTorch is tuned in bfloat16, which is first; in float32 it runs as the authors do.
-
-    Args:
-      repeats: see `timing.alternate`.
-      min_seconds: see `timing.alternate`.
-
-    Raises:
-      ValueError: if there is no GPU.
     """
-    _check()
-    found = []
     for precision in ("bfloat16", "float32"):
         config = configuration("spirograph")
         config.precision = precision
         results = step.run(
             config,
-            repeats=repeats,
+            repeats=min(repeats, 5),
             min_seconds=min_seconds,
             device="cuda",
             tuned=precision == "bfloat16",
@@ -111,11 +110,4 @@ def peers(repeats: int, min_seconds: float) -> list[Comparison]:
             precision=gpu.PRECISIONS[precision],
             products=gpu.PRODUCTS,
         )
-        print(table(results, {"precision": precision}, limits), flush=True)
-        found += results
-    return found
-
-
-def _check() -> None:
-    if jax.default_backend() != "gpu":
-        raise ValueError(f"the benchmark needs a GPU; there are {jax.devices()}.")
+        yield from table(results, {"precision": precision}, limits).splitlines()

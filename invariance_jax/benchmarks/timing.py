@@ -216,7 +216,7 @@ def table(
         what a call needs.
 
     Returns:
-      Lines of a table, if there is a row, times in milliseconds; and a line of facts.
+      Lines of a table, times in milliseconds, and a line of facts.
     """
     header = "", "ours", "ms", "of ceiling", "peer", "ms", "ratio", "quartiles"
     rows = [(*header, "expected")]
@@ -245,6 +245,4 @@ def table(
         for row in rows
     ]
     described = ", ".join(f"{name} {value}" for name, value in facts.items())
-    if not results:
-        return described
     return "\n".join([line.rstrip() for line in lines] + ["", described])
