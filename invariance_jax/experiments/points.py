@@ -8,20 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 from invariance_jax.training.checks import require
+from invariance_jax.training.keys import WITHOUT_DERIVATIVE
 
 Changes = dict[str, Any]
 
 _PLAIN = {"penalty.weight": 0.0}
-
-# What the squared distance of two views cannot have, as no derivative is taken.
-_NO_DERIVATIVE = {
-    "penalty.estimator": "directional",
-    "penalty.parameters": (),
-    "penalty.views": 1,
-    "penalty.directions": 1,
-    "penalty.batch_statistics": "coupled",
-    "penalty.fraction": 1.0,
-}
 
 
 def make_points(
@@ -136,7 +127,7 @@ def _part(fraction: float, every_steps: int) -> Changes:
 def _baselines(settings: Any, parameters: tuple[str, ...]) -> dict[str, Changes]:
     return {
         "penalty": {},
-        "consistency": {"penalty.kind": "consistency", **_NO_DERIVATIVE},
+        "consistency": {"penalty.kind": "consistency", **WITHOUT_DERIVATIVE},
         "2 views averaged": {"average_views": 2, **_PLAIN},
     }
 

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 
 from invariance_jax.experiments.subject import Measured
+from invariance_jax.training.checks import is_asked
 from invariance_jax.training.files import write_json
 from invariance_jax.training.keys import EXPERIMENTS, READERS, STUDIES
 from invariance_jax.training.workdir import provenance, tuples
@@ -33,7 +34,7 @@ def chosen(settings: Any, names: Sequence[str]) -> tuple[str, ...]:
       names: `keys.EXPERIMENTS` or `keys.STUDIES`.
     """
     asked = settings.evaluation.experiments
-    return tuple(name for name in names if name in asked or "all" in asked)
+    return tuple(name for name in names if is_asked(name, asked))
 
 
 def sizes(settings: Any) -> dict[str, int]:

@@ -94,6 +94,7 @@ class Subject:
         self._features: dict[Any, np.ndarray] = {}
         self._plain: dict[str, np.ndarray] = {}
         self._scored: dict[Any, Scored] = {}
+        self._selected: dict[int, dict[str, float]] = {}
 
     @functools.cached_property
     def untrained(self) -> Any:
@@ -161,8 +162,12 @@ class Subject:
           Values for the summary: `mse.selected@M`, or `accuracy.selected@M`, ...;
           nothing if `evaluation.l2_grid` is empty.
         """
-        h, h_test = (self.features(split)[number] for split in ("train", "test"))
-        found = score_selected(self.settings, h, self.train.y, h_test, self.test.y)
+        if number not in self._selected:
+            h, h_test = (self.features(split)[number] for split in ("train", "test"))
+            self._selected[number] = score_selected(
+                self.settings, h, self.train.y, h_test, self.test.y
+            )
+        found = self._selected[number]
         if is_regression(self.settings):
             found = {name: found[name] for name in ("mse",) if found}
         return named(found, SELECTED, self.num_views[number])

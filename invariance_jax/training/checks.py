@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -82,6 +83,16 @@ def check_steps(key: str, value: str, steps: int) -> tuple[int, ...]:
     valid = ends[0] < ends[1] <= steps
     require(valid, key, value, f"two increasing steps a:b, b at most {steps}")
     return ends
+
+
+def is_asked(name: str, experiments: Sequence[str]) -> bool:
+    """Returns whether `evaluation.experiments` asks for an experiment or study.
+
+    Args:
+      name: of the experiment or study.
+      experiments: the value of the key.
+    """
+    return name in experiments or "all" in experiments
 
 
 def is_integer(value: Any) -> bool:

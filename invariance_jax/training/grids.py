@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from invariance_jax.training.checks import are_numbers, check_choice, require
+from invariance_jax.training.checks import are_numbers, check_choice, is_asked, require
 from invariance_jax.transforms import laws, shifts, spirograph
 
 _SHIFTS = "evaluation.shifts"
 _FRACTIONS = "evaluation.label_fractions"
+_EXPERIMENTS = "evaluation.experiments"
 
 _HOW = ("move", "widen", "strength")
 _WHAT = (*spirograph.PARAMETERS, *shifts.GROUPS)
@@ -75,7 +76,7 @@ def check_laws(values: dict[str, Any], bounds: np.ndarray) -> None:
       ValueError: that names the key, if a row shifts what is no nuisance, or so far
         that there is no image.
     """
-    if not _is_asked(values, "shift"):
+    if not is_asked("shift", values[_EXPERIMENTS]):
         return
     targets = values["data.targets"]
     for what, how, grid in values[_SHIFTS]:
@@ -101,7 +102,7 @@ def check_strengths(values: dict[str, Any]) -> None:
     Raises:
       ValueError: that names the key, if a row shifts another thing than the jitter.
     """
-    for row in values[_SHIFTS] if _is_asked(values, "shift") else ():
+    for row in values[_SHIFTS] if is_asked("shift", values[_EXPERIMENTS]) else ():
         colors = row[1] == "strength"
         require(colors, _SHIFTS, row, '("color", "strength", numbers) of images')
 
@@ -123,7 +124,7 @@ def check_classes(
       ValueError: that names the key, if it cannot; a set whose classes differ in size
         may still leave one out.
     """
-    if not _is_asked(values, "label_fraction"):
+    if not is_asked("label_fraction", values[_EXPERIMENTS]):
         return
     count = min(num_examples, values["evaluation.train_examples"] or num_examples)
     count = values["evaluation.label_fraction"] * count
@@ -131,7 +132,3 @@ def check_classes(
     fractions = values[_FRACTIONS]
     expected = f"{least:.3g} at least, for an example of each of {num_classes} classes"
     require(fractions[0] >= least, _FRACTIONS, fractions, expected)
-
-
-def _is_asked(values: dict[str, Any], name: str) -> bool:
-    return not {name, "all"}.isdisjoint(values["evaluation.experiments"])

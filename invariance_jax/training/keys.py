@@ -54,6 +54,16 @@ READERS: dict[str, tuple[str, ...]] = {
 }
 """Key of the evaluation -> the experiments whose numbers it changes; else all."""
 
+WITHOUT_DERIVATIVE = {
+    "penalty.estimator": "directional",
+    "penalty.parameters": (),
+    "penalty.views": 1,
+    "penalty.directions": 1,
+    "penalty.batch_statistics": "coupled",
+    "penalty.fraction": 1.0,
+}
+"""The only values that go with the penalty.kind "consistency"."""
+
 CHOICES = {
     "precision": tuple(PRECISIONS),
     "penalty.kind": ("gradient", "consistency"),

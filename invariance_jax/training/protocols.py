@@ -4,7 +4,7 @@ Foster, Pukdee, Rainforth (ICLR 2021), sections 4 and 5.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax import data, evaluation
+from invariance_jax.training.checks import is_asked
 from invariance_jax.training.components import Examples, is_regression
 
 
@@ -83,8 +84,7 @@ def check_label_fractions(settings: Any, train: Examples) -> None:
     Raises:
       ValueError: if "label_fraction" is asked for and it does not; it names the key.
     """
-    asked = settings.evaluation.experiments
-    if "label_fraction" in asked or "all" in asked:
+    if is_asked("label_fraction", settings.evaluation.experiments):
         smallest = settings.evaluation.label_fractions[0]
         choose_labeled(settings, probe_examples(settings, train).y, smallest)
 
@@ -109,9 +109,7 @@ def fit_and_score(
     """
     l2 = settings.evaluation.l2
     if is_regression(settings):
-        with _in_float64():
-            arrays = (jnp.asarray(array).astype(jnp.float64) for array in (h, y))
-            probe = evaluation.fit_ridge(*arrays, l2=l2)
+        probe = _fit_in_float64(evaluation.fit_ridge, h, y, l2=l2)
         return score(settings, probe, h_test, y_test)
     features, labels = jnp.asarray(h), jnp.asarray(y)
     classes = settings.data.num_classes
@@ -131,11 +129,11 @@ def score_selected(
     regression is that of standardized features, each target with its own l2.
 
     Args:
-      settings: the result of `training.settings.resolve`.
-      h: training features `[N, D]`.
-      y: training targets `[N, T]` or labels `[N]`.
-      h_test: features `[N', D]` of the examples that are predicted.
-      y_test: their targets or labels.
+      settings: as of `fit_and_score`.
+      h: as of `fit_and_score`.
+      y: as of `fit_and_score`.
+      h_test: as of `fit_and_score`.
+      y_test: as of `fit_and_score`.
 
     Returns:
       The metrics of `score`, and of images l2; nothing if there is no grid.
@@ -145,9 +143,7 @@ def score_selected(
         return {}
     choice = {"l2": grid, "num_held_out": max(len(h) // 10, 1)}
     if is_regression(settings):
-        with _in_float64():
-            arrays = (jnp.asarray(array).astype(jnp.float64) for array in (h, y))
-            probe, _ = evaluation.fit_ridge_selected(*arrays, **choice)
+        probe, _ = _fit_in_float64(evaluation.fit_ridge_selected, h, y, **choice)
         return score(settings, probe, h_test, y_test).values
     features, labels = jnp.asarray(h), jnp.asarray(y)
     probe, l2 = evaluation.fit_logistic_selected(
@@ -179,6 +175,15 @@ def score(
         predictions = evaluation.predict(probe, h)
         values = quality(settings, predictions, y)
     return Scored(probe, np.asarray(predictions), values)
+
+
+def _fit_in_float64(
+    fit: Callable[..., Any], h: np.ndarray, y: np.ndarray, **choice: Any
+) -> Any:
+    with _in_float64():
+        return fit(
+            *(jnp.asarray(array).astype(jnp.float64) for array in (h, y)), **choice
+        )
 
 
 @contextlib.contextmanager

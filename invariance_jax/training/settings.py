@@ -186,13 +186,11 @@ def _check_objective(values: dict[str, Any]) -> None:
     _check_microbatches(values)
     if values["penalty.kind"] != "consistency":
         return
-    neutral = {"estimator": "directional", "parameters": (), "views": 1}
-    neutral |= {"directions": 1, "batch_statistics": "coupled", "fraction": 1.0}
-    for name, value in neutral.items():
-        found = values[f"penalty.{name}"]
+    for key, value in keys.WITHOUT_DERIVATIVE.items():
+        found = values[key]
         expected = f"{value!r}, as penalty.kind 'consistency' takes no derivative"
         same = found == value or not (found or value)  # lists come from JSON
-        require(same, f"penalty.{name}", found, expected)
+        require(same, key, found, expected)
 
 
 def _check_microbatches(values: dict[str, Any]) -> None:
