@@ -87,9 +87,11 @@ def _panel(metric: str, runs: Sequence[Run], curves: Sequence[Curve]) -> Panel:
 
 def _curves(runs: Sequence[Run], metric: str, parts: Sequence[str]) -> list[Curve]:
     curves = []
-    for look, (run, part) in enumerate((run, part) for run in runs for part in parts):
+    for place, (run, part) in enumerate((run, part) for run in runs for part in parts):
         points = sweep(run, f"{metric}.{part}" if part else metric)
         name = _PARTS[part] if len(runs) == 1 else run.name
+        # There are fewer looks than parts, but no run has all of them.
+        look = len(curves) if len(runs) == 1 else place
         curves += [Curve(name, look, points)] if points else []
     return curves
 
