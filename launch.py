@@ -10,14 +10,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from invariance_jax import check, embed, evaluate, report, studies, train
-from invariance_jax.cluster import (
-    collect,
-    devices,
-    options,
-    startup,
-    submission,
-    sweeps,
-)
+from invariance_jax.runtime import devices, startup
+from invariance_jax.slurm import options, submission
+from invariance_jax.sweeps import collect
+from invariance_jax.sweeps import plan as sweeps
 
 MODES = ("all", "train", "evaluate", "report", "embed", "check")
 

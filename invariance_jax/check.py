@@ -12,13 +12,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from invariance_jax import data
-from invariance_jax.cluster.devices import make_deterministic, simulate
+from invariance_jax.runs.tracking import check_package
+from invariance_jax.runtime.devices import make_deterministic, simulate
 from invariance_jax.training import images, memory
 from invariance_jax.training.communication import Collective, collectives
 from invariance_jax.training.components import is_regression
 from invariance_jax.training.settings import check_devices, resolve
 from invariance_jax.training.start import read_weights, state_shapes
-from invariance_jax.training.tracking import check_package
 
 
 class Memory(NamedTuple):

@@ -11,12 +11,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from invariance_jax.evaluate import prepare, restore
-from invariance_jax.training import parallel, processes
-from invariance_jax.training.compilation import compilation_kept
+from invariance_jax.runtime import processes
+from invariance_jax.runtime.compilation import compilation_kept
+from invariance_jax.runtime.files import plain_path
+from invariance_jax.runtime.preemption import Watch
+from invariance_jax.training import parallel
 from invariance_jax.training.components import make_examples
-from invariance_jax.training.files import plain_path
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
-from invariance_jax.training.preemption import Watch
 
 _log = logging.getLogger(__name__)
 

@@ -15,28 +15,30 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from invariance_jax.cluster.devices import make_deterministic
-from invariance_jax.experiments import EXPERIMENTS, Subject, records, samples
-from invariance_jax.training import keys, parallel, processes
-from invariance_jax.training.checkpoints import Checkpoints
-from invariance_jax.training.compilation import compilation_kept
+from invariance_jax.experiments import EXPERIMENTS, Subject, samples
+from invariance_jax.runs import records
+from invariance_jax.runs.checkpoints import Checkpoints
+from invariance_jax.runs.metrics import final_metrics
+from invariance_jax.runs.workdir import (
+    check_same_run,
+    claim,
+    one_per_seed,
+    read_config,
+)
+from invariance_jax.runtime import processes
+from invariance_jax.runtime.compilation import compilation_kept
+from invariance_jax.runtime.devices import make_deterministic
+from invariance_jax.runtime.preemption import Watch
+from invariance_jax.training import keys, parallel
 from invariance_jax.training.components import (
     is_regression,
     make_networks,
     make_transformation,
 )
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
-from invariance_jax.training.metrics import final_metrics
-from invariance_jax.training.preemption import Watch
 from invariance_jax.training.settings import resolve
 from invariance_jax.training.start import first_state, initial_state, read_weights
 from invariance_jax.training.steps import TrainState
-from invariance_jax.training.workdir import (
-    check_same_run,
-    claim,
-    one_per_seed,
-    read_config,
-)
 from invariance_jax.types import Array
 
 _log = logging.getLogger(__name__)

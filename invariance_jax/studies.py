@@ -19,19 +19,20 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from invariance_jax import evaluate, train
-from invariance_jax.cluster.collect import is_evaluated
-from invariance_jax.cluster.grid import change, folder_name
-from invariance_jax.experiments import records
 from invariance_jax.experiments.points import Changes, make_points
-from invariance_jax.training import keys, processes
-from invariance_jax.training.components import is_regression, make_transformation
-from invariance_jax.training.settings import flatten, resolve
-from invariance_jax.training.workdir import (
+from invariance_jax.runs import records
+from invariance_jax.runs.workdir import (
     check,
     one_per_seed,
     provenance,
     read_config,
 )
+from invariance_jax.runtime import processes
+from invariance_jax.sweeps.collect import is_evaluated
+from invariance_jax.sweeps.grid import change, folder_name
+from invariance_jax.training import keys
+from invariance_jax.training.components import is_regression, make_transformation
+from invariance_jax.training.settings import flatten, resolve
 
 _log = logging.getLogger(__name__)
 

@@ -12,26 +12,27 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from invariance_jax.cluster.devices import log_determinism, make_deterministic
-from invariance_jax.training import memory, parallel, processes
-from invariance_jax.training.compilation import compilation_kept
+from invariance_jax.runs.metrics import MetricsWriter
+from invariance_jax.runs.rows import Rows
+from invariance_jax.runs.tracking import check_package
+from invariance_jax.runs.workdir import claim, one_per_seed
+from invariance_jax.runtime import processes
+from invariance_jax.runtime.compilation import compilation_kept
+from invariance_jax.runtime.devices import log_determinism, make_deterministic
+from invariance_jax.runtime.preemption import Preempted, Watch
+from invariance_jax.runtime.profiling import Profiler
+from invariance_jax.training import memory, parallel
 from invariance_jax.training.components import Examples, make_examples
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
-from invariance_jax.training.metrics import MetricsWriter
-from invariance_jax.training.preemption import Preempted, Watch
-from invariance_jax.training.profiling import Profiler
 from invariance_jax.training.protocols import (
     check_label_fractions,
     fit_and_score,
     probe_examples,
 )
-from invariance_jax.training.rows import Rows
 from invariance_jax.training.seeds import Seed, newest_common, parts
 from invariance_jax.training.settings import check_devices, resolve
 from invariance_jax.training.start import read_weights, step_and_draw
 from invariance_jax.training.steps import TrainState
-from invariance_jax.training.tracking import check_package
-from invariance_jax.training.workdir import claim, one_per_seed
 
 
 def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from invariance_jax.cluster import startup
+from invariance_jax.runtime import startup
 from invariance_jax.training import parallel
 
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from invariance_jax.training.checkpoints import Checkpoints
-from invariance_jax.training.files import absolute
+from invariance_jax.runs.checkpoints import Checkpoints
+from invariance_jax.runtime.files import absolute
 
 # Where one file of a checkpoint cannot be read, orbax closes its event loop before its
 # threads have told that loop about the other files.

@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from tiny import tiny_config
 
 from invariance_jax import embed, evaluate, train
-from invariance_jax.training.compilation import compilation_kept
+from invariance_jax.runtime.compilation import compilation_kept
 
 NAMES = [
     "jax_compilation_cache_dir",

@@ -11,7 +11,7 @@ import pytest
 from tiny import tiny_config
 
 from invariance_jax import train
-from invariance_jax.cluster import devices
+from invariance_jax.runtime import devices
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = "--xla_gpu_deterministic_ops=true --xla_gpu_exclude_nondeterministic_ops=true"
@@ -40,7 +40,7 @@ def python(code, xla_flags=""):
 
 PREPARE = """
 import os
-from invariance_jax.cluster.devices import make_deterministic
+from invariance_jax.runtime.devices import make_deterministic
 from configs import base
 config = base.get_config()
 config.deterministic = {value}
@@ -124,7 +124,7 @@ def test_training_asks_before_anything_else(monkeypatch, tmp_path, deterministic
 
 
 def test_whether_devices_were_used_is_known():
-    code = "from invariance_jax.cluster.devices import have_started as started\n"
+    code = "from invariance_jax.runtime.devices import have_started as started\n"
     code += "import jax; n = jax.config.jax_num_cpu_devices\n"
     code += "print(started(), started(), jax.config.jax_num_cpu_devices == n)\n"
     code += "jax.devices(); print(started(), jax.config.jax_num_cpu_devices == n)"

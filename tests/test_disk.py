@@ -10,7 +10,7 @@ from test_launch import CONFIG, SMALL
 from tiny import tiny_config
 
 from invariance_jax import train
-from invariance_jax.training import checkpoints
+from invariance_jax.runs import checkpoints
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -12,8 +12,8 @@ from tiny import tiny_config
 
 import invariance_jax
 from invariance_jax import evaluate, evaluation, train
+from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.training import parallel, start
-from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.components import make_examples, make_transformation
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.protocols import fit_and_score

@@ -22,8 +22,8 @@ from invariance_jax.experiments import (
     shift,
 )
 from invariance_jax.experiments.subject import TEST, TRAIN
+from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.training import keys, parallel, protocols
-from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.components import make_networks, make_transformation
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.settings import resolve

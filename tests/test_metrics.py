@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from invariance_jax.training.metrics import MetricsWriter, final_metrics
+from invariance_jax.runs.metrics import MetricsWriter, final_metrics
 
 
 def rows(workdir):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from invariance_jax.cluster.places import (
+from invariance_jax.runtime.launchers import (
     Place,
     first_host,
     from_environment,

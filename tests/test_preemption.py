@@ -9,9 +9,10 @@ from test_train import SMOKE, assert_same_run, rows
 from tiny import tiny_config
 
 from invariance_jax import evaluate, train
-from invariance_jax.training import parallel, preemption
+from invariance_jax.runtime import preemption
+from invariance_jax.runtime.preemption import Preempted, Watch
+from invariance_jax.training import parallel
 from invariance_jax.training.frozen import FrozenEncoder
-from invariance_jax.training.preemption import Preempted, Watch
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

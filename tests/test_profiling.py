@@ -8,8 +8,8 @@ import pytest
 from tiny import tiny_config
 
 from invariance_jax import train
+from invariance_jax.runtime.profiling import Profiler
 from invariance_jax.training import parallel
-from invariance_jax.training.profiling import Profiler
 from invariance_jax.training.settings import resolve
 
 SMALL = {"steps": 12, "encoder.depth": 1, "logging.probe_every_steps": 0}

@@ -16,6 +16,8 @@ from tiny import image_arrays, image_config
 
 import invariance_jax
 from invariance_jax import data, embed, evaluate, models, report, train
+from invariance_jax.runs.workdir import read_config
+from invariance_jax.runtime.preemption import Preempted
 from invariance_jax.training import protocols
 from invariance_jax.training.components import (
     Examples,
@@ -23,9 +25,7 @@ from invariance_jax.training.components import (
     make_transformation,
 )
 from invariance_jax.training.frozen import FrozenEncoder
-from invariance_jax.training.preemption import Preempted
 from invariance_jax.training.settings import resolve
-from invariance_jax.training.workdir import read_config
 
 CHANGES = {
     "evaluation.families": ("all", "color", "crop"),

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from configs import base
-from invariance_jax.training.checkpoints import Checkpoints
+from invariance_jax.runs.checkpoints import Checkpoints
+from invariance_jax.runs.workdir import claim
 from invariance_jax.training.settings import flatten, resolve
 from invariance_jax.training.start import initial_state
-from invariance_jax.training.workdir import claim
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

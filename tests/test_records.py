@@ -9,8 +9,9 @@ import pytest
 from tiny import tiny_config
 
 from invariance_jax import evaluate, train
-from invariance_jax.experiments import EXPERIMENTS, records
+from invariance_jax.experiments import EXPERIMENTS
 from invariance_jax.experiments.subject import Measured, Row
+from invariance_jax.runs import records
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ from test_train import Bar, Stop, Writer, checkpoint_steps, rows, without_timing
 from tiny import tiny_config
 
 from invariance_jax import train
+from invariance_jax.runs.checkpoints import Checkpoints
+from invariance_jax.runs.rows import Rows
+from invariance_jax.runtime.preemption import Preempted
 from invariance_jax.training import memory, parallel, seeds, start
-from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.components import make_examples
-from invariance_jax.training.preemption import Preempted
-from invariance_jax.training.rows import Rows
 from invariance_jax.training.settings import resolve
 
 pytestmark = pytest.mark.usefixtures("compiled_once")

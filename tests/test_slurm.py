@@ -17,11 +17,11 @@ import loopback_slurm
 import numpy as np
 import pytest
 
-from invariance_jax.cluster import collect
-from invariance_jax.cluster.job import PREEMPTED, Launch
-from invariance_jax.cluster.options import Request
-from invariance_jax.cluster.submission import _executor
 from invariance_jax.evaluate import load_variables
+from invariance_jax.slurm.job import PREEMPTED, Launch
+from invariance_jax.slurm.options import Request
+from invariance_jax.slurm.submission import _executor
+from invariance_jax.sweeps import collect
 
 pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,11 +16,11 @@ from absl.testing import flagsaver
 from test_launch import CONFIG, SMALL, assert_one_line, launch
 from tiny import tiny_config
 
-from invariance_jax.cluster import job, local, options, submission
-from invariance_jax.cluster.sweeps import Plan, Run
-from invariance_jax.training import preemption
+from invariance_jax.runs.workdir import claim
+from invariance_jax.runtime import preemption
+from invariance_jax.slurm import job, local, options, submission
+from invariance_jax.sweeps.plan import Plan, Run
 from invariance_jax.training.settings import resolve
-from invariance_jax.training.workdir import claim
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -198,7 +198,7 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
 def test_a_submission_uses_no_device(tmp_path):
     code = (
         "import runpy, sys\n"
-        "from invariance_jax.cluster import devices\n"
+        "from invariance_jax.runtime import devices\n"
         f"sys.argv = ['launch.py', {CONFIG!r}, '--workdir={tmp_path}/run',\n"
         "            '--cluster=slurm', '--dry_run']\n"
         "try:\n"
@@ -266,7 +266,7 @@ def test_the_job_and_training_agree_on_signals_and_status():
 
 
 def test_a_job_begins_without_jax():
-    code = "import sys, invariance_jax.cluster.job; print(*sys.modules)"
+    code = "import sys, invariance_jax.slurm.job; print(*sys.modules)"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"jax", "flax", "absl"} & {*done.stdout.split()}
@@ -386,8 +386,8 @@ def test_a_warning_is_passed_on_and_the_job_ends(tmp_path, name):
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from invariance_jax.cluster import local\n"
-        "from invariance_jax.cluster.job import Launch\n"
+        "from invariance_jax.slurm import local\n"
+        "from invariance_jax.slurm.job import Launch\n"
         f"launch = Launch({str(tmp_path / 'program.py')!r}, (), {str(tmp_path)!r})\n"
         f"folder = Path({str(tmp_path / 'slurm')!r})\n"
         "sys.exit(local.run(launch, folder, tasks=2, gpus=None, setup=()))"

@@ -11,10 +11,11 @@ from tiny import tiny_config
 
 from configs import spirograph
 from invariance_jax import evaluate, train
-from invariance_jax.cluster import collect, sweeps
-from invariance_jax.cluster.grid import make_points, read_grid
+from invariance_jax.runs.workdir import check_same_run, one_per_seed
+from invariance_jax.sweeps import collect
+from invariance_jax.sweeps import plan as sweeps
+from invariance_jax.sweeps.grid import make_points, read_grid
 from invariance_jax.training.settings import flatten, resolve
-from invariance_jax.training.workdir import check_same_run, one_per_seed
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

@@ -13,8 +13,8 @@ import pytest
 from tiny import tiny_config
 
 from invariance_jax import train
-from invariance_jax.training import tracking
-from invariance_jax.training.tracking import Tracker
+from invariance_jax.runs import tracking
+from invariance_jax.runs.tracking import Tracker
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = {"logging.wandb_project": "project"}
@@ -24,7 +24,7 @@ PROGRAM = """
 import os, signal, sys
 from tiny import tiny_config
 from invariance_jax import train
-from invariance_jax.training.metrics import MetricsWriter
+from invariance_jax.runs.metrics import MetricsWriter
 
 workdir, stop, how = sys.argv[1:]
 write = MetricsWriter.write

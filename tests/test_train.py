@@ -11,13 +11,13 @@ import pytest
 from tiny import tiny_config
 
 from invariance_jax import train
+from invariance_jax.runs.checkpoints import Checkpoints
+from invariance_jax.runs.metrics import MetricsWriter
+from invariance_jax.runs.rows import Rows
+from invariance_jax.runs.workdir import claim
 from invariance_jax.training import parallel, start
-from invariance_jax.training.checkpoints import Checkpoints
-from invariance_jax.training.metrics import MetricsWriter
 from invariance_jax.training.optimizers import make_schedule
-from invariance_jax.training.rows import Rows
 from invariance_jax.training.settings import resolve
-from invariance_jax.training.workdir import claim
 
 # Where one file of a checkpoint cannot be read, orbax closes its event loop before its
 # threads have told that loop about the other files.

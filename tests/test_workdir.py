@@ -6,15 +6,15 @@ import pytest
 from tiny import tiny_config
 
 from invariance_jax import __version__
-from invariance_jax.training.files import write_json
-from invariance_jax.training.settings import flatten, resolve
-from invariance_jax.training.workdir import (
+from invariance_jax.runs.workdir import (
     FORMAT,
     claim,
     one_per_seed,
     read_config,
     read_start,
 )
+from invariance_jax.runtime.files import write_json
+from invariance_jax.training.settings import flatten, resolve
 
 
 def settings(changes=None):

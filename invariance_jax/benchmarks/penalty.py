@@ -17,8 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from invariance_jax.benchmarks.timing import Comparison, alternate
-from invariance_jax.cluster.grid import change
 from invariance_jax.experiments.points import make_points
+from invariance_jax.sweeps.grid import change
 from invariance_jax.training import parallel
 from invariance_jax.training.components import make_examples, make_transformation
 from invariance_jax.training.settings import check_devices, resolve

@@ -20,17 +20,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from invariance_jax.benchmarks.timing import Comparison, alternate
+from invariance_jax.runs.checkpoints import Checkpoints
+from invariance_jax.runs.workdir import claim
 from invariance_jax.training import parallel
-from invariance_jax.training.checkpoints import Checkpoints
 from invariance_jax.training.settings import resolve
 from invariance_jax.training.start import initial_state
-from invariance_jax.training.workdir import claim
 
 # What a cluster's job does: nothing is left of the process that was there before.
 _TRAIN = """
 import sys
 from invariance_jax import train
-from invariance_jax.training.workdir import (read_config)
+from invariance_jax.runs.workdir import (read_config)
 train.run(read_config(sys.argv[1]), sys.argv[1])
 """
 

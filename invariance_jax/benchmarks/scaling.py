@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from invariance_jax.benchmarks import projection
 from invariance_jax.benchmarks.penalty import check_finite, make_steps
 from invariance_jax.benchmarks.timing import Comparison, alternate, keep_freed_memory
-from invariance_jax.cluster.devices import simulate
+from invariance_jax.runtime.devices import simulate
 from invariance_jax.training import parallel
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from invariance_jax import evaluation
 from invariance_jax.experiments.subject import TEST, Measured, Row, Subject, Value
 from invariance_jax.numerics import l2_normalize, safe_divide
-from invariance_jax.training.checkpoints import Checkpoints
+from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.training.components import make_transformation
 from invariance_jax.training.frozen import VIEWS_BATCH, encoder_variables
 from invariance_jax.training.start import state_shapes

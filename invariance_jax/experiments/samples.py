@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from invariance_jax.experiments.subject import Subject
+from invariance_jax.runtime.files import write_bytes
 from invariance_jax.training.components import is_regression, make_transformation
-from invariance_jax.training.files import write_bytes
 
 _ROWS, _VIEWS, _PREDICTIONS = 4, 10, 2000
 

@@ -31,7 +31,7 @@ from invariance_jax.report.tables import (
     result_tables,
 )
 from invariance_jax.report.terminal import table
-from invariance_jax.training.files import plain_path
+from invariance_jax.runtime.files import plain_path
 
 __all__ = ["run", "table"]
 

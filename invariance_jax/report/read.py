@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from invariance_jax.report.results import Results, check_format, check_results
-from invariance_jax.training.files import absolute
+from invariance_jax.runtime.files import absolute
 
 
 class Log(NamedTuple):

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from invariance_jax.training import memory, processes
-from invariance_jax.training.checkpoints import Checkpoints
+from invariance_jax.runs.checkpoints import Checkpoints
+from invariance_jax.runs.workdir import read_start
+from invariance_jax.runtime import processes
+from invariance_jax.training import memory
 from invariance_jax.training.start import first_state, state_shapes
 from invariance_jax.training.steps import TrainState
-from invariance_jax.training.workdir import read_start
 
 _log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from invariance_jax.runtime.compilation import OFF
 from invariance_jax.training import grids, images, keys
 from invariance_jax.training.checks import (
     are_numbers,
@@ -23,7 +24,6 @@ from invariance_jax.training.checks import (
     is_integer,
     require,
 )
-from invariance_jax.training.compilation import OFF
 from invariance_jax.training.fractions import one_in
 from invariance_jax.transforms import spirograph
 

@@ -16,8 +16,8 @@ import jax
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
-from invariance_jax.training.files import absolute
-from invariance_jax.training.processes import is_main_process
+from invariance_jax.runtime.files import absolute
+from invariance_jax.runtime.processes import is_main_process
 
 _log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from invariance_jax import __version__
-from invariance_jax.training.files import write_json
-from invariance_jax.training.processes import is_main_process
+from invariance_jax.runtime.files import write_json
+from invariance_jax.runtime.processes import is_main_process
 from invariance_jax.training.settings import flatten
 
 FORMAT = 2

@@ -17,8 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from invariance_jax.training.files import absolute
-from invariance_jax.training.processes import is_main_process
+from invariance_jax.runtime.files import absolute
+from invariance_jax.runtime.processes import is_main_process
 
 
 class Checkpoints:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from invariance_jax.training.files import absolute, write_json
+from invariance_jax.runtime.files import absolute, write_json
 
 _FILE = "wandb.json"
 

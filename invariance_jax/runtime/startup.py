@@ -16,10 +16,10 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from invariance_jax.cluster.places import Place, from_environment, from_flags
 from invariance_jax.report.read import flatten
-from invariance_jax.training.preemption import STATUS, Preempted, Watch
-from invariance_jax.training.processes import is_main_process
+from invariance_jax.runtime.launchers import Place, from_environment, from_flags
+from invariance_jax.runtime.preemption import STATUS, Preempted, Watch
+from invariance_jax.runtime.processes import is_main_process
 
 _log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def initialize() -> bool:
     """Meets the other processes of the run, if there are any, and logs who is there.
 
     Must come before anything that asks for devices. From here on, signals ask for a
-    stop, see `training.preemption`. Only the main process says anything. If a process
+    stop, see `runtime.preemption`. Only the main process says anything. If a process
     does not come in time, the others end with an error that names what was found.
 
     Returns:

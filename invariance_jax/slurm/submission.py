@@ -4,7 +4,7 @@
 
 The job is `launch.py` with the other flags. SLURM's script, logs and the pickled job
 are in `DIR/slurm`; submitit writes and submits them. Everything is checked before
-anything is written. What the job does, and when it is queued again: `cluster.job`.
+anything is written. What the job does, and when it is queued again: `slurm.job`.
 """
 
 import os
@@ -19,12 +19,12 @@ from typing import Any
 
 from absl import flags
 
-from invariance_jax.cluster import local
-from invariance_jax.cluster.job import PREEMPTED, Launch
-from invariance_jax.cluster.options import Request, own_arguments
-from invariance_jax.cluster.sweeps import Plan, Run, begin
+from invariance_jax.runs.workdir import check, check_same_run, read_config
+from invariance_jax.slurm import local
+from invariance_jax.slurm.job import PREEMPTED, Launch
+from invariance_jax.slurm.options import Request, own_arguments
+from invariance_jax.sweeps.plan import Plan, Run, begin
 from invariance_jax.training.settings import check_devices, resolve
-from invariance_jax.training.workdir import check, check_same_run, read_config
 
 
 def submit(request: Request, plan: Plan, mode: str) -> int:
@@ -34,7 +34,7 @@ def submit(request: Request, plan: Plan, mode: str) -> int:
 
     Args:
       request: what the command line asks for.
-      plan: what `cluster.sweeps.plan` made of it.
+      plan: what `sweeps.plan.plan` made of it.
       mode: that of `launch.py`.
 
     Returns:

@@ -11,7 +11,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from invariance_jax.training.processes import any_process
+from invariance_jax.runtime.processes import any_process
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """What asks for a stop."""

@@ -15,10 +15,10 @@ import numpy as np
 from etils import epath
 
 from invariance_jax.experiments.subject import Measured
+from invariance_jax.runs.workdir import provenance, tuples
+from invariance_jax.runtime.files import write_json
 from invariance_jax.training.checks import is_asked
-from invariance_jax.training.files import write_json
 from invariance_jax.training.keys import EXPERIMENTS, READERS, STUDIES
-from invariance_jax.training.workdir import provenance, tuples
 
 FORMAT = 1
 """The format number of records and of `results.json`."""

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from invariance_jax.training.processes import is_main_process
+from invariance_jax.runtime.processes import is_main_process
 
 _log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from invariance_jax.runs.metrics import MetricsWriter
 from invariance_jax.training import parallel
-from invariance_jax.training.metrics import MetricsWriter
 from invariance_jax.training.optimizers import make_schedule
 
 Sums = dict[str, tuple[float, float]]

@@ -5,7 +5,7 @@
 The file has a function `get_sweep()` that returns key -> values; "seed" may be one of
 the keys. Every point has a folder in DIR, named after its values and laid out as the
 work directory of a run, over several seeds if there are several. `DIR/sweep.json` keeps
-the configuration of every point; `cluster.collect` gathers what is finished.
+the configuration of every point; `sweeps.collect` gathers what is finished.
 """
 
 import logging
@@ -17,14 +17,14 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from invariance_jax.cluster.collect import FORMAT, is_evaluated, read_record
-from invariance_jax.cluster.grid import make_points, read_grid, resolve_point
-from invariance_jax.experiments.records import chosen as chosen_of
+from invariance_jax.runs.records import chosen as chosen_of
+from invariance_jax.runs.workdir import check, one_per_seed
+from invariance_jax.runtime.files import write_json
+from invariance_jax.runtime.processes import is_main_process
+from invariance_jax.sweeps.collect import FORMAT, is_evaluated, read_record
+from invariance_jax.sweeps.grid import make_points, read_grid, resolve_point
 from invariance_jax.training import keys
-from invariance_jax.training.files import write_json
-from invariance_jax.training.processes import is_main_process
 from invariance_jax.training.settings import resolve
-from invariance_jax.training.workdir import check, one_per_seed
 
 _SWEEP = flags.DEFINE_string(
     "sweep", None, "File with get_sweep(): key -> values, the grid of a sweep."

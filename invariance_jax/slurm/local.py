@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from invariance_jax.cluster.job import PREEMPTED, WARNINGS, Launch
+from invariance_jax.slurm.job import PREEMPTED, WARNINGS, Launch
 
 _log = logging.getLogger(__name__)
 

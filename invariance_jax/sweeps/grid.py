@@ -10,8 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from invariance_jax.runs.workdir import tuples
 from invariance_jax.training.settings import flatten, resolve
-from invariance_jax.training.workdir import tuples
 
 
 def read_grid(path: str) -> dict[str, tuple[Any, ...]]:

@@ -12,16 +12,16 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from invariance_jax.experiments.records import aggregate, chosen, sizes
-from invariance_jax.training import keys
-from invariance_jax.training.files import write_json
-from invariance_jax.training.settings import flatten
-from invariance_jax.training.workdir import (
+from invariance_jax.runs.records import aggregate, chosen, sizes
+from invariance_jax.runs.workdir import (
     first_difference,
     one_per_seed,
     read_config,
     tuples,
 )
+from invariance_jax.runtime.files import write_json
+from invariance_jax.training import keys
+from invariance_jax.training.settings import flatten
 
 FORMAT = 1
 """The format number of `sweep.json`."""

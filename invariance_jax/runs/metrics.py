@@ -7,9 +7,9 @@ from typing import Any
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from invariance_jax.training.files import write_text
-from invariance_jax.training.processes import is_main_process
-from invariance_jax.training.tracking import Tracker
+from invariance_jax.runs.tracking import Tracker
+from invariance_jax.runtime.files import write_text
+from invariance_jax.runtime.processes import is_main_process
 
 
 class MetricsWriter:

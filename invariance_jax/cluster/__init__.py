@@ -1,1 +1,0 @@
-"""Runs on clusters: start-up of many processes, submission, sweeps."""

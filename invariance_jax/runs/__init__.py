@@ -1,0 +1,1 @@
+"""What a run keeps: its work directory, checkpoints, metrics, results."""

@@ -1,0 +1,1 @@
+"""The process of a run: devices, launchers, signals, compiled programs, files."""

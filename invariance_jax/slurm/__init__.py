@@ -1,0 +1,1 @@
+"""Submission of runs to SLURM, or to processes of this machine."""

@@ -1,0 +1,1 @@
+"""Sweeps: runs that differ in a few keys, planned, made and collected."""
