@@ -27,8 +27,10 @@ EXPERIMENTS = (
 )
 """The built-in experiments, in the order in which they are measured and reported."""
 
-_WITH_PROBE = ("downstream", "averaging", "shift", "label_fraction")
-_WITH_FEATURES = (*_WITH_PROBE, "nuisance_prediction")
+WITH_PROBE = ("downstream", "averaging", "shift", "label_fraction")
+"""Those of them that need targets or labels."""
+
+_WITH_FEATURES = (*WITH_PROBE, "nuisance_prediction")
 _OF_VIEWS = ("invariance", "linearization")
 
 MOST = 2**31 - 1
@@ -478,7 +480,7 @@ class Evaluation:
         1e-8,
         "L2 weight of the probe: ridge, for images logistic.",
         least=0,
-        readers=_WITH_PROBE,
+        readers=WITH_PROBE,
     )
     l2_grid: tuple[float, ...] = key(
         (),
