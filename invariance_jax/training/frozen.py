@@ -10,7 +10,7 @@ import numpy as np
 
 from invariance_jax import evaluation
 from invariance_jax.numerics import l2_normalize
-from invariance_jax.training.components import make_networks, make_transformation
+from invariance_jax.training.build import Parts
 from invariance_jax.training.parallel import make_map
 from invariance_jax.types import Array, Key
 
@@ -27,7 +27,7 @@ class FrozenEncoder:
 
     def __init__(
         self,
-        settings: Any,
+        parts: Parts,
         devices: Sequence[jax.Device],
         *,
         between: Callable[[], None] = lambda: None,
@@ -35,13 +35,13 @@ class FrozenEncoder:
         """Builds the functions; nothing is compiled before the first use.
 
         Args:
-          settings: the result of `training.settings.resolve`.
+          parts: of one replica.
           devices: the devices of all processes.
           between: called before each batch; what it raises ends the computation.
         """
-        self._settings = settings
+        self._settings, self._task = parts.settings, parts.task
         self._make_map = functools.partial(make_map, devices=devices, between=between)
-        self._encoder = make_networks(settings).encoder
+        self._encoder = parts.encoder
         self._map_features = functools.cache(self._make_features)
         self._map_probabilities = functools.cache(self._make_probabilities)
         self._plain = self.map(self._encode_plain, axis=0)
@@ -175,14 +175,14 @@ class FrozenEncoder:
     def _make_features(
         self, num_views: tuple[int, ...], family: str, *, pixels: bool = False
     ) -> Any:
-        transformation = make_transformation(self._settings, family)
+        transformation = self._task.transformation(family)
 
         def encode(variables: Any, images: Array) -> Array:
             if pixels:
                 return images.reshape(len(images), -1)
             return self.encode(variables, images)
 
-        def features(variables: Any, x: Array, indices: Array, stream: Array):
+        def features(variables: Any, x: Array, indices: Array, stream: Array) -> Array:
             return evaluation.average_features(
                 self.key(stream),
                 functools.partial(encode, variables),
@@ -195,9 +195,9 @@ class FrozenEncoder:
         return self.map(features, axis=1)
 
     def _make_probabilities(self, num_views: tuple[int, ...]) -> Any:
-        transformation = make_transformation(self._settings)
+        transformation = self._task.transformation()
 
-        def probabilities(parts: Any, x: Array, indices: Array, stream: Array):
+        def probabilities(parts: Any, x: Array, indices: Array, stream: Array) -> Array:
             variables, probe = parts
 
             def predict(images: Array) -> Array:
@@ -215,16 +215,18 @@ class FrozenEncoder:
 
         return self.map(probabilities, axis=1)
 
-    def _encode_plain(self, variables: Any, x: Array, indices: Array, stream: Array):
+    def _encode_plain(
+        self, variables: Any, x: Array, indices: Array, stream: Array
+    ) -> Array:
         del indices, stream
-        plain = make_transformation(self._settings).plain
+        plain = self._task.transformation().plain
         assert plain is not None
         return self.encode(variables, plain(x))
 
     def _make_views(self, family: str) -> Any:
-        transformation = make_transformation(self._settings, family)
+        transformation = self._task.transformation(family)
 
-        def views(variables: Any, x: Array, indices: Array, stream: Array):
+        def views(variables: Any, x: Array, indices: Array, stream: Array) -> Array:
             return evaluation.encode_views(
                 self.key(stream),
                 lambda images: l2_normalize(self.encode(variables, images)),
