@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from invariance_jax.data import tfds
+from invariance_jax.data import loading
 from invariance_jax.training.settings import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,7 +170,7 @@ def any_image_set(monkeypatch):
             std=(0.2, 0.2, 0.2),
         )
 
-    monkeypatch.setattr(tfds, "describe", describe)
+    monkeypatch.setattr(loading, "describe", describe)
 
 
 @each_run

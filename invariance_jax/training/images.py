@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from invariance_jax.data import tfds
-from invariance_jax.data.preparation import NAMES, find, folder_of_sets
+from invariance_jax.data import loading
+from invariance_jax.data.sets import NAMES, find, folder_of_sets
 from invariance_jax.training import grids
 from invariance_jax.training.checks import (
     are_numbers,
@@ -173,7 +173,7 @@ def make_jitter(data: Any, augmentation: Any) -> Any:
 
 def _read(values: dict[str, Any]) -> dict[str, Any]:
     name, held_out = values["data.name"], values["data.validation_examples"]
-    found = tfds.describe(name, data_dir=values["data.data_dir"])
+    found = loading.describe(name, data_dir=values["data.data_dir"])
     less = f"less than the {found.num_train} training images of {name}"
     require(held_out < found.num_train, "data.validation_examples", held_out, less)
     filled = {
