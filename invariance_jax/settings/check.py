@@ -550,7 +550,9 @@ def make_image_views(settings: Settings, family: str = "all") -> Transformation:
 def _fill_in(settings: Settings, problems: _Problems) -> None:
     """Fills in what is known of an image set without opening it."""
     chosen, require = settings.data, problems.require
-    there = data.describe(chosen.name, data_dir=chosen.data_dir)
+    there = data.known(chosen.name) or data.describe(
+        chosen.name, data_dir=chosen.data_dir
+    )
     held_out = chosen.validation_examples
     expected = f"less than the {there.num_train} training images of {chosen.name}"
     key = "data.validation_examples"
