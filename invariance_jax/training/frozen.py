@@ -1,8 +1,8 @@
-"""A frozen encoder over the examples of a data set: features, predictions, variance."""
+"""A frozen encoder over the examples of a data set: features, predictions, views."""
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,22 @@ import numpy as np
 
 from invariance_jax import evaluation
 from invariance_jax.numerics import l2_normalize
-from invariance_jax.training.components import make_networks, make_transformation
+from invariance_jax.training.build import Parts, TrainState
 from invariance_jax.training.parallel import make_map
 from invariance_jax.types import Array, Key
 
 VIEWS_BATCH = 100
 """Examples per device of which several views are held at once."""
+
+Variables = dict[str, Any]
+"""{"params", "batch_stats"} of an encoder."""
+
+_Tree = TypeVar("_Tree")
+
+_Mapped = Callable[[_Tree, np.ndarray, int], np.ndarray]
+"""(variables, x [N, ...], stream) -> results [..., N, ...] on the host."""
+
+_Encode = Callable[[_Tree, Array], Array]
 
 
 class FrozenEncoder:
@@ -27,7 +37,7 @@ class FrozenEncoder:
 
     def __init__(
         self,
-        settings: Any,
+        parts: Parts,
         devices: Sequence[jax.Device],
         *,
         between: Callable[[], None] = lambda: None,
@@ -35,21 +45,19 @@ class FrozenEncoder:
         """Builds the functions; nothing is compiled before the first use.
 
         Args:
-          settings: the result of `training.settings.resolve`.
+          parts: the result of `training.build.build`.
           devices: the devices of all processes.
           between: called before each batch; what it raises ends the computation.
         """
-        self._settings = settings
+        self._parts, self._chosen = parts, parts.settings.evaluation
         self._make_map = functools.partial(make_map, devices=devices, between=between)
-        self._encoder = make_networks(settings).encoder
-        self._map_features = functools.cache(self._make_features)
-        self._map_probabilities = functools.cache(self._make_probabilities)
-        self._plain = self.map(self._encode_plain, axis=0)
-        self._map_views = functools.cache(self._make_views)
+        self._plain: _Mapped[Variables] = self.map(self._encode_plain, axis=0)
+        self._averaged = functools.cache(self._make_averaged)
+        self._views = functools.cache(self._make_views)
 
     def features(
         self,
-        variables: Any,
+        variables: Variables,
         x: np.ndarray,
         *,
         num_views: tuple[int, ...],
@@ -59,7 +67,7 @@ class FrozenEncoder:
         """Returns the averaged features for every M of a sweep.
 
         Args:
-          variables: {"params", "batch_stats"} of the encoder.
+          variables: those of the encoder.
           x: examples `[N, ...]`.
           num_views: the sweep.
           stream: number of the stream of views, another one for each split.
@@ -68,40 +76,24 @@ class FrozenEncoder:
         Returns:
           `[len(num_views), N, D]`.
         """
-        mapped = self._map_features(tuple(num_views), family)
-        return mapped(variables, x, stream)
+        return self._averaged(self.encode, num_views, family)(variables, x, stream)
 
-    def plain(self, variables: Any, x: np.ndarray) -> np.ndarray:
-        """Returns the features of plain images.
-
-        Args:
-          variables: {"params", "batch_stats"} of the encoder.
-          x: images `[N, ...]`.
-
-        Returns:
-          `[N, D]`.
-        """
+    def plain(self, variables: Variables, x: np.ndarray) -> np.ndarray:
+        """Returns the features `[N, D]` of plain images `[N, ...]`."""
         return self._plain(variables, x, 0)
 
     def pixels(
         self, x: np.ndarray, *, num_views: tuple[int, ...], stream: int
     ) -> np.ndarray:
-        """Returns the averaged images themselves, flat, for every M of a sweep.
+        """Returns the averaged images themselves, `[len(num_views), N, H W 3]`.
 
-        Args:
-          x: examples `[N, ...]`.
-          num_views: the sweep.
-          stream: number of the stream of views: that of `features` gives its views.
-
-        Returns:
-          `[len(num_views), N, H W 3]`.
+        The arguments and the views are those of `features`.
         """
-        mapped = self._map_features(tuple(num_views), "all", pixels=True)
-        return mapped({}, x, stream)
+        return self._averaged(_flat, num_views, "all")({}, x, stream)
 
     def probabilities(
         self,
-        variables: Any,
+        variables: Variables,
         probe: evaluation.LinearProbe,
         x: np.ndarray,
         *,
@@ -111,7 +103,7 @@ class FrozenEncoder:
         """Returns the mean of the predicted probabilities over M views, for every M.
 
         Args:
-          variables: {"params", "batch_stats"} of the encoder.
+          variables: those of the encoder.
           probe: a logistic probe on the features of one view.
           x: examples `[N, ...]`.
           num_views: the sweep.
@@ -120,33 +112,32 @@ class FrozenEncoder:
         Returns:
           `[len(num_views), N, C]`.
         """
-        mapped = self._map_probabilities(tuple(num_views))
+        mapped = self._averaged(self._classify, num_views, "all")
         return mapped((variables, probe), x, stream)
 
-    def variance(
-        self, variables: Any, x: np.ndarray, *, stream: int, family: str = "all"
-    ) -> evaluation.Variance:
-        """Returns the variance of n(h) over views of the same example.
+    def views(
+        self, variables: Variables, x: np.ndarray, *, stream: int, family: str = "all"
+    ) -> Array:
+        """Returns the features of `evaluation.variance_views` views, `[M, N, D]`.
 
-        Args:
-          variables: {"params", "batch_stats"} of the encoder.
-          x: examples `[N, ...]`.
-          stream: number of the stream of views.
-          family: the part of the transformation that is drawn.
-
-        Returns:
-          Within, total and normalized variance.
+        The arguments are those of `features`.
         """
-        views = self._map_views(family)(variables, x, stream)
-        return evaluation.invariance(jnp.asarray(views))
+        return jnp.asarray(self._views(family)(variables, x, stream))
+
+    def variance(
+        self, variables: Variables, x: np.ndarray, *, stream: int
+    ) -> evaluation.Variance:
+        """Returns the variance of n(h) over views of the same example."""
+        views = self.views(variables, x, stream=stream)
+        return evaluation.invariance(l2_normalize(views))
 
     def map(
         self,
-        function: Callable[..., Array],
+        function: Callable[[_Tree, Array, Array, Array], Array],
         *,
         axis: int,
         batch_size: int | None = None,
-    ) -> Callable[[Any, np.ndarray, int], np.ndarray]:
+    ) -> _Mapped[_Tree]:
         """Returns a function of the examples of a data set, computed batch by batch.
 
         Args:
@@ -159,93 +150,72 @@ class FrozenEncoder:
         Returns:
           `(variables, x [N, ...], stream) -> results [..., N, ...]` on the host.
         """
-        size = batch_size or int(self._settings.evaluation.batch_size)
+        size = batch_size or self._chosen.batch_size
         return functools.partial(self._make_map(function, axis=axis), batch_size=size)
 
     def key(self, stream: int | Array) -> Key:
         """Returns the key of a stream of views."""
-        return jax.random.fold_in(
-            jax.random.key(self._settings.evaluation.seed), stream
-        )
+        return jax.random.fold_in(jax.random.key(self._chosen.seed), stream)
 
-    def encode(self, variables: Any, images: Array) -> Array:
+    def encode(self, variables: Variables, images: Array) -> Array:
         """Returns the features `[B, D]` of views on running statistics."""
-        return self._encoder.apply(variables, images, train=False)
+        return self._parts.encoder.apply(variables, images, train=False)
 
-    def _make_features(
-        self, num_views: tuple[int, ...], family: str, *, pixels: bool = False
-    ) -> Any:
-        transformation = make_transformation(self._settings, family)
+    def _make_averaged(
+        self, encode: _Encode[_Tree], num_views: tuple[int, ...], family: str
+    ) -> _Mapped[_Tree]:
+        transformation = self._parts.task.transformation(family)
 
-        def encode(variables: Any, images: Array) -> Array:
-            if pixels:
-                return images.reshape(len(images), -1)
-            return self.encode(variables, images)
-
-        def features(variables: Any, x: Array, indices: Array, stream: Array):
+        def averaged(tree: _Tree, x: Array, indices: Array, stream: Array) -> Array:
             return evaluation.average_features(
                 self.key(stream),
-                functools.partial(encode, variables),
+                functools.partial(encode, tree),
                 transformation,
                 x,
                 num_views=num_views,
                 indices=indices,
             )
 
-        return self.map(features, axis=1)
+        return self.map(averaged, axis=1)
 
-    def _make_probabilities(self, num_views: tuple[int, ...]) -> Any:
-        transformation = make_transformation(self._settings)
+    def _classify(
+        self, parts: tuple[Variables, evaluation.LinearProbe], images: Array
+    ) -> Array:
+        variables, probe = parts
+        return jax.nn.softmax(evaluation.predict(probe, self.encode(variables, images)))
 
-        def probabilities(parts: Any, x: Array, indices: Array, stream: Array):
-            variables, probe = parts
-
-            def predict(images: Array) -> Array:
-                h = self.encode(variables, images)
-                return jax.nn.softmax(evaluation.predict(probe, h))
-
-            return evaluation.average_features(
-                self.key(stream),
-                predict,
-                transformation,
-                x,
-                num_views=num_views,
-                indices=indices,
-            )
-
-        return self.map(probabilities, axis=1)
-
-    def _encode_plain(self, variables: Any, x: Array, indices: Array, stream: Array):
+    def _encode_plain(
+        self, variables: Variables, x: Array, indices: Array, stream: Array
+    ) -> Array:
         del indices, stream
-        plain = make_transformation(self._settings).plain
+        plain = self._parts.transformation.plain
         assert plain is not None
         return self.encode(variables, plain(x))
 
-    def _make_views(self, family: str) -> Any:
-        transformation = make_transformation(self._settings, family)
+    def _make_views(self, family: str) -> _Mapped[Variables]:
+        transformation = self._parts.task.transformation(family)
 
-        def views(variables: Any, x: Array, indices: Array, stream: Array):
+        def views(
+            variables: Variables, x: Array, indices: Array, stream: Array
+        ) -> Array:
             return evaluation.encode_views(
                 self.key(stream),
-                lambda images: l2_normalize(self.encode(variables, images)),
+                functools.partial(self.encode, variables),
                 transformation,
                 x,
-                num_views=self._settings.evaluation.variance_views,
+                num_views=self._chosen.variance_views,
                 indices=indices,
             )
 
         return self.map(views, axis=1, batch_size=VIEWS_BATCH)
 
 
-def encoder_variables(state: Any) -> dict[str, Any]:
-    """Returns the variables of the encoder in a training state.
+def _flat(variables: Variables, images: Array) -> Array:
+    return images.reshape(len(images), -1)
 
-    Args:
-      state: a `TrainState` of one replica.
 
-    Returns:
-      {"params", "batch_stats"}.
-    """
+def encoder_variables(state: TrainState) -> Variables:
+    """Returns the variables of the encoder in a training state of one replica."""
     return {
         "params": state.params["encoder"],
         "batch_stats": state.batch_stats["encoder"],
