@@ -9,11 +9,8 @@ from invariance_jax.runs.results import Row, rows_of
 from invariance_jax.settings import Settings
 from invariance_jax.tasks import Examples, Scored, Task
 from invariance_jax.training.build import Parts, initial_state
-from invariance_jax.training.frozen import (
-    FrozenEncoder,
-    Variables,
-    encoder_variables,
-)
+from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
+from invariance_jax.training.objective import Variables
 
 STREAMS = {"train": 0, "test": 1}
 """Split -> the stream of its views, as `FrozenEncoder` takes it."""

@@ -17,7 +17,8 @@ from invariance_jax.numerics import l2_normalize, safe_divide
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.results import ExperimentResult, Row
 from invariance_jax.training.build import state_shapes
-from invariance_jax.training.frozen import VIEWS_BATCH, Variables, encoder_variables
+from invariance_jax.training.frozen import VIEWS_BATCH, encoder_variables
+from invariance_jax.training.objective import Variables
 from invariance_jax.transforms import shifts
 from invariance_jax.types import Array
 

@@ -6,6 +6,7 @@ term at the full step from alpha to another draw alpha', whatever the size of th
 
 import copy
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +15,9 @@ from invariance_jax import evaluation
 from invariance_jax.experiments.context import STREAMS, Context
 from invariance_jax.numerics import l2_normalize
 from invariance_jax.runs.results import ExperimentResult, Row
-from invariance_jax.training.build import build
-from invariance_jax.training.frozen import VIEWS_BATCH, Variables
+from invariance_jax.training.build import Parts, build
+from invariance_jax.training.frozen import VIEWS_BATCH
+from invariance_jax.training.objective import Variables
 from invariance_jax.transforms import View
 from invariance_jax.types import Array
 
@@ -55,14 +57,21 @@ def _rows(
     ]
 
 
+def _in_float32(parts: Parts) -> nn.Module:
+    """Returns the encoder without reduced precision."""
+    if parts.settings.precision == "float32":
+        return parts.encoder
+    settings = copy.deepcopy(parts.settings)
+    settings.precision = "float32"
+    return build(settings).encoder
+
+
 class _Changes:
     """Changes along some columns of alpha, over all pairs of views of all examples."""
 
     def __init__(self, context: Context):
         self._context, self._chosen = context, context.settings.evaluation
-        settings = copy.deepcopy(context.settings)
-        settings.precision = "float32"
-        self._network = build(settings).encoder
+        self._network = _in_float32(context.parts)
         self._mapped = context.encoder.map(
             self._compute, axis=2, batch_size=VIEWS_BATCH
         )

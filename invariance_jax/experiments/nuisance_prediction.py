@@ -11,7 +11,7 @@ import numpy as np
 from invariance_jax import evaluation
 from invariance_jax.experiments.context import STREAMS, Context
 from invariance_jax.runs.results import ExperimentResult, Row
-from invariance_jax.training.frozen import Variables
+from invariance_jax.training.objective import Variables
 from invariance_jax.types import Array
 
 _HELD_OUT = 5  # one in

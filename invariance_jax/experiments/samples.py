@@ -1,4 +1,4 @@
-"""What the report shows of single examples: views, predictions, a map and neighbours."""
+"""What the report shows of single examples: views, predictions, map, neighbours."""
 
 import io
 

@@ -15,7 +15,7 @@ from invariance_jax.experiments.context import STREAMS, Context
 from invariance_jax.runs.results import ExperimentResult, rows_of
 from invariance_jax.settings import Settings
 from invariance_jax.tasks import Scored
-from invariance_jax.training.frozen import Variables
+from invariance_jax.training.objective import Variables
 from invariance_jax.transforms import Transformation, shifts
 from invariance_jax.types import Array
 

@@ -44,8 +44,8 @@ _log = logging.getLogger(__name__)
 class Row(NamedTuple):
     """One number of an experiment and where on its grid it was measured.
 
-    A row whose coordinates are only of views (M, or "plain"), target, family, encoder
-    and probe is in the summary, as `metric[.target][.family][.encoder][.probe][@views]`.
+    A row without other coordinates than views (M, or "plain"), target, family, encoder
+    and probe is in the summary: `metric[.target][.family][.encoder][.probe][@views]`.
 
     Attributes:
       metric: such as "accuracy".

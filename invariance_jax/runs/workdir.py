@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from invariance_jax import __version__
 from invariance_jax.runtime.files import write_json
 from invariance_jax.runtime.processes import is_main_process
-from invariance_jax.training.settings import flatten
+from invariance_jax.settings import flatten
 
 FORMAT = 2
 

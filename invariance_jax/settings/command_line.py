@@ -68,8 +68,7 @@ def define_config(name: str, help_string: str) -> flags.FlagHolder[Config]:
         if annotation is not bool:
             parser = _Values(annotation)
             config_flags.register_flag_parser_for_type(annotation, parser)
-    holder = config_flags.DEFINE_config_file(name, None, help_string)
-    return holder  # type: ignore[no-any-return]
+    return config_flags.DEFINE_config_file(name, None, help_string)
 
 
 def key_help(prefix: str = "") -> str:

@@ -51,7 +51,7 @@ def load(key: str, name: str) -> Callable[..., Any]:
         found = getattr(found, part)
     if not callable(found):
         raise ValueError(f"{key} is {name!r}, which is no function but {found!r}.")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def call(key: str, name: str, *arguments: Any, **kwargs: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,14 @@ import numpy as np
 
 from invariance_jax import evaluation
 from invariance_jax.numerics import l2_normalize
-from invariance_jax.training.build import Parts, TrainState
+from invariance_jax.training.build import Parts
+from invariance_jax.training.objective import Variables
 from invariance_jax.training.parallel import make_map
+from invariance_jax.training.step import TrainState
 from invariance_jax.types import Array, Key
 
 VIEWS_BATCH = 100
 """Examples per device of which several views are held at once."""
-
-Variables = dict[str, Any]
-"""{"params", "batch_stats"} of an encoder."""
 
 _Tree = TypeVar("_Tree")
 
