@@ -33,19 +33,20 @@ from invariance_jax.tasks import open_set
 from invariance_jax.training import parallel
 from invariance_jax.training.build import (
     Parts,
-    TrainState,
     build,
     first_state,
     read_weights,
     state_shapes,
 )
-from invariance_jax.training.frozen import FrozenEncoder, Variables, encoder_variables
+from invariance_jax.training.frozen import FrozenEncoder, apply, encoder_variables
+from invariance_jax.training.objective import Variables
+from invariance_jax.training.step import TrainState
 from invariance_jax.types import Array
 
 _log = logging.getLogger(__name__)
 
-_SWEEPS = {"averaging", "shift", "label_fraction"}
-"""The built-in experiments that need features over every M."""
+_OF_FEW_VIEWS = {"downstream", "invariance", "linearization", "nuisance_prediction"}
+"""The experiments that need features over the first M at most."""
 
 
 def run(config: Config | None, workdir: str | os.PathLike[str]) -> results.Json:
@@ -130,12 +131,12 @@ def load(
     Raises:
       ValueError: if there is no run, several seeds, or no such checkpoint.
     """
-    variables, config, parts = _load(workdir, step)
+    variables, config, parts = load_parts(workdir, step=step)
     plain = parts.transformation.plain
 
     def encode(images: Array) -> Array:
         images = images if plain is None else plain(images)
-        return parts.encoder.apply(variables, images, train=False)
+        return apply(parts.encoder, variables, images)
 
     return encode, config
 
@@ -191,7 +192,8 @@ def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> Train
     try:
         if untouched and parts.settings.encoder.weights and not checkpoints.steps():
             return first_state(parts)
-        return checkpoints.restore(state_shapes(parts), step=step)
+        state: TrainState = checkpoints.restore(state_shapes(parts), step=step)
+        return state
     finally:
         checkpoints.close()
 
@@ -202,52 +204,57 @@ def _evaluate(parts: Parts, workdir: epath.Path, watch: Watch) -> results.Json:
     settings = results.settings_of(parts.task, int(state.step))
     sources = experiments.sources(functions)
     found = results.read_records(workdir, settings, sources)
-    # A process that comes late could see what another one has written since.
     there = [name in found for name in functions]
     there.append((workdir / "samples.npz").exists())
-    *kept, has_samples = processes.from_main(np.array(there))
-    missing = [
-        name for name, is_kept in zip(functions, kept, strict=True) if not is_kept
-    ]
+    # A process that comes late could see what another one has written since.
+    *kept, sampled = map(bool, processes.from_main(np.array(there)))
+    missing = [name for name, there in zip(functions, kept, strict=True) if not there]
     for name in [name for name in functions if name not in missing]:
         _log.info("%s: %s is measured already", workdir, name)
-    predicts = "averaging" in (functions if not has_samples else missing)
-    if missing or not has_samples:
+    predicts = "averaging" in (missing if sampled else functions)
+    if missing or not sampled:
         encoder = FrozenEncoder(
             parts, parallel.all_devices(), between=watch.stop_if_asked
         )
         views = parts.settings.evaluation.num_views
-        own = {*missing} - {*experiments.EXPERIMENTS}
-        few = not (own | (_SWEEPS & {*missing}) or predicts)
+        few = not predicts and {*missing} <= _OF_FEW_VIEWS
+        variables = encoder_variables(state)
         context = Context(
-            parts,
-            workdir,
-            encoder,
-            encoder_variables(state),
-            num_views=views[:1] if few else views,
+            parts, workdir, encoder, variables, num_views=views[:1] if few else views
         )
         for name in missing:
-            _log.info("%s: measuring %s", workdir, name)
-            started = time.monotonic()
-            measured = experiments.measure(name, functions[name], context)
-            record = results.make_record(
-                name,
-                measured,
-                seed=parts.settings.seed,
-                settings=settings,
-                source=sources[name],
-                seconds=time.monotonic() - started,
-            )
-            if processes.is_main_process():
-                results.write_record(workdir, record)
-            found[name] = record
-        if predicts or not has_samples:
+            source = sources[name]
+            found[name] = _measure(name, functions[name], context, settings, source)
+        if predicts or not sampled:
             samples.write(context, predictions=predicts)
-    order = [*experiments.EXPERIMENTS, *functions, *found]
-    found = {name: found[name] for name in dict.fromkeys(order) if name in found}
     final = final_metrics(workdir, step=int(state.step))
     rows = [results.Row(name, value) for name, value in final.items()]
-    content = results.results(parts.settings.seed, settings, found, rows)
+    content = results.of_seed(parts.settings.seed, settings, found, rows)
     if processes.is_main_process():
         results.write_results(workdir, content)
     return content
+
+
+def _measure(
+    name: str,
+    experiment: experiments.Experiment,
+    context: Context,
+    settings: results.Json,
+    source: str,
+) -> results.Json:
+    """Returns the record of an experiment, which is written."""
+    _log.info("%s: measuring %s", context.workdir, name)
+    started = time.monotonic()
+    measured = experiments.measure(name, experiment, context)
+    record = results.make_record(
+        name,
+        measured,
+        seed=context.settings.seed,
+        settings=settings,
+        source=source,
+        seconds=time.monotonic() - started,
+    )
+    if processes.is_main_process():
+        results.write_record(context.workdir, record)
+    _log.info("%s: %s took %.0f s", context.workdir, name, record["seconds"])
+    return record

@@ -17,7 +17,7 @@ from invariance_jax.numerics import l2_normalize, safe_divide
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.results import ExperimentResult, Row
 from invariance_jax.training.build import state_shapes
-from invariance_jax.training.frozen import VIEWS_BATCH, encoder_variables
+from invariance_jax.training.frozen import VIEWS_BATCH, Mapped, encoder_variables
 from invariance_jax.training.objective import Variables
 from invariance_jax.transforms import shifts
 from invariance_jax.types import Array
@@ -86,9 +86,7 @@ def checkpoints(context: Context) -> Iterator[tuple[int, Variables]]:
         kept.close()
 
 
-def _map_redrawn(
-    context: Context,
-) -> Callable[[tuple[Variables, np.ndarray], np.ndarray, int], np.ndarray]:
+def _map_redrawn(context: Context) -> Mapped:
     """Returns the function from variables and chosen columns of alpha to h."""
     encoder, transformation = context.encoder, context.parts.transformation
     count = context.settings.evaluation.variance_views

@@ -16,7 +16,7 @@ from invariance_jax.experiments.context import STREAMS, Context
 from invariance_jax.numerics import l2_normalize
 from invariance_jax.runs.results import ExperimentResult, Row
 from invariance_jax.training.build import Parts, build
-from invariance_jax.training.frozen import VIEWS_BATCH
+from invariance_jax.training.frozen import VIEWS_BATCH, apply
 from invariance_jax.training.objective import Variables
 from invariance_jax.transforms import View
 from invariance_jax.types import Array
@@ -103,7 +103,7 @@ class _Changes:
 
         def represent(alpha: Array) -> Array:
             images = transformation.apply(x, View(alpha, first.held))
-            return l2_normalize(self._network.apply(variables, images, train=False))
+            return l2_normalize(apply(self._network, variables, images))
 
         other = jnp.where(columns[None], second.alpha, first.alpha)
         # Accelerators otherwise round float32 factors to 8 or 11 bits.

@@ -1,6 +1,7 @@
 """What the report shows of single examples: views, predictions, map, neighbours."""
 
 import io
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,11 @@ def write(context: Context, *, predictions: bool) -> None:
       predictions: whether those of the probes are written too, at the smallest M and at
         the largest.
     """
-    arrays = {**_views(context), **_projection(context), **_neighbors(context)}
+    arrays: dict[str, Any] = {
+        **_views(context),
+        **_projection(context),
+        **_neighbors(context),
+    }
     if predictions:
         arrays |= _predictions(context)
     if is_main_process():

@@ -12,7 +12,7 @@ import numpy as np
 
 from invariance_jax import evaluation
 from invariance_jax.experiments.context import STREAMS, Context
-from invariance_jax.runs.results import ExperimentResult, rows_of
+from invariance_jax.runs.results import ExperimentResult, Value, rows_of
 from invariance_jax.settings import Settings
 from invariance_jax.tasks import Scored
 from invariance_jax.training.objective import Variables
@@ -53,8 +53,9 @@ def run(context: Context) -> ExperimentResult:
                 found = _score(context, shifted, heads, (what, how, value))
             for head, each in found.items():
                 for views, one in zip(shifted.num_views, each, strict=True):
-                    at = {"parameter": what, "how": how, "shift": value}
-                    rows += rows_of(one.values, **at, head=head, views=views)
+                    at: dict[str, Value] = {"parameter": what, "how": how}
+                    at |= {"shift": value, "head": head, "views": views}
+                    rows += rows_of(one.values, **at)
     return ExperimentResult(rows)
 
 

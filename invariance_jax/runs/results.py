@@ -105,7 +105,7 @@ def settings_of(task: Task, step: int) -> Json:
       step: finished steps of the checkpoint.
     """
     chosen, sizes = task.settings.evaluation, task.settings.data
-    train, test = sizes.train_examples, getattr(sizes, f"{chosen.split}_examples")
+    train, test = sizes.train_examples or 0, getattr(sizes, f"{chosen.split}_examples")
     found = dataclasses.asdict(chosen) | {"step": step}
     # Before evaluation.label_fraction.
     found["train_examples"] = min(chosen.train_examples or train, train)
@@ -198,8 +198,13 @@ def read_records(
             how = f"with {key} = {evaluated.get(key)!r}" if key else "by other code"
             text = "%s: %s was measured %s; it is left out of results.json"
             _log.warning(text, workdir, name, how)
-    order = [*EXPERIMENTS, *sorted({*found} - {*EXPERIMENTS})]
-    return {name: found[name] for name in order if name in found}
+    return found
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Returns experiments, the built-in ones first."""
+    known = [name for name in EXPERIMENTS if name in names]
+    return known + sorted({*names} - {*EXPERIMENTS})
 
 
 def _check_rows(rows: Sequence[Json]) -> None:
@@ -233,7 +238,7 @@ def read_json(path: epath.Path) -> Json:
         raise ValueError(f"{path} is damaged: {error}; remove it.") from error
 
 
-def results(
+def of_seed(
     seed: int, settings: Json, records: Mapping[str, Json], more: Iterable[Row]
 ) -> Json:
     """Returns the content of the `results.json` of one seed.
@@ -244,13 +249,15 @@ def results(
       records: experiment -> its record.
       more: the rows of the experiment "training".
     """
+    records = {name: records[name] for name in _ordered(records)}
     rows = [row for record in records.values() for row in record["rows"]]
     rows += table(TRAINING, more, seed=seed)
     parts = {
         name: {key: record[key] for key in ("seconds", "command")}
         for name, record in records.items()
     }
-    return _whole([seed], settings | {"experiments": tuple(records)}, rows, parts)
+    settings = settings | {"experiments": tuple(records)}
+    return _whole([seed], settings, rows, parts)
 
 
 def aggregate(each: Sequence[Json]) -> Json:

@@ -2,8 +2,9 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +20,11 @@ from invariance_jax.types import Array, Key
 VIEWS_BATCH = 100
 """Examples per device of which several views are held at once."""
 
-_Tree = TypeVar("_Tree")
+Tree = Any
+"""Any pytree of arrays."""
 
-_Mapped = Callable[[_Tree, np.ndarray, int], np.ndarray]
+Mapped = Callable[[Tree, np.ndarray, int], np.ndarray]
 """(variables, x [N, ...], stream) -> results [..., N, ...] on the host."""
-
-_Encode = Callable[[_Tree, Array], Array]
 
 
 class FrozenEncoder:
@@ -50,7 +50,7 @@ class FrozenEncoder:
         """
         self._parts, self._chosen = parts, parts.settings.evaluation
         self._make_map = functools.partial(make_map, devices=devices, between=between)
-        self._plain: _Mapped[Variables] = self.map(self._encode_plain, axis=0)
+        self._plain = self.map(self._encode_plain, axis=0)
         self._averaged = functools.cache(self._make_averaged)
         self._views = functools.cache(self._make_views)
 
@@ -132,11 +132,11 @@ class FrozenEncoder:
 
     def map(
         self,
-        function: Callable[[_Tree, Array, Array, Array], Array],
+        function: Callable[[Tree, Array, Array, Array], Array],
         *,
         axis: int,
         batch_size: int | None = None,
-    ) -> _Mapped[_Tree]:
+    ) -> Mapped:
         """Returns a function of the examples of a data set, computed batch by batch.
 
         Args:
@@ -158,14 +158,17 @@ class FrozenEncoder:
 
     def encode(self, variables: Variables, images: Array) -> Array:
         """Returns the features `[B, D]` of views on running statistics."""
-        return self._parts.encoder.apply(variables, images, train=False)
+        return apply(self._parts.encoder, variables, images)
 
     def _make_averaged(
-        self, encode: _Encode[_Tree], num_views: tuple[int, ...], family: str
-    ) -> _Mapped[_Tree]:
+        self,
+        encode: Callable[[Tree, Array], Array],
+        num_views: tuple[int, ...],
+        family: str,
+    ) -> Mapped:
         transformation = self._parts.task.transformation(family)
 
-        def averaged(tree: _Tree, x: Array, indices: Array, stream: Array) -> Array:
+        def averaged(tree: Tree, x: Array, indices: Array, stream: Array) -> Array:
             return evaluation.average_features(
                 self.key(stream),
                 functools.partial(encode, tree),
@@ -191,7 +194,7 @@ class FrozenEncoder:
         assert plain is not None
         return self.encode(variables, plain(x))
 
-    def _make_views(self, family: str) -> _Mapped[Variables]:
+    def _make_views(self, family: str) -> Mapped:
         transformation = self._parts.task.transformation(family)
 
         def views(
@@ -211,6 +214,11 @@ class FrozenEncoder:
 
 def _flat(variables: Variables, images: Array) -> Array:
     return images.reshape(len(images), -1)
+
+
+def apply(encoder: nn.Module, variables: Variables, images: Array) -> Array:
+    """Returns the features `[B, D]` of views on running statistics."""
+    return jnp.asarray(encoder.apply(variables, images, train=False))
 
 
 def encoder_variables(state: TrainState) -> Variables:
