@@ -86,32 +86,21 @@ def run(config: Config | None, workdir: str | os.PathLike[str]) -> results.Json:
 def prepare(
     config: Config | None, workdir: str | os.PathLike[str]
 ) -> list[tuple[Settings, epath.Path]]:
-    """Returns the settings and work directory of every seed of a trained run.
+    """Returns the settings and work directory of every seed of a trained run, checked.
 
-    Args:
-      config: the configuration of the run; its evaluation keys may differ. None: that
-        of the work directory.
-      workdir: the work directory of the run; it may be new if the configuration gives
-        `encoder.weights`.
-
-    Raises:
-      ValueError: if the configuration is invalid, or the work directory holds no such
-        run.
+    The arguments and errors are those of `run`.
     """
     config = read_config(workdir) if config is None else config
     make_deterministic(config)
-    settings = open_set(resolve(config))
-    runs = [
-        (open_set(resolve(one)), path) for one, path in one_per_seed(config, workdir)
-    ]
-    parent = (settings, epath.Path(workdir))
-    for one, path in [parent, *runs]:
+    each = [(config, epath.Path(workdir)), *one_per_seed(config, workdir)]
+    runs = [(open_set(resolve(one)), path) for one, path in each]
+    for one, path in runs:
         if (path / "config.json").exists() or read_weights(one) is None:
             check_same_run(one, path)
-    for one, path in [parent, *runs]:
+    for one, path in runs:
         if not (path / "config.json").exists():
             claim(one, path)
-    return runs
+    return runs[1:]
 
 
 def load(
@@ -147,8 +136,8 @@ def load_variables(
     """Returns the variables of the encoder of a trained run, and its configuration.
 
     Args:
-      workdir: the work directory of one seed.
-      step: finished steps of the checkpoint; None is the newest.
+      workdir: as of `load`.
+      step: as of `load`.
 
     Returns:
       `({"params", "batch_stats"}, config)`, NumPy arrays; what
@@ -177,16 +166,7 @@ def load_parts(
 
 
 def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> TrainState:
-    """Returns a checkpoint of a run; without any, the given weights at step 0.
-
-    Args:
-      parts: those of the run.
-      workdir: the work directory of one seed.
-      step: finished steps of the checkpoint; None is the newest.
-
-    Raises:
-      ValueError: if there is no such checkpoint, or it cannot be read.
-    """
+    """Returns a checkpoint of a seed; if it has none, the given weights at step 0."""
     checkpoints = Checkpoints(workdir)
     untouched = step is None and not (workdir / "metrics.jsonl").exists()
     try:
@@ -213,18 +193,22 @@ def _evaluate(parts: Parts, workdir: epath.Path, watch: Watch) -> results.Json:
         _log.info("%s: %s is measured already", workdir, name)
     predicts = "averaging" in (missing if sampled else functions)
     if missing or not sampled:
-        encoder = FrozenEncoder(
-            parts, parallel.all_devices(), between=watch.stop_if_asked
-        )
         views = parts.settings.evaluation.num_views
         few = not predicts and {*missing} <= _OF_FEW_VIEWS
-        variables = encoder_variables(state)
+        devices, between = parallel.all_devices(), watch.stop_if_asked
         context = Context(
-            parts, workdir, encoder, variables, num_views=views[:1] if few else views
+            parts,
+            workdir,
+            FrozenEncoder(parts, devices, between=between),
+            encoder_variables(state),
+            num_views=views[:1] if few else views,
         )
         for name in missing:
-            source = sources[name]
-            found[name] = _measure(name, functions[name], context, settings, source)
+            record = _measure(name, functions[name], context)
+            record |= {"settings": settings, "source": sources[name]}
+            found[name] = record
+            if processes.is_main_process():
+                results.write_record(workdir, record)
         if predicts or not sampled:
             samples.write(context, predictions=predicts)
     final = final_metrics(workdir, step=int(state.step))
@@ -236,25 +220,13 @@ def _evaluate(parts: Parts, workdir: epath.Path, watch: Watch) -> results.Json:
 
 
 def _measure(
-    name: str,
-    experiment: experiments.Experiment,
-    context: Context,
-    settings: results.Json,
-    source: str,
+    name: str, experiment: experiments.Experiment, context: Context
 ) -> results.Json:
-    """Returns the record of an experiment, which is written."""
+    """Returns the record of an experiment."""
     _log.info("%s: measuring %s", context.workdir, name)
     started = time.monotonic()
     measured = experiments.measure(name, experiment, context)
-    record = results.make_record(
-        name,
-        measured,
-        seed=context.settings.seed,
-        settings=settings,
-        source=source,
-        seconds=time.monotonic() - started,
-    )
-    if processes.is_main_process():
-        results.write_record(context.workdir, record)
-    _log.info("%s: %s took %.0f s", context.workdir, name, record["seconds"])
-    return record
+    seconds = time.monotonic() - started
+    _log.info("%s: %s took %.0f s", context.workdir, name, seconds)
+    rows = results.table(name, measured.rows, seed=context.settings.seed)
+    return results.make_record(name, rows, seconds)

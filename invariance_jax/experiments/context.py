@@ -19,10 +19,13 @@ STREAMS = {"train": 0, "test": 1}
 class Context:
     """A trained encoder, the examples of its run, and what experiments share.
 
+    Nothing is computed before it is asked for, and nothing twice. A split is "train" or
+    "test", whichever split `evaluation.split` measures on.
+
     Attributes:
-      parts: the parts of the run, such as `parts.task` and `parts.transformation`.
-      settings: those of the run, `parts.settings`.
-      task: what is learned from and how it is probed, `parts.task`.
+      parts: the parts of the run.
+      settings: those of the run.
+      task: examples and probes.
       workdir: the work directory of the seed.
       encoder: the frozen encoder, a function of variables and examples.
       variables: its variables, {"params", "batch_stats"}.
@@ -40,15 +43,7 @@ class Context:
         *,
         num_views: tuple[int, ...],
     ):
-        """Reads the examples; nothing is computed before it is asked for.
-
-        Args:
-          parts: the result of `training.build.build`.
-          workdir: the work directory of the seed.
-          encoder: the frozen encoder.
-          variables: its variables.
-          num_views: `evaluation.num_views`, or the first of them if no more is needed.
-        """
+        """Reads the examples; num_views: no more of them than are needed."""
         self.parts, self.workdir, self.num_views = parts, workdir, num_views
         self.settings: Settings = parts.settings
         self.task: Task = parts.task
@@ -66,23 +61,23 @@ class Context:
         """The variables of the encoder before training."""
         return encoder_variables(initial_state(self.parts))
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether there are plain images."""
+        return self.parts.transformation.plain is not None
+
     def examples(self, split: str) -> Examples:
-        """Returns the examples of "train" or "test"."""
+        """Returns the examples of a split."""
         return {"train": self.train, "test": self.test}[split]
 
     def y(self, split: str) -> np.ndarray:
-        """Returns the targets or labels of "train" or "test", where there are any."""
+        """Returns the targets or labels of a split, where there are any."""
         y = self.examples(split).y
         assert y is not None, "an experiment with probes, of images without labels"
         return y
 
     def features(self, split: str, family: str = "all") -> np.ndarray:
-        """Returns the features averaged over each M, `[len(num_views), N, D]`.
-
-        Args:
-          split: "train" or "test".
-          family: the part of the transformation that is drawn.
-        """
+        """Returns features averaged over each M, `[len(num_views), N, D]`."""
         if (split, family) not in self._features:
             self._features[split, family] = self.encoder.features(
                 self.variables,
@@ -94,7 +89,7 @@ class Context:
         return self._features[split, family]
 
     def plain(self, split: str) -> np.ndarray:
-        """Returns the features `[N, D]` of plain images of "train" or "test"."""
+        """Returns the features of plain images, `[N, D]`."""
         if split not in self._plain:
             x = self.examples(split).x
             self._plain[split] = self.encoder.plain(self.variables, x)
@@ -106,12 +101,7 @@ class Context:
         return self.task.score(probe, h_test, self.y("test"))
 
     def scored(self, number: int, family: str = "all") -> Scored:
-        """Returns the probe on averaged features, and its quality.
-
-        Args:
-          number: index of M in `num_views`; may be negative.
-          family: the part of the transformation that is drawn.
-        """
+        """Returns the probe on features averaged over `num_views[number]`."""
         place = number % len(self.num_views), family
         if place not in self._scored:
             h, h_test = (self.features(s, family)[number] for s in ("train", "test"))
@@ -119,29 +109,26 @@ class Context:
         return self._scored[place]
 
     def selected(self, number: int) -> list[Row]:
-        """Returns rows of a probe with its own l2, on features averaged over an M.
-
-        None if `evaluation.l2_grid` is empty; of regression the mean over the targets.
-
-        Args:
-          number: index of M in `num_views`.
-        """
+        """Returns `select` of features averaged over `num_views[number]`."""
         if number not in self._selected:
             h, h_test = (self.features(split)[number] for split in ("train", "test"))
             self._selected[number] = self.select(h, h_test, self.num_views[number])
         return self._selected[number]
 
     def select(self, h: np.ndarray, h_test: np.ndarray, views: int | str) -> list[Row]:
-        """Returns rows of a probe that chooses its own l2, as `selected` does."""
+        """Returns rows of a probe that chooses its own l2; none without a grid of it.
+
+        Of regression the mean over the targets only.
+        """
         found = self.task.select(h, self.y("train"), h_test, self.y("test"))
-        overall = {name: value for name, value in found.items() if "." not in name}
-        return rows_of(overall, views=views, probe="selected")
+        return rows_of(overall(found), views=views, probe="selected")
+
+
+def overall(values: dict[str, float]) -> dict[str, float]:
+    """Returns the metrics that are not of a single target."""
+    return {name: value for name, value in values.items() if "." not in name}
 
 
 def part_of(family: str) -> str | None:
-    """Returns the coordinate of a family of views; the whole transformation has none.
-
-    Args:
-      family: one of `evaluation.families`.
-    """
+    """Returns a family of views as a coordinate; the whole transformation has none."""
     return None if family == "all" else family

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax import evaluation
-from invariance_jax.experiments.context import STREAMS, Context
+from invariance_jax.experiments.context import STREAMS, Context, overall
 from invariance_jax.runs.results import ExperimentResult, Row, rows_of
 
 
@@ -24,36 +24,33 @@ def run(context: Context) -> ExperimentResult:
     if context.task.targets:
         constant = float(context.y("test").var(axis=0).mean())
         rows += [Row("mse.constant", constant), *context.selected(0)]
-    if context.parts.transformation.plain is None:
-        return ExperimentResult([*rows, *_averaged(context)])
+    baselines = context.settings.evaluation.baselines
+    if not context.is_plain:
+        rows += [row for name in baselines for row in _averaged(context, name)]
+        return ExperimentResult(rows)
     h, h_test = (context.plain(split) for split in ("train", "test"))
-    rows += _probe(context, h, h_test, None)
-    rows += context.select(h, h_test, "plain")
-    for name in context.settings.evaluation.baselines:
-        h, h_test = (_baseline(context, name, s) for s in ("train", "test"))
-        rows += _probe(context, h, h_test, name)
+    rows += _plain(context, h, h_test) + context.select(h, h_test, "plain")
+    for name in baselines:
+        h, h_test = (_baseline(context, name, split) for split in ("train", "test"))
+        rows += _plain(context, h, h_test, encoder=name)
     return ExperimentResult(rows)
 
 
-def _averaged(context: Context) -> list[Row]:
-    """Returns the overall quality of the baselines on averaged views."""
-    chosen, encoder, rows = context.settings.evaluation, context.encoder, []
-    views = tuple(sorted({chosen.num_views[0], chosen.num_views[-1]}))
-    for name in chosen.baselines:
-        each = []
-        for split, stream in STREAMS.items():
-            x = context.examples(split).x
-            if name == "pixels":
-                each.append(encoder.pixels(x, num_views=views, stream=stream))
-            else:
-                variables = context.untrained
-                each.append(
-                    encoder.features(variables, x, num_views=views, stream=stream)
-                )
-        for count, h, h_test in zip(views, *each, strict=True):
-            found = context.fit_and_score(h, h_test).values
-            values = {key: value for key, value in found.items() if "." not in key}
-            rows += rows_of(values, views=count, encoder=name)
+def _averaged(context: Context, name: str) -> list[Row]:
+    """Returns the overall quality of a baseline on averaged views."""
+    sweep, encoder = context.settings.evaluation.num_views, context.encoder
+    views, each, rows = tuple(sorted({sweep[0], sweep[-1]})), [], []
+    for split, stream in STREAMS.items():
+        x = context.examples(split).x
+        if name == "pixels":
+            h = encoder.pixels(x, num_views=views, stream=stream)
+        else:
+            variables = context.untrained
+            h = encoder.features(variables, x, num_views=views, stream=stream)
+        each.append(h)
+    for count, h, h_test in zip(views, *each, strict=True):
+        found = context.fit_and_score(h, h_test).values
+        rows += rows_of(overall(found), views=count, encoder=name)
     return rows
 
 
@@ -65,22 +62,20 @@ def _baseline(context: Context, name: str, split: str) -> np.ndarray:
     return context.encoder.plain(context.untrained, x)
 
 
-def _probe(
-    context: Context, h: np.ndarray, h_test: np.ndarray, encoder: str | None
+def _plain(
+    context: Context, h: np.ndarray, h_test: np.ndarray, encoder: str | None = None
 ) -> list[Row]:
     """Returns linear and kNN results on the features of plain images."""
     values, chosen = context.fit_and_score(h, h_test).values, context.settings
-    rows = rows_of(values, views="plain", encoder=encoder)
-    if not context.task.classes:
-        return rows
-    each = h, context.y("train"), h_test, context.y("test")
-    arrays = [jnp.asarray(array) for array in each]
-    found = {}
+    arrays = [
+        jnp.asarray(array)
+        for array in (h, context.y("train"), h_test, context.y("test"))
+    ]
     for k in chosen.evaluation.neighbors:
         for name, temperature in (
             (f"knn{k}", chosen.evaluation.neighbor_temperature),
             (f"knn{k}_majority", None),
         ):
             accuracy = evaluation.knn_accuracy(*arrays, k=k, temperature=temperature)
-            found[name] = float(accuracy)
-    return rows + rows_of(found, views="plain", encoder=encoder)
+            values[name] = float(accuracy)
+    return rows_of(values, views="plain", encoder=encoder)

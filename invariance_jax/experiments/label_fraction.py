@@ -34,7 +34,7 @@ def _features(context: Context) -> dict[str | int, tuple[np.ndarray, np.ndarray]
     """Returns views -> features of the training and of the test examples."""
     kinds: dict[str | int, tuple[np.ndarray, np.ndarray]] = {}
     numbers = [0, -1]
-    if context.parts.transformation.plain is not None:
+    if context.is_plain:
         kinds["plain"] = context.plain("train"), context.plain("test")
         numbers = [-1]
     for number in numbers:

@@ -68,8 +68,7 @@ def _predictions(context: Context) -> dict[str, np.ndarray]:
 
 def _shown_features(context: Context) -> np.ndarray:
     """Returns h of plain images, or averaged over the smallest M, `[N, D]`."""
-    is_plain = context.parts.transformation.plain is not None
-    h = context.plain("test") if is_plain else context.features("test")[0]
+    h = context.plain("test") if context.is_plain else context.features("test")[0]
     return h[:_EXAMPLES]
 
 

@@ -3,7 +3,7 @@
 An experiment is written as soon as it is measured, so that an evaluation that is
 interrupted goes on where it stopped; it is used again only by an evaluation with the
 same settings of the same checkpoint. Every number is a row (experiment, metric,
-coordinates, seed, value); the summary follows from the rows, and what several seeds
+coordinates, seed, value). The summary follows from the rows, and what several seeds
 found is all their rows.
 """
 
@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +34,7 @@ TRAINING = "training"
 Value = str | int | float
 
 Json = dict[str, Any]
-"""What a JSON file holds."""
+"""An object in a JSON file."""
 
 _NAMED = ("target", "family", "encoder", "probe")
 
@@ -71,9 +71,7 @@ class ExperimentResult(NamedTuple):
 def rows_of(values: Mapping[str, float], **at: Value | None) -> list[Row]:
     """Returns the metrics of a probe as rows; "mse.b" is mse of the target b.
 
-    Args:
-      values: metric -> number.
-      **at: coordinates; one that is None is left out.
+    A coordinate that is None is left out.
     """
     place = {name: value for name, value in at.items() if value is not None}
     rows = []
@@ -88,59 +86,30 @@ def wanted(task: Task) -> tuple[str, ...]:
 
     Without labels, those that need them are left out.
     """
-    asked = task.settings.evaluation.experiments
+    settings = task.settings
     built_in = [
         name
         for name in EXPERIMENTS
-        if is_asked(task.settings, name) and (task.metric or name not in WITH_PROBE)
+        if is_asked(settings, name) and (task.metric or name not in WITH_PROBE)
     ]
-    return (*built_in, *filter(plugins.is_own, asked))
+    return (*built_in, *filter(plugins.is_own, settings.evaluation.experiments))
 
 
 def settings_of(task: Task, step: int) -> Json:
-    """Returns the settings of an evaluation: its keys, and what it is of.
+    """Returns the settings of an evaluation of the checkpoint of a step.
 
-    Args:
-      task: that of the run.
-      step: finished steps of the checkpoint.
+    They are the keys of the section, the step, the numbers of examples (those of the
+    training split before `evaluation.label_fraction`) and the targets or classes.
     """
     chosen, sizes = task.settings.evaluation, task.settings.data
     train, test = sizes.train_examples or 0, getattr(sizes, f"{chosen.split}_examples")
-    found = dataclasses.asdict(chosen) | {"step": step}
-    # Before evaluation.label_fraction.
-    found["train_examples"] = min(chosen.train_examples or train, train)
-    found["test_examples"] = min(chosen.test_examples or test, test)
     names = {"targets": task.targets, "classes": task.classes}
-    return found | {name: value for name, value in names.items() if value}
-
-
-def make_record(
-    name: str,
-    result: ExperimentResult,
-    *,
-    seed: int,
-    settings: Json,
-    source: str,
-    seconds: float,
-) -> Json:
-    """Returns what is kept of an experiment.
-
-    Args:
-      name: of the experiment.
-      result: what it returned.
-      seed: of the run.
-      settings: the result of `settings_of`.
-      source: what tells the code of a user's own experiment from a changed one.
-      seconds: the time that it took.
-    """
     return {
-        "format": FORMAT,
-        "name": name,
-        "source": source,
-        "settings": settings,
-        "seconds": seconds,
-        "rows": table(name, result.rows, seed=seed),
-        **provenance(),
+        **dataclasses.asdict(chosen),
+        "step": step,
+        "train_examples": min(chosen.train_examples or train, train),
+        "test_examples": min(chosen.test_examples or test, test),
+        **{name: value for name, value in names.items() if value},
     }
 
 
@@ -158,11 +127,20 @@ def table(experiment: str, rows: Iterable[Row], *, seed: int) -> list[Json]:
     ]
 
 
+def make_record(name: str, rows: list[Json], seconds: float) -> Json:
+    """Returns what is kept of an experiment, but for how it was asked for.
+
+    That is "settings", those of the evaluation, and "source", which tells a user's own
+    code from a changed one.
+    """
+    found = {"format": FORMAT, "name": name, "rows": rows, "seconds": seconds}
+    return found | provenance()
+
+
 def write_record(workdir: epath.Path, record: Json) -> None:
     """Writes the file of an experiment into the work directory of its seed."""
     # A colon has a meaning in some file systems.
-    name = record["name"].replace(":", ".")
-    path = workdir / "experiments" / f"{name}.json"
+    path = workdir / "experiments" / f"{record['name'].replace(':', '.')}.json"
     path.parent.mkdir(exist_ok=True)
     write_json(path, record)
 
@@ -174,7 +152,7 @@ def read_records(
 
     Args:
       workdir: the work directory of one seed.
-      settings: the result of `settings_of`.
+      settings: those of the evaluation.
       sources: experiment -> the source of its code now, of those that are asked for.
 
     Raises:
@@ -183,33 +161,23 @@ def read_records(
     folder, found = workdir / "experiments", {}
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in [path for path in files if path.suffix == ".json"]:
-        record = read_json(path)
-        if record.get("format") != FORMAT:
-            continue
         try:
-            name, rows, evaluated = (record[k] for k in ("name", "rows", "settings"))
-            key = _difference(name, settings, evaluated)
-            _check_rows(rows)
+            record = dict(tuples(json.loads(path.read_text())))
+            if record.get("format") != FORMAT:
+                continue
+            name, then = record["name"], dict(record["settings"])
+            summary(record["rows"]), record["seconds"], record["command"]
+            key = _difference(name, settings, then)
+            same_code = record["source"] == sources.get(name, record["source"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: {error!r}; remove it.") from error
-        if key is None and record["source"] == sources.get(name, record["source"]):
+            raise ValueError(f"{path} is damaged ({error!r}); remove it.") from error
+        if key is None and same_code:
             found[name] = record
         else:
-            how = f"with {key} = {evaluated.get(key)!r}" if key else "by other code"
+            how = f"with {key} = {then.get(key)!r}" if key else "by other code"
             text = "%s: %s was measured %s; it is left out of results.json"
             _log.warning(text, workdir, name, how)
     return found
-
-
-def _ordered(names: Iterable[str]) -> list[str]:
-    """Returns experiments, the built-in ones first."""
-    known = [name for name in EXPERIMENTS if name in names]
-    return known + sorted({*names} - {*EXPERIMENTS})
-
-
-def _check_rows(rows: Sequence[Json]) -> None:
-    for row in rows:
-        _ = row["metric"].upper(), dict(row["at"]), row["seed"], row["value"]
 
 
 def _difference(name: str, settings: Json, found: Json) -> str | None:
@@ -217,25 +185,12 @@ def _difference(name: str, settings: Json, found: Json) -> str | None:
     for key in sorted({*settings, *found}):
         declared = KEYS.get(f"evaluation.{key}")
         readers = declared.key.readers if declared else None
-        if readers and plugins.is_own(name):
-            readers = None
+        reads = readers is None or name in readers
         # A key that earlier versions lack is one that was empty then.
         values = [tuples(one.get(key, ())) for one in (settings, found)]
-        if (readers is None or name in readers) and values[0] != values[1]:
+        if (reads or (readers and plugins.is_own(name))) and values[0] != values[1]:
             return key
     return None
-
-
-def read_json(path: epath.Path) -> Json:
-    """Returns the object in a JSON file.
-
-    Raises:
-      ValueError: if it is damaged; the file is named.
-    """
-    try:
-        return dict(tuples(json.loads(path.read_text())))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}; remove it.") from error
 
 
 def of_seed(
@@ -245,19 +200,18 @@ def of_seed(
 
     Args:
       seed: of the run.
-      settings: the result of `settings_of`.
+      settings: those of the evaluation.
       records: experiment -> its record.
       more: the rows of the experiment "training".
     """
-    records = {name: records[name] for name in _ordered(records)}
-    rows = [row for record in records.values() for row in record["rows"]]
-    rows += table(TRAINING, more, seed=seed)
+    own = sorted({*records} - {*EXPERIMENTS})
+    names = [name for name in (*EXPERIMENTS, *own) if name in records]
+    rows = [row for name in names for row in records[name]["rows"]]
     parts = {
-        name: {key: record[key] for key in ("seconds", "command")}
-        for name, record in records.items()
+        name: {key: records[name][key] for key in ("seconds", "command")}
+        for name in names
     }
-    settings = settings | {"experiments": tuple(records)}
-    return _whole([seed], settings, rows, parts)
+    return _whole([seed], settings, rows + table(TRAINING, more, seed=seed), parts)
 
 
 def aggregate(each: Sequence[Json]) -> Json:
@@ -279,17 +233,13 @@ def aggregate(each: Sequence[Json]) -> Json:
                     f"{values[0]!r}, seed {other['seeds'][0]} with {values[1]!r}; "
                     "expected the same."
                 )
-    parts = {
-        name: {
-            **part,
-            "seconds": sum(one["experiments"][name]["seconds"] for one in each),
-        }
-        for name, part in first["experiments"].items()
-        if all(name in one["experiments"] for one in each)
-    }
-    settings = first["settings"] | {"experiments": tuple(parts)}
-    rows = [row for one in each for row in one["rows"]]
-    return _whole([s for one in each for s in one["seeds"]], settings, rows, parts)
+    parts = {}
+    for name, part in first["experiments"].items():
+        if all(name in one["experiments"] for one in each):
+            seconds = sum(one["experiments"][name]["seconds"] for one in each)
+            parts[name] = {**part, "seconds": seconds}
+    seeds, rows = ([x for one in each for x in one[key]] for key in ("seeds", "rows"))
+    return _whole(seeds, first["settings"], rows, parts)
 
 
 def _whole(
@@ -301,7 +251,7 @@ def _whole(
         "seeds": seeds,
         "seconds": sum(part["seconds"] for part in parts.values()),
         **provenance(),
-        "settings": settings,
+        "settings": settings | {"experiments": tuple(parts)},
         "summary": summary(rows),
         "rows": rows,
         "experiments": parts,
@@ -317,43 +267,27 @@ def summary(rows: Iterable[Json]) -> dict[str, Json]:
     """Returns name -> mean, standard error (ddof 1; None for one seed) and n.
 
     Of what two experiments measured, the first one counts; of what some seeds lack,
-    there is no entry.
-
-    Args:
-      rows: those of `results.json`.
+    there is no entry; where a value is None, the mean is too.
     """
     found: dict[str, dict[int, float | None]] = {}
-    seeds = set()
-    for row, name in _named(rows):
-        seeds.add(row["seed"])
-        found.setdefault(name, {}).setdefault(row["seed"], row["value"])
+    for row in rows:
+        at = dict(row["at"])
+        views = f"@{at.pop('views')}" if "views" in at else ""
+        if {*at} <= {*_NAMED}:
+            parts = [row["metric"], *(str(at[name]) for name in _NAMED if name in at)]
+            values = found.setdefault(".".join(parts) + views, {})
+            values.setdefault(row["seed"], row["value"])
+    seeds = {seed for values in found.values() for seed in values}
     return {
-        name: summarize([*values.values()])
+        name: _summarize([*values.values()])
         for name, values in found.items()
         if {*values} == seeds
     }
 
 
-def _named(rows: Iterable[Json]) -> Iterator[tuple[Json, str]]:
-    """Yields the rows of the summary, each with its name there."""
-    for row in rows:
-        at = row["at"]
-        if {*at} <= {*_NAMED, "views"}:
-            parts = [row["metric"], *(at[name] for name in _NAMED if name in at)]
-            views = f"@{at['views']}" if "views" in at else ""
-            yield row, ".".join(map(str, parts)) + views
-
-
-def summarize(values: Sequence[float | None]) -> Json:
-    """Returns mean, standard error (ddof 1; None for one value) and n.
-
-    Args:
-      values: one per seed; where one is None, the mean is too.
-    """
-    mean = error = None
-    numbers = [value for value in values if value is not None]
-    if len(numbers) == len(values):
-        mean = float(np.mean(numbers))
-        if len(numbers) > 1:
-            error = float(np.std(numbers, ddof=1) / np.sqrt(len(numbers)))
-    return {"mean": mean, "standard_error": error, "n": len(values)}
+def _summarize(values: Sequence[float | None]) -> Json:
+    numbers = [float("nan") if value is None else value for value in values]
+    mean, n = float(np.mean(numbers)), len(numbers)
+    error = float(np.std(numbers, ddof=1) / np.sqrt(n)) if n > 1 else math.nan
+    whole = [value if math.isfinite(value) else None for value in (mean, error)]
+    return {"mean": whole[0], "standard_error": whole[1], "n": n}

@@ -30,8 +30,9 @@ Mapped = Callable[[Tree, np.ndarray, int], np.ndarray]
 class FrozenEncoder:
     """The encoder of a run on running statistics, over the examples of a data set.
 
-    Examples are passed in batches of `evaluation.batch_size` per device. The views of
-    an example depend on `evaluation.seed`, the stream and its index only.
+    Examples `x [N, ...]` are passed in batches of `evaluation.batch_size` per device.
+    The views of an example depend on `evaluation.seed`, the stream (a number, another
+    one for each split) and its index only; a family is a part of the transformation.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class FrozenEncoder:
         """Builds the functions; nothing is compiled before the first use.
 
         Args:
-          parts: the result of `training.build.build`.
+          parts: those of the run.
           devices: the devices of all processes.
           between: called before each batch; what it raises ends the computation.
         """
@@ -63,31 +64,17 @@ class FrozenEncoder:
         stream: int,
         family: str = "all",
     ) -> np.ndarray:
-        """Returns the averaged features for every M of a sweep.
-
-        Args:
-          variables: those of the encoder.
-          x: examples `[N, ...]`.
-          num_views: the sweep.
-          stream: number of the stream of views, another one for each split.
-          family: the part of the transformation that is drawn.
-
-        Returns:
-          `[len(num_views), N, D]`.
-        """
+        """Returns features averaged over each M, `[len(num_views), N, D]`."""
         return self._averaged(self.encode, num_views, family)(variables, x, stream)
 
     def plain(self, variables: Variables, x: np.ndarray) -> np.ndarray:
-        """Returns the features `[N, D]` of plain images `[N, ...]`."""
+        """Returns the features of plain images, `[N, D]`."""
         return self._plain(variables, x, 0)
 
     def pixels(
         self, x: np.ndarray, *, num_views: tuple[int, ...], stream: int
     ) -> np.ndarray:
-        """Returns the averaged images themselves, `[len(num_views), N, H W 3]`.
-
-        The arguments and the views are those of `features`.
-        """
+        """Returns the views of `features` averaged, `[len(num_views), N, H W 3]`."""
         return self._averaged(_flat, num_views, "all")({}, x, stream)
 
     def probabilities(
@@ -99,17 +86,9 @@ class FrozenEncoder:
         num_views: tuple[int, ...],
         stream: int,
     ) -> np.ndarray:
-        """Returns the mean of the predicted probabilities over M views, for every M.
+        """Returns a logistic probe's probabilities averaged, `[len(num_views), N, C]`.
 
-        Args:
-          variables: those of the encoder.
-          probe: a logistic probe on the features of one view.
-          x: examples `[N, ...]`.
-          num_views: the sweep.
-          stream: number of the stream of views: that of `features` gives its views.
-
-        Returns:
-          `[len(num_views), N, C]`.
+        The views are those of `features`.
         """
         mapped = self._averaged(self._classify, num_views, "all")
         return mapped((variables, probe), x, stream)
@@ -117,16 +96,13 @@ class FrozenEncoder:
     def views(
         self, variables: Variables, x: np.ndarray, *, stream: int, family: str = "all"
     ) -> Array:
-        """Returns the features of `evaluation.variance_views` views, `[M, N, D]`.
-
-        The arguments are those of `features`.
-        """
+        """Returns features of `evaluation.variance_views` views, `[M, N, D]`."""
         return jnp.asarray(self._views(family)(variables, x, stream))
 
     def variance(
         self, variables: Variables, x: np.ndarray, *, stream: int
     ) -> evaluation.Variance:
-        """Returns the variance of n(h) over views of the same example."""
+        """Returns the variance of n(h) over these views."""
         views = self.views(variables, x, stream=stream)
         return evaluation.invariance(l2_normalize(views))
 
@@ -145,9 +121,6 @@ class FrozenEncoder:
             compiled program.
           axis: the axis of the result that counts examples.
           batch_size: examples per device; None: `evaluation.batch_size`.
-
-        Returns:
-          `(variables, x [N, ...], stream) -> results [..., N, ...]` on the host.
         """
         size = batch_size or self._chosen.batch_size
         return functools.partial(self._make_map(function, axis=axis), batch_size=size)
@@ -157,7 +130,7 @@ class FrozenEncoder:
         return jax.random.fold_in(jax.random.key(self._chosen.seed), stream)
 
     def encode(self, variables: Variables, images: Array) -> Array:
-        """Returns the features `[B, D]` of views on running statistics."""
+        """Returns the features of views, `[B, D]`."""
         return apply(self._parts.encoder, variables, images)
 
     def _make_averaged(
@@ -181,15 +154,14 @@ class FrozenEncoder:
         return self.map(averaged, axis=1)
 
     def _classify(
-        self, parts: tuple[Variables, evaluation.LinearProbe], images: Array
+        self, tree: tuple[Variables, evaluation.LinearProbe], images: Array
     ) -> Array:
-        variables, probe = parts
+        variables, probe = tree
         return jax.nn.softmax(evaluation.predict(probe, self.encode(variables, images)))
 
     def _encode_plain(
         self, variables: Variables, x: Array, indices: Array, stream: Array
     ) -> Array:
-        del indices, stream
         plain = self._parts.transformation.plain
         assert plain is not None
         return self.encode(variables, plain(x))
@@ -197,12 +169,10 @@ class FrozenEncoder:
     def _make_views(self, family: str) -> Mapped:
         transformation = self._parts.task.transformation(family)
 
-        def views(
-            variables: Variables, x: Array, indices: Array, stream: Array
-        ) -> Array:
+        def views(tree: Variables, x: Array, indices: Array, stream: Array) -> Array:
             return evaluation.encode_views(
                 self.key(stream),
-                functools.partial(self.encode, variables),
+                functools.partial(self.encode, tree),
                 transformation,
                 x,
                 num_views=self._chosen.variance_views,
@@ -217,13 +187,11 @@ def _flat(variables: Variables, images: Array) -> Array:
 
 
 def apply(encoder: nn.Module, variables: Variables, images: Array) -> Array:
-    """Returns the features `[B, D]` of views on running statistics."""
+    """Returns the features of views on running statistics, `[B, D]`."""
     return jnp.asarray(encoder.apply(variables, images, train=False))
 
 
 def encoder_variables(state: TrainState) -> Variables:
-    """Returns the variables of the encoder in a training state of one replica."""
-    return {
-        "params": state.params["encoder"],
-        "batch_stats": state.batch_stats["encoder"],
-    }
+    """Returns {"params", "batch_stats"} of the encoder in a state of one replica."""
+    parts = {"params": state.params, "batch_stats": state.batch_stats}
+    return {name: collection["encoder"] for name, collection in parts.items()}
