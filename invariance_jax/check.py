@@ -15,7 +15,12 @@ from invariance_jax.runtime.devices import make_deterministic, simulate
 from invariance_jax.settings import Config, check_devices, resolve
 from invariance_jax.training import cost
 from invariance_jax.training.batches import InMemory
-from invariance_jax.training.build import build, read_weights, state_shapes
+from invariance_jax.training.build import (
+    build,
+    check_own_parts,
+    read_weights,
+    state_shapes,
+)
 
 
 class Memory(NamedTuple):
@@ -95,6 +100,7 @@ def run(config: Config, *, num_devices: int | None = None) -> Check:
     read_weights(settings)
     check_tracking(settings)
     parts = build(settings)
+    check_own_parts(parts)
     one = parts.task.stand_ins(1)
     count = settings.data.train_examples
     assert count is not None

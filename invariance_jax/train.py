@@ -27,6 +27,7 @@ from invariance_jax.training import cost, parallel
 from invariance_jax.training.batches import InMemory
 from invariance_jax.training.build import (
     build,
+    check_own_parts,
     first_state,
     read_weights,
     state_shapes,
@@ -65,7 +66,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> None:
             check_devices(settings, jax.device_count())
             read_weights(settings)
             check_tracking(settings)
-            build(settings)
+            check_own_parts(build(settings))
             each = [
                 (open_set(resolve(one)), path)
                 for one, path in one_per_seed(config, workdir)

@@ -11,13 +11,8 @@ import tensorflow_datasets as tfds
 from invariance_jax import data
 from invariance_jax.data import __main__ as command
 from invariance_jax.data import spirograph
-from invariance_jax.data.spirograph import (
-    SPLITS,
-    TARGETS,
-    Spirograph,
-    make_parameters,
-    make_targets,
-)
+from invariance_jax.data.spirograph import TARGETS, Spirograph, make_parameters
+from invariance_jax.data.targets import SPLITS, make_targets
 from invariance_jax.transforms.spirograph import BOUNDS, PARAMETERS, render
 
 SETTINGS = {"num_examples": 50, "seed": 0, "targets": ("m", "b", "sigma", "rfore")}
@@ -27,26 +22,31 @@ def make(split: str = "train", **changes: object) -> np.ndarray:
     return make_targets(split, **{**SETTINGS, **changes})
 
 
-def test_shape_dtype_and_law_of_each_column() -> None:
+def test_shape_dtype_and_distribution_of_each_column() -> None:
     targets = ("rfore", "m")
     x = make(num_examples=20_000, targets=targets)
     assert x.shape == (20_000, 2) and x.dtype == np.float32
     low, high = BOUNDS[[PARAMETERS.index(name) for name in targets]].T
     assert np.all(x >= low.astype(np.float32)) and np.all(x <= high.astype(np.float32))
     unit = (x - low) / (high - low)
-    # a uniform law: 4 standard errors of the first two moments
+    # uniform: 4 standard errors of the first two moments
     np.testing.assert_allclose(unit.mean(axis=0), 1 / 2, atol=4 * 0.289 / 141)
     np.testing.assert_allclose(unit.var(axis=0), 1 / 12, atol=4 * 0.0745 / 141)
     assert abs(np.corrcoef(unit.T)[0, 1]) < 4 / 141
 
 
-def test_bounds_move_the_law() -> None:
+def test_bounds_move_the_distribution() -> None:
     bounds = BOUNDS.copy()
     bounds[PARAMETERS.index("b")] = [0.6, 0.7]
     moved, usual = make(bounds=bounds), make()
     assert 0.6 <= moved[:, 1].min() and moved[:, 1].max() <= 0.7
     np.testing.assert_allclose(moved[:, 1], 0.6 + 0.1 * (usual[:, 1] - 0.1), rtol=1e-6)
     np.testing.assert_array_equal(moved[:, [0, 2, 3]], usual[:, [0, 2, 3]])
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    same = make(num_examples=np.int64(50), seed=np.uint32(0))
+    np.testing.assert_array_equal(same, make())
 
 
 def test_same_seed_gives_the_same_examples_and_another_seed_others() -> None:
@@ -67,7 +67,10 @@ def test_larger_split_begins_with_the_smaller() -> None:
     "changes, message",
     [
         ({"split": "dev"}, "split must be one of .* found 'dev'"),
-        ({"num_examples": 0}, "num_examples must be positive; found 0"),
+        ({"num_examples": 0}, "num_examples must be an integer of at least 1; found 0"),
+        ({"num_examples": 2.0}, "num_examples must be an integer of at least 1"),
+        ({"num_examples": 10**13}, "10000000000000 Spirograph targets take 3.2e"),
+        ({"seed": -1}, "seed must be an integer of at least 0; found -1"),
         ({"targets": ("m", "a")}, "targets must be some of m, b, .* found 'a'"),
     ],
     ids=str,
@@ -128,7 +131,7 @@ def test_command_prepares_the_set(
         data.prepare("spirograph", data_dir=tmp_path / "other", source=tmp_path)
 
 
-def test_parameters_of_the_set_follow_their_law() -> None:
+def test_parameters_of_the_set_follow_their_distribution() -> None:
     parameters = make_parameters("train", num_examples=20_000)
     assert parameters.shape == (20_000, 10) and parameters.dtype == np.float32
     low, high = BOUNDS.T

@@ -23,8 +23,8 @@ from invariance_jax.settings import (
     resolve,
     to_dict,
 )
-from invariance_jax.settings.check import is_asked
-from invariance_jax.settings.schema import EXPERIMENTS, tuples
+from invariance_jax.settings.schema import tuples
+from invariance_jax.tasks import make_task
 
 FORMAT = 2
 """The format number of `sweep.json`."""
@@ -138,29 +138,19 @@ def _differences(
     settings: Settings, found: dict[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
     """Returns key -> (wanted, found) of an evaluation that was another one."""
-    values, data = dict(found["settings"]), settings.data
-    wanted = to_dict(settings)["evaluation"]
-    of_split = getattr(data, f"{wanted['split']}_examples")
-    for name, most in (
-        ("train_examples", data.train_examples),
-        ("test_examples", of_split),
-    ):
-        wanted[name] = min(wanted[name] or most, most)
-    asked = {*settings.evaluation.experiments} - {"all"}
-    asked |= {name for name in EXPERIMENTS if is_asked(settings, name)}
+    task, values = make_task(settings), dict(found["settings"])
+    wanted = results.settings_of(task, settings.derived.steps)
     # More experiments than were asked for do no harm.
-    if asked <= {*values.get("experiments", ())}:
-        del wanted["experiments"]
-    differences = {
-        f"evaluation.{name}": (value, values.get(name))
-        for name, value in wanted.items()
-        if value != values.get(name)
-    }
+    if {*results.wanted(task)} <= {*values.get("experiments", ())}:
+        wanted["experiments"] = values["experiments"]
     # Weights that were given may be evaluated as they are.
-    steps = {settings.derived.steps} | ({0} if settings.encoder.weights else set())
-    if values["step"] not in steps:
-        differences["step"] = settings.derived.steps, values["step"]
-    return differences
+    if settings.encoder.weights and values["step"] == 0:
+        wanted["step"] = 0
+    return {
+        key if key == "step" else f"evaluation.{key}": (value, values.get(key))
+        for key, value in wanted.items()
+        if value != values.get(key)
+    }
 
 
 def _aggregate(
@@ -172,4 +162,4 @@ def _aggregate(
     """Makes the folder of a variant the work directory of a run over seeds."""
     content = json.loads((paths[0] / "config.json").read_text())
     write_json(variant / "config.json", content | {"config": to_dict(config)})
-    write_json(variant / "results.json", results.aggregate(each))
+    results.write_results(variant, results.aggregate(each))

@@ -103,15 +103,11 @@ def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
     images = _view_shapes(task, transformation)
     alone = _make_encoder(settings, "coupled", None)
     h = _representation(settings, alone, images)
-    if plugins.is_own(settings.encoder.name) and axis_name is None:
-        _check_encoder(settings, encoder, images)
     features = int(h.shape[-1])
     method = make_method(settings, features, axis_name=axis_name)
     penalized_heads = make_method(
         settings, features, tangent=statistics, axis_name=axis_name
     ).heads
-    if plugins.is_own(settings.method.name) and axis_name is None:
-        _check_method(settings, method, h)
     objective = Objective(
         encoder,
         _make_encoder(settings, statistics, axis_name),
@@ -197,31 +193,42 @@ def _representation(
     return h
 
 
-def _check_encoder(
-    settings: Settings, encoder: nn.Module, images: jax.ShapeDtypeStruct
-) -> None:
-    """Checks an encoder of the user's own: finite, and reverse over forward mode."""
-    name = settings.encoder.name
-    x = jax.random.uniform(jax.random.key(0), images.shape)
-    try:
+def check_own_parts(parts: Parts) -> None:
+    """Checks the parts of the user's own on random inputs, if there are any.
+
+    Raises:
+      ValueError: if an encoder is not finite or lacks the derivatives that training
+        takes, or a method does not give one finite loss per example.
+    """
+    settings = parts.settings
+    if plugins.is_own(settings.encoder.name):
+        _check_encoder(settings, parts.encoder, parts)
+    if plugins.is_own(settings.method.name):
+        _check_method(settings, parts.method, parts.features)
+
+
+def _check_encoder(settings: Settings, encoder: nn.Module, parts: Parts) -> None:
+    """Checks an encoder: finite, and reverse over forward mode."""
+    name, shape = settings.encoder.name, _view_shapes(parts.task, parts.transformation)
+
+    @jax.jit
+    def gradient(x: Array) -> Any:
         variables = encoder.init(jax.random.key(1), x, train=True)
 
-        @jax.jit
-        def gradient(params: Any) -> Any:
-            def change(params: Any) -> tuple[Array, Array]:
-                def represent(x: Array) -> Array:
-                    inputs = {**variables, "params": params}
-                    found, _ = encoder.apply(
-                        inputs, x, train=True, mutable=["batch_stats"]
-                    )
-                    return found
+        def change(params: Any) -> tuple[Array, Any]:
+            def represent(x: Array) -> Any:
+                inputs = {**variables, "params": params}
+                return encoder.apply(inputs, x, train=True, mutable=["batch_stats"])[0]
 
-                h, tangent = jax.jvp(represent, (x,), (jnp.ones_like(x),))
-                return jnp.sum(jnp.square(tangent)), h
+            h, tangent = jax.jvp(represent, (x,), (jnp.ones_like(x),))
+            return jnp.sum(jnp.square(tangent)), h
 
-            return jax.grad(change, has_aux=True)(params)
+        return jax.grad(change, has_aux=True)(variables["params"])
 
-        found = jax.tree.leaves(gradient(variables["params"]))
+    try:
+        found = jax.tree.leaves(
+            gradient(jax.random.uniform(jax.random.key(0), shape.shape))
+        )
     except Exception as error:
         raise ValueError(
             f"encoder.name is {name!r}, whose derivative along the images cannot be "
@@ -235,37 +242,42 @@ def _check_encoder(
         )
 
 
-def _check_method(settings: Settings, method: Method, h: jax.ShapeDtypeStruct) -> None:
-    """Checks a method of the user's own: one finite loss per example."""
+def _check_method(settings: Settings, method: Method, features: int) -> None:
+    """Checks a method: one finite loss per example, a memory that keeps its shape."""
     name = settings.method.name
-    rows = jax.random.normal(jax.random.key(0), (4, h.shape[-1]))
-    try:
-        variables = method.heads.init(jax.random.key(1), rows, train=True)
+
+    @jax.jit
+    def apply(h: Array) -> Any:
+        variables = method.heads.init(jax.random.key(1), h, train=True)
         outputs, _ = method.heads.apply(
-            variables, rows, train=True, mutable=["batch_stats"]
+            variables, h, train=True, mutable=["batch_stats"]
         )
-        target = None if method.momentum is None else outputs
-        losses = method.loss(
-            outputs, outputs, target, target, method.memory, axis_name=None
-        )
-        remembered = method.memory
+        target, memory = None if method.momentum is None else outputs, method.memory
+        losses = method.loss(outputs, outputs, target, target, memory, axis_name=None)
         if method.update is not None:
-            remembered = method.update(method.memory, (outputs, outputs))
+            memory = method.update(memory, (outputs, outputs))
+        return outputs, losses, memory
+
+    try:
+        h = jax.random.normal(jax.random.key(0), (4, features))
+        outputs, losses, memory = apply(h)
     except Exception as error:
         raise ValueError(
             f"method.name is {name!r}, whose heads or loss cannot be applied to h "
-            f"{rows.shape}: {type(error).__name__}: {error}"
+            f"{(4, features)}: {type(error).__name__}: {error}"
         ) from error
     if np.shape(losses) != (4,) or not np.isfinite(losses).all():
         raise ValueError(
             f"method.name is {name!r}, whose loss is {losses} for 4 examples; "
             "expected [B] finite numbers."
         )
-    if jax.tree.map(np.shape, remembered) != jax.tree.map(np.shape, method.memory):
+    if jax.tree.map(np.shape, memory) != jax.tree.map(np.shape, method.memory):
         raise ValueError(
             f"method.name is {name!r}, whose update changes the shapes of the memory."
         )
-    if settings.penalty.at == "z" and np.ndim(outputs) != 2:
+    if settings.penalty.at == "z" and not (
+        isinstance(outputs, jax.Array) and outputs.ndim == 2
+    ):
         raise ValueError(
             f"penalty.at is 'z'; expected 'h', as the outputs of {name!r} are not one "
             "array [B, features]."
