@@ -27,6 +27,7 @@ from invariance_jax.runs.workdir import (
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import make_deterministic
+from invariance_jax.runtime.files import work_folder
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.settings import Config, Settings, resolve
 from invariance_jax.tasks import open_set
@@ -75,7 +76,7 @@ def run(config: Config | None, workdir: str | os.PathLike[str]) -> results.Json:
     with Watch() as watch:
         with processes.main_process_first():
             runs = prepare(config, workdir)
-        with compilation_kept(runs[0][0], workdir):
+        with compilation_kept(runs[0][0].compilation_cache, workdir):
             each = [_evaluate(build(one), path, watch) for one, path in runs]
     found = results.aggregate(each)
     if processes.is_main_process():
@@ -91,8 +92,8 @@ def prepare(
     The arguments and errors are those of `run`.
     """
     config = read_config(workdir) if config is None else config
-    make_deterministic(config)
-    each = [(config, epath.Path(workdir)), *one_per_seed(config, workdir)]
+    make_deterministic(config.deterministic)
+    each = [(config, work_folder(workdir)), *one_per_seed(config, workdir)]
     runs = [(open_set(resolve(one)), path) for one, path in each]
     for one, path in runs:
         if (path / "config.json").exists() or read_weights(one) is None:
@@ -162,7 +163,7 @@ def load_parts(
             f"{epath.Path(workdir) / f'seed_{settings.seed}'}."
         )
     parts = build(settings)
-    return encoder_variables(restore(parts, epath.Path(workdir), step)), config, parts
+    return encoder_variables(restore(parts, work_folder(workdir), step)), config, parts
 
 
 def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> TrainState:
@@ -172,8 +173,7 @@ def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> Train
     try:
         if untouched and parts.settings.encoder.weights and not checkpoints.steps():
             return first_state(parts)
-        state: TrainState = checkpoints.restore(state_shapes(parts), step=step)
-        return state
+        return checkpoints.restore(state_shapes(parts), step=step).state
     finally:
         checkpoints.close()
 
