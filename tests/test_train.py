@@ -294,9 +294,7 @@ class Writer:
 @pytest.fixture
 def log():
     writer, bar = Writer(), Bar()
-    rows = Rows(
-        writer, bar, lambda step: 0.1, batch_size=16, first_step=4, pending={}
-    )
+    rows = Rows(writer, bar, lambda step: 0.1, batch_size=16, first_step=4, pending={})
     return rows, writer, bar
 
 

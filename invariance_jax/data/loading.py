@@ -20,8 +20,8 @@ from invariance_jax.data.sets import (
     FORMAT,
     NAMES,
     RESERVED,
+    Color,
     Description,
-    Moments,
     Shard,
     Split,
     find,
@@ -128,7 +128,7 @@ class _Set(NamedTuple):
     class_names: tuple[str, ...]
     train: tuple[Shard, ...]
     test: tuple[Shard, ...]
-    moments: Moments | None
+    moments: tuple[Color, Color] | None
 
 
 def _size(shards: tuple[Shard, ...]) -> int:
@@ -151,7 +151,7 @@ def _decoded(found: _Set, split: str) -> Split:
 
 
 @functools.lru_cache(maxsize=8)
-def _moments(found: _Set) -> Moments:
+def _moments(found: _Set) -> tuple[Color, Color]:
     from invariance_jax.data import records
 
     return records.moments(_decoded(found, "train").images)
