@@ -10,7 +10,7 @@ import functools
 import math
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -187,6 +187,27 @@ def _open(name: str, root: Path) -> _Set:
             f"{name} must have the splits train and test (or validation); found "
             f"{', '.join(sorted(splits))}."
         )
+    image_shape, class_names = _check_features(name, features)
+    train_shards, test_shards = (
+        tuple(
+            Shard(Path(file.filename), file.examples_in_shard)
+            for file in splits[split].file_instructions
+        )
+        for split in ("train", test)
+    )
+    has_moments = {"mean", "std"} <= {*written}
+    moments = (tuple(written["mean"]), tuple(written["std"])) if has_moments else None
+    return _Set(
+        builder.name, image_shape, class_names, train_shards, test_shards, moments
+    )
+
+
+def _check_features(
+    name: str, features: dict[str, Any]
+) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+    """Returns the shape of the images and the names of the classes."""
+    import tensorflow_datasets as tfds
+
     image, label = features.get("image"), features.get("label")
     if not isinstance(image, tfds.features.Image) or None in image.shape:
         raise ValueError(
@@ -200,21 +221,7 @@ def _open(name: str, root: Path) -> _Set:
         )
     if label is not None and not isinstance(label, tfds.features.ClassLabel):
         raise ValueError(f"the label of {name} must be a class; found {label}.")
-    train_shards, test_shards = (
-        tuple(
-            Shard(Path(file.filename), file.examples_in_shard)
-            for file in splits[split].file_instructions
-        )
-        for split in ("train", test)
-    )
-    return _Set(
-        builder.name,
-        tuple(image.shape),
-        () if label is None else tuple(label.names),
-        train_shards,
-        test_shards,
-        (tuple(written["mean"]), tuple(written["std"])) if "mean" in written else None,
-    )
+    return tuple(image.shape), () if label is None else tuple(label.names)
 
 
 def _missing(name: str, root: Path) -> str:
