@@ -75,7 +75,7 @@ def run(config: Config | None, workdir: str | os.PathLike[str]) -> results.Json:
     with Watch() as watch:
         with processes.main_process_first():
             runs = prepare(config, workdir)
-        with compilation_kept(runs[0][0], workdir):
+        with compilation_kept(runs[0][0].compilation_cache, workdir):
             each = [_evaluate(build(one), path, watch) for one, path in runs]
     found = results.aggregate(each)
     if processes.is_main_process():
@@ -91,7 +91,7 @@ def prepare(
     The arguments and errors are those of `run`.
     """
     config = read_config(workdir) if config is None else config
-    make_deterministic(config)
+    make_deterministic(config.deterministic)
     each = [(config, epath.Path(workdir)), *one_per_seed(config, workdir)]
     runs = [(open_set(resolve(one)), path) for one, path in each]
     for one, path in runs:
@@ -172,8 +172,7 @@ def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> Train
     try:
         if untouched and parts.settings.encoder.weights and not checkpoints.steps():
             return first_state(parts)
-        state: TrainState = checkpoints.restore(state_shapes(parts), step=step)
-        return state
+        return checkpoints.restore(state_shapes(parts), step=step).state
     finally:
         checkpoints.close()
 

@@ -6,6 +6,8 @@ Float64 is off unless a test asks for the fixture `x64`.
 
 import gc
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ from jax.experimental.compilation_cache import compilation_cache
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Compiled programs and the like go where the tests are, not to the user's folder.
+_CACHE = tempfile.TemporaryDirectory()
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 DATA = Path(__file__).parent / "data"
 MOST_MAPS = 20_000

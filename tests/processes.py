@@ -1,8 +1,9 @@
-"""Starts the processes of a run on this machine, and waits for them."""
+"""Starts the processes of a run on this machine, and compares what runs leave."""
 
 import atexit
 import contextlib
 import functools
+import json
 import os
 import shutil
 import socket
@@ -10,6 +11,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,8 +83,30 @@ def finish(running, *, seconds=300):
     return [process.returncode for process in running], outputs
 
 
-def run(arguments, **places):
+def run(arguments, **options):
     """Starts the processes and waits; returns their outputs once all have succeeded."""
-    statuses, outputs = finish(start(arguments, **places))
+    statuses, outputs = finish(start(arguments, **options))
     assert not any(statuses), "\n".join(outputs)
     return outputs
+
+
+def rows(workdir, *, without=("seconds", "examples_per_second")):
+    """Returns the rows of a log, less what depends on the time."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if k not in without} for row in found]
+
+
+def arrays(workdir, step):
+    """Returns name -> array of a checkpoint."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(workdir / "checkpoints" / str(step) / "default")
+
+
+def assert_same_run(workdir, other, *, step):
+    """Compares the rows and the last checkpoints of two runs, bit by bit."""
+    found, expected = arrays(workdir, step), arrays(other, step)
+    assert {*found} == {*expected}
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+    assert rows(workdir) == rows(other)

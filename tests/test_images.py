@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from test_settings import changed
 
-from invariance_jax.data import tfds
+from invariance_jax.data import loading
 from invariance_jax.training.settings import resolve
 
 SET = {
@@ -72,7 +72,7 @@ def asked(monkeypatch):
         calls.append((name, data_dir))
         return SimpleNamespace(**SET)
 
-    monkeypatch.setattr(tfds, "describe", describe)
+    monkeypatch.setattr(loading, "describe", describe)
     return calls
 
 

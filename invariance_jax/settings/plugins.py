@@ -43,7 +43,7 @@ def load(key: str, name: str) -> Callable[..., Any]:
     except Exception as error:  # whatever the user's module raises
         raise ValueError(
             f"{key} is {name!r}, but {module_name} cannot be imported from {folder}: "
-            f"{type(error).__name__}: {error}"
+            f"{_told(error)}"
         ) from error
     for part in path.split("."):
         if not hasattr(found, part):
@@ -73,4 +73,11 @@ def call(key: str, name: str, *arguments: Any, **kwargs: Any) -> Any:
         raise ValueError(
             f"{key} is {name!r}, which cannot be called with {sorted(kwargs)}: {error}."
         ) from error
-    return function(*arguments, **kwargs)
+    try:
+        return function(*arguments, **kwargs)
+    except Exception as error:  # whatever the user's function raises
+        raise ValueError(f"{key} is {name!r}, which raised {_told(error)}") from error
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

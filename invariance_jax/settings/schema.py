@@ -238,6 +238,7 @@ class Optimizer:
         1.5,
         "Peak learning rate for a batch of 256; it grows in proportion to batch_size.",
         above=0,
+        most=1e6,
     )
     schedule: str = key(
         "paper",

@@ -2,12 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import flags
-from ml_collections import ConfigDict
-
-from invariance_jax.training.images import check_prepared
 
 _CLUSTER = flags.DEFINE_enum(
     "cluster", None, ("slurm", "local"), "Where to run: SLURM, or processes here."
@@ -97,7 +94,7 @@ class Request(NamedTuple):
       parallelism: most runs of a sweep at a time; None is all.
       folder: of scripts and logs; None is in the work directory.
       dry_run: whether to show the script and submit nothing.
-      options: of sbatch, by their long names with underscores; None is not given.
+      options: of sbatch, by their long names with underscores.
     """
 
     cluster: str
@@ -110,19 +107,14 @@ class Request(NamedTuple):
     parallelism: int | None
     folder: str | None
     dry_run: bool
-    options: dict[str, Any]
+    options: dict[str, str | int | bool]
 
 
-def read(mode: str, config: ConfigDict | None = None) -> Request | None:
+def read(mode: str) -> Request | None:
     """Returns what the command line asks for; None without `--cluster`.
 
-    Args:
-      mode: that of `launch.py`.
-      config: the configuration of the command line.
-
     Raises:
-      ValueError: if a flag is at odds with another or with the mode, or an image set
-        is not prepared, which is not left to the jobs.
+      ValueError: if a flag is at odds with another or with the mode.
     """
     cluster = _CLUSTER.value
     for name in (*_FOR_BOTH, *_FOR_SLURM):
@@ -138,8 +130,6 @@ def read(mode: str, config: ConfigDict | None = None) -> Request | None:
         )
     if cluster == "local" and _NODES.value > 1:
         raise ValueError(f"--nodes is {_NODES.value}; expected 1 of --cluster=local")
-    if config is not None:
-        check_prepared(config)
     return Request(
         cluster=cluster,
         nodes=_NODES.value,
@@ -210,23 +200,33 @@ def _minutes() -> int | None:
     return -(-seconds // 60)
 
 
-def _options() -> dict[str, Any]:
-    """Returns the options of sbatch; a value in `--slurm_options` may have commas."""
+def _options() -> dict[str, str | int | bool]:
+    """Returns the options of sbatch that were given, by their long names with
+    underscores; a value in `--slurm_options` may have commas."""
     if _MEM.value is not None and not re.fullmatch(r"\d+[KMGT]?", _MEM.value):
         raise ValueError(f"--mem is {_MEM.value!r}; expected a number and K, M, G or T")
-    options: dict[str, Any] = {}
+    options: dict[str, str | int | bool] = {}
     key = None
     for part in filter(None, (_OPTIONS.value or "").split(",")):
         name, equals, value = part.partition("=")
+        found = options.get(key) if key else None
         if equals:
             key = name.strip().removeprefix("--").replace("-", "_")
             options[key] = value or True
-        elif key is not None and isinstance(options[key], str):
-            options[key] += f",{part}"
+        elif key is not None and isinstance(found, str):
+            options[key] = f"{found},{part}"
         else:
             raise ValueError(f"--slurm_options has {part!r}; expected key=value")
     for key in options:
         if key in _TAKEN:
             raise ValueError(f"--slurm_options has {key}; use {_TAKEN[key]} instead")
+        if not key.isidentifier():
+            raise ValueError(f"--slurm_options has {key!r}; expected a name of sbatch")
     given = (_CPUS, _MEM, _PARTITION, _ACCOUNT, _QOS, _CONSTRAINT)
-    return {flag.name: flag.value for flag in given} | options
+    chosen = {one.name: one.value for one in given if one.value is not None}
+    for name, value in (chosen | options).items():
+        # Each is a line of the script, and its end the end of the option.
+        if not str(value).isprintable():
+            flag = name if name in chosen else "slurm_options"
+            raise ValueError(f"--{flag} has {value!r}; expected one line of text")
+    return chosen | options

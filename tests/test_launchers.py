@@ -1,9 +1,9 @@
-"""Where a process finds the others: flags, SLURM, Open MPI, TPU pods, this machine."""
+"""What launched a process: flags, SLURM, Open MPI, a TPU pod, this machine."""
 
 import pytest
 
 from invariance_jax.runtime.launchers import (
-    Place,
+    Launcher,
     first_host,
     from_environment,
     from_flags,
@@ -21,9 +21,9 @@ SLURM = {
 EIGHT = ",".join(map(str, range(8)))
 
 
-def test_flags_give_a_place():
-    place = from_flags("10.0.0.1:99", 4, 3)
-    assert place == Place("the flags", "10.0.0.1:99", 4, 3, ())
+def test_flags_give_a_launcher():
+    launcher = from_flags("10.0.0.1:99", 4, 3)
+    assert launcher == Launcher("the flags", "10.0.0.1:99", 4, 3, ())
 
 
 def test_no_flags_give_none():
@@ -63,10 +63,10 @@ def test_one_process_meets_nobody(environment):
 
 
 def test_a_task_of_slurm_finds_the_first_node():
-    place = from_environment(SLURM)
-    assert place.address == f"gpu07:{61_440 + 5002 % 4096}"
-    assert (place.count, place.index) == (16, 11)
-    assert "gpu[07-08]" in place.found
+    launcher = from_environment(SLURM)
+    assert launcher.address == f"gpu07:{61_440 + 5002 % 4096}"
+    assert (launcher.count, launcher.index) == (16, 11)
+    assert "gpu[07-08]" in launcher.name
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ OPEN_MPI = {
 
 def test_a_process_of_open_mpi_4_leaves_the_address_to_jax():
     environment = OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1;tcp://10.0.0.1:3"}
-    assert from_environment(environment) == Place("Open MPI", local_devices=(1,))
+    assert from_environment(environment) == Launcher("Open MPI", local_devices=(1,))
     alone = environment | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
     assert from_environment(alone).local_devices == ()
     bound = environment | {"CUDA_VISIBLE_DEVICES": "5"}
@@ -158,12 +158,12 @@ def test_a_process_of_open_mpi_5_needs_the_address():
     with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS is missing"):
         from_environment(OPEN_MPI)
     environment = OPEN_MPI | {"JAX_COORDINATOR_ADDRESS": "a:1"}
-    assert from_environment(environment) == Place("Open MPI", "a:1", 4, 3, (1,))
+    assert from_environment(environment) == Launcher("Open MPI", "a:1", 4, 3, (1,))
 
 
 def test_open_mpi_within_slurm_is_open_mpi():
     environment = SLURM | OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1;tcp://10.0.0.1:3"}
-    assert from_environment(environment).found == "Open MPI"
+    assert from_environment(environment).name == "Open MPI"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_open_mpi_within_slurm_is_open_mpi():
     ],
 )
 def test_a_tpu_pod_leaves_everything_to_jax(environment):
-    assert from_environment(environment) == Place("a TPU pod")
+    assert from_environment(environment) == Launcher("a TPU pod")
 
 
 def test_a_task_of_this_machine_has_its_address_in_the_environment():
@@ -187,8 +187,8 @@ def test_a_task_of_this_machine_has_its_address_in_the_environment():
     with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS is missing"):
         from_environment(environment)
     environment["JAX_COORDINATOR_ADDRESS"] = "127.0.0.1:9"
-    place = from_environment(environment)
-    assert place == Place("--cluster=local", "127.0.0.1:9", 2, 1, (1,))
+    launcher = from_environment(environment)
+    assert launcher == Launcher("--cluster=local", "127.0.0.1:9", 2, 1, (1,))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,24 @@ def test_a_task_of_this_machine_has_its_address_in_the_environment():
         ("node[007,012-015]", "node007"),
         ("gpu[003-007,12]-ib,cpu1", "gpu003-ib"),
         ("login,gpu[1-2]", "login"),
+        ("rack[1-2]node[03-04]", "rack1node03"),
+        ("r[2,5]n[03-04,7]x[1],cpu[1-2]", "r2n03x1"),
     ],
 )
 def test_the_first_node_of_a_list(nodes, first):
     assert first_host(nodes) == first
+
+
+@pytest.mark.parametrize(
+    ("address", "bound"),
+    [
+        ("127.0.0.1:9", True),
+        ("localhost:9", True),
+        ("[::1]:9", True),
+        ("10.0.0.1:9", False),
+        ("localhost.example:9", False),
+        (None, False),
+    ],
+)
+def test_the_coordinator_listens_only_where_it_is_met(address, bound):
+    assert Launcher("", address).bind_address == (address if bound else None)
