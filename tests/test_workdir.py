@@ -168,9 +168,7 @@ def test_a_file_is_refused(tmp_path):
 @pytest.mark.parametrize("path", ["s3://a/b", "foo://a/b", "http://a/b"])
 def test_another_scheme_is_refused(path):
     for call in (lambda: claim(settings(), path), lambda: read_config(path)):
-        with pytest.raises(
-            ValueError, match=f"workdir is {path}; expected a folder"
-        ):
+        with pytest.raises(ValueError, match=f"workdir is {path}; expected a folder"):
             call()
 
 
