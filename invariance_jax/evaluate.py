@@ -27,6 +27,7 @@ from invariance_jax.runs.workdir import (
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import make_deterministic
+from invariance_jax.runtime.files import work_folder
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.settings import Config, Settings, resolve
 from invariance_jax.tasks import open_set
@@ -99,7 +100,7 @@ def prepare(
     """
     config = read_config(workdir) if config is None else config
     make_deterministic(config.deterministic)
-    each = [(config, epath.Path(workdir)), *one_per_seed(config, workdir)]
+    each = [(config, work_folder(workdir)), *one_per_seed(config, workdir)]
     runs = [(open_set(resolve(one)), path) for one, path in each]
     for one, path in runs:
         if (path / "config.json").exists() or read_weights(one) is None:
@@ -169,7 +170,7 @@ def load_parts(
             f"{epath.Path(workdir) / f'seed_{settings.seed}'}."
         )
     parts = build(settings)
-    return encoder_variables(restore(parts, epath.Path(workdir), step)), config, parts
+    return encoder_variables(restore(parts, work_folder(workdir), step)), config, parts
 
 
 def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> TrainState:
