@@ -152,7 +152,7 @@ class _Run:
             "training",
             settings.derived.steps,
             initial=step,
-            unit="steps",
+            unit="step",
             silent=not processes.is_main_process(),
         )
         return Rows(

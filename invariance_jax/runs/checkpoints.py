@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -172,8 +173,11 @@ class Checkpoints:
         try:
             call()
         except Exception as error:
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            reason = os.strerror(int(code.group(1))) if code else str(error)
             raise OSError(
-                f"the checkpoint in {self.directory} could not be written: {error}"
+                f"the checkpoint in {self.directory} could not be written: "
+                f"{reason.splitlines()[0]}; the older ones are kept."
             ) from error
 
     def newest(self, like: State) -> Checkpoint[State] | None:

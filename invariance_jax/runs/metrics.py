@@ -10,7 +10,7 @@ from tensorboardX import SummaryWriter
 
 from invariance_jax.runs.tracking import Tracker
 from invariance_jax.runs.workdir import Owner
-from invariance_jax.runtime.files import is_url, sync, write_text
+from invariance_jax.runtime.files import is_url, named, sync, write_text
 from invariance_jax.runtime.processes import is_main_process
 from invariance_jax.settings import Settings
 
@@ -92,16 +92,17 @@ class MetricsWriter:
             return
         self._owner.check()
         self._kept.append(json.dumps({"step": step, **values}) + "\n")
-        if is_url(self._path):  # an object store knows no appending
-            write_text(self._path, "".join(self._kept))
-        else:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(self._kept[-1])
-                sync(file)
-        for name, value in values.items():
-            if value is not None:
-                self._board.add_scalar(name, value, step)
-        self._board.flush()
+        with named(self._path):
+            if is_url(self._path):  # an object store knows no appending
+                write_text(self._path, "".join(self._kept))
+            else:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(self._kept[-1])
+                    sync(file)
+            for name, value in values.items():
+                if value is not None:
+                    self._board.add_scalar(name, value, step)
+            self._board.flush()
         if self._tracker is not None:
             self._tracker.write(step, values)
 

@@ -70,10 +70,10 @@ class Tracker:
           rows: the lines of its `metrics.jsonl`.
         """
         self._file = workdir / _FILE
-        known = {"id": secrets.token_hex(4), "step": 0}
+        self._id, self._sent = secrets.token_hex(4), 0
         if self._file.exists():
             known = json.loads(self._file.read_text())
-        self._id, self._sent = known["id"], known["step"]
+            self._id, self._sent = known["id"], known["step"]
         self._note()
         self._run = self._start(settings, workdir)
         if not self._run.offline:

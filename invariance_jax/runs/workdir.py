@@ -71,10 +71,10 @@ def claim(settings: Settings, workdir: str | os.PathLike[str]) -> Owner:
       ValueError: as `check`.
     """
     check(settings, workdir)
-    workdir = work_folder(workdir)
-    path = workdir / "config.json"
+    folder = work_folder(workdir)
+    path = folder / "config.json"
     if is_main_process():
-        workdir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         content = {
             "format": FORMAT,
             "start": uuid.uuid4().hex,
@@ -83,7 +83,7 @@ def claim(settings: Settings, workdir: str | os.PathLike[str]) -> Owner:
             "jax": _of_jax(),
         }
         write_json(path, content | provenance())
-    return Owner(workdir, str(_read(path).get("start")))
+    return Owner(folder, str(_read(path).get("start")))
 
 
 def check(settings: Settings, workdir: str | os.PathLike[str]) -> None:
@@ -93,14 +93,14 @@ def check(settings: Settings, workdir: str | os.PathLike[str]) -> None:
       ValueError: if the work directory is a file, or holds a run whose training keys
         differ (the first one is named), or checkpoints without a configuration.
     """
-    workdir = work_folder(workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"workdir is {workdir}, a file; expected a folder.")
-    if (workdir / "config.json").exists():
-        check_same_run(settings, workdir)
-    elif (workdir / "checkpoints").exists():
+    folder = work_folder(workdir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"workdir is {folder}, a file; expected a folder.")
+    if (folder / "config.json").exists():
+        check_same_run(settings, folder)
+    elif (folder / "checkpoints").exists():
         raise ValueError(
-            f"workdir is {workdir}, which holds checkpoints but no config.json; "
+            f"workdir is {folder}, which holds checkpoints but no config.json; "
             "expected a new folder."
         )
 
@@ -157,14 +157,14 @@ def one_per_seed(
 
     With one seed, these are the arguments; with several, folders of the work directory.
     """
-    workdir = work_folder(workdir)
+    folder = work_folder(workdir)
     if config.seeds == 1:
-        return [(config, workdir)]
+        return [(config, folder)]
     runs = []
     for seed in range(config.seed, config.seed + config.seeds):
         one = copy.deepcopy(config)
         one.seed, one.seeds = seed, 1
-        runs.append((one, workdir / f"seed_{seed}"))
+        runs.append((one, folder / f"seed_{seed}"))
     return runs
 
 
@@ -189,15 +189,14 @@ def command() -> str:
 
 
 def _of_jax() -> dict[str, Any]:
-    return {name: getattr(jax.config, name) for name in _OF_JAX}
+    return {name: jax.config.values[name] for name in _OF_JAX}
 
 
 def _read_run(workdir: str | os.PathLike[str]) -> tuple[Config, dict[str, Any]]:
     """Returns the configuration of a run, and that of JAX that goes with it."""
-    workdir = work_folder(workdir)
-    path = workdir / "config.json"
+    path = work_folder(workdir) / "config.json"
     if not path.exists():
-        raise ValueError(f"{workdir} holds no run: there is no config.json.")
+        raise ValueError(f"{path.parent} holds no run: there is no config.json.")
     content = _read(path)
     number = content.get("format", FORMAT)
     if number != FORMAT:

@@ -34,6 +34,7 @@ OFF = "off"
 _DAYS = 60  # that programs are kept since the last start of their run
 _ZSTD = bytes.fromhex("28b52ffd")
 
+_DIR = "jax_compilation_cache_dir"
 _OPTIONS = {
     # A run compiles a few dozen programs; together the small ones matter too.
     "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -61,7 +62,7 @@ def compilation_kept(
     Raises:
       ValueError: if others may write to the folder.
     """
-    if chosen is None and jax.config.jax_compilation_cache_dir is not None:
+    if chosen is None and jax.config.values[_DIR] is not None:
         yield
         return
     folder = chosen or _own_folder(workdir)
@@ -70,7 +71,7 @@ def compilation_kept(
     else:
         if not is_url(folder):
             private_folder(Path(folder))
-        values = {"jax_compilation_cache_dir": folder, **_OPTIONS}
+        values = {_DIR: folder, **_OPTIONS}
         values["jax_enable_compilation_cache"] = True
     with _configured(values):
         yield
@@ -105,7 +106,7 @@ def _own_folder(workdir: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def _configured(values: dict[str, Any]) -> Iterator[None]:
-    before = {name: getattr(jax.config, name) for name in values}
+    before = {name: jax.config.values[name] for name in values}
     try:
         _configure(values)
         yield

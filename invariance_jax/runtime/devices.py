@@ -22,7 +22,7 @@ def all_devices() -> list[jax.Device]:
     try:
         return jax.devices()
     except (AssertionError, RuntimeError) as error:  # JAX has no exception for it
-        asked = jax.config.jax_platforms
+        asked = jax.config.values["jax_platforms"]
         raise ValueError(
             f"JAX_PLATFORMS is {asked!r}, and jax finds no such device"
             f"{f' ({error})' if str(error) else ''}; expected a platform of this "
@@ -86,7 +86,7 @@ def log_determinism(deterministic: bool) -> None:
 def have_started() -> bool:
     """Returns whether this process has used a device."""
     # JAX has no public question for it, but refuses to change this number afterwards.
-    count = jax.config.jax_num_cpu_devices
+    count = jax.config.values["jax_num_cpu_devices"]
     try:
         jax.config.update("jax_num_cpu_devices", count + 1)
     except RuntimeError:

@@ -3,6 +3,7 @@ Python files of the user's."""
 
 import contextlib
 import glob
+import io
 import json
 import os
 import runpy
@@ -81,23 +82,34 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes a file in one move: if it cannot be written, a former content stays."""
-    path = epath.Path(path)
+    file_path = epath.Path(path)
     # Another job may write the same file at the same time.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = file_path.with_name(f"{file_path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with named(path), temporary.open("wb") as file:
             file.write(content)
             sync(file)
-        temporary.replace(path)
+        temporary.replace(file_path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names a file in an error of the system that does not, as at a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
         raise
 
 
 def sync(file: IO[Any]) -> None:
     """Waits until a file of this machine is on the disk, not only in its memory."""
     file.flush()
-    with contextlib.suppress(AttributeError, OSError):  # a stream, an object store
+    with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # not one of it
         os.fsync(file.fileno())
 
 
@@ -131,9 +143,9 @@ def _blamed(flag: str, path: str) -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [one.lineno for one in frames if one.filename == path]
+        lines, text = [one.lineno for one in frames if one.filename == path], str(error)
         if isinstance(error, SyntaxError):
-            lines = [error.lineno]
+            lines, text = [error.lineno], error.msg
         where = f", line {lines[-1]}" if lines else ""
-        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        what = f"{type(error).__name__}: {text}".rstrip(": ")
         raise ValueError(f"{flag}={path}{where}: {what}") from error

@@ -8,8 +8,8 @@ per machine both work.
 import importlib.util
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 # The ports that no service has by default, from which SLURM jobs take theirs.
 _FIRST_PORT, _PORTS = 61_440, 4096
@@ -17,7 +17,8 @@ _FIRST_PORT, _PORTS = 61_440, 4096
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
-class Launcher(NamedTuple):
+@dataclass(frozen=True)
+class Launcher:
     """What a process needs to know to meet the others.
 
     Attributes:

@@ -9,9 +9,10 @@ import socket
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from importlib import metadata
-from typing import Any
+from typing import Any, ParamSpec
 
 import jax
 from absl import app, flags
@@ -22,9 +23,11 @@ from invariance_jax.runtime.files import call_in_file
 from invariance_jax.runtime.launchers import Launcher, from_environment, from_flags
 from invariance_jax.runtime.preemption import INTERRUPTED, Preempted, Watch
 from invariance_jax.runtime.processes import is_main_process
-from invariance_jax.settings import Config, closest, flatten
+from invariance_jax.settings import KEYS, Config, closest
 
 _log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 _ADDRESS = flags.DEFINE_string(
     "coordinator_address", None, "HOST:PORT of process 0, where nothing else tells it."
@@ -67,6 +70,10 @@ def run(main: Callable[[list[str]], None]) -> None:
     # What --verbosity starts from: the text of the libraries is for those who ask.
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.raiseExceptions = False
+    sys.excepthook = _if_verbose(sys.excepthook)
+    threading.excepthook = _if_verbose(threading.excepthook)
+    sys.unraisablehook = _if_verbose(sys.unraisablehook)
+    warnings.showwarning = _if_verbose(warnings.showwarning)
     try:
         app.run(main, flags_parser=parse)
     except Preempted as stop:
@@ -75,9 +82,18 @@ def run(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         _fail("SIGINT: ended; there was nothing to save", INTERRUPTED)
     except Exception as error:
-        if absl_logging.get_verbosity() >= absl_logging.DEBUG:
-            traceback.print_exc()
+        _if_verbose(traceback.print_exc)()
         _fail(f"error: {_in_words(error)}")
+
+
+def _if_verbose(say: Callable[P, None]) -> Callable[P, None]:
+    """Returns the function, silent without `--verbosity=1`."""
+
+    def said(*arguments: P.args, **kwargs: P.kwargs) -> None:
+        if absl_logging.get_verbosity() >= absl_logging.DEBUG:
+            say(*arguments, **kwargs)
+
+    return said
 
 
 def _in_words(error: Exception) -> str:
@@ -114,7 +130,11 @@ def parse(arguments: list[str]) -> list[str]:
         configuration cannot be loaded.
     """
     # A file of flags may hold any of them, also the configuration.
-    sys.argv[:] = arguments = flags.FLAGS.read_flags_from_files(arguments)
+    arguments = flags.FLAGS.read_flags_from_files(arguments)
+    # As everywhere else, though no shell does it here.
+    home = r"(?<=^--config=)~|(?<=^-config=)~"
+    arguments = [re.sub(home, os.path.expanduser("~"), word) for word in arguments]
+    sys.argv[:] = arguments
     text = "\n".join(arguments)
     paths = re.findall(r"^--?config[=\n](.+)$", text, re.MULTILINE)
     given = re.findall(r"^--?(?:no)?(config\..+?)(?:=|$)", text, re.MULTILINE)
@@ -122,9 +142,9 @@ def parse(arguments: list[str]) -> list[str]:
         raise ValueError(f"--{given[0]} needs --config, the configuration it changes")
     for path in paths:
         check_config_file(path)
-    known = [f"config.{name}" for name in flatten(Config())]
-    for name in sorted({*given} - {*known}):
-        raise ValueError(f"--{name} is not a key; {closest(name, known)}")
+    known = [f"--config.{name}" for name in KEYS]
+    for name in sorted({f"--{name}" for name in given} - {*known}):
+        raise ValueError(f"{name} is not a key; {closest(name, known)}")
     return flags.FLAGS(arguments)
 
 
@@ -189,7 +209,7 @@ def _meet(launcher: Launcher) -> None:
             "cluster_detection_method": "deactivate",
         }
     seconds = _START_SECONDS.value
-    details = ", ".join(f"{k}={v}" for k, v in launcher._asdict().items())
+    details = ", ".join(f"{k}={v}" for k, v in vars(launcher).items())
     # JAX's own time-out aborts the process with a stack trace, so ours comes first.
     watchdog = threading.Timer(
         seconds,

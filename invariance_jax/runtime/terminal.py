@@ -71,7 +71,7 @@ def progress(
     Args:
       name: what is going on, such as "training".
       total: units of the whole.
-      unit: what is counted.
+      unit: what is counted, such as "step".
       initial: units that are done.
       silent: whether to show nothing, as every process but the main one.
     """
@@ -80,7 +80,7 @@ def progress(
         desc=name,
         total=total,
         initial=initial,
-        unit=f" {unit}",
+        unit=unit,
         disable=silent,
         file=sys.stderr if terminal else _Lines(),
         ncols=100,

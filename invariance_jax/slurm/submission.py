@@ -19,10 +19,12 @@ from typing import Any
 
 from absl import flags
 
+from invariance_jax.data.sets import find, folder_of_sets
+from invariance_jax.runs.tracking import check_tracking
 from invariance_jax.runs.workdir import check, check_same_run, read_config
 from invariance_jax.runtime.files import absolute, is_url, private_folder
 from invariance_jax.runtime.preemption import INTERRUPTED, PREEMPTED
-from invariance_jax.settings import check_devices, resolve
+from invariance_jax.settings import Settings, check_devices, resolve
 from invariance_jax.slurm import local
 from invariance_jax.slurm.job import Launch
 from invariance_jax.slurm.options import Request, own_arguments
@@ -33,14 +35,7 @@ def submit(request: Request, plan: Plan, mode: str) -> int:
     """Submits runs: one job, or for a sweep an array of jobs; says where the logs are.
 
     With the cluster "local" the runs are made one after the other before it returns.
-
-    Args:
-      request: what the command line asks for.
-      plan: what `sweeps.plan.plan` made of it.
-      mode: that of `launch.py`.
-
-    Returns:
-      The exit status: of the first run that failed here; 0 for SLURM.
+    Returns the exit status: of the first run that failed here; 0 for SLURM.
 
     Raises:
       ValueError: if submitit is missing, a run cannot be made as asked for, or SLURM
@@ -108,12 +103,27 @@ def _check_run(request: Request, run: Run, mode: str) -> None:
     """Checks a run as its own start would, so that the queue is not waited for."""
     config = read_config(run.workdir) if run.config is None else run.config
     settings = resolve(config)
+    _check_prepared(settings)
     if mode in ("all", "train"):
         check(settings, run.workdir)
+        check_tracking(settings)
         if request.gpus_per_node is not None:
             check_devices(settings, request.nodes * request.gpus_per_node)
     elif settings.encoder.weights is None:
         check_same_run(settings, run.workdir)
+
+
+def _check_prepared(settings: Settings) -> None:
+    """Checks that no job has to download and prepare an image set."""
+    name, given = settings.data.name, settings.data.data_dir
+    root = folder_of_sets(given)
+    if name != "spirograph" and find(root, name) is None:
+        words = ["python", "-m", "invariance_jax.data", name]
+        words += [f"--data_dir={given}"] if given else []
+        raise ValueError(
+            f"data.name is {name!r}, which is not prepared in {root}; expected a set "
+            f"that is: {shlex.join(words)}"
+        )
 
 
 def _folder(request: Request, workdir: str) -> Path:

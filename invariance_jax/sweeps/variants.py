@@ -107,12 +107,12 @@ def make_variants(config: Config, sweep: Sweep) -> dict[str, Variant]:
                     f"sweep: {key} is not a key of it; {closest(key, names)}."
                 )
             change(variant, key, copy.deepcopy(value))
-        settings = resolve_variant(label or ", ".join(changes), variant)
+        words = label or ", ".join(f"{key} = {one!r}" for key, one in changes.items())
+        settings = resolve_variant(words, variant)
         values = flatten(settings)
         name = _folder(label or _text_of({key: values[key] for key in changes}))
         if name in variants:
             raise ValueError(f"sweep: two variants have the folder {name}")
-        words = label or ", ".join(f"{key} = {values[key]!r}" for key in changes)
         variants[name] = Variant(words or "all seeds", variant, settings)
     return variants
 
@@ -169,11 +169,11 @@ def _folder(text: str) -> str:
     """Returns a name that a command line takes as it is, "." for an empty text.
 
     >>> _folder("K = 4, hard limit"), _folder("penalty.weight=0.1")
-    ('K_=_4__hard_limit', 'penalty.weight=0.1')
+    ('K_=_4_hard_limit', 'penalty.weight=0.1')
     """
     if not text:
         return "."
-    name = re.sub(r"[^\w.+=-]", "_", text, flags=re.ASCII).lstrip(".-")
+    name = re.sub(r"[^\w.+=-]+", "_", text, flags=re.ASCII).lstrip(".-")
     if len(name) > _LONGEST:
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         name = f"{name[: _LONGEST - 9]}-{digest}"
