@@ -4,12 +4,19 @@ python launch.py --config=configs/spirograph.py:quick --workdir=runs/quick
 """
 
 import functools
+import os
+import signal
 import sys
+
+if __name__ == "__main__":
+    # While Python imports, Ctrl-C has nothing to save and nothing to say.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from absl import flags
 
 from invariance_jax import check, embed, evaluate, export, report, train
 from invariance_jax.runtime import devices, startup
+from invariance_jax.runtime.files import work_folder
 from invariance_jax.settings import Config
 from invariance_jax.settings.command_line import define_config, key_help
 from invariance_jax.slurm import options, submission
@@ -38,13 +45,14 @@ _DEVICES = flags.DEFINE_integer(
 
 def main(arguments: list[str]) -> None:
     """Runs the program that the mode names, here or on a cluster."""
-    mode, workdirs, config = _MODE.value, _WORKDIR.value, _CONFIG.value
+    mode, config = _MODE.value, _CONFIG.value
+    workdirs = [os.fspath(work_folder(one)) for one in _WORKDIR.value or ()]
     if mode == "keys":
         print(key_help(*arguments[1:2]))
         return
     if len(arguments) > 1:
         raise ValueError(f"unexpected argument {arguments[1]!r}")
-    request = options.read(mode, config)
+    request = options.read(mode)
     if config is None and mode in ("all", "train", "check"):
         raise ValueError("--config is missing")
     if _PROFILE.value is not None:
@@ -67,7 +75,8 @@ def main(arguments: list[str]) -> None:
     if request:
         sys.exit(submission.submit(request, plan, mode))
     for run in plan.runs[:1]:
-        devices.make_deterministic(run.config or evaluate.read_config(run.workdir))
+        first = run.config or evaluate.read_config(run.workdir)
+        devices.make_deterministic(first.deterministic)
     writes = startup.initialize()
     sweeps.run_each(plan, functools.partial(_run, mode, writes))
     if plan.record and mode == "all" and writes:
@@ -90,8 +99,8 @@ def _report(workdirs: list[str]) -> None:
     if len(workdirs) > 1 and not _OUT.value:
         raise ValueError("--out is missing: several work directories")
     found = collect.finished(workdirs)
-    print(f"report: {report.run(found, _OUT.value or workdirs[0])}")
+    print(f"report: {report.run(found, os.path.expanduser(_OUT.value or workdirs[0]))}")
 
 
 if __name__ == "__main__":
-    startup.run(main, startup.parse)
+    startup.run(main)

@@ -17,15 +17,18 @@ REQUIREMENTS = [
     # For tensorflow-datasets, which imports it and does not require it.
     "importlib-resources>=6.0",
     "jax>=0.10.2",
+    "jinja2>=3.1.6",
     "matplotlib>=3.10",
     "ml-collections>=1.1",
     "numpy>=2.0",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    "pandas>=3.0",
     "pillow>=12.0",
     "protobuf>=5.0",
     "safetensors>=0.5",
     "scipy>=1.15",
+    "seaborn>=0.13.2",
     "tensorboardX>=2.6.4",
     # Without TensorFlow, which it does not require.
     "tensorflow-datasets>=4.9.10",
@@ -41,6 +44,8 @@ EXTRAS = {
     "wandb": ["wandb>=0.20"],
     "test": [
         "mypy>=2.0",
+        # Types of pandas, for mypy.
+        "pandas-stubs>=3.0",
         "pytest>=9.0",
         # Two processes in CI.
         "pytest-xdist>=3.6",
@@ -69,7 +74,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["invariance_jax", "invariance_jax.*"]),
-    package_data={"invariance_jax": ["py.typed"]},
+    package_data={
+        "invariance_jax": ["py.typed"],
+        "invariance_jax.report": ["page.html", "paper.csv", "report.mplstyle"],
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )

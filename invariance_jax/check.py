@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from invariance_jax.runs.tracking import check_package
+from invariance_jax.runs.tracking import check_tracking
 from invariance_jax.runtime.devices import make_deterministic, simulate
 from invariance_jax.settings import Config, check_devices, resolve
 from invariance_jax.training import cost
@@ -91,14 +91,14 @@ def run(config: Config, *, num_devices: int | None = None) -> Check:
         memory, or a package is missing; or if devices are to be simulated after others
         have been used.
     """
-    make_deterministic(config)
+    make_deterministic(config.deterministic)
     if num_devices is not None:
         simulate(num_devices)
     settings = resolve(config)
     devices = tuple(jax.devices())
     check_devices(settings, len(devices))
     read_weights(settings)
-    check_package(settings)
+    check_tracking(settings)
     parts = build(settings)
     check_own_parts(parts)
     one = parts.task.stand_ins(1)

@@ -52,7 +52,7 @@ def run(
     """
     with processes.main_process_first():
         runs = prepare(config, workdir)
-    with Watch() as watch, compilation_kept(runs[0][0], workdir):
+    with Watch() as watch, compilation_kept(runs[0][0].compilation_cache, workdir):
         jobs = [job for settings, path in runs for job in _jobs(settings, path)]
         for job in [job for job in jobs if not _is_written(job)]:
             _embed(job, watch)

@@ -27,6 +27,7 @@ from invariance_jax.runs.workdir import (
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import make_deterministic
+from invariance_jax.runtime.files import work_folder
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.settings import Config, Settings, resolve
 from invariance_jax.tasks import open_set
@@ -75,8 +76,15 @@ def run(config: Config | None, workdir: str | os.PathLike[str]) -> results.Json:
     with Watch() as watch:
         with processes.main_process_first():
             runs = prepare(config, workdir)
-        with compilation_kept(runs[0][0], workdir):
-            each = [_evaluate(build(one), path, watch) for one, path in runs]
+        with compilation_kept(runs[0][0].compilation_cache, workdir):
+            # Seeds differ in their variables only: one program serves all.
+            parts = build(runs[0][0])
+            devices, between = parallel.all_devices(), watch.stop_if_asked
+            encoder = FrozenEncoder(parts, devices, between=between)
+            each = [
+                _evaluate(parts._replace(settings=one), path, encoder)
+                for one, path in runs
+            ]
     found = results.aggregate(each)
     if processes.is_main_process():
         results.write_results(workdir, found)
@@ -91,8 +99,8 @@ def prepare(
     The arguments and errors are those of `run`.
     """
     config = read_config(workdir) if config is None else config
-    make_deterministic(config)
-    each = [(config, epath.Path(workdir)), *one_per_seed(config, workdir)]
+    make_deterministic(config.deterministic)
+    each = [(config, work_folder(workdir)), *one_per_seed(config, workdir)]
     runs = [(open_set(resolve(one)), path) for one, path in each]
     for one, path in runs:
         if (path / "config.json").exists() or read_weights(one) is None:
@@ -162,7 +170,7 @@ def load_parts(
             f"{epath.Path(workdir) / f'seed_{settings.seed}'}."
         )
     parts = build(settings)
-    return encoder_variables(restore(parts, epath.Path(workdir), step)), config, parts
+    return encoder_variables(restore(parts, work_folder(workdir), step)), config, parts
 
 
 def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> TrainState:
@@ -172,13 +180,14 @@ def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> Train
     try:
         if untouched and parts.settings.encoder.weights and not checkpoints.steps():
             return first_state(parts)
-        state: TrainState = checkpoints.restore(state_shapes(parts), step=step)
-        return state
+        return checkpoints.restore(state_shapes(parts), step=step).state
     finally:
         checkpoints.close()
 
 
-def _evaluate(parts: Parts, workdir: epath.Path, watch: Watch) -> results.Json:
+def _evaluate(
+    parts: Parts, workdir: epath.Path, encoder: FrozenEncoder
+) -> results.Json:
     """Returns the results of one seed; each experiment is written when it is done."""
     functions, state = experiments.load(parts.task), restore(parts, workdir)
     settings = results.settings_of(parts.task, int(state.step))
@@ -193,22 +202,15 @@ def _evaluate(parts: Parts, workdir: epath.Path, watch: Watch) -> results.Json:
         _log.info("%s: %s is measured already", workdir, name)
     predicts = "averaging" in (missing if sampled else functions)
     if missing or not sampled:
-        views = parts.settings.evaluation.num_views
+        views, variables = parts.settings.evaluation.num_views, encoder_variables(state)
         few = not predicts and {*missing} <= _OF_FEW_VIEWS
-        devices, between = parallel.all_devices(), watch.stop_if_asked
-        context = Context(
-            parts,
-            workdir,
-            FrozenEncoder(parts, devices, between=between),
-            encoder_variables(state),
-            num_views=views[:1] if few else views,
-        )
+        num_views = views[:1] if few else views
+        context = Context(parts, workdir, encoder, variables, num_views=num_views)
         for name in missing:
-            record = _measure(name, functions[name], context)
-            record |= {"settings": settings, "source": sources[name]}
-            found[name] = record
+            asked = {"settings": settings, "source": sources[name]}
+            found[name] = _measure(name, functions[name], context) | asked
             if processes.is_main_process():
-                results.write_record(workdir, record)
+                results.write_record(workdir, found[name])
         if predicts or not sampled:
             samples.write(context, predictions=predicts)
     final = final_metrics(workdir, step=int(state.step))
@@ -222,7 +224,7 @@ def _evaluate(parts: Parts, workdir: epath.Path, watch: Watch) -> results.Json:
 def _measure(
     name: str, experiment: experiments.Experiment, context: Context
 ) -> results.Json:
-    """Returns the record of an experiment."""
+    """Returns the record of an experiment, but for how it was asked for."""
     _log.info("%s: measuring %s", context.workdir, name)
     started = time.monotonic()
     measured = experiments.measure(name, experiment, context)

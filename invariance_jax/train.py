@@ -7,20 +7,20 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
-from etils import epath
-from tqdm import tqdm
 
-from invariance_jax.runs.checkpoints import Checkpoints
+from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints
 from invariance_jax.runs.metrics import MetricsWriter
-from invariance_jax.runs.tracking import check_package
-from invariance_jax.runs.workdir import claim, one_per_seed, read_start
+from invariance_jax.runs.tracking import check_tracking
+from invariance_jax.runs.workdir import Owner, claim, one_per_seed
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import log_determinism, make_deterministic
-from invariance_jax.runtime.preemption import Preempted, Watch
+from invariance_jax.runtime.preemption import Watch
 from invariance_jax.runtime.profiling import Profiler
+from invariance_jax.runtime.terminal import progress
 from invariance_jax.settings import Config, Settings, check_devices, resolve
 from invariance_jax.tasks import Examples, Task, make_task, open_set
 from invariance_jax.training import cost, parallel
@@ -58,26 +58,26 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> None:
       Preempted: if a signal asks for a stop; the state is saved, and the same call
         continues.
     """
-    make_deterministic(config)
+    make_deterministic(config.deterministic)
     with Watch() as watch:
         with processes.main_process_first():
             settings = open_set(resolve(config))
-            log_determinism(settings)
+            log_determinism(settings.deterministic)
             check_devices(settings, jax.device_count())
             read_weights(settings)
-            check_package(settings)
+            check_tracking(settings)
             check_own_parts(build(settings))
             each = [
                 (open_set(resolve(one)), path)
                 for one, path in one_per_seed(config, workdir)
             ]
-            for one, path in [(settings, epath.Path(workdir)), *each]:
-                claim(one, path)
-        with compilation_kept(settings, workdir):
+            claim(settings, workdir)
+            owned = [(one, claim(one, path)) for one, path in each]
+        with compilation_kept(settings.compilation_cache, workdir):
             train = _read_examples(make_task(settings))
             batches = InMemory(train.x, parallel.replicate)
-            for one, path in each:
-                with _Run(one, path, train, batches, watch) as training:
+            for one, owner in owned:
+                with _Run(one, owner, train, batches, watch) as training:
                     training.train()
 
 
@@ -87,17 +87,18 @@ class _Run:
     def __init__(
         self,
         settings: Settings,
-        workdir: epath.Path,
+        owner: Owner,
         train: Examples,
         batches: InMemory,
         watch: Watch,
     ):
-        self._settings, self._workdir = settings, workdir
+        self._settings, self._owner = settings, owner
+        self._workdir = owner.workdir
         self._train, self._batches, self._watch = train, batches, watch
         self._devices: Sequence[jax.Device] = parallel.all_devices()
         self._parts = build(settings)
         self._probe = FrozenEncoder(self._parts, self._devices)
-        self._start, self._stack = read_start(workdir), contextlib.ExitStack()
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "_Run":
         kept = self._settings.checkpoints
@@ -105,7 +106,7 @@ class _Run:
             self._workdir,
             keep=kept.keep,
             keep_every_steps=kept.keep_every_steps,
-            owns=True,
+            owner=self._owner,
         )
         self._stack.callback(self._checkpoints.close)
         return self
@@ -116,46 +117,51 @@ class _Run:
     def train(self) -> None:
         """Makes the steps that are left."""
         checkpoints, steps = self._checkpoints, self._settings.derived.steps
-        step = max(checkpoints.steps(), default=0)
-        state = self._state(step)
+        step, state, note = self._first()
         if step == steps:
             return
+        checkpoints.remove_after(step)  # damaged ones
         checkpoints.check_room(state)
-        profiler = Profiler(self._settings, self._workdir, first_step=step)
-        rows = self._rows(step)
+        ends = self._settings.derived.profile_steps
+        profiler = Profiler(ends, self._workdir, first_step=step)
+        rows = self._rows(step, note)
         self._loop(state, rows, self._stack.enter_context(profiler))
 
-    def _state(self, step: int) -> TrainState:
+    def _first(self) -> Checkpoint[TrainState]:
         """Returns what training continues or starts from."""
-        if step:
-            like = state_shapes(self._parts)
-            state: TrainState = self._checkpoints.restore(like, step=step)
-            _log.info("%s: resumed at step %d", self._workdir, step)
-            return state
+        found = self._checkpoints.newest(state_shapes(self._parts))
+        if found is not None:
+            _log.info("%s: resumed at step %d", self._workdir, found.step)
+            return found
         origin = self._settings.encoder.weights or "the seed"
         _log.info("%s: initialized from %s", self._workdir, origin)
         # Processes on different processors may initialize to different last bits.
-        return processes.from_main(first_state(self._parts))
+        return Checkpoint(0, processes.from_main(first_state(self._parts)), {})
 
-    def _rows(self, step: int) -> Rows:
+    def _rows(self, step: int, note: dict[str, Any]) -> Rows:
         """Returns the open log, after the rows until a step."""
         settings = self._settings
-        writer = MetricsWriter(self._workdir, first_step=step, settings=settings)
-        self._stack.callback(writer.close)
-        bar = tqdm(
-            total=settings.derived.steps,
+        self._writer = MetricsWriter(
+            self._owner,
+            first_step=step,
+            rows=note.get("rows", 0),
+            settings=settings,
+        )
+        self._stack.callback(self._writer.close)
+        bar = progress(
+            "training",
+            settings.derived.steps,
             initial=step,
             unit="step",
-            ncols=100,
-            disable=not processes.is_main_process(),
+            silent=not processes.is_main_process(),
         )
         return Rows(
-            writer,
+            self._writer,
             self._stack.enter_context(bar),
             self._parts.schedule,
             batch_size=settings.batch_size,
             first_step=step,
-            pending=self._checkpoints.note(step) if step else {},
+            pending=note.get("pending", {}),
         )
 
     def _loop(self, state: TrainState, rows: Rows, profiler: Profiler) -> None:
@@ -177,7 +183,6 @@ class _Run:
             rows.add(sums)
             step = stop
             if _due(step, settings.logging.every_steps) or self._saves(step):
-                self._check_owner()
                 rows.write(step)
             if _due(step, settings.logging.probe_every_steps):
                 row = self._probe_row(parallel.one_replica(replicated))
@@ -185,22 +190,12 @@ class _Run:
             self._checkpoints.check()
             leaves = step < settings.derived.steps and self._watch.is_asked()
             if leaves or self._saves(step):  # after the rows: no resumed run repeats it
-                self._check_owner()
                 state = parallel.one_replica(replicated)
-                self._checkpoints.save(step, state, note=rows.pending())
+                note = {"rows": self._writer.count, "pending": rows.pending()}
+                self._checkpoints.save(step, state, note=note)
             if leaves:
                 self._checkpoints.wait()
-                raise Preempted(
-                    f"{self._workdir}: {self._watch.reason}; saved at step {step}, the "
-                    "same command continues"
-                )
-
-    def _check_owner(self) -> None:
-        if processes.is_main_process() and read_start(self._workdir) != self._start:
-            raise OSError(
-                f"{self._workdir}: the run was started a second time and goes on "
-                "there; this start ends, expected one at a time."
-            )
+                raise self._watch.stop(f"{self._workdir} is saved at step {step}")
 
     def _saves(self, step: int) -> bool:
         every = self._settings.checkpoints.every_steps

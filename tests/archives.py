@@ -4,7 +4,6 @@ import io
 import os
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +53,7 @@ def register_checksums(
     monkeypatch.setattr(tfds.builder_cls(name), "url_infos", infos)
 
 
-def register_checksum(monkeypatch: pytest.MonkeyPatch, url: str, path: Path) -> Any:
+def register_checksum(monkeypatch: pytest.MonkeyPatch, url: str, path: Path) -> None:
     """Registers an archive of CIFAR-10."""
     register_checksums(monkeypatch, "cifar10", {url: path})
 

@@ -120,8 +120,9 @@ def test_validation_split_serves_as_test_split(tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, np.int64(5)])
-def test_train_and_validation_make_up_the_training_split(count, tmp_path):
-    make(tmp_path)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_train_and_validation_make_up_the_training_split(count, labelled, tmp_path):
+    make(tmp_path, features=FEATURES if labelled else {"image": FEATURES["image"]})
     train, validation = (
         load(tmp_path, split, validation_examples=count)
         for split in ("train", "validation")
@@ -129,13 +130,10 @@ def test_train_and_validation_make_up_the_training_split(count, tmp_path):
     assert (len(train[0]), len(validation[0])) == (20 - count, count)
     assert values(train[0]) | values(validation[0]) == {*range(20)}
     for images, labels in (train, validation):
-        np.testing.assert_array_equal(labels, images[:, 0, 0, 0] % 3)
-
-
-def test_set_without_labels_has_a_validation_split(tmp_path):
-    make(tmp_path, features={"image": FEATURES["image"]})
-    images, labels = load(tmp_path, "validation")
-    assert len(images) == 5 and labels is None
+        if labelled:
+            np.testing.assert_array_equal(labels, images[:, 0, 0, 0] % 3)
+        else:
+            assert labels is None
 
 
 def test_records_are_decoded_once(tmp_path, monkeypatch):
@@ -192,10 +190,16 @@ def test_known_sets_are_described_without_a_file(name, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def test_other_sets_are_not_known(tmp_path):
+def test_sizes_of_known_sets():
     assert data.known("foreign") is data.known("food101") is data.known("") is None
-    assert data.known("cifar10").num_train == data.known("cifar100").num_train == 50_000
-    assert data.known("svhn_cropped").num_test == 26_032
+    sizes = {name: data.known(name)[3:5] for name in data.NAMES}
+    assert sizes == {
+        "cifar10": (50_000, 10_000),
+        "cifar100": (50_000, 10_000),
+        "mnist": (60_000, 10_000),
+        "fashion_mnist": (60_000, 10_000),
+        "svhn_cropped": (73_257, 26_032),
+    }
 
 
 @pytest.mark.parametrize(

@@ -128,38 +128,24 @@ def test_existing_set_is_not_overwritten(tmp_path):
     assert describe(tmp_path).num_train == 9
 
 
-@pytest.mark.parametrize("fault", [OSError("disk full"), RuntimeError("of C++\nmore")])
+def full(root):
+    raise OSError("disk full\nmore")
+
+
+@pytest.mark.parametrize("fault", [full, shutil.rmtree])
 def test_failed_preparation_is_one_sentence_and_leaves_no_set(
     fault, tmp_path, monkeypatch
 ):
-    encode = records._encode
-
-    def fail(image):
-        if np.array_equal(image, TEST[0][1]):
-            raise fault
-        return encode(image)
-
-    monkeypatch.setattr(records, "_encode", fail)
-    message = f"mine was not written to {tmp_path}/mine/1.0.0 .*see that the folder has"
+    root = tmp_path / "sets"
+    monkeypatch.setattr(records, "_encode", lambda image: fault(root) or b"")
+    message = f"mine was not written to {root}/mine/1.0.0 .*folder has room, .*stays"
     with pytest.raises(OSError, match=message) as error:
-        prepare(tmp_path)
+        prepare(root)
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="'mine' is not prepared"):
-        describe(tmp_path)
+        describe(root)
     monkeypatch.undo()
-    prepare(tmp_path)
-
-
-def test_folder_that_vanishes_is_named(tmp_path, monkeypatch):
-    encode, root = records._encode, tmp_path / "sets"
-
-    def vanish(image):
-        shutil.rmtree(root, ignore_errors=True)
-        return encode(image)
-
-    monkeypatch.setattr(records, "_encode", vanish)
-    with pytest.raises(OSError, match=f"mine was not written to {root}.*and stays"):
-        prepare(root)
+    prepare(root)
 
 
 def test_temporary_folder_of_a_killed_preparation_is_not_read(tmp_path):
@@ -198,7 +184,7 @@ def test_closed_terminal_stops_nothing(stderr, tmp_path, monkeypatch):
     check(tmp_path, "train", *TRAIN)
 
 
-def test_file_gets_no_carriage_returns(tmp_path, capsys):
+def test_file_gets_no_bars(tmp_path, capsys):
     prepare(tmp_path)
     load("train", tmp_path)
     printed = capsys.readouterr()
@@ -206,15 +192,12 @@ def test_file_gets_no_carriage_returns(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["Mine", "my-set", "1st", "", "a/b", "../a", None])
-def test_names_are_snake_case(name, tmp_path):
+def test_names_are_snake_case_and_not_taken(name, tmp_path):
     with pytest.raises(ValueError, match="name must be lower-case letters.*found"):
         prepare(tmp_path, name=name)
-
-
-@pytest.mark.parametrize("name", [*data.NAMES, "spirograph"])
-def test_known_names_are_taken(name, tmp_path):
-    with pytest.raises(ValueError, match=f"name '{name}' is taken"):
-        prepare(tmp_path, name=name)
+    for taken in (*data.NAMES, "spirograph"):
+        with pytest.raises(ValueError, match=f"name '{taken}' is taken"):
+            prepare(tmp_path, name=taken)
 
 
 def labelled(images, labels):
@@ -273,30 +256,28 @@ def test_folders_come_back_with_their_classes_in_another_order(tmp_path, folders
     assert np.any(np.diff(load("train", tmp_path / "sets")[1]) < 0)
 
 
-def test_flat_folders_have_no_labels(tmp_path):
-    flat = {
-        name: write_images(tmp_path / name, arrays[0])
-        for name, arrays in {"train": TRAIN, "test": TEST}.items()
-    }
-    data.prepare_folder("mine", tmp_path / "sets", **flat)
-    found = describe(tmp_path / "sets")
-    assert (found.num_classes, found.class_names) == (None, ())
-    check(tmp_path / "sets", "train", TRAIN[0], None)
-    check(tmp_path / "sets", "test", TEST[0], None)
-
-
 @pytest.mark.parametrize("labels", [None, np.arange(25) % 3])
-def test_without_a_test_folder_a_tenth_of_the_images_is_put_aside(labels, tmp_path):
+@pytest.mark.parametrize("with_test", [True, False])
+def test_flat_folders_have_no_labels_and_a_tenth_may_be_put_aside(
+    labels, with_test, tmp_path
+):
     images, _ = draw(2, 25)
-    write_images(tmp_path / "train", images, labels)
-    data.prepare_folder("mine", tmp_path, train=tmp_path / "train")
+    folders = {"train": write_images(tmp_path / "train", images, labels)}
+    if with_test:
+        folders["test"] = folders["train"]
+    data.prepare_folder("mine", tmp_path, **folders)
+    found = describe(tmp_path)
+    named = (None, ()) if labels is None else (3, ("a", "b", "c"))
+    assert (found.num_classes, found.class_names) == named
+    assert (found.num_train, found.num_test) == ((25, 25) if with_test else (22, 3))
+    if with_test:
+        check(tmp_path, "test", images, labels)
+        check(tmp_path, "train", images, labels)
+        return
+    given = {images[i].tobytes(): labels is None or labels[i] for i in range(25)}
     train, test = load("train", tmp_path), load("test", tmp_path)
-    assert len(train[0]) == 22 and len(test[0]) == 3
-    both = [image.tobytes() for split in (train, test) for image in split[0]]
-    assert sorted(both) == sorted(image.tobytes() for image in images)
-    if labels is not None:
-        given = dict(zip([image.tobytes() for image in images], labels, strict=True))
-        assert [given[key] for key in both] == [*train[1], *test[1]]
+    both = [given.pop(image.tobytes()) for image in (*train[0], *test[0])]
+    assert not given and (labels is None or both == [*train[1], *test[1]])
 
 
 @pytest.mark.parametrize("coloured", [False, True])

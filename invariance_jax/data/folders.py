@@ -27,18 +27,10 @@ _TURNS: dict[object, Image.Transpose] = {
 def read(
     train: Path, test: Path | None, *, image_size: int | None
 ) -> tuple[Split, Split, list[str] | None]:
-    """Returns the images of two folders, each in a fixed random order.
+    """Returns the training split, the test split and the names of the classes.
 
-    Args:
-      train: folder of class folders, or of image files, which have no labels.
-      test: the same; None: a tenth of train is put aside.
-      image_size: side to which images are scaled and cut; None: all have one size.
-
-    Returns:
-      `(train, test, class_names)`; class_names is None if there are no labels.
-
-    Raises:
-      ValueError: if folders, files or sizes are invalid.
+    See `preparation.prepare_folder`. The images are in a fixed random order; without
+    class folders there are neither labels nor names.
     """
     if image_size is not None:
         image_size = checks.integer("image_size", image_size, least=1)

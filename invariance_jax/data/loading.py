@@ -10,7 +10,7 @@ import functools
 import math
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,8 @@ from invariance_jax.data.sets import (
     FORMAT,
     NAMES,
     RESERVED,
+    Color,
     Description,
-    Moments,
     Shard,
     Split,
     find,
@@ -128,7 +128,7 @@ class _Set(NamedTuple):
     class_names: tuple[str, ...]
     train: tuple[Shard, ...]
     test: tuple[Shard, ...]
-    moments: Moments | None
+    moments: tuple[Color, Color] | None
 
 
 def _size(shards: tuple[Shard, ...]) -> int:
@@ -151,7 +151,7 @@ def _decoded(found: _Set, split: str) -> Split:
 
 
 @functools.lru_cache(maxsize=8)
-def _moments(found: _Set) -> Moments:
+def _moments(found: _Set) -> tuple[Color, Color]:
     from invariance_jax.data import records
 
     return records.moments(_decoded(found, "train").images)
@@ -159,6 +159,33 @@ def _moments(found: _Set) -> Moments:
 
 def _open(name: str, root: Path) -> _Set:
     """Returns what the files of a prepared set tell, checked."""
+    builder, features, metadata = _read(name, root)
+    splits = builder.info.splits
+    test = next((split for split in _TEST_SPLITS if split in splits), None)
+    if "train" not in splits or test is None:
+        raise ValueError(
+            f"{name} must have the splits train and test (or validation); found "
+            f"{', '.join(sorted(splits))}."
+        )
+    image_shape, class_names = _check_features(name, features)
+    mean, std = metadata.get("mean"), metadata.get("std")
+    return _Set(
+        builder.name,
+        image_shape,
+        class_names,
+        train=_shards(splits["train"]),
+        test=_shards(splits[test]),
+        moments=(tuple(mean), tuple(std)) if mean and std else None,
+    )
+
+
+def _shards(split: Any) -> tuple[Shard, ...]:
+    files = split.file_instructions
+    return tuple(Shard(Path(file.filename), file.examples_in_shard) for file in files)
+
+
+def _read(name: str, root: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Returns TFDS's builder of a prepared set, its features and its metadata."""
     path = find(root, name)
     if path is None:
         raise ValueError(_missing(name, root))
@@ -169,8 +196,8 @@ def _open(name: str, root: Path) -> _Set:
         formats = {format_.value for format_ in builder.info.available_file_formats()}
         if FORMAT in formats:
             builder = tfds.builder_from_directory(path, FORMAT)
-        features, splits = dict(builder.info.features.items()), builder.info.splits
-        written = dict(builder.info.metadata or {})
+        info = builder.info
+        features, metadata = dict(info.features.items()), dict(info.metadata or {})
     except Exception as error:  # of JSON, protobuf or TFDS
         raise ValueError(
             f"{path} is not a set of TFDS that can be read ({checks.reason(error)}); "
@@ -181,12 +208,15 @@ def _open(name: str, root: Path) -> _Set:
             f"{name} in {path} is in the format {' and '.join(sorted(formats))}, which "
             f"only TensorFlow reads. {_how_to_prepare(name, root / FORMAT)}"
         )
-    test = next((split for split in _TEST_SPLITS if split in splits), None)
-    if "train" not in splits or test is None:
-        raise ValueError(
-            f"{name} must have the splits train and test (or validation); found "
-            f"{', '.join(sorted(splits))}."
-        )
+    return builder, features, metadata
+
+
+def _check_features(
+    name: str, features: dict[str, Any]
+) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+    """Returns the shape of the images and the names of the classes."""
+    import tensorflow_datasets as tfds
+
     image, label = features.get("image"), features.get("label")
     if not isinstance(image, tfds.features.Image) or None in image.shape:
         raise ValueError(
@@ -200,21 +230,7 @@ def _open(name: str, root: Path) -> _Set:
         )
     if label is not None and not isinstance(label, tfds.features.ClassLabel):
         raise ValueError(f"the label of {name} must be a class; found {label}.")
-    train_shards, test_shards = (
-        tuple(
-            Shard(Path(file.filename), file.examples_in_shard)
-            for file in splits[split].file_instructions
-        )
-        for split in ("train", test)
-    )
-    return _Set(
-        builder.name,
-        tuple(image.shape),
-        () if label is None else tuple(label.names),
-        train_shards,
-        test_shards,
-        (tuple(written["mean"]), tuple(written["std"])) if "mean" in written else None,
-    )
+    return tuple(image.shape), () if label is None else tuple(label.names)
 
 
 def _missing(name: str, root: Path) -> str:

@@ -23,7 +23,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from invariance_jax.data import checks
-from invariance_jax.data.sets import FORMAT, Moments, Shard, Split
+from invariance_jax.data.sets import FORMAT, Color, Shard, Split
 
 _CHUNK = 500
 
@@ -87,10 +87,6 @@ def write(builder: tfds.core.DatasetBuilder) -> Path:
     """Downloads and prepares the set of a TFDS builder, unless it is there.
 
     The records are written into a temporary folder, which is then renamed.
-
-    Raises:
-      ValueError: if the builder finds a fault in what it reads.
-      OSError: if the records cannot be written.
     """
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     terminal = _Terminal()
@@ -169,14 +165,7 @@ def decode(
 ) -> Split:
     """Returns the images and labels of files of records, in their order, read-only.
 
-    Args:
-      shards: the files.
-      image_shape: what all images must have.
-      num_classes: what the labels are less than; None: labels are not read.
-      title: of the progress bar.
-
-    Raises:
-      ValueError: that names the file and the record that cannot be read.
+    Without num_classes there are no labels. An error names the file and the record.
     """
     starts = [0, *itertools.accumulate(shard.size for shard in shards)]
     images = np.empty((starts[-1], *image_shape), np.uint8)
@@ -259,7 +248,7 @@ def _decode(record: bytes, image: np.ndarray, num_classes: int | None) -> int:
     return int(label)
 
 
-def moments(images: np.ndarray) -> Moments:
+def moments(images: np.ndarray) -> tuple[Color, Color]:
     """Returns the mean and the standard deviation of three channels, in [0, 1].
 
     One channel stands for three equal ones.
@@ -275,5 +264,5 @@ def moments(images: np.ndarray) -> Moments:
         mean = counts @ values / counts.sum()
         variance = counts @ np.square(values - mean) / counts.sum()
         found.append((float(mean), math.sqrt(variance)))
-    mean, std = zip(*(found * 3 if len(found) == 1 else found), strict=True)
-    return mean, std
+    red, green, blue = found * 3 if len(found) == 1 else found
+    return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])

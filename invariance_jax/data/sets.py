@@ -14,8 +14,8 @@ import numpy as np
 FORMAT = "array_record"
 """The format of the records that are read without TensorFlow."""
 
-Moments = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation of three channels, of values in [0, 1]."""
+Color = tuple[float, float, float]
+"""A number for each of three channels, of values in [0, 1]."""
 
 
 class Split(NamedTuple):
@@ -52,19 +52,23 @@ class Description(NamedTuple):
     num_classes: int | None
     num_train: int
     num_test: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Color
+    std: Color
     class_names: tuple[str, ...] | None = None
+
+
+def _grey(value: float) -> Color:
+    return value, value, value
 
 
 # Foster et al. (2021) normalize CIFAR by these, which are not quite the moments of the
 # sets. The others are the moments of all pixels of the training split; a grey channel
 # stands for three equal ones.
-_MOMENTS: dict[str, Moments] = {
+_MOMENTS: dict[str, tuple[Color, Color]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)),
-    "mnist": ((33.318421449829934 / 255,) * 3, (78.56748998339798 / 255,) * 3),
-    "fashion_mnist": ((0.2860405969887955,) * 3, (0.3530242445149226,) * 3),
+    "mnist": (_grey(33.318421449829934 / 255), _grey(78.56748998339798 / 255)),
+    "fashion_mnist": (_grey(0.2860405969887955), _grey(0.3530242445149226)),
     "svhn_cropped": (
         (0.4376821, 0.4437697, 0.47280442),
         (0.19803012, 0.20101562, 0.19703614),

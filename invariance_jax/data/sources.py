@@ -7,7 +7,6 @@ Deviation: SVHN comes without the 1.3 GB of its split `extra`.
 
 import gzip
 import hashlib
-import math
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from tensorflow_datasets.core import DatasetBuilder
 from tensorflow_datasets.core.download import DownloadManager, checksums, downloader
 from tensorflow_datasets.core.utils import temporary_assignment
 
-from invariance_jax.data import records
+from invariance_jax.data import checks, records
 from invariance_jax.data.sets import FORMAT
 
 _SPLITS = ("train", "test")
@@ -65,7 +64,13 @@ def make_builder(name: str, *, data_dir: Path, folder: Path | None) -> DatasetBu
 def _generate(
     builder: DatasetBuilder, paths: dict[str, Path], split: str
 ) -> Iterator[object]:
-    columns = SOURCES[builder.name].read(builder, paths, split)
+    try:
+        columns = SOURCES[builder.name].read(builder, paths, split)
+    except Exception as error:  # each format of files raises its own
+        raise ValueError(
+            f"{', '.join(map(str, paths.values()))}: not as expected of {builder.name} "
+            f"({checks.reason(error)}); remove and download again."
+        ) from error
     files = records.encode(np.asarray(columns.pop("image")))
     for index, (file, *row) in enumerate(zip(files, *columns.values(), strict=True)):
         yield index, {"image": file, **dict(zip(columns, row, strict=True))}
@@ -79,14 +84,16 @@ def _locate(
     """Returns file name -> path of the original files, verified."""
     manual = Path(dl_manager.download_dir) / "manual"
     folders = [folder] if folder else [manual / builder.name, manual]
-    found, missing = {}, []
-    for file in SOURCES[builder.name].files:
-        places = [folder / file for folder in folders if (folder / file).is_file()]
-        if places:
-            _verify(builder, places[0])
-            found[file] = places[0]
-        else:
-            missing.append(file)
+    files = SOURCES[builder.name].files
+    found = {
+        file: place / file
+        for place in reversed(folders)
+        for file in files
+        if (place / file).is_file()
+    }
+    for path in found.values():
+        _verify(builder, path)
+    missing = [file for file in files if file not in found]
     if missing and folder:
         raise ValueError(
             f"{builder.name} is made of files that {folder} lacks: "
@@ -142,27 +149,18 @@ def _read_cifar(builder: DatasetBuilder, paths: dict[str, Path], split: str) -> 
         features[key].names = [line for line in lines if line]
     files = layout.train_files if split == "train" else layout.test_files
     data = np.frombuffer(_members(path, [layout.prefix + f for f in files]), np.uint8)
-    keys, shape = layout.label_keys, features["image"].shape
-    size = len(keys) + math.prod(shape)
-    if len(data) % size:
-        raise ValueError(
-            f"{', '.join(files)} of {builder.name} must be records of {size} bytes; "
-            f"found {len(data)} bytes."
-        )
-    data = data.reshape(-1, size)
-    pixels = data[:, len(keys) :].reshape(-1, shape[2], *shape[:2])
+    keys = layout.label_keys
+    data = data.reshape(-1, len(keys) + 3 * 32 * 32)
+    pixels = data[:, len(keys) :].reshape(-1, 3, 32, 32)
     names = [f"{split}_{index:05d}" for index in range(len(data))]
     columns: Columns = dict(zip(keys, data.T, strict=False))
     return columns | {"image": np.moveaxis(pixels, 1, -1), "id": names}
 
 
 def _members(path: Path, names: list[str]) -> bytes:
-    try:
-        with tarfile.open(path) as archive:
-            members = [archive.extractfile(name) for name in names]
-            return b"".join(member.read() for member in members if member)
-    except Exception as error:  # tarfile passes on those of zlib
-        raise ValueError(f"{path} is not as expected: {error}") from error
+    with tarfile.open(path) as archive:
+        members = [archive.extractfile(name) for name in names]
+        return b"".join(member.read() for member in members if member)
 
 
 def _idx_names(split: str) -> tuple[str, str]:
@@ -171,13 +169,15 @@ def _idx_names(split: str) -> tuple[str, str]:
 
 
 def _read_mnist(builder: DatasetBuilder, paths: dict[str, Path], split: str) -> Columns:
-    images, labels = (read_idx(paths[name]) for name in _idx_names(split))
-    if images.ndim != 3 or labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"{builder.name} {split} must be images [N, H, W] and labels [N]; found "
-            f"{list(images.shape)} and {list(labels.shape)}."
-        )
+    images, labels = (_read_idx(paths[name]) for name in _idx_names(split))
     return {"image": images[..., None], "label": labels}
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """Returns the bytes of a compressed idx file, with its dimensions."""
+    data = gzip.decompress(path.read_bytes())
+    shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
 
 
 def _read_svhn(builder: DatasetBuilder, paths: dict[str, Path], split: str) -> Columns:
@@ -224,33 +224,6 @@ SOURCES = {
     ),
 }
 """Name -> original files of the sets that are prepared without TensorFlow."""
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """Returns the bytes that a compressed idx file holds, with its dimensions.
-
-    Raises:
-      ValueError: if it is no such file, its numbers are not bytes, or its length and
-        its dimensions disagree.
-    """
-    try:
-        data = gzip.decompress(path.read_bytes())
-    except Exception as error:  # gzip passes on those of zlib
-        raise ValueError(f"{path} is not a gzip file: {error}") from error
-    if len(data) < 4 or data[:2] != b"\0\0" or len(data) < 4 + 4 * data[3]:
-        raise ValueError(f"{path} does not begin as an idx file does.")
-    if data[2] != 0x08:
-        raise ValueError(
-            f"{path} must hold unsigned bytes, idx type 0x08; found {data[2]:#04x}."
-        )
-    shape = np.frombuffer(data, ">u4", count=data[3], offset=4).tolist()
-    values = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
-    if len(values) != math.prod(shape):
-        raise ValueError(
-            f"{path} declares the shape {shape}, which is {math.prod(shape)} bytes; "
-            f"found {len(values)}."
-        )
-    return values.reshape(shape)
 
 
 def hash_of_content(path: Path) -> str | None:

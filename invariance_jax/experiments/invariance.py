@@ -79,7 +79,7 @@ def checkpoints(context: Context) -> Iterator[tuple[int, Variables]]:
     try:
         like = state_shapes(context.parts)
         for step in kept.steps():
-            yield step, encoder_variables(kept.restore(like, step=step))
+            yield step, encoder_variables(kept.restore(like, step=step).state)
         if not kept.steps():
             yield 0, context.variables
     finally:

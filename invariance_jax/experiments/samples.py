@@ -11,7 +11,7 @@ from invariance_jax import evaluation
 from invariance_jax.experiments.context import STREAMS, Context
 from invariance_jax.runtime.files import write_bytes
 from invariance_jax.runtime.processes import is_main_process
-from invariance_jax.types import Array
+from invariance_jax.types import Array, Key
 
 _ROWS, _VIEWS, _EXAMPLES = 4, 10, 2000
 _QUERIES, _NEIGHBORS = 10, 7
@@ -43,10 +43,13 @@ def _views(context: Context) -> dict[str, np.ndarray]:
     task, transformation = context.task, context.parts.transformation
     x = context.test.x[:_ROWS]
     rows = np.repeat(x, _VIEWS, axis=0)
-    view = transformation.sample(
-        jax.random.key(context.settings.evaluation.seed), len(rows)
-    )
-    images = task.displayed(transformation.apply(rows, view))
+
+    @jax.jit
+    def draw(key: Key, rows: np.ndarray) -> Array:
+        return transformation.apply(rows, transformation.sample(key, len(rows)))
+
+    key = jax.random.key(context.settings.evaluation.seed)
+    images = task.displayed(draw(key, rows))
     found = {"views": images.reshape(-1, _VIEWS, *images.shape[1:])}
     if transformation.plain is not None:
         found["plain"] = task.displayed(transformation.plain(x))

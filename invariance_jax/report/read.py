@@ -1,99 +1,114 @@
 """Reads and checks what a finished run left in its work directory.
 
 A run over seeds keeps its training log and samples in `seed_0`, `seed_1`, ... and the
-aggregated `results.json` in the directory itself. Numbers are kept as they were.
+aggregated `results.json` in the directory itself.
 """
 
 import json
+import math
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from etils import epath
 
-from invariance_jax.report.results import Results, check_format, check_results
 from invariance_jax.runtime.files import absolute
 
+FORMAT = 3
+"""The format number of `results.json` that this version reads."""
 
-class Log(NamedTuple):
-    """The training log of one seed.
+SUMMARY = ("views", "target", "family", "encoder", "probe")
+"""Coordinates of the rows that are in the summary."""
 
-    Attributes:
-      label: the folder's name for a run over seeds, else "".
-      curves: name -> (steps [S], values [S]), increasing; of one step, the last value.
-      skipped: how many lines could not be read.
-    """
+KEYS = ("run", "experiment", "metric", "seed", "value")
+"""Columns of the table of rows beside the coordinates."""
 
-    label: str
-    curves: dict[str, tuple[np.ndarray, np.ndarray]]
-    skipped: int
+Value = str | int | float
 
+Json = dict[str, Any]
+"""An object of a JSON file."""
 
-class Samples(NamedTuple):
-    """What `samples.npz` holds; arrays that it lacks are None.
+_ROW: dict[str, tuple[type, ...]] = {
+    "experiment": (str,),
+    "metric": (str,),
+    "at": (dict,),
+    "seed": (int,),
+    "value": (int, float, type(None)),
+}
 
-    Attributes:
-      views: uint8 `[rows, draws, S, S, 3]`, a row is one example under several draws.
-      true: `[N, T]`.
-      predicted: `[N, T]`, from features averaged over the largest M.
-      predicted_single: `[N, T]`, from M = 1.
-      confusion: integer `[C, C]`, test examples by true class (row) and predicted one.
-    """
-
-    views: np.ndarray | None
-    true: np.ndarray | None
-    predicted: np.ndarray | None
-    predicted_single: np.ndarray | None
-    confusion: np.ndarray | None
+_ARRAYS = {
+    1: "projection_explained projection_labels",
+    2: "true predicted predicted_single confusion projection projection_targets "
+    "neighbor_labels",
+    4: "plain",
+    5: "views neighbors",
+}
+_DIMENSIONS = {name: n for n, names in _ARRAYS.items() for name in names.split()}
+"""Of the arrays of `samples.npz`."""
 
 
 class Run(NamedTuple):
-    """One finished work directory."""
+    """One finished work directory.
+
+    Attributes:
+      name: what tells it from the other runs of the report.
+      path: the work directory.
+      config: dotted key -> value.
+      saved: the other entries of `config.json`: derived, environment, command.
+      results: `results.json` without its rows.
+      rows: the long table, columns `KEYS` and coordinates (NaN where absent).
+      log: the training logs, columns seed, step, name, value.
+      skipped: file -> its lines that could not be read, if there are any.
+      samples: the arrays of `samples.npz`.
+    """
 
     name: str
     path: epath.Path
-    config: dict[str, Any]
-    derived: dict[str, Any]
-    environment: dict[str, Any]
-    command: str | None
-    results: Results
-    logs: tuple[Log, ...]
-    samples: Samples | None
+    config: Json
+    saved: Json
+    results: Json
+    rows: pd.DataFrame
+    log: pd.DataFrame
+    skipped: dict[str, int]
+    samples: dict[str, np.ndarray]
+
+    @property
+    def settings(self) -> Json:
+        """The settings of the evaluation."""
+        return _mapping(self.results.get("settings"))
+
+    @property
+    def n(self) -> int:
+        """The number of seeds."""
+        return len(self.results["seeds"]) or 1
+
+    @property
+    def targets(self) -> list[str]:
+        """The regression targets; empty for other tasks."""
+        return [str(name) for name in self.settings.get("targets") or ()]
+
+    @property
+    def split(self) -> str:
+        """The split that the numbers are of."""
+        return str(self.settings.get("split") or "test")
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Json:
     """Returns a nested mapping as dotted name -> value.
 
     >>> flatten({"a": {"b": 1}, "c": [2]})
     {'a.b': 1, 'c': [2]}
     """
-    flat: dict[str, Any] = {}
+    flat: Json = {}
     for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        is_section = isinstance(value, Mapping) and len(value) > 0
+        flat |= (
+            flatten(value, f"{prefix}{key}.") if is_section else {prefix + key: value}
+        )
     return flat
-
-
-def distinct_names(paths: Sequence[epath.Path]) -> list[str]:
-    """Returns one name per directory: its last parts, as many as tell it apart.
-
-    >>> distinct_names([epath.Path(p) for p in ("/a/run", "/b/run", "/b/other")])
-    ['a/run', 'b/run', 'other']
-    """
-    names = []
-    for path in paths:
-        parts = path.parts
-        for depth in range(1, len(parts) + 1):
-            same = [other for other in paths if other.parts[-depth:] == parts[-depth:]]
-            if len(same) == 1:
-                break
-        names.append("/".join(parts[-depth:]).replace("//", "/"))
-    return names
 
 
 def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
@@ -101,7 +116,7 @@ def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
 
     Raises:
       ValueError: for no directory, one given twice, or one that is missing, unfinished,
-        unreadable or of a newer format.
+        unreadable or of another format.
     """
     if isinstance(workdirs, str | os.PathLike) or not workdirs:
         raise ValueError(
@@ -111,118 +126,160 @@ def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
     twice = [path for path, count in Counter(paths).items() if count > 1]
     if twice:
         raise ValueError(f"work directory {twice[0]} is given twice; give each once")
-    names = distinct_names(paths)
-    return [_read_run(path, name) for path, name in zip(paths, names, strict=True)]
+    return [_read(p, name) for p, name in zip(paths, _names(paths), strict=True)]
 
 
-def _read_run(path: epath.Path, name: str) -> Run:
-    if not path.is_dir():
-        raise ValueError(f"work directory {path} does not exist or is not a directory")
-    missing = [f for f in ("config.json", "results.json") if not (path / f).is_file()]
-    if missing:
-        raise ValueError(
-            f"work directory {path} has no {' and no '.join(missing)}: the run is not "
-            "finished (--mode=all or --mode=evaluate finishes it)"
-        )
-    saved = _read_json(path / "config.json")
-    where = f"work directory {path}: results.json"
-    results = check_results(_read_json(path / "results.json"), where)
-    folders = _seed_folders(path, results.seeds) or [path]
-    command = saved.get("command")
-    if isinstance(command, list):
-        command = " ".join(map(str, command))
-    return Run(
-        name=name,
-        path=path,
-        config=_mapping(saved.get("config")),
-        derived=_mapping(saved.get("derived")),
-        environment=_mapping(saved.get("environment")),
-        command=None if command is None else str(command),
-        results=results,
-        logs=tuple(
-            _read_log(folder, "" if folder == path else folder.name)
-            for folder in folders
-            if (folder / "metrics.jsonl").is_file()
-        ),
-        samples=_read_samples(folders[0], len(results.targets)),
-    )
+def _names(paths: Sequence[epath.Path]) -> list[str]:
+    """Returns the labels of a sweep, or the last parts that tell the paths apart."""
+    labels = [_label(path) for path in paths] if len(paths) > 1 else []
+    if labels and "" not in labels and len({*labels}) == len(labels):
+        return labels
+    names = []
+    for path in paths:
+        for depth in range(1, len(path.parts) + 1):
+            end = path.parts[-depth:]
+            if sum(other.parts[-depth:] == end for other in paths) == 1:
+                break
+        names.append("/".join(end).replace("//", "/"))
+    return names
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {}
+def _label(path: epath.Path) -> str:
+    """Returns the label that the sweep of a work directory gave it, empty if none."""
+    record = path.parent / "sweep.json"
+    points = _mapping(_read_json(record).get("points")) if record.is_file() else {}
+    return str(_mapping(points.get(path.name)).get("label") or "")
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
+def _read_json(path: epath.Path) -> Json:
     where = f"work directory {path.parent}: {path.name}"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{where} must hold an object, not {type(content).__name__}")
-    check_format(content, where)
     return content
 
 
-def _seed_folders(path: epath.Path, seeds: Sequence[int]) -> list[epath.Path]:
-    numbered = {}
-    for folder in path.glob("seed_*"):
-        match = re.fullmatch(r"seed_(\d+)", folder.name)
-        if match and folder.is_dir():
-            numbered[int(match.group(1))] = folder
-    # A folder that the aggregate does not count is left over from another run.
-    counted = seeds if seeds and set(seeds) <= set(numbered) else sorted(numbered)
-    return [numbered[seed] for seed in counted]
+def _read(path: epath.Path, name: str) -> Run:
+    where = f"work directory {path}"
+    if not path.is_dir():
+        raise ValueError(f"{where} does not exist or is not a directory")
+    missing = [f for f in ("config.json", "results.json") if not (path / f).is_file()]
+    if missing:
+        raise ValueError(
+            f"{where} has no {' and no '.join(missing)}: the run is not finished "
+            "(--mode=all or --mode=evaluate finishes it)"
+        )
+    saved, content = (_read_json(path / f"{f}.json") for f in ("config", "results"))
+    results = check_results(content, f"{where}: results.json", name)
+    seeds = results["seeds"]
+    folders = [path / f"seed_{seed}" for seed in seeds] if len(seeds) > 1 else [path]
+    skipped: dict[str, int] = {}
+    log = pd.concat([_read_log(folder, path, skipped) for folder in folders])
+    config, rows = flatten(_mapping(saved.pop("config", None))), results.pop("rows")
+    samples = _read_samples(folders[0])
+    return Run(name, path, config, saved, results, rows, log, skipped, samples)
 
 
-def _read_log(folder: epath.Path, label: str) -> Log:
-    values: dict[str, dict[int, float]] = {}
-    skipped = 0
-    content = (folder / "metrics.jsonl").read_bytes()
+def _mapping(value: Any) -> Json:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def check_results(
+    content: Mapping[str, Any], where: str = "results", run: str = ""
+) -> Json:
+    """Returns the content of a `results.json`, checked, its rows as a table.
+
+    Args:
+      content: the parsed file.
+      where: what an error calls it.
+      run: the name of the run, a column of the rows.
+
+    Raises:
+      ValueError: if the format is another one, or a row is not as documented; the
+        first one is named.
+    """
+    if content.get("format") != FORMAT:
+        versions = _mapping(_mapping(content.get("environment")).get("versions"))
+        wrote = versions.get("invariance_jax", "that wrote it")
+        raise ValueError(
+            f"{where} has format {content.get('format')!r}, this version reads "
+            f"{FORMAT}: use invariance_jax {wrote}, or run --mode=evaluate again"
+        )
+    rows = content.get("rows")
+    if not isinstance(rows, list):
+        raise ValueError(f"{where} must have a list of rows, found {str(rows)[:80]}")
+    found = [_row(row, f"{where}: row {n}") for n, row in enumerate(rows, start=1)]
+    entries = _mapping(content.get("experiments"))
+    # As objects, so that a number M of views stays an integer beside "plain".
+    columns = None if found else [*KEYS]
+    frame = pd.DataFrame(found, columns=columns, dtype=object).assign(run=run)
+    return {
+        **content,
+        "seeds": list(content.get("seeds") or ()),
+        "experiments": {name: _mapping(entry) for name, entry in entries.items()},
+        "rows": frame.astype({"value": float, "seed": int}),
+    }
+
+
+def _row(row: Any, where: str) -> Json:
+    for name, types in _ROW.items():
+        if not isinstance(row, dict) or type(row.get(name, ())) not in types:
+            raise ValueError(
+                f"{where} must have an experiment, a metric, at, a seed and a value (a "
+                f"number or null), found {str(row)[:80]}"
+            )
+    for name, value in row["at"].items():
+        if type(value) not in (str, int, float):
+            raise ValueError(
+                f"{where}: {name} must be a text or a number, found {str(value)[:80]}"
+            )
+    found = {name: row[name] for name in _ROW if name != "at"}
+    found["value"] = math.nan if row["value"] is None else float(row["value"])
+    # A coordinate of a user's own may have the name of another column.
+    return found | {f"{n}_" if n in KEYS else n: v for n, v in row["at"].items()}
+
+
+def _read_log(
+    folder: epath.Path, workdir: epath.Path, skipped: dict[str, int]
+) -> pd.DataFrame:
+    """Returns the training log of a seed; counts the lines that cannot be read."""
+    path = folder / "metrics.jsonl"
+    values: dict[tuple[str, int], float] = {}
+    content = path.read_bytes() if path.is_file() else b""
     for line in content.decode(errors="replace").splitlines():
-        if not line.strip():
-            continue
         try:
             record = json.loads(line)
-            step = int(record["step"])
-        except (KeyError, TypeError, ValueError):
+            step = int(record.pop("step"))
+            values |= {
+                (name, step): float(value)
+                for name, value in record.items()
+                if type(value) in (int, float)
+            }
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             # A run that was killed while it wrote leaves a torn line.
-            skipped += 1
-            continue
-        for key, value in record.items():
-            if key != "step" and type(value) in (int, float):
-                values.setdefault(key, {})[step] = float(value)
-    curves = {
-        key: (np.array(sorted(at)), np.array([at[step] for step in sorted(at)]))
-        for key, at in values.items()
-    }
-    return Log(label, curves, skipped)
+            if line.strip():
+                file = str(path.relative_to(workdir))
+                skipped[file] = skipped.get(file, 0) + 1
+    rows = [(folder.name, step, name, v) for (name, step), v in values.items()]
+    return pd.DataFrame(rows, columns=["seed", "step", "name", "value"])
 
 
-def _read_samples(folder: epath.Path, num_targets: int) -> Samples | None:
-    path = folder / "samples.npz"
+def _read_samples(folder: epath.Path) -> dict[str, np.ndarray]:
+    path, where = folder / "samples.npz", f"work directory {folder}: samples.npz"
     if not path.is_file():
-        return None
+        return {}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            samples = Samples(*(archive.get(name) for name in Samples._fields))
+            samples = {k: archive[k] for k in archive.files if k in _DIMENSIONS}
     except Exception as error:  # each library raises its own
-        raise ValueError(f"work directory {folder}: samples.npz: {error}") from error
-    views = samples.views
-    if views is not None and (views.ndim != 5 or views.shape[-1] != 3):
-        raise ValueError(
-            f"work directory {folder}: samples.npz: views must have shape "
-            f"[rows, draws, S, S, 3], found {views.shape}"
-        )
-    for name, array in samples._asdict().items():
-        if name not in ("views", "confusion") and array is not None and num_targets:
-            if array.ndim != 2 or array.shape[1] != num_targets:
-                raise ValueError(
-                    f"work directory {folder}: samples.npz: {name} must have shape "
-                    f"[N, {num_targets}], found {array.shape}"
-                )
-    counts = samples.confusion
-    if counts is not None and counts.shape != (len(counts),) * 2:
-        found = f"confusion must be [C, C], found {counts.shape}"
-        raise ValueError(f"work directory {folder}: samples.npz: {found}")
-    return samples
+        raise ValueError(f"{where}: {error}") from error
+    for name, array in samples.items():
+        if array.ndim != _DIMENSIONS[name]:
+            raise ValueError(
+                f"{where}: {name} must have {_DIMENSIONS[name]} dimensions, found "
+                f"shape {array.shape}"
+            )
+    return {name: array for name, array in samples.items() if array.size}

@@ -1,224 +1,171 @@
-"""How figures look: palette, two themes, and a figure as PNG and SVG.
+"""How figures look, and a figure as SVG for both colour schemes and as PNG.
 
 Colours are those of Okabe and Ito (2008), told apart under every common colour
-blindness; runs also differ in line style and marker, so grey print stays readable.
-Matplotlib is imported when a figure is drawn, and no global state of it is changed.
+blindness; runs also differ in line and marker, so that grey print stays readable. A
+figure is drawn once, in light colours: in its SVG each of them is a variable, which has
+another value where the reader's screen is dark.
 """
 
+import base64
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from importlib import resources
+from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
+WIDTH = 11.4
+"""Of a figure as wide as the page, inches: so all have letters of one size."""
 
+PAGE, TEXT, FAINT = "#fefefe", "#1b1f24", "#6f6f6f"
 
-class Theme(NamedTuple):
-    """Colours of a figure; `runs` is cycled over the runs that are compared."""
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9")
+"""Of the runs that are compared, cycled."""
 
-    background: str
-    text: str
-    faint: str
-    grid: str
-    runs: tuple[str, ...]
+_LIGHT = (PAGE, TEXT, FAINT, "#e3e6ea", *COLORS)
+_DARK_COLORS = ("#56b4e9", "#e69f00", "#2fc79a", "#e59cc5", "#f0e442", "#4f8ff7")
+_DARK = ("#171b21", "#e4e8ee", "#9b9b9b", "#2f363f", *_DARK_COLORS)
 
+_LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
 
-LIGHT = Theme(
-    background="#ffffff",
-    text="#1b1f24",
-    faint="#7d7d7d",
-    grid="#e3e6ea",
-    runs=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
-)
+_FONTS = "system-ui, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
-DARK = Theme(
-    background="#171b21",
-    text="#e4e8ee",
-    faint="#9b9b9b",
-    grid="#2f363f",
-    runs=("#56b4e9", "#e69f00", "#2fc79a", "#e59cc5", "#f0e442", "#4f8ff7"),
-)
-
-LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
-
-MARKERS = ("o", "s", "^", "D", "v", "P")
-
-WIDTH = 9.6
-"""Of a figure, inches: that of the page, so that all have letters of one size."""
-
-Draw = Callable[[Theme], "Figure"]
+Style = dict[str, Any]
 
 
 class Picture(NamedTuple):
-    """A finished figure: its PNG in both themes and its SVG in the light one."""
+    """A finished figure: stem of its file, heading, caption, SVG for the page, PNG."""
 
     name: str
     title: str
     caption: str
-    light: bytes
-    dark: bytes
-    svg: bytes
+    svg: str
+    png: bytes
+    kind: str = "figure"
+
+    @property
+    def source(self) -> str:
+        """The SVG as the address of an image."""
+        content = base64.b64encode(self.svg.encode()).decode()
+        return f"data:image/svg+xml;base64,{content}"
 
 
-@contextmanager
-def _settings(theme: Theme) -> Iterator[None]:
-    import matplotlib
-
-    settings: Any = {
-        "axes.axisbelow": True,
-        "axes.edgecolor": theme.faint,
-        "axes.facecolor": theme.background,
-        "axes.grid": True,
-        "axes.labelcolor": theme.text,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlesize": 10,
-        "axes.titlecolor": theme.text,
-        "figure.constrained_layout.h_pad": 0.08,
-        "figure.constrained_layout.w_pad": 0.1,
-        "figure.facecolor": theme.background,
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "grid.color": theme.grid,
-        "grid.linewidth": 0.7,
-        "legend.frameon": False,
-        "legend.labelcolor": theme.text,
-        "lines.linewidth": 1.6,
-        "lines.markersize": 4.5,
-        "figure.dpi": 150,
-        # The same numbers give the same bytes.
-        "svg.hashsalt": "invariance_jax",
-        "text.color": theme.text,
-        "xtick.color": theme.text,
-        "ytick.color": theme.text,
-    }
-    with matplotlib.rc_context(settings):
-        yield
+def render(name: str, title: str, caption: str, draw: Callable[[], Figure]) -> Picture:
+    """Returns a drawn figure, the same whatever Matplotlib's settings are here."""
+    png, svg = io.BytesIO(), io.StringIO()
+    own = resources.files(__package__).joinpath("report.mplstyle")
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # Of a letter that the font lacks, the PNG shows a box.
+        warnings.filterwarnings("ignore", "Glyph")
+        matplotlib.rcdefaults()
+        with resources.as_file(own) as path:
+            matplotlib.rc_file(path, use_default_template=False)
+        figure = draw()
+        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+        figure.set_layout_engine("none")  # it is slow, and done
+        empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(svg, metadata=empty)
+    return Picture(name, title, caption, _adaptive(svg.getvalue()), png.getvalue())
 
 
-def render(name: str, title: str, caption: str, draw: Draw) -> Picture:
-    """Returns a figure drawn in both themes.
-
-    Args:
-      name: the stem of its files.
-      title: its heading on the page.
-      caption: what it shows, one or two sentences.
-      draw: theme -> figure.
-    """
-    with _settings(LIGHT):
-        figure = draw(LIGHT)
-        light, svg = _save(figure, "png"), _save(figure, "svg")
-    with _settings(DARK):
-        # The same letters in other colours: the layout, which is slow, is the same.
-        other = draw(DARK)
-        other.set_layout_engine("none")
-        for axes, like in zip(other.axes, figure.axes, strict=True):
-            axes.set_position(like.get_position(original=True))
-        dark = _save(other, "png")
-    return Picture(name, title, caption, light, dark, svg)
-
-
-def _save(figure: "Figure", kind: str) -> bytes:
-    """Returns a file of a figure; draws it once, where `savefig` does so twice."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
-    stream = io.BytesIO()
-    if kind == "png":
-        FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})
-        figure.set_layout_engine("none")
-    else:
-        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
-    return stream.getvalue()
+def _adaptive(svg: str) -> str:
+    """Returns an SVG whose colours follow the colour scheme of the reader's screen."""
+    svg = svg[svg.index("<svg") :].replace("'DejaVu Sans'", _FONTS)
+    light = dark = ""
+    for number, (color, other) in enumerate(zip(_LIGHT, _DARK, strict=True)):
+        svg = svg.replace(f": {color}", f": var(--c{number})")
+        light, dark = f"{light}--c{number}: {color}; ", f"{dark}--c{number}: {other}; "
+    dark = f"@media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}"
+    style = f"<style>:root {{ {light}}} {dark}</style>"
+    return re.sub("<svg[^>]*>", lambda found: found[0] + style, svg, count=1)
 
 
 def label(text: str) -> str:
-    """Returns a name as Matplotlib shall write it: no formulas, never hidden.
+    """Returns a name as Matplotlib shall write it: short, no formulas, never hidden.
 
     >>> label("a$b"), label("_run")
     ('a\\\\$b', ' _run')
     """
-    escaped = text.replace("$", r"\$")
+    text = " ".join(text.split())
+    text = text if len(text) <= 60 else f"{text[:40]}…{text[-18:]}"
     # Matplotlib leaves labels that start with an underscore out of legends.
-    return f" {escaped}" if escaped.startswith("_") else escaped
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
-def line_style(index: int, theme: Theme, *, marker: bool = False) -> dict[str, Any]:
-    """Returns how the index-th of the compared runs is drawn."""
-    style: dict[str, Any] = {
-        "color": theme.runs[index % len(theme.runs)],
-        "linestyle": LINES[(index + index // len(LINES)) % len(LINES)],
-    }
-    return {**style, "marker": MARKERS[index % len(MARKERS)]} if marker else style
+def line_style(color: int, look: int = 0) -> Style:
+    """Returns how a curve is drawn; those of one colour differ in their look."""
+    number = color + color // len(_LINES) + look
+    style = {"color": COLORS[color % 6], "linestyle": _LINES[number % 6]}
+    style["marker"] = _MARKERS[number % 6]
+    return style | ({"markerfacecolor": PAGE} if look else {})
 
 
-def paper_style(kind: str, theme: Theme) -> dict[str, Any]:
+def paper_style(name: str) -> Style:
     """Returns how the paper's numbers with or without a penalty are drawn."""
-    common = {"color": theme.faint, "linewidth": 1.1, "zorder": 1.5}
-    if kind == "penalty":
-        return {**common, "linestyle": "-", "marker": "+", "markersize": 6.5}
-    return {**common, "linestyle": ":", "marker": "x"}
+    line, marker = (":", "x") if "no penalty" in name else ("-", "+")
+    return {"color": FAINT, "linewidth": 1.1, "linestyle": line, "marker": marker}
 
 
-def label_logs(axis: "Axis") -> None:
-    """Labels a logarithmic axis at 1, 2, 5 and so on, as many as it needs, and briefly.
-
-    >>> brief(2e-05), brief(0.003)
-    ('2e-5', '0.003')
-    """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
+def label_logs(axis: Axis) -> None:
+    """Labels a logarithmic axis at 1, 2, 5 and so on, as many as it needs, briefly."""
     low, high = axis.get_view_interval()
     decades = np.log10(high / low)
-    subs = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
-    if decades > 2.5:
-        subs = (1.0,)
-    elif decades > 0.8:
-        subs = (1.0, 2.0, 5.0)
+    few = (1.0,) if decades > 2.5 else (1.0, 2.0, 5.0)
+    subs = few if decades > 0.8 else (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(brief))
     axis.set_minor_locator(NullLocator())
 
 
-def brief(value: float, position: float | None = None) -> str:
-    """Returns a number as an axis shows it; Matplotlib also gives its position."""
-    if 1e-3 <= value < 1e4:
+def brief(value: float, _: float | None = None) -> str:
+    """Returns a number as an axis shows it.
+
+    >>> brief(-2e-05), brief(0.003)
+    ('-2e-5', '0.003')
+    """
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
         return f"{value:g}"
     mantissa, exponent = f"{value:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def subplots(
-    count: int, columns: int, size: tuple[float, float]
-) -> tuple["Figure", list["Axes"]]:
-    """Returns a figure and its axes, `columns` per row, each of `size` inches."""
-    from matplotlib.figure import Figure
+def spans(values: Any) -> bool:
+    """Returns whether numbers are positive and so far apart that a log axis helps."""
+    found = np.asarray(values, float)
+    found = found[np.isfinite(found)]
+    return bool(found.size and found.min() > 0 and found.max() >= 3 * found.min())
 
+
+def subplots(
+    count: int, columns: int, size: tuple[float, float], *, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """Returns a figure and its axes, `columns` per row, each of `size` inches."""
     rows = -(-count // columns)
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel().tolist()
     for axes in grid[count:]:
         axes.remove()
     return figure, grid[:count]
 
 
-def outside_legend(
-    figure: "Figure", handles: Sequence[Any], titles: Sequence[str], **settings: Any
-) -> None:
-    """Adds a legend under the axes, for which the figure grows.
-
-    It has as many columns as the figure is wide.
-    """
-    longest = max(map(len, titles), default=0)
+def add_legend(figure: Figure, entries: Mapping[str, Style]) -> None:
+    """Adds a legend under the axes, for which the figure grows."""
+    longest = max(map(len, entries), default=0)
     fitting = int(figure.get_figwidth() / (0.5 + 0.08 * longest))
-    columns = max(1, min(4, len(titles), fitting))
-    lines = -(-len(titles) // columns)
+    columns = max(1, min(5, len(entries), fitting))
+    lines = -(-len(entries) // columns)
     figure.set_figheight(figure.get_figheight() + 0.2 + 0.19 * lines)
-    figure.legend(
-        handles, titles, loc="outside lower center", ncols=columns, **settings
-    )
+    handles = [Line2D([], [], **style) for style in entries.values()]
+    names = [label(name) for name in entries]
+    figure.legend(handles, names, loc="outside lower center", ncols=columns)

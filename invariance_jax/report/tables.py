@@ -1,279 +1,205 @@
-"""Turns results into tables: of text for a terminal, of cells for a page, and CSV.
+"""Tables of aggregated rows, for the page, for a terminal and as CSV."""
 
-A cell is a `Statistic` (a number with its standard error over seeds), text, or None. A
-name `metric@M` or `metric.TARGET@M` of the summary belongs to the table of its metric,
-row M. Metrics of classification share a table, with a row `PART, M` for the names
-`metric.PART@M`; every other name stands in the table of the remaining measurements.
-"""
-
-import csv
-import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from invariance_jax.report.names import COLUMNS
-from invariance_jax.report.read import Run, flatten
-from invariance_jax.report.results import Results, Statistic
+import pandas as pd
 
-Cell = Statistic | str | None
+from invariance_jax.report import paper
+from invariance_jax.report.aggregate import (
+    NUMBERS,
+    coordinates,
+    of_paper,
+    select,
+    show,
+)
+from invariance_jax.report.read import Run
+from invariance_jax.report.words import Words
 
-_TITLES = {
-    "mse": "Mean squared error",
-    "r2": "Coefficient of determination, R²",
-    "classification": "Classification",
-}
 
-_PARTS = ("ensemble", "selected", "pixels", "untrained")
+class Cell(NamedTuple):
+    """A cell: its text, and what a click on the head of the column sorts by."""
 
-
-PAPER = "paper, "
-"""How a row (its first cell) or a column begins that holds numbers of the paper."""
+    text: str
+    key: str
 
 
 class Table(NamedTuple):
-    """A titled table.
+    """A titled table of the page.
 
     Attributes:
-      name: the stem of its CSV file.
-      title: its heading.
-      columns: their heads.
-      rows: of one cell per column.
-      note: what is said below the heading.
+      name: stem of its file; empty if it has none.
+      title: heading.
+      note: what is said below it.
+      heads: of the columns.
+      is_text: which columns are words.
+      rows: the cells of each row.
+      faint: which rows are the paper's.
+      source: what its file holds.
     """
 
     name: str
     title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    note: str = ""
+    note: str
+    heads: list[str]
+    is_text: list[bool]
+    rows: list[list[Cell]]
+    faint: list[bool]
+    source: pd.DataFrame
+    kind: str = "table"
 
 
-def run_columns(runs: Sequence[Run]) -> tuple[str, ...]:
-    """Returns the head of the column that tells runs apart, if there are several."""
-    return ("run",) if len(runs) > 1 else ()
-
-
-def run_cells(run: Run, runs: Sequence[Run]) -> tuple[str, ...]:
-    """Returns the cell of that column."""
-    return (run.name,) if len(runs) > 1 else ()
-
-
-def show(cell: Cell) -> str:
-    """Returns a cell as text, a number with as many digits as its error supports.
-
-    >>> show(Statistic(0.00199, 0.00003, 3)), show(Statistic(0.99912, None, 1))
-    ('1.99e-3 ± 3.0e-5', '0.9991')
-    """
-    if cell is None:
-        return ""
-    if isinstance(cell, str):
-        return cell
-    mean, error = cell.mean, cell.standard_error
-    if not math.isfinite(mean) or mean == 0:
-        text = f"{mean:g}"
-    elif 0.1 <= abs(mean) < 1e4:
-        decimals = 4
-        if error and math.isfinite(error):
-            decimals = min(max(1 - math.floor(math.log10(error)), 2), 7)
-        text = f"{mean:.{decimals}f}"
-        return text if error is None else f"{text} ± {error:.{decimals}f}"
-    else:
-        text = _scientific(mean, 2)
-    return text if error is None else f"{text} ± {_scientific(error, 1)}"
-
-
-def _scientific(value: float, decimals: int) -> str:
-    if not math.isfinite(value) or value == 0:
-        return f"{value:g}"
-    mantissa, exponent = f"{value:.{decimals}e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
-
-
-def _parse(name: str, targets: Sequence[str]) -> tuple[str, str, str] | None:
-    """Returns (table, column, row) of a summary name, None for other measurements."""
-    quantity, at, views = name.partition("@")
-    if not at or not (views.isdigit() or views == "plain"):
-        return None
-    metric, dot, target = quantity.partition(".")
-    row = f"{target}, {views}" if dot else views
-    if metric not in ("mse", "r2"):
-        return "classification", COLUMNS.get(metric, metric), row
-    if metric == "mse" and target in _PARTS:
-        return metric, "mean", row
-    return (metric, target or "mean", views) if target in ("", *targets) else None
-
-
-def result_tables(results: Results) -> list[Table]:
-    """Returns the tables of one run: one per kind of metric, then everything else."""
-    found: dict[str, dict[str, dict[str, Statistic]]] = {}
-    others: list[tuple[Cell, ...]] = []
-    for name, statistic in results.summary.items():
-        place = _parse(name, results.targets)
-        if place:
-            kind, column, views = place
-            found.setdefault(kind, {}).setdefault(views, {})[column] = statistic
-        elif name != "mse.constant":  # the last row of the table of errors
-            others.append((name, statistic))
-    note = _note(results)
-    tables = [
-        _by_views(kind, found[kind], results, note) for kind in _TITLES if kind in found
-    ]
-    if others:
-        rows = tuple(others)
-        columns = ("name", "value")
-        tables.append(Table("measurements", "Other measurements", columns, rows, note))
-    return tables
-
-
-def note_on(runs: Sequence[Run]) -> str:
-    """Returns what a table says of the seeds and the split of its numbers."""
-    notes = dict.fromkeys(_note(run.results) for run in runs)
-    if len(notes) == 1:
-        return next(iter(notes))
-    numbers = ", ".join(f"{run.name} {run.results.n}" for run in runs)
-    splits = {run.name: run.results.settings.get("split") for run in runs}
-    known = {str(split) for split in splits.values() if split}
-    of_split = f"; {next(iter(known))} split" if len(known) == 1 else ""
-    if len(known) > 1:
-        each = ", ".join(f"{name} {split}" for name, split in splits.items())
-        of_split = f"; different splits, not to be compared: {each}"
-    return f"mean ± standard error over seeds, n: {numbers}{of_split}"
-
-
-def _note(results: Results) -> str:
-    own = any(".selected@" in name for name in results.summary)
-    note = f"{_seeds(results)}; M: number of averaged views"
-    return f"{note}; selected: a probe that chose its own l2" if own else note
-
-
-def _seeds(results: Results) -> str:
-    if results.n > 1:
-        note = f"mean ± standard error over n = {results.n} seeds"
-    else:
-        note = "one seed: no standard error"
-    split = results.settings.get("split")
-    return f"{note}; {split} split" if split else note
-
-
-def _by_views(
-    kind: str,
-    cells: Mapping[str, Mapping[str, Statistic]],
-    results: Results,
-    note: str,
+def plain(
+    frame: pd.DataFrame, name: str = "", title: str = "", note: str = ""
 ) -> Table:
-    seen = list(dict.fromkeys(column for row in cells.values() for column in row))
-    order = ["mean", *results.targets]
-    columns = [c for c in order if c in seen] + [c for c in seen if c not in order]
-    views = sorted(cells, key=_row_order)
-    rows: list[tuple[Cell, ...]] = [
-        (v, *(cells[v].get(column) for column in columns)) for v in views
+    """Returns a table of texts as it stands; a column of numbers sorts as such."""
+    is_text = [
+        bool(pd.to_numeric(frame[h], errors="coerce").isna().any()) for h in frame
     ]
-    constant = results.summary.get("mse.constant")
-    if kind == "mse" and constant and "mean" in columns:
-        empty = (None,) * (len(columns) - 1)
-        rows.append(("constant", constant, *empty))
-    name = "r_squared" if kind == "r2" else kind
-    return Table(name, _TITLES[kind], ("M", *columns), tuple(rows), note)
+    rows = [[Cell(text, text) for text in map(str, row)] for row in frame.to_numpy()]
+    heads, faint = [*map(str, frame)], [False] * len(rows)
+    return Table(name, title, note, heads, is_text, rows, faint, frame)
 
 
-def _row_order(row: str) -> tuple[Any, ...]:
-    """Returns the place of a row: plain images, then all views, then parts, by M."""
-    part, _, views = row.rpartition(", ")
-    return part != "", part, views != "plain", int(views) if views.isdigit() else 0
+def numbers(
+    rows: pd.DataFrame,
+    words: Words,
+    index: Sequence[str],
+    *,
+    name: str,
+    title: str = "",
+    note: str = "",
+) -> Table | None:
+    """Returns a table with a column for each metric and target, None without rows.
 
-
-def as_text(content: Table) -> str:
-    """Returns a table for a terminal, of aligned columns under its title."""
-    rows = [content.columns, *(tuple(map(show, row)) for row in content.rows)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(content.columns))]
-    lines = []
-    for row in rows:
-        first, *rest = zip(row, widths, strict=True)
-        cells = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in rest)]
-        lines.append("  ".join(cells).rstrip())
-    rule = "-" * max(map(len, lines))
-    return "\n".join([content.title, rule, *lines])
-
-
-def comparison_table(runs: Sequence[Run]) -> Table:
-    """Returns one row per run: errors or accuracies for each M, and variance."""
-    seen = {name for run in runs for name in run.results.summary}
-    placed = [(name, _parse(name, ())) for name in seen]
-    kinds = list(_TITLES)
-    order = sorted(
-        (kinds.index(place[0]), place[1], *_row_order(place[2]), name)
-        for name, place in placed
-        if place and place[0] != "r2" and not place[2].startswith("ensemble")
-    )
-    names = [entry[-1] for entry in order]
-    extra = ("variance.normalized", "penalty.final", "loss.final")
-    names += [name for name in extra if name in seen]
-    rows = tuple(
-        (
-            run.name,
-            str(run.results.n),
-            str(flatten(run.config).get("penalty.weight", "")),
-            *(run.results.summary.get(name) for name in names),
-        )
-        for run in runs
-    )
-    columns = ("run", "seeds", "penalty.weight", *names)
-    note = f"{note_on(runs)}; name@M: M averaged views"
-    return Table("comparison", "Comparison", columns, rows, note)
-
-
-def difference_table(runs: Sequence[Run]) -> Table:
-    """Returns the configuration keys whose values are not the same in all runs.
-
-    Those of the evaluation are as it was made, which may be after the training.
+    A row for each value of some columns of the aggregated rows; of "run" only if there
+    are several.
     """
-    flat = [flatten(run.config) | _evaluated(run) for run in runs]
-    keys = list(dict.fromkeys(key for config in flat for key in config))
-    rows = tuple(
-        (key, *(str(config.get(key, "-")) for config in flat))
-        for key in keys
-        if len({str(config.get(key)) for config in flat}) > 1
+    if rows.empty:
+        return None
+    index = [n for n in index if n in rows and rows[n].notna().any()]
+    index = [n for n in index if n != "run" or rows[n].nunique() > 1]
+    heads: dict[Any, str] = {}
+    lines: dict[Any, dict[Any, Cell]] = {}
+    places: dict[Any, list[Cell]] = {}
+    faint: dict[Any, bool] = {}
+    for row, grey in zip(rows.to_dict("records"), of_paper(rows), strict=True):
+        target = words.value("target", row.get("target"))
+        column, metric = (row["metric"], target), words.metric(row["metric"])
+        heads[column] = f"{metric} of {target}" if target else metric
+        place = tuple(str(row[n]) for n in index)
+        texts = [words.value(n, row[n]) for n in index]
+        keys = [
+            str(row[n]) if text else "" for n, text in zip(index, texts, strict=True)
+        ]
+        places[place], faint[place] = [*map(Cell, texts, keys)], bool(grey)
+        text = show(row["mean"], row["standard_error"])
+        lines.setdefault(place, {})[column] = Cell(text, repr(float(row["mean"])))
+    return Table(
+        name,
+        title,
+        " ".join(filter(None, [note, paper.note(rows)])),
+        [*map(words.coordinate, index), *heads.values()],
+        [True] * len(index) + [False] * len(heads),
+        [
+            places[place] + [line.get(column, Cell("", "")) for column in heads]
+            for place, line in lines.items()
+        ],
+        [*faint.values()],
+        tidy(rows),
     )
-    columns = ("key", *(run.name for run in runs))
-    return Table("differences", "Settings that differ", columns, rows)
 
 
-def _evaluated(run: Run) -> dict[str, Any]:
-    """Returns the keys of the evaluation, with the values that it had."""
-    known = flatten(run.config)
-    found = {f"evaluation.{k}": v for k, v in run.results.settings.items()}
-    return {key: value for key, value in found.items() if key in known}
+def tidy(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns aggregated rows as a file holds them: without empty columns."""
+    names = ["run", "experiment", "metric", *coordinates(table), *NUMBERS]
+    return table[[name for name in dict.fromkeys(names) if name in table]]
 
 
-def config_table(run: Run) -> Table:
-    """Returns every configuration key of a run with its value."""
-    rows = tuple((key, str(value)) for key, value in flatten(run.config).items())
-    return Table("config", "Configuration", ("key", "value"), rows)
+def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[Table]:
+    """Returns the tables of the downstream task: a row for each kind of features and M.
 
-
-def to_csv(content: Table) -> str:
-    """Returns a table as CSV: numbers unrounded, with standard error and n."""
-    numeric = [
-        any(isinstance(row[i], Statistic) for row in content.rows)
-        for i in range(len(content.columns))
-    ]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    header: list[str] = []
-    for name, is_numeric in zip(content.columns, numeric, strict=True):
-        header += (
-            [name, f"{name} standard_error", f"{name} n"] if is_numeric else [name]
+    Of several runs and of the paper the smallest and the largest M are shown.
+    """
+    is_task = table["experiment"].isin(["downstream", "averaging"])
+    is_task &= table["views"].notna() & (table["metric"] != "gradient_norm")
+    rows = table[is_task]
+    views = pd.to_numeric(rows["views"], errors="coerce").fillna(0)
+    each = views.where(views > 0).groupby(rows["run"])
+    ends = views.isin([0]) | (views == each.transform("min"))
+    ends |= views == each.transform("max")
+    kinds = pd.Series(
+        map(words.features, rows.to_dict("records")), rows.index, dtype=str
+    )
+    order = rows["run"].map({n: i for i, n in enumerate(dict.fromkeys(rows["run"]))})
+    rows = rows.assign(
+        features=kinds, _run=order, _other=kinds != "encoder", _views=views, _end=ends
+    ).sort_values(["_run", "_other", "features", "_views"], kind="stable")
+    ends, others = rows.pop("_end"), rows.pop("_other")
+    rows = rows.drop(columns=["_run", "_views"])
+    note = "M: number of averaged views."
+    index = ["run", "features", "views"]
+    if len(runs) > 1:
+        rows = rows[ends & ~others]
+    else:
+        rows = rows[ends | ~of_paper(rows)]
+        constant = select(table, {"metric": "mse.constant"}).assign(
+            metric="mse", features="constant predictor", standard_error=float("nan")
         )
-    writer.writerow(header)
-    for row in content.rows:
-        line: list[Any] = []
-        for cell, is_numeric in zip(row, numeric, strict=True):
-            if not is_numeric:
-                line.append(cell)
-            elif isinstance(cell, Statistic):
-                line += [cell.mean, cell.standard_error, cell.n]
-            else:
-                line += [cell, None, None]
-        writer.writerow(line)
-    return stream.getvalue()
+        grey = rows[of_paper(rows)]  # the paper's name is enough
+        grey = grey.assign(features=grey["run"])
+        rows = pd.concat([rows[~of_paper(rows)], constant, grey])
+        index = index[1:]
+        if (rows["probe"] == "selected").any():
+            note += " A probe with its own l2 chose it on held-out training examples."
+    is_r2 = rows["metric"] == "r2"
+    title = "Share of the variance that is explained"
+    found = [
+        numbers(rows[~is_r2], words, index, name="downstream", note=note),
+        numbers(rows[is_r2], words, index, name="r_squared", title=title),
+    ]
+    return [one for one in found if one is not None]
+
+
+def every_number(rows: pd.DataFrame, words: Words, name: str, note: str) -> list[Table]:
+    """Returns all numbers of an experiment, a table for each set of coordinates."""
+    names = [n for n in coordinates(rows) if n != "target"]
+    rows = rows[rows["metric"] != "gradient_norm"]
+    kinds = rows[names].notna().astype(int).astype(str).agg("".join, axis=1)
+    found = [
+        numbers(part, words, ["run", *names], name=f"{name}_{n + 1}", note=note)
+        for n, (_, part) in enumerate(rows.groupby(kinds, sort=False))
+    ]
+    return [one for one in found if one is not None]
+
+
+def joined(value: object) -> str:
+    """Returns a value of a JSON file as one line.
+
+    >>> joined(["cpu", "cpu"]), joined({"jax": "0.10"})
+    ('2 x cpu', 'jax 0.10')
+    """
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {joined(entry)}" for key, entry in value.items())
+    if isinstance(value, list | tuple):
+        texts = [joined(entry) for entry in value]
+        counts = {text: texts.count(text) for text in texts}
+        return ", ".join(f"{n} x {t}" if n > 1 else t for t, n in counts.items())
+    return str(value)
+
+
+def facts(found: Mapping[str, object], name: str = "") -> Table:
+    """Returns a table of names and texts."""
+    rows = [(key, joined(value)) for key, value in found.items()]
+    return plain(pd.DataFrame(rows, columns=["name", "value"]), name)
+
+
+def as_text(table: Table) -> str:
+    """Returns a table for a terminal, of aligned columns."""
+    lines = [table.heads, *([cell.text for cell in row] for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = ["<" if is_text else ">" for is_text in table.is_text]
+    return "\n".join(
+        "  ".join(f"{t:{s}{w}}" for t, s, w in zip(line, sides, widths, strict=True))
+        for line in lines
+    )

@@ -130,8 +130,8 @@ def table(experiment: str, rows: Iterable[Row], *, seed: int) -> list[Json]:
 def make_record(name: str, rows: list[Json], seconds: float) -> Json:
     """Returns what is kept of an experiment, but for how it was asked for.
 
-    That is "settings", those of the evaluation, and "source", which tells a user's own
-    code from a changed one.
+    That is "settings", those of the evaluation, and "source", the result of
+    `experiments.sources`.
     """
     found = {"format": FORMAT, "name": name, "rows": rows, "seconds": seconds}
     return found | provenance()

@@ -23,6 +23,7 @@ from invariance_jax.settings.schema import (
     KEYS,
     MOST,
     Config,
+    Data,
     Declared,
     Derived,
     Settings,
@@ -547,38 +548,58 @@ def make_image_views(settings: Settings, family: str = "all") -> Transformation:
     )
 
 
+_OF_SET = (
+    "train_examples",
+    "test_examples",
+    "source_size",
+    "channels",
+    "mean",
+    "std",
+    "num_classes",
+)
+
+
+def _describe(chosen: Data) -> data.Description | None:
+    """Returns what is known of an image set; None where no key asks for it.
+
+    So a run can be used where its set is not: `config.json` says all.
+    """
+    *told, classes = (getattr(chosen, name) is not None for name in _OF_SET)
+    if all(told) and classes:
+        return None
+    try:
+        known = data.known(chosen.name)
+        return known or data.describe(chosen.name, data_dir=chosen.data_dir)
+    except ValueError:
+        if all(told):  # of images without labels
+            return None
+        raise
+
+
 def _fill_in(settings: Settings, problems: _Problems) -> None:
     """Fills in what is known of an image set without opening it."""
     chosen, require = settings.data, problems.require
-    there = data.known(chosen.name) or data.describe(
-        chosen.name, data_dir=chosen.data_dir
-    )
-    held_out = chosen.validation_examples
-    expected = f"less than the {there.num_train} training images of {chosen.name}"
-    key = "data.validation_examples"
-    require(held_out < there.num_train, key, held_out, expected)
-    found = {
-        "train_examples": there.num_train - held_out,
-        "test_examples": there.num_test,
-        "num_classes": there.num_classes,
-        "source_size": tuple(there.image_shape[:2]),
-        "mean": there.mean,
-        "std": there.std,
-    }
-    for name, value in found.items():
-        given = getattr(chosen, name)
-        if given is None:
-            setattr(chosen, name, value)
-        elif name in ("num_classes", "source_size"):
-            expected = f"{value}, that of {chosen.name}, or None"
-            require(given == value, f"data.{name}", given, expected)
-        elif name.endswith("examples"):
-            expected = f"at most {value}, what {chosen.name} has"
-            require(given <= value, f"data.{name}", given, expected)
-    problems.stop()
+    there = _describe(chosen)
+    if there is not None:
+        held_out, key = chosen.validation_examples, "data.validation_examples"
+        expected = f"less than the {there.num_train} training images of {chosen.name}"
+        require(held_out < there.num_train, key, held_out, expected)
+        train, shape = there.num_train - held_out, there.image_shape
+        found = train, there.num_test, shape[:2], shape[2], there.mean, there.std
+        for name, value in zip(_OF_SET, (*found, there.num_classes), strict=True):
+            given = getattr(chosen, name)
+            if given is None:
+                setattr(chosen, name, value)
+            elif name in ("num_classes", "source_size", "channels"):
+                expected = f"{value}, that of {chosen.name}, or None"
+                require(given == value, f"data.{name}", given, expected)
+            elif name.endswith("examples"):
+                expected = f"at most {value}, what {chosen.name} has"
+                require(given <= value, f"data.{name}", given, expected)
+        problems.stop()
     assert chosen.source_size is not None
     chosen.image_size = chosen.image_size or min(chosen.source_size)
-    if there.num_classes is not None:
+    if chosen.num_classes is not None:
         _check_labels(settings, problems)
 
 

@@ -316,6 +316,9 @@ class Data:
         least=1,
         most=65_536,
     )
+    channels: int | None = key(
+        None, "Channels of an image set; None: read from it.", least=1, most=3
+    )
     mean: tuple[float, float, float] | None = key(
         None,
         "Mean of each channel of an image set; None: read from it.",

@@ -1,7 +1,7 @@
 """What a run learns from and how it is probed: Spirograph's targets, or images."""
 
+from invariance_jax import data
 from invariance_jax.settings import Settings
-from invariance_jax.tasks import images
 from invariance_jax.tasks.base import Examples, Scored, Task
 from invariance_jax.tasks.images import ImageTask
 from invariance_jax.tasks.spirograph import SpirographTask
@@ -24,16 +24,11 @@ def make_task(settings: Settings) -> Task:
 
 
 def open_set(settings: Settings) -> Settings:
-    """Returns the settings with what only the files of the image set tell filled in.
-
-    A known set that is not there is downloaded and prepared first.
-
-    Args:
-      settings: the result of `settings.resolve`; it is not changed.
+    """Returns the settings, after a known image set is downloaded and prepared.
 
     Raises:
-      ValueError: if there is no such set, or it cannot be downloaded or read.
+      ValueError: if it cannot be downloaded or read.
     """
-    if settings.data.name == "spirograph":
-        return settings
-    return images.open_set(settings)
+    if settings.data.name in data.NAMES:
+        data.prepare(settings.data.name, data_dir=settings.data.data_dir)
+    return settings

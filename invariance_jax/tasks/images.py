@@ -3,7 +3,6 @@
 Foster, Pukdee, Rainforth (ICLR 2021), section 5: multinomial logistic regression.
 """
 
-import copy
 import functools
 from collections.abc import Mapping
 
@@ -20,25 +19,6 @@ from invariance_jax.transforms import Transformation, check_transformation, imag
 from invariance_jax.types import Array
 
 _ORDER_SEED = 1
-
-
-def open_set(settings: Settings) -> Settings:
-    """See `tasks.open_set`."""
-    chosen = settings.data
-    if chosen.name in data.NAMES:
-        data.prepare(chosen.name, data_dir=chosen.data_dir)
-    if chosen.mean and chosen.std:
-        return settings
-    found = data.describe(chosen.name, data_dir=chosen.data_dir)
-    opened = copy.deepcopy(settings)
-    opened.data.mean = chosen.mean or _three(found.mean)
-    opened.data.std = chosen.std or _three(found.std)
-    return opened
-
-
-def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
-    red, green, blue = values
-    return red, green, blue
 
 
 class ImageTask(Task):
@@ -84,32 +64,37 @@ class ImageTask(Task):
 
     def stand_ins(self, count: int) -> np.ndarray:
         """Returns black images."""
-        return np.zeros((count, *self._shape), np.uint8)
+        return np.zeros((count, *self._described().image_shape), np.uint8)
 
-    @functools.cached_property
-    def _shape(self) -> tuple[int, ...]:
-        """Rows, columns and channels; the built-in views take 3 channels for 1."""
+    def _described(self) -> data.Description:
+        """Returns what the settings know of the set; no file is read."""
         chosen = self.settings.data
-        if plugins.is_own(self.settings.augmentation.name):
-            return data.describe(chosen.name, data_dir=chosen.data_dir).image_shape
-        assert chosen.source_size is not None
-        return (*chosen.source_size, 3)
+        train, test = chosen.train_examples, chosen.test_examples
+        assert train and test and chosen.source_size and chosen.channels
+        assert chosen.mean and chosen.std
+        return data.Description(
+            chosen.name,
+            (*chosen.source_size, chosen.channels),
+            chosen.num_classes,
+            train + chosen.validation_examples,
+            test,
+            chosen.mean,
+            chosen.std,
+        )
 
     def _make_transformation(self, family: str) -> Transformation:
-        augmentation, chosen = self.settings.augmentation, self.settings.data
+        augmentation, info = self.settings.augmentation, self._described()
         name = augmentation.name
         if not plugins.is_own(name):
             return make_image_views(self.settings, family)
-        found = data.describe(chosen.name, data_dir=chosen.data_dir)
-        mean, std = chosen.mean or found.mean, chosen.std or found.std
-        info = found._replace(mean=mean, std=std)
         own = plugins.call("augmentation.name", name, info, **augmentation.kwargs)
         if not isinstance(own, Transformation):
             raise ValueError(
                 f"augmentation.name is {name!r}, which returned {own!r}; expected an "
                 "invariance_jax.transforms.Transformation."
             )
-        noise = np.random.RandomState(0).randint(0, 256, (4, *self._shape), np.uint8)
+        random, shape = np.random.RandomState(0), (4, *info.image_shape)
+        noise = random.randint(0, 256, shape, np.uint8)
         try:
             check_transformation(own, jnp.asarray(noise))
         except ValueError as error:
@@ -125,12 +110,12 @@ class ImageTask(Task):
         if plugins.is_own(self.settings.augmentation.name):
             return None
         chosen = self.settings.data
-        assert chosen.source_size and chosen.image_size and chosen.mean and chosen.std
+        there = self._described()
         return image.make_transformation(
-            source_size=chosen.source_size,
-            image_size=chosen.image_size,
-            mean=chosen.mean,
-            std=chosen.std,
+            source_size=there.image_shape[:2],
+            image_size=chosen.image_size or min(there.image_shape[:2]),
+            mean=there.mean,
+            std=there.std,
             strength=1.0,
             jitter_probability=1.0,
             gray_probability=0.0,
@@ -205,9 +190,8 @@ class ImageTask(Task):
         pixels = np.asarray(images, np.float64)
         own = plugins.is_own(self.settings.augmentation.name)
         if not (own and -0.01 <= pixels.min() and pixels.max() <= 1.01):
-            chosen = self.settings.data
-            std, mean = np.array(chosen.std), np.array(chosen.mean)
-            pixels = pixels * std + mean
+            there = self._described()
+            pixels = pixels * np.array(there.std) + np.array(there.mean)
         return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
 
 

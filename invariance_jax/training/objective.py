@@ -7,8 +7,9 @@ default: the penalty of both views, of the projection z, along some parameters o
 transformation, or without a derivative; and sides that average several views.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,8 +25,6 @@ from invariance_jax.types import Array
 
 Variables = dict[str, Any]
 """{"encoder": ..., "heads": ...}."""
-
-_Penalized = tuple[Array, Array, tuple[Array, Variables]]
 
 
 class Encoded(NamedTuple):
@@ -115,9 +114,31 @@ class Objective:
         self, params: Variables, stats: Variables, x: Array, draws: Draws
     ) -> tuple[tuple[Encoded, Encoded], Variables]:
         """Returns both sides, encoded, and the running statistics after it."""
-        one, stats = self._encode(params, stats, x, draws.first)
-        two, stats = self._encode(params, stats, x, draws.second)
-        return (one, two), stats
+        sides = []
+        for side in draws:
+            (alpha, held), *more = side.views
+            takes = side.alpha_other is not None and self.penalty.weight > 0
+            at_z = self.penalty.at == "z" and (takes or self._is_consistency())
+            represent = self._representation(params, stats, x, held, takes, at_z)
+            if takes:
+                penalty, point, (h, stats) = invariance_penalty(
+                    represent,
+                    alpha,
+                    self._ends(side),
+                    signs=_by_direction(side.signs),
+                    has_aux=True,
+                    **self._measure(),
+                )
+            else:
+                penalty, (point, (h, stats)) = None, represent(alpha)
+            for view in more:
+                images = self.transformation.apply(x, view)
+                another, stats = _apply(self.encoder, "encoder", params, stats, images)
+                h = h + another
+            h = h / len(side.views) if more else h
+            outputs = point if at_z and not more else None
+            sides.append(Encoded(h, point, penalty, outputs))
+        return (sides[0], sides[1]), stats
 
     def couple(
         self,
@@ -153,75 +174,37 @@ class Objective:
             made.append(outputs)
         return (made[0], made[1]), stats
 
-    def _encode(
-        self, params: Variables, stats: Variables, x: Array, side: Side
-    ) -> tuple[Encoded, Variables]:
-        """Returns one side, encoded, and the running statistics after it."""
-        first, *more = side.views
-        takes = side.alpha_other is not None and self.penalty.weight > 0
-        at_z = self.penalty.at == "z" and (takes or self._is_consistency())
-        if takes:
-            penalty, point, (h, stats) = self._derivative(params, stats, x, side)
-        else:
-            modules = self.encoder, self.method.heads
-            inputs = params, stats, x, first
-            point, (h, stats) = self._represent(modules, at_z, *inputs)
-            penalty = None
-        for view in more:
-            images = self.transformation.apply(x, view)
-            another, stats = _apply(self.encoder, "encoder", params, stats, images)
-            h = h + another
-        if more:
-            return Encoded(h / len(side.views), point, penalty), stats
-        return Encoded(h, point, penalty, point if at_z else None), stats
-
-    def _represent(
+    def _representation(
         self,
-        modules: tuple[nn.Module, nn.Module],
-        at_z: bool,
         params: Variables,
         stats: Variables,
         x: Array,
-        view: View,
-    ) -> tuple[Array, tuple[Array, Variables]]:
-        """Returns where the penalty acts on a view, its h and the statistics after."""
-        encoder, heads = modules
-        images = self.transformation.apply(x, view)
-        h, stats = _apply(encoder, "encoder", params, stats, images)
-        if not at_z:
-            return h, (h, stats)
-        z, stats = _apply(heads, "heads", params, stats, h)
-        return z, (h, stats)
-
-    def _derivative(
-        self, params: Variables, stats: Variables, x: Array, side: Side
-    ) -> _Penalized:
-        """Returns the penalty of a view, with what `_represent` returns."""
-        assert side.alpha_other is not None
-        alpha, held = side.views[0]
-        others = jnp.moveaxis(side.alpha_other, 1, 0)
-        if self.penalty.parameters:
-            along = np.isin(self.transformation.names, self.penalty.parameters)
-            others = jnp.where(along[None, None], others, alpha[None])
-        signs = None if side.signs is None else jnp.moveaxis(side.signs, 1, 0)
-        modules, at_z = (self.penalized, self.penalized_heads), self.penalty.at == "z"
+        held: Any,
+        penalized: bool,
+        at_z: bool,
+    ) -> Callable[[Array], tuple[Array, tuple[Array, Variables]]]:
+        """Returns alpha -> (where the penalty acts, (h, the statistics after it))."""
+        encoder = self.penalized if penalized else self.encoder
+        heads = self.penalized_heads if penalized else self.method.heads
 
         def represent(alpha: Array) -> tuple[Array, tuple[Array, Variables]]:
-            inputs = params, stats, x, View(alpha, held)
-            return self._represent(modules, at_z, *inputs)
+            images = self.transformation.apply(x, View(alpha, held))
+            h, moved = _apply(encoder, "encoder", params, stats, images)
+            if not at_z:
+                return h, (h, moved)
+            z, moved = _apply(heads, "heads", params, moved, h)
+            return z, (h, moved)
 
-        penalty, point, (h, stats) = cast(
-            _Penalized,
-            invariance_penalty(
-                represent,
-                alpha,
-                others[0] if len(others) == 1 else others,
-                signs=signs,
-                has_aux=True,
-                **self._measure(),
-            ),
-        )
-        return penalty, point, (h, stats)
+        return represent
+
+    def _ends(self, side: Side) -> Array:
+        """Returns the ends of the directions, `[B, P]` or `[K, B, P]`."""
+        ends = _by_direction(side.alpha_other)
+        assert ends is not None
+        if self.penalty.parameters:
+            along = np.isin(self.transformation.names, self.penalty.parameters)
+            ends = jnp.where(along[None, None], ends, side.views[0].alpha[None])
+        return ends[0] if len(ends) == 1 else ends
 
     def _outputs(
         self, params: Variables, stats: Variables, side: Encoded
@@ -261,6 +244,11 @@ def batch_mean(values: Array, axis_name: str | None) -> Array:
     """
     local = jnp.mean(values)
     return local if axis_name is None else jax.lax.pmean(local, axis_name)
+
+
+def _by_direction(drawn: Array | None) -> Array | None:
+    """Returns draws `[B, K, ...]` as `[K, B, ...]`."""
+    return None if drawn is None else jnp.moveaxis(drawn, 1, 0)
 
 
 def _apply(

@@ -91,7 +91,8 @@ class Rows:
             "seconds": now - self._started,
         }
         self._writer.write(step, row)
-        shown = {name: f"{means[name]:.4g}" for name in ("loss", "penalty")}
+        names: list[str] = [one for one in ("loss", "penalty") if one in means]
+        shown = {name: f"{means[name]:.4g}" for name in names}
         if speed:
             shown["examples/s"] = f"{speed:.0f}"
         self._bar.set_postfix(shown, refresh=False)

@@ -1,0 +1,220 @@
+"""Puts the page of some runs together and writes it, its figures and its tables."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from etils import epath
+
+from invariance_jax.report import commands, pictures, tables
+from invariance_jax.report.aggregate import in_summary, select
+from invariance_jax.report.compare import Comparison, headlines, over
+from invariance_jax.report.draw import Shown, figure
+from invariance_jax.report.page import Group, Part, contents, page
+from invariance_jax.report.read import Json, Run, read_runs
+from invariance_jax.report.sections import AVERAGING, SECTIONS, Spec, section_of
+from invariance_jax.report.style import Picture
+from invariance_jax.report.words import is_share
+from invariance_jax.runtime.files import plain_path, write_bytes, write_text
+
+_TRAINING = {"move": 0.0, "widen": 1.0}
+"""Where the training distribution is on the axis of a shift, by the kind of shift."""
+
+
+def write(
+    workdirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
+) -> Path | epath.Path:
+    """Writes a report; see `report.run`."""
+    runs, folder = read_runs(workdirs), epath.Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out must be a directory, found the file {folder}")
+    first, sections = _Report(runs).parts()
+    title, subtitle = runs[0].name, _sentence(runs[0])
+    if len(runs) > 1:
+        subtitle = f"The others are compared to the first, {title}."
+        title = f"Comparison of {len(runs)} runs"
+    for name in ("figures", "tables"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for part in contents([*first, *sections]):
+        if isinstance(part, Picture):
+            write_bytes(folder / "figures" / f"{part.name}.png", part.png)
+        elif part.name:
+            _write_csv(folder, part.name, part.source)
+    _write_csv(folder, "results", pd.concat([run.rows for run in runs]))
+    write_text(folder / "report.html", page(title, subtitle, first, sections))
+    return plain_path(folder / "report.html")
+
+
+def _write_csv(folder: epath.Path, name: str, frame: pd.DataFrame) -> None:
+    text = frame.convert_dtypes().to_csv(index=False)
+    write_text(folder / "tables" / f"{name}.csv", text)
+
+
+class _Report:
+    """The parts of the page of some runs."""
+
+    def __init__(self, runs: Sequence[Run]):
+        self.runs, self.comparison = runs, Comparison(runs)
+        self.words, table = self.comparison.words, self.comparison.table
+        # Those of single weights stand beside the main numbers only.
+        self.table = table[~table["run"].astype(str).str.startswith("paper, weight")]
+        strengths = {run.config.get("augmentation.strength") for run in runs}
+        training = {**_TRAINING}
+        if len(strengths) == 1 and isinstance(strength := strengths.pop(), int | float):
+            training["strength"] = float(strength)
+        constant = select(table, {"metric": "mse.constant"})["mean"].mean()
+        names = [run.name for run in runs]
+        self.shown = Shown(self.table, names, self.words, training, constant)
+
+    def parts(self) -> tuple[list[Part], list[Group]]:
+        """Returns the first screen and the sections."""
+        (run, *others) = self.runs
+        task = [*_known(*tables.downstream(self.table, self.runs, self.words))]
+        embeddings, details = list[Part](), list[Part]()
+        beside = Group("pair", "", _known(self._averaging(), pictures.views(run)))
+        if others:
+            first, details = [*self._compared(), beside], self._details()
+        else:
+            own = self.table[self.table["run"] == run.name]
+            first = [Group("headlines", "", headlines(own, run.settings)), beside]
+            _, predictions, confusion, *rest = pictures.OF_ONE
+            task += _known(predictions(run), confusion(run))
+            found = _known(*(picture(run) for picture in rest))
+            embeddings = [Group("pair", "", found)] if found else []
+        return first, [
+            Group("section", "Downstream task", task),
+            Group("section", "Embeddings", embeddings),
+            *self._experiments(),
+            Group("section", "Training", self._training()),
+            Group("section", "Comparison in detail", details),
+            Group("section", "Settings", self._settings()),
+        ]
+
+    def _averaging(self) -> Picture | None:
+        """Returns the figure of averaging, of several runs with one curve for each."""
+        table = self.table[in_summary(self.table)]
+        if len(self.runs) > 1:
+            table = select(table, dict.fromkeys(AVERAGING.curves))
+        return figure(AVERAGING, self.shown._replace(table=table))
+
+    def _compared(self) -> list[Part]:
+        """Returns the main numbers of several runs, and their differences."""
+        found = self.comparison.main_differences()
+        ways = ["higher" if is_share(name) else "lower" for name in found["metric"]]
+        found["metric"] += [f"\n({way} is better)" for way in ways]
+        spec = Spec(
+            "differences",
+            f"Paired differences to {self.comparison.first}",
+            "The same seeds, measured in the same way; the line is at no difference.",
+            "run",
+            metrics=tuple((metric,) for metric in dict.fromkeys(found["metric"])),
+            dots=True,
+            line=0.0,
+        )
+        dots = figure(spec, self.shown._replace(table=found))
+        return _known(self.comparison.main(), dots)
+
+    def _experiments(self) -> list[Group]:
+        """Returns a section for every experiment that some run has measured."""
+        found = {*self.table[self.table["run"].isin(self.shown.names)]["experiment"]}
+        order = [name for name in SECTIONS if name in {*found, "averaging"}]
+        order += sorted(found - {*SECTIONS, "downstream", "training"})
+        sections = []
+        for name in order:
+            rows = self.table[self.table["experiment"] == name]
+            section, every = section_of(name, rows), list[Part]()
+            if name == "averaging":  # some of its numbers are "downstream"'s too
+                rows = self.table[in_summary(self.table) & self.table["views"].notna()]
+            else:
+                every += tables.every_number(rows, self.words, name, section.note)
+            shown = self.shown._replace(table=rows)
+            parts = _known(*(figure(spec, shown) for spec in section.figures))
+            parts += [Group("folded", "Every number", every)] if every else []
+            each = [commands.of_experiment(run, name) for run in self.runs]
+            lines = Group("commands", "", [*dict.fromkeys(filter(None, each))])
+            parts += (
+                [Group("folded", "Command", [lines])] if parts and lines.parts else []
+            )
+            sections.append(Group("section", section.title, parts, section.text))
+        return sections
+
+    def _training(self) -> list[Part]:
+        last = self.table[self.table["experiment"] == "training"]
+        table = tables.numbers(last, self.words, ["run"], name="training")
+        skipped = [
+            f"{run.name}: {count} unreadable line(s) of {file} skipped."
+            for run in self.runs
+            for file, count in run.skipped.items()
+        ]
+        note = Group("note", "", skipped) if skipped else None
+        return _known(pictures.training(self.runs), table, note)
+
+    def _details(self) -> list[Part]:
+        """Returns settings that differ, differences, and the pictures of each run."""
+        main, every = self.comparison.differences()
+        parts: list[Part] = [self.comparison.settings(), main]
+        parts += [Group("folded", "Differences of all numbers", [every])]
+        for number, run in enumerate(self.runs):
+            found = [picture(run) for picture in pictures.OF_ONE]
+            suffix = _suffix(number, run)
+            named = [one._replace(name=one.name + suffix) for one in found if one]
+            parts += (
+                [Group("folded", f"Pictures of {run.name}", named)] if named else []
+            )
+        return parts
+
+    def _settings(self) -> list[Part]:
+        """Returns what made each run and what it was made with."""
+        parts: list[Part] = []
+        for number, run in enumerate(self.runs):
+            name = "config" + _suffix(number, run) * (len(self.runs) > 1)
+            own = [
+                Group("commands", "", commands.of_run(run)),
+                Group("folded", "Environment and time", [tables.facts(_facts(run))]),
+                Group("folded", "Evaluation", [tables.facts(run.settings)]),
+                Group("folded", "Every key", [tables.facts(run.config, name)]),
+            ]
+            parts += own if len(self.runs) == 1 else [Group("folded", run.name, own)]
+        return parts
+
+
+def _known(*found: Part | None) -> list[Part]:
+    return [one for one in found if one is not None]
+
+
+def _suffix(number: int, run: Run) -> str:
+    """Returns what tells the files of a run from those of the others."""
+    return f"-{number + 1}-" + re.sub(r"[^\w.-]+", "_", run.name)[:60]
+
+
+def _facts(run: Run) -> Json:
+    """Returns environment, derived quantities, speed and times of a run."""
+    environment = dict(run.saved.get("environment") or {})
+    commit = environment.pop("git_commit", None) or "none: not run from a git checkout"
+    found = {"git commit": commit, **environment, "work directory": str(run.path)}
+    found |= run.saved.get("derived") or {}
+    speed = run.log[run.log["name"] == "examples_per_second"]["value"].median()
+    ends = run.log[run.log["name"] == "seconds"].groupby("seed")["value"].max()
+    if pd.notna(speed):
+        found["speed"] = f"{speed:,.0f} examples per second (median)"
+    if len(ends):
+        found["training time"] = f"{ends.mean():,.0f} s{' per seed' * (len(ends) > 1)}"
+    for name, entry in run.results["experiments"].items():
+        found[f"seconds of {name}"] = entry.get("seconds")
+    return found
+
+
+def _sentence(run: Run) -> str:
+    """Returns what was run and what the numbers are, in a line."""
+    config, derived = run.config, run.saved.get("derived") or {}
+    parts = [config.get(f"{key}.name") for key in ("data", "encoder", "method")]
+    weight = config.get("penalty.weight")
+    if weight is not None:
+        parts.append(f"penalty of weight {weight}" if weight else "no penalty")
+    if derived.get("steps"):
+        parts.append(f"{derived['steps']} steps of {config.get('batch_size')} examples")
+    error = "Mean ± standard error over " if run.n > 1 else "Numbers of "
+    made = ", ".join(str(part) for part in parts if part)
+    return f"{made}. {error}{over(run.n, run.split)}."

@@ -1,0 +1,196 @@
+"""The main numbers of runs, and comparisons: the others against the first."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from invariance_jax.report import paper, tables
+from invariance_jax.report.aggregate import (
+    in_summary,
+    long_table,
+    over_seeds,
+    paired,
+    select,
+    show,
+)
+from invariance_jax.report.read import Json, Run, Value
+from invariance_jax.report.tables import Table
+from invariance_jax.report.words import Words
+
+Place = tuple[str, Value | None]
+"""A metric, and M, "plain" or None."""
+
+
+class Headline(NamedTuple):
+    """A number of the first screen: what it is, the number as text, a remark."""
+
+    title: str
+    number: str
+    remark: str
+
+
+def _main(table: pd.DataFrame) -> pd.DataFrame:
+    none = dict.fromkeys(("target", "family", "encoder", "probe"))
+    return select(table[in_summary(table)], none)
+
+
+def places(table: pd.DataFrame) -> list[Place]:
+    """Returns where the up to three main numbers of aggregated rows are.
+
+    Accuracy of plain images or error of one view, the same at the largest M, and the
+    normalized variance; what is missing is replaced by what else there is.
+    """
+    main = _main(table)
+    views = [None if pd.isna(m) else m for m in main["views"]]
+    every: list[Place] = [*zip(main["metric"], views, strict=True)]
+    wanted: list[Place] = []
+    for metric in ("accuracy", "mse"):
+        numeric = sorted(
+            m for n, m in every if n == metric and m not in (None, "plain")
+        )
+        is_plain = (metric, "plain") in every
+        first = ["plain"] if is_plain else numeric[:1]
+        wanted += [(metric, m) for m in [*first, *numeric[-1:]]]
+    names = ("variance.normalized", "loss.final", "penalty.final")
+    ordered = dict.fromkeys([*wanted, *((name, None) for name in names), *every])
+    return [place for place in ordered if place in every][:3]
+
+
+def main_numbers(
+    table: pd.DataFrame, where: Sequence[Place], words: Words
+) -> pd.DataFrame:
+    """Returns the rows of the main numbers, whose metrics become their titles."""
+    main, each = _main(table), []
+    for metric, views in where:
+        title = words.metric(metric)
+        if views == "plain":
+            title += ", plain images"
+        elif views is not None:
+            title += ", one view" if views == 1 else f", average of {views:g} views"
+        rows = select(main, {"metric": metric, "views": views})
+        each.append(rows.assign(metric=title))
+    return pd.concat([main.iloc[:0], *each])
+
+
+def headlines(table: pd.DataFrame, settings: Json) -> list[Headline]:
+    """Returns the main numbers of the one run of aggregated rows.
+
+    Args:
+      table: the rows.
+      settings: those of the evaluation.
+    """
+    remarks = {"normalized variance": "0: invariant; 1: knows only the view"}
+    constant = select(table, {"metric": "mse.constant"})["mean"]
+    if len(constant):
+        remarks["MSE"] = f"constant predictor: {show(constant.iloc[0])}"
+    if settings.get("classes"):
+        remarks["accuracy"] = f"chance: {show(1 / len(settings['classes']))}"
+    return [
+        Headline(
+            row["metric"],
+            show(row["mean"], row["standard_error"]),
+            next((v for k, v in remarks.items() if row["metric"].startswith(k)), ""),
+        )
+        for row in main_numbers(table, places(table), Words()).to_dict("records")
+    ]
+
+
+def over(n: int, split: str) -> str:
+    """Returns what numbers are over, such as "3 seeds, test split"."""
+    return f"{n} seeds, {split} split" if n > 1 else f"one seed, {split} split"
+
+
+def terminal_text(results: Json) -> str:
+    """Returns the main numbers of a checked `results.json`, a line each."""
+    settings = results.get("settings") or {}
+    found = headlines(over_seeds(long_table([results["rows"]])), settings)
+    width = max((len(one.title) for one in found), default=0)
+    n, split = len(results["seeds"]) or 1, str(settings.get("split") or "test")
+    lines = [f"{one.title:<{width}}  {one.number}" for one in found]
+    lines[:1] = [f"{line}  ({over(n, split)})" for line in lines[:1]]
+    return "\n".join(lines) or "no results"
+
+
+class Comparison:
+    """Several runs, of which the others are compared to the first."""
+
+    def __init__(self, runs: Sequence[Run]):
+        """Aggregates the runs, and pairs them by their seeds."""
+        rows = long_table([run.rows for run in runs])
+        own = over_seeds(rows)
+        self.table = pd.concat([own, paper.rows(runs)], ignore_index=True)
+        self.runs, self.first, self.words = runs, runs[0].name, Words(runs)
+        self.pairs = paired(rows, self.first)
+        each = [places(own[own["run"] == run.name]) for run in runs]
+        self._places = list(dict.fromkeys(place for found in each for place in found))
+
+    def main(self) -> Table | None:
+        """Returns one row for each run and for the paper's: the main numbers."""
+        note = "Mean ± standard error over seeds"
+        splits = {run.name: run.split for run in self.runs}
+        if len({*splits.values()}) == 1:
+            note += f", {self.runs[0].split} split."
+        else:
+            note += f"; different splits, not to be compared: {tables.joined(splits)}."
+        found = main_numbers(self.table, self._places, self.words)
+        found = found.assign(seeds=found.groupby("run")["n"].transform("max"))
+        index = ["run", "seeds"]
+        return tables.numbers(found, self.words, index, name="comparison", note=note)
+
+    def main_differences(self) -> pd.DataFrame:
+        """Returns the paired differences of the main numbers."""
+        return main_numbers(self.pairs, self._places, self.words)
+
+    def differences(self) -> tuple[Table, Table]:
+        """Returns the paired differences of the main numbers, and of the summary."""
+        every = self.pairs[in_summary(self.pairs)]
+        names, metrics = ("target", "encoder", "family", "probe", "views"), []
+        for row in every.to_dict("records"):
+            place = self.words.place({name: row.get(name) for name in names})
+            texts = [self.words.metric(row["metric"]), place]
+            metrics.append(", ".join(filter(None, texts)))
+        return (
+            self._differences(self.main_differences(), "differences"),
+            self._differences(every.assign(metric=metrics), "differences_all"),
+        )
+
+    def _differences(self, found: pd.DataFrame, name: str) -> Table:
+        interval = found["low"].map(show) + " to " + found["high"].map(show)
+        shown = pd.DataFrame(
+            {
+                "run": found["run"],
+                "number": found["metric"],
+                "difference": found["mean"].map(show),
+                "95 % interval": interval.where(found["low"].notna(), "one pair: none"),
+                "pairs": found["n"],
+            }
+        )
+        note = f"Run minus {self.first}, over pairs with the same seed."
+        missing = sorted({run.name for run in self.runs[1:]} - {*found["run"]})
+        if missing:
+            note += f" Without a pair: {', '.join(missing)}."
+        table = tables.plain(shown, name, "Paired differences", note)
+        return table._replace(source=tables.tidy(found))
+
+    def settings(self) -> Table:
+        """Returns the keys whose values are not the same in all runs.
+
+        Those of the evaluation are as it was made, which may be after the training.
+        """
+        each = {}
+        for run in self.runs:
+            own = {f"evaluation.{k}": v for k, v in run.settings.items()}
+            config = run.config | {k: own[k] for k in own if k in run.config}
+            each[run.name] = {key: tables.joined(v) for key, v in config.items()}
+        frame = pd.DataFrame(each, dtype=object).fillna("-")
+        frame = frame[frame.nunique(axis=1) > 1].reset_index(names="key")
+        return tables.plain(frame, "settings_that_differ", "Settings that differ")
+
+    def text(self) -> str:
+        """Returns the main numbers and their differences, for a terminal."""
+        main, (differences, _) = self.main(), self.differences()
+        blocks = [tables.as_text(main)] if main else []
+        if differences.rows:
+            blocks.append(tables.as_text(differences))
+        return "\n\n".join([*blocks, differences.note])

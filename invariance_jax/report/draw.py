@@ -1,0 +1,237 @@
+"""Draws curves and dots of aggregated rows, as the declarations of `sections` say.
+
+Runs differ in colour, line and marker; several curves of one run too, and markers of
+all but the first are open. Numbers of the paper are grey. Bars are standard errors over
+seeds, or the intervals of differences.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from invariance_jax.report import paper, style
+from invariance_jax.report.aggregate import of_paper, select
+from invariance_jax.report.sections import Spec
+from invariance_jax.report.style import FAINT, TEXT, WIDTH, Picture, Style, label
+from invariance_jax.report.words import Words, is_share
+
+_ACROSS: Style = {"color": FAINT, "linewidth": 1.0, "linestyle": (0, (6, 3))}
+
+
+class Shown(NamedTuple):
+    """What figures are drawn of.
+
+    Attributes:
+      table: aggregated rows, those of the paper among them.
+      names: of the runs.
+      words: for people.
+      training: where the training distribution is, by the coordinate "how".
+      constant: the error of a constant predictor; NaN if there is none.
+    """
+
+    table: pd.DataFrame
+    names: list[str]
+    words: Words
+    training: Mapping[str, float]
+    constant: float
+
+
+class _Panel(NamedTuple):
+    rows: pd.DataFrame
+    metrics: tuple[str, ...]
+    at: dict[str, Any]
+
+
+def figure(spec: Spec, shown: Shown) -> Picture | None:
+    """Returns the picture of a declaration, None where no run has measured it."""
+    panels = [*_panels(spec, shown)]
+    if not panels:
+        return None
+    rows = pd.concat([panel.rows for panel in panels])
+    bars = "Bars: standard error over seeds."
+    if "low" in rows:
+        bars = "Bars: 95 % intervals of Student's t over pairs of seeds."
+    elif rows[~of_paper(rows)]["standard_error"].isna().all():
+        bars = ""
+    texts = filter(None, [spec.caption, bars, paper.note(rows, brief=True)])
+    draw = partial(_draw, spec, panels, shown)
+    return style.render(spec.name, spec.title, " ".join(texts), draw)
+
+
+def _panels(spec: Spec, shown: Shown) -> Iterator[_Panel]:
+    """Yields the panels in which some run, not only the paper, has enough numbers."""
+    table, panels = select(shown.table, spec.where), [*spec.panels]
+    if not {spec.x, *panels} <= {*table}:
+        return
+    table = table[table[["mean", spec.x, *panels]].notna().all(axis=1)]
+    if spec.dots:
+        table = table[~of_paper(table)]
+    for metrics in spec.metrics:
+        rows = table[table["metric"].isin(metrics)]
+        # By the first of the coordinates, in the order of the file.
+        by_first = rows.groupby(panels[:1], sort=False) if panels else [((), rows)]
+        for _, part in by_first:
+            places = (
+                part[panels].drop_duplicates().to_dict("records") if panels else [{}]
+            )
+            for place in places:
+                at = {str(name): value for name, value in place.items()}
+                found = select(part, at)
+                values = found[~of_paper(found)][spec.x].nunique()
+                if values >= (1 if spec.dots else 2):
+                    yield _Panel(found, metrics, at)
+
+
+def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
+    columns = min(spec.columns, len(panels))
+    names = [*dict.fromkeys(name for panel in panels for name in panel.rows[spec.x])]
+    height = 3.3 if columns == 1 else 2.7
+    if spec.dots:
+        height = 0.8 + len(names) * (0.1 + 0.17 * min(len(shown.names), 4))
+    size, share = (WIDTH / max(columns, 2), height), spec.share or spec.dots
+    figure, grid = style.subplots(len(panels), columns, size, sharey=share)
+    entries: dict[str, Style] = {}
+    looks: dict[str, int] = {}
+    for axes, panel in zip(grid, panels, strict=True):
+        curves = [*_curves(spec, panel, shown, looks)]
+        for number, (name, look, rows) in enumerate(curves):
+            entries[name] = look
+            if spec.dots:
+                place = 0.75 * (0.5 - (number + 0.5) / len(curves)) * (spec.x != "run")
+                y = place - rows[spec.x].map(names.index).astype(float)
+                _draw_points(axes, rows, y, look, dots=True)
+            else:
+                for level in rows["mean"][rows[spec.x] == "plain"]:
+                    axes.axhline(
+                        level, color=look["color"], linewidth=1.1, linestyle=":"
+                    )
+                x = pd.to_numeric(rows[spec.x], errors="coerce")
+                _draw_points(axes, rows, x, look, dots=False)
+        entries |= _marks(axes, spec, panel, shown)
+        (_finish_dots if spec.dots else _finish)(axes, spec, panel, shown.words)
+        if spec.dots:
+            texts = [label(shown.words.value(spec.x, name)) for name in names]
+            axes.set_yticks(-np.arange(len(names)), texts)
+            axes.set_ylim(0.6 - len(names), 0.6)
+    for axes in grid:
+        if axes.get_yscale() == "log":
+            style.label_logs(axes.yaxis)
+    if len(entries) > 1 and spec.x != "run":
+        style.add_legend(figure, entries)
+    return figure
+
+
+def _curves(
+    spec: Spec, panel: _Panel, shown: Shown, looks: dict[str, int]
+) -> Iterator[tuple[str, Style, pd.DataFrame]]:
+    """Yields name, style and points; a curve has one look in all panels."""
+    keys = ["run", "metric", *(name for name in spec.curves if name in panel.rows)]
+    groups = panel.rows.groupby(keys, dropna=False, sort=False)
+    for key, rows in groups:
+        run, metric, *_ = map(str, key)
+        at = dict(zip(keys[2:], key[2:], strict=True))
+        several = len(panel.metrics) > 1
+        text = shown.words.metric(metric) if several else shown.words.place(at)
+        if run not in shown.names:
+            yield run, style.paper_style(run), rows
+            continue
+        look = looks.setdefault(text, len(looks))
+        if len(shown.names) == 1:
+            yield text or run, style.line_style(look), rows
+        else:
+            name = ", ".join(filter(None, [run, text]))
+            yield name, style.line_style(shown.names.index(run), look), rows
+
+
+def _draw_points(
+    axes: Axes, rows: pd.DataFrame, at: "pd.Series[float]", look: Style, *, dots: bool
+) -> None:
+    """Draws finite points with bars: over x, or as dots at y."""
+    rows = _with_ends(rows).assign(at=at).dropna(subset=["at"]).sort_values("at")
+    bars = np.array([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
+    error = bars if bars.any() and look["color"] != FAINT else None
+    if dots:
+        axes.errorbar(rows["mean"], rows["at"], xerr=error, **{**look, "linestyle": ""})
+    else:
+        axes.errorbar(rows["at"], rows["mean"], yerr=error, **look)
+
+
+def _with_ends(rows: pd.DataFrame) -> pd.DataFrame:
+    """Returns finite points with the ends of their bars."""
+    rows = rows[np.isfinite(rows["mean"])]
+    mean, error = rows["mean"], rows["standard_error"]
+    low, high = rows.get("low", mean - error), rows.get("high", mean + error)
+    return rows.assign(low=low.fillna(mean), high=high.fillna(mean))
+
+
+def _marks(axes: Axes, spec: Spec, panel: _Panel, shown: Shown) -> dict[str, Style]:
+    """Draws lines across a panel; returns their entries of the legend."""
+    entries: dict[str, Style] = {}
+    if spec.line is not None:
+        (axes.axvline if spec.dots else axes.axhline)(spec.line, **_ACROSS, zorder=1)
+    training = shown.training.get(str(panel.at.get("how")))
+    if training is not None:
+        entries["training distribution"] = {**_ACROSS, "linestyle": (0, (1, 2))}
+        axes.axvline(training, **entries["training distribution"], zorder=1)
+    if (panel.rows[spec.x] == "plain").any():
+        entries["plain images"] = {**_ACROSS, "color": TEXT, "linestyle": ":"}
+    is_mean = panel.metrics == ("mse",) and "target" in spec.where
+    if is_mean and panel.rows["mean"].max() > 0.3 * shown.constant:
+        axes.axhline(shown.constant, **_ACROSS, zorder=1)
+        entries["constant predictor"] = _ACROSS
+    return entries
+
+
+def _finish(axes: Axes, spec: Spec, panel: _Panel, words: Words) -> None:
+    """Writes the texts of a panel of curves, and sets the scales."""
+    at = {name: words.value(name, value) for name, value in panel.at.items()}
+    unit = words.unit(panel.at.get("parameter")) if at.get("how") == "shift" else ""
+    x_label = spec.label.format_map(at)
+    axes.set_xlabel(label(f"{x_label} ({unit})" if unit else x_label))
+    others = {n: v for n, v in panel.at.items() if f"{{{n}}}" not in spec.label}
+    axes.set_title(label(words.place(others)))
+    axes.set_ylabel(label(words.axis(panel.metrics[0], panel.at.get("target"))))
+    place = axes.get_subplotspec()
+    axes.yaxis.label.set_visible(
+        not spec.share or (place is None or place.is_first_col())
+    )
+    own = panel.rows[~of_paper(panel.rows)][spec.x]
+    ticks = sorted({*pd.to_numeric(own, errors="coerce").dropna()})
+    if spec.log and ticks[0] > 0:
+        axes.set_xscale("log")
+        style.label_logs(axes.xaxis)
+    if len(ticks) <= 9:
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    if not is_share(panel.metrics[0]) and style.spans(panel.rows["mean"]):
+        axes.set_yscale("log")
+
+
+def _finish_dots(axes: Axes, spec: Spec, panel: _Panel, words: Words) -> None:
+    """Writes the texts of a panel of dots, and sets the scale.
+
+    Numbers far from the others, such as those of a collapse, are left out of a linear
+    axis.
+    """
+    axes.set_title(label(words.place(panel.at)))
+    text = words.axis(panel.metrics[0])
+    points, share = _with_ends(panel.rows), is_share(panel.metrics[0])
+    if spec.line != 0 and not share and style.spans(points["mean"]):
+        axes.set_xscale("log")
+        style.label_logs(axes.xaxis)
+    else:
+        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_formatter(FuncFormatter(style.brief))
+        size = max(10 * points["mean"].abs().median(), 1.2 * share)
+        near = points[points["mean"].abs() <= size]
+        if 0 < len(near) < len(points):
+            low, high = min(0, *near["low"]), max(0, *near["high"])
+            margin = 0.1 * (high - low)
+            axes.set_xlim(max(low, -size) - margin, min(high, size) + margin)
+            text += f"\n({len(points) - len(near)} out of sight)"
+    axes.set_xlabel("\n".join(map(label, text.split("\n"))))

@@ -1,0 +1,224 @@
+"""What the report shows of each experiment: small declarations, which `draw` draws.
+
+An experiment of a user's own has a section too: its table, and curves over its numeric
+coordinate if there is one.
+"""
+
+from typing import NamedTuple
+
+import pandas as pd
+
+from invariance_jax.report.aggregate import Where, coordinates
+
+
+class Spec(NamedTuple):
+    """A figure: curves over a numeric coordinate, or dots of categories.
+
+    Attributes:
+      name: stem of its file.
+      title: heading.
+      caption: one or two sentences.
+      x: the coordinate.
+      label: the text at x; may name coordinates of the panel in braces.
+      metrics: a panel for each; the metrics of one panel are curves.
+      where: which rows are shown.
+      panels: coordinates whose values have panels of their own.
+      curves: coordinates whose values have curves of their own.
+      dots: whether the values of x stand below each other.
+      log: whether x is logarithmic.
+      line: a level of the metrics that is marked, if there is one.
+      share: whether the panels have the same limits.
+      columns: most panels beside each other.
+    """
+
+    name: str
+    title: str
+    caption: str
+    x: str
+    label: str = ""
+    metrics: tuple[tuple[str, ...], ...] = (("mse",), ("accuracy",))
+    where: Where = {"target": None}
+    panels: tuple[str, ...] = ()
+    curves: tuple[str, ...] = ()
+    dots: bool = False
+    log: bool = False
+    line: float | None = None
+    share: bool = False
+    columns: int = 3
+
+
+class Section(NamedTuple):
+    """What is shown of an experiment, above the tables of its numbers."""
+
+    title: str
+    text: str
+    figures: tuple[Spec, ...] = ()
+    note: str = ""
+
+
+_KINDS = ("encoder", "family", "probe")
+_AVERAGED = "M, averaged views"
+_NORMALIZED = (("normalized",),)
+
+AVERAGING = Spec(
+    "averaging",
+    "Quality against the number of averaged views",
+    "A linear probe on features averaged over M views.",
+    "views",
+    _AVERAGED,
+    curves=_KINDS,
+    log=True,
+)
+"""The figure of the first screen."""
+
+SECTIONS = {
+    "averaging": Section(
+        "Feature averaging",
+        "The probe is fitted and tested on features averaged over M views.",
+        (
+            Spec(
+                "averaging_targets",
+                "Error of each target against the number of averaged views",
+                "In squared units of the targets.",
+                "views",
+                _AVERAGED,
+                where=dict.fromkeys(_KINDS),
+                panels=("target",),
+                log=True,
+                columns=4,
+            ),
+        ),
+    ),
+    "invariance": Section(
+        "Invariance",
+        "How much of the variance of the representation the views of one example make.",
+        (
+            Spec(
+                "invariance",
+                "Variance over views, by what is drawn anew",
+                "Share of the total variance, with every parameter drawn anew (all) or "
+                "one alone while the others keep one draw; at 0 a representation is "
+                "invariant, at 1 it knows nothing but the view.",
+                "parameter",
+                metrics=_NORMALIZED,
+                where={"table": "parameters"},
+                panels=("of",),
+                dots=True,
+                columns=2,
+            ),
+            Spec(
+                "invariance_checkpoints",
+                "Variance over views, by training step",
+                "Every parameter drawn anew, for each checkpoint that is kept.",
+                "step",
+                "training step",
+                metrics=_NORMALIZED,
+                where={"table": "checkpoints"},
+                panels=("of",),
+                share=True,
+                columns=2,
+            ),
+        ),
+        "From pairs: half the mean squared change between two views.",
+    ),
+    "linearization": Section(
+        "Linearization",
+        "How well the first-order change that the penalty takes predicts the change of "
+        "the representation.",
+        (
+            Spec(
+                "linearization",
+                "First-order change of n(h) against the true one",
+                "The step goes from one draw of the parameters towards another; at 1, "
+                "the full step, the squared first-order change is the penalty. Ratio: "
+                "of the means over examples, and the median of the examples' own. The "
+                "line at 1: exact (ratio, cosine), no better than no change (error).",
+                "step",
+                "step, share of the way to another draw",
+                metrics=(("relative_error",), ("ratio", "median_ratio"), ("cosine",)),
+                where={"parameters": "all"},
+                log=True,
+                line=1.0,
+            ),
+            Spec(
+                "linearization_parameters",
+                "First-order change at the full step, by parameter",
+                "One parameter moves to another draw and the others stay.",
+                "parameters",
+                metrics=(("relative_error",), ("ratio",), ("cosine",)),
+                where={"step": max},
+                dots=True,
+                line=1.0,
+            ),
+        ),
+        "Relative error: squared difference over squared true change. Ratio: squared "
+        "first-order over squared true change. Top 1 %: of the examples.",
+    ),
+    "nuisance_prediction": Section(
+        "Nuisance prediction",
+        "How much a representation still tells of the transformation.",
+        (
+            Spec(
+                "nuisance_prediction",
+                "Parameters of a view that h tells",
+                "R² of a ridge regression of a view's parameters on its h, on views "
+                "that it was not fitted on: 0 is the constant predictor, 1 is exact.",
+                "parameter",
+                metrics=(("r2",),),
+                dots=True,
+                line=0.0,
+            ),
+        ),
+        "Errors in squared units of the parameter.",
+    ),
+    "shift": Section(
+        "Shift",
+        "The downstream task on views of another distribution than in training.",
+        (
+            Spec(
+                "shift",
+                "Quality under another distribution of the nuisance",
+                "A refitted head has seen views of the shifted distribution, a fixed "
+                "head only those of the training distribution.",
+                "shift",
+                "{how} of {parameter}",
+                panels=("views", "how", "parameter"),
+                curves=("head",),
+                share=True,
+            ),
+        ),
+    ),
+    "label_fraction": Section(
+        "Label fraction",
+        "The downstream task when the probe sees few labels.",
+        (
+            Spec(
+                "label_fraction",
+                "Quality against the share of labels",
+                "The probe is fitted on a share of its examples.",
+                "fraction",
+                "share of the labels",
+                curves=("views",),
+                log=True,
+            ),
+        ),
+    ),
+}
+"""Experiment -> what is shown of it, in the order of the page."""
+
+
+def section_of(experiment: str, rows: pd.DataFrame) -> Section:
+    """Returns the section of an experiment, a user's own from its aggregated rows."""
+    if experiment in SECTIONS:
+        return SECTIONS[experiment]
+    names, title = coordinates(rows), experiment.replace("_", " ").capitalize()
+    numbers = {name: pd.to_numeric(rows[name], errors="coerce") for name in names}
+    numeric = [name for name in names if numbers[name].nunique() > 1]
+    if len(numeric) != 1:
+        return Section(title, "")
+    (x,) = numeric
+    text = x.replace("_", " ").replace("{", "{{").replace("}", "}}")
+    metrics = tuple((name,) for name in dict.fromkeys(rows["metric"]))
+    others = tuple(name for name in names if name != x)
+    spec = Spec(experiment, "", "", x, text, metrics, {}, curves=others)
+    return Section(title, "", (spec,))

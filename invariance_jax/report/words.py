@@ -1,0 +1,138 @@
+"""Words for people: what metrics, coordinates and their values are called."""
+
+import re
+from collections.abc import Hashable, Mapping, Sequence
+
+from invariance_jax.report.read import Run
+
+_METRICS = {
+    "mse": "MSE",
+    "r2": "R²",
+    "cross_entropy": "cross-entropy",
+    "constant": "MSE of a constant",
+    "top_share": "share of the top 1 %",
+    "l2": "chosen l2",
+    "within": "within examples",
+    "normalized": "within / total",
+    "paired": "from pairs",
+    "variance.within": "variance of n(h) within examples",
+    "variance.total": "total variance of n(h)",
+    "variance.normalized": "normalized variance of n(h)",
+    "loss.final": "last training loss",
+    "penalty.final": "last penalty",
+}
+
+_AXES = {
+    "mse": "mean squared error",
+    "cross_entropy": "cross-entropy (nats)",
+    "relative_error": "squared error / squared change",
+    "ratio": "squared first-order / true change",
+    "cosine": "cosine of the two changes",
+    "normalized": "within / total variance",
+}
+
+_COORDINATES = {
+    "n": "seeds",
+    "views": "M",
+    "how": "change",
+    "shift": "amount",
+    "fraction": "share of labels",
+    "of": "representation",
+    "parameters": "parameter",
+}
+
+_VALUES = {
+    ("probe", "selected"): "probe with its own l2",
+    ("probe", "ensemble"): "averaged predictions",
+    ("encoder", "pixels"): "raw pixels",
+    ("encoder", "untrained"): "untrained encoder",
+    ("family", "color"): "colour only",
+    ("family", "crop"): "crop and flip only",
+    ("views", "plain"): "plain images",
+    ("head", "refitted"): "refitted head",
+    ("head", "fixed"): "fixed head",
+    ("how", "move"): "shift",
+    ("how", "widen"): "width factor",
+    ("parameter", "color"): "the colour jitter",
+}
+
+_UNITS = {
+    "m": "plane units",
+    "b": "plane units",
+    "h": "plane units",
+    "sigma": "plane units²",
+    **{f"{color}{layer}": "intensity" for color in "rgb" for layer in ("fore", "back")},
+    "foreground": "intensity",
+    "background": "intensity",
+}
+"""Of the Spirograph parameters."""
+
+
+def is_share(metric: str) -> bool:
+    """Returns whether a metric ends at 1: more is better, no axis is logarithmic."""
+    shares = r"(accuracy|r2|R²|cosine|knn\d+|\d+ nearest)\b"
+    return re.match(shares, metric) is not None
+
+
+def is_absent(value: object) -> bool:
+    """Returns whether a row lacks a coordinate: a table has NaN there."""
+    return value is None or value != value
+
+
+class Words:
+    """Words for the runs of a report; Spirograph's parameters have units."""
+
+    def __init__(self, runs: Sequence[Run] = ()):
+        """Takes the runs that are shown."""
+        names = {str(run.config.get("data.name", "")).lower() for run in runs}
+        self.spirograph = names == {"spirograph"}
+
+    def metric(self, name: str) -> str:
+        """Returns a metric in words."""
+        found = re.fullmatch(r"knn(\d+)(_majority)?", name)
+        if found:
+            return f"{found[1]} nearest neighbours{', majority' if found[2] else ''}"
+        return _METRICS.get(name, name.replace("_", " "))
+
+    def axis(self, name: str, target: object = None) -> str:
+        """Returns the text at the axis of a metric, with its unit."""
+        unit = self.unit(target)
+        if name == "mse" and unit:
+            return f"MSE, ({unit})²"
+        return _AXES.get(name, self.metric(name))
+
+    def coordinate(self, name: str) -> str:
+        """Returns the name of a coordinate in words."""
+        return _COORDINATES.get(name, name.replace("_", " "))
+
+    def unit(self, parameter: object) -> str:
+        """Returns the unit of a parameter, empty if it is not known."""
+        return _UNITS.get(str(parameter), "") if self.spirograph else ""
+
+    def value(self, name: str, value: object) -> str:
+        """Returns the value of a coordinate in words; empty where it is absent."""
+        if is_absent(value):
+            return ""
+        if name in ("parameter", "parameters") and value == "h" and self.spirograph:
+            return "h (hole)"
+        return (
+            _VALUES.get((name, value), str(value))
+            if isinstance(value, str)
+            else (f"{value:,}" if isinstance(value, int) else f"{value:g}")
+        )
+
+    def place(self, at: Mapping[str, object]) -> str:
+        """Returns coordinates in words, such as "b, crop and flip only, M = 8"."""
+        texts = [
+            self.value(name, value)
+            if isinstance(value, str)
+            else f"{self.coordinate(name)} = {self.value(name, value)}"
+            for name, value in at.items()
+            if not is_absent(value)
+        ]
+        return ", ".join(texts)
+
+    def features(self, at: Mapping[Hashable, object]) -> str:
+        """Returns what a probe saw, without M: "encoder", "raw pixels", ..."""
+        names = ("encoder", "family", "probe")
+        return self.place({name: at.get(name) for name in names}) or "encoder"
