@@ -153,9 +153,7 @@ class _Report:
 
     def _details(self) -> list[Part]:
         """Returns settings that differ, differences, and the pictures of each run."""
-        main, every = self.comparison.differences()
-        parts: list[Part] = [self.comparison.settings(), main]
-        parts += [Group("folded", "Differences of all numbers", [every])]
+        parts = _known(self.comparison.settings(), self.comparison.differences())
         for number, run in enumerate(self.runs):
             found = [picture(run) for picture in pictures.OF_ONE]
             suffix = _suffix(number, run)
