@@ -1,25 +1,32 @@
-"""Starts a run: trains, evaluates, reports, embeds or checks, as the mode says.
+"""Starts what the mode says: training, evaluation, report, embedding, export, check.
 
 python launch.py --config=configs/spirograph.py:quick --workdir=runs/quick
 """
 
 import functools
+import os
+import signal
 import sys
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+if __name__ == "__main__":
+    # While Python imports, Ctrl-C has nothing to save and nothing to say.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from invariance_jax import check, embed, evaluate, report, studies, train
+from absl import flags
+
+from invariance_jax import check, embed, evaluate, export, report, train
 from invariance_jax.runtime import devices, startup
+from invariance_jax.runtime.files import work_folder
+from invariance_jax.settings import Config
+from invariance_jax.settings.command_line import define_config, key_help
 from invariance_jax.slurm import options, submission
 from invariance_jax.sweeps import collect
 from invariance_jax.sweeps import plan as sweeps
 
-MODES = ("all", "train", "evaluate", "report", "embed", "check")
+MODES = ("all", "train", "evaluate", "report", "embed", "export", "check", "keys")
 
-_CONFIG = config_flags.DEFINE_config_file(
+_CONFIG = define_config(
     "config",
-    None,
     "Configuration file, with a variant after a colon; keys are changed by "
     "--config.KEY=VALUE. Evaluation takes that of the work directory if none is given.",
 )
@@ -27,9 +34,7 @@ _WORKDIR = flags.DEFINE_list(
     "workdir", None, "Work directory; several, separated by commas, for a report."
 )
 _MODE = flags.DEFINE_enum("mode", "all", MODES, "What to do.")
-_OUT = flags.DEFINE_string(
-    "out", None, "Folder of the report; the work directory if there is only one."
-)
+_OUT = flags.DEFINE_string("out", None, "Folder of the report, or file of the export.")
 _PROFILE = flags.DEFINE_string(
     "profile_steps", None, "Steps a:b that are traced: sets logging.profile_steps."
 )
@@ -40,11 +45,15 @@ _DEVICES = flags.DEFINE_integer(
 
 def main(arguments: list[str]) -> None:
     """Runs the program that the mode names, here or on a cluster."""
+    mode, config = _MODE.value, _CONFIG.value
+    workdirs = [os.fspath(work_folder(one)) for one in _WORKDIR.value or ()]
+    if mode == "keys":
+        print(key_help(*arguments[1:2]))
+        return
     if len(arguments) > 1:
         raise ValueError(f"unexpected argument {arguments[1]!r}")
-    mode, workdirs, config = _MODE.value, _WORKDIR.value, _CONFIG.value
-    request = options.read(mode, config)
-    if config is None and mode not in ("evaluate", "report", "embed"):
+    request = options.read(mode)
+    if config is None and mode in ("all", "train", "check"):
         raise ValueError("--config is missing")
     if _PROFILE.value is not None:
         if config is None:
@@ -59,25 +68,27 @@ def main(arguments: list[str]) -> None:
         return _report(workdirs)
     if len(workdirs) > 1:
         raise ValueError(f"--mode={mode} takes one --workdir")
+    if mode == "export":
+        print(export.run(workdirs[0], _OUT.value))
+        return
     plan = sweeps.plan(config, workdirs[0], mode)
     if request:
         sys.exit(submission.submit(request, plan, mode))
     for run in plan.runs[:1]:
-        devices.make_deterministic(run.config or evaluate.read_config(run.workdir))
+        first = run.config or evaluate.read_config(run.workdir)
+        devices.make_deterministic(first.deterministic)
     writes = startup.initialize()
     sweeps.run_each(plan, functools.partial(_run, mode, writes))
     if plan.record and mode == "all" and writes:
         _report(workdirs)
 
 
-def _run(mode: str, writes: bool, config: ConfigDict | None, workdir: str) -> None:
-    if mode in ("all", "evaluate"):
-        studies.prepare(config, workdir)
+def _run(mode: str, writes: bool, config: Config | None, workdir: str) -> None:
     if mode in ("all", "train"):
+        assert config is not None
         train.run(config, workdir)
     if mode in ("all", "evaluate"):
         print(report.table(evaluate.run(config, workdir)))
-        studies.run(config, workdir)
     if mode == "embed":
         print(*embed.run(config, workdir), sep="\n")
     if mode == "all" and writes:
@@ -88,8 +99,8 @@ def _report(workdirs: list[str]) -> None:
     if len(workdirs) > 1 and not _OUT.value:
         raise ValueError("--out is missing: several work directories")
     found = collect.finished(workdirs)
-    print(f"report: {report.run(found, _OUT.value or workdirs[0])}")
+    print(f"report: {report.run(found, os.path.expanduser(_OUT.value or workdirs[0]))}")
 
 
 if __name__ == "__main__":
-    startup.run(main, startup.parse)
+    startup.run(main)

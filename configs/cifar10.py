@@ -11,13 +11,11 @@ test split; plain images, and features averaged over M views):
   smoke: a minute (ResNet-18 takes a few steps), for tests.
 """
 
-from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
-
 from configs import base
+from invariance_jax.settings import Config
 
 
-def get_config(variant: str = "paper") -> ConfigDict:
+def get_config(variant: str = "paper") -> Config:
     """Returns the configuration of a variant: paper, resnet18 or smoke."""
     variants = {"paper": _paper, "resnet18": _resnet18, "smoke": _smoke}
     if variant not in variants:
@@ -32,24 +30,24 @@ def get_config(variant: str = "paper") -> ConfigDict:
     return config
 
 
-def of_images(config: ConfigDict) -> None:
+def of_images(config: Config) -> None:
     """Changes the base configuration to an image set, with the paper's constants."""
-    config.data.train_examples = placeholder(int)
+    config.data.train_examples = None
     config.data.validation_examples = 5000
-    config.data.test_examples = placeholder(int)
-    config.data.image_size = placeholder(int)
+    config.data.test_examples = None
+    config.data.image_size = None
     config.evaluation.l2 = 1e-5
     config.evaluation.shifts = (("color", "strength", (0.0, 0.25, 0.5, 0.75, 0.875)),)
 
 
-def _paper(config: ConfigDict) -> None:
+def _paper(config: Config) -> None:
     _large(config)
     # All 50 000 images are trained on, and none is left to choose settings on.
     config.data.validation_examples = 0
     config.logging.probe_every_steps = 0
 
 
-def _large(config: ConfigDict) -> None:
+def _large(config: Config) -> None:
     config.epochs = 1000
     config.encoder.name = "resnet50"
     config.batchnorm.group_size = 64
@@ -60,7 +58,7 @@ def _large(config: ConfigDict) -> None:
     config.logging.probe_every_steps = 5000
 
 
-def _resnet18(config: ConfigDict) -> None:
+def _resnet18(config: Config) -> None:
     _large(config)
     config.epochs = 200
     config.encoder.name = "resnet18"
@@ -68,9 +66,9 @@ def _resnet18(config: ConfigDict) -> None:
     config.evaluation.baselines = ("pixels", "untrained")
 
 
-def _smoke(config: ConfigDict) -> None:
+def _smoke(config: Config) -> None:
     _large(config)
-    config.epochs = placeholder(int)
+    config.epochs = None
     config.steps = 4
     config.steps_per_call = 2
     config.batch_size = 16

@@ -11,12 +11,11 @@ test split; plain images, and features averaged over M views):
   smoke: a minute (ResNet-18 takes a few steps), for tests.
 """
 
-from ml_collections import ConfigDict
-
 from configs import cifar10
+from invariance_jax.settings import Config
 
 
-def get_config(variant: str = "paper") -> ConfigDict:
+def get_config(variant: str = "paper") -> Config:
     """Returns the configuration of a variant: paper, resnet18 or smoke."""
     config = cifar10.get_config(variant)
     config.data.name = "cifar100"

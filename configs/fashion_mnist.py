@@ -14,14 +14,12 @@ averaged over M views):
   smoke: a minute, for tests.
 """
 
-from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
-
 from configs import base
 from configs.cifar10 import of_images
+from invariance_jax.settings import Config
 
 
-def get_config(variant: str = "resnet18") -> ConfigDict:
+def get_config(variant: str = "resnet18") -> Config:
     """Returns a variant: resnet18, quick, quick_colorized or smoke."""
     variants = {
         "resnet18": _resnet18,
@@ -43,13 +41,13 @@ def get_config(variant: str = "resnet18") -> ConfigDict:
     return config
 
 
-def _resnet18(config: ConfigDict) -> None:
+def _resnet18(config: Config) -> None:
     config.epochs = 100
     config.penalty.weight = 0.1
     config.penalty.batch_limit = 1.0
 
 
-def _quick(config: ConfigDict) -> None:
+def _quick(config: Config) -> None:
     config.batch_size = 256
     config.steps = 2000
     config.temperature = 0.2
@@ -69,7 +67,7 @@ def _quick(config: ConfigDict) -> None:
     config.evaluation.neighbors = (20,)
 
 
-def _quick_colorized(config: ConfigDict) -> None:
+def _quick_colorized(config: Config) -> None:
     _quick(config)
     config.augmentation.colorize = True
     config.augmentation.differentiate = ("colorize",)
@@ -77,7 +75,7 @@ def _quick_colorized(config: ConfigDict) -> None:
     config.augmentation.gray_probability = 0.0
 
 
-def _smoke(config: ConfigDict) -> None:
+def _smoke(config: Config) -> None:
     _quick(config)
     config.batch_size = 64
     config.steps = 40
@@ -92,6 +90,6 @@ def _smoke(config: ConfigDict) -> None:
     config.logging.probe_validation_examples = 200
     config.checkpoints.every_steps = 20
     config.evaluation.num_views = (1, 2, 4)
-    config.evaluation.train_examples = placeholder(int)
+    config.evaluation.train_examples = None
     config.evaluation.variance_views = 4
     config.evaluation.variance_examples = 100

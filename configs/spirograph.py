@@ -12,12 +12,11 @@ Variants (mean MSE over the targets, test split; M views averaged):
   smoke: one minute, for tests.
 """
 
-from ml_collections import ConfigDict
-
 from configs import base
+from invariance_jax.settings import Config
 
 
-def get_config(variant: str = "paper") -> ConfigDict:
+def get_config(variant: str = "paper") -> Config:
     """Returns the configuration of a variant: paper, quick, cpu or smoke."""
     variants = {"paper": _paper, "quick": _quick, "cpu": _cpu, "smoke": _smoke}
     if variant not in variants:
@@ -29,13 +28,13 @@ def get_config(variant: str = "paper") -> ConfigDict:
     return config
 
 
-def _paper(config: ConfigDict) -> None:
+def _paper(config: Config) -> None:
     config.epochs = 50
     config.penalty.batch_limit = 1000.0
     config.checkpoints.keep_every_steps = 1000
 
 
-def _mlp(config: ConfigDict) -> None:
+def _mlp(config: Config) -> None:
     config.batch_size = 256
     config.temperature = 0.2
     config.encoder.name = "mlp"
@@ -47,7 +46,7 @@ def _mlp(config: ConfigDict) -> None:
     config.penalty.example_limit = 0.5
 
 
-def _quick(config: ConfigDict) -> None:
+def _quick(config: Config) -> None:
     _mlp(config)
     config.steps = 2500
     config.logging.probe_every_steps = 500
@@ -58,14 +57,14 @@ def _quick(config: ConfigDict) -> None:
     config.evaluation.l2_grid = (1e-8, 1e-6, 1e-4, 1e-2)
 
 
-def _cpu(config: ConfigDict) -> None:
+def _cpu(config: Config) -> None:
     _mlp(config)
     config.steps = 11_000
     config.encoder.width = 1024
     config.penalty.weight = 0.0
 
 
-def _smoke(config: ConfigDict) -> None:
+def _smoke(config: Config) -> None:
     _mlp(config)
     config.batch_size = 64
     config.steps = 40

@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from invariance_jax import data
-from invariance_jax.runs.tracking import check_package
+from invariance_jax.runs.tracking import check_tracking
 from invariance_jax.runtime.devices import make_deterministic, simulate
-from invariance_jax.training import images, memory
-from invariance_jax.training.communication import Collective, collectives
-from invariance_jax.training.components import is_regression
-from invariance_jax.training.settings import check_devices, resolve
-from invariance_jax.training.start import read_weights, state_shapes
+from invariance_jax.settings import Config, check_devices, resolve
+from invariance_jax.training import cost
+from invariance_jax.training.batches import InMemory
+from invariance_jax.training.build import (
+    build,
+    check_own_parts,
+    read_weights,
+    state_shapes,
+)
 
 
 class Memory(NamedTuple):
@@ -50,16 +52,14 @@ class Check(NamedTuple):
     Attributes:
       devices: one name per device.
       simulated: whether they stand for devices that are not there.
-      parameters: {"encoder", "head"}: number of entries of all arrays.
+      parameters: {"encoder", "heads"}: number of entries of all arrays.
       batch_size: examples per step over all devices.
       steps: of the whole run.
       steps_per_epoch: batches that the training examples fill.
       seeds: number of such runs, one after the other.
-      flops: floating-point operations of one step on one device, as XLA counts them:
-        a multiplication and an addition are two, one pass through each inner loop; None
-        where it does not tell.
+      flops: floating-point operations of the products and convolutions of one step over
+        all devices, see `training.cost`: a multiplication and an addition are two.
       memory: of one device.
-      collectives: what the devices exchange in a step.
       compile_seconds: tracing and compiling of the step, wall clock.
     """
 
@@ -70,17 +70,16 @@ class Check(NamedTuple):
     steps: int
     steps_per_epoch: int
     seeds: int
-    flops: float | None
+    flops: float
     memory: Memory
-    collectives: tuple[Collective, ...]
     compile_seconds: float
 
 
-def run(config: ConfigDict, *, num_devices: int | None = None) -> Check:
+def run(config: Config, *, num_devices: int | None = None) -> Check:
     """Checks a configuration and compiles its training step.
 
     Args:
-      config: a configuration with the keys of `configs/base.py`.
+      config: a configuration.
       num_devices: CPU devices that stand for those of the run, and that the process
         then keeps; None: the devices that are there.
 
@@ -89,37 +88,42 @@ def run(config: ConfigDict, *, num_devices: int | None = None) -> Check:
 
     Raises:
       ValueError: if the configuration is invalid, does not fit the devices or their
-        memory, or its data set or a package is missing; or if devices are to be
-        simulated after others have been used.
+        memory, or a package is missing; or if devices are to be simulated after others
+        have been used.
     """
-    make_deterministic(config)
+    make_deterministic(config.deterministic)
     if num_devices is not None:
         simulate(num_devices)
-    images.check_prepared(config)
     settings = resolve(config)
     devices = tuple(jax.devices())
     check_devices(settings, len(devices))
     read_weights(settings)
-    check_package(settings)
-    examples = _examples(settings)
-    memory.check_data(examples, devices)
-    state = state_shapes(settings)
+    check_tracking(settings)
+    parts = build(settings)
+    check_own_parts(parts)
+    one = parts.task.stand_ins(1)
+    count = settings.data.train_examples
+    assert count is not None
+    # An array like that of the training examples, which takes no memory.
+    examples = np.broadcast_to(one[0], (count, *one.shape[1:]))
+    cost.check_data(examples.nbytes, devices)
+    state = state_shapes(parts)
+    batches = InMemory(examples, lambda *_: None)
     started = time.monotonic()
-    compiled = memory.compile_train(settings, examples, devices)
+    compiled = cost.compile_train(parts, batches, devices)
     compile_seconds = time.monotonic() - started
-    taken = _memory(compiled, state, examples)
+    taken = _memory(compiled, state, examples.nbytes)
     _check_fits(taken.total, devices)
     return Check(
         devices=tuple(device.device_kind for device in devices),
         simulated=num_devices is not None,
-        parameters={part: _size(state.params[part]) for part in ("encoder", "head")},
+        parameters={part: _size(state.params[part]) for part in ("encoder", "heads")},
         batch_size=settings.batch_size,
         steps=settings.derived.steps,
         steps_per_epoch=settings.derived.steps_per_epoch,
         seeds=settings.seeds,
-        flops=_flops(compiled),
+        flops=cost.count_operations(parts).of_batch(settings.batch_size),
         memory=taken,
-        collectives=tuple(collectives(compiled.as_text())),
         compile_seconds=compile_seconds,
     )
 
@@ -136,10 +140,6 @@ def table(found: Check) -> str:
     count = len(found.devices)
     kinds = ", ".join(sorted({*found.devices}))
     taken = found.memory
-    flops = "not told by XLA"
-    if found.flops is not None:
-        each, together = (f"{n / 1e9:.4g}" for n in (found.flops, count * found.flops))
-        flops = f"{each} G per device, {together} G over all, as XLA counts them"
     seeds = f", for each of {found.seeds} seeds" if found.seeds > 1 else ""
     rows = {
         "devices": f"{count} ({kinds}{', simulated' if found.simulated else ''})",
@@ -148,9 +148,7 @@ def table(found: Check) -> str:
         "parameters": ", ".join(
             f"{number:,} ({part})" for part, number in found.parameters.items()
         ),
-        "FLOPs per step": flops,
-        "sent per device": _bytes(round(sum(each.sent for each in found.collectives)))
-        + f" per step, in {len(found.collectives)} collectives",
+        "FLOPs per step": f"{found.flops / 1e9:.4g} G, products and convolutions",
         "memory per device": _bytes(taken.total) + ", of the training step",
         "  data set": _bytes(taken.data),
         "  state": _bytes(taken.state),
@@ -162,18 +160,7 @@ def table(found: Check) -> str:
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
 
 
-def _examples(settings: Any) -> np.ndarray:
-    """Returns an array like that of the training examples, which takes no memory."""
-    count = settings.data.train_examples
-    if is_regression(settings):
-        shape, dtype = (len(settings.data.targets),), np.float32
-    else:
-        found = data.describe(settings.data.name, data_dir=settings.data.data_dir)
-        shape, dtype = found.image_shape, np.uint8
-    return np.broadcast_to(np.zeros((), dtype), (count, *shape))
-
-
-def _memory(compiled: Any, state: Any, examples: np.ndarray) -> Memory:
+def _memory(compiled: Any, state: Any, data: int) -> Memory:
     """Returns the memory of a program; what is donated counts once."""
     found = compiled.memory_analysis()
     arguments, outputs = found.argument_size_in_bytes, found.output_size_in_bytes
@@ -181,9 +168,9 @@ def _memory(compiled: Any, state: Any, examples: np.ndarray) -> Memory:
     size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
     both = arguments + outputs - found.alias_size_in_bytes
     return Memory(
-        data=examples.nbytes,
+        data=data,
         state=size,
-        results=both - size - examples.nbytes,
+        results=both - size - data,
         temporary=found.temp_size_in_bytes,
         program=found.generated_code_size_in_bytes,
     )
@@ -191,23 +178,13 @@ def _memory(compiled: Any, state: Any, examples: np.ndarray) -> Memory:
 
 def _check_fits(size: int, devices: tuple[jax.Device, ...]) -> None:
     for device in devices:
-        limit = memory.limit(device)
+        limit = cost.limit(device)
         if limit is not None and size > limit:
             raise ValueError(
                 f"the training step takes {_bytes(size)} of the {_bytes(limit)} of "
                 f"{device}; lower batch_size or data.train_examples, or use more "
                 "devices or ones with more memory."
             )
-
-
-def _flops(compiled: Any) -> float | None:
-    """Returns the operations of one step.
-
-    The program is a loop over steps; as their number is an argument, XLA counts the
-    body once.
-    """
-    count = (compiled.cost_analysis() or {}).get("flops", 0.0)
-    return float(count) if count > 0 else None
 
 
 def _size(tree: Any) -> int:

@@ -4,20 +4,21 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict
 
 from invariance_jax.evaluate import prepare, restore
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.files import plain_path
 from invariance_jax.runtime.preemption import Watch
+from invariance_jax.settings import Config, Settings, to_dict
 from invariance_jax.training import parallel
-from invariance_jax.training.components import make_examples
+from invariance_jax.training.build import Parts, build
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
+from invariance_jax.training.objective import Variables
 
 _log = logging.getLogger(__name__)
 
@@ -26,14 +27,15 @@ _STREAMS = ("train", "test", "validation")
 
 
 def run(
-    config: ConfigDict | None, workdir: str | os.PathLike[str]
+    config: Config | None, workdir: str | os.PathLike[str]
 ) -> list[Path | epath.Path]:
     """Writes the representations of the splits that the configuration names.
 
-    One file per seed and split, `embeddings_SPLIT_VIEWS.npz`: `features` float32
-    `[N, D]`, averaged over M views or of plain images, in the order of the set;
-    `labels` int32 `[N]`, or `targets` float32 `[N, T]`; and `settings`, a JSON text
-    with all that made them.
+    One file per seed and split, `embeddings_SPLIT_plain.npz`, or of M views
+    `embeddings_SPLIT_M_views.npz`: `features` float32 `[N, D]`, of plain images or
+    averaged over the views, in the order of the set; `labels` int32 `[N]`, or `targets`
+    float32 `[N, T]`, where there are any; and `settings`, a JSON text with all that
+    made them.
 
     Args:
       config: the configuration of the run; its embedding and evaluation keys may
@@ -50,70 +52,75 @@ def run(
     """
     with processes.main_process_first():
         runs = prepare(config, workdir)
-    tasks = [task for settings, path in runs for task in _tasks(settings, path)]
-    left = [task for task in tasks if not _is_written(task)]
-    with Watch() as watch, compilation_kept(runs[0][0], workdir):
-        for task in left:
-            _embed(task, watch)
-    return [plain_path(task.file) for task in tasks]
+    with Watch() as watch, compilation_kept(runs[0][0].compilation_cache, workdir):
+        jobs = [job for settings, path in runs for job in _jobs(settings, path)]
+        for job in [job for job in jobs if not _is_written(job)]:
+            _embed(job, watch)
+    return [plain_path(job.file) for job in jobs]
 
 
-class _Task(NamedTuple):
-    """One file, and all that makes it."""
+class _Job(NamedTuple):
+    """One file, and all that makes it; views 0: of plain images."""
 
     file: epath.Path
     split: str
-    settings: Any
-    variables: Any
+    views: int
+    parts: Parts
+    variables: Variables
     made_by: str
 
 
-def _tasks(settings: Any, workdir: epath.Path) -> list[_Task]:
-    views = settings.embedding.num_views
-    name = f"{views}_views" if views else "plain"
-    state = restore(settings, workdir)
-    variables = encoder_variables(state)
-    made_by = {"step": int(state.step), "config": settings.to_dict()}
+def _jobs(settings: Settings, workdir: epath.Path) -> list[_Job]:
+    parts, views = build(settings), settings.embedding.num_views
+    is_plain = parts.transformation.plain is not None
+    if views == 0 and not is_plain:
+        raise ValueError("embedding.num_views is 0; expected M >= 1: no view is plain.")
+    if views is None:
+        views = 0 if is_plain else 1
+    state, name = restore(parts, workdir), f"{views}_views" if views else "plain"
+    made_by = {"step": int(state.step), "config": to_dict(settings)}
     return [
-        _Task(
+        _Job(
             workdir / f"embeddings_{split}_{name}.npz",
             split,
-            settings,
-            variables,
+            views,
+            parts,
+            encoder_variables(state),
             json.dumps(made_by | {"split": split}, default=list),
         )
         for split in settings.embedding.splits
     ]
 
 
-def _is_written(task: _Task) -> bool:
+def _is_written(job: _Job) -> bool:
     """Returns whether an earlier start has written a file; refuses any other one."""
-    if not task.file.exists():
+    if not job.file.exists():
         return False
-    with task.file.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        if str(archive.get("settings")) != task.made_by:
-            raise ValueError(f"{task.file} exists; move it, nothing is overwritten.")
-    _log.info("%s: written, skipped", task.file)
+    with job.file.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        if str(archive.get("settings")) != job.made_by:
+            raise ValueError(f"{job.file} exists; move it, nothing is overwritten.")
+    _log.info("%s: written, skipped", job.file)
     return True
 
 
-def _embed(task: _Task, watch: Watch) -> None:
-    settings, views = task.settings, task.settings.embedding.num_views
+def _embed(job: _Job, watch: Watch) -> None:
     encoder = FrozenEncoder(
-        settings, parallel.all_devices(), between=watch.stop_if_asked
+        job.parts, parallel.all_devices(), between=watch.stop_if_asked
     )
-    x, y = make_examples(settings, task.split, in_order=True)
-    if views:
-        stream = _STREAMS.index(task.split)
+    x, y = job.parts.task.examples(job.split, in_order=True)
+    if job.views:
+        stream = _STREAMS.index(job.split)
         (features,) = encoder.features(
-            task.variables, x, num_views=(views,), stream=stream
+            job.variables, x, num_views=(job.views,), stream=stream
         )
     else:
-        features = encoder.plain(task.variables, x)
-    content = {"labels" if y.ndim == 1 else "targets": y, "settings": task.made_by}
+        features = encoder.plain(job.variables, x)
+    content = {"features": features.astype(np.float32), "settings": job.made_by}
+    if y is not None:
+        content["targets" if job.parts.task.targets else "labels"] = y
     if processes.is_main_process():
-        temporary = task.file.with_suffix(".tmp.npz")
+        temporary = job.file.with_suffix(".tmp.npz")
         with temporary.open("wb") as file:
-            np.savez(file, features=features.astype(np.float32), **content)
-        temporary.replace(task.file)
-    _log.info("%s: %d examples", task.file, len(x))
+            np.savez(file, **content)
+        temporary.replace(job.file)
+    _log.info("%s: %d examples", job.file, len(x))

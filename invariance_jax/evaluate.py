@@ -9,14 +9,13 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from etils import epath
-from ml_collections import ConfigDict, FrozenConfigDict
 
-from invariance_jax.experiments import EXPERIMENTS, Subject, samples
-from invariance_jax.runs import records
+from invariance_jax import experiments
+from invariance_jax.experiments import Context, samples
+from invariance_jax.runs import results
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.metrics import final_metrics
 from invariance_jax.runs.workdir import (
@@ -28,23 +27,30 @@ from invariance_jax.runs.workdir import (
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import make_deterministic
+from invariance_jax.runtime.files import work_folder
 from invariance_jax.runtime.preemption import Watch
-from invariance_jax.training import keys, parallel
-from invariance_jax.training.components import (
-    is_regression,
-    make_networks,
-    make_transformation,
+from invariance_jax.settings import Config, Settings, resolve
+from invariance_jax.tasks import open_set
+from invariance_jax.training import parallel
+from invariance_jax.training.build import (
+    Parts,
+    build,
+    first_state,
+    read_weights,
+    state_shapes,
 )
-from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
-from invariance_jax.training.settings import resolve
-from invariance_jax.training.start import first_state, initial_state, read_weights
-from invariance_jax.training.steps import TrainState
+from invariance_jax.training.frozen import FrozenEncoder, apply, encoder_variables
+from invariance_jax.training.objective import Variables
+from invariance_jax.training.step import TrainState
 from invariance_jax.types import Array
 
 _log = logging.getLogger(__name__)
 
+_OF_FEW_VIEWS = {"downstream", "invariance", "linearization", "nuisance_prediction"}
+"""The experiments that need features over the first M at most."""
 
-def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+
+def run(config: Config | None, workdir: str | os.PathLike[str]) -> results.Json:
     """Evaluates the newest checkpoint of every seed of a run.
 
     Every process of a run over several calls it; the main one writes.
@@ -70,49 +76,44 @@ def run(config: ConfigDict | None, workdir: str | os.PathLike[str]) -> dict[str,
     with Watch() as watch:
         with processes.main_process_first():
             runs = prepare(config, workdir)
-        with compilation_kept(runs[0][0], workdir):
-            each = [_evaluate(one, path, watch) for one, path in runs]
-    results = records.aggregate(each)
+        with compilation_kept(runs[0][0].compilation_cache, workdir):
+            # Seeds differ in their variables only: one program serves all.
+            parts = build(runs[0][0])
+            devices, between = parallel.all_devices(), watch.stop_if_asked
+            encoder = FrozenEncoder(parts, devices, between=between)
+            each = [
+                _evaluate(parts._replace(settings=one), path, encoder)
+                for one, path in runs
+            ]
+    found = results.aggregate(each)
     if processes.is_main_process():
-        records.write_results(workdir, results)
-    return results
+        results.write_results(workdir, found)
+    return found
 
 
 def prepare(
-    config: ConfigDict | None, workdir: str | os.PathLike[str]
-) -> list[tuple[FrozenConfigDict, epath.Path]]:
-    """Returns the settings and work directory of every seed of a trained run.
+    config: Config | None, workdir: str | os.PathLike[str]
+) -> list[tuple[Settings, epath.Path]]:
+    """Returns the settings and work directory of every seed of a trained run, checked.
 
-    Args:
-      config: the configuration of the run; its evaluation keys may differ. None: that
-        of the work directory.
-      workdir: the work directory of the run; it may be new if the configuration gives
-        `encoder.weights`.
-
-    Returns:
-      A pair per seed.
-
-    Raises:
-      ValueError: if the configuration is invalid, or the work directory holds no such
-        run.
+    The arguments and errors are those of `run`.
     """
     config = read_config(workdir) if config is None else config
-    make_deterministic(config)
-    settings = resolve(config)
-    runs = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
-    parent = (settings, epath.Path(workdir))
-    for one, path in [parent, *runs]:
+    make_deterministic(config.deterministic)
+    each = [(config, work_folder(workdir)), *one_per_seed(config, workdir)]
+    runs = [(open_set(resolve(one)), path) for one, path in each]
+    for one, path in runs:
         if (path / "config.json").exists() or read_weights(one) is None:
             check_same_run(one, path)
-    for one, path in [parent, *runs]:
+    for one, path in runs:
         if not (path / "config.json").exists():
             claim(one, path)
-    return runs
+    return runs[1:]
 
 
 def load(
     workdir: str | os.PathLike[str], *, step: int | None = None
-) -> tuple[Callable[[Array], Array], ConfigDict]:
+) -> tuple[Callable[[Array], Array], Config]:
     """Returns the encoder of a trained run, and its configuration.
 
     Args:
@@ -127,26 +128,24 @@ def load(
     Raises:
       ValueError: if there is no run, several seeds, or no such checkpoint.
     """
-    variables, config = load_variables(workdir, step=step)
-    settings = resolve(config)
-    encoder = make_networks(settings).encoder
-    plain = make_transformation(settings).plain
+    variables, config, parts = load_parts(workdir, step=step)
+    plain = parts.transformation.plain
 
     def encode(images: Array) -> Array:
         images = images if plain is None else plain(images)
-        return encoder.apply(variables, images, train=False)
+        return apply(parts.encoder, variables, images)
 
     return encode, config
 
 
 def load_variables(
     workdir: str | os.PathLike[str], *, step: int | None = None
-) -> tuple[dict[str, Any], ConfigDict]:
+) -> tuple[Variables, Config]:
     """Returns the variables of the encoder of a trained run, and its configuration.
 
     Args:
-      workdir: the work directory of one seed.
-      step: finished steps of the checkpoint; None is the newest.
+      workdir: as of `load`.
+      step: as of `load`.
 
     Returns:
       `({"params", "batch_stats"}, config)`, NumPy arrays; what
@@ -155,6 +154,14 @@ def load_variables(
     Raises:
       ValueError: if there is no run, several seeds, or no such checkpoint.
     """
+    variables, config, _ = load_parts(workdir, step=step)
+    return variables, config
+
+
+def load_parts(
+    workdir: str | os.PathLike[str], *, step: int | None = None
+) -> tuple[Variables, Config, Parts]:
+    """Returns what `load_variables` does, and the parts of the run."""
     config = read_config(workdir)
     settings = resolve(config)
     if settings.seeds > 1:
@@ -162,98 +169,66 @@ def load_variables(
             f"{workdir} holds {settings.seeds} seeds; load one of them, such as "
             f"{epath.Path(workdir) / f'seed_{settings.seed}'}."
         )
-    return encoder_variables(restore(settings, epath.Path(workdir), step)), config
+    parts = build(settings)
+    return encoder_variables(restore(parts, work_folder(workdir), step)), config, parts
 
 
-def restore(settings: Any, workdir: epath.Path, step: int | None = None) -> TrainState:
-    """Returns a checkpoint of a run; without any, the given weights at step 0.
-
-    Args:
-      settings: the result of `training.settings.resolve`.
-      workdir: the work directory of one seed.
-      step: finished steps of the checkpoint; None is the newest.
-
-    Returns:
-      The state.
-
-    Raises:
-      ValueError: if there is no such checkpoint, or it cannot be read.
-    """
+def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> TrainState:
+    """Returns a checkpoint of a seed; if it has none, the given weights at step 0."""
     checkpoints = Checkpoints(workdir)
     untouched = step is None and not (workdir / "metrics.jsonl").exists()
     try:
-        if untouched and settings.encoder.weights and not checkpoints.steps():
-            return first_state(settings)
-        return checkpoints.restore(initial_state(settings), step=step)
+        if untouched and parts.settings.encoder.weights and not checkpoints.steps():
+            return first_state(parts)
+        return checkpoints.restore(state_shapes(parts), step=step).state
     finally:
         checkpoints.close()
 
 
-def _evaluate(settings: Any, workdir: epath.Path, watch: Watch) -> dict[str, Any]:
+def _evaluate(
+    parts: Parts, workdir: epath.Path, encoder: FrozenEncoder
+) -> results.Json:
     """Returns the results of one seed; each experiment is written when it is done."""
-    state = restore(settings, workdir)
-    step, wanted = int(state.step), records.chosen(settings, keys.EXPERIMENTS)
-    evaluated = _settings_of(settings, step)
-    found = records.read(workdir, evaluated)
+    functions, state = experiments.load(parts.task), restore(parts, workdir)
+    settings = results.settings_of(parts.task, int(state.step))
+    sources = experiments.sources(functions)
+    found = results.read_records(workdir, settings, sources)
+    there = [name in found for name in functions]
+    there.append((workdir / "samples.npz").exists())
     # A process that comes late could see what another one has written since.
-    kept = processes.from_main(np.array([name in found for name in wanted]))
-    missing = [name for name, is_kept in zip(wanted, kept, strict=True) if not is_kept]
-    for name in [name for name in wanted if name not in missing]:
+    *kept, sampled = map(bool, processes.from_main(np.array(there)))
+    missing = [name for name, there in zip(functions, kept, strict=True) if not there]
+    for name in [name for name in functions if name not in missing]:
         _log.info("%s: %s is measured already", workdir, name)
-    if missing:
-        subject = _subject(settings, workdir, state, missing, watch)
+    predicts = "averaging" in (missing if sampled else functions)
+    if missing or not sampled:
+        views, variables = parts.settings.evaluation.num_views, encoder_variables(state)
+        few = not predicts and {*missing} <= _OF_FEW_VIEWS
+        num_views = views[:1] if few else views
+        context = Context(parts, workdir, encoder, variables, num_views=num_views)
         for name in missing:
-            found[name] = _measure(name, subject, evaluated)
-        _write_samples(subject, missing)
-    ordered = {name: found[name] for name in keys.EXPERIMENTS if name in found}
-    final = final_metrics(workdir, step=step)
-    results = records.results(settings, evaluated, ordered, final)
+            asked = {"settings": settings, "source": sources[name]}
+            found[name] = _measure(name, functions[name], context) | asked
+            if processes.is_main_process():
+                results.write_record(workdir, found[name])
+        if predicts or not sampled:
+            samples.write(context, predictions=predicts)
+    final = final_metrics(workdir, step=int(state.step))
+    rows = [results.Row(name, value) for name, value in final.items()]
+    content = results.of_seed(parts.settings.seed, settings, found, rows)
     if processes.is_main_process():
-        records.write_results(workdir, results)
-    return results
+        results.write_results(workdir, content)
+    return content
 
 
-def _subject(
-    settings: Any,
-    workdir: epath.Path,
-    state: TrainState,
-    missing: list[str],
-    watch: Watch,
-) -> Subject:
-    views = settings.evaluation.num_views
-    sweeps = {"averaging", "shift", "label_fraction"} & {*missing}
-    return Subject(
-        settings,
-        workdir,
-        FrozenEncoder(settings, parallel.all_devices(), between=watch.stop_if_asked),
-        encoder_variables(state),
-        num_views=views if sweeps else views[:1],
-    )
-
-
-def _measure(name: str, subject: Subject, evaluated: dict[str, Any]) -> dict[str, Any]:
+def _measure(
+    name: str, experiment: experiments.Experiment, context: Context
+) -> results.Json:
+    """Returns the record of an experiment, but for how it was asked for."""
+    _log.info("%s: measuring %s", context.workdir, name)
     started = time.monotonic()
-    measured = EXPERIMENTS[name](subject)
+    measured = experiments.measure(name, experiment, context)
     seconds = time.monotonic() - started
-    record = records.make(name, measured, evaluated, seconds)
-    if processes.is_main_process():
-        records.write(subject.workdir, record)
-    _log.info("%s: %s measured in %.0f s", subject.workdir, name, seconds)
-    return record
-
-
-def _write_samples(subject: Subject, missing: list[str]) -> None:
-    if not processes.is_main_process():
-        return
-    if "averaging" in missing:
-        samples.write(subject, predictions=True)
-    elif not (subject.workdir / "samples.npz").exists():
-        samples.write(subject, predictions=False)
-
-
-def _settings_of(settings: Any, step: int) -> dict[str, Any]:
-    evaluated = settings.evaluation.to_dict()
-    if is_regression(settings):
-        evaluated["targets"] = settings.data.targets
-    evaluated["step"] = step
-    return evaluated | records.sizes(settings)
+    _log.info("%s: %s took %.0f s", context.workdir, name, seconds)
+    rows = results.table(name, measured.rows, seed=context.settings.seed)
+    return results.make_record(name, rows, seconds)

@@ -1,49 +1,53 @@
 """The training program: from a configuration to checkpoints and metrics.
 
-`run` owns iteration, cadence and output; the mathematics is in `training.steps`.
+`run` owns iteration, cadence and output; the mathematics is in `training.objective`.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
-from tqdm import tqdm
 
+from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints
 from invariance_jax.runs.metrics import MetricsWriter
-from invariance_jax.runs.rows import Rows
-from invariance_jax.runs.tracking import check_package
-from invariance_jax.runs.workdir import claim, one_per_seed
+from invariance_jax.runs.tracking import check_tracking
+from invariance_jax.runs.workdir import Owner, claim, one_per_seed
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import log_determinism, make_deterministic
-from invariance_jax.runtime.preemption import Preempted, Watch
+from invariance_jax.runtime.preemption import Watch
 from invariance_jax.runtime.profiling import Profiler
-from invariance_jax.training import memory, parallel
-from invariance_jax.training.components import Examples, make_examples
-from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
-from invariance_jax.training.protocols import (
-    check_label_fractions,
-    fit_and_score,
-    probe_examples,
+from invariance_jax.runtime.terminal import progress
+from invariance_jax.settings import Config, Settings, check_devices, resolve
+from invariance_jax.tasks import Examples, Task, make_task, open_set
+from invariance_jax.training import cost, parallel
+from invariance_jax.training.batches import InMemory
+from invariance_jax.training.build import (
+    build,
+    check_own_parts,
+    first_state,
+    read_weights,
+    state_shapes,
 )
-from invariance_jax.training.seeds import Seed, newest_common, parts
-from invariance_jax.training.settings import check_devices, resolve
-from invariance_jax.training.start import read_weights, step_and_draw
-from invariance_jax.training.steps import TrainState
+from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
+from invariance_jax.training.rows import Rows
+from invariance_jax.training.step import TrainState
+
+_log = logging.getLogger(__name__)
 
 
-def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
+def run(config: Config, workdir: str | os.PathLike[str]) -> None:
     """Trains, or continues to train, the run of a configuration.
 
-    With several seeds, each has its own folder; they train one after the other or as
-    one, see `training.seeds`. Writes `config.json`, `checkpoints/`, `metrics.jsonl` and
-    `tensorboard/`. Every process of a run over several calls it; the main one writes.
+    Several seeds train one after the other, each in a folder of its own. Writes
+    `config.json`, `checkpoints/`, `metrics.jsonl` and `tensorboard/`. Every process of
+    a run over several calls it; the main one writes.
 
     Args:
-      config: a configuration with the keys of `configs/base.py`.
+      config: a configuration.
       workdir: a new folder, or one of an earlier start of the same run.
 
     Raises:
@@ -54,121 +58,144 @@ def run(config: ConfigDict, workdir: str | os.PathLike[str]) -> None:
       Preempted: if a signal asks for a stop; the state is saved, and the same call
         continues.
     """
-    make_deterministic(config)
+    make_deterministic(config.deterministic)
     with Watch() as watch:
         with processes.main_process_first():
-            settings = resolve(config)
-            log_determinism(settings)
+            settings = open_set(resolve(config))
+            log_determinism(settings.deterministic)
             check_devices(settings, jax.device_count())
             read_weights(settings)
-            check_package(settings)
+            check_tracking(settings)
+            check_own_parts(build(settings))
+            each = [
+                (open_set(resolve(one)), path)
+                for one, path in one_per_seed(config, workdir)
+            ]
             claim(settings, workdir)
-            each = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
-            for one, path in each:
-                claim(one, path)
-        with compilation_kept(settings, workdir):
-            seeds, devices = [Seed(*one) for one in each], parallel.all_devices()
-            train = _read_examples(settings, devices)
-            for part in parts(seeds, train.x, devices):
-                _Run(part, train, watch).train()
+            owned = [(one, claim(one, path)) for one, path in each]
+        with compilation_kept(settings.compilation_cache, workdir):
+            train = _read_examples(make_task(settings))
+            batches = InMemory(train.x, parallel.replicate)
+            for one, owner in owned:
+                with _Run(one, owner, train, batches, watch) as training:
+                    training.train()
 
 
 class _Run:
-    """Seeds that train as one: mostly a single one."""
+    """The training of one seed, within the context that it is."""
 
-    def __init__(self, seeds: Sequence[Seed], train: Examples, watch: Watch):
-        self._seeds, self._train, self._watch = seeds, train, watch
-        self._settings = seeds[0].settings
-        self._devices = parallel.all_devices()
-        self._probe = FrozenEncoder(self._settings, self._devices)
+    def __init__(
+        self,
+        settings: Settings,
+        owner: Owner,
+        train: Examples,
+        batches: InMemory,
+        watch: Watch,
+    ):
+        self._settings, self._owner = settings, owner
+        self._workdir = owner.workdir
+        self._train, self._batches, self._watch = train, batches, watch
+        self._devices: Sequence[jax.Device] = parallel.all_devices()
+        self._parts = build(settings)
+        self._probe = FrozenEncoder(self._parts, self._devices)
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "_Run":
+        kept = self._settings.checkpoints
+        self._checkpoints = Checkpoints(
+            self._workdir,
+            keep=kept.keep,
+            keep_every_steps=kept.keep_every_steps,
+            owner=self._owner,
+        )
+        self._stack.callback(self._checkpoints.close)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
 
     def train(self) -> None:
-        with contextlib.ExitStack() as stack:
-            for seed in self._seeds:
-                stack.enter_context(seed)
-            each = [seed.checkpoints for seed in self._seeds]
-            step = newest_common([checkpoints.steps() for checkpoints in each])
-            states = [seed.state(step) for seed in self._seeds]
-            if step == self._settings.derived.steps:
-                return
-            for checkpoints in each:
-                checkpoints.check_room(states)
-                # Before the rows: a seed that is ahead trains these steps once more.
-                checkpoints.remove_after(step)
-            rows = self._rows(step, stack)
-            profiler = Profiler(self._settings, self._seeds[0].workdir, first_step=step)
-            self._loop(states, rows, stack.enter_context(profiler))
+        """Makes the steps that are left."""
+        checkpoints, steps = self._checkpoints, self._settings.derived.steps
+        step, state, note = self._first()
+        if step == steps:
+            return
+        checkpoints.remove_after(step)  # damaged ones
+        checkpoints.check_room(state)
+        ends = self._settings.derived.profile_steps
+        profiler = Profiler(ends, self._workdir, first_step=step)
+        rows = self._rows(step, note)
+        self._loop(state, rows, self._stack.enter_context(profiler))
 
-    def _rows(self, step: int, stack: contextlib.ExitStack) -> Rows:
-        """Returns the open logs, after the rows until a step."""
-        writers, pending = [], []
-        for seed in self._seeds:
-            pending.append(seed.checkpoints.note(step) if step else {})
-            writer = MetricsWriter(
-                seed.workdir, first_step=step, settings=seed.settings
-            )
-            writers.append(stack.enter_context(contextlib.closing(writer)))
-        bar = tqdm(
-            total=self._settings.derived.steps,
+    def _first(self) -> Checkpoint[TrainState]:
+        """Returns what training continues or starts from."""
+        found = self._checkpoints.newest(state_shapes(self._parts))
+        if found is not None:
+            _log.info("%s: resumed at step %d", self._workdir, found.step)
+            return found
+        origin = self._settings.encoder.weights or "the seed"
+        _log.info("%s: initialized from %s", self._workdir, origin)
+        # Processes on different processors may initialize to different last bits.
+        return Checkpoint(0, processes.from_main(first_state(self._parts)), {})
+
+    def _rows(self, step: int, note: dict[str, Any]) -> Rows:
+        """Returns the open log, after the rows until a step."""
+        settings = self._settings
+        self._writer = MetricsWriter(
+            self._owner,
+            first_step=step,
+            rows=note.get("rows", 0),
+            settings=settings,
+        )
+        self._stack.callback(self._writer.close)
+        bar = progress(
+            "training",
+            settings.derived.steps,
             initial=step,
             unit="step",
-            ncols=100,
-            disable=not processes.is_main_process(),
+            silent=not processes.is_main_process(),
         )
         return Rows(
-            [seed.settings for seed in self._seeds],
-            writers,
-            stack.enter_context(bar),
+            self._writer,
+            self._stack.enter_context(bar),
+            self._parts.schedule,
+            batch_size=settings.batch_size,
             first_step=step,
-            pending=pending,
+            pending=note.get("pending", {}),
         )
 
-    def _loop(
-        self, states: Sequence[TrainState], rows: Rows, profiler: Profiler
-    ) -> None:
-        settings, step = self._settings, int(states[0].step)
-        count = len(self._seeds)
+    def _loop(self, state: TrainState, rows: Rows, profiler: Profiler) -> None:
+        settings, step = self._settings, int(state.step)
+        parts = build(settings, axis_name=parallel.AXIS_NAME)
         train = parallel.make_train(
-            *step_and_draw(settings), self._devices, seeds=count
+            parts.make_step(),
+            parts.make_draw(),
+            parts.make_sampler(),
+            self._batches,
+            self._devices,
         )
-        seeds = [jax.random.key(seed.settings.seed) for seed in self._seeds]
-        key = parallel.stack([jax.random.fold_in(seed, 1) for seed in seeds])
-        replicated = parallel.replicate(parallel.stack(states), self._devices)
-        data = parallel.replicate(self._train.x, self._devices)
+        key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+        replicated = parallel.replicate(state, self._devices)
         for stop in boundaries(settings, step):
             profiler.before(step, replicated)
-            replicated, sums = train(replicated, key, data, stop - step)
+            replicated, sums = train(replicated, key, step, stop - step)
             profiler.after(stop, replicated)
             rows.add(sums)
             step = stop
             if _due(step, settings.logging.every_steps) or self._saves(step):
                 rows.write(step)
             if _due(step, settings.logging.probe_every_steps):
-                states = parallel.unstack(parallel.one_replica(replicated), count)
-                rows.write_others(step, [self._probe_row(state) for state in states])
-            for seed in self._seeds:
-                seed.checkpoints.check()
+                row = self._probe_row(parallel.one_replica(replicated))
+                rows.write_others(step, row)
+            self._checkpoints.check()
             leaves = step < settings.derived.steps and self._watch.is_asked()
             if leaves or self._saves(step):  # after the rows: no resumed run repeats it
-                states = parallel.unstack(parallel.one_replica(replicated), count)
-                self._save(step, states, rows.pending())
+                state = parallel.one_replica(replicated)
+                note = {"rows": self._writer.count, "pending": rows.pending()}
+                self._checkpoints.save(step, state, note=note)
             if leaves:
-                self._leave(step)
-
-    def _save(
-        self, step: int, states: Sequence[TrainState], notes: Sequence[dict[str, Any]]
-    ) -> None:
-        for seed, state, note in zip(self._seeds, states, notes, strict=True):
-            seed.save(step, state, note=note)
-
-    def _leave(self, step: int) -> None:
-        for seed in self._seeds:
-            seed.checkpoints.wait()
-        where = ", ".join(str(seed.workdir) for seed in self._seeds)
-        raise Preempted(
-            f"{where}: {self._watch.reason}; saved at step {step}, the same command "
-            "continues"
-        )
+                self._checkpoints.wait()
+                raise self._watch.stop(f"{self._workdir} is saved at step {step}")
 
     def _saves(self, step: int) -> bool:
         every = self._settings.checkpoints.every_steps
@@ -177,49 +204,45 @@ class _Run:
     def _probe_row(self, state: TrainState) -> dict[str, float]:
         """Returns the probe's result and variance on a few validation examples."""
         chosen, variables = self._settings.logging, encoder_variables(state)
+        task, encoder = self._parts.task, self._probe
+        held_out = task.examples("validation").first(chosen.probe_validation_examples)
+        variance = encoder.variance(variables, held_out.x, stream=1)
+        row = {"variance_normalized": float(variance.normalized)}
         train = self._train.first(chosen.probe_train_examples)
-        held_out = make_examples(self._settings, "validation")
-        held_out = held_out.first(chosen.probe_validation_examples)
+        if train.y is None or held_out.y is None:
+            return row
         h, h_test = (
-            self._probe.features(variables, part.x, num_views=(1,), stream=stream)[0]
+            encoder.features(variables, part.x, num_views=(1,), stream=stream)[0]
             for stream, part in enumerate((train, held_out))
         )
-        scored = fit_and_score(self._settings, h, train.y, h_test, held_out.y)
-        variance = self._probe.variance(variables, held_out.x, stream=1)
-        row = {"variance_normalized": float(variance.normalized)}
-        for metric in ("mse", "accuracy"):
-            if metric in scored.values:
-                row[f"probe_{metric}"] = scored.values[metric]
-        return row
+        scored = task.score(task.fit(h, train.y), h_test, held_out.y)
+        return row | {f"probe_{task.metric}": scored.values[task.metric]}
 
 
-def _read_examples(settings: Any, devices: Sequence[jax.Device]) -> Examples:
+def _read_examples(task: Task) -> Examples:
     """Returns the training examples, after checking what only they tell."""
-    train = make_examples(settings, "train")
+    train, settings = task.examples("train"), task.settings
     wanted = settings.data.train_examples
     if len(train.x) != wanted:
         raise ValueError(
             f"data.train_examples is {wanted}; expected at most {len(train.x)}, what "
             f"{settings.data.name} has."
         )
-    probe_examples(settings, train)
-    check_label_fractions(settings, train)
-    memory.check_data(train.x, devices)
+    task.probe_examples(train)
+    task.check_fractions(train)
+    cost.check_data(train.x.nbytes, parallel.all_devices())
     return train
 
 
-def boundaries(settings: Any, step: int) -> Iterator[int]:
-    """Yields the steps at which calls to the devices end.
+def boundaries(settings: Settings, step: int) -> Iterator[int]:
+    """Yields the steps at which calls to the devices end, the last one that of the run.
 
     They depend on the settings alone, so that a run that is stopped and continued makes
     the same calls as one that is not.
 
     Args:
-      settings: the result of `training.settings.resolve`.
+      settings: the result of `resolve`.
       step: finished steps.
-
-    Yields:
-      Increasing steps, the last one the end of the run.
     """
     cadences = (
         settings.steps_per_call,

@@ -4,10 +4,10 @@ import io
 import os
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums, resource
 
 CIFAR10 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -21,12 +21,8 @@ def draw(seed, num, shape=(32, 32, 3), num_classes=10):
 
 def cifar_records(images, *labels):
     """Returns the bytes of the official format: labels, then rows of each channel."""
-    lines = []
-    for i, image in enumerate(images):
-        head = bytes(int(column[i]) for column in labels)
-        planes = b"".join(image[:, :, channel].tobytes() for channel in range(3))
-        lines.append(head + planes)
-    return b"".join(lines)
+    planes = np.moveaxis(images, -1, 1).reshape(len(images), -1)
+    return np.column_stack([*labels, planes]).astype(np.uint8).tobytes()
 
 
 def write_tar(path, members):
@@ -49,11 +45,17 @@ def cifar10_archive(path, train, test):
     write_tar(path, members)
 
 
-def register_checksum(monkeypatch: pytest.MonkeyPatch, url: str, path: Path) -> Any:
-    """Registers the checksum of a file as that of an address, in memory."""
-    info = checksums.compute_url_info(path)
-    monkeypatch.setitem(checksums.get_all_url_infos(), url, info)
-    return info
+def register_checksums(
+    monkeypatch: pytest.MonkeyPatch, name: str, files: dict[str, Path]
+) -> None:
+    """Registers files as those of the addresses of a set, in this process."""
+    infos = {url: checksums.compute_url_info(path) for url, path in files.items()}
+    monkeypatch.setattr(tfds.builder_cls(name), "url_infos", infos)
+
+
+def register_checksum(monkeypatch: pytest.MonkeyPatch, url: str, path: Path) -> None:
+    """Registers an archive of CIFAR-10."""
+    register_checksums(monkeypatch, "cifar10", {url: path})
 
 
 def cache_download(path: Path, data_dir: Path) -> None:

@@ -1,15 +1,20 @@
-"""Starts the processes of a run on this machine, and waits for them."""
+"""Starts the processes of a run on this machine, and compares what runs leave."""
 
 import atexit
 import contextlib
 import functools
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,8 +84,40 @@ def finish(running, *, seconds=300):
     return [process.returncode for process in running], outputs
 
 
-def run(arguments, **places):
+def run(arguments, **options):
     """Starts the processes and waits; returns their outputs once all have succeeded."""
-    statuses, outputs = finish(start(arguments, **places))
+    statuses, outputs = finish(start(arguments, **options))
     assert not any(statuses), "\n".join(outputs)
     return outputs
+
+
+def wait_for_rows(workdir, count=1, *, while_running=None, seconds=200):
+    """Waits until a log has so many rows, or that process has ended."""
+    log, deadline = workdir / "metrics.jsonl", time.monotonic() + seconds
+    while while_running is None or while_running.poll() is None:
+        if log.exists() and log.read_bytes().count(b"\n") >= count:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def rows(workdir, *, without=("seconds", "examples_per_second")):
+    """Returns the rows of a log, less what depends on the time."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if k not in without} for row in found]
+
+
+def arrays(workdir, step):
+    """Returns name -> array of a checkpoint."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(workdir / "checkpoints" / str(step) / "default")
+
+
+def assert_same_run(workdir, other, *, step):
+    """Compares the rows and the last checkpoints of two runs, bit by bit."""
+    found, expected = arrays(workdir, step), arrays(other, step)
+    assert {*found} == {*expected}
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+    assert rows(workdir) == rows(other)

@@ -1,5 +1,7 @@
 """Checkpoints: whole or refused, never guessed."""
 
+import json
+import logging
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -7,9 +9,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+from tiny import tiny_config
 
 from invariance_jax.runs.checkpoints import Checkpoints
-from invariance_jax.runtime.files import absolute
+from invariance_jax.runs.workdir import claim
+from invariance_jax.runtime.files import work_folder
+from invariance_jax.settings import resolve
 
 # Where one file of a checkpoint cannot be read, orbax closes its event loop before its
 # threads have told that loop about the other files.
@@ -39,23 +44,29 @@ def state(step, width=300):
 def saved(workdir, steps, **settings):
     checkpoints = Checkpoints(workdir, **settings)
     for step in steps:
-        checkpoints.save(step, state(step))
+        checkpoints.save(step, state(step), note={"rows": step})
     checkpoints.close()
 
 
-def restored(workdir, like=None, step=None):
+def opened(workdir, call):
     checkpoints = Checkpoints(workdir)
     try:
-        return checkpoints.restore(state(0) if like is None else like, step=step)
+        return call(checkpoints)
     finally:
         checkpoints.close()
 
 
+def restored(workdir, like=None, step=None):
+    like = state(0) if like is None else like
+    return opened(workdir, lambda one: one.restore(like, step=step)).state
+
+
+def newest(workdir):
+    return opened(workdir, lambda one: one.newest(state(0)))
+
+
 def steps(workdir):
-    checkpoints = Checkpoints(workdir)
-    found = checkpoints.steps()
-    checkpoints.close()
-    return found
+    return opened(workdir, lambda one: one.steps())
 
 
 def assert_same(found, expected):
@@ -85,39 +96,41 @@ def workdir(original, tmp_path):
 def test_nothing_is_written_before_the_first_save(tmp_path):
     saved(tmp_path / "run", [])
     assert not (tmp_path / "run").exists()
+    assert newest(tmp_path / "run") is None
 
 
-def test_a_note_comes_back_as_it_was(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state(1), note={"loss": [0.1, 3.0]})
-    checkpoints.save(2, state(2))
-    checkpoints.wait()
-    assert checkpoints.note(1) == {"loss": [0.1, 3.0]}
-    assert checkpoints.note(2) == {}
-    checkpoints.close()
+def test_a_state_comes_back_with_its_step_and_note(original):
+    found = newest(original)
+    assert (found.step, found.note) == (20, {"rows": 20})
+    assert_same(found.state, state(20))
+    assert_same(restored(original), state(20))
+    assert_same(restored(original, step=10), state(10))
+    assert steps(original) == [10, 20]
 
 
 def test_what_a_killed_start_left_is_removed_by_its_owner_only(workdir):
     torn = workdir / "checkpoints" / "30.orbax-checkpoint-tmp"
     shutil.copytree(workdir / "checkpoints" / "20", torn)
     assert steps(workdir) == [10, 20]
+    assert_same(restored(workdir), state(20))
     assert torn.exists()
-    saved(workdir, [40], owns=True)
+    shutil.move(workdir / "checkpoints", workdir / "kept")
+    owner = claim(resolve(tiny_config()), workdir)
+    shutil.move(workdir / "kept", workdir / "checkpoints")
+    saved(workdir, [40], owner=owner)
     assert not torn.exists()
 
 
+def test_a_start_saves_only_while_the_folder_is_its_own(tmp_path):
+    first = claim(resolve(tiny_config()), tmp_path)
+    claim(resolve(tiny_config()), tmp_path)
+    with pytest.raises(OSError, match="was started a second time"):
+        saved(tmp_path, [1], owner=first)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_the_folder_may_be_in_an_object_store():
-    assert str(absolute("gs://bucket/run") / "checkpoints") == (
-        "gs://bucket/run/checkpoints"
-    )
-
-
-def test_the_newest_state_comes_back(original):
-    assert_same(restored(original), state(20))
-
-
-def test_an_older_state_comes_back_by_its_step(original):
-    assert_same(restored(original, step=10), state(10))
+    assert str(work_folder("gs://bucket/run")) == "gs://bucket/run"
 
 
 def test_what_is_saved_may_change_afterwards(tmp_path):
@@ -128,25 +141,11 @@ def test_what_is_saved_may_change_afterwards(tmp_path):
     assert_same(restored(tmp_path), state(5))
 
 
-def test_steps_are_in_order(original):
-    assert steps(original) == [10, 20]
-
-
-def test_a_step_that_was_not_saved_names_those_that_were(original):
+def test_a_step_that_was_not_saved_names_those_that_were(original, tmp_path):
     with pytest.raises(ValueError, match=r"no checkpoint of step 15 in .*\[10, 20\]"):
         restored(original, step=15)
-
-
-def test_a_folder_without_checkpoints_is_named(tmp_path):
     with pytest.raises(ValueError, match=f"no checkpoint .*in {tmp_path}"):
         restored(tmp_path)
-
-
-def test_a_checkpoint_that_was_cut_off_is_never_chosen(workdir):
-    folder = workdir / "checkpoints"
-    shutil.copytree(folder / "20", folder / "30.orbax-checkpoint-tmp-123")
-    assert steps(workdir) == [10, 20]
-    assert_same(restored(workdir), state(20))
 
 
 def test_a_file_that_is_no_checkpoint_is_ignored(workdir):
@@ -160,18 +159,32 @@ def files(workdir):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied", "removed"])
-def test_a_torn_checkpoint_is_refused_or_whole(original, tmp_path, damage):
-    """Every file in turn: the state is exactly what was saved, or there is an error."""
+def flip(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x10
+    path.write_bytes(content)
+
+
+def damage_of(kind, path):
+    if kind == "removed":
+        path.unlink()
+    elif kind == "flipped":
+        flip(path, path.stat().st_size // 2)
+    else:
+        size = path.stat().st_size // 2 if kind == "cut" else 0
+        path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize("kind", ["cut", "emptied", "removed", "flipped"])
+def test_a_damaged_checkpoint_is_refused_or_whole(original, tmp_path, kind):
+    """Every file in turn: state and note are what was saved, or there is an error."""
     refused = 0
     for number, path in enumerate(files(original)):
         copy = Path(shutil.copytree(original, tmp_path / str(number)))
         victim = copy / path.relative_to(original)
-        if damage == "removed":
-            victim.unlink()
-        else:
-            size = victim.stat().st_size // 2 if damage == "cut" else 0
-            victim.write_bytes(victim.read_bytes()[:size])
+        if kind == "flipped" and not path.stat().st_size:
+            continue
+        damage_of(kind, victim)
         folder = copy / "checkpoints" / "20"
         try:
             assert_same(restored(copy, step=20), state(20))
@@ -182,49 +195,85 @@ def test_a_torn_checkpoint_is_refused_or_whole(original, tmp_path, damage):
     assert refused >= 2
 
 
-def test_an_older_checkpoint_serves_when_a_torn_one_is_moved_away(workdir):
+def test_every_flipped_bit_of_the_data_is_found_and_the_older_one_is_taken(
+    original, tmp_path, caplog
+):
+    path = max(files(original), key=lambda path: path.stat().st_size)
+    for number in range(20):
+        copy = Path(shutil.copytree(original, tmp_path / str(number)))
+        flip(copy / path.relative_to(original), 600 + number * 1000)
+        with pytest.raises(ValueError, match=r"checkpoints/20 is damaged: "):
+            restored(copy)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "invariance_jax"):
+            found = newest(copy)
+        assert (found.step, found.note) == (10, {"rows": 10})
+        assert_same(found.state, state(10))
+        assert "checkpoints/20 is damaged" in caplog.text
+
+
+def test_a_note_that_was_changed_is_said(workdir, caplog):
+    path = workdir / "checkpoints" / "20" / "_CHECKPOINT_METADATA"
+    text = path.read_text()
+    changed = text.replace('"rows": 20', '"rows": 21')
+    for content in ("", "{", changed, json.dumps({"custom_metadata": None})):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="20 is damaged: its note in _CHECKPOINT"):
+            restored(workdir)
+        assert newest(workdir).step == 10
+    path.write_text(text)
+    assert newest(workdir).step == 20
+
+
+def test_a_folder_whose_number_is_not_the_step_inside_is_not_believed(workdir, caplog):
     folder = workdir / "checkpoints"
-    for path in files(workdir):
-        path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"20 cannot be read .* move it away"):
+    (folder / "20").rename(folder / "40")
+    with pytest.raises(ValueError, match="40 is damaged: it holds step 20"):
         restored(workdir)
-    (folder / "20").rename(workdir / "torn")
-    assert_same(restored(workdir), state(10))
+    assert newest(workdir).step == 10
 
 
-def test_another_shape_names_the_array(original):
-    with pytest.raises(ValueError) as caught:
-        restored(original, like=state(0, width=299))
-    assert str(caught.value).endswith(
-        "20 does not fit the configuration: for params.encoder.kernel expected "
-        "(40, 299), found (40, 300)."
-    )
+def test_nothing_begins_anew_over_damaged_checkpoints(workdir):
+    for path in (workdir / "checkpoints").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(ValueError, match="every checkpoint in .* is damaged; move"):
+        newest(workdir)
 
 
-@pytest.mark.parametrize("side", ["missing", "too many"])
-def test_another_set_of_arrays_names_the_first(original, side):
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda like: state(0, width=299),
+            r"params\.encoder\.kernel expected \(40, 299\), found \(40, 300\)",
+        ),
+        (
+            lambda like: like.params["head"].update(scale=np.zeros(3)),
+            r"params\.head\.scale expected \(3,\), found nothing",
+        ),
+        (
+            lambda like: like.params["head"].pop("bias") is None,
+            r"params\.head\.bias expected nothing, found \(3,\)",
+        ),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named_and_are_no_damage(original, change, expected):
     like = state(0)
-    if side == "missing":
-        like.params["head"]["scale"] = np.zeros(3)
-        expected = r"for params\.head\.scale expected \(3,\), found nothing"
-    else:
-        del like.params["head"]["bias"]
-        expected = r"for params\.head\.bias expected nothing, found \(3,\)"
-    with pytest.raises(ValueError, match=expected):
-        restored(original, like=like)
+    like = change(like) or like
+    for read in ("restore", "newest"):
+        with pytest.raises(ValueError, match=f"does not fit .* for {expected}"):
+            opened(original, lambda one, read=read: getattr(one, read)(like))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_state_that_is_not_finite_is_refused(workdir, bad):
     broken = state(30)
     broken.params["head"]["bias"][1] = bad
-    checkpoints = Checkpoints(workdir)
     with pytest.raises(
         FloatingPointError, match=r"^params\.head\.bias is not finite at step 30"
     ):
-        checkpoints.save(30, broken)
-    checkpoints.close()
-    assert steps(workdir) == [10, 20]
+        opened(workdir, lambda one: one.save(30, broken))
     assert_same(restored(workdir), state(20))
 
 
@@ -237,16 +286,14 @@ def test_what_comes_after_a_step_is_removed_and_may_be_saved_anew(workdir):
     assert_same(restored(workdir), state(21))
 
 
-def test_the_newest_ones_are_kept(tmp_path):
-    saved(tmp_path, [1, 2, 3, 4, 5], keep=2)
-    assert steps(tmp_path) == [4, 5]
-
-
-def test_all_are_kept_unless_asked_otherwise(tmp_path):
-    saved(tmp_path, [1, 2, 3])
-    assert steps(tmp_path) == [1, 2, 3]
-
-
-def test_checkpoints_along_the_way_are_kept_for_good(tmp_path):
-    saved(tmp_path, [10, 20, 30, 40, 50], keep=1, keep_every_steps=20)
-    assert steps(tmp_path) == [20, 40, 50]
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({}, [10, 20, 30, 40, 50]),
+        ({"keep": 2}, [40, 50]),
+        ({"keep": 1, "keep_every_steps": 20}, [20, 40, 50]),
+    ],
+)
+def test_the_newest_and_those_along_the_way_are_kept(tmp_path, settings, kept):
+    saved(tmp_path, [10, 20, 30, 40, 50], **settings)
+    assert steps(tmp_path) == kept

@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from types import SimpleNamespace
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from tiny import tiny_config
 
 from invariance_jax import embed, evaluate, train
-from invariance_jax.runtime.compilation import compilation_kept
+from invariance_jax.runtime.compilation import cache_root, compilation_kept
 
 NAMES = [
     "jax_compilation_cache_dir",
@@ -24,8 +24,15 @@ NAMES = [
 SMALL = {"steps": 4, "checkpoints.every_steps": 2, "logging.probe_every_steps": 0}
 
 
-def settings(chosen=None):
-    return SimpleNamespace(compilation_cache=chosen)
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """The user's cache folder, in which only what a test has kept is."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def kept(folder):
+    return sorted(folder.rglob("*-cache"))
 
 
 def configured():
@@ -56,82 +63,118 @@ def outside(tmp_path):
     compilation_cache.reset_cache()
 
 
-def test_it_is_kept_in_the_work_directory(tmp_path):
-    with compilation_kept(settings(), tmp_path):
+def test_it_is_kept_in_the_users_folder_which_only_the_user_may_write_to(
+    tmp_path, home
+):
+    for name in ("a", "b"):
+        with compilation_kept(None, tmp_path / name):
+            compile_something()
+        assert not (tmp_path / name).exists()
+    folders = [*(home / "invariance_jax").iterdir()]
+    assert len(folders) == 2 and all(map(kept, folders))
+    modes = {
+        path.stat().st_mode & 0o777 for path in (home / "invariance_jax", *folders)
+    }
+    assert modes == {0o700}
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o720])
+def test_what_others_can_write_is_not_run(tmp_path, mode, home, caplog):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(mode)
+    with pytest.raises(ValueError, match=f"has the mode {mode:o}: others may write to"):
+        with compilation_kept(str(shared), tmp_path):
+            pass
+    cache_root().mkdir(parents=True)
+    cache_root().chmod(mode)
+    with pytest.raises(ValueError, match="others may write"):
+        with compilation_kept(None, tmp_path):
+            pass
+
+
+def test_without_a_home_directory_nothing_is_kept(tmp_path, monkeypatch, home):
+    monkeypatch.setattr("pathlib.Path.home", lambda: 1 / 0)
+    with compilation_kept(None, tmp_path):
+        pass
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("pathlib.Path.home", homeless)
+    with compilation_kept(None, tmp_path):
         compile_something()
-    assert list((tmp_path / "compilation_cache").glob("*-cache"))
+    assert not kept(tmp_path)
 
 
-def test_it_is_kept_where_the_key_says(tmp_path):
-    with compilation_kept(settings(str(tmp_path / "a")), tmp_path / "run"):
-        compile_something()
-    assert list((tmp_path / "a").glob("*-cache"))
-    assert not (tmp_path / "run").exists()
-
-
-def test_it_is_not_kept_if_it_is_off(tmp_path, outside):
-    with compilation_kept(settings("off"), tmp_path / "run"):
-        compile_something()
-    assert not outside.exists()
-    assert not (tmp_path / "run").exists()
-
-
-def test_what_the_user_configured_stands(tmp_path, outside):
+def test_it_is_kept_where_the_key_says_or_else_where_the_user_configured_it(
+    tmp_path, outside, home
+):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     before = configured()
-    with compilation_kept(settings(), tmp_path / "run"):
+    with compilation_kept(None, tmp_path):
         assert configured() == before
         compile_something()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    assert list(outside.glob("*-cache"))
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_key_goes_before_what_the_user_configured(tmp_path, outside):
-    with compilation_kept(settings(str(tmp_path / "a")), tmp_path / "run"):
+    assert kept(outside) and not kept(home)
+    shutil.rmtree(outside)
+    with compilation_kept(str(tmp_path / "a"), tmp_path):
         compile_something()
-    assert list((tmp_path / "a").glob("*-cache"))
-    assert not outside.exists()
+    assert kept(tmp_path / "a")
+    with compilation_kept("off", tmp_path):
+        compile_something()
+    assert not kept(outside) and not kept(home)
 
 
 @pytest.mark.parametrize("chosen", [None, "off", "elsewhere"])
 def test_the_configuration_of_jax_is_restored(tmp_path, chosen):
     chosen = chosen and chosen.replace("elsewhere", str(tmp_path))
     before = configured()
-    with pytest.raises(KeyError), compilation_kept(settings(chosen), tmp_path):
+    with pytest.raises(KeyError), compilation_kept(chosen, tmp_path):
         raise KeyError
     assert configured() == before
-    found = {path.name for path in tmp_path.iterdir()}
+    found = kept(tmp_path)
     compile_something()
-    assert {path.name for path in tmp_path.iterdir()} == found
+    assert kept(tmp_path) == found
+
+
+def test_what_was_not_used_for_long_is_removed(tmp_path, home):
+    for name, age in (("old", 70), ("new", 50)):
+        with compilation_kept(None, tmp_path / name):
+            pass
+        (folder,) = {*cache_root().iterdir()} - {cache_root() / "old"}
+        folder = folder.rename(cache_root() / name)
+        os.utime(folder, (0, time.time() - age * 86_400))
+    with compilation_kept(None, tmp_path):
+        pass
+    names = {path.name for path in cache_root().iterdir()}
+    assert len(names) == 2 and names & {"old", "new"} == {"new"}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The work directory of a whole run."""
-    workdir = tmp_path_factory.mktemp("trained") / "run"
-    train.run(tiny_config(SMALL), workdir)
-    return workdir
+    """The work directory of a whole run, and the cache folder that it left."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        train.run(tiny_config(SMALL), folder / "run")
+    return folder
 
 
-@pytest.fixture
-def untrained(trained, tmp_path):
-    """The same as if the machine had gone away before the last checkpoint."""
-    workdir = shutil.copytree(trained, tmp_path / "run")
-    shutil.rmtree(workdir / "checkpoints" / "4")
-    return workdir
-
-
-def test_another_start_compiles_nothing(untrained, caplog):
-    assert missed(caplog, lambda: train.run(tiny_config(SMALL), untrained)) == 0
-    assert (untrained / "checkpoints" / "4").is_dir()
-
-
-def test_a_run_goes_on_over_half_written_files(untrained, caplog):
-    for path in (untrained / "compilation_cache").iterdir():
+def test_another_start_compiles_nothing_and_torn_files_do_no_harm(
+    trained, monkeypatch, caplog
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(trained / "cache"))
+    last = trained / "run" / "checkpoints" / "4"
+    shutil.rmtree(last)  # as if the machine had gone away before it
+    assert missed(caplog, lambda: train.run(tiny_config(SMALL), trained / "run")) == 0
+    assert last.is_dir()
+    shutil.rmtree(last)
+    for path in kept(trained / "cache"):
         os.truncate(path, path.stat().st_size // 2)
-    assert missed(caplog, lambda: train.run(tiny_config(SMALL), untrained)) > 0
-    assert (untrained / "checkpoints" / "4").is_dir()
+    assert missed(caplog, lambda: train.run(tiny_config(SMALL), trained / "run")) > 0
+    assert last.is_dir()
 
 
 @pytest.mark.parametrize(
@@ -144,38 +187,24 @@ def test_every_program_keeps_them(trained, tmp_path, monkeypatch, program, part)
 
     folders = []
     monkeypatch.setattr(program, part, look)
-    workdir = shutil.copytree(trained, tmp_path / "run")
+    workdir = shutil.copytree(trained / "run", tmp_path / "run")
     with pytest.raises(KeyError):
         program.run(tiny_config(SMALL), workdir)
-    assert folders == [str(workdir / "compilation_cache")]
-
-
-def test_seeds_share_the_folder_of_the_parent(tmp_path, monkeypatch):
-    def look(seeds, *_):
-        cache = jax.config.jax_compilation_cache_dir
-        folders.extend((seed.workdir.name, cache) for seed in seeds)
-        return SimpleNamespace(train=lambda: None)
-
-    folders = []
-    monkeypatch.setattr(train, "_Run", look)
-    train.run(tiny_config(SMALL | {"seeds": 2}), tmp_path)
-    shared = str(tmp_path / "compilation_cache")
-    assert folders == [("seed_0", shared), ("seed_1", shared)]
+    assert folders[0].startswith(str(cache_root()))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
-def test_half_written_files_do_not_break_a_start(tmp_path, share, caplog):
-    with compilation_kept(settings(), tmp_path):
+def test_half_written_files_do_not_break_a_start(tmp_path, share, caplog, home):
+    with compilation_kept(None, tmp_path):
         expected = compile_something()
-    files = list((tmp_path / "compilation_cache").glob("*-cache"))
-    whole = {path: path.stat().st_size for path in files}
+    whole = {path: path.stat().st_size for path in kept(home)}
     for path, size in whole.items():
         os.truncate(path, int(share * size))
-    with caplog.at_level(logging.INFO), compilation_kept(settings(), tmp_path):
+    with caplog.at_level(logging.INFO), compilation_kept(None, tmp_path):
         assert (compile_something() == expected).all()
     # Written anew, so that the next start finds them.
-    assert all(path.stat().st_size > share * whole[path] for path in files)
-    assert caplog.text.count("is half-written: removed") == len(files)
+    assert all(path.stat().st_size > share * size for path, size in whole.items())
+    assert caplog.text.count("is half-written: removed") == len(whole)
 
 
 def test_files_of_a_shared_folder_are_left_to_jax(tmp_path):
@@ -183,6 +212,6 @@ def test_files_of_a_shared_folder_are_left_to_jax(tmp_path):
     folder.mkdir()
     torn = folder / "jit_of_another_process-cache"
     torn.write_bytes(b"half")
-    with compilation_kept(settings(str(folder)), tmp_path):
+    with compilation_kept(str(folder), tmp_path):
         compile_something()
     assert torn.read_bytes() == b"half"

@@ -15,6 +15,7 @@ from invariance_jax.runtime import devices
 
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = "--xla_gpu_deterministic_ops=true --xla_gpu_exclude_nondeterministic_ops=true"
+OTHER = "--xla_dump_hlo_as_text=true"
 
 # The options that XLA compiles with, once it has read its flags.
 OPTIONS = """
@@ -41,32 +42,30 @@ def python(code, xla_flags=""):
 PREPARE = """
 import os
 from invariance_jax.runtime.devices import make_deterministic
-from configs import base
-config = base.get_config()
-config.deterministic = {value}
 {before}
-make_deterministic(config)
+make_deterministic({value})
 print(os.environ["XLA_FLAGS"])
 """
 
 
-def test_the_flags_are_added_to_those_of_the_user():
-    found = python(PREPARE.format(value=True, before=""), "--xla_dump_hlo_as_text=true")
-    assert found.split() == ["--xla_dump_hlo_as_text=true", *FLAGS.split()]
-
-
-def test_a_flag_that_is_there_is_not_added_again():
-    found = python(PREPARE.format(value=True, before=""), FLAGS.split()[1])
-    assert sorted(found.split()) == FLAGS.split()
-
-
-def test_without_the_key_no_flag_is_set():
-    assert python(PREPARE.format(value=False, before="")).strip() == ""
-
-
-def test_flags_that_come_too_late_are_not_set():
-    before = "import jax; jax.devices()"
-    assert python(PREPARE.format(value=True, before=before)).strip() == ""
+@pytest.mark.parametrize(
+    ("value", "before", "flags", "expected"),
+    [
+        (
+            True,
+            "",
+            "--xla_dump_hlo_as_text=true",
+            "--xla_dump_hlo_as_text=true " + FLAGS,
+        ),
+        (True, "", FLAGS, FLAGS),
+        (False, "", "", ""),
+        # Too late: no flag is set.
+        (True, "import jax; jax.devices()", "", ""),
+    ],
+)
+def test_the_flags_are_added_once_to_those_of_the_user(value, before, flags, expected):
+    found = python(PREPARE.format(value=value, before=before), flags)
+    assert found.strip() == expected
 
 
 def test_the_flags_reach_the_compiler():
@@ -78,24 +77,16 @@ def test_the_flags_reach_the_compiler():
     assert lines[1][-1] != expected
 
 
-@pytest.fixture
-def deterministic():
-    return tiny_config({"deterministic": True})
-
-
-def test_a_gpu_that_was_used_before_is_refused(monkeypatch, deterministic):
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
+def test_a_gpu_that_was_used_before_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     jax.devices()
-    with pytest.raises(ValueError, match="deterministic is True, but .* its GPUs alr"):
-        devices.make_deterministic(deterministic)
-    assert "XLA_FLAGS" not in os.environ
-
-
-def test_a_gpu_that_was_started_with_the_flags_is_not(monkeypatch, deterministic):
     monkeypatch.setenv("XLA_FLAGS", FLAGS)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    devices.make_deterministic(deterministic)
+    devices.make_deterministic(True)
+    monkeypatch.delenv("XLA_FLAGS")
+    monkeypatch.setattr(train, "resolve", None)  # training asks before anything else
+    with pytest.raises(ValueError, match="deterministic is True, but .* its GPUs alr"):
+        train.run(tiny_config({"deterministic": True}), tmp_path / "run")
+    assert "XLA_FLAGS" not in os.environ
 
 
 @pytest.mark.parametrize(
@@ -109,18 +100,17 @@ def test_a_gpu_that_was_started_with_the_flags_is_not(monkeypatch, deterministic
 def test_the_log_says_what_it_costs(monkeypatch, caplog, platform, expected):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     with caplog.at_level(logging.INFO):
-        devices.log_determinism(tiny_config({"deterministic": True}))
-        devices.log_determinism(tiny_config())
+        devices.log_determinism(True)
+        devices.log_determinism(False)
     (text,) = caplog.messages
     assert text.startswith("deterministic: ") and expected in text
 
 
-def test_training_asks_before_anything_else(monkeypatch, tmp_path, deterministic):
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(train, "resolve", None)
-    with pytest.raises(ValueError, match="deterministic is True"):
-        train.run(deterministic, tmp_path / "run")
+def test_a_platform_that_is_not_there_is_named():
+    code = "from invariance_jax.runtime.devices import all_devices\n"
+    code += "import jax; jax.config.update('jax_platforms', 'cuda')\n"
+    code += "try:\n    all_devices()\nexcept ValueError as error:\n    print(error)"
+    assert python(code).startswith("JAX_PLATFORMS is 'cuda', and jax finds no such dev")
 
 
 def test_whether_devices_were_used_is_known():

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from invariance_jax.training.draws import make_draw, shuffle
+from invariance_jax.training.batches import make_sampler, shuffle
+from invariance_jax.training.draws import make_draw
 from invariance_jax.transforms import Transformation, View, spirograph
 
 KEY = jax.random.key(0)
@@ -28,7 +29,6 @@ def with_held() -> Transformation:
 
 def make(transformation=None, **settings):
     settings = {
-        "num_examples": EXAMPLES,
         "batch_size": BATCH,
         "directions": DIRECTIONS,
     } | settings
@@ -41,17 +41,31 @@ def draw():
     return make()
 
 
+def sampler(num_examples=EXAMPLES):
+    return jax.jit(make_sampler(num_examples=num_examples, batch_size=BATCH))
+
+
+@pytest.fixture(scope="module")
+def indices():
+    """Those of 200 steps, `[200, B]`."""
+    steps = jnp.arange(200, dtype=jnp.int32)
+    return np.asarray(jax.vmap(sampler(), in_axes=(None, 0))(KEY, steps))
+
+
 @pytest.fixture(scope="module")
 def many():
     """The draws of 200 steps, stacked."""
     steps = jnp.arange(200, dtype=jnp.int32)
     draws = make_draw(
         spirograph.make_transformation(),
-        num_examples=EXAMPLES,
         batch_size=BATCH,
         directions=DIRECTIONS,
     )
     return jax.jit(jax.vmap(draws, in_axes=(None, 0)))(KEY, steps)
+
+
+def alpha_of(side):
+    return np.asarray(side.views[0].alpha)
 
 
 def permutation(key, num_examples):
@@ -103,41 +117,41 @@ def test_shuffle_of_some_positions_is_that_of_all():
     np.testing.assert_array_equal(found, permutation(KEY, 1000)[positions])
 
 
-def test_an_epoch_takes_every_example_at_most_once(many):
+def test_an_epoch_takes_every_example_at_most_once(indices):
     per_epoch = EXAMPLES // BATCH
     for epoch in range(5):
-        taken = np.asarray(many.indices)[epoch * per_epoch : (epoch + 1) * per_epoch]
+        taken = indices[epoch * per_epoch : (epoch + 1) * per_epoch]
         assert len(np.unique(taken)) == per_epoch * BATCH
 
 
-def test_an_epoch_without_remainder_takes_every_example(draw):
-    draw = make(num_examples=2 * BATCH)
-    taken = np.concatenate([draw(KEY, step).indices for step in (0, 1)])
+def test_an_epoch_without_remainder_takes_every_example():
+    sample = sampler(2 * BATCH)
+    taken = np.concatenate([sample(KEY, step) for step in (0, 1)])
     np.testing.assert_array_equal(np.sort(taken), np.arange(2 * BATCH))
 
 
-def test_the_remainder_is_another_one_in_each_epoch(many):
+def test_the_remainder_is_another_one_in_each_epoch(indices):
     per_epoch = EXAMPLES // BATCH
-    epochs = np.asarray(many.indices)[: 60 * per_epoch].reshape(60, -1)
+    epochs = indices[: 60 * per_epoch].reshape(60, -1)
     left_out = [tuple(sorted({*range(EXAMPLES)} - {*row})) for row in epochs.tolist()]
     assert len(set(left_out)) > 50
 
 
-def test_epochs_have_different_orders(many):
+def test_epochs_have_different_orders(indices):
     per_epoch = EXAMPLES // BATCH
-    assert not np.array_equal(many.indices[0], many.indices[per_epoch])
+    assert not np.array_equal(indices[0], indices[per_epoch])
 
 
 def test_every_leaf_has_the_axis_of_examples(draw):
     shapes = {leaf.shape[0] for leaf in jax.tree.leaves(draw(KEY, 3))}
     assert shapes == {BATCH}
-    assert draw(KEY, 3).alpha_other.shape == (BATCH, DIRECTIONS, 6)
+    assert draw(KEY, 3).first.alpha_other.shape == (BATCH, DIRECTIONS, 6)
 
 
 def test_held_choices_are_drawn_for_both_views():
     draws = make(with_held())(KEY, 0)
-    assert draws.first.held["flip"].shape == (BATCH,)
-    assert draws.second.held["flip"].dtype == bool
+    assert draws.first.views[0].held["flip"].shape == (BATCH,)
+    assert draws.second.views[0].held["flip"].dtype == bool
 
 
 def test_same_key_and_step_give_the_same_draws(draw):
@@ -147,7 +161,6 @@ def test_same_key_and_step_give_the_same_draws(draw):
 def test_compiled_and_eager_draws_agree(draw):
     eager = make_draw(
         spirograph.make_transformation(),
-        num_examples=EXAMPLES,
         batch_size=BATCH,
         directions=DIRECTIONS,
     )(KEY, jnp.int32(5))
@@ -157,19 +170,20 @@ def test_compiled_and_eager_draws_agree(draw):
 
 
 def test_steps_draw_different_views(many):
-    alpha = np.concatenate([many.first.alpha, many.second.alpha]).reshape(-1, 6)
+    alpha = np.concatenate([alpha_of(many.first), alpha_of(many.second)]).reshape(-1, 6)
     assert len(np.unique(alpha, axis=0)) == len(alpha)
 
 
 def test_keys_draw_different_steps(draw):
     ours, theirs = draw(KEY, 0), draw(jax.random.key(1), 0)
-    assert not np.array_equal(ours.indices, theirs.indices)
-    assert not np.array_equal(ours.first.alpha, theirs.first.alpha)
+    assert not np.array_equal(alpha_of(ours.first), alpha_of(theirs.first))
+    sample = sampler()
+    assert not np.array_equal(sample(KEY, 0), sample(jax.random.key(1), 0))
 
 
 def test_views_and_directions_are_independent(many):
-    sources = [many.first.alpha, many.second.alpha]
-    sources += [many.alpha_other[:, :, k] for k in range(DIRECTIONS)]
+    sources = [alpha_of(many.first), alpha_of(many.second)]
+    sources += [many.first.alpha_other[:, :, k] for k in range(DIRECTIONS)]
     columns = np.stack([np.asarray(s)[..., 0].ravel() for s in sources])
     correlation = np.corrcoef(columns)
     bound = 5 / np.sqrt(columns.shape[1])
@@ -180,8 +194,8 @@ def test_views_and_directions_are_independent(many):
 
 def test_an_end_or_its_reflection_is_within_the_bounds(many):
     low, high = spirograph.make_transformation().bounds.T
-    alpha = np.asarray(many.first.alpha)[:, :, None]
-    change = np.asarray(many.alpha_other) - alpha
+    alpha = alpha_of(many.first)[:, :, None]
+    change = np.asarray(many.first.alpha_other) - alpha
 
     def inside(end):
         return np.all((end >= low - 1e-5) & (end <= high + 1e-5), axis=-1)
@@ -192,8 +206,8 @@ def test_an_end_or_its_reflection_is_within_the_bounds(many):
 
 def test_signs_are_even_and_independent_between_examples_and_directions(many):
     low, high = spirograph.make_transformation().bounds.T
-    alpha = np.asarray(many.first.alpha)[:, :, None]
-    change = np.asarray(many.alpha_other) - alpha
+    alpha = alpha_of(many.first)[:, :, None]
+    change = np.asarray(many.first.alpha_other) - alpha
     end = alpha + change
     out = ~np.all((end >= low - 1e-5) & (end <= high + 1e-5), axis=-1)
     back = alpha - change
@@ -211,60 +225,51 @@ def test_signs_are_even_and_independent_between_examples_and_directions(many):
 
 def test_directions_do_not_move_the_views(draw):
     one = make(directions=1)(KEY, 4)
-    np.testing.assert_array_equal(one.indices, draw(KEY, 4).indices)
-    assert one.alpha_other.shape == (BATCH, 1, 6)
+    np.testing.assert_array_equal(alpha_of(one.second), alpha_of(draw(KEY, 4).second))
+    assert one.first.alpha_other.shape == (BATCH, 1, 6)
 
 
 @pytest.fixture(scope="module")
 def with_options():
     """As `many`, with everything that may be drawn."""
-    options = {"penalized_views": 2, "sign_features": 5, "average_views": 3}
+    options = {"derivatives": 2, "sign_features": 5, "average_views": 3}
     return jax.vmap(make(**options), in_axes=(None, 0))(KEY, jnp.arange(200))
 
 
 def test_what_is_off_is_not_drawn(draw):
     draws = draw(KEY, 4)
-    assert draws.signs is draws.second_other is draws.second_signs is None
-    assert draws.first_more == draws.second_more == ()
-    draw = make(penalized_views=0, sign_features=5)
-    none = jax.eval_shape(draw, KEY, 4)
-    assert none.alpha_other is none.signs is None
+    assert draws.first.signs is draws.second.alpha_other is draws.second.signs is None
+    assert len(draws.first.views) == len(draws.second.views) == 1
+    none = jax.eval_shape(make(derivatives=0, sign_features=5), KEY, 4)
+    assert none.first.alpha_other is none.first.signs is None
 
 
 def test_options_leave_the_other_draws_as_they_are(many, with_options):
-    for name in ("indices", "first", "second", "alpha_other"):
-        ours, theirs = getattr(many, name), getattr(with_options, name)
-        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-    fewer = make(average_views=2, penalized_views=0)(KEY, 4)
-    np.testing.assert_array_equal(fewer.first.alpha, many.first.alpha[4])
-    for name in ("first_more", "second_more"):
-        (one,) = getattr(fewer, name)
-        expected = getattr(with_options, name)[0].alpha[4]
-        np.testing.assert_array_equal(one.alpha, expected)
+    for ours, theirs in zip(many, with_options, strict=True):
+        np.testing.assert_array_equal(alpha_of(ours), alpha_of(theirs))
+    ends = many.first.alpha_other, with_options.first.alpha_other
+    np.testing.assert_array_equal(*ends)
+    fewer = make(average_views=2, derivatives=0)(KEY, 4)
+    np.testing.assert_array_equal(alpha_of(fewer.first), alpha_of(many.first)[4])
+    for ours, theirs in zip(fewer, with_options, strict=True):
+        expected = theirs.views[1].alpha[4]
+        np.testing.assert_array_equal(ours.views[1].alpha, expected)
 
 
 def test_options_have_the_axis_of_examples(with_options):
     draws = jax.tree.map(lambda leaf: leaf[4], with_options)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(draws)} == {BATCH}
-    assert draws.signs.shape == draws.second_signs.shape == (BATCH, DIRECTIONS, 5)
-    assert draws.second_other.shape == (BATCH, DIRECTIONS, 6)
-    assert [len(side.views) for side in draws.sides] == [3, 3]
-
-
-def test_a_side_has_its_own_views_and_directions(with_options):
-    draws = with_options
-    one, two = draws.sides
-    assert one.views == (draws.first, *draws.first_more)
-    assert two.views == (draws.second, *draws.second_more)
-    assert one.alpha_other is draws.alpha_other and one.signs is draws.signs
-    assert two.alpha_other is draws.second_other and two.signs is draws.second_signs
+    for side in draws:
+        assert side.signs.shape == (BATCH, DIRECTIONS, 5)
+        assert side.alpha_other.shape == (BATCH, DIRECTIONS, 6)
+        assert len(side.views) == 3
 
 
 def test_the_second_view_has_ends_about_itself(with_options):
     low, high = spirograph.make_transformation().bounds.T
     draws = with_options
-    alpha = np.asarray(draws.second.alpha)[:, :, None]
-    change = np.asarray(draws.second_other) - alpha
+    alpha = alpha_of(draws.second)[:, :, None]
+    change = np.asarray(draws.second.alpha_other) - alpha
 
     def inside(end):
         return np.all((end >= low - 1e-5) & (end <= high + 1e-5), axis=-1)
@@ -275,11 +280,10 @@ def test_the_second_view_has_ends_about_itself(with_options):
 
 def test_options_are_independent_of_one_another_and_of_the_rest(with_options):
     draws = with_options
-    views = [draws.first, draws.second, *draws.first_more, *draws.second_more]
-    columns = [view.alpha[..., 0] for view in views]
-    columns += [signs[:, :, 0, 0] for signs in (draws.signs, draws.second_signs)]
-    columns += [draws.signs[:, :, 1, 0], draws.signs[:, :, 0, 1]]
-    columns += [draws.signs[:, ::-1, 0, 0]]
+    columns = [view.alpha[..., 0] for side in draws for view in side.views]
+    columns += [side.signs[:, :, 0, 0] for side in draws]
+    signs = draws.first.signs
+    columns += [signs[:, :, 1, 0], signs[:, :, 0, 1], signs[:, ::-1, 0, 0]]
     columns = np.stack([np.asarray(column, float).ravel() for column in columns])
     correlation = np.corrcoef(columns) - np.eye(len(columns))
     assert np.abs(correlation).max() < 5 / np.sqrt(columns.shape[1])
@@ -289,7 +293,7 @@ def test_views_have_directions_of_their_own(with_options):
     draws, background = with_options, slice(1, None, 2)
     lengths = [
         abs(side.alpha_other - side.views[0].alpha[:, :, None])[..., background]
-        for side in draws.sides
+        for side in draws
     ]
     columns = np.stack([np.asarray(length).ravel() for length in lengths])
     # Ends in common would make it 0.1.
@@ -298,6 +302,6 @@ def test_views_have_directions_of_their_own(with_options):
 
 def test_signs_are_even(with_options):
     draws = with_options
-    for signs in map(np.asarray, (draws.signs, draws.second_signs)):
+    for signs in map(np.asarray, (draws.first.signs, draws.second.signs)):
         assert {*np.unique(signs)} == {-1.0, 1.0}
         assert abs(signs.mean()) < 5 / np.sqrt(signs.size)

@@ -12,15 +12,15 @@ from tiny import tiny_config
 
 import invariance_jax
 from invariance_jax import evaluate, evaluation, train
-from invariance_jax.runs.checkpoints import Checkpoints
-from invariance_jax.training import parallel, start
-from invariance_jax.training.components import make_examples, make_transformation
-from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
-from invariance_jax.training.protocols import fit_and_score
-from invariance_jax.training.settings import resolve
+from invariance_jax.settings import resolve
+from invariance_jax.tasks import make_task
+from invariance_jax.training import parallel
+from invariance_jax.training.build import build
+from invariance_jax.training.frozen import FrozenEncoder
 
 CHANGES = {"seeds": 2, "logging.probe_every_steps": 0, "checkpoints.keep": 2}
 TARGETS = ("m", "b", "sigma", "rfore")
+TASK = make_task(resolve(tiny_config()))
 
 
 def config(**changes):
@@ -49,37 +49,36 @@ def means(results):
     return {name: entry["mean"] for name, entry in results["summary"].items()}
 
 
-def test_results_are_written_as_they_are_returned(run):
+def test_the_summary_has_the_promised_names_and_finite_numbers(run):
     workdir, results = run
     assert read(workdir) == json.loads(json.dumps(results))
-
-
-def test_names_of_the_summary_are_those_that_are_promised(run):
     expected = {"loss.final", "penalty.final", "mse.constant"}
     expected |= {f"variance.{name}" for name in ("within", "total", "normalized")}
     for views in (1, 3):
         expected |= {f"mse@{views}", f"mse.ensemble@{views}"}
         expected |= {f"{kind}.{t}@{views}" for kind in ("mse", "r2") for t in TARGETS}
-    assert {*run[1]["summary"]} == expected
-
-
-def test_every_number_is_finite(run):
-    assert np.isfinite(list(means(run[1]).values())).all()
+    assert {*results["summary"]} == expected
+    assert np.isfinite(list(means(results).values())).all()
 
 
 def test_settings_say_how_it_was_measured(run):
-    settings = read(run[0])["settings"]
-    assert settings["split"] == "test"
-    assert settings["num_views"] == [1, 3]
-    assert settings["targets"] == list(TARGETS)
+    results = read(run[0])
+    settings = results["settings"]
+    assert (settings["split"], settings["num_views"]) == ("test", [1, 3])
+    assert settings["targets"] == list(TARGETS) and "classes" not in settings
     assert (settings["train_examples"], settings["test_examples"]) == (200, 70)
     assert settings["step"] == 20
+    assert results["format"] == 3
+    assert [*results["experiments"]] == ["downstream", "averaging", "invariance"]
 
 
 def test_seeds_are_joined_with_the_standard_error_of_their_mean(run):
     workdir, results = run
-    each = [means(read(workdir / f"seed_{seed}")) for seed in (0, 1)]
-    assert (results["n"], results["seeds"], results["format"]) == (2, [0, 1], 1)
+    seeds = [read(workdir / f"seed_{seed}") for seed in (0, 1)]
+    each = [means(one) for one in seeds]
+    assert (results["n"], results["seeds"]) == (2, [0, 1])
+    assert len(results["rows"]) == sum(len(one["rows"]) for one in seeds)
+    assert {row["seed"] for row in results["rows"]} == {0, 1}
     for name, entry in results["summary"].items():
         first, second = (values[name] for values in each)
         assert entry["n"] == 2
@@ -88,31 +87,19 @@ def test_seeds_are_joined_with_the_standard_error_of_their_mean(run):
         expected = abs(first - second) / 2
         assert entry["standard_error"] == pytest.approx(expected, rel=1e-9, abs=1e-15)
     assert results["summary"]["mse@1"]["standard_error"] > 0
+    assert each[0]["loss.final"] != each[1]["loss.final"]
 
 
-def test_one_seed_has_no_standard_error(run):
-    entries = read(run[0] / "seed_0")["summary"].values()
-    assert {(entry["standard_error"], entry["n"]) for entry in entries} == {(None, 1)}
-
-
-def test_the_mean_error_is_that_over_the_targets(run):
-    values = means(run[1])
-    for views in (1, 3):
-        tasks = [values[f"mse.{name}@{views}"] for name in TARGETS]
-        assert values[f"mse@{views}"] == pytest.approx(np.mean(tasks), rel=1e-9)
-
-
-def test_error_and_explained_variance_belong_together(run):
+def test_errors_are_those_of_the_targets(run):
     values = means(read(run[0] / "seed_0"))
-    y = make_examples(resolve(config()), "test").y
-    for number, name in enumerate(TARGETS):
-        expected = 1 - values[f"mse.{name}@1"] / y[:, number].astype(np.float64).var()
-        assert values[f"r2.{name}@1"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
-
-
-def test_the_constant_predictor_is_the_variance_of_the_targets(run):
-    y = make_examples(resolve(config()), "test").y.astype(np.float64)
-    assert means(run[1])["mse.constant"] == pytest.approx(y.var(axis=0).mean())
+    y = TASK.examples("test").y.astype(np.float64)
+    assert values["mse.constant"] == pytest.approx(y.var(axis=0).mean())
+    for views in (1, 3):
+        errors = [values[f"mse.{name}@{views}"] for name in TARGETS]
+        assert values[f"mse@{views}"] == pytest.approx(np.mean(errors), rel=1e-9)
+    for name, error, target in zip(TARGETS, errors, y.T, strict=True):
+        expected = 1 - error / target.var()
+        assert values[f"r2.{name}@3"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_final_metrics_are_those_of_the_last_row(run):
@@ -123,31 +110,23 @@ def test_final_metrics_are_those_of_the_last_row(run):
     assert values["penalty.final"] == json.loads(lines[-1])["penalty"]
 
 
-def test_seeds_trained_different_networks(run):
-    values = [means(read(run[0] / f"seed_{seed}"))["loss.final"] for seed in (0, 1)]
-    assert values[0] != values[1]
-
-
 def features(encode, x, stream, views):
-    settings = resolve(config())
-    key = jax.random.fold_in(jax.random.key(settings.evaluation.seed), stream)
-    transformation = make_transformation(settings)
+    key = jax.random.fold_in(jax.random.key(config().evaluation.seed), stream)
     return evaluation.average_features(
-        key, encode, transformation, jnp.asarray(x), num_views=views
+        key, encode, TASK.transformation(), jnp.asarray(x), num_views=views
     )
 
 
 def test_load_gives_the_encoder_that_was_evaluated(run):
     workdir, _ = run
     encode, loaded = invariance_jax.load(workdir / "seed_1")
-    settings = resolve(loaded)
-    assert (settings.seed, settings.batch_size) == (1, 16)
-    splits = [make_examples(settings, split).x for split in ("train", "test")]
+    assert (loaded.seed, loaded.batch_size) == (1, 16)
+    splits = [TASK.examples(split).x for split in ("train", "test")]
     h, h_test = (features(encode, x, n, (1, 3)) for n, x in enumerate(splits))
     values = means(read(workdir / "seed_1"))
     for number, views in enumerate((1, 3)):
-        arrays = h[number], splits[0], h_test[number], splits[1]
-        fitted = fit_and_score(settings, *arrays).values
+        probe = TASK.fit(h[number], splits[0])
+        fitted = TASK.score(probe, h_test[number], splits[1]).values
         for name in TARGETS:
             expected = values[f"mse.{name}@{views}"]
             assert fitted[f"mse.{name}"] == pytest.approx(expected, rel=2e-3)
@@ -155,7 +134,7 @@ def test_load_gives_the_encoder_that_was_evaluated(run):
 
 def test_the_loaded_encoder_is_the_checkpoint_on_running_statistics(run):
     workdir, _ = run
-    encode, loaded = invariance_jax.load(str(workdir / "seed_0"))
+    encode, _ = invariance_jax.load(str(workdir / "seed_0"))
     images = jax.random.uniform(jax.random.key(0), (5, 8, 8, 3))
     h = encode(images)
     assert (h.shape, h.dtype) == ((5, 16), jnp.float32)
@@ -177,15 +156,11 @@ def test_an_older_checkpoint_is_another_encoder(run):
 
 
 def test_devices_do_not_change_the_features(run):
-    workdir, _ = run
-    settings = resolve(config())
-    checkpoints = Checkpoints(workdir / "seed_0")
-    state = checkpoints.restore(start.initial_state(settings))
-    checkpoints.close()
-    x = make_examples(settings, "test").x[:33]
+    variables, loaded = evaluate.load_variables(run[0] / "seed_0")
+    parts, x = build(resolve(loaded)), TASK.examples("test").x[:33]
     one, four = (
-        FrozenEncoder(settings, parallel.all_devices(count)).features(
-            encoder_variables(state), x, num_views=(1, 3), stream=1
+        FrozenEncoder(parts, parallel.all_devices(count)).features(
+            variables, x, num_views=(1, 3), stream=1
         )
         for count in (1, 4)
     )
@@ -193,26 +168,58 @@ def test_devices_do_not_change_the_features(run):
     np.testing.assert_allclose(one, four, rtol=1e-4, atol=1e-5)
 
 
-def test_samples_hold_views_and_predictions(run):
-    workdir, _ = run
-    with np.load(workdir / "seed_0" / "samples.npz") as archive:
-        samples = {name: archive[name] for name in archive.files}
-    assert samples["views"].shape == (4, 10, 8, 8, 3)
-    assert samples["views"].dtype == np.uint8
-    y = make_examples(resolve(config()), "test").y
+@pytest.fixture(scope="module")
+def samples(run):
+    with np.load(run[0] / "seed_0" / "samples.npz") as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def test_samples_hold_views_and_predictions(run, samples):
+    views = samples["views"]
+    assert (views.shape, views.dtype) == ((4, 10, 8, 8, 3), np.uint8)
+    for row in views:  # one example under several draws
+        assert len(np.unique(row.reshape(10, -1), axis=0)) == 10
+    y = TASK.examples("test").y
     np.testing.assert_array_equal(samples["true"], y)
-    values = means(read(workdir / "seed_0"))
-    for name, views in [("predicted_single", 1), ("predicted", 3)]:
+    values = means(read(run[0] / "seed_0"))
+    for name, count in [("predicted_single", 1), ("predicted", 3)]:
         mse = np.square(samples[name] - y).mean(axis=0)
-        found = [values[f"mse.{target}@{views}"] for target in TARGETS]
+        found = [values[f"mse.{target}@{count}"] for target in TARGETS]
         np.testing.assert_allclose(mse, found, rtol=1e-4)
 
 
-def test_a_row_of_views_is_one_example_under_several_draws(run):
-    with np.load(run[0] / "seed_0" / "samples.npz") as archive:
-        views = archive["views"]
-    for row in views:
-        assert len(np.unique(row.reshape(10, -1), axis=0)) == 10
+def test_samples_hold_a_projection_and_neighbours_of_one_view(run, samples):
+    y = TASK.examples("test").y
+    encode, _ = invariance_jax.load(run[0] / "seed_0")
+    (h,) = features(encode, y, 1, (1,))
+    h = np.asarray(h, np.float64)
+    values = np.linalg.eigvalsh(np.cov(h.T))[::-1]
+    explained = samples["projection_explained"]
+    np.testing.assert_allclose(explained, values[:2] / values.sum(), rtol=1e-3)
+    variance = samples["projection"].astype(np.float64).var(axis=0, ddof=1)
+    np.testing.assert_allclose(variance, values[:2], rtol=1e-3)
+    np.testing.assert_array_equal(samples["projection_targets"], y)
+    unit = h / np.linalg.norm(h, axis=1, keepdims=True)
+    nearest = np.argsort(-unit[:10] @ unit.T)[:, :3]
+    key = jax.random.fold_in(jax.random.key(0), 1)
+    for query, rows in enumerate(nearest):
+        view = evaluation.sample_view(
+            key, TASK.transformation(), jnp.asarray(rows, jnp.int32), view=0
+        )
+        pictures = TASK.displayed(TASK.transformation().apply(y[rows], view))
+        shown = samples["neighbors"][query, :3].astype(int)
+        assert np.abs(shown - pictures).max() <= 1
+    absent = {"plain", "confusion", "projection_labels", "neighbor_labels"}
+    assert not absent & {*samples}
+
+
+def test_samples_that_are_lost_are_written_again(copy, samples):
+    one, single = tiny_config(CHANGES | {"seeds": 1}), copy / "seed_0"
+    (single / "samples.npz").unlink()
+    evaluate.run(one, single)
+    with np.load(single / "samples.npz") as archive:
+        assert {*archive.files} == {*samples}
+        np.testing.assert_allclose(archive["predicted"], samples["predicted"])
 
 
 def test_evaluation_keys_may_change(copy):

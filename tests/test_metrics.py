@@ -1,10 +1,14 @@
 """The log of a run: rows of JSON, cut back to where a run goes on from."""
 
 import json
+import logging
 
 import pytest
+from tiny import tiny_config
 
 from invariance_jax.runs.metrics import MetricsWriter, final_metrics
+from invariance_jax.runs.workdir import claim
+from invariance_jax.settings import resolve
 
 
 def rows(workdir):
@@ -12,40 +16,35 @@ def rows(workdir):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def write(workdir, first_step, steps):
-    writer = MetricsWriter(workdir, first_step=first_step)
+def write(workdir, first_step, steps, **before):
+    owner = claim(resolve(tiny_config()), workdir)
+    writer = MetricsWriter(owner, first_step=first_step, **before)
     for step in steps:
         writer.write(step, {"loss": step / 2, "speed": None})
     writer.close()
+    return writer.count
 
 
-def test_rows_hold_the_step_and_the_values(tmp_path):
-    write(tmp_path, 0, [1, 2])
-    assert rows(tmp_path) == [
-        {"step": 1, "loss": 0.5, "speed": None},
-        {"step": 2, "loss": 1.0, "speed": None},
-    ]
-
-
-def test_a_row_is_on_the_disk_when_it_is_written(tmp_path):
-    writer = MetricsWriter(tmp_path, first_step=0)
-    writer.write(1, {"loss": 0.5})
-    assert [row["step"] for row in rows(tmp_path)] == [1]
+def test_rows_are_on_the_disk_when_they_are_written(tmp_path):
+    writer = MetricsWriter(claim(resolve(tiny_config()), tmp_path), first_step=0)
+    for step in (1, 2):
+        writer.write(step, {"loss": step / 2, "speed": None})
+        assert writer.count == step
+        assert rows(tmp_path)[-1] == {"step": step, "loss": step / 2, "speed": None}
     writer.close()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("config.json", "metrics.jsonl", "tensorboard")
+    }
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"loss" in events.read_bytes()
 
 
 @pytest.mark.parametrize("first_step", [0, 2, 3, 4])
 def test_rows_after_the_first_step_are_removed(tmp_path, first_step):
-    write(tmp_path, 0, [1, 2, 3, 4])
+    write(tmp_path, 0, [1, 2, 2, 3, 4])
     write(tmp_path, first_step, [9])
-    kept = [step for step in (1, 2, 3, 4) if step <= first_step]
+    kept = [step for step in (1, 2, 2, 3, 4) if step <= first_step]
     assert [row["step"] for row in rows(tmp_path)] == [*kept, 9]
-
-
-def test_several_rows_of_one_step_are_kept(tmp_path):
-    write(tmp_path, 0, [1, 2, 2, 3])
-    write(tmp_path, 2, [])
-    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 2]
 
 
 @pytest.mark.parametrize("torn", ['{"step": 3, "lo', '{"step": 3, "loss": 1.5}', "\n"])
@@ -57,44 +56,62 @@ def test_a_last_line_that_was_cut_off_is_removed(tmp_path, torn):
     assert [row["step"] for row in rows(tmp_path)] == [1, 2, 4]
 
 
-def test_event_files_are_written(tmp_path):
-    write(tmp_path, 0, [1])
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"loss" in events.read_bytes()
+@pytest.mark.parametrize(
+    ("damage", "kept", "bad"),
+    [
+        (lambda content: None, [], False),
+        (lambda content: b"", [], False),
+        (lambda content: bytes(len(content)), [], False),
+        (lambda content: content[: len(content) // 2], [1, 2], False),
+        (lambda content: bytes(10) + content[10:], [2, 3, 4], True),
+        (lambda content: b"[]\n" + content, [1, 2, 3, 4], True),
+    ],
+    ids=["deleted", "emptied", "zeroed", "cut", "begins with zeros", "a line more"],
+)
+def test_rows_that_are_missing_are_said(tmp_path, caplog, damage, kept, bad):
+    count, path = write(tmp_path, 0, [1, 2, 3, 4]), tmp_path / "metrics.jsonl"
+    content = damage(path.read_bytes())
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with caplog.at_level(logging.WARNING, "invariance_jax"):
+        write(tmp_path, 4, [5], rows=count)
+    assert [row["step"] for row in rows(tmp_path)] == [*kept, 5]
+    lost = 4 - len(kept)
+    told = f"{path}: {lost} of the 4 rows until step 4 are missing" in caplog.text
+    assert told == bool(lost)
+    assert (f"{path}: line 1 is left out" in caplog.text) == bad
 
 
-def test_no_temporary_file_is_left(tmp_path):
-    write(tmp_path, 0, [1])
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "metrics.jsonl",
-        "tensorboard",
-    }
+def test_a_start_writes_only_while_the_folder_is_its_own(tmp_path):
+    first = MetricsWriter(claim(resolve(tiny_config()), tmp_path), first_step=0)
+    first.write(1, {"loss": 0.5})
+    write(tmp_path, 1, [2])
+    with pytest.raises(OSError, match="was started a second time"):
+        first.write(2, {"loss": 0.5})
+    first.close()
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(OSError, match=r"config\.json is gone"):
+        first._owner.check()
 
 
-def test_the_last_row_of_steps_is_final_whatever_a_kill_has_left(tmp_path):
-    log = tmp_path / "metrics.jsonl"
+FINAL = [
+    {"step": 5, "loss": 2.0, "penalty": 0.5},
+    {"step": 10, "loss": 1.0},
+    {"step": 10, "probe_mse": 0.1},
+    {"step": 15, "loss": 0.5, "penalty": 0.25},
+]
+
+
+def test_the_last_row_of_steps_until_the_checkpoint_is_final(tmp_path):
     assert final_metrics(tmp_path, step=9) == {}
-    rows = [
-        {"step": 5, "loss": 2.0, "penalty": 0.5},
-        {"step": 10, "loss": 1.0, "penalty": 0.25},
-        {"step": 10, "probe_mse": 0.1},
-    ]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    log.write_text(text + '{"step": 15, "los')
-    found = final_metrics(tmp_path, step=12)
-    assert found == {"loss.final": 1.0, "penalty.final": 0.25}
-
-
-def test_rows_after_the_checkpoint_are_not_final(tmp_path):
-    rows = [{"step": step, "loss": step, "penalty": 0.0} for step in (5, 10, 15)]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "metrics.jsonl").write_text(text)
-    assert final_metrics(tmp_path, step=10)["loss.final"] == 10
-
-
-def test_a_row_without_the_penalty_leaves_the_one_before(tmp_path):
-    rows = [{"step": 5, "loss": 2.0, "penalty": 0.5}, {"step": 6, "loss": 1.0}]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "metrics.jsonl").write_text(text)
-    found = final_metrics(tmp_path, step=6)
-    assert found == {"loss.final": 1.0, "penalty.final": 0.5}
+    log = tmp_path / "metrics.jsonl"
+    text = "".join(json.dumps(row) + "\n" for row in FINAL)
+    log.write_text(text + '{"step": 20, "los')
+    # The row of step 10 has no step with the penalty.
+    expected = {"loss.final": 1.0, "penalty.final": 0.5}
+    assert final_metrics(tmp_path, step=12) == expected
+    log.write_text("what?\n" + text)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 1 is 'what\?'; remove"):
+        final_metrics(tmp_path, step=12)

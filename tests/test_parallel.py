@@ -1,5 +1,6 @@
 """Replicas: n devices give the numbers of one device on the joined batch."""
 
+import dataclasses
 import functools
 import logging
 
@@ -10,18 +11,12 @@ import optax
 import pytest
 from tiny import tiny_config
 
-from invariance_jax.models import ProjectionHead
 from invariance_jax.models.resnet import ResNet
+from invariance_jax.settings import resolve
 from invariance_jax.training import parallel
-from invariance_jax.training.components import (
-    make_examples,
-    make_networks,
-    make_transformation,
-)
-from invariance_jax.training.optimizers import make_optimizer
-from invariance_jax.training.settings import resolve
-from invariance_jax.training.start import step_and_draw
-from invariance_jax.training.steps import Networks, init_state, make_step
+from invariance_jax.training.batches import InMemory
+from invariance_jax.training.build import build
+from invariance_jax.training.step import init_state
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
@@ -37,8 +32,13 @@ SMALL = {
 }
 
 
-def tiny_resnet(settings, *, axis_name=None):
-    """A ResNet of one block instead of the encoder that the settings name."""
+def of_the_settings(settings, axis_name):
+    return build(settings, axis_name=axis_name)
+
+
+def tiny_resnet(settings, axis_name):
+    """The parts with a ResNet of one block instead of the encoder."""
+    parts = build(settings, axis_name=axis_name)
 
     def encoder(tangent):
         return ResNet(
@@ -49,69 +49,69 @@ def tiny_resnet(settings, *, axis_name=None):
             rematerialize=settings.encoder.rematerialize,
         )
 
-    head = ProjectionHead(output=5, axis_name=axis_name)
-    tangent = settings.penalty.batch_statistics
-    return Networks(encoder("coupled"), encoder(tangent), head, head)
+    penalized = encoder(settings.penalty.batch_statistics)
+    objective = dataclasses.replace(
+        parts.objective, encoder=encoder("coupled"), penalized=penalized
+    )
+    return parts._replace(objective=objective)
 
 
 class Case:
     """The parts of a run, in the precision that is enabled."""
 
-    def __init__(self, changes, networks=make_networks):
+    def __init__(self, changes, parts=of_the_settings):
         settings = resolve(tiny_config(SMALL | changes))
-        self.settings, self.networks = settings, networks
-        self.transformation = make_transformation(settings)
-        self.optimizer = make_optimizer(settings)
-        self.x = make_examples(settings, "train").x
+        self.parts = functools.partial(parts, settings)
+        self.alone = self.parts(None)
         # A float array in the widest precision that is enabled.
-        self.x = np.asarray(jnp.asarray(self.x).astype(float))
-        _, self.draw = step_and_draw(settings)
+        x = self.alone.task.examples("train").x
+        self.x = np.asarray(jnp.asarray(x).astype(float))
+        self.batches = InMemory(self.x, parallel.replicate)
 
     def start(self):
         def init(key):
-            networks = self.networks(self.settings)
-            state = init_state(
-                key, networks, self.transformation, optax.identity(), self.x[:2]
-            )
-            params = jax.tree.map(lambda leaf: leaf.astype(float), state.params)
-            stats = jax.tree.map(lambda leaf: leaf.astype(float), state.batch_stats)
-            return state._replace(
-                params=params, batch_stats=stats, opt_state=self.optimizer.init(params)
-            )
+            state = init_state(key, self.alone.objective, optax.identity(), self.x[:2])
+
+            def widest(leaf):
+                floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+                return leaf.astype(float) if floating else leaf
+
+            state = jax.tree.map(widest, state)
+            opt_state = self.alone.optimizer.init(state.params)
+            return state._replace(opt_state=opt_state)
 
         return jax.tree.map(np.asarray, jax.jit(init)(jax.random.key(1)))
 
-    def step(self, axis_name):
-        networks = self.networks(self.settings, axis_name=axis_name)
-        return make_step(
-            self.settings,
-            networks,
-            self.transformation,
-            self.optimizer,
-            axis_name=axis_name,
-        )
-
     def on_the_joined_batch(self):
         """Yields state and metrics after each step, without an axis."""
-        step, state = self.step(None), self.start()
+        step, state = self.alone.make_step(), self.start()
+        draw, sampler = self.alone.make_draw(), self.alone.make_sampler()
 
         @jax.jit
         def advance(state):
-            draws = self.draw(KEY, state.step)
-            return step(state, jnp.asarray(self.x)[draws.indices], draws)
+            indices, draws = sampler(KEY, state.step), draw(KEY, state.step)
+            return step(state, jnp.asarray(self.x)[indices], draws)
 
         for _ in range(STEPS):
             state, metrics = advance(state)
             yield jax.tree.map(np.asarray, (state, metrics))
 
+    def train(self, devices):
+        mapped = self.parts(parallel.AXIS_NAME)
+        return parallel.make_train(
+            mapped.make_step(),
+            mapped.make_draw(),
+            mapped.make_sampler(),
+            self.batches,
+            devices,
+        )
+
     def on_devices(self, count):
         """Yields state and metrics of one replica after each step."""
         devices = parallel.all_devices(count)
-        train = parallel.make_train(self.step(parallel.AXIS_NAME), self.draw, devices)
-        state = parallel.replicate(self.start(), devices)
-        data = parallel.replicate(self.x, devices)
-        for _ in range(STEPS):
-            state, metrics = train(state, KEY, data, 1)
+        train, state = self.train(devices), parallel.replicate(self.start(), devices)
+        for step in range(STEPS):
+            state, metrics = train(state, KEY, step, 1)
             yield parallel.one_replica((state, metrics))
 
 
@@ -144,20 +144,14 @@ CASES = {
         "penalty.example_limit": None,
         "penalty.weight": 0.5,
     },
-    "signs on both z, held, one parameter, smooth": {
+    "signs on both z, held, one parameter, log": {
         "optimizer.name": "lars",
         "penalty.estimator": "sign",
         "penalty.at": "z",
         "penalty.views": 2,
         "penalty.batch_statistics": "example",
         "penalty.parameters": ("rback",),
-        "penalty.limit_shape": "smooth",
-    },
-    "signs, half of the examples, groups that span devices": {
-        "optimizer.name": "lars",
-        "penalty.estimator": "sign",
-        "penalty.fraction": 0.5,
-        "batchnorm.group_size": 8,
+        "penalty.limit_shape": "log",
     },
     "every second step, microbatches": {
         "optimizer.name": "lars",
@@ -219,11 +213,10 @@ def test_devices_give_the_numbers_of_one_for_a_resnet(x64):
 def float32():
     """A case in the precision of a run, its mapped steps and its devices."""
     case, devices = Case({}), parallel.all_devices(2)
-    train = parallel.make_train(case.step(parallel.AXIS_NAME), case.draw, devices)
-    data = parallel.replicate(case.x, devices)
+    train = case.train(devices)
 
     def advance(state, num_steps):
-        return train(state, KEY, data, num_steps)
+        return train(state, KEY, 0, num_steps)
 
     return case, advance, devices
 
@@ -258,15 +251,14 @@ def test_metrics_are_sums_over_the_steps_of_a_call(float32):
 
 def test_nothing_is_compiled_after_the_first_call(caplog):
     case, devices = Case({}), parallel.all_devices(2)
-    train = parallel.make_train(case.step(parallel.AXIS_NAME), case.draw, devices)
+    train = case.train(devices)
     state = parallel.replicate(case.start(), devices)
-    data = parallel.replicate(case.x, devices)
 
     def compiled(num_steps):
         nonlocal state
         caplog.clear()
         with jax.log_compiles(), caplog.at_level(logging.WARNING):
-            state, _ = train(state, KEY, data, num_steps)
+            state, _ = train(state, KEY, 0, num_steps)
         return [text for text in caplog.messages if "XLA compilation" in text]
 
     assert compiled(1)

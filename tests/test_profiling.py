@@ -9,8 +9,8 @@ from tiny import tiny_config
 
 from invariance_jax import train
 from invariance_jax.runtime.profiling import Profiler
+from invariance_jax.settings import resolve
 from invariance_jax.training import parallel
-from invariance_jax.training.settings import resolve
 
 SMALL = {"steps": 12, "encoder.depth": 1, "logging.probe_every_steps": 0}
 
@@ -19,27 +19,19 @@ def settings(steps):
     return resolve(tiny_config(SMALL | {"logging.profile_steps": steps}))
 
 
-class Trace:
-    """Stands for the profiler of JAX, and remembers what happens in which order."""
-
-    def __init__(self, monkeypatch):
-        self.events = []
-        monkeypatch.setattr(
-            jax.profiler,
-            "start_trace",
-            lambda folder: self.events.append(Path(folder).name),
-        )
-        monkeypatch.setattr(
-            jax.profiler, "stop_trace", lambda: self.events.append("stop")
-        )
-        monkeypatch.setattr(
-            jax, "block_until_ready", lambda _: self.events.append("wait")
-        )
-
-
 @pytest.fixture
-def trace(monkeypatch):
-    return Trace(monkeypatch)
+def events(monkeypatch):
+    """What the profiler of JAX is asked for, in its order."""
+    found = []
+    for module, name, event in (
+        (jax.profiler, "start_trace", lambda folder: Path(folder).name),
+        (jax.profiler, "stop_trace", lambda: "stop"),
+        (jax, "block_until_ready", lambda _: "wait"),
+    ):
+        monkeypatch.setattr(
+            module, name, lambda *a, event=event: found.append(event(*a))
+        )
+    return found
 
 
 def reach(profiler, steps):
@@ -50,42 +42,40 @@ def reach(profiler, steps):
             profiler.after(step + 1, None)
 
 
-def test_a_trace_waits_for_the_steps_before_it_and_for_its_own(trace, tmp_path):
-    reach(Profiler(settings("2:5"), tmp_path, first_step=0), range(12))
-    assert trace.events == ["wait", "profile", "wait", "stop"]
+@pytest.mark.parametrize("first_step", [0, 2])
+def test_a_trace_waits_for_the_steps_before_it_and_its_own(
+    events, tmp_path, first_step
+):
+    reach(Profiler((2, 5), tmp_path, first_step=first_step), range(first_step, 12))
+    assert events == ["wait", "profile", "wait", "stop"]
 
 
-def test_nothing_is_traced_unless_it_is_asked_for(trace, tmp_path):
-    reach(Profiler(settings(""), tmp_path, first_step=0), range(12))
-    assert not trace.events
+def test_nothing_is_traced_unless_it_is_asked_for(events, tmp_path):
+    reach(Profiler((), tmp_path, first_step=0), range(12))
+    assert not events
 
 
 @pytest.mark.parametrize("first_step", [3, 5, 9])
-def test_steps_that_are_past_are_logged(trace, tmp_path, caplog, first_step):
+def test_steps_that_are_past_are_logged(events, tmp_path, caplog, first_step):
     with caplog.at_level(logging.INFO):
-        profiler = Profiler(settings("2:5"), tmp_path, first_step=first_step)
+        profiler = Profiler((2, 5), tmp_path, first_step=first_step)
     reach(profiler, range(first_step, 12))
-    assert not trace.events
+    assert not events
     assert f"no trace: the run goes on at step {first_step} of (2, 5)" in caplog.text
 
 
-def test_a_run_that_goes_on_before_them_has_a_trace(trace, tmp_path):
-    reach(Profiler(settings("2:5"), tmp_path, first_step=2), range(2, 12))
-    assert trace.events == ["wait", "profile", "wait", "stop"]
-
-
-def test_an_error_ends_the_trace(trace, tmp_path):
-    profiler = Profiler(settings("2:5"), tmp_path, first_step=0)
+def test_an_error_ends_the_trace(events, tmp_path):
+    profiler = Profiler((2, 5), tmp_path, first_step=0)
     with pytest.raises(KeyError), profiler:
         profiler.before(2, None)
         raise KeyError
-    assert trace.events[-1] == "stop"
+    assert events[-1] == "stop"
 
 
-def test_only_one_process_writes(trace, tmp_path, monkeypatch):
+def test_only_one_process_writes(events, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    reach(Profiler(settings("2:5"), tmp_path, first_step=0), range(12))
-    assert not trace.events
+    reach(Profiler((2, 5), tmp_path, first_step=0), range(12))
+    assert not events
 
 
 def test_calls_end_at_the_ends_of_a_trace():
@@ -95,26 +85,26 @@ def test_calls_end_at_the_ends_of_a_trace():
     assert list(train.boundaries(settings("3:7"), 5))[0] == 7
 
 
-def test_a_run_is_traced_between_the_ends(trace, tmp_path, monkeypatch):
+def test_a_run_is_traced_between_the_ends(events, tmp_path, monkeypatch):
     make_train = parallel.make_train
 
     def make(*arguments, **settings):
         steps = make_train(*arguments, **settings)
 
-        def note(state, key, data, num_steps):
-            trace.events.append(num_steps)
-            return steps(state, key, data, num_steps)
+        def note(state, key, step, num_steps):
+            events.append(num_steps)
+            return steps(state, key, step, num_steps)
 
         return note
 
     monkeypatch.setattr(parallel, "make_train", make)
     train.run(tiny_config(SMALL | {"logging.profile_steps": "3:7"}), tmp_path)
-    events = [event for event in trace.events if event != "wait"]
+    events = [event for event in events if event != "wait"]
     assert events == [3, "profile", 2, 2, "stop", 3, 2]
 
 
 def test_a_trace_is_written(tmp_path):
-    with Profiler(settings("1:2"), tmp_path, first_step=0) as profiler:
+    with Profiler((1, 2), tmp_path, first_step=0) as profiler:
         profiler.before(1, None)
         jax.block_until_ready(jax.numpy.ones(3) + 1)
         profiler.after(2, None)

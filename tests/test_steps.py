@@ -1,7 +1,5 @@
 """The step against an objective written from the paper, and what a step must keep."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,15 +7,10 @@ import optax
 import pytest
 from tiny import tiny_config
 
+from invariance_jax.settings import resolve
 from invariance_jax.training import objective as of_training
-from invariance_jax.training.components import (
-    make_examples,
-    make_networks,
-    make_transformation,
-)
-from invariance_jax.training.settings import resolve
-from invariance_jax.training.start import step_and_draw
-from invariance_jax.training.steps import init_state, make_step
+from invariance_jax.training.build import build
+from invariance_jax.training.step import init_state
 from invariance_jax.transforms import View
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
@@ -41,22 +34,17 @@ class Case:
 
     def __init__(self, changes=None):
         self.settings = resolve(tiny_config(SMALL | (changes or {})))
-        self.networks = make_networks(self.settings)
-        self.transformation = make_transformation(self.settings)
-        self.x = jnp.asarray(make_examples(self.settings, "train").x).astype(float)
-        _, draw = step_and_draw(self.settings)
-        self.draws = jax.jit(draw)(jax.random.key(3), 0)
+        self.parts = build(self.settings)._replace(optimizer=DESCENT)
+        self.transformation = self.parts.transformation
+        self.x = jnp.asarray(self.parts.task.examples("train").x).astype(float)
+        self.draws = jax.jit(self.parts.make_draw())(jax.random.key(3), 0)
         self.state = self.start(0)
-        self._step = jax.jit(
-            make_step(self.settings, self.networks, self.transformation, DESCENT)
-        )
+        self._step = jax.jit(self.parts.make_step())
 
     def start(self, seed):
         @jax.jit
         def init(key):
-            state = init_state(
-                key, self.networks, self.transformation, DESCENT, self.x[:2]
-            )
+            state = init_state(key, self.parts.objective, DESCENT, self.x[:2])
             return jax.tree.map(lambda leaf: leaf.astype(kind(leaf)), state)
 
         return init(jax.random.key(seed))
@@ -122,7 +110,7 @@ def point(params, case, view, moments=moments):
     images = case.transformation.apply(case.x, view)
     h = encode(params["encoder"], images, moments)
     at_z = case.settings.penalty.at == "z"
-    return project(params["head"], h, moments) if at_z else h
+    return project(params["heads"], h, moments) if at_z else h
 
 
 def held_moments(represent, alpha):
@@ -172,26 +160,14 @@ def limited(squared, settings):
     limit = settings.example_limit
     if limit is None:
         return squared
-    if settings.limit_shape == "smooth":
-        return squared / (1 + squared / limit)
+    if settings.limit_shape == "log":
+        return limit * jnp.log(1 + squared / limit)
     return jnp.minimum(squared, limit)
-
-
-def chosen(case):
-    """The case with the examples that are penalized, every n-th one."""
-    count = round(1 / case.settings.penalty.fraction)
-    return SimpleNamespace(
-        settings=case.settings,
-        transformation=case.transformation,
-        x=case.x[::count],
-        draws=jax.tree.map(lambda leaf: leaf[::count], case.draws),
-    )
 
 
 def penalty_oracle(params, case):
     """The mean over examples, directions and views."""
-    settings, case = case.settings.penalty, chosen(case)
-    sides = case.draws.sides
+    settings, sides = case.settings.penalty, case.draws
     if settings.kind == "gradient":
         penalized = sides[: settings.views]
         each = [derivative_oracle(params, case, side) for side in penalized]
@@ -205,30 +181,17 @@ def penalty_oracle(params, case):
     return limited(((one - two) ** 2).sum(1) / scale, settings).mean()
 
 
-def projection(params, case, views, penalized):
+def projection(params, case, views):
     """z of one side, from the mean of h over its views."""
     each = [case.transformation.apply(case.x, view) for view in views]
-    count = round(1 / case.settings.penalty.fraction) if penalized else 1
-    rows = np.arange(len(case.x))
-    each = [
-        sum(
-            jnp.zeros((len(rows), 7)).at[part].set(encode(params["encoder"], own[part]))
-            for part in (rows[rows % count == 0], rows[rows % count > 0])
-            if len(part)
-        )
-        for own in each
-    ]
-    return project(params["head"], sum(each) / len(each))
+    rows = sum(encode(params["encoder"], images) for images in each)
+    return project(params["heads"], rows / len(each))
 
 
 def oracle(case):
     def objective(params):
         settings = case.settings
-        sides = zip(case.draws.sides, (1, 2), strict=True)
-        z1, z2 = (
-            projection(params, case, side.views, number <= settings.penalty.views)
-            for side, number in sides
-        )
+        z1, z2 = (projection(params, case, side.views) for side in case.draws)
         contrastive = contrastive_oracle(z1, z2, settings.temperature)
         penalty = penalty_oracle(params, case)
         limit = settings.penalty.batch_limit
@@ -262,13 +225,13 @@ CASES = {
         "penalty.weight": 2.0,
     },
     "limit of the batch": {"penalty.batch_limit": 0.01, "penalty.weight": 3.0},
-    "signs, both views, some parameters, smooth": {
+    "signs, both views, some parameters, log": {
         "penalty.estimator": "sign",
         "penalty.views": 2,
         "penalty.parameters": ("gback", "h"),
         "penalty.directions": 2,
         "penalty.example_limit": 0.4,
-        "penalty.limit_shape": "smooth",
+        "penalty.limit_shape": "log",
     },
     "signs on both z, held": {
         "penalty.at": "z",
@@ -288,18 +251,11 @@ CASES = {
         "penalty.example_limit": 1.0,
         "average_views": 2,
     },
-    "a third of the examples": {"penalty.fraction": 1 / 3, "penalty.weight": 0.5},
-    "half of the examples of both views, limited, held": {
-        "penalty.fraction": 0.5,
-        "penalty.views": 2,
-        "penalty.batch_limit": 100.0,
-        "penalty.batch_statistics": "example",
-    },
-    "consistency of z, smooth": {
+    "consistency of z, log": {
         "penalty.kind": "consistency",
         "penalty.at": "z",
         "penalty.example_limit": 0.5,
-        "penalty.limit_shape": "smooth",
+        "penalty.limit_shape": "log",
     },
 }
 
@@ -369,15 +325,11 @@ MICROBATCHES = {
         "penalty.batch_limit": 1e-3,
     },
     "both views, two directions, signs": {
-        "batchnorm.group_size": 1,
+        "batchnorm.group_size": 3,
         "penalty.views": 2,
         "penalty.directions": 2,
         "penalty.estimator": "sign",
         "penalty.batch_statistics": "example",
-    },
-    "a third of the examples": {
-        "batchnorm.group_size": 3,
-        "penalty.fraction": 1 / 3,
     },
     "averaged views, consistency": {
         "batchnorm.group_size": 3,
@@ -419,7 +371,7 @@ def test_running_statistics_take_every_view(name, request):
     new, _ = case.step()
     kernel = case.state.params["encoder"]["dense1"]["kernel"]
     mean, variance = np.zeros((1, 7)), np.ones((1, 7))
-    for view in (view for side in case.draws.sides for view in side.views):
+    for view in (view for side in case.draws for view in side.views):
         images = case.transformation.apply(case.x, view)
         of_batch = moments(images.reshape(6, -1) @ kernel)
         mean = 0.9 * mean + 0.1 * of_batch[0]
@@ -440,12 +392,11 @@ def test_a_penalty_of_z_moves_the_running_statistics_as_ever(case):
 )
 def test_no_derivative_is_taken_that_is_not_asked_for(case, changes, monkeypatch):
     monkeypatch.setattr(of_training, "invariance_penalty", None)
-    settings = resolve(tiny_config(SMALL | {"penalty.at": "z"} | changes))
-    _, draw = step_and_draw(settings)
-    draws = jax.eval_shape(draw, jax.random.key(0), 0)
-    assert draws.alpha_other is None
-    step = make_step(settings, case.networks, case.transformation, DESCENT)
-    jax.eval_shape(step, case.state, case.x, draws)
+    parts = build(resolve(tiny_config(SMALL | {"penalty.at": "z"} | changes)))
+    parts = parts._replace(optimizer=DESCENT)
+    draws = jax.eval_shape(parts.make_draw(), jax.random.key(0), 0)
+    assert draws.first.alpha_other is None
+    jax.eval_shape(parts.make_step(), case.state, case.x, draws)
 
 
 @pytest.mark.parametrize(
@@ -460,15 +411,15 @@ def test_no_derivative_is_taken_that_is_not_asked_for(case, changes, monkeypatch
 )
 def test_signs_are_drawn_in_the_space_where_the_penalty_acts(changes, features):
     settings = resolve(tiny_config(SMALL | {"penalty.estimator": "sign"} | changes))
-    draws = jax.eval_shape(step_and_draw(settings)[1], jax.random.key(0), 0)
-    shape = None if draws.signs is None else draws.signs.shape
+    draws = jax.eval_shape(build(settings).make_draw(), jax.random.key(0), 0)
+    shape = None if draws.first.signs is None else draws.first.signs.shape
     assert shape == (features and (6, 1, features))
 
 
 def test_running_statistics_of_the_head_take_both_views(case):
     new, _ = case.step()
-    before = case.state.batch_stats["head"]["bn1"]["var"]
-    after = new.batch_stats["head"]["bn1"]["var"]
+    before = case.state.batch_stats["heads"]["bn1"]["var"]
+    after = new.batch_stats["heads"]["bn1"]["var"]
     assert after.shape == before.shape
     assert not np.allclose(after, before)
 

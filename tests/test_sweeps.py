@@ -1,7 +1,8 @@
-"""Sweeps: grids, what is made, what is skipped, and what is gathered for the report."""
+"""Sweeps: variants, what is made or skipped, and what is gathered for a report."""
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,42 +13,61 @@ from tiny import tiny_config
 from configs import spirograph
 from invariance_jax import evaluate, train
 from invariance_jax.runs.workdir import check_same_run, one_per_seed
+from invariance_jax.settings import KEYS, flatten, resolve
 from invariance_jax.sweeps import collect
 from invariance_jax.sweeps import plan as sweeps
-from invariance_jax.sweeps.grid import make_points, read_grid
-from invariance_jax.training.settings import flatten, resolve
+from invariance_jax.sweeps.variants import make_variants, read_sweep
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
-SWEEPS = sorted((Path(spirograph.__file__).parent / "sweeps").glob("*.py"))
+SWEEPS = Path(spirograph.__file__).parent / "sweeps"
+PROJECT = (
+    *("baselines", "directions", "limits", "normalization"),
+    *("penalty_weight", "placement", "savings"),
+)
 SMALL = {"steps": 4, "checkpoints.every_steps": 4, "logging.probe_every_steps": 0}
 GRID = {"penalty.weight": (0.0, 1), "seed": (0, 1)}
 RUNS = [f"penalty.weight={w}/seed_{seed}" for w in ("0.0", "1.0") for seed in (0, 1)]
+LABELS = {
+    "no penalty": {"penalty.weight": 0},
+    "base": {},
+    "K = 4, both views": {"penalty.directions": 4, "penalty.views": 2},
+}
 
 
 def config(changes=None):
     return tiny_config({**SMALL, **(changes or {})})
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_every_point_of_a_sweep_of_the_project_resolves(path):
-    points = make_points(spirograph.get_config("quick"), read_grid(str(path)))
-    assert len(points) > 1
-    for point in points.values():
-        resolve(point)
+# Those of the project by name: a user's own beside them is not tested.
+@pytest.mark.parametrize("name", PROJECT)
+def test_a_sweep_of_the_project_is_what_its_command_says(name):
+    path = SWEEPS / f"{name}.py"
+    text = path.read_text().split('"""')[1].replace("\\\n", "")
+    (command,) = re.findall(r"^ +python launch.py (.*)$", text, re.MULTILINE)
+    words = [word.partition("=") for word in shlex.split(command)]
+    given = {flag: value for flag, _, value in words}
+    assert given["--sweep"] == f"configs/sweeps/{name}.py"
+    assert given["--config"] == "configs/spirograph.py:quick"
+    changed = {flag for flag in given if flag.startswith("--config.")}
+    assert changed <= {f"--config.{key}" for key in KEYS}
+    variants = make_variants(spirograph.get_config("quick"), read_sweep(str(path)))
+    first, *others = variants.values()
+    assert first.settings.penalty.weight == 0 and len(others) > 2
+    assert all(re.fullmatch(r"[\w.+=-]{1,60}", folder) for folder in variants)
 
 
-def write(path, grid):
-    path.write_text(f"def get_sweep():\n    return {grid!r}\n")
+def write(path, sweep):
+    path.write_text(f"def get_sweep():\n    return {sweep!r}\n")
     return str(path)
 
 
 @pytest.fixture
 def plan(tmp_path):
-    """Returns a function: the plan of a grid in the folder `sweep`."""
+    """Returns a function: the plan of a sweep in the folder `sweep`."""
 
-    def make(grid, *, changes=None, mode="all", workdir=None, one=None):
-        path = write(tmp_path / "grid.py", grid)
+    def make(sweep, *, changes=None, mode="all", workdir=None, one=None):
+        path = write(tmp_path / "grid.py", sweep)
         with flagsaver.flagsaver(sweep=path, sweep_run=one):
             return sweeps.plan(
                 config(changes), str(workdir or tmp_path / "sweep"), mode
@@ -62,7 +82,7 @@ def names(plan):
     return [run.name for run in plan.runs]
 
 
-def test_a_point_is_made_per_combination_and_seed(plan, tmp_path):
+def test_a_run_is_made_per_combination_and_seed_and_nothing_is_written(plan, tmp_path):
     found = plan(GRID)
     assert names(found) == RUNS
     assert [run.workdir for run in found.runs] == [
@@ -71,23 +91,39 @@ def test_a_point_is_made_per_combination_and_seed(plan, tmp_path):
     made = [(run.config.penalty.weight, run.config.seed) for run in found.runs]
     assert made == [(0.0, 0), (0.0, 1), (1.0, 0), (1.0, 1)]
     assert {run.config.seeds for run in found.runs} == {1}
-
-
-def test_planning_writes_nothing(plan, tmp_path):
-    plan(GRID)
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_point_with_one_seed_is_the_run_itself(plan):
-    assert names(plan({"penalty.weight": (0.1,)})) == ["penalty.weight=0.1"]
-    assert names(plan({"penalty.weight": (0.1,), "seed": (3,)})) == [
-        "penalty.weight=0.1"
+def test_labels_name_the_variants(plan):
+    found = plan(LABELS)
+    assert names(found) == ["no_penalty", "base", "K_=_4_both_views"]
+    values = [
+        (run.config.penalty.weight, run.config.penalty.directions) for run in found.runs
     ]
+    assert values == [(0, 1), (0.1, 1), (0.1, 4)]
+    variants = found.record["variants"]
+    assert [one["label"] for one in variants.values()] == [*LABELS]
+    assert variants["base"]["config"]["penalty"]["weight"] == 0.1
 
 
-def test_the_seeds_of_the_configuration_are_those_of_every_point(plan):
-    found = plan({"penalty.weight": (0.1,)}, changes={"seeds": 2, "seed": 5})
-    assert names(found) == ["penalty.weight=0.1/seed_5", "penalty.weight=0.1/seed_6"]
+@pytest.mark.parametrize(
+    ("sweep", "changes", "expected"),
+    [
+        ({"penalty.weight": (0.1,)}, {}, ["penalty.weight=0.1"]),
+        ({"penalty.weight": (0.1,), "seed": (3,)}, {}, ["penalty.weight=0.1"]),
+        (
+            {"penalty.weight": (0.1,)},
+            {"seeds": 2, "seed": 5},
+            ["penalty.weight=0.1/seed_5", "penalty.weight=0.1/seed_6"],
+        ),
+        ({"one": {}}, {"seeds": 2}, ["one/seed_0", "one/seed_1"]),
+        ({"seed": (0, 1)}, {}, ["seed_0", "seed_1"]),
+        ({"slurm": {}}, {}, ["slurm_"]),
+    ],
+)
+def test_seeds_have_folders_if_there_are_several(plan, sweep, changes, expected):
+    found = plan(sweep, changes=changes)
+    assert names(found) == expected
 
 
 def test_a_sweep_over_seeds_alone_has_the_layout_of_a_run_over_seeds(plan, tmp_path):
@@ -96,53 +132,71 @@ def test_a_sweep_over_seeds_alone_has_the_layout_of_a_run_over_seeds(plan, tmp_p
     assert [run.workdir for run in found.runs] == [str(path) for _, path in each]
 
 
-def test_points_change_what_the_grid_says_and_nothing_else():
+def test_variants_change_what_the_sweep_says_and_nothing_else():
     base = config()
     grid = {"penalty.example_limit": (None, 2), "data.targets": [("m",), ("m", "b")]}
-    points = make_points(base, grid)
-    assert list(points) == [
-        "penalty.example_limit=none,data.targets=m",
-        "penalty.example_limit=none,data.targets=m+b",
-        "penalty.example_limit=2.0,data.targets=m",
-        "penalty.example_limit=2.0,data.targets=m+b",
+    variants = make_variants(base, grid)
+    assert list(variants) == [
+        "penalty.example_limit=none__data.targets=m",
+        "penalty.example_limit=none__data.targets=m+b",
+        "penalty.example_limit=2.0__data.targets=m",
+        "penalty.example_limit=2.0__data.targets=m+b",
     ]
-    before = dict(flatten(base))
-    for point in points.values():
-        after = dict(flatten(point))
+    before = flatten(base)
+    for variant in variants.values():
+        after = flatten(variant.config)
         assert {key for key in after if after[key] != before[key]} <= {*grid}
-        resolve(point)
-    assert points["penalty.example_limit=2.0,data.targets=m"].data.targets == ("m",)
+    label = "penalty.example_limit = 2, data.targets = ('m', 'b')"
+    assert [*variants.values()][-1].label == label
+
+
+def test_folders_are_short_and_need_no_quotes(plan):
+    names = [f"{letter}, 'é' $HOME " + 300 * "x" for letter in "ab"]
+    folders = [run.name for run in plan({name: {} for name in names}).runs]
+    assert len({*folders}) == 2
+    assert all(re.fullmatch(r"[\w.+=-]{1,100}", name, re.ASCII) for name in folders)
 
 
 MISTAKES = {
     "unknown key": (
         {"penalty.wieght": (1.0,)},
-        "penalty.wieght is not a key; the closest is penalty.weight",
+        "penalty.wieght is not a key of it; the closest is penalty.weight",
     ),
+    "unknown key of a label": ({"a": {"seedss": 1}}, "seedss is not a key of it"),
     "a section": ({"penalty": (1.0,)}, "penalty is not a key"),
-    "seeds": ({"seeds": (1, 2)}, "seeds is not a key; the closest is seed"),
+    "seeds": ({"seeds": (1, 2)}, "seeds is not a key of it; the closest is seed"),
     "gap of seeds": ({"seed": (0, 2)}, r"seed is \(0, 2\); expected consecutive"),
     "bad value": (
         {"penalty.weight": (0.1, -1.0)},
-        r"sweep: penalty.weight=-1.0: penalty.weight is -1.0; expected",
+        r"sweep: penalty.weight = -1.0: penalty.weight is -1.0; expected",
     ),
-    "bad type": ({"batch_size": (16, "x")}, "batch_size=x: batch_size is 'x'"),
+    "bad value of a label": (
+        {"a": {}, "b": {"penalty.weight": -1.0}},
+        r"sweep: b: penalty.weight is -1.0; expected",
+    ),
+    "bad type": ({"batch_size": (16, "x")}, "batch_size is 'x'"),
     "value twice": ({"penalty.weight": (0.1, 0.1)}, "expected each value once"),
     "no tuple": ({"penalty.weight": 0.1}, "penalty.weight is 0.1; expected a tuple"),
     "no values": ({"penalty.weight": ()}, "expected a tuple of values"),
-    "empty": ({}, r"grid\.py returns \{\}; expected key -> values"),
+    "empty": ({}, r"grid\.py returns \{\}; expected key -> its values, or label"),
+    "nothing": (None, r"grid\.py returns None; expected key -> its values, or label"),
+    "both kinds": ({"a": {}, "penalty.weight": (1,)}, "expected key -> its values, or"),
     "same folder": (
-        {"encoder.weights": ("a b", "a_b")},
-        "two points have the folder encoder.weights=a_b",
+        {"a b": {}, "a_b": {}},
+        "two variants have the folder a_b",
+    ),
+    "too many": (
+        {"seed": tuple(range(10)), "penalty.weight": tuple(range(10**4))},
+        "the sweep has 100000 runs; expected at most 1000",
     ),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_named_before_anything_is_written(plan, tmp_path, name):
-    grid, expected = MISTAKES[name]
+    sweep, expected = MISTAKES[name]
     with pytest.raises(ValueError, match=expected):
-        plan(grid)
+        plan(sweep)
     assert not (tmp_path / "sweep").exists()
 
 
@@ -151,34 +205,40 @@ def test_seeds_are_given_once(plan):
         plan(GRID, changes={"seeds": 2})
 
 
-def test_the_sweep_must_be_a_file_with_the_function(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.py; expected a Python file"):
-        read_grid(str(tmp_path / "none.py"))
-    (tmp_path / "empty.py").write_text("")
-    with pytest.raises(ValueError, match=r"has no function get_sweep\(\)"):
-        read_grid(str(tmp_path / "empty.py"))
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, r"which is no file; expected a Python file"),
+        ("", r"has no function get_sweep\(\)"),
+        ("def get_sweep(:", r"grid\.py, line 1: SyntaxError: "),
+        ("\nimport no_such_module", r"grid\.py, line 2: ModuleNotFoundError: No mod"),
+        ("def get_sweep():\n    return 1 / 0", r"line 2: ZeroDivisionError: division"),
+        ("def get_sweep():\n    raise SystemExit(3)", r"line 2: SystemExit: 3"),
+        ("def get_sweep(a): pass", r"grid\.py: TypeError: .*missing 1 required"),
+    ],
+)
+def test_whatever_the_file_does_is_one_line(tmp_path, text, expected):
+    if text is not None:
+        (tmp_path / "grid.py").write_text(text)
+    with pytest.raises(ValueError, match=f"^--sweep.*{expected}") as caught:
+        read_sweep(str(tmp_path / "grid.py"))
+    assert "\n" not in str(caught.value)
 
 
 def test_one_run_of_a_sweep_is_chosen_by_its_folder(plan):
     found = plan(GRID, one=RUNS[2])
     assert names(found) == [RUNS[2]]
     assert found.record is None
-
-
-def test_an_unknown_run_of_a_sweep_names_the_others(plan):
     with pytest.raises(ValueError, match="'penalty.weight=7/seed_0'; expected one of"):
         plan(GRID, one="penalty.weight=7/seed_0")
-
-
-def test_one_run_needs_the_sweep(plan):
     with flagsaver.flagsaver(sweep_run="a"):
         with pytest.raises(ValueError, match="--sweep_run needs --sweep"):
             sweeps.plan(config(), "a", "all")
 
 
-def test_without_a_sweep_the_run_is_the_one_that_was_asked_for(plan):
-    (run,) = sweeps.plan(config({"seeds": 3}), "a", "all").runs
-    assert (run.name, run.workdir, run.config.seeds) == (None, "a", 3)
+def test_without_a_sweep_the_run_is_the_one_that_was_asked_for(plan, tmp_path):
+    (run,) = sweeps.plan(config({"seeds": 3}), str(tmp_path), "all").runs
+    assert (run.name, run.workdir, run.config.seeds) == (None, str(tmp_path), 3)
 
 
 def evaluated(config, workdir):
@@ -248,9 +308,11 @@ def test_another_training_key_is_refused(plan, copy):
         plan(GRID, changes={"temperature": 0.3})
 
 
-def test_a_folder_holds_sweeps_over_the_same_keys(plan, copy):
-    with pytest.raises(ValueError, match="a sweep over penalty.weight, found temp"):
-        plan({"temperature": (0.2, 0.3)})
+def test_a_folder_holds_one_sweep_and_parts_of_it(plan, copy):
+    for sweep in ({"temperature": (0.2, 0.3)}, {"penalty.weight": (1.0, 2.0)}):
+        with pytest.raises(ValueError, match=r"a sweep over penalty.weight=0.0.*lacks"):
+            plan(sweep)
+    assert names(plan({"penalty.weight": (1.0,), "seed": (0, 1)})) == []
 
 
 def test_a_run_and_a_sweep_do_not_share_a_folder(plan, made):
@@ -274,16 +336,16 @@ def test_a_run_that_diverges_does_not_stop_the_others(plan):
     assert f"{RUNS[2]}: loss" in str(caught.value)
 
 
-def test_the_points_are_aggregated_over_their_seeds(copy):
-    points = collect.finished([str(copy)])
-    assert [path.name for path in points] == [
+def test_the_variants_are_aggregated_over_their_seeds(copy):
+    variants = collect.finished([str(copy)])
+    assert [path.name for path in variants] == [
         "penalty.weight=0.0",
         "penalty.weight=1.0",
     ]
-    for point, weight in zip(points, (0.0, 1.0), strict=True):
-        results = json.loads((point / "results.json").read_text())
+    for variant, weight in zip(variants, (0.0, 1.0), strict=True):
+        results = json.loads((variant / "results.json").read_text())
         each = [
-            json.loads((point / f"seed_{seed}" / "results.json").read_text())
+            json.loads((variant / f"seed_{seed}" / "results.json").read_text())
             for seed in (0, 1)
         ]
         values = [one["summary"]["mse@1"]["mean"] for one in each]
@@ -293,21 +355,21 @@ def test_the_points_are_aggregated_over_their_seeds(copy):
         assert found["standard_error"] == pytest.approx(error)
         assert (found["n"], results["seeds"]) == (2, [0, 1])
         whole = config({"seeds": 2, "penalty.weight": weight})
-        check_same_run(resolve(whole), point)
+        check_same_run(resolve(whole), variant)
 
 
-def test_the_folder_of_a_point_is_that_of_a_run_over_seeds(copy):
-    (point, _) = collect.finished([str(copy)])
-    before = json.loads((point / "results.json").read_text())
-    after = evaluate.run(None, point)
+def test_the_folder_of_a_variant_is_that_of_a_run_over_seeds(copy):
+    (variant, _) = collect.finished([str(copy)])
+    before = json.loads((variant / "results.json").read_text())
+    after = evaluate.run(None, variant)
     assert after["summary"] == before["summary"]
 
 
-def test_an_unfinished_point_is_left_out_and_named(copy, caplog):
+def test_an_unfinished_variant_is_left_out_and_named(copy, caplog):
     (copy / RUNS[1] / "results.json").unlink()
     with caplog.at_level("WARNING", logger="invariance_jax"):
-        (point,) = collect.finished([str(copy)])
-    assert point.name == "penalty.weight=1.0"
+        (variant,) = collect.finished([str(copy)])
+    assert variant.name == "penalty.weight=1.0"
     assert f"{copy / RUNS[1]}: not finished, left out" in caplog.text
     assert not (copy / "penalty.weight=0.0" / "results.json").exists()
 
@@ -319,10 +381,10 @@ def test_a_run_that_was_evaluated_on_its_way_is_not_finished(copy):
     ]
 
 
-def test_a_sweep_without_a_finished_point_has_no_report(copy):
+def test_a_sweep_without_a_finished_variant_has_no_report(copy):
     for name in RUNS:
         (copy / name / "results.json").unlink()
-    with pytest.raises(ValueError, match="none of the 2 points is finished"):
+    with pytest.raises(ValueError, match="none of the 2 variants is finished"):
         collect.finished([str(copy)])
 
 
@@ -354,7 +416,9 @@ def test_other_work_directories_stay_as_they_are(copy, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 9, "grid": {}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": 2', '{"format": 2, "variants": {"a": 3}}']
+)
 def test_a_damaged_record_is_named(copy, text):
     (copy / "sweep.json").write_text(text)
     with pytest.raises(ValueError, match=r"sweep\.json is damaged"):
@@ -362,15 +426,6 @@ def test_a_damaged_record_is_named(copy, text):
 
 
 def test_a_record_of_another_version_is_refused(copy):
-    edit(copy / "sweep.json", lambda content: content.update(format=2))
-    with pytest.raises(ValueError, match="has format 2, this version reads 1"):
+    edit(copy / "sweep.json", lambda content: content.update(format=1))
+    with pytest.raises(ValueError, match="has format 1, this version reads 2"):
         collect.finished([str(copy)])
-
-
-@pytest.mark.parametrize("asked", [("averaging", "limits"), ("all",)])
-def test_a_study_in_a_sweep_is_refused(plan, tmp_path, asked):
-    changes = {"evaluation.experiments": asked}
-    with pytest.raises(ValueError, match=r"penalty.weight=0.5: evaluation.experiments"):
-        plan({"penalty.weight": (0.5, 1.0)}, changes=changes)
-    assert not (tmp_path / "sweep").exists()
-    assert plan({"penalty.weight": (0.5, 1.0)}, changes=changes, mode="train").runs

@@ -1,22 +1,20 @@
 """Weights & Biases: one run over all starts, each step there once."""
 
 import json
-import os
 import signal
 import struct
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
+import processes
 import pytest
 from tiny import tiny_config
 
 from invariance_jax import train
 from invariance_jax.runs import tracking
-from invariance_jax.runs.tracking import Tracker
+from invariance_jax.runs.tracking import Tracker, check_tracking
+from invariance_jax.settings import resolve
 
-ROOT = Path(__file__).resolve().parents[1]
 PROJECT = {"logging.wandb_project": "project"}
 
 # A run that ends, or is ended, as soon as it has written the rows of a step.
@@ -44,13 +42,11 @@ train.run(config, workdir)
 
 def start(workdir, *, stop=0, how="none"):
     """Trains in a process of its own, and returns its exit status."""
-    own = {"WANDB_MODE": "offline", "JAX_PLATFORMS": "cpu", "WANDB_SILENT": "true"}
-    own |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    own = {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    environment = processes.environment(1, **own)
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, str(workdir), str(stop), how],
-        cwd=ROOT,
-        env=kept | own,
+        env=environment,
         capture_output=True,
         timeout=240,
     ).returncode
@@ -130,13 +126,14 @@ def make(monkeypatch, tmp_path):
     def made(run, rows=()):
         def init(**arguments):
             asked.append(arguments)
-            return run
+            if isinstance(run, Exception) and arguments["mode"] is None:
+                raise run
+            return Run(offline=True) if isinstance(run, Exception) else run
 
-        wandb = SimpleNamespace(init=init, Settings=lambda **_: None)
-        monkeypatch.setitem(sys.modules, "wandb", wandb)
-        settings = SimpleNamespace(
-            logging=SimpleNamespace(wandb_project="project"), to_dict=lambda: {"a": 1}
-        )
+        for name in ("init", "Settings"):
+            stand_in = init if name == "init" else lambda **_: None
+            monkeypatch.setattr(f"wandb.{name}", stand_in)
+        settings = resolve(tiny_config(PROJECT))
         return Tracker(settings, tmp_path, [json.dumps(row) for row in rows])
 
     made.asked = asked = []
@@ -203,7 +200,46 @@ def test_the_run_is_named_and_has_the_settings(make, tmp_path):
     assert first["reinit"] == "create_new"  # beside those of other seeds
     assert first["dir"] == str(tmp_path)
     assert first["name"] == f"{tmp_path.parent.name}/{tmp_path.name}"
-    assert (first["project"], first["config"]) == ("project", {"a": 1})
+    assert first["project"] == "project"
+    assert first["config"]["logging"]["wandb_project"] == "project"
+
+
+def test_where_no_server_answers_the_rows_go_to_a_folder(make, tmp_path, caplog):
+    import wandb
+
+    tracker = make(wandb.errors.CommError("Timed out.\nConsider increasing"))
+    assert [asked["mode"] for asked in make.asked] == [None, "offline"]
+    (line,) = caplog.messages
+    assert "(Timed out.): the rows go to" in line and "WANDB_MODE=offline" in line
+    tracker.write(1, {"loss": 0.5})
+    tracker.close()
+    assert noted(tmp_path) == 1
+
+
+@pytest.mark.parametrize("mode", [None, "offline", "disabled"])
+def test_a_missing_key_is_said_before_anything_is_written(tmp_path, mode):
+    code = (
+        "from tiny import tiny_config\n"
+        "from invariance_jax import train\n"
+        "from invariance_jax.runs.tracking import check_tracking\n"
+        "config = tiny_config({'logging.wandb_project': 'project'})\n"
+        f"if {mode!r}:\n    check_tracking(config)\n"
+        f"else:\n    train.run(config, {str(tmp_path / 'run')!r})\n"
+    )
+    environment = processes.environment(1, HOME=str(tmp_path), WANDB_MODE=mode)
+    kept = {k: v for k, v in environment.items() if k != "WANDB_API_KEY"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env=kept, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    if mode:
+        assert done.returncode == 0, done.stderr
+    else:
+        error = (
+            "ValueError: logging.wandb_project is 'project', but Weights & Biases kn"
+        )
+        assert error in done.stderr and "expected WANDB_API_KEY or WANDB" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_package_is_said_before_anything_is_written(tmp_path, monkeypatch):
@@ -211,4 +247,4 @@ def test_a_missing_package_is_said_before_anything_is_written(tmp_path, monkeypa
     with pytest.raises(ValueError, match=r"is 'project', but the package wandb is mi"):
         train.run(tiny_config(PROJECT), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    tracking.check_package(tiny_config())
+    check_tracking(tiny_config())

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from configs import base
 from invariance_jax import data
+from invariance_jax.settings import Config, change
 
 TINY = {
     "batch_size": 16,
@@ -41,16 +41,11 @@ TINY = {
 }
 
 
-def tiny_config(changes: Mapping[str, Any] | None = None) -> ConfigDict:
+def tiny_config(changes: Mapping[str, Any] | None = None) -> Config:
     """Returns the tiny configuration with the values of some dotted keys changed."""
     config = base.get_config()
     for key, value in {**TINY, **(changes or {})}.items():
-        *sections, name = key.split(".")
-        section = config
-        for part in sections:
-            section = section[part]
-        assert name in section, key
-        section[name] = value
+        change(config, key, value)
     return config
 
 
@@ -68,7 +63,7 @@ def image_arrays(
 
 def image_config(
     data_dir: str | Path, changes: Mapping[str, Any] | None = None
-) -> ConfigDict:
+) -> Config:
     """Returns the tiny configuration of the set `bars`, prepared if it is not yet."""
     if not (Path(data_dir) / "bars").exists():
         data.prepare_arrays(
@@ -89,11 +84,4 @@ def image_config(
         "evaluation.neighbors": (5,),
         "logging.probe_train_examples": 60,
     }
-    config = tiny_config()
-    with config.ignore_type():
-        for key, value in {**images, **(changes or {})}.items():
-            section, name = key.split(".") if "." in key else (None, key)
-            target = config[section] if section else config
-            assert name in target, key
-            target[name] = value
-    return config
+    return tiny_config({**images, **(changes or {})})

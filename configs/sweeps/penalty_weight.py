@@ -1,12 +1,13 @@
 """Weights of the invariance penalty, none among them.
 
     python launch.py --config=configs/spirograph.py:quick --config.seeds=3 \
-        --workdir=runs/weights --sweep=configs/sweeps/penalty_weight.py
+        --config.steps=500 --config.evaluation.split=validation \
+        --workdir=runs/penalty_weight --sweep=configs/sweeps/penalty_weight.py
 
-Twelve runs, 3 to 6 minutes each on two CPU cores with `quick`. Not yet run.
+Five variants of three seeds, each of 500 steps. Not yet run.
 """
 
 
-def get_sweep() -> dict[str, tuple]:
-    """Returns the grid: key -> values."""
-    return {"penalty.weight": (0.0, 0.1, 0.3, 1.0)}
+def get_sweep() -> dict[str, tuple[float, ...]]:
+    """Returns key -> values, each combination a variant."""
+    return {"penalty.weight": (0.0, 0.01, 0.1, 1.0, 10.0)}

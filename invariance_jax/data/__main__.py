@@ -1,14 +1,16 @@
 """Prepares a data set: `python -m invariance_jax.data NAME --data_dir=DIR`.
 
 NAME is one of the sets that are downloaded, "spirograph", or the name of a new set
-together with --train and --test, folders of class folders of image files.
+together with --train: a folder of image files, or of class folders of them.
 """
 
 import argparse
+import io
+import os
 import sys
 from pathlib import Path
 
-from invariance_jax.data import preparation, tfds
+from invariance_jax.data import loading, preparation, sets
 
 
 def main(arguments: list[str]) -> None:
@@ -26,7 +28,7 @@ def main(arguments: list[str]) -> None:
             test=options.test,
             image_size=options.image_size,
         )
-    print(_summary(options.name, path))
+    print(_summary(options.name, path), flush=True)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -35,55 +37,56 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         description="Prepares a data set, without TensorFlow.",
         allow_abbrev=False,
     )
-    known = ", ".join(preparation.RESERVED)
-    parser.add_argument("name", help=f"{known}; or a new name, with --train and --test")
-    parser.add_argument(
-        "--data_dir", help="folder of the prepared sets (default: that of TFDS)"
-    )
-    parser.add_argument(
-        "--source", help="folder of the original files, instead of a download"
-    )
-    parser.add_argument("--train", help="folder of class folders of training images")
-    parser.add_argument("--test", help="folder of class folders of test images")
-    parser.add_argument(
-        "--image_size",
-        type=int,
-        help="scale and crop the images of the folders to this side (pixels)",
-    )
+    known = ", ".join(sets.RESERVED)
+    flags = {
+        "name": f"{known}; or a new name, with --train",
+        "--data_dir": "folder of the prepared sets (default: that of TFDS)",
+        "--source": "folder of the original files, instead of a download",
+        "--train": "folder of training images, or of a folder of them for each class",
+        "--test": "folder of test images (default: a tenth of the training images)",
+    }
+    for flag, meaning in flags.items():
+        parser.add_argument(flag, help=meaning)
+    meaning = "scale and crop the images of the folders to this side (pixels)"
+    parser.add_argument("--image_size", type=int, help=meaning)
     options = parser.parse_args(arguments)
-    if (options.train is None) != (options.test is None):
-        parser.error("--train and --test go together")
-    if options.train is None and options.image_size is not None:
-        parser.error("--image_size goes with --train and --test")
+    if options.train is None and (options.test, options.image_size) != (None, None):
+        parser.error("--test and --image_size go with --train")
     if options.train is not None and options.source is not None:
-        parser.error("--source does not go with --train and --test")
+        parser.error("--source does not go with --train")
     return options
 
 
 def _summary(name: str, path: Path) -> str:
-    place = f"{_megabytes(path):.0f} MB in {path}"
+    size = sum(file.stat().st_size for file in path.iterdir()) / 1e6
+    place = f"{size:.0f} MB in {path}"
     if name == "spirograph":
         return f"spirograph: {place}"
     data_dir = path.parents[1]
-    found = tfds.describe(name, data_dir=data_dir)
+    found = loading.describe(name, data_dir=data_dir)
     shape = " x ".join(map(str, found.image_shape))
     return (
         f"{name}: {found.num_train} training and {found.num_test} test images, "
-        f"{shape}, {found.num_classes} classes, {place}\n"
+        f"{shape}, {found.num_classes or 'no'} classes, {place}\n"
         f"Use it with --config.data.name={name} --config.data.data_dir={data_dir}"
     )
-
-
-def _megabytes(path: Path) -> float:
-    return sum(file.stat().st_size for file in path.iterdir()) / 1e6
 
 
 def _start() -> None:
     """Runs main; an error of the user's becomes one line and exit status 1."""
     try:
+        # A path may hold what the terminal cannot show.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         main(sys.argv[1:])
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    except BrokenPipeError:
+        # Nobody reads what was prepared; nor may the flush at exit fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError, MemoryError) as error:
+        sys.exit(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+    except KeyboardInterrupt:
+        print("interrupted; no set was left half-written", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

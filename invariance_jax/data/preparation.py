@@ -6,46 +6,14 @@ A set is written in the format array_record, into a temporary folder that is ren
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-NAMES = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn_cropped")
-"""The image classification sets that are downloaded and prepared on first use."""
+import numpy as np
+from numpy.typing import ArrayLike
 
-RESERVED = (*NAMES, "spirograph")
-"""Names that a user's own set cannot have."""
-
-
-def folder_of_sets(data_dir: str | os.PathLike[str] | None) -> Path:
-    """Returns the folder of the prepared sets.
-
-    Args:
-      data_dir: the folder; that of TFDS if None: the value of `TFDS_DATA_DIR`, or
-        `~/tensorflow_datasets`.
-    """
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(data_dir or default).expanduser()
-
-
-def find(root: Path, name: str) -> Path | None:
-    """Returns the folder of the highest version of a prepared set, or None.
-
-    Args:
-      root: folder of the prepared sets.
-      name: `NAME`, `NAME/CONFIGURATION` or either with `:VERSION`.
-    """
-    name, _, wanted = name.partition(":")
-    # The temporary folder of a set that is being written begins with a word.
-    number = re.compile(r"\d+\.\d+\.\d+")
-    versions = {
-        tuple(map(int, path.parent.name.split("."))): path.parent
-        for path in (root / name).glob("*/dataset_info.json")
-        if number.fullmatch(path.parent.name)
-    }
-    if wanted:
-        return next((p for p in versions.values() if p.name == wanted), None)
-    return versions[max(versions)] if versions else None
+from invariance_jax.data import checks
+from invariance_jax.data.sets import RESERVED, Split, find, folder_of_sets, user_path
 
 
 def prepare(
@@ -68,28 +36,37 @@ def prepare(
     Raises:
       ValueError: if the name is unknown, or an original file is missing, cannot be
         downloaded or is another one than expected.
+      OSError: if the set cannot be written.
     """
     root = folder_of_sets(data_dir)
     if name not in RESERVED:
         raise ValueError(f"name must be one of {', '.join(RESERVED)}; found {name!r}.")
-    if source is not None and not Path(source).expanduser().is_dir():
-        raise ValueError(f"source must be a folder; found {os.fspath(source)!r}.")
+    folder = None if source is None else user_path("source", source)
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"source must be a folder; found {os.fspath(folder)!r}.")
     path = find(root, name)
-    if path is None:
-        from invariance_jax.data import records
+    if path is not None:
+        return path
+    # Imported here so that a run on Spirograph's targets needs no TFDS.
+    from invariance_jax.data import records
 
-        builder = _builder(name, root, source)
-        records.write(builder)
-        path = Path(builder.data_dir)
-    return path
+    if name != "spirograph":
+        from invariance_jax.data.sources import make_builder
+
+        return records.write(make_builder(name, data_dir=root, folder=folder))
+    from invariance_jax.data.spirograph import Spirograph
+
+    if folder is not None:
+        raise ValueError("source is for original files; spirograph is drawn.")
+    return records.write(Spirograph(data_dir=root))
 
 
 def prepare_arrays(
     name: str,
     data_dir: str | os.PathLike[str] | None,
     *,
-    train: tuple[Any, Any],
-    test: tuple[Any, Any],
+    train: tuple[ArrayLike, ArrayLike | None],
+    test: tuple[ArrayLike, ArrayLike | None],
     class_names: Sequence[str] | None = None,
 ) -> Path:
     """Turns images in memory into a TFDS set, which any image configuration can name.
@@ -100,7 +77,7 @@ def prepare_arrays(
       name: name of the set: lower-case letters, digits and underscores.
       data_dir: folder of the prepared sets; that of TFDS if None.
       train: images uint8 `[N, H, W, 1 or 3]` and labels `[N]`, integers that cover 0 to
-        C - 1.
+        C - 1; None for labels makes a set without labels.
       test: the same of the test split, labels among those of train.
       class_names: C names; the numbers if None.
 
@@ -108,14 +85,20 @@ def prepare_arrays(
       The folder of the prepared set.
 
     Raises:
-      ValueError: if the name is invalid, taken or already prepared, or the arrays have
-        another dtype or shape, disagree, or have invalid labels.
+      ValueError: if the name is invalid, taken or already prepared, the arrays have
+        another dtype or shape, disagree, or have invalid labels, or a class name would
+        not come back as it is.
+      OSError: if the set cannot be written.
     """
-    from invariance_jax.data import arrays
-
     root = _folder_for_new(name, data_dir)
-    arrays.write(name, root, {"train": train, "test": test}, class_names)
-    return root / name / arrays.VERSION
+    splits = {
+        split: _check_split(split, pair)
+        for split, pair in (("train", train), ("test", test))
+    }
+    names = _check_together(splits, class_names)
+    from invariance_jax.data import records
+
+    return records.write_arrays(name, root, splits, names)
 
 
 def prepare_folder(
@@ -123,19 +106,21 @@ def prepare_folder(
     data_dir: str | os.PathLike[str] | None,
     *,
     train: str | os.PathLike[str],
-    test: str | os.PathLike[str],
+    test: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
 ) -> Path:
-    """Turns folders of class folders of image files into a TFDS set.
+    """Turns a folder of image files, or of class folders of them, into a TFDS set.
 
-    The classes are in the order of the names of their folders. A set of grey images has
-    one channel. Hidden files are left out.
+    The classes are in the order of the names of their folders; a folder without class
+    folders makes a set without labels. A set of grey images has one channel. Hidden
+    files are left out.
 
     Args:
       name: see `prepare_arrays`.
       data_dir: see `prepare_arrays`.
-      train: folder with a folder of image files for each class.
-      test: the same of the test split, with the same classes.
+      train: folder with a folder of image files for each class, or with image files.
+      test: the same of the test split, with the same classes; None: a fixed random
+        tenth of the images of train is the test split.
       image_size: S; scales the shorter side to S pixels (Lanczos) and cuts out the
         centre. If None, all images must have one size.
 
@@ -145,29 +130,19 @@ def prepare_folder(
     Raises:
       ValueError: if the name is invalid, taken or already prepared; if the classes
         differ, a class is empty, a file is no image, or two files differ in size
-        (named).
+        (named); or the memory does not hold the images.
+      OSError: if the set cannot be written.
     """
-    from invariance_jax.data import arrays
+    from invariance_jax.data import folders
 
-    root = _folder_for_new(name, data_dir)
-    folders = {"train": Path(train).expanduser(), "test": Path(test).expanduser()}
-    splits, class_names = arrays.read_folder(folders, image_size=image_size)
-    arrays.write(name, root, splits, class_names)
-    return root / name / arrays.VERSION
-
-
-def _builder(name: str, root: Path, source: str | os.PathLike[str] | None) -> Any:
-    # Imported in functions so that a run on Spirograph's targets needs no TFDS.
-    if name == "spirograph":
-        from invariance_jax.data.spirograph import Spirograph
-
-        if source is not None:
-            raise ValueError("source is for original files; spirograph is drawn.")
-        return Spirograph(data_dir=root)
-    from invariance_jax.data.sources import BUILDERS
-
-    return BUILDERS[name](
-        data_dir=root, source=None if source is None else Path(source).expanduser()
+    _folder_for_new(name, data_dir)
+    images, test_images, class_names = folders.read(
+        user_path("train", train),
+        None if test is None else user_path("test", test),
+        image_size=image_size,
+    )
+    return prepare_arrays(
+        name, data_dir, train=images, test=test_images, class_names=class_names
     )
 
 
@@ -189,3 +164,71 @@ def _folder_for_new(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
             "overwritten; give another name or remove it."
         )
     return root
+
+
+def _check_split(split: str, pair: object) -> Split:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise ValueError(f"{split} must be (images, labels); found {type(pair)}.")
+    images = np.asarray(pair[0])
+    shaped = images.ndim == 4 and images.shape[-1] in (1, 3) and images.size > 0
+    if images.dtype != np.uint8 or not shaped:
+        raise ValueError(
+            f"images of {split} must be uint8 [N, H, W, 1 or 3], values 0 to 255, and "
+            f"not empty; found {images.dtype} {list(images.shape)}."
+        )
+    if pair[1] is None:
+        return Split(images, None)
+    labels = np.asarray(pair[1])
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"labels of {split} must be integers [{len(images)}], one per image; found "
+            f"{labels.dtype} {list(labels.shape)}."
+        )
+    if labels.min() < 0:
+        raise ValueError(f"labels of {split} must be 0 or more; found {labels.min()}.")
+    return Split(images, labels)
+
+
+def _check_together(
+    splits: Mapping[str, Split], class_names: Sequence[str] | None
+) -> list[str]:
+    """Returns the names of the classes; none if there are no labels."""
+    train, test = splits["train"], splits["test"]
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise ValueError(
+            "images of train and test must have one shape [H, W, C]; found "
+            f"{[*train.images.shape[1:]]} and {[*test.images.shape[1:]]}."
+        )
+    if train.labels is None or test.labels is None:
+        others = (train.labels, test.labels, class_names)
+        if any(other is not None for other in others):
+            raise ValueError(
+                "labels must be given for both train and test, or for neither and then "
+                "without class_names; found some of them only."
+            )
+        return []
+    largest = int(train.labels.max())
+    num_classes = largest + 1 if class_names is None else len(class_names)
+    if not largest < num_classes or num_classes < 2:
+        raise ValueError(
+            f"there must be 2 classes or more, and labels of train less than their "
+            f"number; found {num_classes} classes and the label {largest}."
+        )
+    present = np.unique(train.labels)
+    if len(present) < num_classes:
+        # Among that many numbers some are missing; all might be too many to look at.
+        first = np.arange(min(num_classes, len(present) + 5))
+        missing = np.setdiff1d(first, present)[:5].tolist()
+        raise ValueError(
+            f"labels of train must cover the classes 0 to {num_classes - 1}; there is "
+            f"no example of {num_classes - len(present)} of them, such as {missing}."
+        )
+    unknown = np.setdiff1d(test.labels, present)
+    if len(unknown):
+        raise ValueError(
+            f"labels of test must be among those of train, 0 to {num_classes - 1}; "
+            f"found {len(unknown)} others, such as {unknown[:5].tolist()}."
+        )
+    if class_names is None:
+        class_names = [str(number) for number in range(num_classes)]
+    return checks.class_names(class_names)

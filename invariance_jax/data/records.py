@@ -4,61 +4,146 @@ TFDS encodes an array with TensorFlow, but takes an image that is a PNG file alr
 and it writes and reads the format array_record without TensorFlow.
 """
 
+import contextlib
 import io
+import itertools
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from google.protobuf.message import DecodeError
 from PIL import Image
-from tensorflow_datasets.core import shuffle
-from tensorflow_datasets.core.utils import temporary_assignment
+from tensorflow_datasets.core import registered, shuffle
+from tensorflow_datasets.core.utils import temporary_assignment, tqdm_utils
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-FORMAT = "array_record"
+from invariance_jax.data import checks
+from invariance_jax.data.sets import FORMAT, Color, Shard, Split
 
 _CHUNK = 500
 
 _MODES = {1: "L", 3: "RGB"}
 
 
-def write(builder: Any) -> None:
-    """Downloads and prepares a set; returns at once if it is prepared.
+with registered.skip_registration():
+
+    class _Arrays(tfds.core.GeneratorBasedBuilder):
+        """A set of the user's own, in the order of its arrays."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def __init__(
+            self,
+            name: str,
+            data_dir: Path,
+            splits: Mapping[str, Split],
+            class_names: Sequence[str],
+        ) -> None:
+            self.name, self._splits, self._class_names = name, splits, class_names
+            super().__init__(data_dir=data_dir, file_format=FORMAT)
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            images = self._splits["train"].images
+            mean, std = moments(images)
+            features = {"image": tfds.features.Image(shape=images.shape[1:])}
+            if self._class_names:
+                features["label"] = tfds.features.ClassLabel(names=self._class_names)
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description="Prepared from arrays.",
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label") if self._class_names else None,
+                disable_shuffling=True,
+                metadata=tfds.core.MetadataDict(mean=mean, std=std),
+            )
+
+        def _split_generators(self, dl_manager: object) -> dict[str, Iterator[object]]:
+            return {
+                name: self._generate_examples(*split)
+                for name, split in self._splits.items()
+            }
+
+        def _generate_examples(
+            self, images: np.ndarray, labels: np.ndarray | None
+        ) -> Iterator[object]:
+            for index, image in enumerate(encode(images)):
+                label = {} if labels is None else {"label": int(labels[index])}
+                yield index, {"image": image, **label}
+
+
+def write_arrays(
+    name: str, data_dir: Path, splits: Mapping[str, Split], class_names: Sequence[str]
+) -> Path:
+    """Writes the splits "train" and "test"; no class names go with no labels."""
+    return write(_Arrays(name, data_dir, splits, class_names))
+
+
+def write(builder: tfds.core.DatasetBuilder) -> Path:
+    """Downloads and prepares the set of a TFDS builder, unless it is there.
 
     The records are written into a temporary folder, which is then renamed.
-
-    Args:
-      builder: a `tfds.core.DatasetBuilder`.
-
-    Raises:
-      OSError: if the records cannot be written.
     """
     config = tfds.download.DownloadConfig(try_download_gcs=False)
-    try:
+    terminal = _Terminal()
+    with (
+        contextlib.redirect_stdout(terminal),
+        contextlib.redirect_stderr(terminal),
+        temporary_assignment(tqdm_utils, "_active", terminal.isatty()),
         # Above this size TFDS would spill to the disk through TensorFlow.
-        with temporary_assignment(shuffle, "MAX_MEM_BUFFER_SIZE", sys.maxsize):
+        temporary_assignment(shuffle, "MAX_MEM_BUFFER_SIZE", sys.maxsize),
+    ):
+        try:
             builder.download_and_prepare(download_config=config)
-    except OSError:
-        # Several runs may start at once: another one has finished its renaming.
-        if not builder.data_path.exists():
+        except ValueError:
             raise
+        except Exception as error:  # array_record and TFDS each raise their own
+            # Several runs may start at once: another one has finished its renaming.
+            if not builder.data_path.exists():
+                raise OSError(
+                    f"{builder.name} was not written to {builder.data_dir} "
+                    f"({checks.reason(error)}): see that the folder has room, may be "
+                    "written and stays."
+                ) from error
+    return Path(builder.data_dir)
+
+
+class _Terminal(io.TextIOBase):
+    """Standard error that may be closed or full: a failed write stops nothing."""
+
+    def __init__(self) -> None:
+        self._file = sys.stderr
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._file.flush()
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return self._file.isatty()
+        return False
+
+
+def progress(counts: Iterable[int], total: int, title: str) -> None:
+    """Takes counts of images that are done; a terminal shows a bar of them."""
+    with tqdm(
+        desc=title, total=total, unit=" images", file=_Terminal(), disable=None
+    ) as bar:
+        for count in counts:
+            bar.update(count)
 
 
 def encode(images: np.ndarray) -> Iterator[bytes]:
-    """Yields each of a set of images as a PNG file.
-
-    Args:
-      images: uint8 `[N, H, W, 1 or 3]`.
-
-    Yields:
-      The N files, in order.
-    """
+    """Yields each of the images uint8 `[N, H, W, 1 or 3]` as a PNG file."""
     chunks = [images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK)]
     with ThreadPoolExecutor() as pool:
         for files in pool.map(lambda chunk: [*map(_encode, chunk)], chunks):
@@ -71,133 +156,102 @@ def _encode(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def decode(builder: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the images and labels of a split of a prepared set.
+def decode(
+    shards: Sequence[Shard],
+    *,
+    image_shape: tuple[int, int, int],
+    num_classes: int | None,
+    title: str,
+) -> Split:
+    """Returns the images and labels of files of records, in their order, read-only.
 
-    Args:
-      builder: a builder of a set in the format array_record, whose features `image`, of
-        one size, and `label` are as `load_arrays` wants them.
-      split: a split of the set.
-
-    Returns:
-      `(images, labels)`: uint8 `[N, H, W, 1 or 3]`, int32 `[N]`, in the order of the
-      records; read-only.
-
-    Raises:
-      ValueError: that names the file and the record that cannot be read.
+    Without num_classes there are no labels. An error names the file and the record.
     """
-    features, info = builder.info.features, builder.info.splits[split]
-    images = np.empty((info.num_examples, *features["image"].shape), np.uint8)
-    labels = np.empty(info.num_examples, np.int32)
-    num_classes = features["label"].num_classes
+    starts = [0, *itertools.accumulate(shard.size for shard in shards)]
+    images = np.empty((starts[-1], *image_shape), np.uint8)
+    labels = np.empty(starts[-1], np.int32)
 
-    def read(chunk: tuple[Path, Any, int, int, int]) -> int:
-        path, source, start, stop, offset = chunk
-        for position, record in zip(
-            range(start, stop), _records(path, source, start, stop), strict=True
-        ):
+    def read(chunk: tuple[Path, ArrayRecordDataSource, range, int]) -> int:
+        path, source, positions, start = chunk
+        records = _records(path, source, positions)
+        for position, record in zip(positions, records, strict=True):
+            index = start + position
             try:
-                target = images[offset + position]
-                labels[offset + position] = _parse(record, target, num_classes)
-            except (OSError, SyntaxError, ValueError, DecodeError) as error:
+                labels[index] = _decode(record, images[index], num_classes)
+            except Exception as error:  # Pillow and protobuf each raise their own
                 raise _corrupt(path, position, error) from error
-        return stop - start
+        return len(positions)
 
-    title = f"Decoding {builder.name} {split}"
-    bar = tqdm(total=len(labels), desc=title, unit=" images", mininterval=1.0)
-    with bar, ThreadPoolExecutor() as pool:
-        for count in pool.map(read, _chunks(info.file_instructions)):
-            bar.update(count)
+    chunks = [
+        (shard.path, source, range(first, min(first + _CHUNK, shard.size)), start)
+        for shard, start in zip(shards, starts[:-1], strict=True)
+        for source in [_open(shard)]
+        for first in range(0, shard.size, _CHUNK)
+    ]
+    with ThreadPoolExecutor() as pool:
+        progress(pool.map(read, chunks), len(images), title)
     images.setflags(write=False)
     labels.setflags(write=False)
-    return images, labels
+    return Split(images, None if num_classes is None else labels)
 
 
-def _chunks(files: Any) -> Iterator[tuple[Path, Any, int, int, int]]:
-    """Yields (file, its reader, first record, end, index of the file's record 0)."""
-    offset = 0
-    for file in files:
-        path, count = Path(file.filename), file.examples_in_shard
-        try:
-            source = ArrayRecordDataSource(str(path))
-            found = len(source)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"{path} is not a file of records: {error}") from error
-        if found != count:
-            raise ValueError(f"{path} has {found} records; expected {count}.")
-        for start in range(0, count, _CHUNK):
-            yield path, source, start, min(start + _CHUNK, count), offset
-        offset += count
-
-
-def _records(path: Path, source: Any, start: int, stop: int) -> list[bytes]:
+def _open(shard: Shard) -> ArrayRecordDataSource:
     try:
-        return list(source.__getitems__(range(start, stop)))
-    except RuntimeError:
+        source = ArrayRecordDataSource(str(shard.path))
+        found = len(source)
+    except Exception as error:
+        raise ValueError(
+            f"{shard.path} is not a file of records ({checks.reason(error)}); remove "
+            "the set and prepare it again."
+        ) from error
+    if found != shard.size:
+        raise ValueError(f"{shard.path} has {found} records; expected {shard.size}.")
+    return source
+
+
+def _records(
+    path: Path, source: ArrayRecordDataSource, positions: range
+) -> list[bytes]:
+    try:
+        return list(source.__getitems__(positions))
+    except Exception:
         # One by one, to find the record.
-        for position in range(start, stop):
+        for position in positions:
             try:
                 source[position]
-            except RuntimeError as error:
+            except Exception as error:
                 raise _corrupt(path, position, error) from error
         raise
 
 
 def _corrupt(path: Path, position: int, error: Exception) -> ValueError:
-    reason = str(error).split("\n")[0] or type(error).__name__
-    return ValueError(f"{path}: record {position} is corrupt: {reason}")
+    return ValueError(f"{path}: record {position} is corrupt: {checks.reason(error)}")
 
 
-def _parse(record: bytes, image: np.ndarray, num_classes: int) -> int:
-    """Decodes a record into an image; returns its label."""
+def _decode(record: bytes, image: np.ndarray, num_classes: int | None) -> int:
+    """Decodes a record into an image; returns its label, 0 where there are none."""
     feature = tf_example_pb2.Example.FromString(record).features.feature
-    files, numbers = feature["image"].bytes_list.value, feature["label"].int64_list
-    if len(files) != 1 or len(numbers.value) != 1:
-        raise ValueError("it has no image or no label.")
-    (label,) = numbers.value
+    (content,) = feature["image"].bytes_list.value or [b""]
+    with Image.open(io.BytesIO(content)) as file:
+        if (file.height, file.width) != image.shape[:2]:
+            raise ValueError(
+                f"its image has {file.height} x {file.width} pixels; expected "
+                f"{image.shape[0]} x {image.shape[1]}."
+            )
+        pixels = np.asarray(file.convert(_MODES[image.shape[-1]]))
+    image[...] = pixels.reshape(image.shape)
+    if num_classes is None:
+        return 0
+    (label,) = feature["label"].int64_list.value or [-1]
     if not 0 <= label < num_classes:
         raise ValueError(f"its label is {label}, of {num_classes} classes.")
-    with Image.open(io.BytesIO(files[0])) as file:
-        found = np.asarray(file.convert(_MODES[image.shape[-1]]))
-    if found.shape[:2] != image.shape[:2]:
-        raise ValueError(
-            f"its image has {found.shape[0]} x {found.shape[1]} pixels; expected "
-            f"{image.shape[0]} x {image.shape[1]}."
-        )
-    image[...] = found.reshape(image.shape)
     return int(label)
 
 
-def sizes(builder: Any, *, limit: int = 100) -> list[tuple[int, int]]:
-    """Returns the sizes of the first images of the training split.
+def moments(images: np.ndarray) -> tuple[Color, Color]:
+    """Returns the mean and the standard deviation of three channels, in [0, 1].
 
-    Args:
-      builder: a builder of a set in the format array_record, with a feature `image`.
-      limit: number of images that are looked at.
-
-    Returns:
-      The different (height, width), in increasing order.
-    """
-    found = set()
-    for path, source, start, stop, _ in _chunks(
-        builder.info.splits["train"].file_instructions[:1]
-    ):
-        for record in _records(path, source, start, min(stop, limit)):
-            feature = tf_example_pb2.Example.FromString(record).features.feature
-            with Image.open(io.BytesIO(feature["image"].bytes_list.value[0])) as file:
-                found.add((file.height, file.width))
-        break
-    return sorted(found)
-
-
-def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns the mean and the standard deviation of each of three channels.
-
-    Args:
-      images: uint8 `[N, H, W, 1 or 3]`; one channel stands for three equal ones.
-
-    Returns:
-      `(mean, std)`, three numbers each, of values in [0, 1].
+    One channel stands for three equal ones.
     """
     values = np.arange(256) / 255
     found = []
@@ -209,6 +263,6 @@ def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
             counts += np.bincount(part, minlength=256)
         mean = counts @ values / counts.sum()
         variance = counts @ np.square(values - mean) / counts.sum()
-        found.append((float(mean), float(np.sqrt(variance))))
-    mean, std = zip(*(found * 3 if len(found) == 1 else found), strict=True)
-    return mean, std
+        found.append((float(mean), math.sqrt(variance)))
+    red, green, blue = found * 3 if len(found) == 1 else found
+    return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])

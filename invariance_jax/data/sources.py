@@ -1,256 +1,236 @@
 """The sets that are prepared without TensorFlow, from their original files.
 
 Each builder is that of TFDS (name, version, features, keys and so the order of its
-records) with another reader of the files: TFDS reads them through TensorFlow. None is
-registered, so that TFDS goes on to find its own.
+records) with another reader of the files: TFDS reads them through TensorFlow.
+Deviation: SVHN comes without the 1.3 GB of its split `extra`.
 """
 
-import math
+import gzip
+import hashlib
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import NamedTuple
 from urllib.parse import urljoin
 
 import numpy as np
 import tensorflow_datasets as tfds
 from scipy.io import loadmat
-from tensorflow_datasets.core.download import checksums, downloader
-from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+from tensorflow_datasets.core import DatasetBuilder
+from tensorflow_datasets.core.download import DownloadManager, checksums, downloader
 from tensorflow_datasets.core.utils import temporary_assignment
 
-from invariance_jax.data import records
-from invariance_jax.data.idx import hash_of_content, read_idx
+from invariance_jax.data import checks, records
+from invariance_jax.data.sets import FORMAT
 
 _SPLITS = ("train", "test")
 
-_DOWNLOAD_ERRORS = (
-    OSError,
-    tfds.download.DownloadError,
-    NonMatchingChecksumError,
-)
+Columns = dict[str, Sequence[object] | np.ndarray]
+"""Feature -> its values in the examples of a split; images are uint8 `[N, H, W, C]`."""
 
 
-class _FromFiles:
-    """A builder whose original files are downloaded, or lie in a folder.
+class Source(NamedTuple):
+    """The original files of a set.
 
     Attributes:
+      home: address of the folder that has them.
+      files: their names.
+      read: (builder, file name -> path, split) -> columns.
       contents: name of a gzip file -> SHA-256 of what it holds, for files that others
         have compressed again.
     """
 
-    name: str
-    url_infos: Any
-    contents: ClassVar[dict[str, str]] = {}
-
-    def __init__(self, *, source: Path | None = None, **kwargs: Any) -> None:
-        super().__init__(**{"file_format": records.FORMAT, **kwargs})
-        self._source = source
-
-    @property
-    def urls(self) -> dict[str, str]:
-        """Name of each original file -> its address."""
-        raise NotImplementedError
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
-        paths = self._locate(dl_manager)
-        self._name_classes(paths)
-        return {split: self._generate_examples(paths, split) for split in _SPLITS}
-
-    def _generate_examples(self, paths: dict[str, Path], split: str) -> Iterator[Any]:
-        images, columns = self._read(paths, split)
-        for index, image in enumerate(records.encode(images)):
-            others = {name: column[index] for name, column in columns.items()}
-            yield index, {"image": image, **others}
-
-    def _name_classes(self, paths: dict[str, Path]) -> None:
-        """Reads the names of the classes, where files hold them."""
-
-    def _read(
-        self, paths: dict[str, Path], split: str
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Returns the images uint8 `[N, H, W, C]` and the other features."""
-        raise NotImplementedError
-
-    def _locate(self, dl_manager: Any) -> dict[str, Path]:
-        manual = Path(dl_manager.download_dir) / "manual"
-        folders = [self._source] if self._source else [manual / self.name, manual]
-        found, missing = {}, {}
-        for file, url in self.urls.items():
-            places = [folder / file for folder in folders if (folder / file).is_file()]
-            if places:
-                self._verify(places[0], url)
-                found[file] = places[0]
-            else:
-                missing[file] = url
-        if missing and self._source:
-            raise ValueError(
-                f"{self.name} is made of files that {self._source} lacks: "
-                f"{', '.join(missing)}."
-            )
-        if missing:
-            found |= self._download(dl_manager, missing, folders[0])
-        return found
-
-    def _download(
-        self, dl_manager: Any, urls: dict[str, str], folder: Path
-    ) -> dict[str, Path]:
-        try:
-            # TFDS would try eleven times, for minutes.
-            with temporary_assignment(downloader, "MAX_RETRIES", 1):
-                return {k: Path(v) for k, v in dl_manager.download(urls).items()}
-        except _DOWNLOAD_ERRORS as error:
-            home = urljoin(next(iter(urls.values())), ".")
-            raise ValueError(
-                f"{self.name} cannot be downloaded from {home} "
-                f"({type(error).__name__}): put {', '.join(urls)} into {folder}, or "
-                f"run `python -m invariance_jax.data {self.name} "
-                f"--data_dir={folder.parents[2]} --source=FOLDER` with the folder that "
-                "has them."
-            ) from error
-
-    def _verify(self, path: Path, url: str) -> None:
-        registered = checksums.get_all_url_infos() | (self.url_infos or {})
-        expected, found = registered[url], checksums.compute_url_info(path)
-        if found == expected:
-            return
-        content = self.contents.get(path.name)
-        if content is None or content != hash_of_content(path):
-            raise ValueError(
-                f"{path} is not the original file of {self.name}: it has "
-                f"{int(found.size)} bytes and SHA-256 {found.checksum}; expected "
-                f"{int(expected.size)} bytes and {expected.checksum}."
-            )
+    home: str
+    files: tuple[str, ...]
+    read: Callable[[DatasetBuilder, dict[str, Path], str], Columns]
+    contents: Mapping[str, str] = {}
 
 
-class Cifar10(_FromFiles, tfds.image_classification.Cifar10, skip_registration=True):
-    """CIFAR-10, read from the archive of its binary version."""
+def make_builder(name: str, *, data_dir: Path, folder: Path | None) -> DatasetBuilder:
+    """Returns a builder that reads the original files of a folder.
 
-    @property
-    def urls(self) -> dict[str, str]:
-        """The one archive."""
-        url = self._cifar_info.url
-        return {url.rsplit("/", 1)[1]: url}
+    If folder is None, they lie in `DATA_DIR/downloads/manual` or are downloaded.
+    """
+    builder = tfds.builder_cls(name)(data_dir=data_dir, file_format=FORMAT)
 
-    def _name_classes(self, paths: dict[str, Path]) -> None:
-        layout = self._cifar_info
-        for key, file in zip(layout.label_keys, layout.label_files, strict=True):
-            lines = self._members(paths, [file]).decode().splitlines()
-            self.info.features[key].names = [line for line in lines if line]
+    def generators(dl_manager: DownloadManager) -> dict[str, Iterator[object]]:
+        paths = _locate(builder, folder, dl_manager)
+        return {split: _generate(builder, paths, split) for split in _SPLITS}
 
-    def _read(
-        self, paths: dict[str, Path], split: str
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        layout = self._cifar_info
-        files = layout.train_files if split == "train" else layout.test_files
-        data = np.frombuffer(self._members(paths, files), np.uint8)
-        num_labels = len(layout.label_keys)
-        shape = self.info.features["image"].shape
-        if len(data) % (num_labels + math.prod(shape)):
-            raise ValueError(
-                f"{', '.join(files)} of {self.name} must be records of "
-                f"{num_labels + math.prod(shape)} bytes; found {len(data)} bytes."
-            )
-        data = data.reshape(-1, num_labels + math.prod(shape))
-        pixels = data[:, num_labels:].reshape(-1, shape[2], *shape[:2])
-        columns: dict[str, Any] = dict(
-            zip(layout.label_keys, data[:, :num_labels].T, strict=True)
-        )
-        columns["id"] = [f"{split}_{index:05d}" for index in range(len(data))]
-        return np.moveaxis(pixels, 1, -1), columns
-
-    def _members(self, paths: dict[str, Path], files: list[str]) -> bytes:
-        (path,) = paths.values()
-        try:
-            with tarfile.open(path) as archive:
-                members = [
-                    archive.extractfile(self._cifar_info.prefix + file)
-                    for file in files
-                ]
-                return b"".join(member.read() for member in members if member)
-        except (KeyError, tarfile.TarError) as error:
-            raise ValueError(f"{path} is not as expected: {error}") from error
+    builder._split_generators = generators
+    return builder
 
 
-class Cifar100(Cifar10, tfds.image_classification.Cifar100, skip_registration=True):
-    """CIFAR-100, with coarse labels beside the labels."""
+def _generate(
+    builder: DatasetBuilder, paths: dict[str, Path], split: str
+) -> Iterator[object]:
+    try:
+        columns = SOURCES[builder.name].read(builder, paths, split)
+    except Exception as error:  # each format of files raises its own
+        raise ValueError(
+            f"{', '.join(map(str, paths.values()))}: not as expected of {builder.name} "
+            f"({checks.reason(error)}); remove and download again."
+        ) from error
+    files = records.encode(np.asarray(columns.pop("image")))
+    for index, (file, *row) in enumerate(zip(files, *columns.values(), strict=True)):
+        yield index, {"image": file, **dict(zip(columns, row, strict=True))}
 
 
-class Mnist(_FromFiles, tfds.image_classification.MNIST, skip_registration=True):
-    """MNIST, read from its four idx files."""
-
-    @property
-    def urls(self) -> dict[str, str]:
-        """Images and labels of both splits."""
-        names = [name for split in _SPLITS for name in _idx_names(split)]
-        return {name: urljoin(self.URL, name) for name in names}
-
-    def _read(
-        self, paths: dict[str, Path], split: str
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        images, labels = (read_idx(paths[name]) for name in _idx_names(split))
-        if images.ndim != 3 or labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"{self.name} {split} must be images [N, H, W] and labels [N]; found "
-                f"{list(images.shape)} and {list(labels.shape)}."
-            )
-        return images[..., None], {"label": labels}
-
-
-class FashionMnist(
-    Mnist, tfds.image_classification.FashionMNIST, skip_registration=True
-):
-    """Fashion-MNIST, read from its four idx files."""
-
-    # Debian's dataset-fashion-mnist has compressed the same content again.
-    contents = {
-        "train-images-idx3-ubyte.gz": (
-            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
-        ),
-        "train-labels-idx1-ubyte.gz": (
-            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
-        ),
-        "t10k-images-idx3-ubyte.gz": (
-            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
-        ),
-        "t10k-labels-idx1-ubyte.gz": (
-            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
-        ),
+def _locate(
+    builder: DatasetBuilder,
+    folder: Path | None,
+    dl_manager: DownloadManager,
+) -> dict[str, Path]:
+    """Returns file name -> path of the original files, verified."""
+    manual = Path(dl_manager.download_dir) / "manual"
+    folders = [folder] if folder else [manual / builder.name, manual]
+    files = SOURCES[builder.name].files
+    found = {
+        file: place / file
+        for place in reversed(folders)
+        for file in files
+        if (place / file).is_file()
     }
+    for path in found.values():
+        _verify(builder, path)
+    missing = [file for file in files if file not in found]
+    if missing and folder:
+        raise ValueError(
+            f"{builder.name} is made of files that {folder} lacks: "
+            f"{', '.join(missing)}."
+        )
+    if missing:
+        found |= _download(builder, dl_manager, missing, folders[0])
+    return found
 
 
-_TfdsSvhn: Any = tfds.builder_cls("svhn_cropped")
+def _download(
+    builder: DatasetBuilder,
+    dl_manager: DownloadManager,
+    files: list[str],
+    folder: Path,
+) -> dict[str, Path]:
+    name, home = builder.name, SOURCES[builder.name].home
+    urls = {file: urljoin(home, file) for file in files}
+    try:
+        # TFDS would try eleven times, for minutes.
+        with temporary_assignment(downloader, "MAX_RETRIES", 1):
+            return {k: Path(v) for k, v in dl_manager.download(urls).items()}
+    except Exception as error:  # of the network, of HTTP, of TFDS
+        raise ValueError(
+            f"{name} cannot be downloaded from {home} ({type(error).__name__}): put "
+            f"{', '.join(files)} into {folder}, or run `python -m invariance_jax.data "
+            f"{name} --data_dir={folder.parents[2]} --source=FOLDER` with the folder "
+            "that has them."
+        ) from error
 
 
-class SvhnCropped(_FromFiles, _TfdsSvhn, skip_registration=True):
-    """SVHN, cropped digits. Deviation: without the 1.3 GB of the split `extra`."""
-
-    url_infos = _TfdsSvhn.url_infos
-
-    @property
-    def urls(self) -> dict[str, str]:
-        """A file for each split."""
-        home = "http://ufldl.stanford.edu/housenumbers/"
-        return {f"{split}_32x32.mat": f"{home}{split}_32x32.mat" for split in _SPLITS}
-
-    def _read(
-        self, paths: dict[str, Path], split: str
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        data = loadmat(paths[f"{split}_32x32.mat"])
-        images = np.moveaxis(data["X"], -1, 0)
-        # The digit 0 has the label 10.
-        labels = data["y"].reshape(-1) % 10
-        names = [f"{split}_{index:06d}" for index in range(len(labels))]
-        return images, {"label": labels, "id": names}
+def _verify(builder: DatasetBuilder, path: Path) -> None:
+    source = SOURCES[builder.name]
+    registered = checksums.get_all_url_infos() | builder.url_infos
+    expected = registered[urljoin(source.home, path.name)]
+    found = checksums.compute_url_info(path)
+    if found == expected:
+        return
+    if hash_of_content(path) != source.contents.get(path.name, ""):
+        raise ValueError(
+            f"{path} is not the original file of {builder.name}: it has "
+            f"{int(found.size)} bytes and SHA-256 {found.checksum}; expected "
+            f"{int(expected.size)} bytes and {expected.checksum}."
+        )
 
 
-BUILDERS = {
-    builder.name: builder
-    for builder in (Cifar10, Cifar100, Mnist, FashionMnist, SvhnCropped)
-}
-"""Name -> builder of the sets that are prepared without TensorFlow."""
+def _read_cifar(builder: DatasetBuilder, paths: dict[str, Path], split: str) -> Columns:
+    """Reads the archive of the binary version; names the classes of the builder."""
+    (path,) = paths.values()
+    layout, features = builder._cifar_info, builder.info.features
+    for key, file in zip(layout.label_keys, layout.label_files, strict=True):
+        lines = _members(path, [layout.prefix + file]).decode().splitlines()
+        features[key].names = [line for line in lines if line]
+    files = layout.train_files if split == "train" else layout.test_files
+    data = np.frombuffer(_members(path, [layout.prefix + f for f in files]), np.uint8)
+    keys = layout.label_keys
+    data = data.reshape(-1, len(keys) + 3 * 32 * 32)
+    pixels = data[:, len(keys) :].reshape(-1, 3, 32, 32)
+    names = [f"{split}_{index:05d}" for index in range(len(data))]
+    columns: Columns = dict(zip(keys, data.T, strict=False))
+    return columns | {"image": np.moveaxis(pixels, 1, -1), "id": names}
+
+
+def _members(path: Path, names: list[str]) -> bytes:
+    with tarfile.open(path) as archive:
+        members = [archive.extractfile(name) for name in names]
+        return b"".join(member.read() for member in members if member)
 
 
 def _idx_names(split: str) -> tuple[str, str]:
     prefix = "train" if split == "train" else "t10k"
     return f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"
+
+
+def _read_mnist(builder: DatasetBuilder, paths: dict[str, Path], split: str) -> Columns:
+    images, labels = (_read_idx(paths[name]) for name in _idx_names(split))
+    return {"image": images[..., None], "label": labels}
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """Returns the bytes of a compressed idx file, with its dimensions."""
+    data = gzip.decompress(path.read_bytes())
+    shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
+
+
+def _read_svhn(builder: DatasetBuilder, paths: dict[str, Path], split: str) -> Columns:
+    data = loadmat(paths[f"{split}_32x32.mat"])
+    # The digit 0 has the label 10.
+    labels = data["y"].reshape(-1) % 10
+    names = [f"{split}_{index:06d}" for index in range(len(labels))]
+    return {"image": np.moveaxis(data["X"], -1, 0), "label": labels, "id": names}
+
+
+_CIFAR_HOME = "https://www.cs.toronto.edu/~kriz/"
+_IDX_FILES = tuple(name for split in _SPLITS for name in _idx_names(split))
+
+SOURCES = {
+    "cifar10": Source(_CIFAR_HOME, ("cifar-10-binary.tar.gz",), _read_cifar),
+    "cifar100": Source(_CIFAR_HOME, ("cifar-100-binary.tar.gz",), _read_cifar),
+    "mnist": Source(
+        "https://storage.googleapis.com/cvdf-datasets/mnist/", _IDX_FILES, _read_mnist
+    ),
+    "fashion_mnist": Source(
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        _IDX_FILES,
+        _read_mnist,
+        # Debian's dataset-fashion-mnist has compressed the same content again.
+        {
+            "train-images-idx3-ubyte.gz": (
+                "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+            ),
+            "train-labels-idx1-ubyte.gz": (
+                "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+            ),
+            "t10k-images-idx3-ubyte.gz": (
+                "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+            ),
+            "t10k-labels-idx1-ubyte.gz": (
+                "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+            ),
+        },
+    ),
+    "svhn_cropped": Source(
+        "http://ufldl.stanford.edu/housenumbers/",
+        ("train_32x32.mat", "test_32x32.mat"),
+        _read_svhn,
+    ),
+}
+"""Name -> original files of the sets that are prepared without TensorFlow."""
+
+
+def hash_of_content(path: Path) -> str | None:
+    """Returns the SHA-256 of what a gzip file holds, None if it is no gzip file."""
+    try:
+        # In parts: the content of a file that is not known yet may be of any size.
+        with gzip.open(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except Exception:
+        return None

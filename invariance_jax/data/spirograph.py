@@ -22,11 +22,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from invariance_jax.data import records
-from invariance_jax.data.targets import SPLITS, make_targets
+from invariance_jax.data.sets import FORMAT
+from invariance_jax.data.targets import make_targets
 from invariance_jax.transforms.spirograph import PARAMETERS, render
 from invariance_jax.types import Array
-
-__all__ = ["SPLITS", "TARGETS", "Spirograph", "make_parameters", "make_targets"]
 
 TARGETS = ("m", "b", "sigma", "rfore")
 """The regression targets of the paper."""
@@ -38,19 +37,9 @@ _BATCH_SIZE = 2000
 
 
 def make_parameters(split: str, *, num_examples: int) -> np.ndarray:
-    """Returns the parameters of the images of a split of the TFDS set.
+    """Returns the parameters of the images of a split, float32 `[N, 10]`.
 
     The targets are those of `make_targets` with seed 0, the nuisance those of seed 1.
-
-    Args:
-      split: one of `SPLITS`.
-      num_examples: N.
-
-    Returns:
-      float32 `[N, 10]`, columns in the order of `PARAMETERS`.
-
-    Raises:
-      ValueError: if the split is unknown or num_examples is not positive.
     """
     nuisance = tuple(name for name in PARAMETERS if name not in TARGETS)
     columns = [
@@ -67,11 +56,11 @@ class Spirograph(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     NUM_EXAMPLES = {"train": 100_000, "test": 20_000}
 
-    def __init__(self, *, file_format: Any = None, **kwargs: Any) -> None:
+    def __init__(self, *, file_format: str | None = None, **kwargs: Any) -> None:
         """Constructs the builder as TFDS does; only the default format is another."""
-        super().__init__(file_format=file_format or records.FORMAT, **kwargs)
+        super().__init__(file_format=file_format or FORMAT, **kwargs)
 
-    def _info(self) -> Any:
+    def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=(
@@ -81,38 +70,32 @@ class Spirograph(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(_IMAGE_SIZE, _IMAGE_SIZE, 3)),
-                    "parameters": tfds.features.Tensor(
-                        shape=(len(PARAMETERS),), dtype=np.float32
-                    ),
-                    "targets": tfds.features.Tensor(
-                        shape=(len(TARGETS),), dtype=np.float32
-                    ),
+                    "parameters": _floats(len(PARAMETERS)),
+                    "targets": _floats(len(TARGETS)),
                 }
             ),
             supervised_keys=("image", "targets"),
             homepage="https://arxiv.org/abs/2010.09515",
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[object]]:
         return {
             split: self._generate_examples(split, num_examples)
             for split, num_examples in self.NUM_EXAMPLES.items()
         }
 
-    def _generate_examples(self, split: str, num_examples: int) -> Iterator[Any]:
+    def _generate_examples(self, split: str, num_examples: int) -> Iterator[object]:
         parameters = make_parameters(split, num_examples=num_examples)
         targets = parameters[:, [PARAMETERS.index(name) for name in TARGETS]]
         for start in range(0, num_examples, _BATCH_SIZE):
             images = _draw(parameters[start : start + _BATCH_SIZE])
             for index, image in enumerate(records.encode(np.asarray(images)), start):
-                yield (
-                    index,
-                    {
-                        "image": image,
-                        "parameters": parameters[index],
-                        "targets": targets[index],
-                    },
-                )
+                row = {"parameters": parameters[index], "targets": targets[index]}
+                yield index, {"image": image, **row}
+
+
+def _floats(count: int) -> tfds.features.Tensor:
+    return tfds.features.Tensor(shape=(count,), dtype=np.float32)
 
 
 @jax.jit

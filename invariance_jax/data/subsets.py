@@ -6,6 +6,8 @@ same in every later version, so that no update moves a validation image into tra
 
 import numpy as np
 
+from invariance_jax.data import checks
+
 _VALIDATION_SEED = 0
 
 
@@ -25,13 +27,15 @@ def hold_out(num_examples: int, *, validation_examples: int) -> tuple[np.ndarray
     Raises:
       ValueError: if validation_examples is negative or not less than N.
     """
-    if not 0 <= validation_examples < num_examples:
+    held_out = checks.integer("validation_examples", validation_examples, least=0)
+    if held_out >= num_examples:
         raise ValueError(
-            "validation_examples must be at least 0 and less than the "
-            f"{num_examples} training examples; found {validation_examples}."
+            f"validation_examples must be less than the {num_examples} training "
+            f"examples; found {held_out}."
         )
+    checks.memory(f"{num_examples} indices", 8 * num_examples)
     order = np.random.RandomState(_VALIDATION_SEED).permutation(num_examples)
-    validation, train = np.split(order, [validation_examples])
+    validation, train = np.split(order, [held_out])
     return np.sort(train), np.sort(validation)
 
 
@@ -58,14 +62,17 @@ def label_fraction(labels: np.ndarray, fraction: float, *, seed: int) -> np.ndar
         raise ValueError(
             f"labels must be integers [N]; found {labels.dtype} {list(labels.shape)}."
         )
+    fraction = float(fraction)
     if not 0 < fraction <= 1:
         raise ValueError(
             f"fraction must be above 0 and at most 1; found label fraction {fraction}."
         )
     random = np.random.RandomState(seed)
     chosen = []
-    for label in np.unique(labels):
-        members = random.permutation(np.flatnonzero(labels == label))
+    order = np.argsort(labels, kind="stable")
+    classes, starts = np.unique(labels[order], return_index=True)
+    for label, members in zip(classes, np.split(order, starts[1:]), strict=True):
+        members = random.permutation(members)
         count = int(np.floor(fraction * len(members) + 0.5))
         if count == 0:
             raise ValueError(

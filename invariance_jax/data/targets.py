@@ -5,10 +5,11 @@ parameters; its images are drawn by the transformation, afresh for every view.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from invariance_jax.data import checks
 from invariance_jax.transforms.spirograph import BOUNDS, PARAMETERS
 
 SPLITS = ("train", "validation", "test")
@@ -20,7 +21,7 @@ def make_targets(
     num_examples: int,
     seed: int,
     targets: Sequence[str],
-    bounds: Any = BOUNDS,
+    bounds: ArrayLike = BOUNDS,
 ) -> np.ndarray:
     """Returns the target vectors of a split, uniform within the bounds.
 
@@ -32,25 +33,27 @@ def make_targets(
       num_examples: N.
       seed: seed of all splits.
       targets: names of the targets, the columns.
-      bounds: `[10, 2]`, ends of the law of each of `PARAMETERS`.
+      bounds: `[10, 2]`, ends of the distribution of each of `PARAMETERS`.
 
     Returns:
       float32 `[N, T]`, in the units of the bounds.
 
     Raises:
-      ValueError: if the split or a target is unknown, or num_examples is not positive.
+      ValueError: if the split or a target is unknown, or num_examples is not positive
+        or more than the memory holds.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}; found {split!r}.")
-    if num_examples < 1:
-        raise ValueError(f"num_examples must be positive; found {num_examples}.")
+    num_examples = checks.integer("num_examples", num_examples, least=1)
     for name in targets:
         if name not in PARAMETERS:
             raise ValueError(
                 f"targets must be some of {', '.join(PARAMETERS)}; found {name!r}."
             )
+    checks.memory(f"{num_examples} Spirograph targets", 8 * num_examples * len(targets))
     rows = [PARAMETERS.index(name) for name in targets]
-    low, high = np.asarray(bounds, np.float64)[rows].T
-    generator = np.random.default_rng([seed, SPLITS.index(split)])
-    uniform = generator.uniform(size=(num_examples, len(rows)))
-    return (low + (high - low) * uniform).astype(np.float32)
+    ends: np.ndarray = np.asarray(bounds, np.float64)[rows]
+    seeds = [checks.integer("seed", seed, least=0), SPLITS.index(split)]
+    uniform = np.random.default_rng(seeds).uniform(size=(num_examples, len(rows)))
+    values: np.ndarray = ends[:, 0] + (ends[:, 1] - ends[:, 0]) * uniform
+    return values.astype(np.float32)

@@ -1,11 +1,20 @@
 """The experiments of the paper, and better ones, on a trained encoder.
 
-Each is a module with `run(subject) -> Measured`, named in `evaluation.experiments`; it
-computes with the pure functions of `evaluation` and `transforms`. `records` keeps what
-is finished.
+Each is a module with `run(context) -> ExperimentResult`, named in
+`evaluation.experiments`; it computes with the pure functions of `evaluation` and
+`transforms`. A user's own is a function MODULE:FUNCTION of that form:
+
+    def run(context):
+        h = context.features("test")[0]
+        return ExperimentResult([Row("norm", np.linalg.norm(h, axis=1).mean())])
 """
 
-from collections.abc import Callable
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
 
 from invariance_jax.experiments import (
     averaging,
@@ -16,9 +25,16 @@ from invariance_jax.experiments import (
     nuisance_prediction,
     shift,
 )
-from invariance_jax.experiments.subject import Measured, Row, Subject
+from invariance_jax.experiments.context import Context
+from invariance_jax.runs.results import ExperimentResult, Row, wanted
+from invariance_jax.settings import plugins
+from invariance_jax.tasks import Task
 
-EXPERIMENTS: dict[str, Callable[[Subject], Measured]] = {
+__all__ = ["EXPERIMENTS", "Context", "ExperimentResult", "Row"]
+
+Experiment = Callable[[Context], ExperimentResult]
+
+EXPERIMENTS: dict[str, Experiment] = {
     "downstream": downstream.run,
     "averaging": averaging.run,
     "invariance": invariance.run,
@@ -28,4 +44,58 @@ EXPERIMENTS: dict[str, Callable[[Subject], Measured]] = {
     "label_fraction": label_fraction.run,
 }
 
-__all__ = ["EXPERIMENTS", "Measured", "Row", "Subject"]
+_KEY = "evaluation.experiments"
+
+
+def load(task: Task) -> dict[str, Experiment]:
+    """Returns name -> function of the experiments that a run asks for.
+
+    Raises:
+      ValueError: if a user's own cannot be imported.
+    """
+    return {
+        name: EXPERIMENTS.get(name) or plugins.load(_KEY, name) for name in wanted(task)
+    }
+
+
+def sources(experiments: Mapping[str, Experiment]) -> dict[str, str]:
+    """Returns name -> a hash of the file of a user's own experiment, else ""."""
+    found = dict.fromkeys(experiments, "")
+    for name in filter(plugins.is_own, experiments):
+        file = inspect.getsourcefile(inspect.unwrap(experiments[name]))
+        found[name] = hashlib.sha256(Path(file or "").read_bytes()).hexdigest()
+    return found
+
+
+def measure(name: str, experiment: Experiment, context: Context) -> ExperimentResult:
+    """Returns the result of an experiment, checked.
+
+    Raises:
+      ValueError: if a user's own returns something else.
+    """
+    found = experiment(context)
+    where = f"{_KEY} has {name!r}, which returned"
+    if not isinstance(found, ExperimentResult):
+        raise ValueError(f"{where} {found!r}; expected an ExperimentResult.")
+    return ExperimentResult([_checked(row, where) for row in found.rows])
+
+
+def _checked(row: Row, where: str) -> Row:
+    """Returns a row with Python's own numbers."""
+    try:
+        metric, value, at = row
+        number = np.asarray(value, np.float64)
+        place = {
+            name: one.item() if isinstance(one, np.generic) else one
+            for name, one in at.items()
+        }
+    except (AttributeError, TypeError, ValueError):
+        metric, number, place = "", np.zeros(()), {}
+    texts = isinstance(metric, str) and all(isinstance(name, str) for name in place)
+    plain = all(type(one) in (str, int, float) for one in place.values())
+    if not (metric and texts and plain and number.ndim == 0):
+        raise ValueError(
+            f"{where} the row {row!r}; expected Row(metric, value, at): a name, a "
+            "number, and a dictionary of names to texts or numbers."
+        )
+    return Row(metric, float(number), place)

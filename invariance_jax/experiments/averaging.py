@@ -3,7 +3,8 @@
 Foster, Pukdee, Rainforth (ICLR 2021), section 4. Names in the summary: `mse@M`,
 `accuracy@M`, ... for every M of `evaluation.num_views`; `accuracy.crop@M` where views
 of a part of the transformation are averaged; `accuracy.ensemble@M`, `mse.ensemble@M`
-where the probe is fitted on one view and its predictions are averaged.
+where the probe is fitted on one view and its predictions are averaged;
+`mse.selected@M`, ... where it chooses its own l2.
 """
 
 import logging
@@ -11,54 +12,51 @@ import logging
 import jax.numpy as jnp
 import numpy as np
 
-from invariance_jax.experiments.subject import TEST, Measured, Subject, named
-from invariance_jax.training.components import is_regression
-from invariance_jax.training.protocols import quality, score
+from invariance_jax.experiments.context import STREAMS, Context, part_of
+from invariance_jax.runs.results import ExperimentResult, Row, rows_of
 
 _log = logging.getLogger(__name__)
 
 
-def run(subject: Subject) -> Measured:
-    """Returns the quality of the probe for every number of averaged views.
-
-    Args:
-      subject: the encoder and its examples.
-
-    Returns:
-      Values for the summary; no rows.
-    """
-    chosen = subject.settings.evaluation
-    values: dict[str, float] = {}
+def run(context: Context) -> ExperimentResult:
+    """Returns the quality of the probe for every number of averaged views."""
+    chosen, rows = context.settings.evaluation, []
     for family in chosen.families:
         for number, views in enumerate(chosen.num_views):
-            values |= named(subject.scored(number, family).values, family, views)
+            values = context.scored(number, family).values
+            rows += rows_of(values, views=views, family=part_of(family))
     if "all" in chosen.families:
-        # A logistic fit takes long.
         numbers = range(len(chosen.num_views))
-        for number in numbers if is_regression(subject.settings) else numbers[-1:]:
-            values |= subject.selected(number)
+        # A logistic fit takes long.
+        for number in numbers if context.task.targets else numbers[-1:]:
+            rows += context.selected(number)
     if "all" in chosen.families and chosen.num_views[0] == 1:
-        return Measured(values | _ensembles(subject), [])
-    _log.info("no averaged predictions: they need the family 'all' and M = 1")
-    return Measured(values, [])
+        rows += _ensembles(context)
+    else:
+        _log.info("no averaged predictions: they need the family 'all' and M = 1")
+    return ExperimentResult(rows)
 
 
-def _ensembles(subject: Subject) -> dict[str, float]:
+def _ensembles(context: Context) -> list[Row]:
     """Returns the quality of the mean prediction of a probe on one view."""
-    settings, probe, y = subject.settings, subject.scored(0).probe, subject.test.y
-    views = settings.evaluation.num_views
-    if is_regression(settings):
+    task, probe, y = context.task, context.scored(0).probe, context.y("test")
+    views = context.num_views
+    if task.targets:
         # A linear probe of the mean is the mean of its predictions.
-        scored = [score(settings, probe, h, y) for h in subject.features("test")]
+        scored = [task.score(probe, h, y) for h in context.features("test")]
         each = [{"mse": one.values["mse"]} for one in scored]
     else:
-        means = subject.encoder.probabilities(
-            subject.variables, probe, subject.test.x, num_views=views, stream=TEST
+        means = context.encoder.probabilities(
+            context.variables,
+            probe,
+            context.test.x,
+            num_views=views,
+            stream=STREAMS["test"],
         )
-        tiny = np.finfo(means.dtype).tiny
-        logits = [jnp.log(jnp.maximum(mean, tiny)) for mean in means]
-        each = [quality(settings, one, jnp.asarray(y)) for one in logits]
-    values: dict[str, float] = {}
-    for count, found in zip(views, each, strict=True):
-        values |= named(found, "ensemble", count)
-    return values
+        logits = np.log(np.maximum(means, np.finfo(means.dtype).tiny))
+        each = [task.quality(jnp.asarray(one), jnp.asarray(y)) for one in logits]
+    return [
+        row
+        for count, values in zip(views, each, strict=True)
+        for row in rows_of(values, views=count, probe="ensemble")
+    ]

@@ -7,109 +7,75 @@ targets; of images `accuracy@plain`, `cross_entropy@plain`, `knn20@plain`. A bas
 "pixels" or "untrained", comes before the `@`.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax import evaluation
-from invariance_jax.experiments.subject import (
-    SELECTED,
-    TEST,
-    TRAIN,
-    Measured,
-    Subject,
-    named,
-)
-from invariance_jax.training.components import is_regression
-from invariance_jax.training.protocols import fit_and_score, score_selected
+from invariance_jax.experiments.context import STREAMS, Context, overall
+from invariance_jax.runs.results import ExperimentResult, Row, rows_of
 
 
-def run(subject: Subject) -> Measured:
-    """Returns the quality of probes on single views and plain images.
+def run(context: Context) -> ExperimentResult:
+    """Returns the quality of probes on single views and on plain images.
 
-    Args:
-      subject: the encoder and its examples.
-
-    Returns:
-      Values for the summary; no rows.
+    Where no view is plain, the baselines are measured on averaged views.
     """
-    views = subject.settings.evaluation.num_views[0]
-    values = named(subject.scored(0).values, "all", views)
-    if is_regression(subject.settings):
-        constant = float(subject.test.y.var(axis=0).mean())
-        values |= {"mse.constant": constant} | subject.selected(0)
-        return Measured(values | _averaged(subject), [])
-    plain = [
-        subject.encoder.plain(subject.variables, x)
-        for x in (subject.train.x, subject.test.x)
-    ]
-    y, y_test = subject.train.y, subject.test.y
-    selected = score_selected(subject.settings, plain[0], y, plain[1], y_test)
-    values |= _classify(subject, *plain, "all") | named(selected, SELECTED, "plain")
-    return Measured(values | _plain(subject), [])
+    rows = rows_of(context.scored(0).values, views=context.num_views[0])
+    if context.task.targets:
+        constant = float(context.y("test").var(axis=0).mean())
+        rows += [Row("mse.constant", constant), *context.selected(0)]
+    baselines = context.settings.evaluation.baselines
+    if not context.is_plain:
+        rows += [row for name in baselines for row in _averaged(context, name)]
+        return ExperimentResult(rows)
+    h, h_test = (context.plain(split) for split in ("train", "test"))
+    rows += _plain(context, h, h_test) + context.select(h, h_test, "plain")
+    for name in baselines:
+        h, h_test = (_baseline(context, name, split) for split in ("train", "test"))
+        rows += _plain(context, h, h_test, encoder=name)
+    return ExperimentResult(rows)
 
 
-def _averaged(subject: Subject) -> dict[str, float]:
-    """Returns the errors of the baselines on averaged views, as no view is plain."""
-    chosen = subject.settings.evaluation
-    views = tuple(sorted({chosen.num_views[0], chosen.num_views[-1]}))
-    parts = (TRAIN, subject.train), (TEST, subject.test)
-    values: dict[str, float] = {}
-    for name in chosen.baselines:
-        each = [_baseline(subject, name, part.x, views, n) for n, part in parts]
-        for number, count in enumerate(views):
-            h, h_test = (features[number] for features in each)
-            scored = _score(subject, h, h_test)
-            values |= named({"mse": scored["mse"]}, name, count)
-    return values
-
-
-def _baseline(
-    subject: Subject, name: str, x: np.ndarray, views: tuple[int, ...], stream: int
-) -> np.ndarray:
-    if name == "pixels":
-        return subject.encoder.pixels(x, num_views=views, stream=stream)
-    return subject.encoder.features(
-        subject.untrained, x, num_views=views, stream=stream
-    )
-
-
-def _plain(subject: Subject) -> dict[str, float]:
-    """Returns the results of the baselines on plain images."""
-    values: dict[str, float] = {}
-    images = subject.train.x, subject.test.x
-    for name in subject.settings.evaluation.baselines:
+def _averaged(context: Context, name: str) -> list[Row]:
+    """Returns the overall quality of a baseline on averaged views."""
+    sweep, encoder = context.settings.evaluation.num_views, context.encoder
+    views, each, rows = tuple(sorted({sweep[0], sweep[-1]})), [], []
+    for split, stream in STREAMS.items():
+        x = context.examples(split).x
         if name == "pixels":
-            features = [_pixels(x) for x in images]
+            h = encoder.pixels(x, num_views=views, stream=stream)
         else:
-            features = [subject.encoder.plain(subject.untrained, x) for x in images]
-        values |= _classify(subject, *features, name)
-    return values
+            variables = context.untrained
+            h = encoder.features(variables, x, num_views=views, stream=stream)
+        each.append(h)
+    for count, h, h_test in zip(views, *each, strict=True):
+        found = context.fit_and_score(h, h_test).values
+        rows += rows_of(overall(found), views=count, encoder=name)
+    return rows
 
 
-def _classify(
-    subject: Subject, h: np.ndarray, h_test: np.ndarray, part: str
-) -> dict[str, float]:
+def _baseline(context: Context, name: str, split: str) -> np.ndarray:
+    """Returns what stands for the features of plain images."""
+    x = context.examples(split).x
+    if name == "pixels":
+        return x.reshape(len(x), -1).astype(np.float32) / 255
+    return context.encoder.plain(context.untrained, x)
+
+
+def _plain(
+    context: Context, h: np.ndarray, h_test: np.ndarray, encoder: str | None = None
+) -> list[Row]:
     """Returns linear and kNN results on the features of plain images."""
-    values = _score(subject, h, h_test)
-    train, test = subject.train, subject.test
-    arrays = [jnp.asarray(array) for array in (h, train.y, h_test, test.y)]
-    chosen = subject.settings.evaluation
-    for k in chosen.neighbors:
+    values, chosen = context.fit_and_score(h, h_test).values, context.settings
+    arrays = [
+        jnp.asarray(array)
+        for array in (h, context.y("train"), h_test, context.y("test"))
+    ]
+    for k in chosen.evaluation.neighbors:
         for name, temperature in (
-            (f"knn{k}", chosen.neighbor_temperature),
+            (f"knn{k}", chosen.evaluation.neighbor_temperature),
             (f"knn{k}_majority", None),
         ):
             accuracy = evaluation.knn_accuracy(*arrays, k=k, temperature=temperature)
             values[name] = float(accuracy)
-    return named(values, part, "plain")
-
-
-def _score(subject: Subject, h: Any, h_test: Any) -> dict[str, float]:
-    y, y_test = subject.train.y, subject.test.y
-    return fit_and_score(subject.settings, h, y, h_test, y_test).values
-
-
-def _pixels(images: np.ndarray) -> np.ndarray:
-    return images.reshape(len(images), -1).astype(np.float32) / 255
+    return rows_of(values, views="plain", encoder=encoder)

@@ -7,134 +7,93 @@ views of the same example, with `.FAMILY` where a part of the transformation is 
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax import evaluation
-from invariance_jax.experiments.subject import TEST, Measured, Row, Subject, Value
+from invariance_jax.experiments.context import STREAMS, Context
 from invariance_jax.numerics import l2_normalize, safe_divide
 from invariance_jax.runs.checkpoints import Checkpoints
-from invariance_jax.training.components import make_transformation
-from invariance_jax.training.frozen import VIEWS_BATCH, encoder_variables
-from invariance_jax.training.start import state_shapes
+from invariance_jax.runs.results import ExperimentResult, Row
+from invariance_jax.training.build import state_shapes
+from invariance_jax.training.frozen import VIEWS_BATCH, Mapped, encoder_variables
+from invariance_jax.training.objective import Variables
 from invariance_jax.transforms import shifts
 from invariance_jax.types import Array
 
-_OF = {"n(h)": l2_normalize, "h": lambda h: h}
-
-_Views = Callable[[Any], Array]
+_OF: dict[str, Callable[[Array], Array]] = {"n(h)": l2_normalize, "h": lambda h: h}
 
 
-def run(subject: Subject) -> Measured:
-    """Returns the variance over views, by parameter and by checkpoint.
+def run(context: Context) -> ExperimentResult:
+    """Returns the variance over views, by family, by parameter and by checkpoint.
 
     Table "parameters": the whole transformation, "all", and each parameter alone drawn
     anew for every view while the others, and what is held, keep one draw per example.
     Both are divided by the total variance of the whole transformation. The total under
-    one parameter alone has the same expectation, as its views have the same law, but
-    more noise, as it sees one draw of the rest per example; and with one denominator
-    the parameters can be compared. "paired" is the same variance from the change
-    between two views, of which the penalty takes the first-order term.
+    one parameter alone has the same expectation, as its views have the same
+    distribution, but more noise, as it sees one draw of the rest per example; and with
+    one denominator the parameters can be compared. "paired" is the same variance from
+    the change between two views, of which the penalty takes the first-order term.
 
     Table "checkpoints": the whole transformation, of each checkpoint that is kept.
-
-    Args:
-      subject: the encoder and its examples.
-
-    Returns:
-      Values for the summary, and rows of n(h) and of h: within, total and normalized.
     """
-    views = _map_views(subject)
-    rows = [*_by_parameter(subject, views), *_by_step(subject, views)]
-    return Measured(values(subject), rows)
+    x = context.test.x[: context.settings.evaluation.variance_examples]
+    views = functools.partial(context.encoder.views, stream=STREAMS["test"])
+    rows, whole = [], views(context.variables, x)
+    for family in dict.fromkeys(("all", *context.settings.evaluation.families)):
+        h = whole if family == "all" else views(context.variables, x, family=family)
+        at = {} if family == "all" else {"family": family}
+        numbers = _numbers(evaluation.invariance(l2_normalize(h)))
+        rows += [Row(f"variance.{name}", value, at) for name, value in numbers.items()]
+    rows += _by_parameter(context, x, whole)
+    for step, variables in checkpoints(context):
+        h = views(variables, x)
+        for of, normalize in _OF.items():
+            values = _numbers(evaluation.invariance(normalize(h)))
+            rows += _rows(values, table="checkpoints", step=step, of=of)
+    return ExperimentResult(rows)
 
 
-def values(subject: Subject) -> dict[str, float]:
-    """Returns within, total and normalized variance of n(h) of each family of views.
-
-    Args:
-      subject: the encoder and its examples.
-
-    Returns:
-      Name in the summary -> number.
-    """
-    found: dict[str, float] = {}
-    for family in dict.fromkeys(("all", *subject.settings.evaluation.families)):
-        variance = subject.encoder.variance(
-            subject.variables, _examples(subject), stream=TEST, family=family
-        )
-        part = "" if family == "all" else f".{family}"
-        found |= {f"variance.{n}{part}": v for n, v in _numbers(variance).items()}
-    return found
-
-
-def _by_parameter(subject: Subject, views: _Views) -> Iterator[Row]:
-    whole = views(subject.variables)
-    totals = {}
+def _by_parameter(context: Context, x: np.ndarray, whole: Array) -> list[Row]:
+    totals, rows = {}, []
     for of, normalize in _OF.items():
         h = normalize(whole)
-        variance = evaluation.invariance(h)
-        totals[of] = variance.total
-        paired = {"paired": float(evaluation.paired_change(h))}
-        yield Row(_at("all", of), _numbers(variance) | paired)
-    names = make_transformation(subject.settings).names
-    redrawn = _map_redrawn(subject)
+        found = evaluation.invariance(h)
+        totals[of] = found.total
+        values = _numbers(found) | {"paired": float(evaluation.paired_change(h))}
+        rows += _rows(values, table="parameters", parameter="all", of=of)
+    names, redrawn = context.parts.transformation.names, _map_redrawn(context)
     for name, chosen in zip(names, np.eye(len(names), dtype=bool), strict=True):
-        part = redrawn((subject.variables, chosen))
+        part = jnp.asarray(redrawn((context.variables, chosen), x, STREAMS["test"]))
         for of, normalize in _OF.items():
             within, total = evaluation.invariance(normalize(part)).within, totals[of]
-            ratio = safe_divide(within, total)
-            yield Row(
-                _at(name, of), _numbers(evaluation.Variance(within, total, ratio))
-            )
+            found = evaluation.Variance(within, total, safe_divide(within, total))
+            rows += _rows(_numbers(found), table="parameters", parameter=name, of=of)
+    return rows
 
 
-def _by_step(subject: Subject, views: _Views) -> Iterator[Row]:
-    for step, variables in _checkpoints(subject):
-        h = views(variables)
-        for of, normalize in _OF.items():
-            at: dict[str, Value] = {"table": "checkpoints", "step": step, "of": of}
-            yield Row(at, _numbers(evaluation.invariance(normalize(h))))
-
-
-def _checkpoints(subject: Subject) -> Iterator[tuple[int, Any]]:
+def checkpoints(context: Context) -> Iterator[tuple[int, Variables]]:
     """Yields the step and the encoder of each checkpoint; given weights have step 0."""
-    checkpoints = Checkpoints(subject.workdir)
+    kept = Checkpoints(context.workdir)
     try:
-        like = state_shapes(subject.settings)
-        for step in checkpoints.steps():
-            yield step, encoder_variables(checkpoints.restore(like, step=step))
-        if not checkpoints.steps():
-            yield 0, subject.variables
+        like = state_shapes(context.parts)
+        for step in kept.steps():
+            yield step, encoder_variables(kept.restore(like, step=step).state)
+        if not kept.steps():
+            yield 0, context.variables
     finally:
-        checkpoints.close()
+        kept.close()
 
 
-def _map_views(subject: Subject) -> _Views:
-    """Returns the function from variables to h `[M, N, D]`."""
-    encoder, transformation = subject.encoder, make_transformation(subject.settings)
-
-    def views(variables: Any, x: Array, indices: Array, stream: Array) -> Array:
-        return evaluation.encode_views(
-            encoder.key(stream),
-            functools.partial(encoder.encode, variables),
-            transformation,
-            x,
-            num_views=subject.settings.evaluation.variance_views,
-            indices=indices,
-        )
-
-    return _over_examples(subject, views)
-
-
-def _map_redrawn(subject: Subject) -> _Views:
+def _map_redrawn(context: Context) -> Mapped:
     """Returns the function from variables and chosen columns of alpha to h."""
-    encoder, transformation = subject.encoder, make_transformation(subject.settings)
-    count = subject.settings.evaluation.variance_views
+    encoder, transformation = context.encoder, context.parts.transformation
+    count = context.settings.evaluation.variance_views
 
-    def views(parts: Any, x: Array, indices: Array, stream: Array) -> Array:
+    def views(
+        parts: tuple[Variables, Array], x: Array, indices: Array, stream: Array
+    ) -> Array:
         variables, chosen = parts
         key = encoder.key(stream)
         # Not one of the views, so that these are alike.
@@ -148,22 +107,12 @@ def _map_redrawn(subject: Subject) -> _Views:
             indices=indices,
         )
 
-    return _over_examples(subject, views)
-
-
-def _over_examples(subject: Subject, views: Callable[..., Array]) -> _Views:
-    mapped = subject.encoder.map(views, axis=1, batch_size=VIEWS_BATCH)
-    x = _examples(subject)
-    return lambda variables: jnp.asarray(mapped(variables, x, TEST))
-
-
-def _examples(subject: Subject) -> np.ndarray:
-    return subject.test.x[: subject.settings.evaluation.variance_examples]
+    return encoder.map(views, axis=1, batch_size=VIEWS_BATCH)
 
 
 def _numbers(variance: evaluation.Variance) -> dict[str, float]:
     return {name: float(value) for name, value in variance._asdict().items()}
 
 
-def _at(parameter: str, of: str) -> dict[str, Value]:
-    return {"table": "parameters", "parameter": parameter, "of": of}
+def _rows(values: dict[str, float], **at: str | int) -> list[Row]:
+    return [Row(name, value, at) for name, value in values.items()]

@@ -4,21 +4,20 @@ Foster, Pukdee, Rainforth (ICLR 2021), section 5: the nuisance should not be pre
 from an invariant representation.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax import evaluation
-from invariance_jax.experiments.subject import TEST, TRAIN, Measured, Row, Subject
-from invariance_jax.training.components import make_transformation
+from invariance_jax.experiments.context import STREAMS, Context
+from invariance_jax.runs.results import ExperimentResult, Row
+from invariance_jax.training.objective import Variables
 from invariance_jax.types import Array
 
 _HELD_OUT = 5  # one in
 
 
-def run(subject: Subject) -> Measured:
+def run(context: Context) -> ExperimentResult:
     """Returns how well a linear probe predicts each parameter of one view.
 
     Ridge regression in float64 on the CPU, on features with mean 0 and variance 1; l2
@@ -30,28 +29,25 @@ def run(subject: Subject) -> Measured:
     the share of views that are jittered. The columns of a crop box are predicted in
     pixels.
 
-    Args:
-      subject: the encoder and its examples.
-
     Returns:
-      A row for each parameter: mse and constant, in its squared units, r2 and the
-      chosen l2. None if the transformation has no alpha.
+      Rows for each parameter: mse and constant, in its squared units, r2 and the chosen
+      l2. None if the transformation has no alpha.
     """
-    names = make_transformation(subject.settings).names
+    names = context.parts.transformation.names
     if not names:
-        return Measured({}, [])
+        return ExperimentResult([])
     arrays = [
         array
         for split in ("train", "test")
-        for array in (_features(subject, split), _alpha(subject, split))
+        for array in (features(context, split), draw_alpha(context, split))
     ]
-    found = predict_nuisance(*arrays, l2=subject.settings.evaluation.nuisance_l2)
-    return Measured(
-        {},
+    found = predict_nuisance(*arrays, l2=context.settings.evaluation.nuisance_l2)
+    return ExperimentResult(
         [
-            Row({"parameter": name}, {k: float(v[column]) for k, v in found.items()})
+            Row(metric, float(values[column]), {"parameter": name})
             for column, name in enumerate(names)
-        ],
+            for metric, values in found.items()
+        ]
     )
 
 
@@ -77,46 +73,38 @@ def predict_nuisance(
     """
     cpu = jax.local_devices(backend="cpu")[0]
     with jax.enable_x64(True), jax.default_device(cpu):
-        h, alpha, h_test, alpha_test = (
+        train, known, test, true = (
             jnp.asarray(array, jnp.float64) for array in (h, alpha, h_test, alpha_test)
         )
         probe, chosen = evaluation.fit_ridge_selected(
-            h, alpha, l2=l2, num_held_out=max(len(h) // _HELD_OUT, 1)
+            train, known, l2=l2, num_held_out=max(len(h) // _HELD_OUT, 1)
         )
-        predictions = evaluation.predict(probe, h_test)
-        mean = jnp.broadcast_to(alpha.mean(axis=0, keepdims=True), alpha_test.shape)
+        predictions = evaluation.predict(probe, test)
+        mean = jnp.broadcast_to(known.mean(axis=0, keepdims=True), true.shape)
         found = {
-            "mse": evaluation.mean_squared_error(predictions, alpha_test),
-            "constant": evaluation.mean_squared_error(mean, alpha_test),
-            "r2": evaluation.r_squared(predictions, alpha_test),
+            "mse": evaluation.mean_squared_error(predictions, true),
+            "constant": evaluation.mean_squared_error(mean, true),
+            "r2": evaluation.r_squared(predictions, true),
             "l2": chosen,
         }
         return {name: np.asarray(values) for name, values in found.items()}
 
 
-def _features(subject: Subject, split: str) -> np.ndarray:
+def features(context: Context, split: str) -> np.ndarray:
     """Returns the features of the first view, `[N, D]`."""
-    if subject.num_views[0] == 1:
-        return subject.features(split)[0]
-    return subject.encoder.features(
-        subject.variables,
-        subject.examples(split).x,
-        num_views=(1,),
-        stream=_stream(split),
-    )[0]
+    if context.num_views[0] == 1:
+        return context.features(split)[0]
+    x, stream = context.examples(split).x, STREAMS[split]
+    encode = context.encoder.features
+    return encode(context.variables, x, num_views=(1,), stream=stream)[0]
 
 
-def _alpha(subject: Subject, split: str) -> np.ndarray:
+def draw_alpha(context: Context, split: str) -> np.ndarray:
     """Returns the parameters of the first view, `[N, P]`."""
-    encoder, transformation = subject.encoder, make_transformation(subject.settings)
+    encoder, transformation = context.encoder, context.parts.transformation
 
-    def alpha(_: Any, x: Array, indices: Array, stream: Array) -> Array:
+    def alpha(_: Variables, x: Array, indices: Array, stream: Array) -> Array:
         key = encoder.key(stream)
         return evaluation.sample_view(key, transformation, indices, view=0).alpha
 
-    mapped = encoder.map(alpha, axis=0)
-    return mapped({}, subject.examples(split).x, _stream(split))
-
-
-def _stream(split: str) -> int:
-    return {"train": TRAIN, "test": TEST}[split]
+    return encoder.map(alpha, axis=0)({}, context.examples(split).x, STREAMS[split])

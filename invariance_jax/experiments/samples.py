@@ -1,66 +1,152 @@
-"""What the report shows of single examples: views of a few, and predictions."""
+"""What the report shows of single examples: views, predictions, map, neighbours."""
 
 import io
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from invariance_jax.experiments.subject import Subject
+from invariance_jax import evaluation
+from invariance_jax.experiments.context import STREAMS, Context
 from invariance_jax.runtime.files import write_bytes
-from invariance_jax.training.components import is_regression, make_transformation
+from invariance_jax.runtime.processes import is_main_process
+from invariance_jax.types import Array, Key
 
-_ROWS, _VIEWS, _PREDICTIONS = 4, 10, 2000
+_ROWS, _VIEWS, _EXAMPLES = 4, 10, 2000
+_QUERIES, _NEIGHBORS = 10, 7
 
 
-def write(subject: Subject, *, predictions: bool) -> None:
-    """Writes `samples.npz` into the work directory.
+def write(context: Context, *, predictions: bool) -> None:
+    """Writes `samples.npz` into the work directory; every process calls it.
 
     Args:
-      subject: the encoder and its examples.
-      predictions: whether the probes' predictions are written too, those at the
-        smallest and at the largest M.
+      context: the encoder and its examples.
+      predictions: whether those of the probes are written too, at the smallest M and at
+        the largest.
     """
-    arrays = {"views": _views(subject)}
+    arrays: dict[str, Any] = {
+        **_views(context),
+        **_projection(context),
+        **_neighbors(context),
+    }
     if predictions:
-        family = main_family(subject.settings)
-        single, averaged = (subject.scored(n, family).predictions for n in (0, -1))
-        arrays |= _predictions(subject, single, averaged)
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    write_bytes(subject.workdir / "samples.npz", content.getvalue())
+        arrays |= _predictions(context)
+    if is_main_process():
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)
+        write_bytes(context.workdir / "samples.npz", content.getvalue())
 
 
-def main_family(settings: Any) -> str:
-    """Returns the family of views whose predictions are shown.
+def _views(context: Context) -> dict[str, np.ndarray]:
+    """Returns views of the first examples, and their plain images where there are."""
+    task, transformation = context.task, context.parts.transformation
+    x = context.test.x[:_ROWS]
+    rows = np.repeat(x, _VIEWS, axis=0)
 
-    Args:
-      settings: the result of `training.settings.resolve`.
-    """
-    families = settings.evaluation.families
-    return "all" if "all" in families else families[0]
+    @jax.jit
+    def draw(key: Key, rows: np.ndarray) -> Array:
+        return transformation.apply(rows, transformation.sample(key, len(rows)))
 
-
-def _views(subject: Subject) -> np.ndarray:
-    settings = subject.settings
-    transformation = make_transformation(settings)
-    rows = np.repeat(subject.test.x[:_ROWS], _VIEWS, axis=0)
-    view = transformation.sample(jax.random.key(settings.evaluation.seed), len(rows))
-    images = np.asarray(transformation.apply(rows, view))
-    if not is_regression(settings):
-        images = images * np.array(settings.data.std) + np.array(settings.data.mean)
-    images = np.clip(np.rint(images * 255), 0, 255).astype(np.uint8)
-    return images.reshape(-1, _VIEWS, *images.shape[1:])
+    key = jax.random.key(context.settings.evaluation.seed)
+    images = task.displayed(draw(key, rows))
+    found = {"views": images.reshape(-1, _VIEWS, *images.shape[1:])}
+    if transformation.plain is not None:
+        found["plain"] = task.displayed(transformation.plain(x))
+    return found
 
 
-def _predictions(
-    subject: Subject, single: np.ndarray, averaged: np.ndarray
-) -> dict[str, np.ndarray]:
-    settings, y = subject.settings, subject.test.y
-    if is_regression(settings):
+def _predictions(context: Context) -> dict[str, np.ndarray]:
+    families, y = context.settings.evaluation.families, context.y("test")
+    family = "all" if "all" in families else families[0]
+    single, averaged = (context.scored(n, family).predictions for n in (0, -1))
+    if context.task.targets:
         shown = {"true": y, "predicted": averaged, "predicted_single": single}
-        return {name: values[:_PREDICTIONS] for name, values in shown.items()}
-    classes = settings.data.num_classes
+        return {name: values[:_EXAMPLES] for name, values in shown.items()}
+    classes = averaged.shape[1]
     pairs = y * classes + averaged.argmax(axis=1)
     counts = np.bincount(pairs, minlength=classes**2)
     return {"confusion": counts.reshape(classes, classes)}
+
+
+def _shown_features(context: Context) -> np.ndarray:
+    """Returns h of plain images, or averaged over the smallest M, `[N, D]`."""
+    h = context.plain("test") if context.is_plain else context.features("test")[0]
+    return h[:_EXAMPLES]
+
+
+def _projection(context: Context) -> dict[str, np.ndarray]:
+    """Returns the first two principal components of the features."""
+    h = _shown_features(context).astype(np.float64)
+    points, shares = principal_components(h)
+    found = {
+        "projection": points.astype(np.float32),
+        "projection_explained": shares.astype(np.float32),
+    }
+    if context.test.y is not None:
+        name = "targets" if context.task.targets else "labels"
+        found[f"projection_{name}"] = context.test.y[: len(h)]
+    return found
+
+
+def principal_components(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first two principal components of features.
+
+    Args:
+      h: float64 `[N, D]`.
+
+    Returns:
+      `(points, shares)`: `[N, 2]`, and the share of the variance that each explains,
+      `[2]`; 0 for a component that is not there.
+    """
+    centred = h - h.mean(axis=0)
+    left, scale, right = np.linalg.svd(centred, full_matrices=False)
+    # The sign of a component is free: its largest loading is positive.
+    largest = np.take_along_axis(right, np.abs(right).argmax(axis=1)[:, None], axis=1)
+    points = left * scale * np.where(largest[:, 0] < 0, -1, 1)
+    total = np.square(scale).sum()
+    shares = np.square(scale) / total if total > 0 else np.zeros_like(scale)
+    missing = max(2 - len(scale), 0)
+    points = np.pad(points, ((0, 0), (0, missing)))
+    return points[:, :2], np.pad(shares, (0, missing))[:2]
+
+
+def _neighbors(context: Context) -> dict[str, np.ndarray]:
+    """Returns the first examples and those with the most similar features."""
+    h = _shown_features(context)
+    rows = nearest(h, queries=_QUERIES, count=_NEIGHBORS)
+    images = _pictures(context, rows.reshape(-1))
+    found = {"neighbors": images.reshape(*rows.shape, *images.shape[1:])}
+    if context.test.y is not None and context.task.classes:
+        found["neighbor_labels"] = context.test.y[rows]
+    return found
+
+
+def nearest(h: np.ndarray, *, queries: int, count: int) -> np.ndarray:
+    """Returns the first examples and those of the largest cosine similarity to each.
+
+    Args:
+      h: features `[N, D]`.
+      queries: how many of the first examples.
+      count: how many others of each, at most N - 1.
+
+    Returns:
+      int `[queries, 1 + count]`, rows of h: the example itself, then the nearest first.
+    """
+    norm = np.linalg.norm(h, axis=1, keepdims=True)
+    unit = h / np.where(norm > 0, norm, 1)
+    similarity = unit[:queries] @ unit.T
+    own = np.arange(len(similarity))
+    similarity[own, own] = np.inf
+    return np.argsort(-similarity, axis=1, kind="stable")[:, : 1 + count]
+
+
+def _pictures(context: Context, rows: np.ndarray) -> np.ndarray:
+    """Returns plain images, or the first view of the evaluation where none is plain."""
+    transformation, x = context.parts.transformation, context.test.x[rows]
+    if transformation.plain is not None:
+        return context.task.displayed(transformation.plain(x))
+    key, indices = context.encoder.key(STREAMS["test"]), jnp.asarray(rows, jnp.int32)
+    view = evaluation.sample_view(key, transformation, indices, view=0)
+    images: Array = transformation.apply(x, view)
+    return context.task.displayed(images)

@@ -1,69 +1,69 @@
-"""Shift: the downstream tasks under another law of the nuisance than in training.
+"""Shift: the downstream tasks under another distribution of the nuisance.
 
 Foster, Pukdee, Rainforth (ICLR 2021), section 5, refit the head on shifted views.
 Beside it stands here the harder test: a head that was fitted on views of the training
-law.
+distribution.
 """
 
 import functools
-from typing import Any
+import logging
 
 import numpy as np
 
 from invariance_jax import evaluation
-from invariance_jax.experiments.subject import (
-    TEST,
-    TRAIN,
-    Measured,
-    Row,
-    Subject,
-    Value,
-)
-from invariance_jax.training import images
-from invariance_jax.training.components import is_regression, make_transformation
-from invariance_jax.training.protocols import Scored, fit_and_score, score
-from invariance_jax.transforms import shifts
+from invariance_jax.experiments.context import STREAMS, Context
+from invariance_jax.runs.results import ExperimentResult, Value, rows_of
+from invariance_jax.settings import Settings
+from invariance_jax.tasks import Scored
+from invariance_jax.training.objective import Variables
+from invariance_jax.transforms import Transformation, shifts
 from invariance_jax.types import Array
 
+_log = logging.getLogger(__name__)
 
-def run(subject: Subject) -> Measured:
+_Point = tuple[str, str, float]
+"""What, how, value."""
+
+
+def run(context: Context) -> ExperimentResult:
     """Returns the quality of both heads over the grids of `evaluation.shifts`.
 
-    The unshifted law is a point of every grid, added where it is missing. Of images the
-    law is that of the colour jitter of plain images, applied to every view, without
-    grayscale, crop and flip; the fixed head is fitted at the strength of the training.
-
-    Args:
-      subject: the encoder and its examples.
+    The unshifted distribution is a point of every grid, added where it is missing. Of
+    images it is that of the colour jitter of plain images, applied to every view,
+    without grayscale, crop and flip; the fixed head is fitted at the strength of the
+    training.
 
     Returns:
-      A row for each point, head ("refitted" or "fixed") and M, the first and the last
-      of `evaluation.num_views`: the metrics of the probe.
+      Rows for each point, head ("refitted" or "fixed") and M, the first and the last
+      of `evaluation.num_views`: the metrics of the probe. None where the augmentation
+      is a user's own.
     """
-    rows: list[Row] = []
-    features = _Features(subject)
-    heads = _unshifted(subject, features) if subject.settings.evaluation.shifts else []
-    for what, how, grid in subject.settings.evaluation.shifts:
-        start = unshifted_value(subject.settings, how)
-        for value in sorted({float(value) for value in grid} | {start}):
-            at: dict[str, Value] = {"parameter": what, "how": how, "shift": value}
-            if value == start:
-                found = {"refitted": heads, "fixed": heads}
-            else:
-                found = _shifted(subject, heads, features, (what, how, value))
-            rows += [
-                Row({**at, "head": head, "views": views}, _metrics(one))
-                for head, each in found.items()
-                for views, one in zip(features.num_views, each, strict=True)
-            ]
-    return Measured({}, rows)
+    grids, base = context.settings.evaluation.shifts, context.task.shiftable()
+    if base is None:
+        _log.info("no shifts: augmentation.name is MODULE:FUNCTION")
+    if base is None or not grids:
+        return ExperimentResult([])
+    rows, shifted = [], Shifted(context, base)
+    heads = _unshifted(context, shifted)
+    for what, how, grid in grids:
+        start = unshifted_value(context.settings, how)
+        for value in sorted({*grid} | {start}):
+            found = {"refitted": heads, "fixed": heads}
+            if value != start:
+                found = _score(context, shifted, heads, (what, how, value))
+            for head, each in found.items():
+                for views, one in zip(shifted.num_views, each, strict=True):
+                    at: dict[str, Value] = {"parameter": what, "how": how}
+                    at |= {"shift": value, "head": head, "views": views}
+                    rows += rows_of(one.values, **at)
+    return ExperimentResult(rows)
 
 
-def unshifted_value(settings: Any, how: str) -> float:
-    """Returns the point of a grid at which the law is that of the training.
+def unshifted_value(settings: Settings, how: str) -> float:
+    """Returns the point of a grid at which the distribution is that of the training.
 
     Args:
-      settings: the result of `training.settings.resolve`.
+      settings: the result of `settings.resolve`.
       how: "move", "widen" or "strength".
     """
     augmentation = settings.augmentation
@@ -87,34 +87,40 @@ def move_and_scale(
     """
     move, scale = np.zeros(len(names), np.float32), np.ones(len(names), np.float32)
     if how == "strength":  # of a jitter of strength 1
-        return move, value * scale
+        return move, np.float32(value) * scale
     columns = shifts.find_columns(names, what=what)
     if how == "move":
         return np.where(columns, np.float32(value), move), scale
     return move, np.where(columns, np.float32(value), scale)
 
 
-class _Features:
-    """Features of views of a shifted law, averaged over the first and the last M."""
+class Shifted:
+    """Features of views of a shifted distribution, averaged over the first and last M.
 
-    def __init__(self, subject: Subject):
-        self._subject, settings = subject, subject.settings
-        self.num_views = tuple(sorted({subject.num_views[0], subject.num_views[-1]}))
-        if is_regression(settings):
-            self._base = make_transformation(settings)
-        else:
-            self._base = images.make_jitter(settings.data, settings.augmentation)
-        self._mapped = subject.encoder.map(self._compute, axis=1)
+    Attributes:
+      num_views: these M.
+    """
 
-    def __call__(self, split: str, shift: tuple[str, str, float]) -> np.ndarray:
-        """Returns `[len(num_views), N, D]` at (what, how, value)."""
-        parts = self._subject.variables, *move_and_scale(self._base.names, *shift)
-        stream = TRAIN if split == "train" else TEST
-        return self._mapped(parts, self._subject.examples(split).x, stream)
+    def __init__(self, context: Context, base: Transformation):
+        """Takes the transformation whose distribution is shifted; computes nothing."""
+        self._context, self._base = context, base
+        self.num_views = tuple(sorted({context.num_views[0], context.num_views[-1]}))
+        self._mapped = context.encoder.map(self._compute, axis=1)
 
-    def _compute(self, parts: Any, x: Array, indices: Array, stream: Array) -> Array:
+    def __call__(self, split: str, point: _Point) -> np.ndarray:
+        """Returns `[len(num_views), N, D]` of "train" or "test" at a point."""
+        parts = self._context.variables, *move_and_scale(self._base.names, *point)
+        return self._mapped(parts, self._context.examples(split).x, STREAMS[split])
+
+    def _compute(
+        self,
+        parts: tuple[Variables, Array, Array],
+        x: Array,
+        indices: Array,
+        stream: Array,
+    ) -> Array:
         variables, move, scale = parts
-        encoder = self._subject.encoder
+        encoder = self._context.encoder
         return evaluation.average_features(
             encoder.key(stream),
             functools.partial(encoder.encode, variables),
@@ -125,37 +131,25 @@ class _Features:
         )
 
 
-def _unshifted(subject: Subject, features: _Features) -> list[Scored]:
-    """Returns the probes on views of the training law, one for each M."""
-    if is_regression(subject.settings):
-        return [subject.scored(subject.num_views.index(m)) for m in features.num_views]
-    point = "color", "strength", unshifted_value(subject.settings, "strength")
-    h, h_test = (features(split, point) for split in ("train", "test"))
-    return _fit(subject, h, h_test)
+def _unshifted(context: Context, shifted: Shifted) -> list[Scored]:
+    """Returns the probes on views of the training distribution, one for each M."""
+    if context.task.shiftable() is context.parts.transformation:
+        return [context.scored(context.num_views.index(m)) for m in shifted.num_views]
+    point = "color", "strength", unshifted_value(context.settings, "strength")
+    each = zip(shifted("train", point), shifted("test", point), strict=True)
+    return [context.fit_and_score(h, h_test) for h, h_test in each]
 
 
-def _shifted(
-    subject: Subject,
-    heads: list[Scored],
-    features: _Features,
-    point: tuple[str, str, float],
+def _score(
+    context: Context, shifted: Shifted, heads: list[Scored], point: _Point
 ) -> dict[str, list[Scored]]:
-    h, h_test = (features(split, point) for split in ("train", "test"))
-    fixed = [
-        score(subject.settings, head.probe, one, subject.test.y)
-        for head, one in zip(heads, h_test, strict=True)
-    ]
-    return {"refitted": _fit(subject, h, h_test), "fixed": fixed}
-
-
-def _metrics(scored: Scored) -> dict[str, float]:
-    """Returns what a fixed head has too."""
-    return {k: v for k, v in scored.values.items() if k != "gradient_norm"}
-
-
-def _fit(subject: Subject, h: np.ndarray, h_test: np.ndarray) -> list[Scored]:
-    y, y_test = subject.train.y, subject.test.y
-    return [
-        fit_and_score(subject.settings, one, y, one_test, y_test)
-        for one, one_test in zip(h, h_test, strict=True)
-    ]
+    h, h_test = (shifted(split, point) for split in ("train", "test"))
+    score, y = context.task.score, context.y("test")
+    return {
+        "refitted": [
+            context.fit_and_score(*one) for one in zip(h, h_test, strict=True)
+        ],
+        "fixed": [
+            score(head.probe, one, y) for head, one in zip(heads, h_test, strict=True)
+        ],
+    }

@@ -1,24 +1,53 @@
 """Checkpoints of the training state, through orbax.
 
 A checkpoint is a flat dictionary from dotted names to NumPy arrays, so that it can be
-compared with what a run expects by name and shape. Every process calls save and
-restore; orbax writes into a temporary folder and renames it, so a checkpoint that was
-cut off is never chosen by a resume.
+compared with what a run expects by name and shape, and a note with a hash of each, so
+that what the disk has changed is never believed. Every process calls save and restore;
+orbax writes into a temporary folder and renames it, so a checkpoint that was cut off is
+never chosen by a resume.
 """
 
 import functools
+import hashlib
+import json
+import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from invariance_jax.runtime.files import absolute
-from invariance_jax.runtime.processes import is_main_process
+from invariance_jax.runs.workdir import Owner
+from invariance_jax.runtime.files import is_url, sync, work_folder
+from invariance_jax.runtime.processes import any_process, is_main_process
+
+_log = logging.getLogger(__name__)
+
+State = TypeVar("State")
+
+
+class Checkpoint(NamedTuple, Generic[State]):
+    """What a checkpoint holds.
+
+    Attributes:
+      step: finished steps.
+      state: pytree of NumPy arrays of one replica.
+      note: what was noted with it.
+    """
+
+    step: int
+    state: State
+    note: dict[str, Any]
+
+
+class Damaged(ValueError):
+    """A checkpoint that is not what was saved."""
 
 
 class Checkpoints:
@@ -34,7 +63,7 @@ class Checkpoints:
         *,
         keep: int | None = None,
         keep_every_steps: int | None = None,
-        owns: bool = False,
+        owner: Owner | None = None,
     ):
         """Opens the folder of checkpoints; nothing is written before the first save.
 
@@ -42,18 +71,19 @@ class Checkpoints:
           workdir: the work directory of the run.
           keep: newest checkpoints that are kept; None keeps all.
           keep_every_steps: checkpoints at multiples of it are kept for good.
-          owns: whether this is the run that writes them: then what an earlier start,
-            cut off while it was writing, has left behind is removed.
+          owner: the start of the run that writes them; what an earlier one, cut off
+            while it was writing, has left behind is removed. None: they are only read.
         """
-        self.directory = absolute(workdir) / "checkpoints"
-        self._keep = keep
+        self.directory = work_folder(workdir) / "checkpoints"
+        self._keep, self._owner = keep, owner
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 keep_period=keep_every_steps,
                 create=False,
-                cleanup_tmp_directories=owns and self.directory.exists(),
+                cleanup_tmp_directories=owner is not None and self.directory.exists(),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._sync),
             ),
         )
 
@@ -64,14 +94,11 @@ class Checkpoints:
     def check_room(self, state: Any) -> None:
         """Checks that the disk has room for one checkpoint more than there are.
 
-        Args:
-          state: pytree of arrays or shapes, what will be saved.
-
         Raises:
           OSError: if it has not; an object store is not asked.
         """
         folder = self.directory
-        if "://" in os.fspath(folder):
+        if is_url(folder):
             return
         while not folder.exists():
             folder = folder.parent
@@ -93,11 +120,12 @@ class Checkpoints:
         Args:
           step: finished steps.
           state: pytree of NumPy arrays of one replica.
-          note: what `json` takes, saved in the same move; see `note`.
+          note: what `json` takes, saved in the same move.
 
         Raises:
           FloatingPointError: if an array is not finite; then nothing is written and the
             older checkpoints stay.
+          OSError: if the work directory is another start's by now.
         """
         arrays = _flatten(state)
         for name, array in arrays.items():
@@ -108,67 +136,87 @@ class Checkpoints:
                     f"{max(self.steps(), default=0)} in {self.directory} are kept."
                 )
         if is_main_process():
+            if self._owner is not None:
+                self._owner.check()
             self.directory.mkdir(parents=True, exist_ok=True)
         args = ocp.args.StandardSave(arrays)
+        whole = _seal({"step": step, "note": note or {}, "hashes": _hashes(arrays)})
         # When to save is the run's decision, not orbax's: hence force.
         save = functools.partial(self._manager.save, step, args=args, force=True)
-        self._told(lambda: save(custom_metadata=note))
+        self._told(lambda: save(custom_metadata=whole))
+
+    def _sync(self) -> None:
+        """Waits for the disk before orbax says that a checkpoint is done."""
+        if not is_main_process() or is_url(self.directory):
+            return
+        for folder in self.directory.iterdir():
+            if "orbax-checkpoint-tmp" in folder.name:
+                for path in filter(Path.is_file, Path(folder).rglob("*")):
+                    with path.open("rb") as file:
+                        sync(file)
 
     def remove_after(self, step: int) -> None:
-        """Removes the checkpoints that come after a step, the newest one first.
-
-        Args:
-          step: finished steps.
-        """
+        """Removes the checkpoints that come after a step, the newest one first."""
         for later in reversed(self.steps()):
             if later > step:
                 self._manager.delete(later)
 
     def check(self) -> None:
-        """Tells what has gone wrong in the background since the last save.
-
-        Raises:
-          OSError: if the checkpoint could not be written.
-        """
+        """Raises OSError if the last checkpoint could not be written."""
         self._told(self._manager.check_for_errors)
 
     def wait(self) -> None:
-        """Waits until everything is saved.
-
-        Raises:
-          OSError: if the checkpoint could not be written.
-        """
+        """Waits until everything is saved; raises OSError if it could not be."""
         self._told(self._manager.wait_until_finished)
 
     def _told(self, call: Callable[[], Any]) -> None:
         try:
             call()
         except Exception as error:
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            reason = os.strerror(int(code.group(1))) if code else str(error)
             raise OSError(
-                f"the checkpoint in {self.directory} could not be written: {error}"
+                f"the checkpoint in {self.directory} could not be written: "
+                f"{reason.splitlines()[0]}; the older ones are kept."
             ) from error
 
-    def note(self, step: int) -> dict[str, Any]:
-        """Returns what was noted with a checkpoint, {} if nothing was.
+    def newest(self, like: State) -> Checkpoint[State] | None:
+        """Returns the newest checkpoint that is whole, None if there is none at all.
 
-        Args:
-          step: finished steps, one of `steps`.
+        A damaged one is said, and the one before it is taken.
+
+        Raises:
+          ValueError: if there are checkpoints and all are damaged, or one has arrays of
+            other names or shapes than `like`.
         """
-        return dict(self._manager.metadata(step).custom_metadata or {})
+        steps = self.steps()
+        for step in reversed(steps):
+            damage = None
+            try:
+                found = self._read(like, step)
+            except Damaged as error:
+                damage = error
+            # One process may have read what another could not.
+            if not any_process(damage is not None):
+                return found
+            _log.warning("%s", damage or f"another process: step {step} is damaged")
+        if steps:
+            raise ValueError(
+                f"every checkpoint in {self.directory} is damaged; move the folder "
+                "away to start anew."
+            )
+        return None
 
-    def restore(self, like: Any, *, step: int | None = None) -> Any:
-        """Returns a saved state.
+    def restore(self, like: State, *, step: int | None = None) -> Checkpoint[State]:
+        """Returns a checkpoint, exactly as it was saved.
 
         Args:
           like: pytree of arrays or shapes, the state that is expected.
           step: finished steps; None is the newest checkpoint.
 
-        Returns:
-          The pytree of like, with NumPy arrays.
-
         Raises:
-          ValueError: if there is no such checkpoint, it cannot be read, or its arrays
-            have other names or shapes than expected.
+          ValueError: if there is no such checkpoint, it is damaged, or its arrays have
+            other names or shapes than expected.
         """
         steps = self.steps()
         step = max(steps, default=None) if step is None else step
@@ -177,21 +225,39 @@ class Checkpoints:
             raise ValueError(
                 f"no checkpoint{which} in {self.directory}; found steps {steps}."
             )
+        return self._read(like, step)
+
+    def _read(self, like: State, step: int) -> Checkpoint[State]:
+        path = self.directory / str(step)
         try:
             arrays = self._manager.restore(step, args=ocp.args.StandardRestore())
-        except Exception as error:
-            raise ValueError(
-                f"the checkpoint {self.directory / str(step)} cannot be read "
-                f"({type(error).__name__}); move it away to continue from an older one."
-            ) from error
+            metadata = self._manager.metadata(step).custom_metadata
+        except Exception as error:  # orbax has none of its own
+            raise _damaged(path, f"cannot be read: {type(error).__name__}") from error
+        whole = dict(metadata or {})
+        if whole != _seal(whole):
+            raise _damaged(path, "its note in _CHECKPOINT_METADATA is damaged")
+        if whole["step"] != step:
+            raise _damaged(path, f"it holds step {whole['step']}")
         expected = _flatten(like)
-        _check_same(expected, arrays, self.directory / str(step))
+        _check_same(expected, arrays, path)
+        for name, digest in _hashes(arrays).items():
+            if whole["hashes"].get(name) != digest:
+                raise _damaged(path, f"{name} is not what was saved")
         leaves = [np.asarray(arrays[name]) for name in expected]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+        state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+        return Checkpoint(step, state, whole["note"])
 
     def close(self) -> None:
         """Waits for the background and closes."""
         self._manager.close()
+
+
+def _damaged(path: epath.Path, what: str) -> Damaged:
+    return Damaged(
+        f"the checkpoint {path} is damaged: {what}; training goes on from an older one "
+        "(--mode=train), with the same numbers."
+    )
 
 
 def _flatten(tree: Any) -> dict[str, Any]:
@@ -200,6 +266,24 @@ def _flatten(tree: Any) -> dict[str, Any]:
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in paths
     }
+
+
+def _hashes(arrays: dict[str, Any]) -> dict[str, str]:
+    found = {}
+    for name, leaf in arrays.items():
+        array = np.ascontiguousarray(leaf)
+        digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+        digest.update(array.view(np.uint8).data if array.size else b"")
+        found[name] = digest.hexdigest()[:16]
+    return found
+
+
+def _seal(whole: dict[str, Any]) -> dict[str, Any]:
+    """Returns a note with a hash of itself, as JSON gives it back."""
+    content = {name: value for name, value in whole.items() if name != "hash"}
+    text = json.dumps(content, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return {**json.loads(text), "hash": digest[:16]}
 
 
 def _check_same(

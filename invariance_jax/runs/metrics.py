@@ -1,6 +1,7 @@
 """Metrics of a run: `metrics.jsonl`, TensorBoard event files, Weights & Biases."""
 
 import json
+import logging
 import os
 from typing import Any
 
@@ -8,8 +9,14 @@ from etils import epath
 from tensorboardX import SummaryWriter
 
 from invariance_jax.runs.tracking import Tracker
-from invariance_jax.runtime.files import write_text
+from invariance_jax.runs.workdir import Owner
+from invariance_jax.runtime.files import is_url, named, sync, write_text
 from invariance_jax.runtime.processes import is_main_process
+from invariance_jax.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
@@ -23,36 +30,42 @@ class MetricsWriter:
 
     def __init__(
         self,
-        workdir: str | os.PathLike[str],
+        owner: Owner,
         *,
         first_step: int,
-        settings: Any | None = None,
+        rows: int = 0,
+        settings: Settings | None = None,
     ):
-        """Opens the log.
+        """Opens the log, and warns if it lacks rows that it had.
 
         Args:
-          workdir: the work directory of the run.
+          owner: the start of the run.
           first_step: finished steps of the state that the run starts from.
-          settings: the result of `training.settings.resolve`; its
-            `logging.wandb_project`, if there is one, gets the rows too.
+          rows: how many there were until then, as `count` said.
+          settings: those of the run; its `logging.wandb_project` gets the rows too.
         """
-        self._board, self._tracker, self._kept = None, None, []
+        self._owner, self._kept = owner, list[str]()
+        self._board, self._tracker = None, None
         if not is_main_process():
             return
-        self._path = epath.Path(workdir) / "metrics.jsonl"
-        # An object store knows no appending: there, the file is written as a whole.
-        self._appends = "://" not in os.fspath(self._path)
-        self._kept = [
-            line
-            for line in _whole_lines(self._path)
-            if json.loads(line)["step"] <= first_step
-        ]
+        self._path = owner.workdir / _FILE
+        found, bad = _read(self._path)
+        for number, what in bad:
+            _log.warning("%s: line %d is left out, it is %s", self._path, number, what)
+        self._kept = [text for text, row in found if row["step"] <= first_step]
+        if len(self._kept) < rows:
+            _log.warning(
+                "%s: %d of the %d rows until step %d are missing; the run goes on "
+                "without them",
+                *(self._path, rows - len(self._kept), rows, first_step),
+            )
+        owner.check()
         write_text(self._path, "".join(self._kept))
         self._board = SummaryWriter(
             os.fspath(self._path.parent / "tensorboard"), purge_step=first_step + 1
         )
         if settings is not None and settings.logging.wandb_project is not None:
-            self._tracker = Tracker(settings, workdir, self._kept)
+            self._tracker = Tracker(settings, owner.workdir, self._kept)
 
     @property
     def seconds(self) -> float:
@@ -60,25 +73,36 @@ class MetricsWriter:
         seconds = [json.loads(line).get("seconds", 0.0) for line in self._kept]
         return max(seconds, default=0.0)
 
+    @property
+    def count(self) -> int:
+        """Number of rows, all on the disk: what a checkpoint keeps with it."""
+        return len(self._kept)
+
     def write(self, step: int, values: dict[str, float | None]) -> None:
         """Writes one row.
 
         Args:
           step: finished steps.
           values: name -> number; None is a number that is not known.
+
+        Raises:
+          OSError: if the work directory is another start's by now.
         """
         if self._board is None:
             return
+        self._owner.check()
         self._kept.append(json.dumps({"step": step, **values}) + "\n")
-        if self._appends:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(self._kept[-1])
-        else:
-            write_text(self._path, "".join(self._kept))
-        for name, value in values.items():
-            if value is not None:
-                self._board.add_scalar(name, value, step)
-        self._board.flush()
+        with named(self._path):
+            if is_url(self._path):  # an object store knows no appending
+                write_text(self._path, "".join(self._kept))
+            else:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(self._kept[-1])
+                    sync(file)
+            for name, value in values.items():
+                if value is not None:
+                    self._board.add_scalar(name, value, step)
+            self._board.flush()
         if self._tracker is not None:
             self._tracker.write(step, values)
 
@@ -96,11 +120,17 @@ def final_metrics(workdir: str | os.PathLike[str], *, step: int) -> dict[str, fl
     Args:
       workdir: the work directory of the run; without a log there are none.
       step: finished steps of the checkpoint, after which a killed run has more rows.
+
+    Raises:
+      ValueError: if a row cannot be read.
     """
-    lines = _whole_lines(epath.Path(workdir) / "metrics.jsonl")
-    rows = [
-        row for row in map(json.loads, lines) if "loss" in row and row["step"] <= step
-    ]
+    path = epath.Path(workdir) / _FILE
+    found, bad = _read(path)
+    for number, what in bad:
+        raise ValueError(
+            f"{path}: line {number} is {what}; remove it to evaluate without it."
+        )
+    rows = [row for _, row in found if "loss" in row and row["step"] <= step]
     return {
         f"{name}.final": row[name]
         for row in rows
@@ -109,7 +139,22 @@ def final_metrics(workdir: str | os.PathLike[str], *, step: int) -> dict[str, fl
     }
 
 
-def _whole_lines(path: epath.Path) -> list[str]:
-    """Returns the rows of a log; one that was cut off by a crash is left out."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith("}\n")]
+def _read(
+    path: epath.Path,
+) -> tuple[list[tuple[str, dict[str, Any]]], list[tuple[int, str]]]:
+    """Returns the rows of a log, and number and content of each line that is none.
+
+    A last line that was cut off by a crash is neither.
+    """
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    lines = text.splitlines(keepends=True)
+    if lines and not lines[-1].endswith("}\n"):
+        del lines[-1]
+    rows, bad = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            rows.append((line, {**row, "step": int(row["step"])}))
+        except (KeyError, TypeError, ValueError):
+            bad.append((number, repr(line.strip()[:40])))
+    return rows, bad

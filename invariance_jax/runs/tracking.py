@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 import secrets
 import sys
@@ -9,26 +10,44 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from invariance_jax.runtime.files import absolute, write_json
+from etils import epath
+
+from invariance_jax.runtime.files import is_url, write_json
+from invariance_jax.runtime.processes import is_main_process
+from invariance_jax.settings import Settings, to_dict
+
+_log = logging.getLogger(__name__)
 
 _FILE = "wandb.json"
+_SECONDS = 30.0  # that its server is waited for
 
 
-def check_package(settings: Any) -> None:
-    """Checks that what `logging.wandb_project` needs is installed.
-
-    Args:
-      settings: the result of `training.settings.resolve`.
+def check_tracking(settings: Settings) -> None:
+    """Checks that what `logging.wandb_project` needs is there: the package and a key.
 
     Raises:
-      ValueError: if it is given and the package wandb is missing.
+      ValueError: if a project is given and one of them is missing.
     """
     project = settings.logging.wandb_project
-    if project is not None and importlib.util.find_spec("wandb") is None:
+    if project is None:
+        return
+    if importlib.util.find_spec("wandb") is None:
         raise ValueError(
             f"logging.wandb_project is {project!r}, but the package wandb is missing; "
-            "expected `pip install 'invariance_jax[wandb]'`, or an empty key."
+            "expected `pip install 'invariance_jax[wandb]'`, or None."
         )
+    import wandb
+
+    online = wandb.setup().settings.mode in (None, "online", "run", "shared")
+    try:
+        if online and is_main_process():
+            wandb.login()
+    except wandb.Error as error:
+        raise ValueError(
+            f"logging.wandb_project is {project!r}, but Weights & Biases knows no key "
+            f"({error}); expected WANDB_API_KEY or WANDB_MODE=offline in the "
+            "environment, or None."
+        ) from error
 
 
 class Tracker:
@@ -37,48 +56,62 @@ class Tracker:
     The work directory keeps the id of the run and the last step that is surely there,
     so that a later start goes on with the same run and sends what it lacks, and nothing
     twice, though it trains some steps again. Whether rows go to a server or into a
-    folder says `WANDB_MODE`, as usual. The server tells what it has; a folder does not,
-    and one that a kill cuts off lacks rows: there, all are written at the end.
+    folder says `WANDB_MODE`, as usual; into a folder also where no server answers. The
+    server tells what it has; a folder does not, and one that a kill cuts off lacks
+    rows: there, all are written at the end.
     """
 
-    def __init__(
-        self, settings: Any, workdir: str | os.PathLike[str], rows: Iterable[str]
-    ):
+    def __init__(self, settings: Settings, workdir: epath.Path, rows: Iterable[str]):
         """Starts, or goes on with, the run.
 
         Args:
-          settings: the result of `training.settings.resolve`, with a
-            `logging.wandb_project`.
+          settings: those of the run, with a `logging.wandb_project`.
           workdir: the work directory of the run.
           rows: the lines of its `metrics.jsonl`.
         """
-        import wandb
-
-        workdir = absolute(workdir)
         self._file = workdir / _FILE
-        known = {"id": secrets.token_hex(4), "step": 0}
+        self._id, self._sent = secrets.token_hex(4), 0
         if self._file.exists():
             known = json.loads(self._file.read_text())
-        self._id, self._sent = known["id"], known["step"]
+            self._id, self._sent = known["id"], known["step"]
         self._note()
-        self._run = wandb.init(
-            project=settings.logging.wandb_project,
-            id=self._id,
-            name="/".join(workdir.parts[-2:]),
-            resume="allow",
-            # Else seeds that train as one would all log to the first one's run.
-            reinit="create_new",
-            # What is on its way lies on this machine, if the work directory does not.
-            dir=None if "://" in os.fspath(workdir) else os.fspath(workdir),
-            config=settings.to_dict(),
-            settings=wandb.Settings(console="off", silent=True),
-        )
+        self._run = self._start(settings, workdir)
         if not self._run.offline:
             self._sent = max(self._sent, self._run.starting_step - 1)
         self._rows: list[tuple[int, dict[str, float]]] = []
         for line in rows:
             values = json.loads(line)
             self.write(values.pop("step"), values)
+
+    def _start(self, settings: Settings, workdir: epath.Path) -> Any:
+        import wandb
+
+        def start(mode: Any) -> Any:
+            return wandb.init(
+                project=settings.logging.wandb_project,
+                id=self._id,
+                name="/".join(workdir.parts[-2:]),
+                resume="allow",
+                # The run of another seed may be open.
+                reinit="create_new",
+                # On its way it is on this machine, if the work directory is not.
+                dir=None if is_url(workdir) else os.fspath(workdir),
+                config=to_dict(settings),
+                mode=mode,
+                settings=wandb.Settings(
+                    console="off", silent=True, init_timeout=_SECONDS
+                ),
+            )
+
+        try:
+            return start(None)
+        except wandb.Error as error:
+            _log.warning(
+                "Weights & Biases does not answer (%s): the rows go to %s, as with "
+                "WANDB_MODE=offline; `wandb sync` sends them",
+                *(str(error).splitlines()[0], workdir / "wandb"),
+            )
+            return start("offline")
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
         """Takes one row; all rows of a step become one, sent when the next one begins.

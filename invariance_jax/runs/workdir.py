@@ -1,288 +1,240 @@
 """The work directory of a run: who owns it, and its `config.json`."""
 
+import copy
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import uuid
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
-from ml_collections import ConfigDict, FrozenConfigDict
 
 from invariance_jax import __version__
-from invariance_jax.runtime.files import write_json
+from invariance_jax.runtime.files import work_folder, write_json
 from invariance_jax.runtime.processes import is_main_process
-from invariance_jax.training.settings import flatten
+from invariance_jax.settings import KEYS, Config, Settings, flatten, from_dict, to_dict
 
-FORMAT = 2
-
-_FREE = (
-    "seeds",
-    "seeds_together",
-    "steps_per_call",
-    "compilation_cache",
-    "data.data_dir",
-    "data.test_examples",
-    "checkpoints.",
-    "logging.",
-    "evaluation.",
-    "studies.",
-    "embedding.",
-)
-"""Keys (or their beginnings) that may change between two starts of one run.
-
-`deterministic` is none of them: what `config.json` says must hold for every step."""
-
-_ADDED: dict[str, Any] = {
-    "compilation_cache": None,
-    "deterministic": False,
-    "seeds_together": True,
-    "average_views": 1,
-    "microbatches": 1,
-    "similarity_block": 0,
-    "encoder.rematerialize": False,
-    "penalty.fraction": 1.0,
-    "penalty.every_steps": 1,
-    "penalty.kind": "gradient",
-    "penalty.estimator": "directional",
-    "penalty.limit_shape": "hard",
-    "penalty.parameters": (),
-    "penalty.at": "h",
-    "penalty.views": 1,
-    "evaluation.experiments": ("downstream", "averaging", "invariance"),
-    "evaluation.test_examples": None,
-    "evaluation.l2_grid": (),
-    "evaluation.shifts": (),
-    "evaluation.label_fractions": (0.05, 0.1, 0.2, 0.5, 1.0),
-    "evaluation.linearization_steps": (0.01, 0.03, 0.1, 0.3, 1.0),
-    "evaluation.nuisance_l2": (1e-6, 1e-4, 1e-2, 1.0),
-    "studies.steps": 500,
-    "studies.split": "validation",
-    "studies.train_examples": 10_000,
-    "studies.test_examples": 5000,
-    "studies.weights": (0.001, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0),
-    "logging.profile_steps": "",
-    "logging.wandb_project": None,
-}
-"""Keys that earlier versions of this format lack, and what they did then."""
+FORMAT = 3
+"""The format number of `config.json`."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
+_OF_JAX = ("jax_default_prng_impl", "jax_enable_x64", "jax_threefry_partitionable")
+"""What else changes the numbers that are drawn: JAX's own configuration."""
 
-def claim(settings: FrozenConfigDict, workdir: str | os.PathLike[str]) -> epath.Path:
+
+class Owner(NamedTuple):
+    """A start of a run, which may write to the work directory until there is another.
+
+    Attributes:
+      workdir: the work directory.
+      start: what tells this start from the others.
+    """
+
+    workdir: epath.Path
+    start: str
+
+    def check(self) -> None:
+        """Checks that the work directory is still this start's; before each write.
+
+        Raises:
+          OSError: if the run was started a second time, or the folder is gone.
+        """
+        path = self.workdir / "config.json"
+        try:
+            found = json.loads(path.read_text()).get("start")
+        except (AttributeError, OSError, ValueError) as error:
+            raise OSError(f"{path} is gone or damaged: {error}") from error
+        if found != self.start:
+            raise OSError(
+                f"{self.workdir}: the run was started a second time and goes on "
+                "there; this start ends, expected one at a time."
+            )
+
+
+def claim(settings: Settings, workdir: str | os.PathLike[str]) -> Owner:
     """Makes a work directory this run's own and writes its `config.json`.
 
     Every process checks, the main one writes.
 
     Args:
-      settings: the result of `training.settings.resolve`.
+      settings: those of the run.
       workdir: a new folder, or the one of an earlier start of the same run.
 
-    Returns:
-      The folder.
-
     Raises:
-      ValueError: if it is a file, or holds a run whose training keys differ (the first
-        one is named), or checkpoints without a configuration.
+      ValueError: as `check`.
     """
     check(settings, workdir)
-    workdir = epath.Path(workdir)
-    path = workdir / "config.json"
+    folder = work_folder(workdir)
+    path = folder / "config.json"
     if is_main_process():
-        workdir.mkdir(parents=True, exist_ok=True)
-        config = settings.to_dict()
-        content = {"format": FORMAT, "derived": config.pop("derived"), "config": config}
-        content["start"] = uuid.uuid4().hex
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "format": FORMAT,
+            "start": uuid.uuid4().hex,
+            "config": to_dict(settings),
+            "derived": settings.derived._asdict(),
+            "jax": _of_jax(),
+        }
         write_json(path, content | provenance())
-    return workdir
+    return Owner(folder, str(_read(path).get("start")))
 
 
-def read_start(workdir: str | os.PathLike[str]) -> str:
-    """Returns what tells the newest start of the run from the others.
-
-    Args:
-      workdir: the work directory of the run.
-    """
-    content = json.loads((epath.Path(workdir) / "config.json").read_text())
-    return str(content.get("start"))
-
-
-def check(settings: FrozenConfigDict, workdir: str | os.PathLike[str]) -> None:
+def check(settings: Settings, workdir: str | os.PathLike[str]) -> None:
     """Checks that `claim` would succeed; writes nothing.
 
-    Args:
-      settings: the result of `training.settings.resolve`.
-      workdir: a new folder, or the one of an earlier start of the same run.
-
     Raises:
-      ValueError: as `claim`.
+      ValueError: if the work directory is a file, or holds a run whose training keys
+        differ (the first one is named), or checkpoints without a configuration.
     """
-    workdir = epath.Path(workdir)
-    scheme, *rest = os.fspath(workdir).split("://")
-    if rest and scheme != "gs":
+    folder = work_folder(workdir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"workdir is {folder}, a file; expected a folder.")
+    if (folder / "config.json").exists():
+        check_same_run(settings, folder)
+    elif (folder / "checkpoints").exists():
         raise ValueError(
-            f"workdir is {workdir}; expected a folder or gs://BUCKET/FOLDER, the only "
-            "object store that checkpoints can be written to."
-        )
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"workdir is {workdir}, a file; expected a folder.")
-    if (workdir / "config.json").exists():
-        check_same_run(settings, workdir)
-    elif (workdir / "checkpoints").exists():
-        raise ValueError(
-            f"workdir is {workdir}, which holds checkpoints but no config.json; "
+            f"workdir is {folder}, which holds checkpoints but no config.json; "
             "expected a new folder."
         )
 
 
-def provenance() -> dict[str, Any]:
-    """Returns the command and the environment of this process.
+def check_same_run(settings: Settings, workdir: str | os.PathLike[str]) -> None:
+    """Checks that a work directory holds the run of these settings.
 
-    Returns:
-      command; and environment: git commit, versions, devices, number of processes.
+    Raises:
+      ValueError: if it holds no run, or one whose training keys differ or whose numbers
+        were drawn in another way; the first difference is named.
     """
-    return {"command": " ".join(sys.argv), "environment": _environment()}
+    found, of_jax = _read_run(workdir)
+    name = first_difference(settings, found)
+    if found.seeds != settings.seeds and 1 in (found.seeds, settings.seeds):
+        name = name or "seeds"
+    if name is not None:
+        wanted, values = flatten(settings)[name], flatten(found)[name]
+        raise ValueError(
+            f"{workdir} holds a run with {name} = {values!r}, found {wanted!r}; give "
+            "another workdir or the same value."
+        )
+    for name, value in _of_jax().items():
+        before = of_jax.get(name)
+        if value != before:
+            raise ValueError(
+                f"{workdir} holds a run with {name} = {before!r}, found {value!r}, "
+                f"which draws other numbers; expected {name.upper()}={before} in the "
+                "environment."
+            )
 
 
-def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
-    """Returns the configuration of the run in a work directory.
+def first_difference(one: Config, other: Config) -> str | None:
+    """Returns the first training key in which two configurations differ, if any."""
+    values, others = flatten(one), flatten(other)
+    for name, declared in KEYS.items():
+        if not declared.key.free and values[name] != others[name]:
+            return name
+    return None
 
-    Args:
-      workdir: the work directory.
 
-    Returns:
-      The configuration, as it was before `resolve`.
+def read_config(workdir: str | os.PathLike[str]) -> Config:
+    """Returns the configuration of the run in a work directory, as it was resolved.
 
     Raises:
       ValueError: if there is none, it is damaged, or another version wrote it.
     """
-    path = epath.Path(workdir) / "config.json"
-    if not path.exists():
-        raise ValueError(f"{workdir} holds no run: there is no config.json.")
-    try:
-        content = dict(json.loads(path.read_text()))
-        other, config = content["format"] != FORMAT, content.get("config")
-        if not (other or isinstance(config, dict)):
-            raise TypeError("no config")
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
-    if other:
-        versions = dict(content.get("environment") or {}).get("versions") or {}
-        raise ValueError(
-            f"{path} has format {content['format']}, this version reads {FORMAT}; use "
-            f"invariance_jax {versions.get('invariance_jax', 'of another version')}."
-        )
-    found = ConfigDict(tuples(config))
-    known = dict(flatten(found))
-    missing = {key: value for key, value in _ADDED.items() if key not in known}
-    found.update_from_flattened_dict(missing)
-    return found
+    return _read_run(workdir)[0]
 
 
 def one_per_seed(
-    config: ConfigDict, workdir: str | os.PathLike[str]
-) -> list[tuple[ConfigDict, epath.Path]]:
+    config: Config, workdir: str | os.PathLike[str]
+) -> list[tuple[Config, epath.Path]]:
     """Returns the configuration and work directory of each seed of a run.
 
-    Args:
-      config: a configuration; `seeds` counts the runs.
-      workdir: the work directory, or with several seeds the parent of theirs.
-
-    Returns:
-      A pair per seed; with one seed, the arguments.
+    With one seed, these are the arguments; with several, folders of the work directory.
     """
+    folder = work_folder(workdir)
     if config.seeds == 1:
-        return [(config, epath.Path(workdir))]
+        return [(config, folder)]
     runs = []
-    for number in range(config.seeds):
-        one = ConfigDict(config.to_dict())
-        one.seed, one.seeds = config.seed + number, 1
-        runs.append((one, epath.Path(workdir) / f"seed_{one.seed}"))
+    for seed in range(config.seed, config.seed + config.seeds):
+        one = copy.deepcopy(config)
+        one.seed, one.seeds = seed, 1
+        runs.append((one, folder / f"seed_{seed}"))
     return runs
 
 
-def tuples(tree: Any) -> Any:
-    """Returns what JSON read with tuples for the lists that it made of them.
-
-    Args:
-      tree: nested dictionaries and lists.
-    """
-    if isinstance(tree, dict):
-        return {key: tuples(value) for key, value in tree.items()}
-    return tuple(map(tuples, tree)) if isinstance(tree, list | tuple) else tree
-
-
-def first_difference(one: Any, other: Any) -> str | None:
-    """Returns the first training key in which two configurations differ, if any.
-
-    Args:
-      one: a configuration, or the result of `training.settings.resolve`.
-      other: another one.
-    """
-    values, others = dict(flatten(one)), dict(flatten(other))
-    for key in sorted({*values, *others}):
-        free = key.startswith((*_FREE, "derived."))
-        if not free and values.get(key) != others.get(key):
-            return key
-    return None
-
-
-def check_same_run(settings: FrozenConfigDict, workdir: str | os.PathLike[str]) -> None:
-    """Checks that a work directory holds the run of these settings.
-
-    Args:
-      settings: the result of `training.settings.resolve`.
-      workdir: the work directory.
-
-    Raises:
-      ValueError: if it holds no run, or one whose training keys differ; the first one
-        is named.
-    """
-    found = read_config(workdir)
-    key = first_difference(settings, found)
-    if key is not None:
-        wanted, values = dict(flatten(settings)), dict(flatten(found))
-        raise ValueError(
-            f"{workdir} holds a run with {key} = {values.get(key)!r}, found "
-            f"{wanted.get(key)!r}; give another workdir or the same value."
-        )
-    if found.seeds != settings.seeds and 1 in (found.seeds, settings.seeds):
-        raise ValueError(
-            f"{workdir} holds a run with seeds = {found.seeds}, found "
-            f"{settings.seeds}; give another workdir or the same value."
-        )
-
-
-def _environment() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
+    """Returns the command of this process, and its environment: commit, versions,
+    devices and number of processes."""
     versions = {"invariance_jax": __version__}
     versions |= {name: metadata.version(name) for name in _PACKAGES}
-    return {
+    environment = {
         "git_commit": _git_commit(),
         "versions": versions,
         "python": platform.python_version(),
         "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
         "processes": jax.process_count(),
     }
+    return {"command": command(), "environment": environment}
+
+
+def command() -> str:
+    """Returns the command line of this process, to be used again in a shell."""
+    return shlex.join(["python", *sys.argv])
+
+
+def _of_jax() -> dict[str, Any]:
+    return {name: jax.config.values[name] for name in _OF_JAX}
+
+
+def _read_run(workdir: str | os.PathLike[str]) -> tuple[Config, dict[str, Any]]:
+    """Returns the configuration of a run, and that of JAX that goes with it."""
+    path = work_folder(workdir) / "config.json"
+    if not path.exists():
+        raise ValueError(f"{path.parent} holds no run: there is no config.json.")
+    content = _read(path)
+    number = content.get("format", FORMAT)
+    if number != FORMAT:
+        environment = content.get("environment") or {}
+        versions = dict(environment).get("versions") or {}
+        raise ValueError(
+            f"{path} has format {number}, this version reads {FORMAT}; use "
+            f"invariance_jax {versions.get('invariance_jax', 'of another version')}."
+        )
+    try:
+        return from_dict(content["config"]), dict(content["jax"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
+
+
+def _read(path: epath.Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
 
 
 def _git_commit() -> str | None:
-    """Returns the commit of the package's checkout, with "-dirty" if it is changed."""
+    """Returns the commit of the package, with "-dirty" if its checkout is changed.
+
+    Where there is no checkout, as in a container: `INVARIANCE_JAX_COMMIT`.
+    """
     package = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(package), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        words = ["git", "-C", str(package), *arguments]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")) != package.parent:
-            return None
-        dirty = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
+        if Path(git("rev-parse", "--show-toplevel")) == package.parent:
+            dirty = git("status", "--porcelain", "--untracked-files=no")
+            return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        pass
+    return os.environ.get("INVARIANCE_JAX_COMMIT")

@@ -2,21 +2,28 @@
 
 This is JAX's persistent compilation cache. Its keys hold the program, the devices, the
 flags and the versions, so what is found fits; what cannot be read is compiled anew.
+
+What is found is run. Without the key `compilation_cache` it is therefore not in the
+work directory, which may come from someone else, but in the user's cache folder, in a
+folder for each work directory: small enough that torn files can be looked for.
 """
 
 import contextlib
+import hashlib
 import importlib
 import logging
 import os
+import shutil
+import time
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
-from invariance_jax.runtime.files import absolute
+from invariance_jax.runtime.files import absolute, is_url, private_folder
 from invariance_jax.runtime.processes import is_main_process
 
 _log = logging.getLogger(__name__)
@@ -24,9 +31,10 @@ _log = logging.getLogger(__name__)
 OFF = "off"
 """The value of the key `compilation_cache` that keeps nothing."""
 
-_FOLDER = "compilation_cache"
+_DAYS = 60  # that programs are kept since the last start of their run
 _ZSTD = bytes.fromhex("28b52ffd")
 
+_DIR = "jax_compilation_cache_dir"
 _OPTIONS = {
     # A run compiles a few dozen programs; together the small ones matter too.
     "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -38,40 +46,67 @@ _OPTIONS = {
 
 
 @contextlib.contextmanager
-def compilation_kept(settings: Any, workdir: str | os.PathLike[str]) -> Iterator[None]:
-    """Keeps what is compiled within, where `compilation_cache` of the settings says.
-
-    A cache that was configured outside (`JAX_COMPILATION_CACHE_DIR`, `jax.config`) is
-    left as it is unless the key is given. JAX's configuration is restored afterwards.
+def compilation_kept(
+    chosen: str | None, workdir: str | os.PathLike[str]
+) -> Iterator[None]:
+    """Keeps what is compiled within; JAX's configuration is restored afterwards.
 
     Args:
-      settings: the result of `training.settings.resolve`.
+      chosen: the key `compilation_cache`. None: where JAX was configured to outside, or
+        else in the user's cache folder.
       workdir: the work directory, of several seeds the parent.
 
     Yields:
       Nothing.
+
+    Raises:
+      ValueError: if others may write to the folder.
     """
-    chosen = settings.compilation_cache
-    if chosen is None and jax.config.jax_compilation_cache_dir is not None:
+    if chosen is None and jax.config.values[_DIR] is not None:
         yield
-    elif chosen == OFF:
-        with _configured({"jax_enable_compilation_cache": False}):
-            yield
+        return
+    folder = chosen or _own_folder(workdir)
+    if folder == OFF:
+        values: dict[str, Any] = {"jax_enable_compilation_cache": False}
     else:
-        if chosen is None:
-            # Absolute: JAX would look for it from wherever the process goes.
-            folder = absolute(workdir) / _FOLDER
+        if not is_url(folder):
+            private_folder(Path(folder))
+        values = {_DIR: folder, **_OPTIONS}
+        values["jax_enable_compilation_cache"] = True
+    with _configured(values):
+        yield
+
+
+def cache_root() -> Path:
+    """Returns the folder of this package in the user's cache folder.
+
+    Raises:
+      RuntimeError: if the user has no home directory.
+    """
+    found = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(found).absolute() / "invariance_jax"
+
+
+def _own_folder(workdir: str | os.PathLike[str]) -> str:
+    """Returns the folder of a work directory, ready for use; "off" if none can be."""
+    path = os.fspath(absolute(workdir))
+    name = hashlib.sha256(path.encode()).hexdigest()[:16]
+    try:
+        root = private_folder(cache_root())
+        folder = private_folder(root / name)
+        if is_main_process():
+            os.utime(folder)
+            _remove_old(root)
             _remove_torn(folder)
-            chosen = os.fspath(folder)
-        values = {"jax_compilation_cache_dir": chosen}
-        values |= {"jax_enable_compilation_cache": True, **_OPTIONS}
-        with _configured(values):
-            yield
+    except (OSError, RuntimeError) as error:
+        _log.info("compiled programs are not kept: %s", error)
+        return OFF
+    return os.fspath(folder)
 
 
 @contextlib.contextmanager
 def _configured(values: dict[str, Any]) -> Iterator[None]:
-    before = {name: getattr(jax.config, name) for name in values}
+    before = {name: jax.config.values[name] for name in values}
     try:
         _configure(values)
         yield
@@ -86,14 +121,17 @@ def _configure(values: dict[str, Any]) -> None:
     compilation_cache.reset_cache()
 
 
-def _remove_torn(folder: epath.Path) -> None:
+def _remove_old(root: Path) -> None:
+    for folder in root.iterdir():
+        if folder.stat().st_mtime < time.time() - 86_400 * _DAYS:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_torn(folder: Path) -> None:
     """Removes files that a killed process left half-written.
 
-    JAX would warn about them at every start and never write them anew. Only the cache
-    of a work directory, which has one run's files, is small enough to be read for this.
+    JAX would warn about them at every start and never write them anew.
     """
-    if not is_main_process():
-        return
     for path in folder.glob("*-cache"):
         if not _is_whole(path.read_bytes()):
             _log.info("%s is half-written: removed", path)

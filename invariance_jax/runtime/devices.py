@@ -2,7 +2,6 @@
 
 import logging
 import os
-from typing import Any
 
 import jax
 
@@ -14,11 +13,25 @@ _DETERMINISTIC = (
 )
 
 
+def all_devices() -> list[jax.Device]:
+    """Returns the devices of all processes.
+
+    Raises:
+      ValueError: if there is none of the platform that was asked for.
+    """
+    try:
+        return jax.devices()
+    except (AssertionError, RuntimeError) as error:  # JAX has no exception for it
+        asked = jax.config.values["jax_platforms"]
+        raise ValueError(
+            f"JAX_PLATFORMS is {asked!r}, and jax finds no such device"
+            f"{f' ({error})' if str(error) else ''}; expected a platform of this "
+            "machine, or none: cpu always works."
+        ) from error
+
+
 def simulate(count: int) -> None:
     """Gives this process a number of CPU devices, and no others.
-
-    Args:
-      count: number of devices.
 
     Raises:
       ValueError: if it is not positive, or the process has used other devices already.
@@ -36,22 +49,17 @@ def simulate(count: int) -> None:
         )
 
 
-def make_deterministic(config: Any) -> None:
-    """Sets XLA's deterministic operations if `deterministic` of a configuration asks.
+def make_deterministic(deterministic: bool) -> None:
+    """Sets XLA's deterministic operations if the key `deterministic` asks for them.
 
     They are added to `XLA_FLAGS`, which is read when the first device is used.
-
-    Args:
-      config: a configuration with the keys of `configs/base.py`.
 
     Raises:
       ValueError: if it asks for them and GPUs were used without them.
     """
-    if "deterministic" not in config or not config.deterministic:
-        return
     found = os.environ.get("XLA_FLAGS", "").split()
     missing = [flag for flag in _DETERMINISTIC if flag not in found]
-    if not missing:
+    if not (deterministic and missing):
         return
     if not have_started():
         os.environ["XLA_FLAGS"] = " ".join([*found, *missing])
@@ -63,13 +71,9 @@ def make_deterministic(config: Any) -> None:
         )
 
 
-def log_determinism(config: Any) -> None:
-    """Logs what `deterministic` of a configuration costs on the devices that are used.
-
-    Args:
-      config: a configuration with the keys of `configs/base.py`.
-    """
-    if not config.deterministic:
+def log_determinism(deterministic: bool) -> None:
+    """Logs what the key `deterministic` costs on the devices that are used."""
+    if not deterministic:
         return
     platform = jax.default_backend()
     if platform == "gpu":
@@ -82,7 +86,7 @@ def log_determinism(config: Any) -> None:
 def have_started() -> bool:
     """Returns whether this process has used a device."""
     # JAX has no public question for it, but refuses to change this number afterwards.
-    count = jax.config.jax_num_cpu_devices
+    count = jax.config.values["jax_num_cpu_devices"]
     try:
         jax.config.update("jax_num_cpu_devices", count + 1)
     except RuntimeError:

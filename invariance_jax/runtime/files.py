@@ -1,56 +1,151 @@
-"""Paths that may be URLs of an object store, and files that are never half-written."""
+"""Paths that may be URLs of an object store, files that are never half-written, and
+Python files of the user's."""
 
+import contextlib
+import glob
+import io
 import json
 import os
+import runpy
+import traceback
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
 
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a path is one of an object store."""
+    return "://" in os.fspath(path)
+
+
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
-    """Returns a path that holds from any folder; etils would take a URL for a file."""
-    found = epath.Path(path)
-    return found if "://" in os.fspath(found) else found.resolve()
+    """Returns a path that holds from any folder, without `~`; a URL stays as it is."""
+    found = epath.Path(os.path.expanduser(path))
+    return found if is_url(found) else found.resolve()
+
+
+def work_folder(path: str | os.PathLike[str], flag: str = "workdir") -> epath.Path:
+    """Returns the absolute path of a folder that runs and reports may use.
+
+    Raises:
+      ValueError: if it is in an object store that checkpoints cannot be written to, or
+        a library that lists it would take its name for a pattern.
+    """
+    if is_url(path) and not os.fspath(path).startswith("gs://"):
+        raise ValueError(
+            f"{flag} is {path}; expected a folder or gs://BUCKET/FOLDER, the only "
+            "object store that checkpoints can be written to."
+        )
+    found = absolute(path)
+    if glob.has_magic(os.fspath(found)):
+        raise ValueError(
+            f"{flag} is {found}; expected a path without [, ? and *, which orbax takes "
+            "for a pattern: it would lose the checkpoints."
+        )
+    return found
 
 
 def plain_path(path: epath.Path) -> Path | epath.Path:
     """Returns a path as callers expect it: of a local file, that of `pathlib`."""
-    return path if "://" in os.fspath(path) else Path(path)
+    return path if is_url(path) else Path(path)
+
+
+def private_folder(path: Path) -> Path:
+    """Makes a folder whose files are run, so that only this user may write to it.
+
+    Raises:
+      ValueError: if it exists and others may write to it.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = path.stat()
+    if found.st_uid not in (os.getuid(), 0) or found.st_mode & 0o022:
+        raise ValueError(
+            f"{path} belongs to user {found.st_uid} and has the mode "
+            f"{found.st_mode & 0o777:o}: others may write to it, and what is there is "
+            f"run; expected chmod go-w {path}, or another folder."
+        )
+    return path
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Writes a JSON file in one move, so that it is never seen half-written.
-
-    Args:
-      path: the file.
-      content: what `json` takes.
-    """
+    """Writes what `json` takes in one move."""
     write_text(path, json.dumps(content, indent=2, default=list) + "\n")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a file of text in one move; see `write_bytes`."""
+    """Writes a file of text in one move."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file in one move, so that it is never seen half-written.
-
-    Args:
-      path: the file.
-      content: its content.
-
-    Raises:
-      OSError: if it cannot be written; a former content stays.
-    """
-    path = epath.Path(path)
+    """Writes a file in one move: if it cannot be written, a former content stays."""
+    file_path = epath.Path(path)
     # Another job may write the same file at the same time.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = file_path.with_name(f"{file_path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        with named(path), temporary.open("wb") as file:
+            file.write(content)
+            sync(file)
+        temporary.replace(file_path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names a file in an error of the system that does not, as at a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
+
+
+def sync(file: IO[Any]) -> None:
+    """Waits until a file of this machine is on the disk, not only in its memory."""
+    file.flush()
+    with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # not one of it
+        os.fsync(file.fileno())
+
+
+def call_in_file(flag: str, path: str, function: str, *arguments: str) -> Any:
+    """Returns what a function of a Python file of the user's returns.
+
+    Args:
+      flag: what names the file, such as "--config".
+      path: the file.
+      function: the name of the function.
+      *arguments: those of the function.
+
+    Raises:
+      ValueError: if there is no such file or function, or whatever it raises; the line
+        of the file is named.
+    """
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        raise ValueError(f"{flag} is {path}, which is no file; expected a Python file.")
+    with _blamed(flag, path):
+        found = runpy.run_path(path).get(function)
+    if not callable(found):
+        raise ValueError(f"{flag}={path} has no function {function}().")
+    with _blamed(flag, path):
+        return found(*arguments)
+
+
+@contextlib.contextmanager
+def _blamed(flag: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines, text = [one.lineno for one in frames if one.filename == path], str(error)
+        if isinstance(error, SyntaxError):
+            lines, text = [error.lineno], error.msg
+        where = f", line {lines[-1]}" if lines else ""
+        what = f"{type(error).__name__}: {text}".rstrip(": ")
+        raise ValueError(f"{flag}={path}{where}: {what}") from error

@@ -1,4 +1,4 @@
-"""Where a process finds the others of its run.
+"""What launched the processes of a run, and where they meet.
 
 A run over several processes is found in the environment that SLURM's `srun`, Open MPI,
 a TPU pod or `--cluster=local` leaves, or given by flags. One process per device and one
@@ -8,18 +8,21 @@ per machine both work.
 import importlib.util
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 # The ports that no service has by default, from which SLURM jobs take theirs.
 _FIRST_PORT, _PORTS = 61_440, 4096
 
+_LOOPBACK = ("127.", "localhost:", "[::1]:")
 
-class Place(NamedTuple):
+
+@dataclass(frozen=True)
+class Launcher:
     """What a process needs to know to meet the others.
 
     Attributes:
-      found: where this was read, in words.
+      name: what launched them, in words.
       address: HOST:PORT of process 0; None: JAX finds address, count and index.
       count: number of processes.
       index: number of this process.
@@ -27,26 +30,23 @@ class Place(NamedTuple):
         it sees.
     """
 
-    found: str
+    name: str
     address: str | None = None
     count: int | None = None
     index: int | None = None
     local_devices: tuple[int, ...] = ()
 
+    @property
+    def bind_address(self) -> str | None:
+        """Where process 0 listens: at the loopback device only, if it is met there."""
+        found = self.address is not None and self.address.startswith(_LOOPBACK)
+        return self.address if found else None
+
 
 def from_flags(
     address: str | None, count: int | None, index: int | None
-) -> Place | None:
-    """Returns the place that the flags give, None if they give nothing.
-
-    Args:
-      address: value of `--coordinator_address`.
-      count: value of `--num_processes`.
-      index: value of `--process_id`.
-
-    Raises:
-      ValueError: if some of them are missing or out of range.
-    """
+) -> Launcher | None:
+    """Returns what the three flags of a launcher give, None if they give nothing."""
     given = {
         "--coordinator_address": address,
         "--num_processes": count,
@@ -65,29 +65,26 @@ def from_flags(
         raise ValueError(f"--num_processes is {count}; expected 1 or more.")
     if not 0 <= index < count:
         raise ValueError(f"--process_id is {index}; expected 0 to {count - 1}.")
-    return Place("the flags", address, count, index)
+    return Launcher("the flags", address, count, index)
 
 
-def from_environment(environment: Mapping[str, str]) -> Place | None:
-    """Returns the place that a launcher has left in the environment, None if none has.
-
-    Args:
-      environment: name -> value.
+def from_environment(environment: Mapping[str, str]) -> Launcher | None:
+    """Returns the launcher that has left its variables, None if there is none.
 
     Raises:
-      ValueError: if a value that belongs to it is missing or not a number.
+      ValueError: if a variable that belongs to it is missing or not a number.
     """
     if environment.get("SUBMITIT_EXECUTOR") == "local":
-        return _from_submitit(environment)
+        return _submitit(environment)
     # Before SLURM, which may have started the daemons of Open MPI.
     if "OMPI_COMM_WORLD_SIZE" in environment:
-        return _from_open_mpi(environment)
+        return _open_mpi(environment)
     if "SLURM_STEP_NODELIST" in environment:
-        return _from_slurm(environment)
+        return _slurm(environment)
     several = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
     names = {"TPU_NAME", "MEGASCALE_COORDINATOR_ADDRESS"}
     if several or names & {*environment} or _has_tpu():
-        return Place("a TPU pod")
+        return Launcher("a TPU pod")
     return None
 
 
@@ -99,8 +96,7 @@ def _has_tpu() -> bool:
     return any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
 
 
-def _from_open_mpi(environment: Mapping[str, str]) -> Place | None:
-    """Returns the place of a process of `mpirun`, None if it is the only one."""
+def _open_mpi(environment: Mapping[str, str]) -> Launcher | None:
     count = _number(environment, "OMPI_COMM_WORLD_SIZE")
     if count == 1:
         return None
@@ -108,32 +104,27 @@ def _from_open_mpi(environment: Mapping[str, str]) -> Place | None:
     on_node = _number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE")
     shares = _share(environment, local, on_node)
     if "OMPI_MCA_orte_hnp_uri" in environment:
-        return Place("Open MPI", local_devices=shares)
-    address = environment.get("JAX_COORDINATOR_ADDRESS")
-    if address is None:
-        raise ValueError(
-            "JAX_COORDINATOR_ADDRESS is missing; this Open MPI does not tell where "
-            "process 0 is: expected HOST:PORT, mpirun -x JAX_COORDINATOR_ADDRESS=..."
-        )
+        return Launcher("Open MPI", local_devices=shares)
+    address = _address(
+        environment,
+        "this Open MPI does not tell where process 0 is: expected HOST:PORT, "
+        "mpirun -x JAX_COORDINATOR_ADDRESS=...",
+    )
     index = _number(environment, "OMPI_COMM_WORLD_RANK")
-    return Place("Open MPI", address, count, index, shares)
+    return Launcher("Open MPI", address, count, index, shares)
 
 
-def _from_submitit(environment: Mapping[str, str]) -> Place | None:
-    """Returns the place of a task of `--cluster=local`."""
+def _submitit(environment: Mapping[str, str]) -> Launcher | None:
     count = _number(environment, "SUBMITIT_LOCAL_NTASKS")
     if count == 1:
         return None
-    address = environment.get("JAX_COORDINATOR_ADDRESS")
-    if address is None:
-        raise ValueError("JAX_COORDINATOR_ADDRESS is missing; expected HOST:PORT.")
+    address = _address(environment, "expected HOST:PORT.")
     index = _number(environment, "SUBMITIT_LOCAL_GLOBALID")
     shares = _share(environment, index, count)
-    return Place("--cluster=local", address, count, index, shares)
+    return Launcher("--cluster=local", address, count, index, shares)
 
 
-def _from_slurm(environment: Mapping[str, str]) -> Place | None:
-    """Returns the place of a task of a job step, None if it is the only one."""
+def _slurm(environment: Mapping[str, str]) -> Launcher | None:
     count = _number(environment, "SLURM_STEP_NUM_TASKS")
     if count == 1:
         return None
@@ -147,7 +138,7 @@ def _from_slurm(environment: Mapping[str, str]) -> Place | None:
         local = _number(environment, "SLURM_LOCALID")
         shares = _share(environment, local, _tasks_on_node(environment))
     index = _number(environment, "SLURM_PROCID")
-    return Place(f"SLURM (nodes {nodes})", address, count, index, shares)
+    return Launcher(f"SLURM (nodes {nodes})", address, count, index, shares)
 
 
 def _tasks_on_node(environment: Mapping[str, str]) -> int:
@@ -163,12 +154,12 @@ def _tasks_on_node(environment: Mapping[str, str]) -> int:
 def first_host(nodes: str) -> str:
     """Returns the first name of a SLURM list of nodes.
 
-    >>> first_host("gpu[003-007,12]-ib,cpu1"), first_host("a1,b[2-3]")
-    ('gpu003-ib', 'a1')
+    >>> first_host("gpu[003-007,12]-ib,cpu1"), first_host("rack[1-2]node[03-04],a1")
+    ('gpu003-ib', 'rack1node03')
     """
-    found = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\]([^,\[]*))?", nodes)
+    found = re.match(r"(?:[^\[,]|\[[^\]]*\])*", nodes)
     assert found is not None
-    return "".join(part or "" for part in found.groups())
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", found.group())
 
 
 def _share(environment: Mapping[str, str], index: int, tasks: int) -> tuple[int, ...]:
@@ -186,6 +177,13 @@ def _share(environment: Mapping[str, str], index: int, tasks: int) -> tuple[int,
         )
     each = count // tasks
     return tuple(range(index * each, (index + 1) * each))
+
+
+def _address(environment: Mapping[str, str], expected: str) -> str:
+    found = environment.get("JAX_COORDINATOR_ADDRESS")
+    if found is None:
+        raise ValueError(f"JAX_COORDINATOR_ADDRESS is missing; {expected}")
+    return found
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

@@ -5,11 +5,13 @@ With one process, all of it is free. The mapping over devices is in `parallel`.
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+Tree = TypeVar("Tree")
 
 
 def is_main_process() -> bool:
@@ -18,31 +20,25 @@ def is_main_process() -> bool:
 
 
 def any_process(flag: bool) -> bool:
-    """Returns whether the flag is up in one process or more; every process calls it.
+    """Returns whether the flag is up in one process or more, the same in each.
 
-    Args:
-      flag: that of this process.
-
-    Returns:
-      The same in every process. Waits for the devices if there are several processes.
+    Every process calls it, and waits for its devices if there are several processes.
     """
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
 
 
-def from_main(tree: Any) -> Any:
+def from_main(tree: Tree) -> Tree:
     """Returns the tree of the main process, in every process.
 
     Args:
       tree: pytree of NumPy arrays of one replica, the same shapes in every process.
-
-    Returns:
-      The tree, NumPy arrays.
     """
     if jax.process_count() == 1:
         return tree
-    return multihost_utils.broadcast_one_to_all(tree)
+    found: Tree = multihost_utils.broadcast_one_to_all(tree)
+    return found
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import logging
 import os
 from types import TracebackType
-from typing import Any
+from typing import Self
 
 import jax
 from etils import epath
@@ -23,47 +23,40 @@ class Profiler:
     """
 
     def __init__(
-        self, settings: Any, workdir: str | os.PathLike[str], *, first_step: int
+        self,
+        ends: tuple[int, ...],
+        workdir: str | os.PathLike[str],
+        *,
+        first_step: int,
     ):
-        """Prepares the trace; nothing is written yet.
+        """Prepares the trace between `derived.profile_steps`; nothing is written yet.
 
         Args:
-          settings: the result of `training.settings.resolve`.
+          ends: finished steps before the first and after the last traced one; (): none.
           workdir: the work directory of the run.
           first_step: finished steps of the state that the run starts from.
         """
         self._folder, self._running = epath.Path(workdir) / FOLDER, False
-        ends = settings.derived.profile_steps
         if ends and first_step > ends[0]:
             _log.info("no trace: the run goes on at step %d of %s", first_step, ends)
             ends = ()
         self._ends = ends if is_main_process() else ()
 
-    def before(self, step: int, arrays: Any) -> None:
-        """Starts the trace if its first step is next.
-
-        Args:
-          step: finished steps.
-          arrays: what the devices work on; it is waited for.
-        """
+    def before(self, step: int, arrays: object) -> None:
+        """Starts the trace if its first step is next, once the arrays are there."""
         if self._ends and step == self._ends[0]:
             jax.block_until_ready(arrays)
             jax.profiler.start_trace(os.fspath(self._folder))
             self._running = True
 
-    def after(self, step: int, arrays: Any) -> None:
-        """Ends the trace if its last step is finished.
-
-        Args:
-          step: finished steps.
-          arrays: what the devices work on; it is waited for.
-        """
+    def after(self, step: int, arrays: object) -> None:
+        """Ends the trace if its last step is finished, once the arrays are there."""
         if self._running and step == self._ends[1]:
             jax.block_until_ready(arrays)
             self._stop()
             _log.info("%s: trace of the steps from %d to %d", self._folder, *self._ends)
 
-    def __enter__(self) -> "Profiler":
+    def __enter__(self) -> Self:
         """Returns the profiler."""
         return self
 

@@ -1,27 +1,33 @@
 """Start-up of the processes of a run, and how each of them ends."""
 
-import difflib
+import contextlib
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from importlib import metadata
-from typing import Any
+from typing import Any, ParamSpec
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from invariance_jax.report.read import flatten
-from invariance_jax.runtime.launchers import Place, from_environment, from_flags
-from invariance_jax.runtime.preemption import STATUS, Preempted, Watch
+from invariance_jax.runtime import devices, terminal
+from invariance_jax.runtime.files import call_in_file
+from invariance_jax.runtime.launchers import Launcher, from_environment, from_flags
+from invariance_jax.runtime.preemption import INTERRUPTED, Preempted, Watch
 from invariance_jax.runtime.processes import is_main_process
+from invariance_jax.settings import KEYS, Config, closest
 
 _log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 _ADDRESS = flags.DEFINE_string(
     "coordinator_address", None, "HOST:PORT of process 0, where nothing else tells it."
@@ -42,49 +48,72 @@ _HEARTBEAT_SECONDS = flags.DEFINE_integer(
     lower_bound=1,
 )
 
+# What a user did or can do something about: the message says all.
+_EXPECTED = (flags.Error, FloatingPointError, OSError, ValueError)
 
-def run(
-    main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str]]
-) -> None:
+
+def run(main: Callable[[list[str]], None]) -> None:
     """Runs a program: logging, flags, and an exit status for each way to end.
 
-    An error of the user's is one line and status 1; a run that was asked to stop and
-    will continue has the status `preemption.STATUS`.
+    An error is one line and status 1, with its traceback at `--verbosity=1`; a run that
+    was asked to stop and will continue has the status of `preemption.Preempted`.
 
     Args:
       main: takes what the flags leave of the command line.
-      parse: parses the flags.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    terminal.forgive()
     log = logging.getLogger("invariance_jax")
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler())
     log.propagate = False  # absl's handler would show every line again
-    absl_logging.set_verbosity(absl_logging.WARNING)  # what --verbosity starts from
+    # What --verbosity starts from: the text of the libraries is for those who ask.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.raiseExceptions = False
+    sys.excepthook = _if_verbose(sys.excepthook)
+    threading.excepthook = _if_verbose(threading.excepthook)
+    sys.unraisablehook = _if_verbose(sys.unraisablehook)
+    warnings.showwarning = _if_verbose(warnings.showwarning)
     try:
         app.run(main, flags_parser=parse)
     except Preempted as stop:
         log.warning("%s", stop)
-        sys.exit(STATUS)
-    except (flags.Error, FloatingPointError, OSError, ValueError) as error:
-        log.debug("traceback", exc_info=True)
-        _fail(f"error: {_one_line(error)}")
-    except Exception:
-        _fail(traceback.format_exc())
+        sys.exit(stop.status)
+    except KeyboardInterrupt:
+        _fail("SIGINT: ended; there was nothing to save", INTERRUPTED)
+    except Exception as error:
+        _if_verbose(traceback.print_exc)()
+        _fail(f"error: {_in_words(error)}")
 
 
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines()]
-    return lines[-1] if "Traceback" in str(error) else " ".join(lines)
+def _if_verbose(say: Callable[P, None]) -> Callable[P, None]:
+    """Returns the function, silent without `--verbosity=1`."""
+
+    def said(*arguments: P.args, **kwargs: P.kwargs) -> None:
+        if absl_logging.get_verbosity() >= absl_logging.DEBUG:
+            say(*arguments, **kwargs)
+
+    return said
 
 
-def _fail(message: str) -> None:
+def _in_words(error: Exception) -> str:
+    text = str(error).strip()
+    if "Traceback" in text:  # that of a flag's parser
+        text = text.splitlines()[-1]
+    if isinstance(error, _EXPECTED) and text:
+        return text
+    first = (text.splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first} (--verbosity=1 shows where)"
+
+
+def _fail(message: str, status: int = 1) -> None:
+    print(message, file=sys.stderr, flush=True)
     in_main = threading.current_thread() is threading.main_thread()
     if jax.distributed.is_initialized() or not in_main:
         # An exit would wait for the other processes, which wait for this one.
         sys.stdout.flush()
-        print(message, file=sys.stderr, flush=True)
-        os._exit(1)
-    sys.exit(message)
+        os._exit(status)
+    sys.exit(status)
 
 
 def parse(arguments: list[str]) -> list[str]:
@@ -97,20 +126,37 @@ def parse(arguments: list[str]) -> list[str]:
       What is not a flag, the program first.
 
     Raises:
-      ValueError: if a key is unknown, or changed without a configuration.
+      ValueError: if a key is unknown, or changed without a configuration, or the
+        configuration cannot be loaded.
     """
+    # A file of flags may hold any of them, also the configuration.
+    arguments = flags.FLAGS.read_flags_from_files(arguments)
+    # As everywhere else, though no shell does it here.
+    home = r"(?<=^--config=)~|(?<=^-config=)~"
+    arguments = [re.sub(home, os.path.expanduser("~"), word) for word in arguments]
+    sys.argv[:] = arguments
     text = "\n".join(arguments)
     paths = re.findall(r"^--?config[=\n](.+)$", text, re.MULTILINE)
-    given = re.findall(r"^--?(config\..+?)(?:=|$)", text, re.MULTILINE)
+    given = re.findall(r"^--?(?:no)?(config\..+?)(?:=|$)", text, re.MULTILINE)
     if given and not paths:
         raise ValueError(f"--{given[0]} needs --config, the configuration it changes")
-    if paths and given:
-        config = flags.FLAGS["config"].parser.parse(paths[-1])
-        known = list(flatten(config.to_dict(), "config."))
-        for name in sorted({*given} - {*known}):
-            (close,) = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ValueError(f"--{name} is not a key; the closest is --{close}")
+    for path in paths:
+        check_config_file(path)
+    known = [f"--config.{name}" for name in KEYS]
+    for name in sorted({f"--{name}" for name in given} - {*known}):
+        raise ValueError(f"{name} is not a key; {closest(name, known)}")
     return flags.FLAGS(arguments)
+
+
+def check_config_file(path: str) -> None:
+    """Checks that a file, with a variant after a colon, returns a configuration."""
+    file, *variant = path.split(":", 1)
+    found = call_in_file("--config", file, "get_config", *variant)
+    if not isinstance(found, Config):
+        raise ValueError(
+            f"get_config() of --config={file} returns {found!r}; expected the "
+            "configuration that configs.base.get_config() makes, changed."
+        )
 
 
 def initialize() -> bool:
@@ -124,24 +170,25 @@ def initialize() -> bool:
       Whether this is the main process, the one that writes.
 
     Raises:
-      ValueError: if flags or environment are incomplete or contradict one another.
+      ValueError: if flags or environment are incomplete or contradict one another, or
+        there is no device.
     """
     given = (_ADDRESS.value, _COUNT.value, _INDEX.value)
-    place = from_flags(*given) or from_environment(os.environ)
-    if place is not None:
-        _meet(place)
+    launcher = from_flags(*given) or from_environment(os.environ)
+    if launcher is not None:
+        _meet(launcher)
+    found = devices.all_devices()
     # For the rest of the process, and after JAX and submitit have set theirs.
     Watch().__enter__()
     writes = is_main_process()
     if not writes:
-        _log.parent.setLevel(logging.WARNING)
+        logging.getLogger("invariance_jax").setLevel(logging.WARNING)
         sys.stdout = open(os.devnull, "w")
-    devices = jax.devices()
     _log.info(
         "processes: %d; devices: %d (%s); host: %s; jax %s, jaxlib %s",
         jax.process_count(),
-        len(devices),
-        devices[0].device_kind,
+        len(found),
+        found[0].device_kind,
         socket.gethostname(),
         jax.__version__,
         metadata.version("jaxlib"),
@@ -149,19 +196,20 @@ def initialize() -> bool:
     return writes
 
 
-def _meet(place: Place) -> None:
+def _meet(launcher: Launcher) -> None:
     # Its service would take SIGTERM, which is the run's to handle.
     jax.config.update("jax_enable_preemption_service", False)
     known: dict[str, Any] = {}
-    if place.address is not None:
+    if launcher.address is not None:
         known = {
-            "coordinator_address": place.address,
-            "num_processes": place.count,
-            "process_id": place.index,
+            "coordinator_address": launcher.address,
+            "coordinator_bind_address": launcher.bind_address,
+            "num_processes": launcher.count,
+            "process_id": launcher.index,
             "cluster_detection_method": "deactivate",
         }
     seconds = _START_SECONDS.value
-    details = ", ".join(f"{k}={v}" for k, v in place._asdict().items())
+    details = ", ".join(f"{k}={v}" for k, v in vars(launcher).items())
     # JAX's own time-out aborts the process with a stack trace, so ours comes first.
     watchdog = threading.Timer(
         seconds,
@@ -174,11 +222,12 @@ def _meet(place: Place) -> None:
     )
     watchdog.daemon = True
     watchdog.start()
-    jax.distributed.initialize(
-        **known,
-        # None, where the launcher is known, leaves JAX_LOCAL_DEVICE_IDS its say.
-        local_device_ids=list(place.local_devices) or (None if known else []),
-        initialization_timeout=2 * seconds,
-        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS.value,
-    )
-    watchdog.cancel()
+    with contextlib.ExitStack() as stack:
+        stack.callback(watchdog.cancel)
+        jax.distributed.initialize(
+            **known,
+            # None, where the launcher is known, leaves JAX_LOCAL_DEVICE_IDS its say.
+            local_device_ids=list(launcher.local_devices) or (None if known else []),
+            initialization_timeout=2 * seconds,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS.value,
+        )

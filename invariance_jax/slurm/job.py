@@ -17,11 +17,7 @@ import subprocess
 import sys
 from types import FrameType
 
-PREEMPTED = 75
-"""The exit status of a run that was told to stop and has saved its state."""
-
-WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-"""The signals by which a cluster announces the end of a job."""
+from invariance_jax.runtime.preemption import PREEMPTED, WARNINGS, say
 
 _SECONDS = 60  # the longest that the controller of SLURM is waited for
 
@@ -104,19 +100,16 @@ def requeue(job: str) -> bool:
     A job that was cancelled, has met its time limit or was queued again by SLURM itself
     is left alone.
 
-    Args:
-      job: its identifier.
-
     Raises:
       SystemExit: with `PREEMPTED` if SLURM does not answer or refuses.
     """
     found = re.search(r"\bJobState=(\w+)", _scontrol("show", "job", job, "--oneliner"))
     state = found.group(1) if found else "unknown"
     if state != "RUNNING":
-        _say(f"job {job} is {state}: not queued again")
+        say(f"invariance_jax: job {job} is {state}: not queued again")
         return False
     _scontrol("requeue", job)
-    _say(f"job {job} is queued again")
+    say(f"invariance_jax: job {job} is queued again")
     return True
 
 
@@ -128,14 +121,9 @@ def _scontrol(*arguments: str) -> str:
         )
     except (OSError, subprocess.SubprocessError) as error:
         reason = str(getattr(error, "stderr", None) or error).strip()
-        _say(
-            f"the state is saved, but {' '.join(command)} failed ({reason}): submit "
-            "the same command again to continue"
+        say(
+            f"invariance_jax: the state is saved, but {' '.join(command)} failed "
+            f"({reason}): submit the same command again to continue"
         )
         raise SystemExit(PREEMPTED) from error
     return done.stdout
-
-
-def _say(text: str) -> None:
-    # Not every start of the program sets up logging; the job's log must have it.
-    print(f"invariance_jax: {text}", file=sys.stderr, flush=True)

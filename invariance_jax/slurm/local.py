@@ -17,7 +17,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from invariance_jax.slurm.job import PREEMPTED, WARNINGS, Launch
+from invariance_jax.runtime.files import private_folder
+from invariance_jax.runtime.preemption import (
+    INTERRUPTED,
+    PREEMPTED,
+    SIGNALS,
+    WARNINGS,
+)
+from invariance_jax.slurm.job import Launch
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +38,7 @@ def run(
 ) -> int:
     """Runs the tasks of a job to their end, starting again those that were preempted.
 
-    A warning to this process is passed on to the tasks; once they have saved, it ends
+    A signal to this process is passed on to the tasks; once they have saved, it ends
     too. A warning to a task alone starts all of them again.
 
     Args:
@@ -42,14 +49,15 @@ def run(
       setup: shell lines that precede each task.
 
     Returns:
-      The exit status: 0, that of the first task that failed, or `PREEMPTED`.
+      The exit status: 0, that of the first task that failed, or of those that a signal
+      has stopped.
     """
     import_submitit()
     from submitit.core.utils import DelayedSubmission, JobPaths
 
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     paths = JobPaths(folder, job_id=name)
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)  # the pickle is run
     DelayedSubmission(launch).dump(paths.submitted_pickle)
     print(f"job {name}: {tasks} task(s) here, logs {log_pattern(folder, name)}")
     environment = _environment(launch, name, tasks, gpus)
@@ -126,7 +134,7 @@ def _attempt(
         for process in processes:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in WARNINGS}
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
     with ExitStack() as stack:
         try:
             for task in range(tasks):
@@ -134,7 +142,12 @@ def _attempt(
                 out, err = (stack.enter_context(log.open("ab")) for log in logs)
                 ids = {f"SUBMITIT_LOCAL_{k}ID": str(task) for k in ("GLOBAL", "LOCAL")}
                 process = subprocess.Popen(
-                    command, env=environment | ids, stdout=out, stderr=err
+                    command,
+                    env=environment | ids,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=err,
+                    process_group=0,  # Ctrl-C comes through this process, once
                 )
                 processes.append(process)
                 if warned:  # between the last signal and this start
@@ -150,17 +163,18 @@ def _attempt(
 
 def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
     """Waits for all, or for the first that fails; returns the status of the job."""
-    deadline = None
+    deadline, stopped = None, (PREEMPTED, INTERRUPTED)
     while True:
         codes = [_status(process) for process in processes]
-        failed = [code for code in codes if code not in (None, 0, PREEMPTED)]
+        failed = [code for code in codes if code not in (None, 0, *stopped)]
         if failed:
             return failed[0]
-        if PREEMPTED in codes and deadline is None:
+        found = [code for code in stopped if code in codes]
+        if found and deadline is None:
             deadline = time.monotonic() + _GRACE_SECONDS
         late = deadline is not None and time.monotonic() > deadline
         if None not in codes or late:
-            return PREEMPTED if PREEMPTED in codes else 0
+            return found[-1] if found else 0
         time.sleep(_POLL_SECONDS)
 
 

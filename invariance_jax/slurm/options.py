@@ -2,12 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import flags
-from ml_collections import ConfigDict
-
-from invariance_jax.training.images import check_prepared
 
 _CLUSTER = flags.DEFINE_enum(
     "cluster", None, ("slurm", "local"), "Where to run: SLURM, or processes here."
@@ -97,7 +94,7 @@ class Request(NamedTuple):
       parallelism: most runs of a sweep at a time; None is all.
       folder: of scripts and logs; None is in the work directory.
       dry_run: whether to show the script and submit nothing.
-      options: of sbatch, by their long names with underscores; None is not given.
+      options: of sbatch, by their long names with underscores.
     """
 
     cluster: str
@@ -110,19 +107,14 @@ class Request(NamedTuple):
     parallelism: int | None
     folder: str | None
     dry_run: bool
-    options: dict[str, Any]
+    options: dict[str, str | int | bool]
 
 
-def read(mode: str, config: ConfigDict | None = None) -> Request | None:
+def read(mode: str) -> Request | None:
     """Returns what the command line asks for; None without `--cluster`.
 
-    Args:
-      mode: that of `launch.py`.
-      config: the configuration of the command line.
-
     Raises:
-      ValueError: if a flag is at odds with another or with the mode, or an image set
-        is not prepared, which is not left to the jobs.
+      ValueError: if a flag is at odds with another or with the mode.
     """
     cluster = _CLUSTER.value
     for name in (*_FOR_BOTH, *_FOR_SLURM):
@@ -138,8 +130,6 @@ def read(mode: str, config: ConfigDict | None = None) -> Request | None:
         )
     if cluster == "local" and _NODES.value > 1:
         raise ValueError(f"--nodes is {_NODES.value}; expected 1 of --cluster=local")
-    if config is not None:
-        check_prepared(config)
     return Request(
         cluster=cluster,
         nodes=_NODES.value,
@@ -183,50 +173,55 @@ def _tasks() -> int:
 
 def _minutes() -> int | None:
     """Returns the time limit in whole minutes, rounded up as SLURM does."""
-    text = _TIME.value
+    text, delay = _TIME.value, _SIGNAL_DELAY.value
     if text is None:
         return None
-    found = re.fullmatch(
-        r"(?P<minutes>\d+)(:(?P<seconds>\d+))?"
-        r"|(?P<h>\d+):(?P<m>\d+):(?P<s>\d+)"
-        r"|(?P<days>\d+)-(?P<hours>\d+)(:(?P<dm>\d+)(:(?P<ds>\d+))?)?",
-        text,
-    )
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", text)
     seconds = 0
     if found:
-        part = {name: int(number or 0) for name, number in found.groupdict().items()}
-        hours = 24 * part["days"] + part["hours"] + part["h"]
-        minutes = 60 * hours + part["minutes"] + part["m"] + part["dm"]
-        seconds = 60 * minutes + part["seconds"] + part["s"] + part["ds"]
+        parts = [int(part) for part in found.group(2).split(":")]
+        if found.group(1) is None and len(parts) < 3:
+            parts = [0, *parts]  # minutes come first
+        hours, minutes, rest = (*parts, 0, 0)[:3]
+        hours += 24 * int(found.group(1) or 0)
+        seconds = 3600 * hours + 60 * minutes + rest
     if not seconds:
         raise ValueError(
             f"--time is {text!r}; expected minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S"
         )
-    if _SIGNAL_DELAY.value >= seconds:
+    if delay >= seconds:
         raise ValueError(
-            f"--signal_delay is {_SIGNAL_DELAY.value}; expected less than the "
-            f"{seconds} seconds of --time={text}"
+            f"--signal_delay is {delay}; expected less than the {seconds} seconds of "
+            f"--time={text}"
         )
     return -(-seconds // 60)
 
 
-def _options() -> dict[str, Any]:
+def _options() -> dict[str, str | int | bool]:
     """Returns the options of sbatch; a value in `--slurm_options` may have commas."""
     if _MEM.value is not None and not re.fullmatch(r"\d+[KMGT]?", _MEM.value):
         raise ValueError(f"--mem is {_MEM.value!r}; expected a number and K, M, G or T")
-    options: dict[str, Any] = {}
-    key = None
+    given = (_CPUS, _MEM, _PARTITION, _ACCOUNT, _QOS, _CONSTRAINT)
+    options = dict[str, str | int | bool]()
+    options |= {one.name: one.value for one in given if one.value is not None}
+    other = dict[str, str | int | bool]()
     for part in filter(None, (_OPTIONS.value or "").split(",")):
         name, equals, value = part.partition("=")
+        last = next(reversed(other), "")
         if equals:
-            key = name.strip().removeprefix("--").replace("-", "_")
-            options[key] = value or True
-        elif key is not None and isinstance(options[key], str):
-            options[key] += f",{part}"
+            other[name.strip().removeprefix("--").replace("-", "_")] = value or True
+        elif isinstance(other.get(last), str):
+            other[last] = f"{other[last]},{part}"
         else:
             raise ValueError(f"--slurm_options has {part!r}; expected key=value")
-    for key in options:
-        if key in _TAKEN:
-            raise ValueError(f"--slurm_options has {key}; use {_TAKEN[key]} instead")
-    given = (_CPUS, _MEM, _PARTITION, _ACCOUNT, _QOS, _CONSTRAINT)
-    return {flag.name: flag.value for flag in given} | options
+    for name in other:
+        if name in _TAKEN:
+            raise ValueError(f"--slurm_options has {name}; use {_TAKEN[name]} instead")
+        if not name.isidentifier():
+            raise ValueError(f"--slurm_options has {name!r}; expected a name of sbatch")
+    for name, found in (options | other).items():
+        # Each is a line of the script.
+        if not str(found).isprintable():
+            flag = name if name in options else "slurm_options"
+            raise ValueError(f"--{flag} has {found!r}; expected one line of text")
+    return options | other

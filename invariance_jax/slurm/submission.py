@@ -19,26 +19,23 @@ from typing import Any
 
 from absl import flags
 
+from invariance_jax.data.sets import find, folder_of_sets
+from invariance_jax.runs.tracking import check_tracking
 from invariance_jax.runs.workdir import check, check_same_run, read_config
+from invariance_jax.runtime.files import absolute, is_url, private_folder
+from invariance_jax.runtime.preemption import INTERRUPTED, PREEMPTED
+from invariance_jax.settings import Settings, check_devices, resolve
 from invariance_jax.slurm import local
-from invariance_jax.slurm.job import PREEMPTED, Launch
+from invariance_jax.slurm.job import Launch
 from invariance_jax.slurm.options import Request, own_arguments
 from invariance_jax.sweeps.plan import Plan, Run, begin
-from invariance_jax.training.settings import check_devices, resolve
 
 
 def submit(request: Request, plan: Plan, mode: str) -> int:
     """Submits runs: one job, or for a sweep an array of jobs; says where the logs are.
 
     With the cluster "local" the runs are made one after the other before it returns.
-
-    Args:
-      request: what the command line asks for.
-      plan: what `sweeps.plan.plan` made of it.
-      mode: that of `launch.py`.
-
-    Returns:
-      The exit status: of the first run that failed here; 0 for SLURM.
+    Returns the exit status: of the first run that failed here; 0 for SLURM.
 
     Raises:
       ValueError: if submitit is missing, a run cannot be made as asked for, or SLURM
@@ -68,6 +65,7 @@ def submit(request: Request, plan: Plan, mode: str) -> int:
         return 0
     _check_slurm(script)
     begin(plan)
+    private_folder(folder)  # the pickles are run
     jobs = executor.submit_array(launches)
     print(f"submitted job {jobs[0].job_id.split('_')[0]}: {len(jobs)} run(s)")
     for run, job in zip(plan.runs, jobs, strict=True):
@@ -95,7 +93,7 @@ def _run_here(request: Request, launches: Sequence[Launch], folder: Path) -> int
             gpus=request.gpus_per_node,
             setup=request.setup,
         )
-        if status == PREEMPTED:
+        if status in (PREEMPTED, INTERRUPTED):
             return status
         failed = failed or status
     return failed
@@ -105,21 +103,36 @@ def _check_run(request: Request, run: Run, mode: str) -> None:
     """Checks a run as its own start would, so that the queue is not waited for."""
     config = read_config(run.workdir) if run.config is None else run.config
     settings = resolve(config)
+    _check_prepared(settings)
     if mode in ("all", "train"):
         check(settings, run.workdir)
+        check_tracking(settings)
         if request.gpus_per_node is not None:
             check_devices(settings, request.nodes * request.gpus_per_node)
     elif settings.encoder.weights is None:
         check_same_run(settings, run.workdir)
 
 
+def _check_prepared(settings: Settings) -> None:
+    """Checks that no job has to download and prepare an image set."""
+    name, given = settings.data.name, settings.data.data_dir
+    root = folder_of_sets(given)
+    if name != "spirograph" and find(root, name) is None:
+        words = ["python", "-m", "invariance_jax.data", name]
+        words += [f"--data_dir={given}"] if given else []
+        raise ValueError(
+            f"data.name is {name!r}, which is not prepared in {root}; expected a set "
+            f"that is: {shlex.join(words)}"
+        )
+
+
 def _folder(request: Request, workdir: str) -> Path:
-    if request.folder is None and "://" in workdir:
+    if request.folder is None and is_url(workdir):
         raise ValueError(
             "--slurm_folder is missing; expected a folder for scripts and logs, which "
             f"cannot be in {workdir}"
         )
-    return Path(request.folder or Path(workdir) / "slurm").absolute()
+    return Path(absolute(request.folder or Path(workdir) / "slurm"))
 
 
 def _launch(run: Run) -> Launch:
@@ -145,16 +158,15 @@ def _executor(request: Request, folder: Path, name: str) -> Any:
         def affinity(cls) -> int:
             return 1
 
-    options = dict(request.options)
+    options = request.options
     # The others are ended if one fails. `srun` does not inherit the cores of a task,
     # and must not truncate the logs of a job that was queued again.
     srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
-    if options["cpus_per_task"] is not None:
+    if "cpus_per_task" in options:
         srun.append(f"--cpus-per-task={options['cpus_per_task']}")
     # The package is found as it was here, installed or next to launch.py.
     path = shlex.quote(os.path.dirname(os.path.abspath(sys.argv[0])))
     setup = [f'export PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}"', *request.setup]
-    given = {key: value for key, value in options.items() if value is not None}
     executor = Executor(folder)
     executor.update_parameters(
         job_name=re.sub(r"[^\w.=+-]", "_", name),
@@ -167,7 +179,7 @@ def _executor(request: Request, folder: Path, name: str) -> Any:
         wckey=None,
         setup=setup,
         srun_args=srun,
-        additional_parameters={"requeue": True} | given,
+        additional_parameters={"requeue": True} | options,
     )
     return executor
 

@@ -1,33 +1,35 @@
-"""Sweeps: a grid over keys of the configuration, each point a run of its own.
+"""Sweeps: variants of a configuration, each a run of its own.
 
     python launch.py --config=... --workdir=DIR --sweep=configs/sweeps/penalty_weight.py
 
-The file has a function `get_sweep()` that returns key -> values; "seed" may be one of
-the keys. Every point has a folder in DIR, named after its values and laid out as the
-work directory of a run, over several seeds if there are several. `DIR/sweep.json` keeps
-the configuration of every point; `sweeps.collect` gathers what is finished.
+The file has a function `get_sweep()` that returns key -> values, a grid ("seed" may be
+one of the keys), or label -> {key: value}. Every variant has a folder in DIR, laid out
+as the work directory of a run, over several seeds if there are several.
+`DIR/sweep.json` keeps the configuration of each; `sweeps.collect` gathers what is
+finished, to be compared with the first.
 """
 
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from absl import flags
 from etils import epath
-from ml_collections import ConfigDict, FrozenConfigDict
 
-from invariance_jax.runs.records import chosen as chosen_of
-from invariance_jax.runs.workdir import check, one_per_seed
-from invariance_jax.runtime.files import write_json
+from invariance_jax.runs.workdir import check, command, one_per_seed
+from invariance_jax.runtime.files import work_folder, write_json
 from invariance_jax.runtime.processes import is_main_process
+from invariance_jax.settings import Config, to_dict
 from invariance_jax.sweeps.collect import FORMAT, is_evaluated, read_record
-from invariance_jax.sweeps.grid import make_points, read_grid, resolve_point
-from invariance_jax.training import keys
-from invariance_jax.training.settings import resolve
+from invariance_jax.sweeps.variants import (
+    Variant,
+    make_variants,
+    read_sweep,
+    resolve_variant,
+)
 
 _SWEEP = flags.DEFINE_string(
-    "sweep", None, "File with get_sweep(): key -> values, the grid of a sweep."
+    "sweep", None, "File with get_sweep(): key -> values, or label -> changed keys."
 )
 _ONE = flags.DEFINE_string(
     "sweep_run", None, "The one run of the sweep that is made: its folder in WORKDIR."
@@ -37,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
-    """One run: a point of a sweep with one seed, or what the command line says.
+    """One run: a variant of a sweep with one seed, or what the command line says.
 
     Attributes:
       name: its folder, relative to that of the sweep; None without a sweep.
@@ -46,7 +48,7 @@ class Run(NamedTuple):
     """
 
     name: str | None
-    config: ConfigDict | None
+    config: Config | None
     workdir: str
 
 
@@ -54,7 +56,7 @@ class Plan(NamedTuple):
     """What the command line asks for, checked.
 
     Attributes:
-      workdir: the work directory, for a sweep the parent of the points.
+      workdir: the work directory, for a sweep the parent of the variants.
       runs: those that are not finished.
       record: the content of `sweep.json`; None without a sweep, or for one run of it.
     """
@@ -64,45 +66,42 @@ class Plan(NamedTuple):
     record: dict[str, Any] | None
 
 
-def plan(config: ConfigDict | None, workdir: str, mode: str) -> Plan:
+def plan(config: Config | None, workdir: str, mode: str) -> Plan:
     """Returns the runs that the command line asks for; writes nothing.
 
     Without `--sweep` the one that the command line names, as it is. Finished are, in
     the modes `all` and `evaluate`, the runs that have these results.
 
-    Args:
-      config: the configuration of the command line.
-      workdir: its work directory.
-      mode: that of `launch.py`.
-
     Raises:
       ValueError: if the sweep cannot be read, a key or value of it is wrong, or a
         folder holds another run.
     """
+    parent = work_folder(workdir)
     if _SWEEP.value is None:
         if _ONE.value is not None:
             raise ValueError("--sweep_run needs --sweep")
-        return Plan(workdir, [Run(None, config, workdir)], None)
+        return Plan(str(parent), [Run(None, config, str(parent))], None)
     if config is None:
         raise ValueError("--config is missing; --sweep changes its keys")
-    grid = read_grid(_SWEEP.value)
-    points = make_points(config, grid)
-    settings = {name: resolve_point(name, one) for name, one in points.items()}
-    if mode in ("all", "evaluate"):
-        for name, one in settings.items():
-            _check_experiments(name, one)
-    parent = epath.Path(workdir)
-    _check_parent(parent, grid, settings)
+    variants = make_variants(config, read_sweep(_SWEEP.value))
+    _check_parent(parent, variants)
     runs, done = {}, set()
-    for name, point in points.items():
-        for one, folder in one_per_seed(point, parent / name):
-            one_settings, own = resolve(one), str(folder.relative_to(parent))
-            check(one_settings, folder)
+    for name, variant in variants.items():
+        for one, folder in one_per_seed(variant.config, parent / name):
+            settings = resolve_variant(variant.label, one)
+            own = str(folder.relative_to(parent))
+            check(settings, folder)
             runs[own] = Run(own, one, str(folder))
-            if mode in ("all", "evaluate") and is_evaluated(one_settings, folder):
+            if mode in ("all", "evaluate") and is_evaluated(settings, folder):
                 done.add(own)
-    record = {"format": FORMAT, "command": " ".join(sys.argv), "grid": grid}
-    record["points"] = {name: one.to_dict() for name, one in settings.items()}
+    record: dict[str, Any] | None = {
+        "format": FORMAT,
+        "command": command(),
+        "variants": {
+            name: {"label": one.label, "config": to_dict(one.settings)}
+            for name, one in variants.items()
+        },
+    }
     if _ONE.value is not None:
         if _ONE.value not in runs:
             names = ", ".join(runs)
@@ -111,7 +110,7 @@ def plan(config: ConfigDict | None, workdir: str, mode: str) -> Plan:
     for name in [name for name in runs if name in done]:
         _log.info("%s: finished, skipped", name)
         del runs[name]
-    return Plan(workdir, list(runs.values()), record)
+    return Plan(str(parent), list(runs.values()), record)
 
 
 def begin(chosen: Plan) -> None:
@@ -121,7 +120,7 @@ def begin(chosen: Plan) -> None:
         write_json(epath.Path(chosen.workdir) / "sweep.json", chosen.record)
 
 
-def run_each(chosen: Plan, program: Callable[[ConfigDict | None, str], None]) -> None:
+def run_each(chosen: Plan, program: Callable[[Config | None, str], None]) -> None:
     """Makes the runs one after the other; one that diverges does not stop the others.
 
     Args:
@@ -148,30 +147,16 @@ def run_each(chosen: Plan, program: Callable[[ConfigDict | None, str], None]) ->
         raise FloatingPointError(" ".join(errors))
 
 
-def _check_experiments(name: str, settings: FrozenConfigDict) -> None:
-    """Checks that a point asks for no study, which is a sweep of its own."""
-    studies = chosen_of(settings, keys.STUDIES)
-    if studies:
-        raise ValueError(
-            f"{name}: evaluation.experiments is {settings.evaluation.experiments!r}, "
-            f"with the study {studies[0]}; expected in a sweep some of "
-            f"{', '.join(map(repr, keys.EXPERIMENTS))}."
-        )
-
-
-def _check_parent(
-    parent: epath.Path, grid: Mapping[str, Any], points: Mapping[str, FrozenConfigDict]
-) -> None:
-    """Checks that a folder is free, or that of a sweep over the same keys."""
+def _check_parent(parent: epath.Path, variants: Mapping[str, Variant]) -> None:
+    """Checks that a folder is free, or that of the same sweep, or a part of it."""
     if (parent / "sweep.json").exists():
-        old = sorted({*read_record(parent)["grid"]} - {"seed"})
-        new = sorted({*grid} - {"seed"})
-        if old != new:
+        old, new = {*read_record(parent)["variants"]}, {*variants}
+        if not (old <= new or new <= old):
             raise ValueError(
-                f"{parent} holds a sweep over {', '.join(old) or 'seeds'}, found "
-                f"{', '.join(new) or 'seeds'}; give another workdir."
+                f"{parent} holds a sweep over {', '.join(sorted(old - new))}, which "
+                "this one lacks; add them to it, or give another workdir."
             )
-    elif (parent / "config.json").exists() and "." not in points:
+    elif (parent / "config.json").exists() and "." not in variants:
         raise ValueError(f"{parent} holds a run; a sweep needs another workdir.")
-    for name, settings in points.items():
-        check(settings, parent / name)
+    for name, variant in variants.items():
+        check(variant.settings, parent / name)

@@ -1,7 +1,7 @@
 """The gradient of a batch that is too large for the memory, part by part.
 
 Gao, Zhang, Han, Callan: Scaling Deep Contrastive Learning Batch Size under Memory
-Limited Setup (2021), with the invariance penalty: the contrastive loss couples all
+Limited Setup (2021), with the invariance penalty: the method's loss couples all
 examples, but only through their representations. These are computed part by part,
 without what a backward pass needs; the loss and its gradient with respect to them
 follow for the whole batch; and each part is encoded again, to carry its rows of that
@@ -24,32 +24,39 @@ def make_gradient(objective: Objective, count: int) -> Callable[..., tuple[Any, 
 
     With several parts it is that of the whole batch if no example meets another within
     the encoder: if nothing normalizes, or the groups of BatchNorm divide a part. Else
-    batch statistics are those of a part. The head normalizes over the whole batch, so
+    batch statistics are those of a part. The heads normalize over the whole batch, so
     the penalty must not act on z, nor be measured against the variance over the batch
-    (`training.settings` refuses both). Costs one more forward pass.
+    (`settings.check` refuses both). Costs one more forward pass.
 
     Args:
       objective: the loss of the examples of this replica.
       count: parts, a divisor of their number.
 
     Returns:
-      `(params, stats, weight, x, draws) -> (gradient, (terms, stats))`, as
-      `jax.grad(objective, has_aux=True)`; the running statistics move to the mean of
+      `(params, stats, weight, x, draws, target, memory) -> (gradient, (terms, stats))`,
+      as `jax.grad(objective, has_aux=True)`; the running statistics move to the mean of
       what the parts move them to.
     """
     if count == 1:
         return jax.grad(objective, has_aux=True)
 
     def gradient(
-        params: Any, stats: Any, weight: Array, x: Array, draws: Draws
+        params: Any,
+        stats: Any,
+        weight: Array,
+        x: Array,
+        draws: Draws,
+        target: Any,
+        memory: Any,
     ) -> tuple[Any, Any]:
         parts = _split((x, draws), count)
         sides, moved = jax.lax.map(
             lambda part: objective.encode(params, stats, *part), parts
         )
         moved = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), moved)
-        outer = jax.grad(objective.loss, argnums=(0, 3), has_aux=True)
-        (direct, cotangents), aux = outer(params, moved, weight, _join(sides))
+        outer = jax.grad(objective.couple, argnums=(0, 3), has_aux=True)
+        inputs = params, moved, weight, _join(sides), target, memory
+        (direct, cotangents), aux = outer(*inputs)
 
         def add(total: Any, part_and_cotangents: tuple[Any, Any]) -> tuple[Any, None]:
             part, cotangents = part_and_cotangents

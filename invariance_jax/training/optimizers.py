@@ -14,13 +14,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from invariance_jax.settings import Settings
 from invariance_jax.types import Array
 
 _LARS_EPSILON = 1e-8
 _WARMUP_EPOCHS = 10
-
-OPTIMIZERS = ("lars", "adamw")
-SCHEDULES = ("paper", "warmup_cosine")
 
 
 def lars(
@@ -83,11 +81,11 @@ def paper_schedule(
     return schedule
 
 
-def make_schedule(settings: Any) -> optax.Schedule:
+def make_schedule(settings: Settings) -> optax.Schedule:
     """Returns the learning rate as a function of the step.
 
     Args:
-      settings: the result of `training.settings.resolve`.
+      settings: the result of `settings.resolve`.
 
     Returns:
       `step -> learning rate`.
@@ -104,11 +102,11 @@ def make_schedule(settings: Any) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)
 
 
-def make_optimizer(settings: Any) -> optax.GradientTransformation:
+def make_optimizer(settings: Settings) -> optax.GradientTransformation:
     """Returns the optimizer that the settings name, with its schedule.
 
     Args:
-      settings: the result of `training.settings.resolve`.
+      settings: the result of `settings.resolve`.
 
     Returns:
       An optax transformation; its update needs the parameters.

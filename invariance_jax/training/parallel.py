@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from invariance_jax.training.batches import Batches, Sampler
 from invariance_jax.training.draws import Draws
-from invariance_jax.training.steps import Metrics, TrainState
+from invariance_jax.training.step import Metrics, TrainState
 from invariance_jax.types import Array, Key
 
 AXIS_NAME = "replicas"
@@ -40,7 +41,7 @@ def _local_positions(devices: Sequence[jax.Device]) -> list[int]:
 
 
 @functools.cache
-def _copy(devices: tuple[jax.Device, ...]) -> Callable[[Array, Any], Any]:
+def _copy(devices: tuple[jax.Device, ...]) -> Callable[[np.ndarray, Any], Any]:
     return jax.pmap(
         lambda _, tree: tree,
         # The name is part of the sharding: with another one, a step compiles twice.
@@ -63,42 +64,14 @@ def one_replica(tree: Any) -> Any:
     return jax.tree.map(lambda shard: np.asarray(shard)[0], shards)
 
 
-def stack(trees: Sequence[Any]) -> Any:
-    """Returns the trees of several seeds as one, what `make_train` takes.
-
-    Args:
-      trees: pytrees of arrays of one replica, alike.
-
-    Returns:
-      The tree, leaves with the seeds as axis 0; that of one seed as it is.
-    """
-    if len(trees) == 1:
-        return trees[0]
-    # Random keys are no NumPy arrays.
-    hosted = all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(trees))
-    return jax.tree.map(lambda *leaves: (np if hosted else jnp).stack(leaves), *trees)
-
-
-def unstack(tree: Any, count: int) -> list[Any]:
-    """Returns the trees of so many seeds: the inverse of `stack`.
-
-    Args:
-      tree: pytree of arrays of one replica.
-      count: the number of seeds.
-    """
-    if count == 1:
-        return [tree]
-    return [jax.tree.map(lambda leaf, n=n: leaf[n], tree) for n in range(count)]
-
-
 def make_train(
     step: Callable[[TrainState, Array, Draws], tuple[TrainState, Metrics]],
     draw: Callable[[Key, Array], Draws],
+    sampler: Sampler,
+    batches: Batches,
     devices: Sequence[jax.Device],
-    *,
-    seeds: int = 1,
-) -> Callable[[TrainState, Key, Array, int], tuple[TrainState, Metrics]]:
-    """Returns `train(state, key, data, num_steps)`, several steps in one call.
+) -> Callable[[TrainState, Key, int, int], tuple[TrainState, Metrics]]:
+    """Returns `train(state, key, first, num_steps)`, several steps in one call.
 
     The number of steps is not part of the compiled program: any number of steps per
     call gives the same numbers, and compiles once.
@@ -106,40 +79,37 @@ def make_train(
     Args:
       step: the step of one replica, with AXIS_NAME as its axis name.
       draw: `(key, step) -> Draws` for the global batch.
+      sampler: `(key, step) -> indices` of the global batch.
+      batches: the rows of the examples.
       devices: the devices of all processes.
-      seeds: how many train as one, each with its own state and key; the data is shared.
 
     Returns:
-      `(replicated state, key, replicated data [N, ...], num_steps)
-      -> (replicated state, replicated metrics)`; the state is donated, the metrics are
-      sums over the steps. With several seeds, state, key and metrics have an axis of
-      seeds, after that of the replicas.
+      `(replicated state, key, its step, num_steps) -> (replicated state, replicated
+      metrics)`; the state is donated, the metrics are sums over the steps.
     """
-    mapped = map_train(step, draw, devices, seeds=seeds)
+    mapped = map_train(step, draw, sampler, batches, devices)
     # Programs that wait in a queue meet in any order on the CPUs of several processes,
     # and then wait for one another for ever.
     blocks = jax.process_count() > 1 and devices[0].platform == "cpu"
 
-    def train_steps(state: TrainState, key: Key, data: Array, num_steps: int):
-        results = mapped(state, key, data, np.int32(num_steps))
+    def train_steps(state: TrainState, key: Key, first: int, num_steps: int) -> Any:
+        loaded = batches.load(first, num_steps, devices)
+        results = mapped(state, key, loaded, np.int32(num_steps))
         return jax.block_until_ready(results) if blocks else results
 
     return train_steps
 
 
 def map_train(
-    step: Any, draw: Any, devices: Sequence[jax.Device], *, seeds: int = 1
+    step: Callable[[TrainState, Array, Draws], tuple[TrainState, Metrics]],
+    draw: Callable[[Key, Array], Draws],
+    sampler: Sampler,
+    batches: Batches,
+    devices: Sequence[jax.Device],
 ) -> Any:
-    """Returns what `make_train` calls, num_steps int32 `[]`; it can be lowered.
+    """Returns what `make_train` calls, num_steps int32 `[]`; it can be lowered."""
 
-    Args:
-      step: as in `make_train`.
-      draw: as in `make_train`.
-      devices: as in `make_train`.
-      seeds: as in `make_train`.
-    """
-
-    def take_share(draws: Draws) -> Draws:
+    def take_share(tree: Any) -> Any:
         replicas = jax.lax.psum(1, AXIS_NAME)
         replica = jax.lax.axis_index(AXIS_NAME)
 
@@ -147,26 +117,24 @@ def map_train(
             size = leaf.shape[0] // replicas
             return jax.lax.dynamic_slice_in_dim(leaf, replica * size, size)
 
-        return jax.tree.map(share, draws)
+        return jax.tree.map(share, tree)
 
     def one_step(
-        state: TrainState, key: Key, data: Array
+        state: TrainState, key: Key, loaded: Any, position: Array
     ) -> tuple[TrainState, Metrics]:
-        draws = take_share(draw(key, state.step))
-        return step(state, data[draws.indices], draws)
-
-    if seeds > 1:
-        one_step = jax.vmap(one_step, in_axes=(0, 0, None), axis_size=seeds)
+        indices, draws = take_share((sampler(key, state.step), draw(key, state.step)))
+        return step(state, batches.take(loaded, indices, position), draws)
 
     def train(
-        state: TrainState, key: Key, data: Array, num_steps: Array
+        state: TrainState, key: Key, loaded: Any, num_steps: Array
     ) -> tuple[TrainState, Metrics]:
-        def body(_: Array, carry: tuple[TrainState, Metrics]):
+        def body(position: Array, carry: tuple[TrainState, Metrics]) -> Any:
             state, sums = carry
-            state, metrics = one_step(state, key, data)
+            state, metrics = one_step(state, key, loaded, position)
             return state, jax.tree.map(jnp.add, sums, metrics)
 
-        _, shapes = jax.eval_shape(one_step, state, key, data)
+        zero = jnp.zeros((), jnp.int32)
+        _, shapes = jax.eval_shape(one_step, state, key, loaded, zero)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.fori_loop(0, num_steps, body, (state, zeros))
 

@@ -1,6 +1,13 @@
 """Transformations: examples and parameters alpha to views, differentiable in alpha."""
 
-from invariance_jax.transforms import color, geometry, image, shifts, spirograph
+from invariance_jax.transforms import (
+    blur,
+    color,
+    geometry,
+    image,
+    shifts,
+    spirograph,
+)
 from invariance_jax.transforms.base import (
     Transformation,
     View,
@@ -10,6 +17,7 @@ from invariance_jax.transforms.base import (
 __all__ = [
     "Transformation",
     "View",
+    "blur",
     "check_transformation",
     "color",
     "geometry",

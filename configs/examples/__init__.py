@@ -1,0 +1,1 @@
+"""Parts of one's own: a transformation, an encoder, an objective."""

@@ -1,0 +1,56 @@
+"""Own encoder: blocks in the style of ConvNeXt (Liu et al., 2022).
+
+    python launch.py --config=configs/examples/convnext.py --workdir=runs/convnext
+
+Spirograph on two CPU cores; not yet run. Layer normalization couples no examples, so
+nothing here needs `axis_name`.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from configs import spirograph
+from invariance_jax.settings import Config
+
+
+def get_config(variant: str = "quick") -> Config:
+    """Returns a variant of Spirograph with the encoder of this file."""
+    config = spirograph.get_config(variant)
+    config.encoder.name = "configs.examples.convnext:convnext"
+    config.encoder.kwargs = {"features": 32, "depth": 2}
+    return config
+
+
+class Block(nn.Module):
+    """A depthwise convolution and two dense layers, beside a residual connection."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        """Returns the features of the block, `[B, H, W, features]`."""
+        y = nn.Conv(self.features, (7, 7), feature_group_count=self.features)(x)
+        y = nn.Dense(4 * self.features)(nn.LayerNorm()(y))
+        return x + nn.Dense(self.features)(nn.gelu(y))
+
+
+class ConvNeXt(nn.Module):
+    """Patches of 4 x 4 pixels, blocks, mean over the positions."""
+
+    features: int
+    depth: int
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        """Returns h `[B, features]` of images `[B, H, W, 3]`."""
+        del train  # nothing behaves in another way
+        x = nn.Conv(self.features, (4, 4), strides=4)(images)
+        for _ in range(self.depth):
+            x = Block(self.features)(x)
+        return nn.LayerNorm()(jnp.mean(x, axis=(1, 2)))
+
+
+def convnext(*, axis_name=None, features, depth) -> ConvNeXt:
+    """Returns the encoder; `encoder.kwargs` gives features and depth."""
+    del axis_name
+    return ConvNeXt(features=features, depth=depth)

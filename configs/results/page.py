@@ -1,0 +1,122 @@
+"""Writes configs/README.md: what each run is, costs and gives.
+
+    python -m configs.results.page
+
+The headers of the configurations say what there is, `index.toml` has the sections and
+their words, and NAME.csv the numbers of a section: a row for each run, metric and
+place, with the digits that are shown. `configs.results.keep` makes one of runs.
+"""
+
+import ast
+import csv
+import re
+import tomllib
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+PAGE = FOLDER.parent / "README.md"
+PAPER = FOLDER.parents[1] / "invariance_jax" / "report" / "paper.csv"
+DIFFERENCE = "difference (95 % interval)"
+
+Row = dict[str, str]
+
+
+def make_page() -> str:
+    """Returns the text of the page."""
+    index = tomllib.loads((FOLDER / "index.toml").read_text())
+    parts = [index["introduction"]]
+    for name in index["runs"]:
+        header = _header(f"{name}.py")
+        (command,) = re.findall("python launch.py .*", header)
+        parts += [f"**{header.splitlines()[0]}**", f"`{command}`", _variants(header)]
+    for folder in ("sweeps", "examples"):
+        files = [f"{folder}/{name}.py" for name in index[folder]["files"]]
+        what = [(f"[`{file}`]({file})", _header(file).split("\n")[0]) for file in files]
+        parts += [index[folder]["text"], _markdown(("file", "what"), what)]
+    parts += [index["results"], *map(_section, index["section"])]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _header(file: str) -> str:
+    return ast.get_docstring(ast.parse((FOLDER.parent / file).read_text())) or ""
+
+
+def _variants(header: str) -> str:
+    lines = []
+    entries = re.findall(r"^  (\w+)( \(default\))?: (.*(?:\n    .*)*)", header, re.M)
+    for name, default, text in entries:
+        # The result begins with the first place of a measurement.
+        parts = re.split(r"\s(?=Plain|M = )", " ".join(text.split()), maxsplit=1)
+        lines.append((f"`{name}`{default}", *parts, "")[:3])
+    return _markdown(("variant", "what, hardware, time", "result"), lines)
+
+
+def _section(section: dict[str, Any]) -> str:
+    rows = [*_rows(FOLDER / f"{section['file']}.csv")]
+    n, commits = (
+        ", ".join(dict.fromkeys(row[k] for row in rows)) for k in ("n", "commit")
+    )
+    how = f"{section['how'].strip()} n = {n}; commit {commits}."
+    table = _table([*rows, *_of_paper(section.get("paper", ""))], section)
+    if section.get("folded"):
+        table = f"<details><summary>The table</summary>\n\n{table}\n\n</details>"
+    return f"### {section['title']}\n\n{how}\n\n{table}\n\n{section['text'].strip()}"
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    with path.open(newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def _of_paper(data: str) -> Iterator[Row]:
+    """Yields what the paper reports of averaged features on a data set."""
+    for row in _rows(PAPER):
+        averaged = row["experiment"] == "averaging" and not row["target"]
+        if row["data"] == data and averaged and "weight" not in row["run"]:
+            yield row | {"metric": row["metric"].upper(), "at": f"M = {row['views']}"}
+
+
+def _table(rows: list[Row], section: dict[str, Any]) -> str:
+    """Returns numbers by runs or runs by numbers, as the section says."""
+    cells: dict[tuple[str, ...], Row] = {}
+    if "numbers" in section:
+        chosen = {number: k for k, number in enumerate(section["numbers"])}
+        rows = [row for row in rows if _number(row) in chosen]
+        rows.sort(key=lambda row: chosen[_number(row)])
+    for row in rows:
+        scale = section.get("scale", {}).get(row["metric"].split(" ")[0], "")
+        number = _number(row, f" x {scale}" if scale else "")
+        mean, error, difference, low, high = (
+            f"{Decimal(row[name]) / Decimal(scale or 1):f}" if row.get(name) else ""
+            for name in ("mean", "standard_error", "difference", "low", "high")
+        )
+        key, column = (row.get("study", ""), row["run"]), number
+        if section["lines"] == "numbers":
+            key, column = (number,), row["run"]
+        line = cells.setdefault(key, {})
+        line[column] = f"{mean} ± {error}" if error else mean
+        against = f"{difference} ({low} to {high})" if difference else ""
+        line[f"{column}: {DIFFERENCE}"] = against
+    columns = dict.fromkeys(column for line in cells.values() for column in line)
+    columns = [c for c in columns if any(line.get(c) for line in cells.values())]
+    lines = [(*key, *(line.get(c, "") for c in columns)) for key, line in cells.items()]
+    heads = ("",) * len(key) + tuple(columns)
+    if not any(key[0] for key in cells):
+        heads, lines = heads[1:], [line[1:] for line in lines]
+    return _markdown(heads, lines)
+
+
+def _number(row: Row, unit: str = "") -> str:
+    return ", ".join(filter(None, (row["metric"] + unit, row["at"])))
+
+
+def _markdown(heads: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows).replace("+-", "±")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(make_page())

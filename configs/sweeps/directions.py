@@ -1,0 +1,23 @@
+"""Estimators of the penalty and directions per example, against no penalty.
+
+    python launch.py --config=configs/spirograph.py:quick --config.seeds=3 \
+        --config.steps=500 --config.evaluation.split=validation \
+        --workdir=runs/directions --sweep=configs/sweeps/directions.py
+
+Seven variants of three seeds, each of 500 steps. Not yet run.
+"""
+
+
+def get_sweep() -> dict[str, dict[str, object]]:
+    """Returns label -> changed keys; the others are compared to the first."""
+    return {
+        "no penalty": {"penalty.weight": 0.0},
+        **{
+            f"{estimator}, K = {count}": {
+                "penalty.estimator": estimator,
+                "penalty.directions": count,
+            }
+            for estimator in ("directional", "sign")
+            for count in (1, 4, 16)
+        },
+    }

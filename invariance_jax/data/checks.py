@@ -1,0 +1,43 @@
+"""What is checked before anything is allocated or written."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def integer(name: str, value: object, *, least: int) -> int:
+    """Returns an integer, NumPy's too, as Python's; another value is refused."""
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        if value >= least:
+            return int(value)
+    raise ValueError(f"{name} must be an integer of at least {least}; found {value!r}.")
+
+
+def memory(what: str, num_bytes: int) -> None:
+    """Refuses arrays of which the memory of this machine does not hold two copies."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 2 * num_bytes > there:
+        raise ValueError(
+            f"{what} take {num_bytes / 1e9:.3g} GB, more than half of the "
+            f"{there / 1e9:.3g} GB of memory of this machine; take fewer or smaller."
+        )
+
+
+def class_names(names: Sequence[str]) -> list[str]:
+    """Refuses names that would not come back: TFDS keeps them as lines of text."""
+    for name in names:
+        text = name if isinstance(name, str) else ""
+        if text.encode("utf-8", "replace").decode().strip().splitlines() != [name]:
+            raise ValueError(
+                "class_names must each be one line of UTF-8 text with no space at its "
+                f"ends; found {name!r}."
+            )
+    if len({*names}) < len(names):
+        raise ValueError(f"class_names must be different; found {list(names)}.")
+    return [str(name) for name in names]
+
+
+def reason(error: Exception) -> str:
+    """Returns a library's message in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

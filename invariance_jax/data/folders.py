@@ -1,0 +1,131 @@
+"""Folders of image files as arrays: which files, and how each is read."""
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from invariance_jax.data import checks, records
+from invariance_jax.data.sets import Split
+
+_GREY_MODES = {"1", "L", "LA"}
+
+# What an EXIF orientation asks for.
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read(
+    train: Path, test: Path | None, *, image_size: int | None
+) -> tuple[Split, Split, list[str] | None]:
+    """Returns the training split, the test split and the names of the classes.
+
+    See `preparation.prepare_folder`. The images are in a fixed random order; without
+    class folders there are neither labels nor names.
+    """
+    if image_size is not None:
+        image_size = checks.integer("image_size", image_size, least=1)
+    names = checks.class_names(_class_names(train))
+    if test is not None and names != (others := _class_names(test)):
+        raise ValueError(
+            f"train and test must have the same class folders; only one of {train} and "
+            f"{test} has {min({*names} ^ {*others})!r}."
+        )
+    files, labels = _list(train, names)
+    if test is None:
+        count = -(-len(files) // 10)
+        files, labels = files[count:] + files[:count], np.roll(labels, -count)
+    else:
+        test_files, test_labels = _list(test, names)
+        files, labels = files + test_files, np.append(labels, test_labels)
+        count = len(test_files)
+    images, cut = _read_images(files, image_size), len(files) - count
+    if not names:
+        return Split(images[:cut], None), Split(images[cut:], None), None
+    return Split(images[:cut], labels[:cut]), Split(images[cut:], labels[cut:]), names
+
+
+def _visible(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; expected one of images.")
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _class_names(folder: Path) -> list[str]:
+    return [path.name for path in _visible(folder) if path.is_dir()]
+
+
+def _list(folder: Path, names: list[str]) -> tuple[list[Path], np.ndarray]:
+    """Returns the files of a folder and the numbers of their classes."""
+    folders = [folder / name for name in names] or [folder]
+    classes = [_visible(each) for each in folders]
+    if [] in classes:
+        raise ValueError(f"{folders[classes.index([])]} has no images.")
+    files = [file for files in classes for file in files]
+    labels = np.repeat(np.arange(len(classes)), [*map(len, classes)])
+    # A run that uses the first examples only must not meet the first class only.
+    order = np.random.RandomState(0).permutation(len(files))
+    return [files[index] for index in order], labels[order]
+
+
+def _read_images(files: list[Path], image_size: int | None) -> np.ndarray:
+    """Returns the images uint8 `[N, H, W, 3]`, or `[N, H, W, 1]` if all are grey."""
+    height = width = image_size or 0
+    if image_size is None:
+        width, height = _read_image(files[0], None).size
+    what = f"{len(files)} images of {height} x {width} pixels"
+    checks.memory(what, len(files) * height * width * 3)
+    images = np.empty((len(files), height, width, 3), np.uint8)
+    is_grey = np.empty(len(files), bool)
+
+    def read(index: int) -> int:
+        image = _read_image(files[index], image_size)
+        if image.size != (width, height):
+            raise ValueError(
+                f"images must have one size, or give image_size: {files[0]} has "
+                f"{height} x {width} pixels, {files[index]} has {image.height} x "
+                f"{image.width} pixels."
+            )
+        images[index] = np.asarray(image.convert("RGB"))
+        is_grey[index] = image.mode == "L"
+        return 1
+
+    with ThreadPoolExecutor() as pool:
+        counts = pool.map(read, range(len(files)))
+        records.progress(counts, len(files), "Reading")
+    return images[..., :1] if is_grey.all() else images
+
+
+def _read_image(path: Path, image_size: int | None) -> Image.Image:
+    """Returns an upright image in the mode L or RGB, scaled and cut to a square."""
+    try:
+        # By its name Pillow would map a plain TIFF and turn it wrongly.
+        with path.open("rb") as content, Image.open(content) as file:
+            if file.mode[0] in "IF":
+                raise ValueError(f"its mode {file.mode} has more than 8 bits")
+            if file.has_transparency_data:
+                if np.asarray(file.convert("RGBA"))[..., 3].min() < 255:
+                    raise ValueError("it is transparent; put it on a background")
+            image = file.convert("L" if file.mode in _GREY_MODES else "RGB")
+            # What else stands in the EXIF may be damaged; it is not written again.
+            with contextlib.suppress(Exception):
+                orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+                image = image.transpose(_TURNS[orientation])
+        if image_size is not None:
+            size = (image_size, image_size)
+            image = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
+    except Exception as error:  # each format of Pillow raises its own
+        raise ValueError(
+            f"{path} is not an image that can be read ({checks.reason(error)}); mend "
+            "or remove it."
+        ) from error
+    return image

@@ -1,0 +1,137 @@
+"""Image sets by name: what is known of them without a file, and where they lie.
+
+A set lies in `DATA_DIR/NAME/VERSION`; of several versions the highest is read. A name
+may choose a configuration and a version as TFDS does: `emnist/letters:3.1.0`.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+FORMAT = "array_record"
+"""The format of the records that are read without TensorFlow."""
+
+Color = tuple[float, float, float]
+"""A number for each of three channels, of values in [0, 1]."""
+
+
+class Split(NamedTuple):
+    """Images uint8 `[N, H, W, 1 or 3]`, and integer labels `[N]` or None."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+
+
+class Shard(NamedTuple):
+    """A file of records, and how many it should hold."""
+
+    path: Path
+    size: int
+
+
+class Description(NamedTuple):
+    """What a run has to know of an image set.
+
+    Attributes:
+      name: the name that was asked for.
+      image_shape: (H, W, channels), 1 or 3 channels.
+      num_classes: C; None if the images have no labels.
+      num_train: examples of the training split, with those that validate.
+      num_test: examples of the test split.
+      mean: of three channels, values in [0, 1].
+      std: standard deviation of three channels, values in [0, 1].
+      class_names: C names, which are the numbers where the set has no others; () if the
+        images have no labels; None of a set whose files are not there yet.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int | None
+    num_train: int
+    num_test: int
+    mean: Color
+    std: Color
+    class_names: tuple[str, ...] | None = None
+
+
+def _grey(value: float) -> Color:
+    return value, value, value
+
+
+# Foster et al. (2021) normalize CIFAR by these, which are not quite the moments of the
+# sets. The others are the moments of all pixels of the training split; a grey channel
+# stands for three equal ones.
+_MOMENTS: dict[str, tuple[Color, Color]] = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)),
+    "mnist": (_grey(33.318421449829934 / 255), _grey(78.56748998339798 / 255)),
+    "fashion_mnist": (_grey(0.2860405969887955), _grey(0.3530242445149226)),
+    "svhn_cropped": (
+        (0.4376821, 0.4437697, 0.47280442),
+        (0.19803012, 0.20101562, 0.19703614),
+    ),
+}
+
+_KNOWN = {
+    name: Description(name, shape, num_classes, num_train, num_test, *_MOMENTS[name])
+    for name, shape, num_classes, num_train, num_test in (
+        ("cifar10", (32, 32, 3), 10, 50_000, 10_000),
+        ("cifar100", (32, 32, 3), 100, 50_000, 10_000),
+        ("mnist", (28, 28, 1), 10, 60_000, 10_000),
+        ("fashion_mnist", (28, 28, 1), 10, 60_000, 10_000),
+        ("svhn_cropped", (32, 32, 3), 10, 73_257, 26_032),
+    )
+}
+
+NAMES = tuple(_KNOWN)
+"""The image classification sets that are downloaded and prepared on first use."""
+
+RESERVED = (*NAMES, "spirograph")
+"""Names that a user's own set cannot have."""
+
+
+def known(name: str) -> Description | None:
+    """Returns what is known of a set without reading or downloading anything.
+
+    Args:
+      name: any name.
+
+    Returns:
+      The `Description` of one of `NAMES`, without class names; None for other names.
+    """
+    return _KNOWN.get(name)
+
+
+def user_path(what: str, path: str | os.PathLike[str]) -> Path:
+    """Returns a path without `~`, which is refused where there is no home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{what} is {os.fspath(path)!r}, but there is no home folder ({error}); "
+            "name a folder."
+        ) from error
+
+
+def folder_of_sets(data_dir: str | os.PathLike[str] | None) -> Path:
+    """Returns a folder of prepared sets; of None `TFDS_DATA_DIR` or TFDS's default."""
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return user_path("data_dir", data_dir or default)
+
+
+def find(root: Path, name: str) -> Path | None:
+    """Returns the folder of the highest version of a prepared set, or None."""
+    name, _, wanted = name.partition(":")
+    # The temporary folder of a set that is being written begins with a word.
+    number = re.compile(r"\d+\.\d+\.\d+")
+    versions = {
+        tuple(map(int, path.parent.name.split("."))): path.parent
+        for path in (root / name).glob("*/dataset_info.json")
+        if number.fullmatch(path.parent.name)
+    }
+    if wanted:
+        return next((p for p in versions.values() if p.name == wanted), None)
+    return versions[max(versions)] if versions else None

@@ -1,0 +1,134 @@
+"""What the experiments measure: a frozen encoder and the examples it is measured on."""
+
+import functools
+
+import numpy as np
+from etils import epath
+
+from invariance_jax.runs.results import Row, rows_of
+from invariance_jax.settings import Settings
+from invariance_jax.tasks import Examples, Scored, Task
+from invariance_jax.training.build import Parts, initial_state
+from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
+from invariance_jax.training.objective import Variables
+
+STREAMS = {"train": 0, "test": 1}
+"""Split -> the stream of its views, as `FrozenEncoder` takes it."""
+
+
+class Context:
+    """A trained encoder, the examples of its run, and what experiments share.
+
+    Nothing is computed before it is asked for, and nothing twice. A split is "train" or
+    "test", whichever split `evaluation.split` measures on.
+
+    Attributes:
+      parts: the parts of the run.
+      settings: those of the run.
+      task: examples and probes.
+      workdir: the work directory of the seed.
+      encoder: the frozen encoder, a function of variables and examples.
+      variables: its variables, {"params", "batch_stats"}.
+      train: the examples that probes are fitted on.
+      test: the examples that they are measured on.
+      num_views: the numbers M of views that features are averaged over.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        workdir: epath.Path,
+        encoder: FrozenEncoder,
+        variables: Variables,
+        *,
+        num_views: tuple[int, ...],
+    ):
+        """Reads the examples; num_views: no more of them than are needed."""
+        self.parts, self.workdir, self.num_views = parts, workdir, num_views
+        self.settings: Settings = parts.settings
+        self.task: Task = parts.task
+        self.encoder, self.variables = encoder, variables
+        chosen = self.settings.evaluation
+        self.train = self.task.probe_examples(self.task.examples("train"))
+        self.test = self.task.examples(chosen.split).first(chosen.test_examples)
+        self._features: dict[tuple[str, str], np.ndarray] = {}
+        self._plain: dict[str, np.ndarray] = {}
+        self._scored: dict[tuple[int, str], Scored] = {}
+        self._selected: dict[int, list[Row]] = {}
+
+    @functools.cached_property
+    def untrained(self) -> Variables:
+        """The variables of the encoder before training."""
+        return encoder_variables(initial_state(self.parts))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there are plain images."""
+        return self.parts.transformation.plain is not None
+
+    def examples(self, split: str) -> Examples:
+        """Returns the examples of a split."""
+        return {"train": self.train, "test": self.test}[split]
+
+    def y(self, split: str) -> np.ndarray:
+        """Returns the targets or labels of a split, where there are any."""
+        y = self.examples(split).y
+        assert y is not None, "an experiment with probes, of images without labels"
+        return y
+
+    def features(self, split: str, family: str = "all") -> np.ndarray:
+        """Returns features averaged over each M, `[len(num_views), N, D]`."""
+        if (split, family) not in self._features:
+            self._features[split, family] = self.encoder.features(
+                self.variables,
+                self.examples(split).x,
+                num_views=self.num_views,
+                stream=STREAMS[split],
+                family=family,
+            )
+        return self._features[split, family]
+
+    def plain(self, split: str) -> np.ndarray:
+        """Returns the features of plain images, `[N, D]`."""
+        if split not in self._plain:
+            x = self.examples(split).x
+            self._plain[split] = self.encoder.plain(self.variables, x)
+        return self._plain[split]
+
+    def fit_and_score(self, h: np.ndarray, h_test: np.ndarray) -> Scored:
+        """Returns the probe of training features, and its quality on test features."""
+        probe = self.task.fit(h, self.y("train"))
+        return self.task.score(probe, h_test, self.y("test"))
+
+    def scored(self, number: int, family: str = "all") -> Scored:
+        """Returns the probe on features averaged over `num_views[number]`."""
+        place = number % len(self.num_views), family
+        if place not in self._scored:
+            h, h_test = (self.features(s, family)[number] for s in ("train", "test"))
+            self._scored[place] = self.fit_and_score(h, h_test)
+        return self._scored[place]
+
+    def selected(self, number: int) -> list[Row]:
+        """Returns `select` of features averaged over `num_views[number]`."""
+        if number not in self._selected:
+            h, h_test = (self.features(split)[number] for split in ("train", "test"))
+            self._selected[number] = self.select(h, h_test, self.num_views[number])
+        return self._selected[number]
+
+    def select(self, h: np.ndarray, h_test: np.ndarray, views: int | str) -> list[Row]:
+        """Returns rows of a probe that chooses its own l2; none without a grid of it.
+
+        Of regression the mean over the targets only.
+        """
+        found = self.task.select(h, self.y("train"), h_test, self.y("test"))
+        return rows_of(overall(found), views=views, probe="selected")
+
+
+def overall(values: dict[str, float]) -> dict[str, float]:
+    """Returns the metrics that are not of a single target."""
+    return {name: value for name, value in values.items() if "." not in name}
+
+
+def part_of(family: str) -> str | None:
+    """Returns a family of views as a coordinate; the whole transformation has none."""
+    return None if family == "all" else family

@@ -1,0 +1,113 @@
+"""The export program: an encoder as a file that other frameworks read.
+
+A ResNet has the names of torchvision, or those of the authors of the paper with the
+cifar stem (`models.weights`). An MLP has those of this PyTorch module, whose input is
+`images.flatten(1)` of `[N, 3, S, S]`; with `encoder.final` "linear" the last layer has
+a bias and no norm:
+
+    layers = nn.ModuleList(nn.Linear(n_in, width, bias=False) for ...)
+    norms = nn.ModuleList(nn.BatchNorm1d(width) for ...)
+    for layer, norm in zip(layers, norms): x = relu(norm(layer(x)))
+
+Any other encoder has the paths of its flax variables, such as `params.dense1.kernel`,
+and arrays as flax has them. Images are normalized before, as the log line says.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from invariance_jax.evaluate import load_parts
+from invariance_jax.models import weights
+from invariance_jax.training.build import Parts
+from invariance_jax.training.objective import Variables
+from invariance_jax.types import Array, Key
+
+_log = logging.getLogger(__name__)
+
+_SUFFIXES = (".safetensors", ".npz")
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def run(
+    workdir: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None,
+    *,
+    step: int | None = None,
+) -> Path:
+    """Writes the encoder of a run to a new file.
+
+    Args:
+      workdir: the work directory of one seed.
+      out: the file, which ends in .safetensors or .npz and does not exist.
+      step: finished steps of the checkpoint; None is the newest.
+
+    Returns:
+      The file.
+
+    Raises:
+      ValueError: if the file exists or has another ending, or there is no run, several
+        seeds, or no such checkpoint.
+    """
+    if out is None or Path(out).suffix not in _SUFFIXES:
+        raise ValueError(f"--out is {out}; expected a file {' or '.join(_SUFFIXES)}.")
+    path = Path(out).expanduser()
+    if path.exists():
+        raise ValueError(f"{path} exists; move it, nothing is overwritten.")
+    variables, config, parts = load_parts(workdir, step=step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights.save_state_dict(path, state_dict(parts, variables))
+    chosen = config.data
+    _log.info("%s: of images normalized by %s, %s", path, chosen.mean, chosen.std)
+    return path
+
+
+def state_dict(parts: Parts, variables: Variables) -> dict[str, np.ndarray]:
+    """Returns name -> array of an encoder, as the file has them.
+
+    Args:
+      parts: those of the run.
+      variables: those of the encoder.
+    """
+    name = parts.settings.encoder.name
+    if name.startswith("resnet"):
+        return weights.to_torch_state_dict(variables)
+    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
+    arrays = {
+        tuple(str(key.key) for key in path): np.asarray(leaf) for path, leaf in leaves
+    }
+    if name != "mlp":
+        return {".".join(path): array for path, array in arrays.items()}
+    return _mlp(arrays, parts)
+
+
+def _mlp(
+    arrays: dict[tuple[str, ...], np.ndarray], parts: Parts
+) -> dict[str, np.ndarray]:
+    def views(key: Key) -> Array:
+        x = parts.task.stand_ins(2)
+        return parts.transformation.apply(x, parts.transformation.sample(key, 2))
+
+    found, shape = {}, jax.eval_shape(views, jax.random.key(0)).shape[1:]
+    for (_, layer, leaf), array in arrays.items():
+        module = "layers" if layer.startswith("dense") else "norms"
+        index = int(layer.removeprefix("dense").removeprefix("bn")) - 1
+        if leaf == "kernel" and index == 0:
+            # Rows of flax run over [S, S, 3], columns of PyTorch over [3, S, S].
+            pixels = array.reshape(*shape, -1).transpose(2, 0, 1, 3)
+            array = pixels.reshape(array.shape)
+        name = f"{module}.{index}"
+        found[f"{name}.{_LEAVES[leaf]}"] = array.T if leaf == "kernel" else array
+        if leaf == "var":
+            found[f"{name}.num_batches_tracked"] = np.zeros((), np.int64)
+    return found

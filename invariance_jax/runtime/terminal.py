@@ -1,0 +1,89 @@
+"""What is said to people: it never stops a run, and a file gets lines, not bars."""
+
+import contextlib
+import io
+import os
+import sys
+from typing import IO, Any
+
+from tqdm import tqdm
+
+_SECONDS = 30.0  # from a line of a log file to the next
+
+
+class _Forgiving(io.TextIOWrapper):
+    """A text stream that drops what cannot be written: its reader may be gone."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            super().flush()
+
+
+def forgive() -> None:
+    """Makes stdout and stderr of this process streams whose failures do not matter.
+
+    A character that their encoding lacks is replaced. Streams that are closed are
+    opened: else the next file would get their number, and the text of the libraries.
+    """
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the smallest number that is free
+        if name != "stdin":
+            setattr(sys, name, _forgiving(getattr(sys, name), number))
+
+
+def _forgiving(stream: IO[str] | None, number: int) -> IO[str]:
+    if stream is not None:
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    through = getattr(stream, "write_through", False)  # `python -u`
+    return _Forgiving(
+        os.fdopen(number, "wb", buffering=0 if through else -1, closefd=False),
+        encoding=getattr(stream, "encoding", None),
+        errors="replace",
+        line_buffering=getattr(stream, "line_buffering", True),
+        write_through=through,
+    )
+
+
+class _Lines(io.StringIO):
+    """Turns the redrawn lines of a progress bar into lines of a file."""
+
+    def write(self, text: str) -> int:
+        line = text.strip("\r\n ")
+        if line:
+            print(line, file=sys.stderr, flush=True)
+        return len(text)
+
+
+def progress(
+    name: str, total: int, *, unit: str, initial: int = 0, silent: bool = False
+) -> "tqdm[Any]":
+    """Returns a progress bar with the time left; in a file, a line now and then.
+
+    Args:
+      name: what is going on, such as "training".
+      total: units of the whole.
+      unit: what is counted, such as "step".
+      initial: units that are done.
+      silent: whether to show nothing, as every process but the main one.
+    """
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        desc=name,
+        total=total,
+        initial=initial,
+        unit=unit,
+        disable=silent,
+        file=sys.stderr if terminal else _Lines(),
+        ncols=100,
+        mininterval=0.1 if terminal else _SECONDS,
+        maxinterval=10 if terminal else _SECONDS,
+    )

@@ -1,0 +1,26 @@
+"""Configurations: every key declared once, checked, and the parts that users bring."""
+
+from invariance_jax.settings.check import check_devices, resolve
+from invariance_jax.settings.schema import (
+    KEYS,
+    Config,
+    Settings,
+    change,
+    closest,
+    flatten,
+    from_dict,
+    to_dict,
+)
+
+__all__ = [
+    "KEYS",
+    "Config",
+    "Settings",
+    "change",
+    "check_devices",
+    "closest",
+    "flatten",
+    "from_dict",
+    "resolve",
+    "to_dict",
+]

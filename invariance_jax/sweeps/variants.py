@@ -1,0 +1,180 @@
+"""The variants of a sweep: its file, and the configuration and folder of each."""
+
+import copy
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from invariance_jax.runtime.files import call_in_file
+from invariance_jax.settings import (
+    KEYS,
+    Config,
+    Settings,
+    change,
+    closest,
+    flatten,
+    resolve,
+)
+
+MOST = 1000
+"""The most runs of a sweep: an array of SLURM has 1000 jobs unless it was told."""
+
+_LONGEST = 100  # letters of a folder's name
+_TAKEN = ("figures", "slurm", "tables")  # folders of the sweep itself
+
+Sweep = dict[str, tuple[Any, ...]] | dict[str, dict[str, Any]]
+"""Key -> its values, of which each combination is a variant; or label -> changes."""
+
+
+class Variant(NamedTuple):
+    """What one variant of a sweep is.
+
+    Attributes:
+      label: its name for people.
+      config: its configuration, over all seeds.
+      settings: the same, resolved.
+    """
+
+    label: str
+    config: Config
+    settings: Settings
+
+
+def read_sweep(path: str) -> Sweep:
+    """Returns the sweep of a file.
+
+    Args:
+      path: a Python file with a function `get_sweep()`.
+
+    Raises:
+      ValueError: if there is no such file or function, or it returns something else.
+    """
+    sweep = call_in_file("--sweep", path, "get_sweep")
+    kinds = {type(value) for value in sweep.values()} if _is_named(sweep) else set()
+    if kinds == {dict} and all(map(_is_named, filter(None, sweep.values()))):
+        return {label: dict(changes) for label, changes in sweep.items()}
+    if not kinds or dict in kinds:
+        raise ValueError(
+            f"get_sweep() of {path} returns {sweep!r}; expected key -> its values, or "
+            "label -> {key: value}."
+        )
+    for key, values in sweep.items():
+        if not isinstance(values, tuple | list) or not values:
+            raise ValueError(f"{path}: {key} is {values!r}; expected a tuple of values")
+        if any(value in values[:n] for n, value in enumerate(values)):
+            raise ValueError(f"{path}: {key} is {values!r}; expected each value once")
+    return {key: tuple(values) for key, values in sweep.items()}
+
+
+def _is_named(tree: Any) -> bool:
+    named = isinstance(tree, Mapping) and bool(tree)
+    return named and all(isinstance(name, str) and name for name in tree)
+
+
+def make_variants(config: Config, sweep: Sweep) -> dict[str, Variant]:
+    """Returns folder -> variant; nothing is written.
+
+    Args:
+      config: the configuration that all variants share.
+      sweep: what `read_sweep` returns; the values of "seed" of a grid are the seeds of
+        every variant.
+
+    Returns:
+      The variants in their order, the last key of a grid the fastest; the folder of the
+      only variant of a grid over seeds is ".".
+
+    Raises:
+      ValueError: if there are too many, a key is unknown or a value is wrong, or seeds
+        are not consecutive or given twice.
+    """
+    base, axes = copy.deepcopy(config), dict(sweep)
+    if "seed" in axes:
+        base.seed, base.seeds = _seeds(config, axes.pop("seed"))
+    each = [value for value in axes.values() if not isinstance(value, dict)]
+    count = (math.prod(map(len, each)) if each else len(axes)) * base.seeds
+    if count > MOST:
+        raise ValueError(f"the sweep has {count} runs; expected at most {MOST}.")
+    variants: dict[str, Variant] = {}
+    for label, changes in _changes(axes):
+        variant = copy.deepcopy(base)
+        for key, value in changes.items():
+            if key not in KEYS or key in ("seed", "seeds"):
+                names = [name for name in KEYS if name != "seeds"]
+                raise ValueError(
+                    f"sweep: {key} is not a key of it; {closest(key, names)}."
+                )
+            change(variant, key, copy.deepcopy(value))
+        words = label or ", ".join(f"{key} = {one!r}" for key, one in changes.items())
+        settings = resolve_variant(words, variant)
+        values = flatten(settings)
+        name = _folder(label or _text_of({key: values[key] for key in changes}))
+        if name in variants:
+            raise ValueError(f"sweep: two variants have the folder {name}")
+        variants[name] = Variant(words or "all seeds", variant, settings)
+    return variants
+
+
+def resolve_variant(label: str, config: Config) -> Settings:
+    """Returns the settings of a variant, which an error names."""
+    try:
+        return resolve(config)
+    except ValueError as error:
+        raise ValueError(f"sweep: {label}: {error}") from error
+
+
+def _changes(axes: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields label (empty in a grid) and changed keys of every variant."""
+    if any(isinstance(value, dict) for value in axes.values()):
+        yield from axes.items()
+    else:
+        for values in itertools.product(*axes.values()):
+            yield "", dict(zip(axes, values, strict=True))
+
+
+def _seeds(config: Config, values: Any) -> tuple[int, int]:
+    """Returns the first seed and their number."""
+    if config.seeds > 1:
+        raise ValueError(
+            f"sweep: seeds is {config.seeds} and the grid has seed = {values}; "
+            "expected one of them."
+        )
+    whole = isinstance(values, tuple) and all(type(value) is int for value in values)
+    if not whole or list(values) != list(range(values[0], values[0] + len(values))):
+        raise ValueError(
+            f"sweep: seed is {values}; expected consecutive integers, as those that "
+            "--config.seeds counts."
+        )
+    return values[0], len(values)
+
+
+def _text_of(changes: Mapping[str, Any]) -> str:
+    """Returns the changes of a variant as one word.
+
+    >>> _text_of({"penalty.weight": 0.1, "penalty.parameters": ("h", "gfore")})
+    'penalty.weight=0.1__penalty.parameters=h+gfore'
+    """
+    return "__".join(f"{key}={_text(value)}" for key, value in changes.items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return "+".join(map(_text, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _folder(text: str) -> str:
+    """Returns a name that a command line takes as it is, "." for an empty text.
+
+    >>> _folder("K = 4, hard limit"), _folder("penalty.weight=0.1")
+    ('K_=_4_hard_limit', 'penalty.weight=0.1')
+    """
+    if not text:
+        return "."
+    name = re.sub(r"[^\w.+=-]+", "_", text, flags=re.ASCII).lstrip(".-")
+    if len(name) > _LONGEST:
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        name = f"{name[: _LONGEST - 9]}-{digest}"
+    return f"{name}_" if name in ("", *_TAKEN) else name

@@ -1,0 +1,116 @@
+"""Spirograph as a task: regression of the target parameters that make an example.
+
+Foster, Pukdee, Rainforth (ICLR 2021), section 5.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from invariance_jax import data, evaluation
+from invariance_jax.evaluation import LinearProbe
+from invariance_jax.settings import Settings
+from invariance_jax.settings.check import make_spirograph, spirograph_bounds
+from invariance_jax.tasks.base import Examples, Scored, Task
+from invariance_jax.transforms import Transformation
+from invariance_jax.types import Array
+
+
+class SpirographTask(Task):
+    """An example is its targets; the probe is ridge regression, float64 on the CPU."""
+
+    metric, higher_is_better = "mse", False
+
+    def __init__(self, settings: Settings):
+        """As of a `Task`."""
+        super().__init__(settings)
+        self.targets = settings.data.targets
+
+    def examples(self, split: str, *, in_order: bool = False) -> Examples:
+        """Returns the targets of a split, as x and as y."""
+        targets = self._draw(split, getattr(self.settings.data, f"{split}_examples"))
+        return Examples(targets, targets)
+
+    def stand_ins(self, count: int) -> np.ndarray:
+        """Returns the first training examples: they are drawn, not read."""
+        return self._draw("train", count)
+
+    def _draw(self, split: str, count: int) -> np.ndarray:
+        return data.make_targets(
+            split,
+            num_examples=count,
+            seed=self.settings.data.seed,
+            targets=self.targets,
+            bounds=spirograph_bounds(self.settings),
+        )
+
+    def _make_transformation(self, family: str) -> Transformation:
+        return make_spirograph(self.settings)
+
+    def shiftable(self) -> Transformation:
+        """Returns the transformation itself."""
+        return self.transformation()
+
+    def labeled(self, y: np.ndarray, fraction: float) -> np.ndarray:
+        """Returns the first ones, as examples are drawn independently."""
+        return np.arange(max(int(np.floor(fraction * len(y) + 0.5)), 1))
+
+    def fit(self, h: np.ndarray, y: np.ndarray) -> LinearProbe:
+        """Returns ridge regression."""
+        with _in_float64():
+            l2 = self.settings.evaluation.l2
+            return evaluation.fit_ridge(_doubles(h), _doubles(y), l2=l2)
+
+    def score(self, probe: LinearProbe, h: np.ndarray, y: np.ndarray) -> Scored:
+        """Returns mse, the mean over the targets, and mse and r2 of each."""
+        with _in_float64():
+            predictions = evaluation.predict(probe, _doubles(h))
+            values = self.quality(predictions, _doubles(y))
+        return Scored(probe, np.asarray(predictions), values)
+
+    def select(
+        self, h: np.ndarray, y: np.ndarray, h_test: np.ndarray, y_test: np.ndarray
+    ) -> dict[str, float]:
+        """Returns what `score` does; each target has an l2 of standardized features."""
+        grid, held_out = self.settings.evaluation.l2_grid, max(len(h) // 10, 1)
+        if not grid:
+            return {}
+        with _in_float64():
+            probe, _ = evaluation.fit_ridge_selected(
+                _doubles(h), _doubles(y), l2=grid, num_held_out=held_out
+            )
+        return self.score(probe, h_test, y_test).values
+
+    def quality(self, predictions: Array, y: Array) -> dict[str, float]:
+        """Returns mse, the mean over the targets, and mse and r2 of each."""
+        mse = np.asarray(evaluation.mean_squared_error(predictions, y))
+        r2 = np.asarray(evaluation.r_squared(predictions, y))
+        values = {"mse": float(mse.mean())}
+        for name, error, explained in zip(self.targets, mse, r2, strict=True):
+            values |= {f"mse.{name}": float(error), f"r2.{name}": float(explained)}
+        return values
+
+    def collapsed(self, values: Mapping[str, float]) -> bool:
+        """Also where the probe has half of the constant predictor's error."""
+        error = values.get(f"mse@{self.settings.evaluation.num_views[0]}", 0.0)
+        poor = error > 0.5 * values.get("mse.constant", np.inf)
+        return poor or super().collapsed(values)
+
+    def displayed(self, images: Array) -> np.ndarray:
+        """Returns the drawings, whose values are about [0, 1]."""
+        pixels: np.ndarray = np.clip(np.rint(np.asarray(images) * 255), 0, 255)
+        return pixels.astype(np.uint8)
+
+
+@contextlib.contextmanager
+def _in_float64() -> Iterator[None]:
+    cpu = jax.local_devices(backend="cpu")[0]
+    with jax.enable_x64(True), jax.default_device(cpu):
+        yield
+
+
+def _doubles(array: np.ndarray) -> Array:
+    return jnp.asarray(array).astype(jnp.float64)

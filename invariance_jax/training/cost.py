@@ -1,0 +1,144 @@
+"""What a training step costs, known before it runs: memory and operations."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from invariance_jax.training import parallel
+from invariance_jax.training.batches import Batches
+from invariance_jax.training.build import Parts, build, state_shapes
+
+
+class Operations(NamedTuple):
+    """Floating-point operations of a step, a multiply-add as two.
+
+    Attributes:
+      example: of encoder and heads, for one example of the batch.
+      pair: of the similarities, for one example with one other.
+    """
+
+    example: float
+    pair: float
+
+    def of_batch(self, size: int) -> float:
+        """Returns the operations of a step of so many examples."""
+        return self.example * size + self.pair * size**2
+
+
+def count_operations(parts: Parts) -> Operations:
+    """Returns the operations of a step, counted from the shapes of its layers.
+
+    Those of the convolutions and matrix products of encoder and heads, and of the
+    similarities of SimCLR: forward and twice that backward, and the same again for each
+    view along which the encoder is differentiated. The exact count is a little lower,
+    as the first layer needs no gradient of its input; recomputation is not counted.
+    """
+    settings, transformation = parts.settings, parts.transformation
+
+    def views() -> Any:
+        x = parts.task.stand_ins(2)
+        return transformation.apply(x, transformation.sample(jax.random.key(0), len(x)))
+
+    h, encoder = products(parts.encoder, jax.eval_shape(views))
+    z, heads = products(parts.method.heads, h)
+    tangents = parts.derivatives * settings.penalty.directions
+    passes = 2 * settings.average_views + tangents
+    passes_of_heads = 2 + tangents * (settings.penalty.at == "z")
+    contrasts = settings.method.name == "simclr"
+    # Forward, and backward for inputs and weights. Of two examples, four views meet.
+    return Operations(
+        example=2.0 * 3 * (passes * encoder + passes_of_heads * heads),
+        pair=2.0 * 3 * 4 * z.shape[-1] * contrasts,
+    )
+
+
+def products(module: nn.Module, x: Any) -> tuple[Any, int]:
+    """Returns what a module makes of examples, as a shape, and its multiplications.
+
+    Args:
+      module: called with `(x, train=False)`.
+      x: array or shape `[B, ...]`.
+
+    Returns:
+      The shape of the result, and the multiplications of one example in the layers
+      that have a `kernel`.
+    """
+
+    def init(x: Any) -> Any:
+        return module.init_with_output(
+            jax.random.key(0), x, train=False, capture_intermediates=True
+        )
+
+    result, variables = jax.eval_shape(init, x)
+    outputs = flatten_dict(variables["intermediates"])
+    count = 0
+    for path, kernel in flatten_dict(variables["params"]).items():
+        if path[-1] == "kernel":
+            (output,) = outputs[(*path[:-1], "__call__")]
+            count += math.prod(output.shape[1:-1]) * math.prod(kernel.shape)
+    return result, count
+
+
+def limit(device: jax.Device) -> int | None:
+    """Returns the memory of a device in bytes, None if it does not tell."""
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def check_data(num_bytes: int, devices: Sequence[jax.Device]) -> None:
+    """Checks that a data set fits into the memory of each device.
+
+    Args:
+      num_bytes: of what every device would hold.
+      devices: the devices of all processes; those of others, and one that does not
+        tell its memory, are passed over.
+
+    Raises:
+      ValueError: if the data takes more than half of the memory of a device.
+    """
+    for device in _local(devices):
+        memory = limit(device)
+        if memory is not None and num_bytes > memory // 2:
+            raise ValueError(
+                f"the training images take {num_bytes / 1e9:.3g} GB of the "
+                f"{memory / 1e9:.3g} GB of {device}, more than half; lower "
+                "data.train_examples, prepare smaller images, or use a device with "
+                "more memory."
+            )
+
+
+def compile_train(parts: Parts, batches: Batches, devices: Sequence[jax.Device]) -> Any:
+    """Returns the program that trains, made without any array on a device.
+
+    Args:
+      parts: of one replica.
+      batches: the rows, of which only the shape is asked.
+      devices: the devices of all processes.
+
+    Returns:
+      A `jax.stages.Compiled`, of one device.
+    """
+    mapped = build(parts.settings, axis_name=parallel.AXIS_NAME)
+    train = parallel.map_train(
+        mapped.make_step(), mapped.make_draw(), mapped.make_sampler(), batches, devices
+    )
+    local = (len(_local(devices)),)
+
+    def shapes(tree: Any, axes: tuple[int, ...]) -> Any:
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree
+        )
+
+    key = shapes(jax.eval_shape(lambda: jax.random.key(0)), ())
+    state, loaded = shapes(state_shapes(parts), local), shapes(batches.shape, local)
+    num_steps = jax.ShapeDtypeStruct((), np.int32)
+    return train.lower(state, key, loaded, num_steps).compile()
+
+
+def _local(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    own = jax.process_index()
+    return [device for device in devices if device.process_index == own]

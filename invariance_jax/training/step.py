@@ -1,0 +1,180 @@
+"""One training step as a pure function of the state, the examples and their draws.
+
+Gradient descent on `training.objective`. One replica; collectives only behind
+`axis_name`.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from invariance_jax.training.draws import Draws
+from invariance_jax.training.microbatches import make_gradient
+from invariance_jax.training.objective import (
+    Objective,
+    Terms,
+    Variables,
+    batch_mean,
+)
+from invariance_jax.types import Array, Key
+
+Metrics = dict[str, tuple[Array, Array]]
+"""Name -> (sum, count): the mean over any number of steps is sum / count."""
+
+
+class Target(NamedTuple):
+    """The target network: an exponential average of the parameters.
+
+    Attributes:
+      params: of encoder and heads.
+      batch_stats: its own running statistics.
+    """
+
+    params: Variables
+    batch_stats: Variables
+
+
+class TrainState(NamedTuple):
+    """All that changes during training.
+
+    Attributes:
+      step: int32 `[]`, finished steps.
+      params: {"encoder": ..., "heads": ...}.
+      batch_stats: running statistics, {"encoder": ..., "heads": ...}.
+      opt_state: state of the optimizer.
+      target: the target network; None: the method has none.
+      memory: of the method; (): it has none.
+    """
+
+    step: Array
+    params: Variables
+    batch_stats: Variables
+    opt_state: Any
+    target: Target | None = None
+    memory: Any = ()
+
+
+def make_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    microbatches: int = 1,
+) -> Callable[[TrainState, Array, Draws], tuple[TrainState, Metrics]]:
+    """Returns `step(state, x, draws)`, one update of the parameters.
+
+    Args:
+      objective: the loss of a batch.
+      optimizer: an optax transformation.
+      microbatches: parts into which the examples of a replica are split.
+
+    Returns:
+      `(state, x [B, ...], draws) -> (state, metrics)`, pure; x and draws are this
+      replica's share, the new state and the metrics are the same on every replica.
+    """
+    penalty, axis_name = objective.penalty, objective.axis_name
+    every = penalty.every_steps
+    penalized = make_gradient(objective, microbatches)
+    without = replace(objective, penalty=replace(penalty, weight=0.0))
+    plain = make_gradient(without, microbatches)
+
+    def gradient(step: Array, *inputs: Any) -> tuple[Any, tuple[Terms, Any]]:
+        if every == 1:
+            return penalized(*inputs)
+        return jax.lax.cond(step % every == 0, penalized, plain, *inputs)
+
+    def step(state: TrainState, x: Array, draws: Draws) -> tuple[TrainState, Metrics]:
+        due = state.step % every == 0
+        ramp = (state.step + 1) / max(penalty.warmup_steps, 1)
+        weight = penalty.weight * jnp.minimum(ramp, 1.0) * every * due
+        target, seen = _target_outputs(objective, state.target, x, draws)
+        inputs = (state.params, state.batch_stats, weight, x, draws, seen, state.memory)
+        grads, (terms, stats) = gradient(state.step, *inputs)
+        if axis_name is not None:
+            grads = jax.lax.pmean(grads, axis_name)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        loss = batch_mean(terms.method, axis_name)
+        one = jnp.ones_like(loss)
+        metrics = {
+            "loss": (loss + weight * terms.limited, one),
+            "contrastive": (loss, one),
+            "penalty": (batch_mean(terms.penalty, axis_name) * due, one * due),
+        }
+        if target is not None:
+            target = _follow(objective, target, params, state.step)
+        outputs = terms.outputs if state.target is None else seen
+        memory = _remember(objective, state.memory, outputs)
+        state = TrainState(state.step + 1, params, stats, opt_state, target, memory)
+        return state, metrics
+
+    return step
+
+
+def _target_outputs(
+    objective: Objective, target: Target | None, x: Array, draws: Draws
+) -> tuple[Target | None, tuple[Any, Any]]:
+    """Returns the target network with new statistics, and its outputs."""
+    if target is None:
+        return None, (None, None)
+    outputs, stats = objective.target_outputs(*target, x, draws)
+    outputs = jax.lax.stop_gradient(outputs)
+    return Target(target.params, stats), outputs
+
+
+def _follow(
+    objective: Objective, target: Target, params: Variables, step: Array
+) -> Target:
+    """Returns the target network after it has moved towards the parameters."""
+    assert objective.method.momentum is not None
+    kept = objective.method.momentum(step)
+    moved = optax.incremental_update(params, target.params, 1 - kept)
+    return Target(moved, target.batch_stats)
+
+
+def _remember(objective: Objective, memory: Any, outputs: Any) -> Any:
+    """Returns the memory of the method after it has seen the outputs of the batch."""
+    if objective.method.update is None:
+        return memory
+    if objective.axis_name is not None:
+
+        def gather(leaf: Array) -> Array:
+            return jax.lax.all_gather(leaf, objective.axis_name, tiled=True)
+
+        outputs = jax.tree.map(gather, outputs)
+    return objective.method.update(memory, jax.lax.stop_gradient(outputs))
+
+
+def init_state(
+    key: Key, objective: Objective, optimizer: optax.GradientTransformation, x: Array
+) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+      key: random key of the initialization.
+      objective: with no axis name.
+      optimizer: an optax transformation.
+      x: a few examples, `[B, ...]`.
+
+    Returns:
+      The state at step 0; a target network starts as a copy.
+    """
+    encoder_key, heads_key, view_key = jax.random.split(key, 3)
+    transformation, method = objective.transformation, objective.method
+    images = transformation.apply(x, transformation.sample(view_key, len(x)))
+    encoder = objective.encoder.init(encoder_key, images, train=False)
+    h = objective.encoder.apply(encoder, images, train=False)
+    heads = method.heads.init(heads_key, h, train=False)
+    parts = {"encoder": encoder, "heads": heads}
+    params = {name: part["params"] for name, part in parts.items()}
+    stats = {name: part.get("batch_stats", {}) for name, part in parts.items()}
+    # A copy, since the state is donated.
+    target = None
+    if method.momentum is not None:
+        target = Target(*jax.tree.map(jnp.copy, (params, stats)))
+    memory = jax.tree.map(jnp.asarray, method.memory)
+    step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
+    return TrainState(step, params, stats, opt_state, target, memory)

@@ -1,0 +1,100 @@
+"""Parts as a user would bring them, good ones and bad ones."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from invariance_jax.numerics import l2_normalize
+from invariance_jax.training.methods import Method
+
+
+class Predictor(nn.Module):
+    """Two outputs: a projection, and its prediction."""
+
+    @nn.compact
+    def __call__(self, h, *, train):
+        del train
+        z = nn.Dense(4)(h)
+        return {"z": z, "p": nn.Dense(4)(jnp.tanh(z))}
+
+
+def remembering(*, features, axis_name=None, momentum=0.9) -> Method:
+    """A target network, and a memory of the mean of its outputs."""
+    del features, axis_name
+
+    def loss(own, other, target_own, target_other, memory, *, axis_name):
+        del axis_name
+
+        def distance(prediction, target):
+            away = target["z"] - memory["mean"][None]
+            return -jnp.sum(l2_normalize(prediction["p"]) * l2_normalize(away), axis=1)
+
+        return distance(own, target_other) + distance(other, target_own)
+
+    def update(memory, outputs):
+        rows = jnp.concatenate([one["z"] for one in outputs])
+        mean = 0.5 * memory["mean"] + 0.5 * jnp.mean(rows, axis=0)
+        return {"mean": mean, "rows": memory["rows"] + len(rows)}
+
+    memory = {"mean": np.zeros(4, np.float32), "rows": np.int32(0)}
+    return Method(Predictor(), loss, lambda step: momentum, memory, update)
+
+
+def summed(*, features, axis_name=None) -> Method:
+    """A loss that is one number, which is refused."""
+    method = remembering(features=features)
+    return method._replace(loss=lambda *args, axis_name: jnp.zeros(()))
+
+
+def nothing(**kwargs):
+    """Returns no part at all."""
+    return None
+
+
+class Flat(nn.Module):
+    """An encoder that keeps the image, which is refused."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return images
+
+
+def flat(*, axis_name=None):
+    return Flat()
+
+
+@jax.custom_vjp
+def _double(x):
+    return 2 * x
+
+
+_double.defvjp(lambda x: (_double(x), None), lambda _, g: (2 * g,))
+
+
+class Stubborn(nn.Module):
+    """An encoder without forward mode, which is refused."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return _double(nn.Dense(3)(images.reshape(len(images), -1)))
+
+
+def stubborn(*, axis_name=None):
+    return Stubborn()
+
+
+class Endless(nn.Module):
+    """An encoder that is not finite, which is refused."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return jnp.log(nn.Dense(3)(images.reshape(len(images), -1)) * 0 - 1)
+
+
+def endless(*, axis_name=None):
+    return Endless()
+
+
+def broken(*, axis_name=None):
+    raise RuntimeError("out of ideas")

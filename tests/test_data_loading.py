@@ -1,0 +1,365 @@
+"""Sets that TFDS has prepared: what is read, which split, and what is refused."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from invariance_jax import data
+from invariance_jax.data import records
+
+FEATURES = {
+    "image": tfds.features.Image(shape=(4, 4, 3)),
+    "label": tfds.features.ClassLabel(num_classes=3),
+}
+
+
+class Foreign(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A set as somebody else prepares it: images handed over as PIL images."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, name, splits, features, **settings):
+        self.name, self.splits, self.features = name, splits, features
+        super().__init__(**{"file_format": "array_record", **settings})
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(self.features)
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {name: self._generate_examples(s) for name, s in self.splits.items()}
+
+    def _generate_examples(self, examples):
+        for index, (image, label) in enumerate(examples):
+            example = {"image": image, "label": label}
+            yield index, {key: example[key] for key in self.features}
+
+
+def examples(num, size=(4, 4), mode="RGB"):
+    """Returns images of one value, and labels that go with the value."""
+    color = (lambda i: i) if mode == "L" else (lambda i: (i, 2 * i, 3 * i))
+    return [(Image.new(mode, size, color(i)), i % 3) for i in range(num)]
+
+
+def make(data_dir, *, name="foreign", splits=None, features=FEATURES, **settings):
+    splits = splits or {"train": examples(20), "test": examples(6)}
+    return records.write(Foreign(name, splits, features, data_dir=data_dir, **settings))
+
+
+def load(data_dir, split, *, name="foreign", validation_examples=5):
+    return data.load_arrays(
+        name, split, data_dir=data_dir, validation_examples=validation_examples
+    )
+
+
+def describe(data_dir, name="foreign"):
+    return data.describe(name, data_dir=data_dir)
+
+
+def values(images):
+    return {int(image[0, 0, 0]) for image in images}
+
+
+def shard(path):
+    (file,) = path.glob("*train*")
+    return file
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_foreign_set_is_read_in_the_order_of_tfds(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_CHUNK", 3)
+    splits = {"train": examples(20), "test": examples(8)}
+    builder = Foreign("foreign", splits, FEATURES, data_dir=tmp_path)
+    config = tfds.download.DownloadConfig(num_shards=shards, try_download_gcs=False)
+    builder.download_and_prepare(download_config=config)
+    assert len([*builder.data_path.glob("*train*")]) == shards
+    images, labels = load(tmp_path, "test")
+    assert (images.shape, images.dtype) == ((8, 4, 4, 3), np.uint8)
+    assert labels.dtype == np.int32
+    assert not images.flags.writeable and not labels.flags.writeable
+    source = builder.as_data_source("test")
+    np.testing.assert_array_equal(images, [example["image"] for example in source])
+    np.testing.assert_array_equal(labels, [example["label"] for example in source])
+    np.testing.assert_array_equal(labels, images[:, 0, 0, 0] % 3)
+    assert values(images) == {*range(8)}
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_foreign_set_is_described(labelled, tmp_path):
+    make(tmp_path, features=FEATURES if labelled else {"image": FEATURES["image"]})
+    found = describe(tmp_path)
+    assert (found.name, found.image_shape) == ("foreign", (4, 4, 3))
+    assert found.class_names == (("0", "1", "2") if labelled else ())
+    assert found.num_classes == (3 if labelled else None)
+    assert (found.num_train, found.num_test) == (20, 6)
+    pixels = np.arange(20)[:, None] * np.array([1, 2, 3])[None] / 255
+    np.testing.assert_allclose(found.mean, pixels.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.std, pixels.std(axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 1)])
+def test_grey_files_fill_three_channels_and_coloured_ones_fill_one(
+    mode, channels, tmp_path
+):
+    splits = {"train": examples(6, mode=mode), "test": examples(3, mode=mode)}
+    image = tfds.features.Image(shape=(4, 4, channels))
+    make(tmp_path, splits=splits, features={**FEATURES, "image": image})
+    images, _ = load(tmp_path, "test")
+    assert images.shape == (3, 4, 4, channels)
+
+
+def test_validation_split_serves_as_test_split(tmp_path):
+    make(tmp_path, splits={"train": examples(9), "validation": examples(4)})
+    assert describe(tmp_path).num_test == 4
+    assert values(load(tmp_path, "test")[0]) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("count", [0, np.int64(5)])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_train_and_validation_make_up_the_training_split(count, labelled, tmp_path):
+    make(tmp_path, features=FEATURES if labelled else {"image": FEATURES["image"]})
+    train, validation = (
+        load(tmp_path, split, validation_examples=count)
+        for split in ("train", "validation")
+    )
+    assert (len(train[0]), len(validation[0])) == (20 - count, count)
+    assert values(train[0]) | values(validation[0]) == {*range(20)}
+    for images, labels in (train, validation):
+        if labelled:
+            np.testing.assert_array_equal(labels, images[:, 0, 0, 0] % 3)
+        else:
+            assert labels is None
+
+
+def test_records_are_decoded_once(tmp_path, monkeypatch):
+    make(tmp_path)
+    first, _ = load(tmp_path, "train")
+    monkeypatch.delattr(records, "decode")
+    second, _ = load(tmp_path, "train")
+    np.testing.assert_array_equal(first, second)
+
+
+def test_highest_version_is_read_unless_one_is_named(tmp_path, monkeypatch):
+    assert make(tmp_path).name == "1.0.0"
+    for version, num in (("2.0.0", 7), ("10.0.0", 8)):
+        monkeypatch.setattr(Foreign, "VERSION", tfds.core.Version(version))
+        make(tmp_path, splits={"train": examples(num), "test": examples(3)})
+    assert describe(tmp_path).num_train == 8
+    assert describe(tmp_path, "foreign:2.0.0").num_train == 7
+
+
+def test_configuration_is_named(tmp_path):
+    path = make(tmp_path)
+    (tmp_path / "foreign" / "small").mkdir()
+    path.rename(tmp_path / "foreign" / "small" / "1.0.0")
+    assert describe(tmp_path, "foreign/small").num_train == 20
+    with pytest.raises(ValueError, match="not prepared in .*, which has foreign/small"):
+        describe(tmp_path)
+
+
+def test_default_folder_is_that_of_tfds_and_tilde_is_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    make(tmp_path)
+    assert data.describe("foreign").num_train == 20
+    assert describe(f"~/{tmp_path.name}").num_train == 20
+
+
+def test_no_home_folder_stops_only_what_needs_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    make(tmp_path)
+    assert describe(tmp_path).num_train == 20
+    with pytest.raises(ValueError, match="data_dir is '~.*, but there is no home"):
+        data.describe("foreign")
+
+
+@pytest.mark.parametrize("name", data.NAMES)
+def test_known_sets_are_described_without_a_file(name, tmp_path):
+    found = data.known(name)
+    assert found == describe(tmp_path, name) and found.class_names is None
+    features = tfds.builder_cls(name)(data_dir=tmp_path).info.features
+    assert found.image_shape == features["image"].shape
+    assert found.num_classes == features["label"].num_classes
+    assert len(found.mean) == len(found.std) == 3
+    assert not [*tmp_path.iterdir()]
+
+
+def test_sizes_of_known_sets():
+    assert data.known("foreign") is data.known("food101") is data.known("") is None
+    sizes = {name: data.known(name)[3:5] for name in data.NAMES}
+    assert sizes == {
+        "cifar10": (50_000, 10_000),
+        "cifar100": (50_000, 10_000),
+        "mnist": (60_000, 10_000),
+        "fashion_mnist": (60_000, 10_000),
+        "svhn_cropped": (73_257, 26_032),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("foreing", "'foreing' is not prepared in .*, which has foreign. Your own im"),
+        ("", "'' is not prepared"),
+        ("food101", "Tensor.* once: .*`tfds build food101 --data_dir=.*=array_record`"),
+        ("spirograph", "python -m invariance_jax.data spirograph --data_dir="),
+        ("mnist:9.9.9", "'mnist:9.9.9' is not prepared"),
+    ],
+)
+def test_set_that_is_not_there_names_those_that_are(name, message, tmp_path):
+    make(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        describe(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("foreign", "format tfrecord, which only Tensor.*tfds build foreign"),
+        ("mnist", "format tfrecord, .*python -m invariance_jax.data mnist --data_dir"),
+    ],
+)
+def test_set_in_another_format_says_how_to_prepare_it(name, message, tmp_path):
+    file = make(tmp_path, name=name) / "dataset_info.json"
+    file.write_text(file.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(ValueError, match=message):
+        describe(tmp_path, name)
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"splits": 3}', "null"])
+def test_damaged_set_is_named(file, content, tmp_path):
+    path = make(tmp_path)
+    (path / file).write_text(content)
+    with pytest.raises(ValueError, match="foreign.*(is not a set|must have)") as error:
+        describe(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+VARYING = tfds.features.Image(shape=(None, None, 3))
+ALPHA = tfds.features.Image(shape=(4, 4, 4))
+NUMBER = tfds.features.Scalar(np.int64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"features": {"label": FEATURES["label"]}},
+            "image of one size; found .*lab",
+        ),
+        (
+            {"features": {**FEATURES, "label": NUMBER}},
+            "label of foreign must be",
+        ),
+        ({"features": {**FEATURES, "image": VARYING}}, "one size; .*None.*prepare_fol"),
+        (
+            {
+                "features": {**FEATURES, "image": ALPHA},
+                "splits": dict.fromkeys(["train", "test"], examples(3, mode="RGBA")),
+            },
+            "1 or 3 channels; found uint8 with 4",
+        ),
+        (
+            {"splits": {"train": examples(3), "extra": examples(3)}},
+            "splits train and test .* found extra, train",
+        ),
+    ],
+)
+def test_sets_of_another_kind_are_refused(changes, message, tmp_path):
+    make(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        describe(tmp_path)
+
+
+def test_set_larger_than_the_memory_is_refused(tmp_path, monkeypatch):
+    make(tmp_path)
+    monkeypatch.setattr(os, "sysconf", lambda name: 40)
+    with pytest.raises(ValueError, match="the train images of foreign take 9.6e-07 GB"):
+        load(tmp_path, "train")
+
+
+def test_image_that_is_not_as_declared_is_named(tmp_path):
+    make(tmp_path, splits={"train": examples(3, (5, 4)), "test": examples(3)})
+    with pytest.raises(ValueError, match="train.*record 0 is corrupt.*4 x 5.*4 x 4"):
+        load(tmp_path, "train", validation_examples=1)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 2**40])
+def test_label_outside_the_classes_is_named(label, tmp_path):
+    # ClassLabel would refuse it; another writer may not.
+    train = [(Image.new("RGB", (4, 4)), label)] * 2
+    splits = {"train": train, "test": examples(3)}
+    path = make(tmp_path, splits=splits, features={**FEATURES, "label": NUMBER})
+    other = make(tmp_path / "other")
+    (path / "features.json").write_text((other / "features.json").read_text())
+    with pytest.raises(ValueError, match=f"corrupt: its label is {label}, of 3"):
+        load(tmp_path, "train", validation_examples=1)
+
+
+def test_image_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
+    split = np.zeros((4, 4, 4, 3), np.uint8), [0, 1, 0, 1]
+    encode = records._encode
+    monkeypatch.setattr(records, "_encode", lambda image: encode(image)[:45])
+    data.prepare_arrays("broken", tmp_path, train=split, test=split)
+    with pytest.raises(ValueError, match="broken-test.*record 0 is corrupt"):
+        load(tmp_path, "test", name="broken", validation_examples=0)
+
+
+def test_corrupt_record_is_named(tmp_path):
+    file = shard(make(tmp_path))
+    content = bytearray(file.read_bytes())
+    position = content.find(b"\x89PNG", 2000)
+    content[position : position + 40] = bytes(40)
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file}: record [1-9]\d* is corrupt: \w+"):
+        load(tmp_path, "train")
+    assert len(load(tmp_path, "test")[0]) == 6
+
+
+@pytest.mark.parametrize("content", [None, b"", b"text", bytes(70_000)])
+def test_file_that_holds_no_records_is_named(content, tmp_path):
+    file = shard(make(tmp_path))
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file} is not a file of records"):
+        load(tmp_path, "train")
+
+
+def test_missing_records_are_counted(tmp_path):
+    path, shorter = make(tmp_path), make(tmp_path / "b", splits={"train": examples(3)})
+    shard(path).write_bytes(shard(shorter).read_bytes())
+    with pytest.raises(ValueError, match=f"{shard(path)} has 3 records; expected 20"):
+        load(tmp_path, "train")
+
+
+@pytest.mark.parametrize("count", [-1, 20, 5000, 10**12, 5.0, True])
+def test_validation_examples_must_leave_training_examples(count, tmp_path):
+    make(tmp_path)
+    with pytest.raises(ValueError, match=f"validation_examples must .*found {count}"):
+        load(tmp_path, "train", validation_examples=count)
+
+
+def test_unknown_split_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="split must be one of .* found 'dev'"):
+        load(tmp_path, "dev")
+
+
+def test_importing_the_data_sets_imports_no_reader():
+    code = "import sys, invariance_jax.data; print(*sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    packages = {name.split(".")[0] for name in result.stdout.split()}
+    assert not packages & {"tensorflow_datasets", "tensorflow", "PIL", "array_record"}

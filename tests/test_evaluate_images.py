@@ -1,0 +1,305 @@
+"""Image runs from end to end: with labels, without, with parts of the user's own."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from archives import CIFAR10, cache_download, cifar10_archive, draw, register_checksum
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from tiny import image_arrays, image_config
+
+import invariance_jax
+from invariance_jax import data, embed, evaluate, models, train
+from invariance_jax.settings import resolve
+from invariance_jax.tasks import make_task
+
+pytestmark = pytest.mark.usefixtures("compiled_once", "compiled_fast")
+
+CHANGES = {
+    "evaluation.families": ("all", "color", "crop"),
+    "evaluation.baselines": ("pixels", "untrained"),
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("sets")
+
+
+@pytest.fixture(scope="module")
+def run(data_dir, tmp_path_factory, compiled_once, compiled_fast):
+    """The work directory of a run, and what the evaluation returned."""
+    workdir = tmp_path_factory.mktemp("images") / "run"
+    config = image_config(data_dir, CHANGES)
+    train.run(config, workdir)
+    return workdir, evaluate.run(config, workdir)
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A copy of the work directory to change."""
+    return Path(shutil.copytree(run[0], tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def splits(data_dir, run):
+    task = make_task(resolve(image_config(data_dir)))
+    return [task.examples(split) for split in ("train", "test")]
+
+
+def means(results):
+    return {name: entry["mean"] for name, entry in results["summary"].items()}
+
+
+def test_names_of_the_summary(run):
+    linear = ("accuracy", "cross_entropy")
+    expected = {"loss.final", "penalty.final"}
+    for part in ("", ".color", ".crop"):
+        names = ("within", "total", "normalized")
+        expected |= {f"variance.{name}{part}" for name in names}
+    for part in ("", ".color", ".crop", ".ensemble"):
+        expected |= {f"{metric}{part}@{m}" for metric in linear for m in (1, 3)}
+    for part in ("", ".pixels", ".untrained"):
+        plain = (*linear, "knn5", "knn5_majority")
+        expected |= {f"{metric}{part}@plain" for metric in plain}
+    assert {*run[1]["summary"]} == expected
+    assert np.isfinite(list(means(run[1]).values())).all()
+    assert run[1]["settings"]["classes"] == ("0", "1", "2")
+
+
+def test_raw_pixels_are_those_of_scikit_learn(run, splits):
+    (x, y), (x_test, y_test) = splits
+    pixels, pixels_test = (part.reshape(len(part), -1) / 255 for part in (x, x_test))
+    oracle = LogisticRegression(C=1 / (2 * 1e-3 * len(x)), tol=1e-8, max_iter=10_000)
+    expected = oracle.fit(pixels, y).score(pixels_test, y_test)
+    assert means(run[1])["accuracy.pixels@plain"] == pytest.approx(expected)
+
+
+def test_one_view_is_its_own_ensemble(run):
+    values = means(run[1])
+    for metric in ("accuracy", "cross_entropy"):
+        single = values[f"{metric}@1"]
+        assert values[f"{metric}.ensemble@1"] == pytest.approx(single, abs=1e-5)
+    assert values["cross_entropy.ensemble@3"] != values["cross_entropy@3"]
+
+
+def test_the_loaded_encoder_is_that_of_the_plain_results(run, splits, monkeypatch):
+    for name in ("describe", "known", "load_arrays"):  # no set is read
+        monkeypatch.setattr(data, name, None)
+    encode, config = invariance_jax.load(str(run[0]))
+    task = make_task(resolve(config))
+    h, h_test = (np.asarray(jax.jit(encode)(jnp.asarray(x))) for x, _ in splits)
+    scored = task.score(task.fit(h, splits[0].y), h_test, splits[1].y)
+    expected = means(run[1])["accuracy@plain"]
+    assert scored.values["accuracy"] == pytest.approx(expected, abs=1e-6)
+    # It normalizes: bytes and shares of 255 are the same image.
+    x = jnp.asarray(splits[1].x[:3])
+    np.testing.assert_allclose(encode(x), encode(x / 255), atol=1e-5)
+
+
+def test_the_online_probe_logs_accuracy(run):
+    rows = map(json.loads, (run[0] / "metrics.jsonl").read_text().splitlines())
+    found = [row for row in rows if "probe_accuracy" in row]
+    assert [row["step"] for row in found] == [10, 20]
+    assert all(0 <= row["probe_accuracy"] <= 1 for row in found)
+
+
+def test_samples_show_plain_images_and_every_label(run, splits):
+    with np.load(run[0] / "samples.npz") as archive:
+        samples = {name: archive[name] for name in archive.files}
+    counts, (x, y) = samples["confusion"], splits[1]
+    np.testing.assert_array_equal(counts.sum(axis=1), [15, 15, 15])
+    expected = means(run[1])["accuracy@3"]
+    assert np.trace(counts) / 45 == pytest.approx(expected, abs=1e-6)
+    assert samples["views"].shape == (4, 10, 8, 8, 3)
+    assert samples["plain"].shape == (4, 8, 8, 3)
+    assert samples["neighbors"].shape == (10, 8, 8, 8, 3)
+    np.testing.assert_array_equal(samples["neighbors"][:4, 0], samples["plain"])
+    np.testing.assert_array_equal(samples["neighbor_labels"][:, 0], y[:10])
+    np.testing.assert_array_equal(samples["projection_labels"], y)
+    assert samples["plain"].mean() == pytest.approx(x[:4].mean(), rel=0.05)
+
+
+def test_only_the_color_family_may_be_evaluated(run, copy, data_dir):
+    config = image_config(data_dir, {"evaluation.families": ("color",)})
+    values = means(evaluate.run(config, copy))
+    assert "accuracy.color@3" in values
+    assert not [name for name in values if name.startswith("accuracy@3")]
+    assert not [name for name in values if "ensemble" in name]
+    assert values["variance.normalized"] == pytest.approx(
+        means(run[1])["variance.normalized"], rel=1e-5
+    )
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file with the weights of a ResNet-18, and its variables."""
+    encoder = models.create_encoder("resnet18")
+    blank = jnp.zeros((1, 8, 8, 3))
+    init = jax.jit(lambda key: encoder.init(key, blank, train=False))
+    variables = init(jax.random.key(5))
+    path = tmp_path_factory.mktemp("weights") / "resnet18.npz"
+    state_dict = models.weights.to_torch_state_dict(variables)
+    models.weights.save_state_dict(path, state_dict)
+    return path, variables
+
+
+def weights_config(data_dir, path, **changes):
+    given = {"encoder.name": "resnet18", "encoder.weights": str(path)}
+    fewer = {"data.train_examples": 12, "data.test_examples": 12, "batch_size": 4}
+    fewer |= {"evaluation.variance_examples": 4, "evaluation.num_views": (1,)}
+    return image_config(data_dir, given | fewer | changes)
+
+
+def test_imported_weights_are_evaluated(weights, data_dir, tmp_path):
+    path, variables = weights
+    results = evaluate.run(weights_config(data_dir, path), tmp_path / "run")
+    assert results["settings"]["step"] == 0
+    encode, config = invariance_jax.load(str(tmp_path / "run"))
+    images = jnp.asarray(image_arrays(3, num_examples=2)[0])
+    plain = make_task(resolve(config)).transformation().plain(images)
+    encoder = models.create_encoder("resnet18")
+    expected = encoder.apply(variables, plain, train=False)
+    np.testing.assert_allclose(encode(images), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("program", [train, evaluate])
+def test_weights_of_another_network_are_refused(program, weights, data_dir, tmp_path):
+    config = weights_config(data_dir, weights[0], **{"encoder.name": "resnet34"})
+    with pytest.raises(ValueError, match=r"encoder.weights is .*resnet18"):
+        program.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_share_that_leaves_a_class_empty_is_refused_before_training(
+    data_dir, tmp_path
+):
+    changes = {"evaluation.label_fraction": 0.01, "evaluation.neighbors": ()}
+    with pytest.raises(ValueError, match=r"label fraction .* leaves class \d empty"):
+        train.run(image_config(data_dir, changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_cifar_goes_from_the_download_cache_to_the_results(tmp_path, monkeypatch):
+    archive, data_dir = tmp_path / "cifar-10-binary.tar.gz", tmp_path / "sets"
+    cifar10_archive(archive, draw(0, 120), draw(1, 40))
+    register_checksum(monkeypatch, CIFAR10, archive)
+    cache_download(archive, data_dir)
+    changes = {"data.name": "cifar10", "steps": 4, "logging.probe_every_steps": 0}
+    changes |= {"data.train_examples": 90, "data.test_examples": 40}
+    config = image_config(data_dir, changes)
+    train.run(config, tmp_path / "run")
+    results = evaluate.run(config, tmp_path / "run")
+    assert results["settings"]["test_examples"] == 40
+    assert results["settings"]["classes"][0] == "class 0"
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert settings["data"]["source_size"] == [32, 32]
+    assert settings["data"]["mean"] == [0.4914, 0.4822, 0.4465]
+
+
+def test_a_flat_folder_of_images_trains_and_is_measured(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, image in enumerate(image_arrays(0, num_examples=120)[0]):
+        Image.fromarray(image).save(folder / f"{number:03d}.png")
+    data.prepare_folder("photos", tmp_path / "sets", train=folder)
+    changes = {"data.name": "photos", "data.validation_examples": 20}
+    config = image_config(tmp_path / "sets", changes)
+    workdir = tmp_path / "run"
+    train.run(config, workdir)
+    results = evaluate.run(config, workdir)
+    assert results["settings"]["experiments"] == ("invariance",)
+    names = {f"variance.{name}" for name in ("within", "total", "normalized")}
+    assert {*results["summary"]} == names | {"loss.final", "penalty.final"}
+    with np.load(workdir / "samples.npz") as samples:
+        pictures = {"views", "plain", "neighbors"}
+        map_of = {"projection", "projection_explained"}
+        assert {*samples.files} == pictures | map_of
+    config.evaluation.experiments = ("all",)
+    config.evaluation.shifts = ()
+    more = evaluate.run(config, workdir)["settings"]["experiments"]
+    assert more == ("invariance", "linearization", "nuisance_prediction")
+    for file in embed.run(config, workdir):
+        with np.load(file) as content:
+            assert {*content.files} == {"features", "settings"}
+
+
+OWN = """
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from invariance_jax.experiments import ExperimentResult, Row
+from invariance_jax.transforms import Transformation, View
+
+
+class Encoder(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.tanh(nn.Dense(self.width)(images.reshape(len(images), -1)))
+
+
+def encoder(*, axis_name, width):
+    return Encoder(width)
+
+
+def brighten(data, *, most):
+    def apply(x, view):
+        return x.astype(jnp.float32) / 255 * view.alpha[:, :, None, None]
+
+    def sample(key, batch_size):
+        return View(jax.random.uniform(key, (batch_size, 1), minval=1, maxval=most))
+
+    return Transformation(("factor",), np.array([[1.0, most]]), sample, apply)
+
+
+def brightness(context):
+    x = context.test.x[:5]
+    view = context.parts.transformation.sample(jax.random.key(0), 5)
+    images = context.parts.transformation.apply(x, view)
+    value = images.mean() / (x.mean() / 255)
+    return ExperimentResult([Row("brightness", value)])
+"""
+
+
+def test_own_parts_are_used_by_every_program(tmp_path, data_dir, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_run.py").write_text(OWN)
+    changes = {
+        "encoder.name": "own_run:encoder",
+        "encoder.kwargs": {"width": 7},
+        "augmentation.name": "own_run:brighten",
+        "augmentation.kwargs": {"most": 3.0},
+        "evaluation.experiments": ("all", "own_run:brightness"),
+        "evaluation.shifts": (("color", "strength", (0.5,)),),
+        "evaluation.label_fractions": (1.0,),
+    }
+    config, workdir = image_config(data_dir, changes), tmp_path / "run"
+    train.run(config, workdir)
+    found = evaluate.run(None, workdir)
+    values = means(found)
+    # No view is plain, and no strength of jitter is known.
+    assert "accuracy@3" in values and "accuracy@plain" not in values
+    assert 1.5 < values["brightness"] < 2.5
+    measured = {row["experiment"] for row in found["rows"]}
+    assert "own_run:brightness" in measured and "shift" not in measured
+    parameters = {row["at"].get("parameter") for row in found["rows"]}
+    assert parameters == {None, "all", "factor"}
+    encode, _ = invariance_jax.load(workdir)
+    assert encode(jnp.ones((2, 10, 10, 3))).shape == (2, 7)
+    with np.load(embed.run(None, workdir)[1]) as content:
+        assert content["features"].shape == (45, 7)
+    assert sorted(path.name for path in workdir.glob("*.npz")) == [
+        "embeddings_test_1_views.npz",
+        "embeddings_train_1_views.npz",
+        "samples.npz",
+    ]

@@ -1,0 +1,82 @@
+"""The examples of own parts train from `launch.py` and are used again by all modes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import image_config
+
+from invariance_jax import evaluate
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SHORT = {
+    "steps": "4",
+    "epochs": "None",
+    "steps_per_call": "2",
+    "batch_size": "16",
+    "data.train_examples": "100",
+    "data.validation_examples": "30",
+    "data.test_examples": "40",
+    "data.image_size": "8",
+    "logging.every_steps": "2",
+    "logging.probe_every_steps": "0",
+    "checkpoints.every_steps": "4",
+    "evaluation.num_views": "1,2",
+    "evaluation.train_examples": "None",
+    "evaluation.variance_examples": "10",
+    "evaluation.neighbors": "5",
+    "evaluation.l2_grid": "()",
+    "evaluation.baselines": "()",
+}
+
+
+def launch(*arguments):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "launch.py", *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("example", "changes", "part"),
+    [
+        ("convnext", {"encoder.kwargs": "features=6, depth=1"}, "encoder"),
+        ("align_and_spread", {"method.kwargs": "weight=.5, t=2."}, "method"),
+        (
+            "rotate_and_blur",
+            {"augmentation.kwargs": "degrees=10., sigma=1."},
+            "augmentation",
+        ),
+    ],
+)
+def test_an_example_trains_and_is_used_again(example, changes, part, tmp_path):
+    changes = SHORT | changes
+    if part == "augmentation":
+        image_config(tmp_path / "sets")
+        changes |= {"data.name": "bars", "data.data_dir": tmp_path / "sets"}
+    workdir = tmp_path / "run"
+    flags = [f"--config.{key}={value}" for key, value in changes.items()]
+    config = f"--config=configs/examples/{example}.py:smoke"
+    out = launch(config, f"--workdir={workdir}", *flags)
+    assert len(out.splitlines()) <= 12
+    content = json.loads((workdir / "config.json").read_text())["config"]
+    assert content[part]["name"] == f"configs.examples.{example}:{example}"
+    assert content[part]["kwargs"]
+    summary = json.loads((workdir / "results.json").read_text())["summary"]
+    assert np.isfinite(summary["variance.normalized"]["mean"])
+    assert (workdir / "report.html").exists()
+    launch("--mode=evaluate", f"--workdir={workdir}")
+    launch("--mode=embed", f"--workdir={workdir}")
+    launch("--mode=export", f"--workdir={workdir}", f"--out={tmp_path}/w.safetensors")
+    encode, _ = evaluate.load(workdir)
+    h = encode(np.random.default_rng(0).uniform(size=(3, 10, 10, 3)).astype("f4"))
+    assert h.shape[0] == 3

@@ -1,0 +1,223 @@
+"""What launched a process: flags, SLURM, Open MPI, a TPU pod, this machine."""
+
+import pytest
+
+from invariance_jax.runtime.launchers import (
+    Launcher,
+    first_host,
+    from_environment,
+    from_flags,
+)
+
+SLURM = {
+    "SLURM_JOB_ID": "5000",
+    "SLURM_STEP_ID": "2",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+    "SLURM_PROCID": "11",
+    "SLURM_LOCALID": "3",
+}
+EIGHT = ",".join(map(str, range(8)))
+
+
+def test_flags_give_a_launcher():
+    launcher = from_flags("10.0.0.1:99", 4, 3)
+    assert launcher == Launcher("the flags", "10.0.0.1:99", 4, 3, ())
+
+
+def test_no_flags_give_none():
+    assert from_flags(None, None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("a:1", None, 0), "--num_processes is missing; found --coordinator_address="),
+        ((None, 2, 0), "--coordinator_address is missing"),
+        (("a:1", 2, None), "--process_id is missing"),
+        (("a", 2, 0), "--coordinator_address is 'a'; expected HOST:PORT"),
+        (("a:1", 0, 0), "--num_processes is 0; expected 1 or more"),
+        (("a:1", 2, 2), "--process_id is 2; expected 0 to 1"),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        from_flags(*given)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        # A batch script or a login shell, outside of `srun`.
+        {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "16", "SLURM_PROCID": "0"},
+        SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "16"},
+        {"OMPI_COMM_WORLD_SIZE": "1"},
+        {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": "1"},
+        {"TPU_WORKER_HOSTNAMES": "localhost"},
+    ],
+)
+def test_one_process_meets_nobody(environment):
+    assert from_environment(environment) is None
+
+
+def test_a_task_of_slurm_finds_the_first_node():
+    launcher = from_environment(SLURM)
+    assert launcher.address == f"gpu07:{61_440 + 5002 % 4096}"
+    assert (launcher.count, launcher.index) == (16, 11)
+    assert "gpu[07-08]" in launcher.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices"),
+    [
+        # One process per GPU: all are visible, none, or each sees its own.
+        ({"CUDA_VISIBLE_DEVICES": EIGHT}, (3,)),
+        ({}, (3,)),
+        ({"CUDA_VISIBLE_DEVICES": "3"}, ()),
+        ({"CUDA_VISIBLE_DEVICES": "6,7", "SLURM_GPUS_PER_TASK": "2"}, ()),
+        # One process per node has all of them, two share them.
+        (
+            {
+                "CUDA_VISIBLE_DEVICES": EIGHT,
+                "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+                "SLURM_STEP_NUM_TASKS": "2",
+                "SLURM_PROCID": "1",
+                "SLURM_LOCALID": "0",
+            },
+            (),
+        ),
+        (
+            {
+                "CUDA_VISIBLE_DEVICES": EIGHT,
+                "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+                "SLURM_LOCALID": "1",
+            },
+            (4, 5, 6, 7),
+        ),
+    ],
+)
+def test_the_tasks_of_a_node_share_its_gpus(changes, devices):
+    assert from_environment(SLURM | changes).local_devices == devices
+
+
+@pytest.mark.parametrize(("node", "devices"), [("0", (3,)), ("2", (6, 7))])
+def test_nodes_may_have_different_numbers_of_tasks(node, devices):
+    changes = {
+        "CUDA_VISIBLE_DEVICES": EIGHT,
+        "SLURM_STEP_TASKS_PER_NODE": "8(x2),4",
+        "SLURM_NODEID": node,
+    }
+    assert from_environment(SLURM | changes).local_devices == devices
+
+
+def test_gpus_that_cannot_be_shared_are_named():
+    environment = SLURM | {"CUDA_VISIBLE_DEVICES": "0,1,2"}
+    with pytest.raises(ValueError, match=r"CUDA_VISIBLE_DEVICES is '0,1,2'; expected"):
+        from_environment(environment)
+
+
+def test_a_variable_that_slurm_should_have_set_is_named():
+    environment = {k: v for k, v in SLURM.items() if k != "SLURM_PROCID"}
+    with pytest.raises(ValueError, match="SLURM_PROCID is nothing; expected a number"):
+        from_environment(environment)
+
+
+@pytest.mark.parametrize(
+    ("visible", "on_node", "devices"),
+    [
+        # GPUs bound to the task, of a node with more: no share of a share.
+        ("4,5", "8", ()),
+        (EIGHT, "8", (3,)),
+    ],
+)
+def test_gpus_that_slurm_has_bound_to_a_task_are_all_its_own(visible, on_node, devices):
+    changes = {"CUDA_VISIBLE_DEVICES": visible, "SLURM_GPUS_ON_NODE": on_node}
+    assert from_environment(SLURM | changes).local_devices == devices
+
+
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+
+
+def test_a_process_of_open_mpi_4_leaves_the_address_to_jax():
+    environment = OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1;tcp://10.0.0.1:3"}
+    assert from_environment(environment) == Launcher("Open MPI", local_devices=(1,))
+    alone = environment | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
+    assert from_environment(alone).local_devices == ()
+    bound = environment | {"CUDA_VISIBLE_DEVICES": "5"}
+    assert from_environment(bound).local_devices == ()
+
+
+def test_a_process_of_open_mpi_5_needs_the_address():
+    with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS is missing"):
+        from_environment(OPEN_MPI)
+    environment = OPEN_MPI | {"JAX_COORDINATOR_ADDRESS": "a:1"}
+    assert from_environment(environment) == Launcher("Open MPI", "a:1", 4, 3, (1,))
+
+
+def test_open_mpi_within_slurm_is_open_mpi():
+    environment = SLURM | OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1;tcp://10.0.0.1:3"}
+    assert from_environment(environment).name == "Open MPI"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TPU_WORKER_HOSTNAMES": "a,b"},
+        {"TPU_NAME": "mine"},
+        {"MEGASCALE_COORDINATOR_ADDRESS": "a:1"},
+    ],
+)
+def test_a_tpu_pod_leaves_everything_to_jax(environment):
+    assert from_environment(environment) == Launcher("a TPU pod")
+
+
+def test_a_task_of_this_machine_has_its_address_in_the_environment():
+    environment = {
+        "SUBMITIT_EXECUTOR": "local",
+        "SUBMITIT_LOCAL_NTASKS": "2",
+        "SUBMITIT_LOCAL_GLOBALID": "1",
+    }
+    with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS is missing"):
+        from_environment(environment)
+    environment["JAX_COORDINATOR_ADDRESS"] = "127.0.0.1:9"
+    launcher = from_environment(environment)
+    assert launcher == Launcher("--cluster=local", "127.0.0.1:9", 2, 1, (1,))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node001", "node001"),
+        ("node001,host2", "node001"),
+        ("node[001-015],host2", "node001"),
+        ("node[007,012-015]", "node007"),
+        ("gpu[003-007,12]-ib,cpu1", "gpu003-ib"),
+        ("login,gpu[1-2]", "login"),
+        ("rack[1-2]node[03-04]", "rack1node03"),
+        ("r[2,5]n[03-04,7]x[1],cpu[1-2]", "r2n03x1"),
+    ],
+)
+def test_the_first_node_of_a_list(nodes, first):
+    assert first_host(nodes) == first
+
+
+@pytest.mark.parametrize(
+    ("address", "bound"),
+    [
+        ("127.0.0.1:9", True),
+        ("localhost:9", True),
+        ("[::1]:9", True),
+        ("10.0.0.1:9", False),
+        ("localhost.example:9", False),
+        (None, False),
+    ],
+)
+def test_the_coordinator_listens_only_where_it_is_met(address, bound):
+    assert Launcher("", address).bind_address == (address if bound else None)

@@ -1,0 +1,148 @@
+"""How a program starts and ends: signals, streams, flags and the user's files."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import processes
+import pytest
+from test_launch import CONFIG, SMALL
+
+ENDLESS = ["--config.steps=1000000", "--config.logging.probe_every_steps=0"]
+
+
+def start(*arguments, **streams):
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    return subprocess.Popen(
+        [sys.executable, "launch.py", *map(str, arguments)],
+        cwd=processes.ROOT,
+        env=processes.environment(1),
+        text=True,
+        **streams,
+    )
+
+
+def test_an_interrupted_run_is_saved_and_says_how_to_go_on(tmp_path):
+    process = start(CONFIG, *SMALL, *ENDLESS, "--mode=train", f"--workdir={tmp_path}")
+    processes.wait_for_rows(tmp_path)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 130
+    (step,) = re.findall(r"^SIGINT: .* is saved at step (\d+); the same", said, re.M)
+    assert (tmp_path / "checkpoints" / step).is_dir()
+    assert "Traceback" not in said
+
+
+def test_an_interrupt_before_there_is_anything_to_save_says_nothing_of_pythons():
+    process = start("--mode=keys", stderr=subprocess.PIPE)
+    time.sleep(0.5)  # while modules are imported
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode in (-signal.SIGINT, 130)
+    assert len(said.splitlines()) <= 1
+
+
+def test_a_terminal_that_is_gone_does_not_end_a_run_nor_change_its_status(tmp_path):
+    """As `2>&1 | head -1` does, and then a preemption."""
+    process = start(CONFIG, *SMALL, *ENDLESS, "--mode=train", f"--workdir={tmp_path}")
+    process.stderr.readline()
+    process.stderr.close()
+    process.stdout.close()
+    processes.wait_for_rows(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(100) == 75
+    assert any((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("redirection", [">&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_streams_that_cannot_be_written_do_not_matter(redirection):
+    command = f"{sys.executable} launch.py --mode=keys {redirection}"
+    environment = processes.environment(1)
+    assert subprocess.run(command, shell=True, env=environment).returncode == 0
+
+
+def test_a_character_that_the_terminal_lacks_is_replaced():
+    code = "from invariance_jax.runtime import terminal; terminal.forgive()\n"
+    code += "print('R²', flush=True)"
+    environment = processes.environment(1, PYTHONIOENCODING="ascii")
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("R?\n", "")
+
+
+def test_a_file_gets_lines_and_no_carriage_returns():
+    code = (
+        "import time\n"
+        "from invariance_jax.runtime import terminal\n"
+        "terminal._SECONDS = 0.5\n"
+        "bar = terminal.progress('training', 30, unit='step', initial=10)\n"
+        "for n in range(20):\n"
+        "    bar.set_postfix({'loss': n}, refresh=False)\n"
+        "    bar.update(1)\n"
+        "    time.sleep(0.1)\n"
+        "bar.close()\n"
+    )
+    (output,) = processes.run(["-c", code])
+    lines = output.splitlines()
+    assert "\r" not in output and 4 <= len(lines) <= 8
+    assert all(line.startswith("training: ") for line in lines)
+    assert "30/30" in lines[-1] and "loss=19" in lines[-1]
+
+
+def error_of(*arguments, **environment):
+    """Returns the only line that a program says before it fails."""
+    words = [sys.executable, "launch.py", *map(str, arguments)]
+    done = subprocess.run(
+        words,
+        cwd=processes.ROOT,
+        env=processes.environment(1, **environment),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and not done.stdout
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def get_config(:", "line 1: SyntaxError: "),
+        (
+            "def get_config():\n    return 1 / 0",
+            "line 2: ZeroDivisionError: division by",
+        ),
+        ("def get_config():\n    return None", "returns None; expected the configurat"),
+        ("raise SystemExit(3)", "line 1: SystemExit: 3"),
+    ],
+)
+def test_whatever_a_configuration_does_is_one_line(tmp_path, text, expected):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    line = error_of("--config=~/mine.py", "--workdir=none", HOME=str(tmp_path))
+    assert line.startswith("error: ") and str(path) in line and expected in line
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path):
+    line = error_of(CONFIG, f"--workdir={tmp_path / 'run'}", JAX_PLATFORMS="cuda")
+    assert line.startswith("error: JAX_PLATFORMS is 'cuda', and jax finds no such dev")
+    assert not any(tmp_path.iterdir())
+
+
+def test_flags_may_be_in_a_file_beside_others_and_the_home_is_found(tmp_path):
+    flags = tmp_path / "flags"
+    flags.write_text(f"{CONFIG}\n--workdir=~/run\n--config.penalty.weight=0.5\n")
+    arguments = [f"--flagfile={flags}", "--config.steps=7", "--mode=train"]
+    arguments += ["--cluster=slurm", "--dry_run", "--slurm_folder=~/logs"]
+    command = [sys.executable, "launch.py", *arguments]
+    environment = processes.environment(1, HOME=str(tmp_path))
+    done = subprocess.run(
+        command, cwd=processes.ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"#SBATCH --output={tmp_path}/logs/%j_0_log.out\n" in done.stdout
+    assert "--config.penalty.weight=0.5 --config.steps=7" in done.stdout
+    assert sorted(os.listdir(tmp_path)) == ["flags"]
