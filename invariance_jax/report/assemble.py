@@ -13,10 +13,11 @@ from invariance_jax.report.aggregate import in_summary, select
 from invariance_jax.report.compare import Comparison, headlines, over
 from invariance_jax.report.draw import Shown, figure
 from invariance_jax.report.page import Group, Part, contents, page
-from invariance_jax.report.read import Json, Run, read_runs
+from invariance_jax.report.read import Run, read_runs
 from invariance_jax.report.sections import AVERAGING, SECTIONS, Spec, section_of
 from invariance_jax.report.style import Picture
 from invariance_jax.report.words import is_share
+from invariance_jax.runs.results import Json
 from invariance_jax.runtime.files import plain_path, write_bytes, write_text
 
 _TRAINING = {"move": 0.0, "widen": 1.0}

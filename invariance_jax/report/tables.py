@@ -94,30 +94,30 @@ def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[T
     is_task = table["experiment"].isin(["downstream", "averaging"])
     is_task &= table["views"].notna() & (table["metric"] != "gradient_norm")
     rows = table[is_task]
-    views = pd.to_numeric(rows["views"], errors="coerce").fillna(0)
-    each = views.where(views > 0).groupby(rows["run"])
-    ends = (views == 0) | (views == each.transform("min"))
-    ends |= views == each.transform("max")
-    kinds = pd.Series(
-        map(words.features, rows.to_dict("records")), rows.index, dtype=str
-    )
-    order = {run: number for number, run in enumerate(dict.fromkeys(rows["run"]))}
-    keys = pd.DataFrame({"run": rows["run"].map(order), "other": kinds != "encoder"})
-    keys = keys.assign(kind=kinds, views=views).sort_values([*keys, "kind", "views"])
-    rows = rows.assign(features=kinds)
+    views = pd.to_numeric(rows["views"], errors="coerce")
+    each = views.groupby(rows["run"])
+    is_end = views.isna() | (views == each.transform("min"))
+    is_end |= views == each.transform("max")
+    kinds = [words.features(row) for row in rows.to_dict("records")]
+    runs_in_order = [*dict.fromkeys(rows["run"])]
+    order = [
+        (runs_in_order.index(run), kind != "encoder", kind, m)
+        for run, kind, m in zip(rows["run"], kinds, views.fillna(0), strict=True)
+    ]
+    rows = rows.assign(
+        features=kinds, order=pd.Series(order, rows.index), is_end=is_end
+    ).sort_values("order")
+    is_own, is_end = ~of_paper(rows), rows.pop("is_end")
+    del rows["order"]
     note, index = "M: number of averaged views.", ["run", "features", "views"]
     if len(runs) > 1:
-        rows = rows[ends & (kinds == "encoder")]
-        rows = rows.loc[keys.index.intersection(rows.index, sort=False)]
+        rows = rows[is_end & (rows["features"] == "encoder")]
     else:
-        rows = rows[ends | ~of_paper(rows)]
-        rows = rows.loc[keys.index.intersection(rows.index, sort=False)]
         constant = select(table, {"metric": "mse.constant"}).assign(
             metric="mse", features="constant predictor", standard_error=float("nan")
         )
-        grey = rows[of_paper(rows)]  # the paper's name is enough
-        grey = grey.assign(features=grey["run"])
-        rows = pd.concat([rows[~of_paper(rows)], constant, grey])
+        grey = rows[is_end & ~is_own]  # the paper's name is enough
+        rows = pd.concat([rows[is_own], constant, grey.assign(features=grey["run"])])
         index = index[1:]
         if (rows["probe"] == "selected").any():
             note += " A probe with its own l2 chose it on held-out training examples."
