@@ -6,6 +6,7 @@ Plausible in size, so that figures of them look like those of a run.
 import json
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,7 @@ import numpy as np
 
 TARGETS = ["m", "b", "sigma", "rfore"]
 NUISANCE = ["h", "rback", "gfore", "gback", "bfore", "bback"]
-CLASSES = ["t-shirt", "trouser", "pullover", "dress", "coat"]
-CLASSES += ["sandal", "shirt", "sneaker", "bag", "ankle boot"]
+CLASSES = "t-shirt trouser pullover dress coat sandal shirt sneaker bag boot".split()
 
 Rows = Iterator[tuple[str, dict[str, Any], float]]
 """Metric, coordinates, value."""
@@ -79,31 +79,26 @@ def nuisance_prediction(kind: str) -> Rows:
 
 
 def shift(kind: str) -> Rows:
-    """Quality of both heads over the grids of the paper."""
-    grids: dict[tuple[str, str], tuple[float, ...]] = {
-        ("h", "move"): (-0.5, -0.3, -0.1, 0.0, 0.1, 0.3, 0.5),
-        ("background", "move"): (0.0, 0.1, 0.2, 0.3, 0.4),
-        ("h", "widen"): (1.0, 1.25, 1.5),
-    }
+    """Quality of both heads over grids as those of the paper."""
+    grids = {("h", "move"): (-0.5, -0.1, 0.0, 0.5), ("h", "widen"): (1.0, 1.25, 1.5)}
+    grids["background", "move"] = (0.0, 0.1, 0.2, 0.3, 0.4)
     if kind == "images":
         grids = {("color", "strength"): (0.0, 0.25, 0.5, 0.75, 0.875)}
     for (parameter, how), grid in grids.items():
-        for value in grid:
-            distance = abs(value - {"widen": 1.0, "move": 0.0, "strength": 0.5}[how])
-            for head, slope in (("refitted", 4), ("fixed", 20)):
-                for views in (1, 8):
-                    at = {"parameter": parameter, "how": how, "shift": value}
-                    at |= {"head": head, "views": views}
-                    error = 3e-3 * (1 + slope * distance**2) * views**-0.25
-                    yield from task(kind, at, error)
+        for value, head, views in product(grid, ("refitted", "fixed"), (1, 8)):
+            at = {"parameter": parameter, "how": how, "shift": value}
+            away = value - {"widen": 1.0, "move": 0.0, "strength": 0.5}[how]
+            error = 3e-3 * (1 + away**2 * (4 if head == "refitted" else 20))
+            at |= {"head": head, "views": views}
+            yield from task(kind, at, error * views**-0.25)
 
 
 def label_fraction(kind: str) -> Rows:
     """Quality of probes that see few labels."""
-    for fraction in (0.05, 0.1, 0.2, 0.5, 1.0):
-        for views in ("plain" if kind == "images" else 1, 8):
-            at = {"fraction": fraction, "views": views}
-            yield from task(kind, at, 2e-3 * (1 + 0.05 / fraction))
+    kinds = ("plain" if kind == "images" else 1, 8)
+    for fraction, views in product((0.05, 0.1, 0.2, 0.5, 1.0), kinds):
+        at = {"fraction": fraction, "views": views}
+        yield from task(kind, at, 2e-3 * (1 + 0.05 / fraction))
 
 
 EXPERIMENTS: dict[str, Callable[[str], Rows]] = {
@@ -126,20 +121,13 @@ def write_run(
     experiments: tuple[str, ...] = ("averaging", "invariance"),
     more: dict[str, list[tuple[str, dict[str, Any], float]]] | None = None,
     config: dict[str, Any] | None = None,
+    bare: bool = False,
 ) -> Path:
     """Writes a finished run of kind "spirograph", "images" or "none" (no labels).
 
     Over the seeds errors are from 1 - spread to 1 + spread times those above and scale.
-
-    Args:
-      path: the work directory.
-      kind: of the data.
-      seeds: how many.
-      scale: of errors.
-      spread: of errors over the seeds.
-      experiments: those above that were measured.
-      more: further experiments, name -> rows.
-      config: dotted keys.
+    `more` are further experiments, `config` dotted keys; a bare run has nothing to
+    draw: no log, samples or built-in experiment.
     """
     path.mkdir(parents=True, exist_ok=True)
     names = {"spirograph": "spirograph", "images": "fashion_mnist", "none": "photos"}
@@ -150,30 +138,30 @@ def write_run(
         content.setdefault(section, {})[name] = value
     saved = {"format": 3, "config": content, "derived": {"steps": 1500}}
     saved["environment"] = {"git_commit": "0123abc", "devices": ["cpu", "cpu"]}
-    saved["command"] = f"launch.py --config=configs/a.py --workdir '{path.name}'"
+    saved["command"] = "python launch.py --config=configs/a.py --workdir 'my runs/a'"
     (path / "config.json").write_text(json.dumps(saved))
     each = {"training": [("loss.final", {}, 4.5)], **(more or {})}
-    each |= {name: [*EXPERIMENTS[name](kind)] for name in experiments}
+    asked = () if bare else experiments
+    each = {name: [*EXPERIMENTS[name](kind)] for name in asked} | each
     factors = np.linspace(1 - spread, 1 + spread, seeds) if seeds > 1 else [1.0]
     rows = []
-    for seed, factor in enumerate(factors):
-        for name, entries in each.items():
-            for metric, at, value in entries:
-                if metric in ("accuracy", "r2", "knn20"):
-                    value = 1 - (1 - value) * factor * scale
-                elif metric != "mse.constant":
-                    value *= factor * scale
-                row = {"experiment": name, "metric": metric, "at": at}
-                rows.append(row | {"seed": seed, "value": float(value)})
+    for (seed, factor), name in product(enumerate(factors), each):
+        for metric, at, value in each[name]:
+            if metric in ("accuracy", "r2", "knn20"):
+                value = 1 - (1 - value) * factor * scale
+            elif metric != "mse.constant":
+                value = value * factor * scale
+            row = {"experiment": name, "metric": metric, "at": at, "seed": seed}
+            rows.append(row | {"value": float(value)})
     settings: dict[str, Any] = {"num_views": [1, 2, 4, 8], "split": "test"}
     settings |= {"targets": TARGETS} if kind == "spirograph" else {}
     settings |= {"classes": CLASSES} if kind == "images" else {}
     results = {"format": 3, "n": seeds, "seeds": [*range(seeds)], "settings": settings}
     results |= {"summary": {}, "rows": rows}
     results["experiments"] = {name: {"seconds": 12.3} for name in each}
-    results["command"] = f"launch.py --mode=evaluate --workdir={path.name}"
+    results["command"] = f"python launch.py --mode=evaluate --workdir={path.name}"
     (path / "results.json").write_text(json.dumps(results))
-    for seed in range(seeds):
+    for seed in range(0 if bare else seeds):
         folder = path / f"seed_{seed}" if seeds > 1 else path
         folder.mkdir(exist_ok=True)
         write_log(folder, seed)
@@ -223,10 +211,8 @@ def samples(kind: str, seed: int = 0) -> dict[str, np.ndarray]:
             10, dtype=int
         )
         same = generator.random((10, 8)) < 0.8
-        found |= {
-            "projection_labels": labels,
-            "neighbor_labels": same * np.arange(10)[:, None],
-        }
+        found["neighbor_labels"] = same * np.arange(10)[:, None]
+        found["projection_labels"] = labels
     return found
 
 
@@ -251,8 +237,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
-            self.stack.append(tag)
+        self.stack += [tag] if tag not in ("meta", "img") else []
         if tag == "table":
             self.tables.append([])
         elif tag == "tr":
@@ -266,8 +251,7 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if {"td", "th"} & set(self.stack):
             self.tables[-1][-1][-1] += data
-        if not {"script", "style"} & set(self.stack):
-            self.text += data
+        self.text += data if "style" not in self.stack else ""
 
     def find(self, *columns: str) -> list[list[str]]:
         """The first table whose header starts with the given columns."""

@@ -106,7 +106,7 @@ def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[T
     ]
     rows = rows.assign(
         features=kinds, order=pd.Series(order, rows.index), is_end=is_end
-    ).sort_values("order")
+    ).sort_values("order", kind="stable")
     is_own, is_end = ~of_paper(rows), rows.pop("is_end")
     del rows["order"]
     note, index = "M: number of averaged views.", ["run", "features", "views"]
