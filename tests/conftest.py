@@ -4,6 +4,7 @@ Warnings are errors; the exceptions, each with its reason, stand in `.pytest.ini
 Float64 is off unless a test asks for the fixture `x64`.
 """
 
+import functools
 import gc
 import json
 import os
@@ -33,7 +34,8 @@ MOST_MAPS = 20_000
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds how often `test_crash.py` kills a run, and whether SLURM may be started."""
+    """Adds what else is run: slow tests, kills of a run, a local SLURM."""
+    parser.addoption("--all", action="store_true", help="run the slow tests too")
     parser.addoption("--kills", type=int, default=5, help="kills in test_crash.py")
     parser.addoption("--slurm", action="store_true", help="run jobs on a local SLURM")
 
@@ -41,13 +43,48 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Skips what needs SLURM unless it was asked for and can be started."""
-    reason = "needs --slurm"
-    if config.getoption("--slurm"):
-        reason = loopback_slurm.why_not()
+    """Leaves out what is slow, or needs SLURM, unless it was asked for."""
+    asked = config.getoption("--slurm")
+    why_not = loopback_slurm.why_not() if asked else "needs --slurm"
+    left_out = []
     for item in items:
-        if reason and item.get_closest_marker("slurm"):
-            item.add_marker(pytest.mark.skip(reason=reason))
+        if item.get_closest_marker("slurm"):
+            if why_not:
+                item.add_marker(pytest.mark.skip(reason=why_not))
+        elif _is_slow(item) and not config.getoption("--all"):
+            left_out.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in {*left_out}]
+        config.stash[_LEFT_OUT] = len(left_out)
+
+
+_LEFT_OUT = pytest.StashKey[int]()
+
+
+@functools.cache
+def _slow() -> frozenset[str]:
+    return frozenset((DATA / "slow.txt").read_text().split())
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    """Returns whether a test is marked slow, or `data/slow.txt` names it or its file.
+
+    That file is made from a run with `--durations=0`.
+    """
+    file, name = Path(item.path).stem, item.name.split("[")[0]
+    named = {file, f"{file}::{name}"} & _slow()
+    return bool(named) or item.get_closest_marker("slow") is not None
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Says how the rest is run."""
+    count = config.stash.get(_LEFT_OUT, 0)
+    if count:
+        text = f"{count} slow tests were left out; all of them: python -m pytest --all"
+        terminalreporter.write_line(text)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,16 @@ def run(arguments, **options):
     statuses, outputs = finish(start(arguments, **options))
     assert not any(statuses), "\n".join(outputs)
     return outputs
+
+
+def wait_for_rows(workdir, count=1, *, while_running=None, seconds=200):
+    """Waits until a log has so many rows, or that process has ended."""
+    log, deadline = workdir / "metrics.jsonl", time.monotonic() + seconds
+    while while_running is None or while_running.poll() is None:
+        if log.exists() and log.read_bytes().count(b"\n") >= count:
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def rows(workdir, *, without=("seconds", "examples_per_second")):

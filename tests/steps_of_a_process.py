@@ -20,12 +20,10 @@ def compute(name, steps, count=None):
     from test_processes import CASES
 
     case, devices = Case(CASES[name]), parallel.all_devices(count)
-    train = parallel.make_train(case.step(parallel.AXIS_NAME), case.draw, devices)
-    state = parallel.replicate(case.start(), devices)
-    data = parallel.replicate(case.x, devices)
-    metrics = []
-    for _ in range(steps):
-        state, sums = train(state, KEY, data, 1)
+    train = case.train(devices)
+    state, metrics = parallel.replicate(case.start(), devices), []
+    for step in range(steps):
+        state, sums = train(state, KEY, step, 1)
         sums = parallel.one_replica(sums)
         metrics.append([float(total) for total, _ in sums.values()])
     leaves = jax.tree.leaves(parallel.one_replica(state))

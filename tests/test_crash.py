@@ -8,14 +8,12 @@ import random
 import signal
 import time
 
-import numpy as np
-import orbax.checkpoint as ocp
 import processes
 import pytest
 from test_launch import CONFIG, SMALL
 
 SEED = 0
-TIMING = ("seconds", "examples_per_second")
+SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
 
 # Many calls, rows and checkpoints, so that most moments are amid one of them.
 FREQUENT = [
@@ -34,8 +32,9 @@ FREQUENT = [
 
 def start(workdir):
     arguments = ["launch.py", CONFIG, f"--workdir={workdir}", *SMALL, *FREQUENT]
-    # With the cache of the work directory, that kills may hit too.
-    return processes.start(arguments, JAX_COMPILATION_CACHE_DIR=None)
+    # With a cache folder of its own, that kills may hit too.
+    own = {"XDG_CACHE_HOME": str(workdir.parent / "cache")}
+    return processes.start(arguments, JAX_COMPILATION_CACHE_DIR=None, **own)
 
 
 @pytest.fixture(scope="module")
@@ -47,40 +46,18 @@ def whole(tmp_path_factory):
     return workdir
 
 
-def checkpoint(workdir, step):
-    path = workdir / "checkpoints" / str(step) / "default"
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path)
-
-
-def rows(workdir):
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [
-        {name: v for name, v in json.loads(line).items() if name not in TIMING}
-        for line in lines
-    ]
-
-
-def wait_for_rows(workdir, count, process):
-    """Waits until the log has so many rows, or the process has ended."""
-    log = workdir / "metrics.jsonl"
-    while process.poll() is None:
-        if log.exists() and log.read_bytes().count(b"\n") >= count:
-            return
-        time.sleep(0.005)
-
-
 def test_kills_at_random_moments_change_nothing(whole, tmp_path, request):
-    reference, total = whole, len(rows(whole))
+    total = len(processes.rows(whole))
     workdir, generator = tmp_path / "run", random.Random(SEED)
     kills, seen = request.config.getoption("--kills"), []
     for kill in range(kills):
-        number = generator.choice([signal.SIGTERM, signal.SIGKILL])
+        number = generator.choice(SIGNALS)
         (process,) = start(workdir)
         if generator.random() < 0.2:  # while it starts
             moment = generator.uniform(0, 5)
         else:  # so far into training, the last time amid the evaluation
-            wait_for_rows(workdir, (kill + 1) * total // kills, process)
+            count = (kill + 1) * total // kills
+            processes.wait_for_rows(workdir, count, while_running=process)
             moment = generator.uniform(0, 2 if kill + 1 == kills else 0.2)
         time.sleep(moment)
         process.send_signal(number)
@@ -88,18 +65,16 @@ def test_kills_at_random_moments_change_nothing(whole, tmp_path, request):
         seen.append((kill, number.name, status))
         # Finished before, killed, or asked to stop; before the handlers are in, a
         # signal ends the process as ever.
-        assert status in (0, 75, -signal.SIGTERM, -signal.SIGKILL), (seen, output)
-    assert {-signal.SIGKILL, 75} <= {status for _, _, status in seen}, seen
+        expected = (0, 75, 130, *(-number for number in SIGNALS))
+        assert status in expected, (seen, output)
+    assert -signal.SIGKILL in {status for _, _, status in seen}, seen
+    assert {75, 130} & {status for _, _, status in seen}, seen
     statuses, outputs = processes.finish(start(workdir))
     assert statuses == [0], (seen, outputs[0])
-    found, expected = checkpoint(workdir, 120), checkpoint(reference, 120)
-    assert {*found} == {*expected}
-    for name in expected:
-        np.testing.assert_array_equal(found[name], expected[name], err_msg=str(seen))
-    assert rows(workdir) == rows(reference), seen
+    processes.assert_same_run(workdir, whole, step=120)
     summaries = [
         json.loads((path / "results.json").read_text())["summary"]
-        for path in (workdir, reference)
+        for path in (workdir, whole)
     ]
     assert summaries[0] == summaries[1]
     # Nothing half-written is left; a stop may have saved another one but the last.

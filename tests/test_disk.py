@@ -11,6 +11,7 @@ from tiny import tiny_config
 
 from invariance_jax import train
 from invariance_jax.runs import checkpoints
+from invariance_jax.runtime.files import named
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -43,19 +44,32 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path, blocked):
     assert "initialized" not in done.stderr
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_once(tmp_path):
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_once_in_one_line(tmp_path):
     changes = (
-        *("--config.encoder.width=256", "--config.steps=100000"),
+        *("--config.encoder.width=256", "--config.steps=100000", "--mode=train"),
         *("--config.steps_per_call=1", "--config.compilation_cache=off"),
     )
     done = launch(tmp_path / "run", *changes, limit=100)
-    line = last_line(done)
-    assert line.startswith("error: the checkpoint")
-    assert "could not be written" in line
-    assert "File too large" in line
+    said = [line for line in done.stderr.splitlines() if not line.startswith("train")]
+    assert (
+        last_line(done)
+        == said[-1]
+        == (
+            f"error: the checkpoint in {tmp_path / 'run' / 'checkpoints'} could not be "
+            "written: File too large; the older ones are kept."
+        )
+    )
+    assert len(said) == 3  # with the processes, and from what it began
     # Nothing is left that a resume would take for a checkpoint.
     names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert not [name for name in names if name.isdecimal()]
+
+
+def test_a_file_is_named_where_the_system_does_not(tmp_path):
+    with pytest.raises(OSError, match=r"No space left.*: '/a/b'"), named("/a/b"):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match=r"^no room$"), named("/a/b"):
+        raise OSError("no room")
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path, monkeypatch):

@@ -1,16 +1,15 @@
 """The command line as a newcomer uses it, each time in a process of its own."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "--config=configs/spirograph.py:smoke"
 
 SMALL = [
@@ -37,11 +36,10 @@ SMALL = [
 
 
 def launch(*arguments):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return subprocess.run(
         [sys.executable, "launch.py", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment | {"JAX_PLATFORMS": "cpu"},
+        cwd=processes.ROOT,
+        env=processes.environment(1),
         capture_output=True,
         text=True,
         timeout=300,
@@ -65,40 +63,26 @@ def whole(tmp_path_factory):
     return workdir, launch(CONFIG, *arguments)
 
 
-def test_a_whole_run_succeeds(whole):
-    assert whole[1].returncode == 0, whole[1].stderr
-
-
-def test_a_whole_run_prints_the_result_table(whole):
-    output = whole[1].stdout
-    assert "Mean squared error" in output
-    assert "variance.normalized" in output
-    assert output.rstrip().endswith(f"report: {whole[0] / 'report.html'}")
-
-
-def test_a_whole_run_says_each_thing_once(whole):
-    assert whole[1].stderr.count("initialized from the seed") == 1
-    assert "Warning" not in whole[1].stderr
-
-
-def test_a_whole_run_shows_its_progress(whole):
-    for word in ("10/10", "loss=", "penalty=", "examples/s="):
-        assert word in whole[1].stderr
+def test_a_whole_run_says_what_it_does_and_shows_the_result(whole):
+    workdir, done = whole
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith(f"report: {workdir / 'report.html'}")
+    assert done.stderr.count("initialized from the seed") == 1
+    assert "Warning" not in done.stderr and "\r" not in done.stderr
+    for word in ("training: ", "10/10", "loss=", "penalty=", "examples/s="):
+        assert word in done.stderr
 
 
 def test_a_whole_run_leaves_what_is_promised(whole):
-    assert {path.name for path in whole[0].iterdir()} == {
+    assert {path.name for path in whole[0].iterdir()} >= {
         "checkpoints",
-        "compilation_cache",
         "config.json",
         "experiments",
-        "figures",
         "metrics.jsonl",
         "profile",
         "report.html",
         "results.json",
         "samples.npz",
-        "tables",
         "tensorboard",
     }
 
@@ -107,9 +91,9 @@ def test_representations_are_written_and_told(whole, tmp_path):
     workdir = shutil.copytree(whole[0], tmp_path / "run")
     found = launch("--mode=embed", f"--workdir={workdir}")
     assert found.returncode == 0, found.stderr
-    names = [f"embeddings_{split}_1_views.npz" for split in ("train", "test")]
-    assert found.stdout.split() == [str(workdir / name) for name in names]
-    assert {*names} <= {path.name for path in workdir.iterdir()}
+    files = [Path(name) for name in found.stdout.split()]
+    assert len(files) == 2
+    assert all(path.parent == workdir and path.exists() for path in files)
 
 
 def test_what_was_given_is_what_was_run(whole):
@@ -131,7 +115,6 @@ def test_an_evaluation_needs_no_configuration(whole, tmp_path):
     assert done.returncode == 0, done.stderr
     after = json.loads((workdir / "results.json").read_text())
     assert after["summary"] == before["summary"]
-    assert "Mean squared error" in done.stdout
 
 
 def test_a_report_compares_two_runs(whole, tmp_path):
@@ -150,16 +133,6 @@ def test_another_training_key_is_refused_and_nothing_changes(whole):
     )
     assert_one_line(done, f"{whole[0]} holds a run with penalty.weight = ", "found 0.7")
     assert contents(whole[0]) == before
-
-
-def test_an_evaluation_that_cannot_end_does_not_begin(whole, tmp_path):
-    workdir = shutil.copytree(whole[0], tmp_path / "run")
-    before = contents(workdir)
-    flags = ["--mode=evaluate", "--config.evaluation.experiments=('shift', 'limits')"]
-    flags.append("--config.studies.split=train")
-    done = launch(CONFIG, f"--workdir={workdir}", *SMALL, *flags)
-    assert_one_line(done, "studies.split is 'train'")
-    assert contents(workdir) == before
 
 
 def assert_one_line(done, *expected):
@@ -181,10 +154,10 @@ MISTAKES = {
         ["--config", "configs/spirograph.py:smoke", "--config.optimiser.name", "lars"],
         ["the closest is --config.optimizer.name"],
     ),
-    "wrong type": ([CONFIG, "--config.batch_size=2.5"], ["config.batch_size=2.5"]),
+    "wrong type": ([CONFIG, "--config.batch_size=2.5"], ["batch_size is 2.5; expect"]),
     "wrong type of an optional key": (
         [CONFIG, "--config.penalty.batch_limit=much"],
-        ["config.penalty.batch_limit=much"],
+        ["penalty.batch_limit is 'much'; expected"],
     ),
     "wrong value": (
         [CONFIG, "--config.evaluation.num_views=(0,1)"],
@@ -192,7 +165,7 @@ MISTAKES = {
     ),
     "steps past the end": (
         [CONFIG, "--profile_steps=30:50"],
-        ["logging.profile_steps is '30:50'", "b at most 40"],
+        ["logging.profile_steps is '30:50'", "at most 40"],
     ),
     "steps of no configuration": (
         ["--mode=evaluate", "--profile_steps=30:50"],
@@ -202,7 +175,9 @@ MISTAKES = {
         ["--config=configs/spirograph.py:quikc"],
         ["'quikc'; expected one of", "quick", "smoke"],
     ),
-    "no such file": (["--config=configs/none.py"], ["configs/none.py"]),
+    "no such file": (["--config=configs/none.py"], ["configs/none.py, which is no fi"]),
+    "a pattern": ([CONFIG, "--workdir=runs/try[1]"], ["expected a path without [, ?"]),
+    "a scheme": ([CONFIG, "--workdir=foo://a/b"], ["foo://a/b; expected a folder or"]),
     "unknown flag": ([CONFIG, "--wrokdir=a"], ["wrokdir"]),
     "unknown mode": ([CONFIG, "--mode=trian"], ["mode=trian", "train"]),
     "no configuration": ([], ["--config is missing"]),
@@ -225,7 +200,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, name):
     arguments, expected = MISTAKES[name]
     workdir = tmp_path / "run"
-    done = launch(*arguments, f"--workdir={workdir}")
+    done = launch(f"--workdir={workdir}", *arguments)
     assert_one_line(done, *expected)
     assert not any(tmp_path.iterdir())
 

@@ -1,79 +1,60 @@
 """The rooms of the house: who imports whom, read from the syntax trees."""
 
 import ast
+import importlib
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "invariance_jax"
 MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
-SOURCES = [*MODULES, *sorted((ROOT / "configs").glob("*.py")), ROOT / "launch.py"]
 
-CORE = {"types", "numerics"}
-PURE = {"transforms", "losses", "evaluation", "models"}
-PROGRAMS = {"train", "evaluate", "report", "embed", "check", "studies"}
-EVERYTHING = (
-    CORE
-    | PURE
-    | PROGRAMS
-    | {
-        "data",
-        "training",
-        "experiments",
-        "cluster",
-        "benchmarks",
-    }
+# A room imports those of the rows above it, and of its own row.
+ROWS = (
+    ("types",),
+    ("arguments", "numerics"),
+    ("transforms", "losses", "models", "evaluation"),
+    ("data",),
+    ("settings",),
+    ("runtime",),
+    ("tasks",),
+    ("runs",),
+    ("training",),
+    ("experiments",),
+    ("report",),
+    ("sweeps",),
+    ("slurm",),
+    ("train", "evaluate", "embed", "export", "check"),
+    ("benchmarks",),
 )
+LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
+PURE = {*ROWS[0], *ROWS[1], *ROWS[2]}
+PURE_PACKAGES = {PACKAGE, "chex", "flax", "jax", "jaxlib", "numpy"}
+TWICE = {"averaging", "invariance", "linearization", "spirograph"}
+"""Subjects that are seen from two rooms or more, each with a module there."""
 
-# The rooms that a room may import, next to itself.
-ALLOWED = {
-    "types": set(),
-    "numerics": {"types"},
-    **dict.fromkeys(PURE, CORE),
-    "data": CORE | {"transforms"},
-    "training": CORE | PURE | {"data"},
-    "experiments": CORE | PURE | {"data", "training"},
-    **dict.fromkeys(PROGRAMS, EVERYTHING - {"benchmarks"}),
-    "cluster": EVERYTHING - {"benchmarks"},
-    "benchmarks": EVERYTHING,
-    # Inside functions only: see `test_importing_the_package_is_light`.
-    "__init__": EVERYTHING,
-}
-
-# What the pure rooms take as callables, arrays and keys instead of importing it.
-MACHINERY = {
-    "absl",
-    "matplotlib",
-    "ml_collections",
-    "optax",
-    "orbax",
-    "tensorboardX",
-    "tensorflow_datasets",
-    "tqdm",
-    "wandb",
-}
+LIBRARIES = {"matplotlib", "ml_collections", "optax", "orbax", "pandas", "seaborn"}
 
 
-def label(path: Path) -> str:
+def label(path):
     return str(path.relative_to(ROOT))
 
 
-def room(path: Path) -> str:
+def room(path):
     return path.relative_to(ROOT / PACKAGE).parts[0].removesuffix(".py")
 
 
-PURE_MODULES = [path for path in MODULES if room(path) in CORE | PURE]
-NOT_PARALLEL = [p for p in SOURCES if label(p) != f"{PACKAGE}/training/parallel.py"]
+TREES = {path: ast.parse(path.read_text(), str(path)) for path in MODULES}
+LAUNCH = ast.parse((ROOT / "launch.py").read_text())
+PURE_TREES = {path: tree for path, tree in TREES.items() if room(path) in PURE}
+NOT_PARALLEL = {
+    path: tree for path, tree in TREES.items() if path.name != "parallel.py"
+}
 
 
-def parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(), str(path))
-
-
-def imported(tree: ast.AST) -> set[str]:
+def imported(tree):
     """Returns the dotted names of all that a syntax tree imports, at any depth."""
     names = set()
     for node in ast.walk(tree):
@@ -85,13 +66,17 @@ def imported(tree: ast.AST) -> set[str]:
     return names
 
 
-def imported_rooms(tree: ast.AST) -> set[str]:
+def packages(tree):
+    return {name.split(".")[0] for name in imported(tree)}
+
+
+def rooms(tree):
     parts = [name.split(".") for name in imported(tree)]
-    rooms = {part[1] for part in parts if part[0] == PACKAGE and len(part) > 1}
-    return rooms - {"__version__", "load"}
+    found = {part[1] for part in parts if part[0] == PACKAGE and len(part) > 1}
+    return found - {"__version__", "load"}
 
 
-def identifiers(tree: ast.AST) -> set[str]:
+def identifiers(tree):
     """Returns every name and attribute that the code mentions, strings aside."""
     found = set()
     for node in ast.walk(tree):
@@ -100,109 +85,102 @@ def identifiers(tree: ast.AST) -> set[str]:
         elif isinstance(node, ast.Attribute):
             found.add(node.attr)
         elif isinstance(node, ast.alias):
-            found |= set(node.name.split("."))
+            found |= {*node.name.split(".")}
     return found
 
 
-def code_lines(function: ast.AST, lines: list[str]) -> int:
+def code_lines(function, lines):
     """Returns the lines of a function's body that are code."""
-    body = function.body
-    if ast.get_docstring(function) is not None:
-        body = body[1:]
+    body = function.body[ast.get_docstring(function) is not None :]
     if not body:
         return 0
-    text = lines[body[0].lineno - 1 : function.end_lineno]
-    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in text)
+    text = [line.strip() for line in lines[body[0].lineno - 1 : function.end_lineno]]
+    return sum(bool(line) and not line.startswith("#") for line in text)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=label)
-def test_a_room_imports_only_the_rooms_below_it(path):
-    allowed = ALLOWED[room(path)] | {room(path)}
-    assert imported_rooms(parse(path)) <= allowed
-
-
-def test_launch_imports_only_programs():
-    tree = parse(ROOT / "launch.py")
-    assert imported_rooms(tree) <= PROGRAMS | {"cluster"}
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=label)
-def test_configs_import_nothing_of_the_package(path):
-    assert not imported_rooms(parse(path))
-
-
-@pytest.mark.parametrize("path", PURE_MODULES, ids=label)
-def test_pure_rooms_import_no_machinery(path):
-    packages = {name.split(".")[0] for name in imported(parse(path))}
-    forbidden = MACHINERY if room(path) == "models" else MACHINERY | {"flax"}
-    assert not packages & forbidden
-
-
-@pytest.mark.parametrize("path", PURE_MODULES, ids=label)
-def test_pure_rooms_do_not_ask_for_devices(path):
-    asked = {"device_count", "local_device_count", "devices", "local_devices"}
-    assert not identifiers(parse(path)) & asked
-
-
-@pytest.mark.parametrize("path", NOT_PARALLEL, ids=label)
-def test_only_parallel_maps_over_devices(path):
-    assert "pmap" not in identifiers(parse(path))
-
-
-@pytest.mark.parametrize("path", NOT_PARALLEL, ids=label)
-def test_only_parallel_names_an_axis(path):
-    literal = [
-        node.lineno
-        for node in ast.walk(parse(path))
-        if isinstance(node, ast.keyword)
-        and node.arg == "axis_name"
-        and isinstance(node.value, ast.Constant)
-        and node.value.value is not None
-    ]
-    assert not literal
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=label)
-def test_derivative_rules_allow_forward_mode(path):
-    assert "custom_vjp" not in identifiers(parse(path))
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=label)
-def test_tensorflow_is_not_a_dependency(path):
-    packages = {name.split(".")[0] for name in imported(parse(path))}
-    assert not packages & {"tensorflow", "torch", "keras"}
-
-
-@pytest.mark.parametrize("path", MODULES, ids=label)
-def test_modules_are_short(path):
-    assert len(path.read_text().splitlines()) < 300
-
-
-@pytest.mark.parametrize("path", [*MODULES, ROOT / "launch.py"], ids=label)
-def test_functions_are_short(path):
-    lines = path.read_text().splitlines()
-    functions = ast.FunctionDef, ast.AsyncFunctionDef
-    long = {
-        node.name: code_lines(node, lines)
-        for node in ast.walk(parse(path))
-        if isinstance(node, functions) and code_lines(node, lines) >= 40
+def test_a_room_imports_only_the_rooms_above_it():
+    wrong = {
+        f"{label(path)}: {other}"
+        for path, tree in TREES.items()
+        if room(path) != "__init__"  # inside functions only, see below
+        for other in rooms(tree)
+        if LEVEL[other] > LEVEL[room(path)]
     }
-    assert not long
+    assert not wrong
+
+
+def test_every_room_has_its_row():
+    assert {room(path) for path in MODULES} == {*LEVEL, "__init__"}
+
+
+def test_pure_rooms_import_jax_flax_chex_and_numpy_only():
+    standard = PURE_PACKAGES | sys.stdlib_module_names
+    found = {
+        label(path): packages(tree) - standard for path, tree in PURE_TREES.items()
+    }
+    assert not {path: names for path, names in found.items() if names}
+
+
+def test_pure_rooms_do_not_ask_for_devices():
+    asked = {"device_count", "local_device_count", "devices", "local_devices"}
+    assert not [label(p) for p, tree in PURE_TREES.items() if identifiers(tree) & asked]
+
+
+def test_only_parallel_maps_over_devices_and_names_an_axis():
+    def names_an_axis(node):
+        named = isinstance(node, ast.keyword) and node.arg == "axis_name"
+        constant = named and isinstance(node.value, ast.Constant)
+        return constant and node.value.value is not None
+
+    for path, tree in NOT_PARALLEL.items():
+        assert "pmap" not in identifiers(tree), label(path)
+        assert not any(map(names_an_axis, ast.walk(tree))), label(path)
+
+
+def test_derivative_rules_allow_forward_mode():
+    assert not [
+        label(p) for p, tree in TREES.items() if "custom_vjp" in identifiers(tree)
+    ]
+
+
+def test_tensorflow_and_torch_are_no_dependency():
+    # The benchmarks measure against PyTorch, in modules of their own.
+    trees = {p: tree for p, tree in TREES.items() if "torch" not in p.name}
+    others = {"tensorflow", "torch", "keras"}
+    found = [p for p, tree in trees.items() if packages(tree) & others]
+    assert {room(path) for path in found} <= {"benchmarks"}
+
+
+def test_a_module_is_one_idea_and_functions_are_short():
+    for path, tree in TREES.items():
+        lines = path.read_text().splitlines()
+        declares = path.parent.name == "settings"  # a line for each word of a key
+        assert len(lines) <= 500 or declares, label(path)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                count = code_lines(node, lines)
+                assert count <= 45, f"{label(path)}: {node.name} has {count} lines"
+
+
+def test_a_name_of_a_module_stands_twice_only_for_one_subject():
+    names = Counter(path.stem for path in MODULES if not path.stem.startswith("__"))
+    assert {name for name, count in names.items() if count > 1} <= TWICE
 
 
 def test_launch_is_short():
-    assert len((ROOT / "launch.py").read_text().splitlines()) < 100
+    assert len((ROOT / "launch.py").read_text().splitlines()) < 115
+    assert packages(LAUNCH) <= {PACKAGE, "absl"} | sys.stdlib_module_names
 
 
 def test_importing_the_package_is_light():
     code = f"import sys, {PACKAGE}; print(*sorted(sys.modules))"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    packages = {name.split(".")[0] for name in result.stdout.split()}
-    assert not packages & (MACHINERY | {"flax", "tensorflow"})
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    names = {name.split(".")[0] for name in done.stdout.split()}
+    assert not names & (LIBRARIES | {"flax", "tensorflow"})
+
+
+def test_every_public_package_says_what_is_public():
+    for name in ("transforms", "losses", "evaluation", "models", "data", "settings"):
+        module = importlib.import_module(f"{PACKAGE}.{name}")
+        assert all(hasattr(module, public) for public in module.__all__)

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from invariance_jax.evaluate import load_variables
-from invariance_jax.slurm.job import PREEMPTED, Launch
+from invariance_jax.runtime.preemption import PREEMPTED
+from invariance_jax.slurm.job import Launch
 from invariance_jax.slurm.options import Request
 from invariance_jax.slurm.submission import _executor
 from invariance_jax.sweeps import collect
@@ -68,7 +69,7 @@ def submit(folder, code, *, nodes=1, tasks=1, minutes=None, delay=20, runs=1):
         parallelism=None,
         folder=None,
         dry_run=False,
-        options=dict.fromkeys(["cpus_per_task"]),
+        options={},
     )
     executor = _executor(request, folder / "slurm", "test")
     launch = Launch(str(program), (), str(folder))
@@ -277,7 +278,7 @@ def test_a_run_that_is_cancelled_keeps_its_steps_and_is_not_queued_again(tmp_pat
     assert 20 < saved < 1000000
 
 
-def test_a_sweep_is_an_array_and_its_points_are_compared(tmp_path):
+def test_a_sweep_is_an_array_and_its_variants_are_compared(tmp_path):
     sweep = tmp_path / "sweep.py"
     grid = {"penalty.weight": (0.0, 0.1), "seed": (0, 1)}
     sweep.write_text(f"def get_sweep():\n    return {grid}\n")

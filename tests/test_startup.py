@@ -25,16 +25,9 @@ def start(*arguments, **streams):
     )
 
 
-def wait_for_rows(workdir):
-    log, deadline = workdir / "metrics.jsonl", time.monotonic() + 200
-    while not (log.exists() and log.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def test_an_interrupted_run_is_saved_and_says_how_to_go_on(tmp_path):
     process = start(CONFIG, *SMALL, *ENDLESS, "--mode=train", f"--workdir={tmp_path}")
-    wait_for_rows(tmp_path)
+    processes.wait_for_rows(tmp_path)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=100)
     assert process.returncode == 130
@@ -58,7 +51,7 @@ def test_a_terminal_that_is_gone_does_not_end_a_run_nor_change_its_status(tmp_pa
     process.stderr.readline()
     process.stderr.close()
     process.stdout.close()
-    wait_for_rows(tmp_path)
+    processes.wait_for_rows(tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(100) == 75
     assert any((tmp_path / "checkpoints").iterdir())

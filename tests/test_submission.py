@@ -245,7 +245,7 @@ REFUSED = {
     "no images": (
         {},
         {"data.name": "cifar10", "data.data_dir": "none", "data.image_size": None},
-        r"data.name is 'cifar10', which is not prepared in .*invariance_jax.data cifar10",
+        r"data.name is 'cifar10', which is not prepared in .*python -m invariance_jax",
     ),
 }
 
