@@ -83,14 +83,10 @@ def _projection(context: Context) -> dict[str, np.ndarray]:
 
 
 def principal_components(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first two principal components of features.
+    """Returns the first two principal components of features, `[N, 2]`, and shares.
 
-    Args:
-      h: float64 `[N, D]`.
-
-    Returns:
-      `(points, shares)`: `[N, 2]`, and the share of the variance that each explains,
-      `[2]`; 0 for a component that is not there.
+    The shares `[2]` are those of the variance that each explains, 0 for a component
+    that is not there.
     """
     centred = h - h.mean(axis=0)
     left, scale, right = np.linalg.svd(centred, full_matrices=False)
@@ -116,15 +112,9 @@ def _neighbors(context: Context) -> dict[str, np.ndarray]:
 
 
 def nearest(h: np.ndarray, *, queries: int, count: int) -> np.ndarray:
-    """Returns the first examples and those of the largest cosine similarity to each.
+    """Returns the first rows of h and those of the largest cosine similarity to each.
 
-    Args:
-      h: features `[N, D]`.
-      queries: how many of the first examples.
-      count: how many others of each, at most N - 1.
-
-    Returns:
-      int `[queries, 1 + count]`, rows of h: the example itself, then the nearest first.
+    They are int `[queries, 1 + count]`: the row itself, then the nearest first.
     """
     norm = np.linalg.norm(h, axis=1, keepdims=True)
     unit = h / np.where(norm > 0, norm, 1)
