@@ -17,7 +17,7 @@ from invariance_jax import experiments
 from invariance_jax.experiments import Context, samples
 from invariance_jax.runs import results
 from invariance_jax.runs.checkpoints import Checkpoints
-from invariance_jax.runs.metrics import final_metrics
+from invariance_jax.runs.log import final_metrics
 from invariance_jax.runs.workdir import (
     check_same_run,
     claim,

@@ -110,4 +110,4 @@ def check_names(arguments: list[str], has_torch: bool) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    startup.run(main, startup.parse)
+    startup.run(main)

@@ -83,7 +83,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         _fail(f"error: {_in_words(error)}")
 
 
-def _if_verbose(say: Callable[P, None]) -> Callable[P, None]:
+def _if_verbose(say: Callable[P, object]) -> Callable[P, None]:
     """Returns the function, silent without `--verbosity=1`."""
 
     def said(*arguments: P.args, **kwargs: P.kwargs) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 from invariance_jax import data, evaluation
 from invariance_jax.evaluation import LinearProbe
 from invariance_jax.settings import Settings, plugins
-from invariance_jax.settings.check import make_image_views
+from invariance_jax.settings.rules import make_image_views
 from invariance_jax.settings.schema import KEYS, WITH_PROBE
-from invariance_jax.tasks.base import Examples, Scored, Task
+from invariance_jax.tasks.task import Examples, Scored, Task
 from invariance_jax.transforms import Transformation, check_transformation, image
 from invariance_jax.types import Array
 
