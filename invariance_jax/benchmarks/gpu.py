@@ -1,265 +1,156 @@
-"""Training steps on a GPU: time, share of the matrix product's rate, memory.
+"""Training steps on a GPU: time, share of a matrix product's rate, memory.
 
-What is asked for in a few minutes of one machine, the most important first; a step that
-there is no time for is named and left out. Nothing is compared here but with the rate
-of a matrix product in the precision of the step.
+The cases come most important first; one that there is no time for is named and left
+out. `gpu_peers` compares with PyTorch, in a process of its own, since what one library
+leaves in the memory of the device decides what fits for the other.
 """
 
+import copy
 import functools
+import itertools
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from invariance_jax.benchmarks import ceilings, operations
-from invariance_jax.benchmarks.parts import PROGRESS
-from invariance_jax.benchmarks.penalty import check_finite
-from invariance_jax.benchmarks.timing import Quartiles, alternate, quartiles
-from invariance_jax.training import parallel
-from invariance_jax.training.components import (
-    is_regression,
-    make_examples,
-    make_stand_ins,
-)
-from invariance_jax.training.memory import compile_train
-from invariance_jax.training.settings import resolve
-from invariance_jax.training.start import initial_state
+from invariance_jax.benchmarks.runs import Training, configuration
+from invariance_jax.benchmarks.timing import Options, Row, product_rate
+from invariance_jax.settings import Config
 
 STEPS, SECONDS = 8, 0.3
 """Most steps of one call, and how long a call of fewer may take."""
 
-PRODUCTS = 20
-"""Matrix products that the rate is measured over."""
-
-# What an error says, beside RESOURCE_EXHAUSTED, where memory was short.
-_SHORT = ("RESOURCE_EXHAUSTED", "ALLOC_FAILED", "OUT_OF_MEMORY", "cudnn", "autotun")
-
-PRECISIONS = {"float32": "default", "bfloat16": "bfloat16"}
-"""Key of a configuration -> what `ceilings.measure` calls it."""
+RATES = {"float32": "default", "bfloat16": "bfloat16"}
+"""Precision of a run -> that of the matrix product that it is compared with."""
 
 
-class Found(NamedTuple):
-    """A step as it was measured.
+def run(options: Options) -> Iterator[Row]:
+    """Yields the steps of the paper's runs, each when it is measured.
 
-    Attributes:
-      name: of the step.
-      seconds: of a step.
-      share: the operations that it needs over those of a matrix product in the same
-        time and precision; recomputed ones do not count.
-      memory: bytes of the device that the program takes with all its arrays.
-      rematerialized: whether it did not fit otherwise, or was asked for.
-      steps: of an epoch.
-      epochs: of the run, None if its length is given in steps.
+    Raises:
+      ValueError: if there is no GPU.
     """
-
-    name: str
-    seconds: Quartiles
-    share: float
-    memory: int
-    rematerialized: bool
-    steps: int
-    epochs: int | None
+    check_gpu(0.92)
+    yield from measure_all(chosen(cases(), options.cases), options)
 
 
-class Missing(NamedTuple):
-    """A step that was not measured, and why."""
+def check_gpu(fraction: float) -> None:
+    """Checks that there is a GPU, of whose memory JAX takes a share.
 
-    name: str
-    why: str
-
-
-def cases(
-    spirograph: ConfigDict, cifar10: ConfigDict
-) -> dict[str, tuple[ConfigDict, bool]]:
-    """Returns the steps to measure.
-
-    Args:
-      spirograph: a run with a penalty, `configs/spirograph.py`.
-      cifar10: another, of a batch of several groups, `configs/cifar10.py:resnet18`.
-
-    Returns:
-      Name -> configuration, and whether to rematerialize from the start; the most
-      important first.
+    Raises:
+      ValueError: if there is none.
     """
+    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", str(fraction))
+    if jax.default_backend() != "gpu":
+        raise ValueError(f"this benchmark needs a GPU; found {jax.devices()}.")
+
+
+def cases() -> dict[str, Config]:
+    """Returns name -> configuration, the most important first."""
+    spirograph, cifar10 = (
+        configuration("spirograph"),
+        configuration("cifar10", "resnet18"),
+    )
     found = {}
 
-    def add(name: str, config: ConfigDict, *, again: bool = False, **keys: Any) -> None:
-        weight = config.penalty.weight
-        for kind, value in (("penalized", weight), ("plain", 0.0)):
-            chosen = config.copy_and_resolve_references()
-            chosen.penalty.weight = value
-            chosen.encoder.name = keys["encoder"]
-            chosen.precision, chosen.batch_size = keys["precision"], keys["batch_size"]
-            parts = name, *map(str, keys.values()), kind, *["rematerialized"] * again
-            found[", ".join(parts)] = chosen, again
+    def add(
+        name: str,
+        config: Config,
+        kind: str,
+        precision: str,
+        encoder: str = "resnet18",
+        batch_size: int = 512,
+        *rematerialized: str,
+    ) -> None:
+        case = copy.deepcopy(config)
+        case.encoder.name, case.encoder.rematerialize = encoder, bool(rematerialized)
+        case.batch_size, case.precision = batch_size, precision
+        case.penalty.weight *= kind == "penalized"
+        words = name, encoder, str(batch_size), precision, kind, *rematerialized
+        found[" ".join(words)] = case
 
-    paper = {"encoder": spirograph.encoder.name, "batch_size": spirograph.batch_size}
-    for precision in ("bfloat16", "float32"):
-        add("spirograph", spirograph, **paper, precision=precision)
-        add("cifar10", cifar10, **paper, precision=precision)
-    for again in (False, True):
-        large = {"encoder": "resnet50", "batch_size": 512, "precision": "bfloat16"}
-        add("cifar10", cifar10, **large, again=again)
+    both = "penalized", "plain"
+    add("spirograph", spirograph, "penalized", "bfloat16")
+    add("spirograph", spirograph, "plain", "bfloat16")
+    add("cifar10", cifar10, "penalized", "bfloat16")
+    add("spirograph", spirograph, "penalized", "float32")
+    add("cifar10", cifar10, "plain", "bfloat16")
+    add("spirograph", spirograph, "plain", "float32")
+    for kind in both:
+        add("cifar10", cifar10, kind, "float32")
+    for kind, again in itertools.product(both, ((), ("rematerialized",))):
+        add("cifar10", cifar10, kind, "bfloat16", "resnet50", 512, *again)
     for encoder in ("resnet18", "resnet50"):
-        for precision in ("bfloat16", "float32"):
-            large = {"encoder": encoder, "batch_size": 4096, "precision": precision}
-            add("cifar10", cifar10, **large)
-    large = {"encoder": "resnet50", "batch_size": 512, "precision": "float32"}
-    add("cifar10", cifar10, **large)
+        for precision, kind in itertools.product(("bfloat16", "float32"), both):
+            add("cifar10", cifar10, kind, precision, encoder, 4096)
+    for kind in both:
+        add("cifar10", cifar10, kind, "float32", "resnet50")
     return found
 
 
-def run(
-    steps: Mapping[str, tuple[ConfigDict, bool]],
-    *,
-    seconds: float,
-    repeats: int,
-    min_seconds: float,
-    size: int = 8192,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Iterator[Found | Missing]:
-    """Yields steps as they are measured, one after the other, until the time is over.
-
-    A step that does not fit into the memory is rematerialized; one that fails
-    otherwise is missing, and the others are measured.
-
-    Args:
-      steps: the result of `cases`.
-      seconds: after so many no step is begun.
-      repeats: see `timing.alternate`.
-      min_seconds: see `timing.alternate`.
-      size: see `ceilings.measure`.
-      clock: the time in seconds.
-
-    Yields:
-      What was found, or why not.
+def chosen(found: Mapping[str, Config], texts: tuple[str, ...]) -> dict[str, Config]:
+    """Returns the cases whose name has one of the texts, all of them if there are none.
 
     Raises:
-      ValueError: if a configuration is invalid.
+      ValueError: if there is no such case.
     """
-    start = clock()
-    rates = {
-        key: ceilings.measure(
-            size=size, copied=size**2, precision=name, products=PRODUCTS
-        ).flops
-        for key, name in PRECISIONS.items()
+    picked = {
+        name: config
+        for name, config in found.items()
+        if not texts or any(text in name for text in texts)
     }
-    reached = ", ".join(f"{key} {rate / 1e12:.0f}" for key, rate in rates.items())
-    print(f"a matrix product reaches, in TFLOP/s: {reached} (float32 by default TF32)")
-    for name, (config, again) in steps.items():
-        if clock() - start > seconds:
-            yield Missing(name, "not run: no time left")
-            continue
-        print(f"{name} {PROGRESS}", flush=True)
-        flops = operations.of_step(config).of_batch(config.batch_size)
-        ceiling = flops / rates[config.precision]
-        measure = functools.partial(
-            _measure,
-            name,
-            config,
-            ceiling=ceiling,
-            repeats=repeats,
-            min_seconds=min_seconds,
-        )
-        yield _first_that_fits(name, measure, (True,) if again else (False, True))
+    if not picked:
+        raise ValueError(f"--cases is {texts}; expected parts of: {', '.join(found)}.")
+    return picked
 
 
-def _first_that_fits(
-    name: str, measure: Callable[..., Found], forms: Sequence[bool]
-) -> Found | Missing:
-    """Returns a step in the first form that the memory is large enough for."""
-    why = ""
-    for rematerialize in forms:
-        try:
-            return measure(rematerialize=rematerialize)
-        except (jax.errors.JaxRuntimeError, FloatingPointError) as error:
-            why = str(error).strip().splitlines()[0][:100]
-            if not any(word in str(error) for word in _SHORT):
-                return Missing(name, f"failed: {why}")
-    return Missing(name, f"does not fit into the memory: {why}")
+def measure_all(found: Mapping[str, Config], options: Options) -> Iterator[Row]:
+    """Yields what is measured of each case, until the time is over.
 
-
-def _measure(
-    name: str,
-    config: ConfigDict,
-    *,
-    rematerialize: bool,
-    ceiling: float,
-    repeats: int,
-    min_seconds: float,
-) -> Found:
-    chosen = config.copy_and_resolve_references()
-    chosen.encoder.rematerialize = rematerialize
-    settings, devices = resolve(chosen), jax.local_devices()[:1]
-    x = _examples(settings)
-    compiled = compile_train(settings, x, devices)
-    taken = compiled.memory_analysis()
-    memory = taken.argument_size_in_bytes + taken.temp_size_in_bytes
-    memory += taken.output_size_in_bytes - taken.alias_size_in_bytes
-    state = parallel.replicate(initial_state(settings), devices)
-    data = parallel.replicate(x, devices)
-    key = jax.random.key(settings.seed)
-    metrics: Any = None
-
-    def steps(count: int) -> Any:
-        nonlocal state, metrics
-        state, metrics = compiled(state, key, data, np.int32(count))
-        return metrics
-
-    jax.block_until_ready(steps(1))
-    begun = time.perf_counter()
-    jax.block_until_ready(steps(1))
-    one = time.perf_counter() - begun
-    count = min(max(round(SECONDS / one), 1), STEPS)
-    call = functools.partial(steps, count)
-    times = alternate(call, repeats=repeats, min_seconds=min_seconds)[0] / count
-    check_finite(metrics)
-    middle = quartiles(times)
-    return Found(
-        name,
-        middle,
-        ceiling / middle.median,
-        memory,
-        rematerialize,
-        settings.derived.steps_per_epoch,
-        settings.epochs,
-    )
-
-
-def _examples(settings: Any) -> np.ndarray:
-    """Returns the training examples; of images, noise that is not read from a disk."""
-    if is_regression(settings):
-        return make_examples(settings, "train").x
-    shape = settings.data.train_examples, *make_stand_ins(settings).shape[1:]
-    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-
-
-def line(row: Found | Missing) -> str:
-    """Returns what was measured of a step as text.
-
-    Args:
-      row: what `run` yields.
-
-    Returns:
-      Milliseconds with quartiles, share of the matrix product's rate, memory, and the
-      seconds that the steps of an epoch and of the run take at this rate.
+    A case that fails, as one that does not fit into the memory, is told; the others are
+    measured.
     """
-    name = row.name.ljust(60)
-    if isinstance(row, Missing):
-        return f"{name} {row.why}"
-    median, lower, upper = (
-        1e3 * t for t in (row.seconds.median, row.seconds.lower, row.seconds.upper)
-    )
-    epoch = row.steps * row.seconds.median
-    parts = [
-        f"{median:8.2f} ms ({lower:.2f} to {upper:.2f})",
-        f"{row.share:4.0%} of a matrix product",
-        f"{row.memory / 1e9:6.2f} GB",
-        f"{row.steps} steps of an epoch {epoch:.2f} s",
-    ]
-    parts += [f"{row.epochs} epochs {row.epochs * epoch:.0f} s"] * bool(row.epochs)
-    parts += ["rematerialized"] * row.rematerialized
-    return f"{name} {', '.join(parts)}"
+    clock = options.timer.clock
+    start = clock()
+    for name, config in found.items():
+        if clock() - start > options.seconds:
+            yield {"case": name, "note": "not run: no time left"}
+            continue
+        try:
+            yield measure(name, config, options)
+        except (jax.errors.JaxRuntimeError, FloatingPointError) as error:
+            first, *_ = str(error).strip().splitlines()
+            yield {"case": name, "note": f"failed: {first[:100]}"}
+
+
+def measure(name: str, config: Config, options: Options) -> Row:
+    """Returns a row of one case, on the first device."""
+    begun = time.perf_counter()
+    training = Training(config, jax.local_devices()[:1])
+    jax.block_until_ready(training())
+    compiled = time.perf_counter()
+    jax.block_until_ready(training())
+    one = time.perf_counter() - compiled
+    count = min(max(round(SECONDS / one), 1), STEPS)
+    timer = options.timer.at_most(3)
+    (times,) = timer(functools.partial(training, count)) / count
+    training.check_finite()
+    median = float(np.median(times))
+    rate = product_rate(RATES[config.precision])
+    settings = training.settings
+    row: Row = {
+        "case": name,
+        "ms": 1e3 * median,
+        "min": 1e3 * float(times.min()),
+        "max": 1e3 * float(times.max()),
+        "n": len(times),
+        "TFLOP": training.flops / 1e12,
+        "of a product, %": 100 * training.flops / median / rate,
+        "GB": training.memory / 1e9,
+        "epoch, s": settings.derived.steps_per_epoch * median,
+        "run, s": settings.derived.steps * median,
+        "compiled in, s": compiled - begun,
+    }
+    return row

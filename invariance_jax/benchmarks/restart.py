@@ -1,204 +1,172 @@
 """What a stop costs a run: the restart, and the checkpoint that it starts from.
 
-A restart is a new Python process that trains a run on from its checkpoint; what is
-timed is the way to the first step that it has finished: imports, data, restoring and
+A restart is a new Python process that continues a run which was stopped; what is timed
+is the way to the first step that it has finished: imports, data, restoring and
 compiling, with the programs of the earlier start kept or not. A checkpoint is that of
 the same run; what is timed is how long the training loop waits for it, against how long
 the write takes.
 """
 
+import copy
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from ml_collections import ConfigDict
+import numpy as np
 
-from invariance_jax.benchmarks.timing import Comparison, alternate
+from invariance_jax.benchmarks.timing import Options, Row, Timer, compare
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.workdir import claim
-from invariance_jax.training import parallel
-from invariance_jax.training.settings import resolve
-from invariance_jax.training.start import initial_state
+from invariance_jax.settings import Config, resolve
+from invariance_jax.training.build import build, initial_state
 
 # What a cluster's job does: nothing is left of the process that was there before.
 _TRAIN = """
 import sys
 from invariance_jax import train
-from invariance_jax.runs.workdir import (read_config)
+from invariance_jax.runs.workdir import read_config
 train.run(read_config(sys.argv[1]), sys.argv[1])
 """
 
 _SECONDS = 600.0
 
 
-class _Clock:
-    """The time, less what does not belong to a measurement."""
+class Clock:
+    """The time in seconds, less what does not belong to a measurement."""
 
-    def __init__(self) -> None:
-        self._left_out = 0.0
+    _left_out = 0.0
 
     def __call__(self) -> float:
+        """Returns the time."""
         return time.perf_counter() - self._left_out
 
-    def leave_out(self, function: Callable[[], Any]) -> Any:
-        """Returns what a function does, as if it took no time."""
+    def leave_out(self, function: Callable[[], object]) -> None:
+        """Calls a function as if it took no time."""
         start = time.perf_counter()
-        result = function()
+        function()
         self._left_out += time.perf_counter() - start
-        return result
 
 
-def run(config: ConfigDict, *, repeats: int) -> list[Comparison]:
-    """Returns the time of a restart and that of a checkpoint.
-
-    Args:
-      config: a configuration with the keys of `configs/base.py`; its length and
-        cadences are replaced by those of a run of two steps.
-      repeats: see `timing.alternate`; every repeat starts two processes.
-
-    Returns:
-      Two comparisons, in seconds: warm and cold restart; the wait of the training loop
-      for a checkpoint that is written in the background, and the whole write.
+def run(options: Options) -> Iterator[Row]:
+    """Yields cold over warm restarts, and a whole write over the wait for it.
 
     Raises:
-      ValueError: if the configuration is invalid.
-      RuntimeError: if a run of it fails.
+      RuntimeError: if a run of the configuration fails.
     """
     with tempfile.TemporaryDirectory() as folder:
-        restarts = _restarts(config, Path(folder), repeats)
-        saves = _saves(config, Path(folder) / "saves", repeats)
-    names = "warm compilation cache", "cold compilation cache"
-    stall = "wait, written in the background", "whole write"
-    return [
-        Comparison("restart", *names, *restarts, True),
-        Comparison("checkpoint", *stall, *saves, True),
-    ]
+        stopped = Stopped(options.config, Path(folder))
+        clock = Clock()
+        timer = options.timer._replace(min_seconds=0.0, clock=clock)
+        cold, warm = timer(
+            lambda: stopped.restart(clock, warm=False),
+            lambda: stopped.restart(clock, warm=True),
+        )
+        names = "programs compiled", "programs kept"
+        yield compare("restart to the first step", (names[0], cold), (names[1], warm))
+        write, wait = time_saves(options.config, Path(folder, "saves"), timer, clock)
+        yield compare("checkpoint", ("whole write", write), ("wait of the loop", wait))
 
 
-def _restarts(config: ConfigDict, folder: Path, repeats: int) -> Any:
-    """Returns `[2, repeats]`: seconds of warm and cold restarts to the first step."""
-    stopped, clock = folder / "stopped", _Clock()
-    start(two_steps(config), stopped)
+class Stopped:
+    """A run that was stopped by a signal, with the programs that it compiled."""
 
-    def restart(*, warm: bool) -> None:
-        workdir = folder / "run"
-        clock.leave_out(lambda: copy_stopped(stopped, workdir, warm=warm))
-        process = _spawn(workdir)
+    def __init__(self, config: Config, folder: Path):
+        """Starts a run and stops it after a step.
+
+        Args:
+          config: of the run; its length and cadences are replaced.
+          folder: where its files go.
+        """
+        self._run, self._cache = folder / "run", folder / "cache"
+        endless = copy.deepcopy(config)
+        endless.epochs, endless.steps, endless.seeds = None, 10**6, 1
+        endless.penalty.warmup_steps, endless.steps_per_call = 0, 1
+        endless.logging.every_steps, endless.logging.probe_every_steps = 1, 0
+        endless.logging.wandb_project, endless.logging.profile_steps = None, ""
+        endless.checkpoints.every_steps = 10**6
+        endless.compilation_cache = str(self._cache)
+        claim(resolve(endless), self._run)
+        process = self._spawn()
+        self._wait_for_a_row(process, 0)
+        process.send_signal(signal.SIGTERM)
+        process.wait(_SECONDS)
+        self._kept = folder / "kept"
+        for path in (self._run, self._cache):
+            shutil.copytree(path, self._kept / path.name)
+
+    def restart(self, clock: Clock, *, warm: bool) -> None:
+        """Continues the run until it has finished a step; the rest is left out."""
+        clock.leave_out(lambda: self._put_back(warm))
+        rows = self._rows()
+        process = self._spawn()
         try:
-            _wait_for_a_row(process, workdir / "metrics.jsonl")
+            self._wait_for_a_row(process, rows)
         finally:
-            clock.leave_out(lambda: _end(process))
+            clock.leave_out(lambda: _kill(process))
 
-    return alternate(
-        lambda: restart(warm=True),
-        lambda: restart(warm=False),
-        repeats=repeats,
-        min_seconds=0.0,
-        clock=clock,
-    )
+    def _put_back(self, warm: bool) -> None:
+        for path in (self._run, self._cache):
+            shutil.rmtree(path, ignore_errors=True)
+            if warm or path == self._run:
+                shutil.copytree(self._kept / path.name, path)
 
+    def _rows(self) -> int:
+        path = self._run / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
 
-def two_steps(config: ConfigDict) -> ConfigDict:
-    """Returns a configuration of two steps, each of which is saved and logged.
+    def _spawn(self) -> "subprocess.Popen[str]":
+        own = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+        return subprocess.Popen(
+            [sys.executable, "-c", _TRAIN, str(self._run)],
+            env=own,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
-    Args:
-      config: a configuration with the keys of `configs/base.py`.
-    """
-    short = ConfigDict(config.to_dict())
-    short.epochs, short.steps, short.seeds = None, 2, 1
-    short.penalty.warmup_steps = 0
-    short.compilation_cache, short.logging.profile_steps = None, ""
-    short.logging.wandb_project = None
-    short.checkpoints.every_steps = short.logging.every_steps = 1
-    short.checkpoints.keep, short.logging.probe_every_steps = 2, 0
-    return short
-
-
-def start(config: ConfigDict, workdir: Path) -> None:
-    """Trains a run in a process of its own, from its beginning to its end.
-
-    Args:
-      config: a configuration with the keys of `configs/base.py`.
-      workdir: a new folder.
-
-    Raises:
-      ValueError: if the configuration is invalid.
-      RuntimeError: if the run fails.
-    """
-    claim(resolve(config), workdir)
-    _end(_spawn(workdir))
+    def _wait_for_a_row(self, process: "subprocess.Popen[str]", rows: int) -> None:
+        """Waits for a row more than these; raises a RuntimeError if there is none."""
+        while self._rows() <= rows:
+            if process.poll() is not None:
+                _, said = process.communicate()
+                raise RuntimeError(f"the run failed: {said.strip().splitlines()[-1:]}")
+            time.sleep(0.002)
 
 
-def copy_stopped(stopped: Path, workdir: Path, *, warm: bool) -> None:
-    """Copies a run of two steps as if it had been stopped after the first.
+def _kill(process: "subprocess.Popen[str]") -> None:
+    process.kill()
+    process.communicate()
+
+
+def time_saves(config: Config, folder: Path, timer: Timer, clock: Clock) -> np.ndarray:
+    """Returns the seconds of whole writes and of waits, `[2, R]`.
 
     Args:
-      stopped: the work directory of the run.
-      workdir: its copy; what is there is removed.
-      warm: whether the copy has its compiled programs.
+      config: of the run whose state is saved.
+      folder: a new one.
+      timer: with the clock.
+      clock: leaves out what the loop does not wait for.
     """
-    shutil.rmtree(workdir, ignore_errors=True)
-    shutil.copytree(stopped, workdir)
-    shutil.rmtree(workdir / "checkpoints" / "2")
-    (workdir / "metrics.jsonl").unlink()
-    if not warm:
-        shutil.rmtree(workdir / "compilation_cache")
-
-
-def _spawn(workdir: Path) -> subprocess.Popen[str]:
-    own = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    return subprocess.Popen(
-        [sys.executable, "-c", _TRAIN, str(workdir)],
-        env=own,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _wait_for_a_row(process: subprocess.Popen[str], path: Path) -> None:
-    while process.poll() is None:
-        if path.exists() and path.stat().st_size > 0:
-            return
-        time.sleep(0.002)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """Waits for the end of a process, and tells its error."""
-    try:
-        _, said = process.communicate(timeout=_SECONDS)
-    except BaseException:
-        process.kill()
-        raise
-    if process.returncode:
-        raise RuntimeError(f"the run failed: {said.strip().splitlines()[-1:]}")
-
-
-def _saves(config: ConfigDict, folder: Path, repeats: int) -> Any:
-    """Returns `[2, repeats]`: seconds of the wait for a save, and of the write."""
-    clock, checkpoints = _Clock(), Checkpoints(folder, keep=2)
-    state = parallel.replicate(initial_state(resolve(config)), parallel.all_devices())
-    steps = iter(range(10**9))
+    checkpoints = Checkpoints(folder, keep=2)
+    state, steps = initial_state(build(resolve(config))), iter(range(10**9))
 
     def save() -> None:
-        checkpoints.save(next(steps), parallel.one_replica(state))
+        checkpoints.save(next(steps), state)
 
-    def save_and_leave() -> None:
-        save()
-        clock.leave_out(checkpoints.wait)
-
-    def save_and_wait() -> None:
+    def write() -> None:
         save()
         checkpoints.wait()
 
-    times = alternate(
-        save_and_leave, save_and_wait, repeats=repeats, min_seconds=0.0, clock=clock
-    )
+    def wait() -> None:
+        save()
+        clock.leave_out(checkpoints.wait)
+
+    times = timer(write, wait)
     checkpoints.close()
     return times

@@ -1,65 +1,64 @@
 """Training steps against PyTorch's, plain and with the penalty.
 
-The peer runs the authors' algorithm (`benchmarks.peers`): views of the broadcasting
-renderer, the penalty by a second backward pass. Ours is the step of a configuration.
-Before anything is timed, both encoders are compared: the same weights give the same
-representation of the same images.
+The peer runs the authors' algorithm: views of the broadcasting renderer, the penalty by
+a second backward pass. Ours is the step of a configuration. Before anything is timed,
+both encoders are compared: the same weights give the same representation.
 """
 
+import copy
 import functools
-import importlib
-from dataclasses import replace
+from collections.abc import Iterator
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from invariance_jax.benchmarks import operations, peers, torch_networks
-from invariance_jax.benchmarks.penalty import check_finite, make_steps
-from invariance_jax.benchmarks.timing import Comparison, alternate
+from invariance_jax.benchmarks import peers
+from invariance_jax.benchmarks.runs import Training, configuration
+from invariance_jax.benchmarks.timing import (
+    Options,
+    Row,
+    check_same,
+    compare,
+    product_rate,
+)
 from invariance_jax.models import create_encoder
 from invariance_jax.models.weights import to_torch_state_dict
-
-TOLERANCE = 1e-3
-"""Largest difference of two representations, as a share of the largest entry."""
+from invariance_jax.settings import Config
 
 
-def run(
-    config: ConfigDict,
-    *,
-    repeats: int,
-    min_seconds: float,
-    device: str = "cpu",
-    tuned: bool = False,
-) -> list[Comparison]:
-    """Returns the times of the steps of a run against PyTorch's.
+def run(options: Options, *, resnet_batch: int = 64) -> Iterator[Row]:
+    """Yields PyTorch over ours: the run of the configuration, and of the ResNet-18."""
+    yield from against_torch(options, options.config)
+    resnet = configuration("spirograph")
+    resnet.batch_size = resnet_batch
+    few = options._replace(timer=options.timer.at_most(5))
+    yield from against_torch(few, resnet)
+
+
+def against_torch(
+    options: Options, config: Config, *, device: str = "cpu", tuned: bool = False
+) -> Iterator[Row]:
+    """Yields PyTorch over ours, plain and penalized.
 
     Args:
-      config: a Spirograph configuration with the keys of `configs/base.py` and a
-        penalty; the plain step is that of the same one with the weight 0.
-      repeats: see `timing.alternate`.
-      min_seconds: see `timing.alternate`.
+      options: see there.
+      config: a Spirograph run with a penalty.
       device: of PyTorch, "cpu" or "cuda".
-      tuned: see `peers.make_torch_step`.
-
-    Returns:
-      Two comparisons, in seconds per step.
+      tuned: see `peers.make_step`.
 
     Raises:
-      ValueError: if the peer has no such encoder, computes another representation, or
-        the configuration is invalid.
+      ValueError: if the peer has no such encoder, or computes another representation.
       FloatingPointError: if a loss stops being finite.
-      ModuleNotFoundError: if PyTorch is not installed.
     """
     name, size = config.encoder.name, config.data.image_size
+    assert size is not None
     if name != "mlp":
         check_encoder(name, size)
-    results = []
-    for weight in (0.0, config.penalty.weight):
-        chosen = config.copy_and_resolve_references()
+    for kind, weight in (("plain", 0.0), ("penalized", config.penalty.weight)):
+        chosen = copy.deepcopy(config)
         chosen.penalty.weight = weight
-        ours = make_steps(chosen, 1)
-        peer = peers.make_torch_step(
+        ours = Training(chosen)
+        peer = peers.make_step(
             name,
             batch_size=config.batch_size,
             image_size=size,
@@ -67,45 +66,31 @@ def run(
             device=device,
             tuned=tuned,
         )
-        times = alternate(ours, peer, repeats=repeats, min_seconds=min_seconds)
-        check_finite(ours())
-        kind = f"{name}, penalized" if weight else f"{name}, plain"
-        kind = kind if device == "cpu" else f"{kind}, {config.precision}"
-        torch = f"torch, {device}, tuned" if tuned else f"torch, {device}"
-        found = Comparison("step", kind, torch, *times, True, "at least 1")
-        flops = operations.of_step(chosen).of_batch(chosen.batch_size)
-        results.append(replace(found, flops=flops))
-    return results
+        theirs, seconds = options.timer(peer, ours)
+        ours.check_finite()
+        precision = {"float32": "default"}.get(config.precision, config.precision)
+        rate = ours.flops / np.median(seconds) / product_rate(precision)
+        yield compare(
+            f"step, {name}, batch {config.batch_size}, {kind}, {config.precision}",
+            ("PyTorch, tuned" if tuned else "PyTorch", theirs),
+            ("ours", seconds),
+            f"target 1; ours at {rate:.0%} of the rate of a matrix product",
+        )
 
 
 def check_encoder(name: str, image_size: int) -> None:
-    """Checks that the peer's encoder of this name is ours.
-
-    Args:
-      name: "resnet18" or "resnet50".
-      image_size: S, pixels per side.
+    """Checks that the peer's encoder, "resnet18" or "resnet50", is ours.
 
     Raises:
-      ValueError: if representations of the same images differ by more than `TOLERANCE`.
+      ValueError: if representations of the same images differ.
     """
-    torch = importlib.import_module("torch")
     generator = np.random.default_rng(0)
     images = generator.random((4, image_size, image_size, 3), np.float32)
     encoder = create_encoder(name)
-    variables = jax.jit(lambda key: encoder.init(key, images, train=False))(
-        jax.random.key(0)
-    )
+    init = jax.jit(functools.partial(encoder.init, train=False))
+    variables = init(jax.random.key(0), images)
     with jax.default_matmul_precision("highest"):  # of GPUs and TPUs
         represent = jax.jit(functools.partial(encoder.apply, train=False))
         expected = represent(variables, images)
-    peer = torch_networks.make_encoder(name, image_size=image_size)
-    weights = to_torch_state_dict(variables)
-    peer.load_state_dict({n: torch.from_numpy(np.array(w)) for n, w in weights.items()})
-    with torch.inference_mode():
-        found = peer.eval()(torch.from_numpy(images)).numpy()
-    difference = np.abs(found - expected).max() / np.abs(expected).max()
-    if not difference <= TOLERANCE:
-        raise ValueError(
-            f"the {name} of the peer differs from ours by {difference:.2g} of the "
-            f"largest entry; expected at most {TOLERANCE}."
-        )
+    found = peers.represent(name, to_torch_state_dict(variables), images)
+    check_same("representations", found, expected, 1e-3)

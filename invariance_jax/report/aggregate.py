@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from invariance_jax.report.read import KEYS, SUMMARY, Value
+from invariance_jax.report.read import KEYS, SUMMARY
+from invariance_jax.runs.results import Value
 
 NUMBERS = ("mean", "standard_error", "n", "low", "high")
 
