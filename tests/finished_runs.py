@@ -57,7 +57,8 @@ def invariance(kind: str) -> Rows:
         yield "", f"variance.{name}", {}, value
     shares = dict(zip(["all", *NUISANCE], (1, 0.6, 0.02, 0.1, 0.02, 0.05, 0.03)))
     levels: dict[tuple[Any, ...], float] = {
-        ("parameters", "parameter", name): 0.02 * share for name, share in shares.items()
+        ("parameters", "parameter", name): 0.02 * share
+        for name, share in shares.items()
     }
     for step in (250, 500, 1000, 1500):
         levels["checkpoints", "step", step] = 0.02 + float(np.exp(-step / 300))
@@ -180,9 +181,10 @@ def write_run(
                 row = {"experiment": name, "metric": metric, "at": at}
                 rows.append(row | {"seed": seed, "value": value})
     settings = {"num_views": num_views, "l2": 1e-8, "split": "test", "step": 1500}
-    settings |= {"spirograph": {"targets": TARGETS}, "images": {"classes": CLASSES}}.get(
-        kind, {}
-    )
+    settings |= {
+        "spirograph": {"targets": TARGETS},
+        "images": {"classes": CLASSES},
+    }.get(kind, {})
     results = {
         "format": 3,
         "n": seeds,
@@ -245,7 +247,9 @@ def samples(kind: str, seed: int = 0, side: int = 8) -> dict[str, np.ndarray]:
     if kind == "images":
         angle = labels * 2 * np.pi / 10
         found["projection"] += 4 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-        found["confusion"] = generator.integers(0, 9, (10, 10)) + 90 * np.eye(10, dtype=int)
+        found["confusion"] = generator.integers(0, 9, (10, 10)) + 90 * np.eye(
+            10, dtype=int
+        )
         found["projection_labels"] = labels
         found["neighbor_labels"] = np.where(
             generator.random((10, 8)) < 0.8, np.arange(10)[:, None], 3
