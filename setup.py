@@ -38,7 +38,8 @@ REQUIREMENTS = [
 EXTRAS = {
     # What the benchmarks measure against.
     "benchmarks": ["torch>=2.6"],
-    "cuda": ["jax[cuda12]"],
+    "cuda12": ["jax[cuda12]"],
+    "cuda13": ["jax[cuda13]"],
     "slurm": ["submitit>=1.5.4"],
     "tpu": ["jax[tpu]"],
     "wandb": ["wandb>=0.20"],

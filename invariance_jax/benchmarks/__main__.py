@@ -7,32 +7,18 @@ table and the machine; `--json` also writes them to a file.
 
 import importlib
 import json
-import math
-from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
 
 from invariance_jax.benchmarks import timing
 from invariance_jax.benchmarks.runs import configuration
-from invariance_jax.benchmarks.timing import Options, Row, Timer
+from invariance_jax.benchmarks.timing import Options, Timer
 from invariance_jax.runtime import startup
 from invariance_jax.settings.command_line import define_config
 
-NAMES = (
-    "render",
-    "augment",
-    "step",
-    "penalty",
-    "loss",
-    "probe",
-    "scaling",
-    "restart",
-)
-"""The modules of this folder that `all` runs."""
-
-ON_GPU = ("gpu", "gpu_peers")
-NEED_TORCH = ("step", "probe", "gpu_peers")
+NAMES = "render augment step penalty loss probe scaling restart".split()
+ON_GPU, NEED_TORCH = ("gpu", "gpu_peers"), ("step", "probe", "gpu_peers")
 
 _CONFIG = define_config(
     "config",
@@ -50,7 +36,7 @@ _CASES = flags.DEFINE_list(
     "cases", [], "Of gpu and gpu_peers: parts of the names of the cases to measure."
 )
 _SECONDS = flags.DEFINE_float(
-    "seconds", math.inf, "Of gpu: seconds after which no case is begun."
+    "seconds", 240.0, "Of gpu: seconds after which no case is begun."
 )
 
 
@@ -67,9 +53,11 @@ def main(arguments: list[str]) -> None:
     )
     timing.keep_freed_memory()
     rows = []
-    for row in _measure(names, options):
-        print(json.dumps(row), flush=True)
-        rows.append(row)
+    for name in names:
+        # Imported when it is asked for: PyTorch shall not stand beside `gpu`.
+        for row in importlib.import_module(f"{__package__}.{name}").run(options):
+            print(json.dumps(row), flush=True)
+            rows.append(row)
     facts = timing.machine()
     print("", timing.table(rows), "", json.dumps(facts), sep="\n")
     if _JSON.value:
@@ -77,13 +65,7 @@ def main(arguments: list[str]) -> None:
         Path(_JSON.value).write_text(json.dumps(found, indent=1) + "\n")
 
 
-def _measure(names: tuple[str, ...], options: Options) -> Iterator[Row]:
-    for name in names:
-        # Only what is asked for: PyTorch shall not stand beside `gpu`.
-        yield from importlib.import_module(f"{__package__}.{name}").run(options)
-
-
-def check_names(arguments: list[str], has_torch: bool) -> tuple[str, ...]:
+def check_names(arguments: list[str], has_torch: bool) -> list[str]:
     """Returns the benchmarks that the command line names.
 
     Args:
@@ -100,13 +82,13 @@ def check_names(arguments: list[str], has_torch: bool) -> tuple[str, ...]:
             f"the benchmark is {found!r}; expected one of {', '.join(choices)}."
         )
     if arguments == ["all"]:
-        return tuple(n for n in NAMES if has_torch or n not in NEED_TORCH)
+        return [name for name in NAMES if has_torch or name not in NEED_TORCH]
     if arguments[0] in NEED_TORCH and not has_torch:
         raise ValueError(
             f"the benchmark {arguments[0]} compares with PyTorch, which is not "
             "installed; expected python -m pip install -e '.[benchmarks]' before it."
         )
-    return (arguments[0],)
+    return arguments
 
 
 if __name__ == "__main__":

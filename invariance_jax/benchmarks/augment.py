@@ -27,7 +27,7 @@ STRENGTH, JITTERED, GRAY = 0.5, 0.8, 0.2
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 
 TOLERANCE = 0.1
-"""Of the mean and deviation of all views, which are drawn at random."""
+"""Of the standard deviation of all views, which are drawn at random."""
 
 
 def run(
@@ -36,25 +36,17 @@ def run(
     """Yields the peer over ours.
 
     Raises:
-      ValueError: if the deviation of all views is another.
+      ValueError: if the standard deviation of all views is another.
     """
-    images = draw_images(batch_size, image_size)
+    shape = batch_size, image_size, image_size, 3
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     ours = make_ours(images)
     with make_peer(images, workers) as peer:
         check_same("deviations", np.std(peer()), np.std(ours()), TOLERANCE)
         times = options.timer(peer, ours)
     name = f"Pillow, {workers} processes"
-    case = f"{batch_size} views of images of {image_size} x {image_size}"
+    case = f"{batch_size} views, {image_size} x {image_size}"
     yield compare(case, (name, times[0]), ("ours", times[1]), "target 5")
-
-
-def draw_images(batch_size: int, image_size: int) -> np.ndarray:
-    """Returns smooth random images, uint8 `[B, S, S, 3]`."""
-    generator = np.random.default_rng(0)
-    coarse, repeats = generator.uniform(size=(batch_size, 4, 4, 3)), -(-image_size // 4)
-    fine = coarse.repeat(repeats, axis=1).repeat(repeats, axis=2)
-    images = np.clip(fine + generator.uniform(-0.1, 0.1, fine.shape), 0, 1)
-    return (255 * images[:, :image_size, :image_size]).astype(np.uint8)
 
 
 def make_ours(images: np.ndarray) -> Callable[[], Array]:
@@ -89,19 +81,12 @@ def make_peer(images: np.ndarray, workers: int) -> Iterator[Callable[[], np.ndar
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(workers, context, _attach, (memory.name,))
     views = np.ndarray(images.shape, np.float32, memory.buf)
-    parts = np.array_split(np.arange(len(images)), workers)
-    calls = itertools.count()
+    parts, calls = np.array_split(images, workers), itertools.count()
+    offsets = np.cumsum([0, *(4 * part.size for part in parts[:-1])])
 
     def call() -> np.ndarray:
-        number = next(calls)
-        jobs = [
-            executor.submit(
-                _augment_part, images[part], 4 * images[: part[0]].size, number
-            )
-            for part in parts
-        ]
-        for job in jobs:
-            job.result()
+        seeds = [next(calls)] * workers
+        list(executor.map(_write_views, parts, offsets, seeds))
         # NumPy does not keep shared memory from being unmapped.
         return views.copy()
 
@@ -120,28 +105,31 @@ def _attach(name: str) -> None:
     _attached.append(SharedMemory(name))
 
 
-def _augment_part(images: np.ndarray, offset: int, seed: int) -> None:
-    """Writes views of some of the images where the memory has their place."""
+def _write_views(images: np.ndarray, offset: int, seed: int) -> None:
     generator = np.random.default_rng([seed, offset])
     mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
     views = np.ndarray(images.shape, np.float32, _attached[0].buf, offset)
-    for number, pixels in enumerate(images):
-        view = np.asarray(augment(pixels, generator), np.float32) / 255
-        views[number] = (view - mean) / std
+    for view, pixels in zip(views, images, strict=True):
+        view[:] = (
+            np.asarray(augment(pixels, generator), np.float32) / 255 - mean
+        ) / std
 
 
 def augment(pixels: np.ndarray, generator: np.random.Generator) -> Image.Image:
     """Returns a random view of one image uint8 `[S, S, 3]`, of the same size."""
-    size, resampling = pixels.shape[:2], Image.Resampling.LANCZOS
     box = _draw_box(len(pixels), generator)
-    view = Image.fromarray(pixels).crop(box).resize(size, resampling)
+    view = Image.fromarray(pixels).crop(box)
+    view = view.resize(pixels.shape[1::-1], Image.Resampling.LANCZOS)
     if generator.uniform() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if generator.uniform() < JITTERED:
         low, high = 1 - 0.8 * STRENGTH, 1 + 0.8 * STRENGTH
-        view = ImageEnhance.Brightness(view).enhance(generator.uniform(low, high))
-        view = ImageEnhance.Contrast(view).enhance(generator.uniform(low, high))
-        view = ImageEnhance.Color(view).enhance(generator.uniform(low, high))
+        for kind in (
+            ImageEnhance.Brightness,
+            ImageEnhance.Contrast,
+            ImageEnhance.Color,
+        ):
+            view = kind(view).enhance(generator.uniform(low, high))
         view = _turn_hue(view, generator.uniform(-0.2 * STRENGTH, 0.2 * STRENGTH))
     if generator.uniform() < GRAY:
         view = view.convert("L").convert("RGB")
@@ -162,7 +150,8 @@ def _draw_box(size: int, generator: np.random.Generator) -> tuple[int, int, int,
         aspect = math.exp(generator.uniform(*np.log(ASPECT)))
         width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < width <= size and 0 < height <= size:
-            left = int(generator.integers(0, size - width + 1))
-            upper = int(generator.integers(0, size - height + 1))
+            left, upper = (
+                int(generator.integers(0, size - n + 1)) for n in (width, height)
+            )
             return left, upper, left + width, upper + height
     return 0, 0, size, size

@@ -5,12 +5,11 @@ out. `gpu_peers` compares with PyTorch, in a process of its own, since what one 
 leaves in the memory of the device decides what fits for the other.
 """
 
-import copy
 import functools
 import itertools
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
@@ -22,91 +21,74 @@ from invariance_jax.settings import Config
 STEPS, SECONDS = 8, 0.3
 """Most steps of one call, and how long a call of fewer may take."""
 
-RATES = {"float32": "default", "bfloat16": "bfloat16"}
-"""Precision of a run -> that of the matrix product that it is compared with."""
+PRECISIONS, KINDS = ("bfloat16", "float32"), ("penalized", "plain")
+
+_FIRST = (
+    "spirograph resnet18 512 bfloat16 penalized",
+    "spirograph resnet18 512 bfloat16 plain",
+    "spirograph resnet18 512 float32 penalized",
+    "cifar10 resnet18 512 bfloat16 penalized",
+)
 
 
 def run(options: Options) -> Iterator[Row]:
     """Yields the steps of the paper's runs, each when it is measured.
 
     Raises:
-      ValueError: if there is no GPU.
+      ValueError: if there is no GPU, or no case of these names.
     """
     check_gpu(0.92)
-    yield from measure_all(chosen(cases(), options.cases), options)
+    yield from measure_all(chosen(case_names(), options.cases), options)
 
 
-def check_gpu(fraction: float) -> None:
-    """Checks that there is a GPU, of whose memory JAX takes a share.
-
-    Raises:
-      ValueError: if there is none.
-    """
-    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", str(fraction))
+def check_gpu(share: float) -> None:
+    """Gives JAX a share of the memory; raises a ValueError if there is no GPU."""
+    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", str(share))
     if jax.default_backend() != "gpu":
         raise ValueError(f"this benchmark needs a GPU; found {jax.devices()}.")
 
 
-def cases() -> dict[str, Config]:
-    """Returns name -> configuration, the most important first."""
-    spirograph, cifar10 = (
-        configuration("spirograph"),
-        configuration("cifar10", "resnet18"),
+def case_names() -> tuple[str, ...]:
+    """Returns "RUN ENCODER BATCH PRECISION KIND", the most important first."""
+    small = itertools.product(("spirograph", "cifar10"), PRECISIONS, KINDS)
+    large = itertools.product(("", " rematerialized"), KINDS)
+    huge = itertools.product(("resnet18", "resnet50"), PRECISIONS, KINDS)
+    names = (
+        *_FIRST,
+        *(f"{run} resnet18 512 {precision} {kind}" for run, precision, kind in small),
+        *(f"cifar10 resnet50 512 bfloat16 {kind}{again}" for again, kind in large),
+        *(
+            f"cifar10 {encoder} 4096 {precision} {kind}"
+            for encoder, precision, kind in huge
+        ),
+        *(f"cifar10 resnet50 512 float32 {kind}" for kind in KINDS),
     )
-    found = {}
-
-    def add(
-        name: str,
-        config: Config,
-        kind: str,
-        precision: str,
-        encoder: str = "resnet18",
-        batch_size: int = 512,
-        *rematerialized: str,
-    ) -> None:
-        case = copy.deepcopy(config)
-        case.encoder.name, case.encoder.rematerialize = encoder, bool(rematerialized)
-        case.batch_size, case.precision = batch_size, precision
-        case.penalty.weight *= kind == "penalized"
-        words = name, encoder, str(batch_size), precision, kind, *rematerialized
-        found[" ".join(words)] = case
-
-    both = "penalized", "plain"
-    add("spirograph", spirograph, "penalized", "bfloat16")
-    add("spirograph", spirograph, "plain", "bfloat16")
-    add("cifar10", cifar10, "penalized", "bfloat16")
-    add("spirograph", spirograph, "penalized", "float32")
-    add("cifar10", cifar10, "plain", "bfloat16")
-    add("spirograph", spirograph, "plain", "float32")
-    for kind in both:
-        add("cifar10", cifar10, kind, "float32")
-    for kind, again in itertools.product(both, ((), ("rematerialized",))):
-        add("cifar10", cifar10, kind, "bfloat16", "resnet50", 512, *again)
-    for encoder in ("resnet18", "resnet50"):
-        for precision, kind in itertools.product(("bfloat16", "float32"), both):
-            add("cifar10", cifar10, kind, precision, encoder, 4096)
-    for kind in both:
-        add("cifar10", cifar10, kind, "float32", "resnet50")
-    return found
+    return tuple(dict.fromkeys(names))
 
 
-def chosen(found: Mapping[str, Config], texts: tuple[str, ...]) -> dict[str, Config]:
-    """Returns the cases whose name has one of the texts, all of them if there are none.
+def chosen(names: Iterable[str], texts: tuple[str, ...]) -> list[str]:
+    """Returns the names that have one of the texts, all of them if there are none.
 
     Raises:
-      ValueError: if there is no such case.
+      ValueError: if there is no such name.
     """
-    picked = {
-        name: config
-        for name, config in found.items()
-        if not texts or any(text in name for text in texts)
-    }
+    picked = [n for n in names if not texts or any(text in n for text in texts)]
     if not picked:
-        raise ValueError(f"--cases is {texts}; expected parts of: {', '.join(found)}.")
+        raise ValueError(f"--cases is {texts}; expected parts of: {', '.join(names)}.")
     return picked
 
 
-def measure_all(found: Mapping[str, Config], options: Options) -> Iterator[Row]:
+def make_config(name: str) -> Config:
+    """Returns the configuration of a case."""
+    run, encoder, batch_size, precision, kind, *rematerialized = name.split()
+    config = configuration(run, *["resnet18"] * (run == "cifar10"))
+    config.encoder.name, config.encoder.rematerialize = encoder, bool(rematerialized)
+    config.batch_size, config.precision = int(batch_size), precision
+    config.penalty.weight *= kind == "penalized"
+    return config
+
+
+def measure_all(names: Iterable[str], options: Options) -> Iterator[Row]:
     """Yields what is measured of each case, until the time is over.
 
     A case that fails, as one that does not fit into the memory, is told; the others are
@@ -114,12 +96,12 @@ def measure_all(found: Mapping[str, Config], options: Options) -> Iterator[Row]:
     """
     clock = options.timer.clock
     start = clock()
-    for name, config in found.items():
+    for name in names:
         if clock() - start > options.seconds:
             yield {"case": name, "note": "not run: no time left"}
             continue
         try:
-            yield measure(name, config, options)
+            yield measure(name, make_config(name), options)
         except (jax.errors.JaxRuntimeError, FloatingPointError) as error:
             first, *_ = str(error).strip().splitlines()
             yield {"case": name, "note": f"failed: {first[:100]}"}
@@ -134,23 +116,21 @@ def measure(name: str, config: Config, options: Options) -> Row:
     jax.block_until_ready(training())
     one = time.perf_counter() - compiled
     count = min(max(round(SECONDS / one), 1), STEPS)
-    timer = options.timer.at_most(3)
-    (times,) = timer(functools.partial(training, count)) / count
+    call = functools.partial(training, count)
+    times = options.timer.at_most(3)(call)[0] / count
     training.check_finite()
-    median = float(np.median(times))
-    rate = product_rate(RATES[config.precision])
-    settings = training.settings
-    row: Row = {
+    median, derived = float(np.median(times)), training.settings.derived
+    share = training.flops / median / product_rate(config.precision)
+    return {
         "case": name,
         "ms": 1e3 * median,
         "min": 1e3 * float(times.min()),
         "max": 1e3 * float(times.max()),
         "n": len(times),
         "TFLOP": training.flops / 1e12,
-        "of a product, %": 100 * training.flops / median / rate,
+        "% of a product's rate": 100 * share,
         "GB": training.memory / 1e9,
-        "epoch, s": settings.derived.steps_per_epoch * median,
-        "run, s": settings.derived.steps * median,
-        "compiled in, s": compiled - begun,
+        "epoch, s": derived.steps_per_epoch * median,
+        "run, s": derived.steps * median,
+        "start, s": compiled - begun,
     }
-    return row

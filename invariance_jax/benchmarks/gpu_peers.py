@@ -12,14 +12,11 @@ def run(options: Options) -> Iterator[Row]:
     """Yields PyTorch over ours: tuned, in bfloat16, and then the authors' in float32.
 
     Raises:
-      ValueError: if there is no GPU.
+      ValueError: if there is no GPU, or no such precision.
     """
     gpu.check_gpu(0.4)
     few = options._replace(timer=options.timer.at_most(5))
-    runs = {precision: configuration("spirograph") for precision in gpu.RATES}
-    for precision, config in runs.items():
+    for precision in gpu.chosen(gpu.PRECISIONS, options.cases):
+        config, tuned = configuration("spirograph"), precision == "bfloat16"
         config.precision = precision
-    for precision in gpu.chosen(runs, options.cases):
-        tuned = precision == "bfloat16"
-        config = runs[precision]
         yield from against_torch(few, config, device="cuda", tuned=tuned)

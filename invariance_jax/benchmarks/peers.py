@@ -30,9 +30,6 @@ NUM_POINTS = 40
 DIRECTIONS = 100
 """Ends alpha' per example, as of the authors; a product with the one gradient each."""
 
-_RESNETS = {"resnet18": ((2, 2, 2, 2), False), "resnet50": ((3, 4, 6, 3), True)}
-"""Name -> blocks per stage, and whether they are bottlenecks."""
-
 
 def broadcast(xp: ModuleType, parameters: Any, image_size: int, num_points: int) -> Any:
     """Returns Spirograph images by way of an array `[points, B, S, S]`.
@@ -62,48 +59,38 @@ def broadcast(xp: ModuleType, parameters: Any, image_size: int, num_points: int)
     return intensity * fore + (1 - intensity) * back
 
 
-def make_render(parameters: np.ndarray, *size: int) -> Callable[[], Tensor]:
-    """Returns `() -> images`; for the arguments see `broadcast`."""
-    given = torch.tensor(parameters)
+def make_render(
+    parameters: np.ndarray, direction: np.ndarray | None, *size: int
+) -> Callable[[], Any]:
+    """Returns `() -> images`, or with a direction `() -> (images, derivatives)`."""
+    at = torch.tensor(parameters)
+    along = at if direction is None else torch.tensor(direction)
 
-    def render() -> Tensor:
-        with torch.inference_mode():
-            return broadcast(torch, given, *size)
-
-    return render
-
-
-def make_derivative(
-    parameters: np.ndarray, direction: np.ndarray, *size: int
-) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Returns `() -> (images, their derivative along a direction)`, by forward mode."""
-    at, along = torch.tensor(parameters), torch.tensor(direction)
-
-    def derivative() -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            images, change = torch.func.jvp(
-                lambda given: broadcast(torch, given, *size), (at,), (along,)
-            )
+    def render() -> Any:
+        if direction is None:
+            return broadcast(torch, at, *size)
+        images, change = torch.func.jvp(
+            lambda given: broadcast(torch, given, *size), (at,), (along,)
+        )
         return images, change
 
-    return derivative
+    return torch.no_grad()(render)
 
 
 def make_encoder(name: str, image_size: int) -> nn.Module:
-    """Returns the layers of an encoder; `encode` applies them.
+    """Returns the layers of an encoder with 512 features; `encode` applies them.
 
-    That is "resnet18" or "resnet50", whose tensors have the names of
-    `models.weights.to_torch_state_dict`, or "mlp", of three layers of 512, each with
+    That is "resnet18", whose tensors have the names of
+    `models.weights.to_torch_state_dict`, or "mlp", of three layers, each with
     normalization and ReLU.
 
     Raises:
       ValueError: if there is no such encoder.
     """
-    if name in _RESNETS:
-        return _resnet(*_RESNETS[name])
+    if name == "resnet18":
+        return _resnet18()
     if name != "mlp":
-        names = ", ".join([*_RESNETS, "mlp"])
-        raise ValueError(f"encoder.name is {name!r}; expected one of {names}.")
+        raise ValueError(f"encoder.name is {name!r}; expected 'resnet18' or 'mlp'.")
     layers = [nn.Flatten()]
     for width in (3 * image_size**2, 512, 512):
         dense = nn.Linear(width, 512, bias=False)
@@ -112,31 +99,25 @@ def make_encoder(name: str, image_size: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def _resnet(stage_sizes: Sequence[int], bottleneck: bool) -> nn.Module:
+def _resnet18() -> nn.Module:
     stem = {"conv1": _conv(3, 64, 3), "bn1": nn.BatchNorm2d(64)}
     parts, inputs = {"stem": nn.ModuleDict(stem)}, 64
-    for stage, size in enumerate(stage_sizes):
-        width, blocks = 64 * 2**stage, []
-        for number in range(size):
-            stride = 2 if stage > 0 and number == 0 else 1
-            blocks.append(_block(inputs, width, stride, bottleneck))
-            inputs = width * (4 if bottleneck else 1)
-        parts[f"layer{stage + 1}"] = nn.ModuleList(blocks)
+    for stage, stride in enumerate((1, 2, 2, 2)):
+        width = 64 * 2**stage
+        blocks = _block(inputs, width, stride), _block(width, width, 1)
+        parts[f"layer{stage + 1}"], inputs = nn.ModuleList(blocks), width
     return nn.ModuleDict(parts)
 
 
-def _block(inputs: int, width: int, stride: int, bottleneck: bool) -> nn.Module:
-    # (output channels, kernel, stride) of each convolution.
-    convolutions = [(width, 3, stride), (width, 3, 1)]
-    if bottleneck:
-        convolutions = [(width, 1, 1), (width, 3, stride), (4 * width, 1, 1)]
-    layers, channels = {}, inputs
-    for i, (outputs, kernel, step) in enumerate(convolutions, start=1):
-        layers[f"conv{i}"] = _conv(channels, outputs, kernel, step)
-        layers[f"bn{i}"] = nn.BatchNorm2d(outputs)
-        channels = outputs
-    if stride > 1 or inputs != channels:
-        shortcut = _conv(inputs, channels, 1, stride), nn.BatchNorm2d(channels)
+def _block(inputs: int, width: int, stride: int) -> nn.Module:
+    layers = {
+        "conv1": _conv(inputs, width, 3, stride),
+        "bn1": nn.BatchNorm2d(width),
+        "conv2": _conv(width, width, 3),
+        "bn2": nn.BatchNorm2d(width),
+    }
+    if stride > 1:
+        shortcut = _conv(inputs, width, 1, stride), nn.BatchNorm2d(width)
         layers["downsample"] = nn.Sequential(*shortcut)
     return nn.ModuleDict(layers)
 
@@ -155,22 +136,23 @@ def encode(encoder: nn.Module, images: Tensor, *, tuned: bool = False) -> Tensor
       images: the images.
       tuned: whether they are laid out channels-last and computed with in bfloat16.
     """
-    layout = torch.channels_last if tuned else torch.contiguous_format
     with torch.autocast(images.device.type, torch.bfloat16, enabled=tuned):
         if isinstance(encoder, nn.Sequential):
             return encoder(images).float()
-        x = images.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+        x = images.permute(0, 3, 1, 2).contiguous(memory_format=_layout(tuned))
         return _apply_resnet(encoder, x).float()
+
+
+def _layout(tuned: bool) -> torch.memory_format:
+    return torch.channels_last if tuned else torch.contiguous_format
 
 
 def _apply_resnet(encoder: nn.ModuleDict, x: Tensor) -> Tensor:
     stem, *stages = encoder.values()
     x = stem["bn1"](stem["conv1"](x)).relu()
     for block in (block for stage in stages for block in stage):
-        y, count = x, sum(name.startswith("conv") for name in block)
-        for i in range(1, count + 1):
-            y = block[f"bn{i}"](block[f"conv{i}"](y))
-            y = y.relu() if i < count else y
+        y = block["bn1"](block["conv1"](x)).relu()
+        y = block["bn2"](block["conv2"](y))
         x = (y + (block["downsample"](x) if "downsample" in block else x)).relu()
     return x.mean((2, 3))
 
@@ -269,20 +251,17 @@ def make_step(
       `() -> loss` of the step, from before the update.
     """
     torch.manual_seed(0)
-    if device == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)
-    else:
-        torch.backends.cudnn.benchmark = True  # as the authors
-        torch.set_float32_matmul_precision("high" if tuned else "highest")
-    encoder = make_encoder(name, image_size)
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.backends.cudnn.benchmark = True  # as the authors
+    torch.set_float32_matmul_precision("high" if tuned else "highest")
+    encoder, head = make_encoder(name, image_size), make_head(512)
+    encoder.to(device, memory_format=_layout(tuned))
+    head.to(device)
     for layer in encoder.modules() if tuned else ():
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
             # A compiled pass would change them under the graph of one that is not.
             layer.track_running_stats = False
             layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-    layout = torch.channels_last if tuned else torch.preserve_format
-    encoder.to(device, memory_format=layout)
-    head = make_head(2048 if name == "resnet50" else 512).to(device)
     recipe = RECIPES["mlp" if name == "mlp" else "resnet"]
     parameters = [*encoder.parameters(), *head.parameters()]
     update = recipe.optimizer(parameters, batch_size)
@@ -294,30 +273,38 @@ def make_step(
 
     compiled = _compile(view) if tuned else view
     # A compiled function has no second derivative: the penalized view is not compiled.
-    first_view = view if penalized else compiled
-
-    def loss_of_draws() -> Tensor:
-        x = _uniform(TARGETS, batch_size)
-        first, second = (_uniform(NUISANCE, batch_size) for _ in range(2))
-        first.requires_grad_(penalized)
-        h1, h2 = first_view(x, first), compiled(x, second)
-        loss = nt_xent(head(h1), head(h2), recipe.temperature)
-        if not penalized:
-            return loss
-        terms = penalty(h1, first, _uniform(NUISANCE, DIRECTIONS, batch_size))
-        limited = terms.clamp(max=recipe.example_limit).mean()
-        return loss + recipe.weight * limited.clamp(max=recipe.batch_limit)
+    views = view if penalized else compiled, compiled
 
     def step() -> float:
         with torch.device(device):
             for parameter in parameters:
                 parameter.grad = None
-            loss = loss_of_draws()
+            loss = _loss(views, head, recipe, batch_size, penalized)
             loss.backward()
             update()
             return float(loss.detach())
 
     return step
+
+
+def _loss(
+    views: tuple[Callable[[Tensor, Tensor], Tensor], ...],
+    head: nn.Module,
+    recipe: Recipe,
+    batch_size: int,
+    penalized: bool,
+) -> Tensor:
+    """Returns the loss of views that are drawn anew."""
+    x = _uniform(TARGETS, batch_size)
+    first, second = (_uniform(NUISANCE, batch_size) for _ in range(2))
+    first.requires_grad_(penalized)
+    h1, h2 = views[0](x, first), views[1](x, second)
+    loss = nt_xent(head(h1), head(h2), recipe.temperature)
+    if not penalized:
+        return loss
+    terms = penalty(h1, first, _uniform(NUISANCE, DIRECTIONS, batch_size))
+    limited = terms.clamp(max=recipe.example_limit).mean()
+    return loss + recipe.weight * limited.clamp(max=recipe.batch_limit)
 
 
 def _uniform(columns: Sequence[int], *shape: int) -> Tensor:
@@ -341,19 +328,17 @@ def _lars(parameters: list[Tensor], batch_size: int) -> Callable[[], object]:
     moments = [torch.zeros_like(parameter) for parameter in parameters]
 
     def update() -> None:
-        with torch.no_grad():
-            gradients = [parameter.grad for parameter in parameters]
-            norms = map(torch._foreach_norm, (parameters, gradients))
-            p, g = map(torch.stack, norms)
-            ratios = trust * p / (g + decay * p + 1e-8)
-            ratios = torch.where((p > 0) & (g > 0), ratios, 1)
-            scaled = torch._foreach_add(gradients, parameters, alpha=decay)
-            torch._foreach_mul_(scaled, ratios.unbind())
-            torch._foreach_mul_(moments, momentum)
-            torch._foreach_add_(moments, scaled)
-            torch._foreach_add_(parameters, moments, alpha=-rate)
+        gradients = [parameter.grad for parameter in parameters]
+        p, g = (torch.stack(torch._foreach_norm(x)) for x in (parameters, gradients))
+        ratios = trust * p / (g + decay * p + 1e-8)
+        ratios = torch.where((p > 0) & (g > 0), ratios, 1)
+        scaled = torch._foreach_add(gradients, parameters, alpha=decay)
+        torch._foreach_mul_(scaled, ratios.unbind())
+        torch._foreach_mul_(moments, momentum)
+        torch._foreach_add_(moments, scaled)
+        torch._foreach_add_(parameters, moments, alpha=-rate)
 
-    return update
+    return torch.no_grad()(update)
 
 
 def _adamw(parameters: list[Tensor], batch_size: int) -> Callable[[], object]:
@@ -407,52 +392,25 @@ def make_probe(
     return fit
 
 
-def make_averages(
-    variables: Mapping[str, Any], x: np.ndarray, num_views: Sequence[int]
-) -> tuple[Callable[[np.ndarray | Tensor], Tensor], Callable[[], Tensor]]:
-    """Returns the encoder of one view, and the averages of M views, each M anew.
+def make_averages(x: np.ndarray, num_views: Sequence[int]) -> Callable[[], Tensor]:
+    """Returns `() -> [len(num_views), B, 512]`, the features of the MLP averaged.
+
+    The M views of each of num_views are drawn and encoded anew.
 
     Args:
-      variables: of our MLP of three layers that ends in a ReLU.
       x: float32 `[B, 4]`, the targets.
       num_views: the numbers M.
-
-    Returns:
-      `alpha [B, 6] -> h [B, D]`, and `() -> [len(num_views), B, D]`, which draws.
     """
-    encoder = make_encoder("mlp", 32).eval()
-    _load_mlp(encoder, variables)
-    parameters = torch.empty(len(x), len(spirograph.PARAMETERS))
+    encoder, parameters = make_encoder("mlp", 32).eval(), torch.empty(len(x), 10)
     parameters[:, TARGETS] = torch.tensor(x)
 
-    def encode_view(alpha: np.ndarray | Tensor) -> Tensor:
-        with torch.inference_mode():
-            parameters[:, NUISANCE] = torch.as_tensor(alpha)
-            return encode(encoder, broadcast(torch, parameters, 32, NUM_POINTS))
+    def encode_view() -> Tensor:
+        parameters[:, NUISANCE] = _uniform(NUISANCE, len(x))
+        return encode(encoder, broadcast(torch, parameters, 32, NUM_POINTS))
 
     def averages() -> Tensor:
-        def mean(count: int) -> Tensor:
-            draws = (_uniform(NUISANCE, len(x)) for _ in range(count))
-            return sum(map(encode_view, draws)) / count
+        with torch.inference_mode():
+            sums = (sum(encode_view() for _ in range(count)) for count in num_views)
+            return torch.stack([h / m for h, m in zip(sums, num_views, strict=True)])
 
-        return torch.stack([mean(count) for count in num_views])
-
-    return encode_view, averages
-
-
-def _load_mlp(encoder: Any, variables: Mapping[str, Any]) -> None:
-    def leaf(kind: str, layer: str, name: str) -> Tensor:
-        return torch.tensor(np.array(variables[kind][layer][name]))
-
-    for i in (1, 2, 3):
-        dense, norm, name = encoder[3 * i - 2], encoder[3 * i - 1], f"bn{i}"
-        dense.load_state_dict({"weight": leaf("params", f"dense{i}", "kernel").T})
-        norm.load_state_dict(
-            {
-                "weight": leaf("params", name, "scale"),
-                "bias": leaf("params", name, "bias"),
-                "running_mean": leaf("batch_stats", name, "mean"),
-                "running_var": leaf("batch_stats", name, "var"),
-                "num_batches_tracked": torch.tensor(0),
-            }
-        )
+    return averages

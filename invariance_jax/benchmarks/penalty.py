@@ -12,7 +12,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from invariance_jax.benchmarks.runs import Training
+from invariance_jax.benchmarks.runs import Training, describe
 from invariance_jax.benchmarks.timing import Options, Row, compare
 from invariance_jax.settings import change
 
@@ -56,4 +56,4 @@ def run(options: Options, *, num_steps: int = 4) -> Iterator[Row]:
     for name, seconds in times.items():
         runs[name].check_finite()
         note = "target: at most 1.5" if name == "penalized" else ""
-        yield compare("step", (name, seconds), ("plain", plain), note)
+        yield compare(describe(options.config), (name, seconds), ("plain", plain), note)

@@ -6,10 +6,10 @@ because the Gaussian separates. Both compute in float32.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
-from numpy.typing import ArrayLike
 
 from invariance_jax.benchmarks import peers
 from invariance_jax.benchmarks.peers import NUISANCE, TARGETS
@@ -42,30 +42,30 @@ def run(
     Raises:
       ValueError: if a peer draws other images.
     """
-    timer, size = options.timer, (image_size, num_points)
+    size = image_size, num_points
     parameters, ends = (draw_parameters(batch_size, seed) for seed in (0, 1))
     direction = ends - parameters
     direction[:, TARGETS] = 0
     render, derivative = _make_ours(parameters, direction, *size)
-    renderers: dict[str, Callable[[], ArrayLike]] = {
+    case, written = f"{batch_size} images", 4 * batch_size * image_size**2 * 3
+    renderers: dict[str, Callable[[], Any]] = {
         "NumPy": lambda: peers.broadcast(np, parameters, *size)
     }
     if has_torch():
-        renderers["PyTorch"] = peers.make_render(parameters, *size)
-    case, written = f"{batch_size} images", 4 * batch_size * image_size**2 * 3
-    for name, renderer in renderers.items():
-        check_same("images", renderer(), render(), TOLERANCE)
-        theirs, ours = timer(renderer, render)
+        renderers["PyTorch"] = peers.make_render(parameters, None, *size)
+    for name, peer in renderers.items():
+        check_same("images", peer(), render(), TOLERANCE)
+        theirs, ours = options.timer(peer, render)
         share = written / np.median(ours) / copy_rate()
         note = f"target 100; ours at {share:.0%} of the rate of a copy"
         yield compare(case, (name, theirs), ("ours", ours), note)
     case += " and derivatives"
     if has_torch():
-        peer = peers.make_derivative(parameters, direction, *size)
+        peer = peers.make_render(parameters, direction, *size)
         check_same("derivatives", peer()[1], derivative()[1], TOLERANCE)
-        theirs, ours = timer(peer, derivative)
+        theirs, ours = options.timer(peer, derivative)
         yield compare(case, ("PyTorch", theirs), ("ours", ours), "target 100")
-    both, images = timer(derivative, render)
+    both, images = options.timer(derivative, render)
     yield compare(case, ("ours", both), ("images only", images))
 
 

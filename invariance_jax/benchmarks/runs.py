@@ -33,6 +33,12 @@ def configuration(name: str, *variant: str) -> Config:
     return config
 
 
+def describe(config: Config) -> str:
+    """Returns what the time of a step depends on most, as the case of a row."""
+    encoder = config.encoder.name
+    return f"step, {encoder}, batch {config.batch_size}, {config.precision}"
+
+
 class Training:
     """A run from its first step, compiled; images are noise, and none is read.
 

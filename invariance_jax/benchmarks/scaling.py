@@ -12,7 +12,7 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from invariance_jax.benchmarks.runs import Training
+from invariance_jax.benchmarks.runs import Training, describe
 from invariance_jax.benchmarks.timing import Options, Row, compare, keep_freed_memory
 from invariance_jax.runtime.devices import simulate
 from invariance_jax.training import parallel
@@ -40,10 +40,11 @@ def run(
         shapes = [(1, 1), *((count, num_steps) for count in (1, *counts))]
         few = options._replace(timer=options.timer.at_most(5))
         single, one, *others = pool.submit(_measure, few, shapes).result()
+    case = describe(options.config)
     for count, seconds in zip(counts, others, strict=True):
-        yield compare("step", (f"{count} devices", seconds), ("1 device", one))
+        yield compare(case, (f"{count} devices", seconds), ("1 device", one))
     several = f"{num_steps} steps in one call"
-    yield compare("step", ("a call for each step", single), (several, one))
+    yield compare(case, ("a call for each step", single), (several, one))
 
 
 def _measure(options: Options, shapes: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -1,8 +1,7 @@
 """How long calls take: timed in turns within one run, and shown in one table.
 
-All calls of a comparison are timed in turns, so that a machine that is busy or slows
-down is so for each of them. A ratio is taken of neighbouring measurements; its median,
-smallest and largest value are shown.
+A machine that is busy or slows down is so for all calls of a comparison. A ratio is
+taken of neighbouring measurements; its median, smallest and largest value are shown.
 """
 
 import ctypes
@@ -12,7 +11,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from invariance_jax.settings import Config
 from invariance_jax.types import Array
 
 Row = dict[str, str | float]
-"""Column -> cell of the table; what a cell counts is in the name of the column."""
+"""Column -> cell of the table; a unit is in the name of the column."""
 
 # Of malloc.h; the largest value of an int.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGE = -1, -3, 2**31 - 1
@@ -81,7 +80,7 @@ class Options(NamedTuple):
     Attributes:
       timer: times calls.
       config: the run whose steps are timed.
-      cases: texts; the cases whose name has one of them are measured, () all of them.
+      cases: parts of the names of the cases to measure, (): all of them.
       seconds: after so many no further case is begun, where there are many.
     """
 
@@ -101,8 +100,8 @@ def compare(
 
     Args:
       case: what is compared.
-      first: its name, and `[R]` seconds.
-      second: its name, and `[R]` seconds of the same rounds.
+      first: a name, and seconds `[R]`.
+      second: another name, and seconds of the same rounds.
       note: what else the row says, such as a target.
     """
     quotients = first[1] / second[1]
@@ -126,11 +125,9 @@ def table(rows: Sequence[Row]) -> str:
     cells = [columns, *([_text(row.get(c, "")) for c in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
-    lines = (
-        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in cells
+    return "\n".join(
+        f"| {' | '.join(map(str.ljust, line, widths))} |" for line in cells
     )
-    return "\n".join(f"| {line} |" for line in lines)
 
 
 def _text(cell: str | float) -> str:
@@ -144,47 +141,35 @@ def check_same(
 ) -> None:
     """Checks that a peer computes what ours does.
 
-    Args:
-      what: that is compared.
-      found: what the peer computes.
-      expected: what ours does.
-      tolerance: largest difference, as a share of the largest entry of ours.
-
     Raises:
-      ValueError: if they differ by more, or in shape.
+      ValueError: if it is of another shape, or differs by more than the tolerance, a
+        share of the largest entry of ours.
     """
     one, other = np.asarray(found), np.asarray(expected)
-    if one.shape != other.shape:
-        raise ValueError(
-            f"{what} of the peer: shape {one.shape}; expected {other.shape}, ours."
-        )
-    difference = np.abs(one - other).max() / np.abs(other).max()
+    difference = np.inf
+    if one.shape == other.shape:
+        difference = np.abs(one - other).max() / np.abs(other).max()
     if not difference <= tolerance:
         raise ValueError(
-            f"{what} of the peer differ from ours by {difference:.2g} of the largest "
-            f"entry; expected at most {tolerance}."
+            f"{what} of the peer {one.shape} differ from ours {other.shape} by "
+            f"{difference:.2g} of the largest entry; expected at most {tolerance}."
         )
 
 
 @functools.cache
-def product_rate(precision: str = "highest") -> float:
+def product_rate(precision: str) -> float:
     """Returns the operations per second of a large matrix product on the device.
 
     Args:
-      precision: "bfloat16"; or that of a float32 product, "highest" or "default".
+      precision: of a run, "float32" (as JAX multiplies by default) or "bfloat16".
     """
     size, products = (8192, 20) if jax.default_backend() == "gpu" else (2048, 1)
-    narrow = precision == "bfloat16"
-    dtype = jnp.bfloat16 if narrow else jnp.float32
     # Random: a device draws less power for ones, and is faster than it is for a step.
-    a = jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5
+    a = jax.random.normal(jax.random.key(0), (size, size), precision) / size**0.5
 
     @jax.jit
     def product(a: Array) -> Array:
-        def multiply(_: Array, b: Array) -> Array:
-            return jnp.matmul(a, b, precision="default" if narrow else precision)
-
-        return jax.lax.fori_loop(0, products, multiply, a)
+        return jax.lax.fori_loop(0, products, lambda _, b: a @ b, a)
 
     (times,) = Timer(5, 0.0)(lambda: product(a))
     return float(2 * size**3 * products / times.min())
@@ -214,21 +199,19 @@ def keep_freed_memory() -> None:
 
 
 def has_torch() -> bool:
-    """Returns whether PyTorch, which the peers need, is installed."""
+    """Returns whether PyTorch, which most peers need, is installed."""
     return importlib.util.find_spec("torch") is not None
 
 
-def machine() -> Mapping[str, object]:
-    """Returns what the times depend on: commit, processors, devices, versions, load.
+def machine() -> dict[str, object]:
+    """Returns what the times depend on: commit, versions, devices, cores, load.
 
     The load is the mean number of waiting processes over the last minute.
     """
     facts: dict[str, object] = {
+        **provenance()["environment"],
         "processor": platform.machine(),
         "cores": os.cpu_count(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        **provenance()["environment"],
+        "load": os.getloadavg()[0],
     }
-    if has_torch():
-        facts["torch"] = metadata.version("torch")
-    return facts
+    return facts | ({"torch": metadata.version("torch")} if has_torch() else {})

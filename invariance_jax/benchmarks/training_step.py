@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from invariance_jax.benchmarks import peers
-from invariance_jax.benchmarks.runs import Training, configuration
+from invariance_jax.benchmarks.runs import Training, configuration, describe
 from invariance_jax.benchmarks.timing import (
     Options,
     Row,
@@ -68,13 +68,12 @@ def against_torch(
         )
         theirs, seconds = options.timer(peer, ours)
         ours.check_finite()
-        precision = {"float32": "default"}.get(config.precision, config.precision)
-        rate = ours.flops / np.median(seconds) / product_rate(precision)
+        share = ours.flops / np.median(seconds) / product_rate(config.precision)
         yield compare(
-            f"step, {name}, batch {config.batch_size}, {kind}, {config.precision}",
+            f"{describe(config)}, {kind}",
             ("PyTorch, tuned" if tuned else "PyTorch", theirs),
             ("ours", seconds),
-            f"target 1; ours at {rate:.0%} of the rate of a matrix product",
+            f"target 1; ours at {share:.0%} of the rate of a matrix product",
         )
 
 
