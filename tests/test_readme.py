@@ -144,7 +144,7 @@ def test_modes_flags_and_keys_that_are_named_exist(name):
     text = re.sub(r"```text\n.*?```", "", PAGES[name], flags=re.DOTALL)
     modes = re.findall(r"--mode=(\w+)", text)
     assert {*modes} <= {*launch.MODES}
-    keys = re.findall(r"--config\.([\w.]+)=", text)
+    keys = [key for key in re.findall(r"--config\.([\w.]+)=", text) if key != "KEY"]
     sections = {key.split(".")[0] for key in KEYS if "." in key}
     code = re.findall(r"`([\w.]+)`", text)
     keys += [key for key in code if "." in key and key.split(".")[0] in sections]
