@@ -107,7 +107,7 @@ def test_snippets_run_one_after_the_other(name, tmp_path, monkeypatch):
 def untrained_run(config, workdir):
     command = f"python launch.py --config={ROOT}/{config} --workdir={workdir}"
     settings = resolve(parsed(command))
-    checkpoints = Checkpoints(claim(settings, workdir))
+    checkpoints = Checkpoints(claim(settings, workdir).workdir)
     checkpoints.save(0, initial_state(build(settings)))
     checkpoints.close()
 
