@@ -419,9 +419,7 @@ def test_consistency_of_near_views_is_the_penalty(
     np.testing.assert_allclose(found, penalty, rtol=2e-3)
 
 
-@pytest.mark.parametrize(
-    ("normalization", "shape"), [("l2", "log"), ("batch", "hard")]
-)
+@pytest.mark.parametrize(("normalization", "shape"), [("l2", "log"), ("batch", "hard")])
 def test_consistency_has_derivatives(normalization: str, shape: str, x64: None) -> None:
     weights, alpha, others = make_problem(dtype=np.float64)
     settings = {"normalization": normalization, "limit_shape": shape}

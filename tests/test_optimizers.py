@@ -15,7 +15,7 @@ from invariance_jax.training.optimizers import (
     make_schedule,
     paper_schedule,
 )
-from invariance_jax.training.settings import resolve
+from invariance_jax.settings import resolve
 
 NAMES = ("kernel", "bias", "scale")
 SETTINGS = {"weight_decay": 1e-2, "momentum": 0.9, "trust_coefficient": 1e-3}
