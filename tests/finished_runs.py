@@ -121,13 +121,14 @@ def write_run(
     experiments: tuple[str, ...] = ("averaging", "invariance"),
     more: dict[str, list[tuple[str, dict[str, Any], float]]] | None = None,
     config: dict[str, Any] | None = None,
+    drawn: bool = True,
     bare: bool = False,
 ) -> Path:
     """Writes a finished run of kind "spirograph", "images" or "none" (no labels).
 
     Over the seeds errors are from 1 - spread to 1 + spread times those above and scale.
-    `more` are further experiments, `config` dotted keys; a bare run has nothing to
-    draw: no log, samples or built-in experiment.
+    `more` are further experiments, `config` dotted keys; if it is not `drawn`, a run
+    has no log or samples, and a bare one has no built-in experiment either.
     """
     path.mkdir(parents=True, exist_ok=True)
     names = {"spirograph": "spirograph", "images": "fashion_mnist", "none": "photos"}
@@ -161,7 +162,7 @@ def write_run(
     results["experiments"] = {name: {"seconds": 12.3} for name in each}
     results["command"] = f"python launch.py --mode=evaluate --workdir={path.name}"
     (path / "results.json").write_text(json.dumps(results))
-    for seed in range(0 if bare else seeds):
+    for seed in range(seeds if drawn and not bare else 0):
         folder = path / f"seed_{seed}" if seeds > 1 else path
         folder.mkdir(exist_ok=True)
         write_log(folder, seed)

@@ -156,7 +156,8 @@ def test_classification_shows_class_names_and_cifar_numbers(images: Path) -> Non
 
 
 def test_another_split_is_named_and_has_no_numbers_of_the_paper(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", config={"data.name": "cifar10"}, kind="images")
+    config = {"data.name": "cifar10"}
+    run = write_run(tmp_path / "run", kind="images", config=config, drawn=False)
     change(run / "results.json", lambda r: r["settings"].update(split="validation"))
     text = Page(report.run([run], tmp_path / "out")).text
     assert "one seed, validation split" in text
@@ -173,13 +174,14 @@ def test_run_without_labels_has_variance_views_and_neighbours(tmp_path: Path) ->
 def test_experiment_of_a_users_own_has_a_table_and_curves(tmp_path: Path) -> None:
     places = [{"place": f"<{p}>", "n_bits": n} for p in "ab" for n in (1, 2)]
     more = {"../mine:run": [("my_speed", at, at["n_bits"] / 3) for at in places]}
-    more["flat_thing"] = [("silhouette", {"seed": "x"}, 0.25)]
-    run = write_run(tmp_path / "run", kind="none", more=more, bare=True)
+    more["flat_thing"] = [("silhouette", {"seed": "x", "mean": 3}, 0.25)]
+    run = write_run(tmp_path / "paper, mine", kind="none", more=more, bare=True)
     page = report.run([run], tmp_path / "out")
     assert (page.parent / "figures" / ".._mine_run.png").exists()
     found = Page(page)
     assert found.find("place", "n bits", "my speed")[1] == ["<a>", "1", "0.3333"]
-    assert found.find("seed ", "silhouette")[1] == ["x", "0.2500"]
+    assert found.find("seed ", "mean ", "silhouette")[1] == ["x", "3", "0.2500"]
+    assert '<tr class="faint">' not in page.read_text()  # a row of the paper
     assert "Flat thing" in found.text and "../mine:run" in found.text
 
 
@@ -429,7 +431,8 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
 
 
 def test_settings_of_this_machine_change_nothing(tmp_path: Path) -> None:
-    root, run = Path(__file__).parents[1], write_run(tmp_path / "run", kind="none")
+    root, run = Path(__file__).parents[1], write_run(tmp_path / "run", bare=True)
+    write_log(run, 0)
     (tmp_path / "matplotlibrc").write_text("font.size: 40\nbackend: qtagg\n")
     code = (
         "import sys; from invariance_jax import report\n"

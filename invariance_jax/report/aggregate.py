@@ -12,10 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from invariance_jax.report.read import KEYS, SUMMARY
+from invariance_jax.report.read import KEYS, NUMBERS, SUMMARY
 from invariance_jax.runs.results import Value
-
-NUMBERS = ("mean", "standard_error", "n", "low", "high")
 
 Where = Mapping[str, Value | None | Callable[["pd.Series[Any]"], float]]
 """Coordinate -> its value; None: absent; `max` or `min`: the extreme of its numbers."""
@@ -54,11 +52,10 @@ def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """Returns mean, standard error and n of every number; a NaN among them stays."""
     keys = [name for name in rows.columns if name not in ("seed", "value")]
     groups = rows.groupby(keys, dropna=False, sort=False)["value"]
-    return groups.agg(
-        mean=lambda values: values.mean(skipna=False),
-        standard_error=lambda values: values.sem(ddof=1, skipna=False),
-        n="size",
-    ).reset_index()
+    # As arrays: the keys, of which many are absent, need not be matched.
+    error = groups.sem(ddof=1, skipna=False).to_numpy()
+    found = groups.mean(skipna=False).rename("mean").reset_index()
+    return found.assign(standard_error=error, n=groups.size().to_numpy())
 
 
 def paired(rows: pd.DataFrame, first: str) -> pd.DataFrame:
@@ -69,9 +66,9 @@ def paired(rows: pd.DataFrame, first: str) -> pd.DataFrame:
     """
     keys = [name for name in rows.columns if name not in ("run", "value")]
     is_first = rows["run"] == first
-    own = rows[is_first].drop(columns="run").rename(columns={"value": "first"})
+    own = rows[is_first].drop(columns="run").rename(columns={"value": "of first"})
     pairs = rows[~is_first].merge(own, on=keys)
-    pairs["value"] -= pairs.pop("first")
+    pairs["value"] -= pairs.pop("of first")
     found = over_seeds(pairs)
     # Of one pair the error is NaN, whatever the quantile.
     quantile = special.stdtrit(np.maximum(found["n"] - 1, 1), 0.975)

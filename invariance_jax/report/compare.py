@@ -47,11 +47,9 @@ def places(table: pd.DataFrame) -> list[Place]:
     every: list[Place] = [*zip(main["metric"], views, strict=True)]
     wanted: list[Place] = []
     for metric in ("accuracy", "mse"):
-        numeric = sorted(
-            m for n, m in every if n == metric and m not in (None, "plain")
-        )
-        is_plain = (metric, "plain") in every
-        first = ["plain"] if is_plain else numeric[:1]
+        own = [m for name, m in every if name == metric]
+        numeric = sorted(m for m in own if isinstance(m, int | float))
+        first = ["plain"] if "plain" in own else numeric[:1]
         wanted += [(metric, m) for m in [*first, *numeric[-1:]]]
     names = ("variance.normalized", "loss.final", "penalty.final")
     ordered = dict.fromkeys([*wanted, *((name, None) for name in names), *every])

@@ -24,6 +24,9 @@ SUMMARY = ("views", "target", "family", "encoder", "probe")
 KEYS = ("run", "experiment", "metric", "seed", "value")
 """Columns of the table of rows beside the coordinates."""
 
+NUMBERS = ("mean", "standard_error", "n", "low", "high")
+"""Columns of an aggregated table in place of seed and value."""
+
 _ROW: dict[str, tuple[type, ...]] = {
     "experiment": (str,),
     "metric": (str,),
@@ -126,14 +129,15 @@ def _names(paths: Sequence[epath.Path]) -> list[str]:
     """Returns the labels of a sweep, or the last parts that tell the paths apart."""
     labels = [_label(path) for path in paths] if len(paths) > 1 else []
     if labels and "" not in labels and len({*labels}) == len(labels):
-        return labels
+        return [label.replace("paper, ", "paper,") for label in labels]
     names = []
     for path in paths:
         for depth in range(1, len(path.parts) + 1):
             end = path.parts[-depth:]
             if sum(other.parts[-depth:] == end for other in paths) == 1:
                 break
-        names.append("/".join(end).replace("//", "/"))
+        # What begins with "paper, " are rows of the paper.
+        names.append("/".join(end).replace("//", "/").replace("paper, ", "paper,"))
     return names
 
 
@@ -233,7 +237,8 @@ def _row(row: Any, where: str) -> Json:
     found = {name: row[name] for name in _ROW if name != "at"}
     found["value"] = math.nan if row["value"] is None else float(row["value"])
     # A coordinate of a user's own may have the name of another column.
-    return found | {f"{n}_" if n in KEYS else n: v for n, v in row["at"].items()}
+    taken = (*KEYS, *NUMBERS)
+    return found | {f"{n}_" if n in taken else n: v for n, v in row["at"].items()}
 
 
 def _read_log(

@@ -7,13 +7,12 @@ import pandas as pd
 
 from invariance_jax.report import paper
 from invariance_jax.report.aggregate import (
-    NUMBERS,
     coordinates,
     of_paper,
     select,
     show,
 )
-from invariance_jax.report.read import SUMMARY, Run
+from invariance_jax.report.read import NUMBERS, SUMMARY, Run
 from invariance_jax.report.words import Words
 
 
@@ -69,15 +68,19 @@ def numbers(
     targets = [words.value("target", target) for target in rows["target"]]
     metrics = map(words.word, rows["metric"])
     heads = [f"{m} of {t}" if t else m for m, t in zip(metrics, targets, strict=True)]
-    texts = {words.word(n): [words.value(n, v) for v in rows[n]] for n in index}
     cells = [*map(show, rows["mean"], rows["standard_error"])]
-    long = pd.DataFrame({**texts, "": of_paper(rows), "head": heads, "cell": cells})
+    texts = [[words.value(n, value) for value in rows[n]] for n in index]
+    long = pd.DataFrame(dict(enumerate([of_paper(rows), *texts])))
+    places = [*long.columns]
+    long = long.assign(head=heads, cell=cells)
     wide = long.pivot_table(
-        "cell", ["", *texts], "head", aggfunc="first", sort=False, fill_value=""
+        "cell", places, "head", aggfunc="first", sort=False, fill_value=""
     )
     wide = wide[[*dict.fromkeys(heads)]].reset_index()
-    faint, note = [*wide.pop("")], " ".join(filter(None, [note, paper.note(rows)]))
-    return Table(name, title, note, wide, tidy(rows), len(texts), faint)
+    faint = [*wide.pop(0)]
+    wide.columns = [*map(words.word, index), *wide.columns[len(index) :]]
+    note = " ".join(filter(None, [note, paper.note(rows)]))
+    return Table(name, title, note, wide, tidy(rows), len(index), faint)
 
 
 def tidy(table: pd.DataFrame) -> pd.DataFrame:
