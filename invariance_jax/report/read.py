@@ -147,8 +147,8 @@ def _names(paths: Sequence[epath.Path]) -> list[str]:
 def _label(path: epath.Path) -> str:
     """Returns the label that the sweep of a work directory gave it, empty if none."""
     record = path.parent / "sweep.json"
-    points = _mapping(_read_json(record).get("points")) if record.is_file() else {}
-    return str(_mapping(points.get(path.name)).get("label") or "")
+    variants = _read_json(record).get("variants") if record.is_file() else {}
+    return str(_mapping(_mapping(variants).get(path.name)).get("label") or "")
 
 
 def _read_json(path: epath.Path) -> Json:
