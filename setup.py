@@ -38,11 +38,14 @@ REQUIREMENTS = [
 EXTRAS = {
     # What the benchmarks measure against.
     "benchmarks": ["torch>=2.6"],
-    "cuda": ["jax[cuda12]"],
+    "cuda12": ["jax[cuda12]"],
+    "cuda13": ["jax[cuda13]"],
     "slurm": ["submitit>=1.5.4"],
     "tpu": ["jax[tpu]"],
     "wandb": ["wandb>=0.20"],
     "test": [
+        # For the training loop of losses/README.md.
+        "equinox>=0.13",
         "mypy>=2.0",
         # Types of pandas, for mypy.
         "pandas-stubs>=3.0",

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints
-from invariance_jax.runs.metrics import MetricsWriter
+from invariance_jax.runs.log import MetricsWriter
 from invariance_jax.runs.tracking import check_tracking
 from invariance_jax.runs.workdir import Owner, claim, one_per_seed
 from invariance_jax.runtime import processes

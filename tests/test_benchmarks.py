@@ -1,48 +1,49 @@
-"""The benchmarks: they run, peers draw our images, times are summed up right."""
+"""The benchmarks: they run on tiny inputs, and their numbers mean what they say."""
 
+import importlib
+import itertools
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import tiny_config
 
-from configs import spirograph as config_file
 from invariance_jax.benchmarks import (
     augment,
-    ceilings,
-    evaluate,
-    loss,
+    gpu,
+    peers,
     penalty,
+    probe,
     render,
     restart,
+    runs,
     step,
     timing,
 )
-from invariance_jax.training import parallel
-from invariance_jax.training.settings import resolve
+from invariance_jax.benchmarks.__main__ import NAMES, check_names
+from invariance_jax.benchmarks.timing import Options, Timer
+from invariance_jax.losses import nt_xent
+from invariance_jax.settings import resolve
 from invariance_jax.transforms import spirograph
 
 ROOT = Path(__file__).resolve().parents[1]
+ONCE = Options(Timer(1, 0.0), tiny_config({"encoder.width": 4}))
 
-
-@pytest.fixture
-def config():
-    config = config_file.get_config("smoke")
-    config.batch_size = 8
-    config.steps = 20
-    config.penalty.weight = 0.1
-    config.penalty.directions = 1
-    config.encoder.width = config.encoder.projection = 8
-    config.encoder.depth = 1
-    config.data.train_examples = 16
-    config.data.image_size = 8
-    config.data.num_points = 5
-    return config
+TINY = {
+    "render": {"batch_size": 2, "image_size": 8, "num_points": 5},
+    "augment": {"batch_size": 128, "image_size": 16, "workers": 2},
+    "loss": {"sizes": (12,), "features": 3, "block_size": 4},
+    "probe": {"examples": 60, "features": 4, "steps": 9, "averaged": 2},
+    "scaling": {"counts": (2,), "num_steps": 2},
+    "step": {"resnet_batch": 2},
+}
+SLOW = ("penalty", "scaling", "restart", "step")
+needs_torch = pytest.mark.skipif(not timing.has_torch(), reason="needs PyTorch")
 
 
 class Clock:
@@ -54,453 +55,331 @@ class Clock:
     def __call__(self):
         return self.now
 
-    def call(self, name, seconds):
+    def call(self, name, *seconds):
+        each = itertools.chain(seconds, itertools.repeat(seconds[-1]))
+
         def called():
             self.calls.append(name)
-            self.now += seconds
+            self.now += next(each)
 
         return called
 
 
-def comparison(*, speedup):
-    ours, peer = np.array([1.0, 2.0, 2.0]), np.array([2.0, 4.0, 8.0])
-    return timing.Comparison("name", "ours", "peer", ours, peer, speedup, "expected")
-
-
-def test_alternate_gives_the_seconds_of_one_call():
+@pytest.mark.parametrize("min_seconds", [0.0, 1.0])
+def test_a_timer_gives_the_seconds_of_one_call_without_the_first(min_seconds):
     clock = Clock()
-    calls = clock.call("a", 0.25), clock.call("b", 2.0)
-    times = timing.alternate(*calls, repeats=3, min_seconds=1.0, clock=clock)
+    calls = clock.call("a", 9.0, 0.25), clock.call("b", 2.0)
+    times = Timer(3, min_seconds, clock)(*calls)
     np.testing.assert_allclose(times, [[0.25] * 3, [2.0] * 3])
 
 
-def test_alternate_fills_the_least_time_and_takes_turns():
+@pytest.mark.parametrize(
+    ("min_seconds", "calls"), [(1.0, "aabb" + "aab" + "baa"), (0.0, "ab" + "ab" + "ba")]
+)
+def test_a_timer_fills_the_least_time_and_takes_turns(min_seconds, calls):
     clock = Clock()
-    calls = clock.call("a", 0.5), clock.call("b", 2.0)
-    timing.alternate(*calls, repeats=2, min_seconds=1.0, clock=clock)
-    assert "".join(clock.calls) == "aabb" + "aab" + "baa"
+    timer = Timer(9, min_seconds, clock).at_most(2)
+    timer(clock.call("a", 0.5), clock.call("b", 2.0))
+    assert "".join(clock.calls) == calls
 
 
-def test_alternate_leaves_the_first_call_out():
-    clock = Clock()
-    seconds = iter([100.0, 1.0, 1.0, 1.0])
-
-    def compiles():
-        clock.now += next(seconds)
-
-    times = timing.alternate(compiles, repeats=2, min_seconds=0.0, clock=clock)
-    np.testing.assert_allclose(times, [[1.0, 1.0]])
-
-
-def test_alternate_waits_for_the_result():
+def test_a_timer_waits_for_the_result():
     waited = []
 
     class Result:
         def block_until_ready(self):
             waited.append(self)
 
-    timing.alternate(Result, repeats=1, min_seconds=0.0)
-    assert len(waited) == 3
+    Timer(1, 0.0)(Result)
+    assert len(waited) == 2
 
 
-def test_alternate_rejects_no_repeats():
-    with pytest.raises(ValueError, match="repeats must be at least 1; found 0"):
-        timing.alternate(lambda: None, repeats=0, min_seconds=0.0)
+def test_a_ratio_is_the_median_of_neighbours_with_the_extremes():
+    first, second = np.array([2.0, 4.0, 8.0]), np.array([1.0, 2.0, 2.0])
+    row = timing.compare("case", ("peer", first), ("ours", second), "note")
+    assert (row["first, ms"], row["second, ms"]) == (4000, 2000)
+    assert [row[c] for c in ("first / second", "min", "max", "n")] == [2, 2, 4, 3]
+    assert json.loads(json.dumps(row)) == row
 
 
-def test_quartiles_interpolate():
-    assert timing.quartiles(np.array([4.0, 1.0, 3.0, 2.0])) == (1.75, 2.5, 3.25)
+def test_a_table_has_a_column_for_each_key_and_three_digits():
+    lines = timing.table([{"case": "a", "ms": 1.2345}, {"case": "b", "n": 1234}])
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in lines.splitlines()]
+    assert cells[0] == ["case", "ms", "n"]
+    assert cells[2:] == [["a", "1.23", ""], ["b", "", "1234"]]
+    assert len({*map(len, lines.splitlines())}) == 1
 
 
-def test_speedup_is_the_median_of_the_ratios_of_pairs():
-    assert comparison(speedup=True).ratio == (2.0, 2.0, 3.0)
-    assert comparison(speedup=True).ratio_of == "peer / ours"
+@pytest.mark.parametrize("found", [[1.0, 2.3], [1.0, np.nan], [1.0, 2.0, 3.0]])
+def test_a_peer_that_computes_something_else_is_refused(found):
+    timing.check_same("x", [1.0, 2.1], [1.0, 2.0], 0.1)
+    with pytest.raises(ValueError, match="x of the peer .* expected at most 0.1"):
+        timing.check_same("x", found, [1.0, 2.0], 0.1)
 
 
-def test_slowdown_is_the_reciprocal():
-    assert comparison(speedup=False).ratio == (0.375, 0.5, 0.5)
-    assert comparison(speedup=False).ratio_of == "ours / peer"
-
-
-def test_a_comparison_survives_json():
-    found = json.loads(json.dumps(comparison(speedup=True).as_dict()))
-    assert found["repeats"] == 3
-    assert found["ours_seconds"] == {"lower": 1.5, "median": 2.0, "upper": 2.0}
-    assert found["ratio"]["median"] == 2.0
-
-
-def test_table_has_milliseconds_ratio_spread_and_machine():
-    counted = replace(comparison(speedup=True), flops=4.0, bytes_moved=60.0)
-    limits = ceilings.Ceilings(flops=10.0, bytes_moved=100.0)
-    found = [counted, comparison(speedup=True)]
-    header, row, other, _, facts = timing.table(
-        found, {"cpu cores": 2}, limits
-    ).splitlines()
-    assert header.split()[0] == "ours"
-    assert "30%" in row and "%" not in other
-    assert "2e+03" in row and "2 (peer / ours)" in row and "2 to 3" in row
-    assert facts == "cpu cores 2"
-
-
-def test_ceilings_are_rates_of_the_device():
-    limits = ceilings.measure(size=32, copied=1000)
-    assert limits.flops > 0 and limits.bytes_moved > 0
-    half = {"flops": limits.flops, "bytes_moved": limits.bytes_moved / 2}
-    assert limits.share(**half, seconds=2.0) == pytest.approx(0.5)
-
-
-def test_step_compares_with_the_same_encoder(config):
-    pytest.importorskip("torch")
-    step.check_encoder("resnet18", 8)
-    config.encoder.depth = 3
-    results = step.run(config, repeats=1, min_seconds=0.0)
-    assert [r.ours for r in results] == ["mlp, plain", "mlp, penalized"]
-    flops = [r.flops for r in results]
-    # The penalized encoder runs forward and backward three times, not twice.
-    encoder = 3 * 8 * 8 * 8 + 2 * 8 * 8
-    assert flops[1] - flops[0] == 2 * 3 * 8 * encoder
-
-
-def test_machine_names_versions_and_device():
-    facts = timing.machine()
-    assert facts["jax version"] == jax.__version__
-    assert facts["devices"] == 4
-    json.dumps(facts)
-
-
-@pytest.mark.parametrize("name", render.peers())
-@pytest.mark.parametrize(("image_size", "num_points"), [(32, 40), (9, 7)])
-def test_peers_draw_our_images(name, image_size, num_points):
-    parameters = render.draw_parameters(16)
-    size = {"image_size": image_size, "num_points": num_points}
-    found = np.asarray(render.peers()[name](parameters, **size)())
-    expected = spirograph.render(jnp.asarray(parameters), **size)
-    assert found.shape == (16, image_size, image_size, 3)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-
-
-def test_numpy_peer_draws_the_reference_images(reference):
-    x, alpha = reference["spirograph_x"], reference["spirograph_alpha"]
-    columns = [x[:, 0], x[:, 1], alpha[:, 0], x[:, 2], x[:, 3], *alpha[:, 1:].T]
-    parameters = np.stack(columns, axis=1).astype(np.float32)
-    found = render.numpy_peer(parameters, image_size=32, num_points=40)()
-    np.testing.assert_allclose(found, reference["spirograph_image"], rtol=0, atol=1e-4)
-
-
-def test_parameters_are_within_the_bounds():
-    parameters = render.draw_parameters(100)
-    low, high = spirograph.BOUNDS.T.astype(np.float32)[:, None]
-    assert np.all((parameters >= low) & (parameters <= high))
-    assert np.ptp(parameters, axis=0) == pytest.approx((high - low)[0], rel=0.2)
+def test_rates_are_operations_and_bytes_a_second(monkeypatch):
+    monkeypatch.setattr(Timer, "__call__", lambda *_: np.array([[0.5, 1.0]]))
+    for rate in (timing.product_rate, timing.copy_rate):
+        rate.cache_clear()
+    assert timing.product_rate("float32") == 2 * 2048**3 / 0.5
+    assert timing.copy_rate() == 2 * 4 * 2**25 / 0.5
+    for rate in (timing.product_rate, timing.copy_rate):
+        rate.cache_clear()
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
-    [
-        (np.full((2, 3), 0.5, np.float32), "peer differ from ours by 0.5; expected"),
-        (np.full((2, 3), np.nan, np.float32), "peer differ from ours by nan; expected"),
-        (np.zeros((3, 2), np.float32), r"shape \(3, 2\); expected \(2, 3\)"),
-        (np.zeros((2, 3)), "dtype float64; expected float32"),
-    ],
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NAMES],
 )
-def test_other_images_of_a_peer_are_refused(found, message):
-    with pytest.raises(ValueError, match=message):
-        render.check_equal("peer", found, np.zeros((2, 3), np.float32))
+def test_a_benchmark_runs(name, monkeypatch):
+    if name in ("step", "probe") and not timing.has_torch():
+        pytest.skip("needs PyTorch")
+    monkeypatch.chdir(ROOT)
+    options = ONCE._replace(config=runs.configuration("spirograph", "smoke"))
+    options.config.batch_size = 16
+    options.config.penalty.directions = 1
+    module = importlib.import_module(f"invariance_jax.benchmarks.{name}")
+    rows = [*module.run(options, **TINY.get(name, {}))]
+    assert rows and all(row["first / second"] > 0 and row["n"] == 1 for row in rows)
+    with_torch = {"render": 2, "loss": 1}.get(name, 0) * timing.has_torch()
+    counts = {"render": 2, "loss": 1, "probe": 3, "penalty": 5, "step": 4}
+    counts |= {"augment": 1, "scaling": 2, "restart": 2}
+    assert len(rows) == counts[name] + with_torch
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_render_compares_every_peer_and_the_derivative():
-    results = render.run(
-        batch_size=2, image_size=8, num_points=5, repeats=2, min_seconds=0.0
-    )
-    peers = [*render.peers()]
-    of_derivative = [name for name in peers if name.startswith("torch")]
-    assert [r.peer for r in results] == [*peers, *of_derivative, "render"]
-    names = ["render"] * len(peers) + ["derivative"] * (len(of_derivative) + 1)
-    assert [r.name for r in results] == names
-    assert all(len(r.ours_seconds) == len(r.peer_seconds) == 2 for r in results)
+@pytest.mark.parametrize(("image_size", "num_points"), [(32, 40), (9, 7)])
+def test_the_broadcasting_renderer_draws_our_images(image_size, num_points):
+    parameters = render.draw_parameters(16, 0)
+    found = peers.broadcast(np, parameters, image_size, num_points)
+    size = {"image_size": image_size, "num_points": num_points}
+    expected = spirograph.render(jnp.asarray(parameters), **size)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    low, high = spirograph.BOUNDS.T.astype(np.float32)
+    assert np.all((parameters >= low) & (parameters <= high))
 
 
-def test_penalty_compares_what_the_studies_do(config, monkeypatch):
-    made = []
-
-    def make_steps(config, num_steps):
-        made.append((config, num_steps))
-        metrics = {"loss": (jnp.ones(()), jnp.ones(()))}
-        return lambda: parallel.replicate(metrics, parallel.all_devices())
-
-    monkeypatch.setattr(penalty, "make_steps", make_steps)
-    results = penalty.run(config, num_steps=4, repeats=2, min_seconds=0.0)
-    assert [num_steps for _, num_steps in made] == 8 * [4]
-    plain, penalized, *others = (config for config, _ in made)
-    assert (plain.penalty.weight, penalized.penalty.weight) == (0.0, 0.1)
-    assert [c.penalty.fraction for c in others[:2]] == [0.5, 0.25]
-    assert [c.penalty.every_steps for c in others[2:4]] == [2, 4]
-    assert (others[4].penalty.kind, others[5].average_views) == ("consistency", 2)
-    assert [r.ours for r in results][::6] == [
-        "every example and step",
-        "2 views averaged",
-    ]
-    assert {(r.peer, r.ratio_of) for r in results} == {("no penalty", "ours / peer")}
-    assert config.penalty.weight == 0.1
-
-
-def test_penalty_is_timed_per_step(config, monkeypatch):
-    monkeypatch.setattr(penalty, "make_steps", lambda *_: lambda: None)
-    monkeypatch.setattr(penalty, "check_finite", lambda _: None)
-    times = np.arange(4.0, 12.0)[:, None]
-    monkeypatch.setattr(penalty, "alternate", lambda *_, **__: times)
-    first, *_ = penalty.run(config, num_steps=4, repeats=1, min_seconds=0.0)
-    assert (first.ours_seconds, first.peer_seconds) == (1.25, 1.0)
-
-
-LOSS = {"projections": 12, "features": 3, "block_size": 4, "repeats": 2}
-
-
-def test_loss_compares_with_the_peer_and_with_itself(monkeypatch):
-    monkeypatch.setattr(loss.importlib.util, "find_spec", lambda _: None)
-    (result,) = loss.run(**LOSS, min_seconds=0.0)
-    assert result.name == "loss of 12"
-    assert result.ours.startswith("blocks, ")
-    assert (result.peer, result.ratio_of) == ("at once", "ours / peer")
-    assert result.flops == 6 * 12 * 12 * 3
-
-
-def test_loss_refuses_another_gradient(monkeypatch):
-    monkeypatch.setattr(loss.importlib.util, "find_spec", lambda _: "found")
-    monkeypatch.setattr(loss, "torch_peer", lambda z1, z2: lambda: np.ones((2, 6, 3)))
-    with pytest.raises(ValueError, match="the gradients differ by"):
-        loss.run(**LOSS, min_seconds=0.0)
-
-
-def test_the_gradient_of_torch_is_ours():
-    pytest.importorskip("torch")
-    first, second = loss.run(**LOSS, min_seconds=0.0)
-    assert (first.peer, first.ratio_of) == ("torch, cpu", "peer / ours")
-    assert second.peer == "at once"
+def test_the_pipelines_make_views_of_one_kind_and_new_ones_each_time():
+    images = np.random.default_rng(0).integers(0, 256, (256, 16, 16, 3), np.uint8)
+    generator = np.random.default_rng(1)
+    peer = np.stack([np.asarray(augment.augment(i, generator)) for i in images]) / 255
+    peer = (peer - np.array(augment.MEAN)) / np.array(augment.STD)
+    ours = augment.make_ours(images)
+    for measure in (np.mean, np.std):
+        assert measure(peer) == pytest.approx(float(measure(ours())), abs=0.1)
+    assert not np.array_equal(ours(), ours())
 
 
 @pytest.mark.parametrize("kind", ["ridge", "logistic"])
 def test_the_objective_of_our_probe_is_the_least(kind):
-    h, targets, labels = evaluate.make_features(300, 8)
+    h, targets, labels = probe.make_features(300, 8)
     y = targets if kind == "ridge" else labels
-    fit = evaluate._fit_ridge if kind == "ridge" else evaluate._fit_logistic
-    kernel, bias = map(np.asarray, fit(h, y)())
-    least = evaluate.objective(kind, kernel, bias, h, y)
+    kernel, bias = map(np.asarray, probe.make_fit(kind, h, y)())
+    least = probe.objective(kind, (kernel, bias), h, y)
     generator = np.random.default_rng(0)
     for _ in range(5):
         other = kernel + 1e-2 * generator.normal(size=kernel.shape)
-        assert evaluate.objective(kind, other, bias, h, y) > least
-
-
-def test_the_peer_evaluates_as_we_do():
-    pytest.importorskip("torch")
-    results = evaluate.run(
-        examples=300,
-        features=8,
-        steps=30,
-        averaged_examples=2,
-        repeats=1,
-        min_seconds=0.0,
-    )
-    assert [r.name for r in results] == ["ridge", "logistic", "average 2"]
-    assert "30 steps, objective" in results[0].peer
+        assert probe.objective(kind, (other, bias), h, y) > least
 
 
 def test_a_probe_that_is_worse_than_the_peers_is_refused(monkeypatch):
-    best = (np.zeros((8, 4)), np.zeros(4))
-    monkeypatch.setattr(evaluate, "torch_probe", lambda *_, **__: lambda: best)
-    monkeypatch.setattr(evaluate, "_fit_ridge", lambda h, y: lambda: (best[0] + 1, 9.0))
-    h, targets, _ = evaluate.make_features(20, 8)
+    best = np.zeros((4, 4)), np.zeros(4)
+    monkeypatch.setattr(peers, "make_probe", lambda *_, **__: lambda: best)
+    monkeypatch.setattr(probe, "make_fit", lambda *_: lambda: (best[0] + 1, 9.0))
     with pytest.raises(ValueError, match="the objective of our ridge probe is"):
-        evaluate._probe("ridge", h, targets, 1, {"repeats": 1, "min_seconds": 0.0})
+        next(probe.run(ONCE, **TINY["probe"]))
 
 
-def test_steps_train_on_with_the_penalty(config):
-    steps = penalty.make_steps(config, num_steps=2)
-    first, second = (parallel.one_replica(steps()) for _ in range(2))
-    assert first["penalty"][0] > 0
-    assert first["loss"][1] == 2
-    assert first["loss"][0] != second["loss"][0]
+class FakeTraining:
+    """A training whose steps take as many seconds as the forms of the penalty say."""
+
+    clock = Clock()
+
+    def __init__(self, config):
+        self.config = resolve(config)
+
+    def __call__(self, num_steps):
+        chosen = self.config.penalty
+        parts = 2 * self.config.average_views + (chosen.kind == "consistency")
+        if chosen.weight and chosen.kind == "gradient":
+            parts += 1 / chosen.every_steps
+        self.clock.now += num_steps * parts
+
+    def check_finite(self):
+        pass
 
 
-def test_penalty_refuses_a_configuration_without_one(config):
-    config.penalty.weight = 0.0
+def test_the_forms_of_the_penalty_are_timed_per_step(monkeypatch):
+    monkeypatch.setattr(penalty, "Training", FakeTraining)
+    options = ONCE._replace(timer=Timer(2, 0.0, FakeTraining.clock))
+    rows = {row["first"]: row["first / second"] for row in penalty.run(options)}
+    assert [*rows.values()] == [1.5, 1.25, 1.125, 1.5, 2.0]
+    assert next(iter(rows)) == "penalized"
+    (row, *_) = penalty.run(options)
+    assert (row["first, ms"], row["second, ms"]) == (3000, 2000)
     with pytest.raises(ValueError, match="penalty.weight is 0.0; expected a positive"):
-        penalty.run(config, num_steps=1, repeats=1, min_seconds=0.0)
+        next(penalty.run(options._replace(config=tiny_config({"penalty.weight": 0.0}))))
 
 
-def test_penalty_refuses_a_batch_that_the_devices_do_not_divide(config):
-    config.batch_size = 6
-    with pytest.raises(ValueError, match="batch_size is 6; expected a multiple of"):
-        penalty.run(config, num_steps=1, repeats=1, min_seconds=0.0)
+@pytest.fixture(scope="module")
+def training(compiled_fast):
+    return runs.Training(tiny_config())
 
 
-def test_a_loss_that_is_not_finite_is_refused():
-    metrics = {"loss": (jnp.full((), jnp.nan), jnp.ones(()))}
-    with pytest.raises(FloatingPointError, match="the loss is not finite"):
-        penalty.check_finite(parallel.replicate(metrics, parallel.all_devices()))
+def test_a_training_trains_on(training):
+    first, second = (training(2)["loss"] for _ in range(2))
+    assert (first[1] == 2).all() and (first[0] != second[0]).all()
+    training.check_finite()
+    # Forward and backward, of two views and one derivative; and the similarities.
+    encoder, head = 8 * 8 * 3 * 16 + 16 * 16, 16 * 16 + 16 * 8
+    assert training.flops == 6 * (16 * (3 * encoder + 2 * head) + 32**2 * 8)
+    assert training.memory > 200 * 4 * 4
 
 
-def test_augmentation_is_timed_against_pillow():
-    (result,) = augment.run(
-        batch_size=256, image_size=16, workers=1, repeats=1, min_seconds=0.0
-    )
-    assert result.peer == "Pillow, 1 workers"
-    assert result.speedup
-    assert (result.ours_seconds > 0).all() and (result.peer_seconds > 0).all()
+def test_a_loss_that_is_not_finite_is_refused(training):
+    training._sums = {"loss": (jnp.full((1,), jnp.nan), jnp.ones((1,)))}
+    with pytest.raises(FloatingPointError, match="the loss is nan"):
+        training.check_finite()
 
 
-def test_every_call_makes_other_views():
-    views = augment.make_ours(augment.draw_images(4, 8))
-    assert not np.array_equal(views(), views())
+def test_a_configuration_is_that_of_the_checkout(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert runs.configuration("spirograph", "smoke").steps == 40
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="there is no configs/spirograph.py; expected"):
+        runs.configuration("spirograph")
 
 
-def test_the_pipelines_make_views_of_one_kind():
-    images = augment.draw_images(256, 16)
-    generator = np.random.default_rng(0)
-    peer = np.stack([np.asarray(augment.augment(i, generator)) for i in images])
-    peer = (peer / 255 - np.array(augment.MEAN)) / np.array(augment.STD)
-    augment.check_similar(
-        "Pillow", peer.astype(np.float32), np.asarray(augment.make_ours(images)())
-    )
-
-
-@pytest.mark.parametrize(
-    ("found", "message"),
-    [
-        (np.zeros((2, 3), np.float32), r"float32 \(2, 3\); expected float32 \(2, 2\)"),
-        (np.zeros((2, 2)), "makes float64"),
-        (np.full((2, 2), 0.2, np.float32), "the mean of peer differs from ours by 0.2"),
-    ],
-    ids=["shape", "dtype", "mean"],
-)
-def test_views_of_another_kind_are_refused(found, message):
-    with pytest.raises(ValueError, match=message):
-        augment.check_similar("peer", found, np.zeros((2, 2), np.float32))
-
-
-def test_a_restart_is_timed_to_its_first_finished_step(config, tmp_path):
-    restart.start(restart.two_steps(config), tmp_path / "stopped")
-    restart.copy_stopped(tmp_path / "stopped", tmp_path / "run", warm=True)
-    rows = tmp_path / "run" / "metrics.jsonl"
-    assert not rows.exists()
-    process = restart._spawn(tmp_path / "run")
-    restart._wait_for_a_row(process, rows)
-    assert json.loads(rows.read_text().splitlines()[0])["step"] == 2
-    restart._end(process)
-    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
-
-
-@pytest.fixture
-def stopped(tmp_path):
-    """What a run of two steps leaves, without running it."""
-    workdir = tmp_path / "stopped"
-    for folder in ("checkpoints/1", "checkpoints/2", "compilation_cache"):
-        (workdir / folder).mkdir(parents=True)
-    (workdir / "metrics.jsonl").write_text("a row")
-    return workdir
-
-
-@pytest.mark.parametrize("warm", [True, False])
-def test_a_stopped_run_has_its_programs_if_it_is_warm(stopped, tmp_path, warm):
-    for _ in range(2):
-        restart.copy_stopped(stopped, tmp_path / "run", warm=warm)
-        found = {path.name for path in (tmp_path / "run").iterdir()}
-        assert found == {"checkpoints"} | ({"compilation_cache"} if warm else set())
-        assert (tmp_path / "run" / "checkpoints" / "1").is_dir()
-        assert not (tmp_path / "run" / "checkpoints" / "2").exists()
-
-
-def test_the_end_of_a_restart_is_left_out(config, stopped, tmp_path, monkeypatch):
-    code = "import sys, time; from pathlib import Path; run = Path(sys.argv[1])\n"
-    code += "time.sleep(0.1 if (run / 'compilation_cache').exists() else 0.6)\n"
-    code += "(run / 'metrics.jsonl').write_text('a row'); time.sleep(1.0)"
-    monkeypatch.setattr(restart, "_TRAIN", code)
-    monkeypatch.setattr(restart, "start", lambda *_: None)
-    warm, cold = restart._restarts(config, tmp_path, 1)
-    assert 0.1 < warm < cold < 1.5
-
-
-def test_a_restart_that_fails_is_told(tmp_path, monkeypatch):
+def test_a_run_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(restart, "_TRAIN", "raise KeyError('why')")
     with pytest.raises(RuntimeError, match="the run failed: .*KeyError: 'why'"):
-        restart._end(restart._spawn(tmp_path))
+        restart.Stopped(tiny_config(), tmp_path)
 
 
-def test_two_steps_are_a_run_whatever_the_length(config):
-    config.steps, config.epochs, config.penalty.warmup_steps = None, 3, 2
-    config.logging.profile_steps, config.seeds = "1:9", 4
-    assert resolve(restart.two_steps(config)).derived.steps == 2
+def test_a_wait_for_a_checkpoint_is_part_of_its_write(tmp_path):
+    writes, waits = restart.time_saves(tiny_config(), tmp_path, 3)
+    assert writes.shape == (3,) and (writes >= waits).all() and (waits > 0).all()
 
 
-def test_a_save_is_timed_with_and_without_its_write(config, tmp_path):
-    waits, writes = restart._saves(config, tmp_path, 2)
-    assert (waits > 0).all() and (writes > 0).all()
-    assert waits.shape == writes.shape == (2,)
+def test_the_steps_on_a_gpu_are_those_of_the_papers_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = gpu.case_names()
+    assert names[0] == "spirograph resnet18 512 bfloat16 penalized"
+    assert len(names) == len({*names}) == 22
+    for words in itertools.product(
+        ("resnet18", "resnet50"), ("512", "4096"), gpu.PRECISIONS, gpu.KINDS
+    ):
+        config = gpu.make_config(" ".join(("cifar10", *words)))
+        assert config.encoder.name == words[0] and config.batch_size == int(words[1])
+        assert (config.penalty.weight > 0) == (words[3] == "penalized")
+        assert resolve(config).precision == words[2]
+    again = gpu.make_config("cifar10 resnet50 512 bfloat16 plain rematerialized")
+    assert again.encoder.rematerialize and not config.encoder.rematerialize
+    assert len(gpu.chosen(names, ("4096", "spirograph"))) == 12
+    with pytest.raises(ValueError, match=r"--cases is \('tpu',\); expected parts of"):
+        gpu.chosen(names, ("tpu",))
 
 
-def program(*arguments, cwd=ROOT):
+def test_a_step_that_fails_or_has_no_time_is_told(monkeypatch):
+    clock = Clock()
+    options = ONCE._replace(seconds=15.0, timer=Timer(1, 0.0, clock))
+
+    def measure(name, config, options):
+        clock.now += 10
+        if name == "large":
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return {"case": name, "ms": 1.0}
+
+    monkeypatch.setattr(gpu, "measure", measure)
+    monkeypatch.setattr(gpu, "make_config", lambda name: None)
+    rows = {
+        row.pop("case"): row for row in gpu.measure_all("a large c".split(), options)
+    }
+    assert rows["a"] == {"ms": 1.0}
+    assert rows["large"]["note"] == "failed: RESOURCE_EXHAUSTED: out of memory"
+    assert rows["c"]["note"] == "not run: no time left"
+
+
+@pytest.mark.parametrize("name", ["spirograph", "cifar10"])
+def test_a_step_is_measured_on_one_device(name, monkeypatch, compiled_fast):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(gpu, "product_rate", lambda precision: 1e9)
+    config = tiny_config({"data.name": name, "data.train_examples": 160})
+    row = gpu.measure(name, config, ONCE)
+    assert row["min"] <= row["ms"] <= row["max"]
+    seconds = row["ms"] / 1e3
+    assert row["% of a product's rate"] == pytest.approx(1e5 * row["TFLOP"] / seconds)
+    assert row["epoch, s"] == pytest.approx(160 // 16 * seconds)
+    assert row["run, s"] == pytest.approx(20 * seconds)
+
+
+@needs_torch
+def test_the_contrastive_loss_of_torch_is_ours():
+    z1, z2 = np.random.default_rng(0).normal(size=(2, 6, 5)).astype(np.float32)
+    found = peers.nt_xent(peers.torch.tensor(z1), peers.torch.tensor(z2), 0.3)
+    expected = jnp.mean(nt_xent(jnp.asarray(z1), jnp.asarray(z2), temperature=0.3))
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+@needs_torch
+def test_the_penalty_of_torch_is_a_squared_change_along_the_direction():
+    """For n(h) in a plane a sign projection changes by +-(n1 +- n2) along alpha."""
+    torch = peers.torch
+    alpha = torch.tensor([[0.3], [1.1]], requires_grad=True)
+    h = torch.cat([torch.cos(alpha), torch.sin(alpha)], dim=1)
+    found = peers.penalty(h, alpha, alpha.detach()[None] + 2.0)
+    slopes = [[np.cos(a) + s * np.sin(a) for s in (1, -1)] for a in (0.3, 1.1)]
+    changes = (2 * np.array(slopes)) ** 2
+    distance = np.abs(found.detach().numpy()[0][:, None] - changes)
+    assert distance.min(axis=1) == pytest.approx(0, abs=1e-4)
+
+
+@needs_torch
+@pytest.mark.parametrize("penalized", [False, True])
+def test_a_step_of_torch_trains(penalized):
+    train = peers.make_step("mlp", batch_size=8, image_size=8, penalized=penalized)
+    losses = [train() for _ in range(2)]
+    assert np.isfinite(losses).all() and losses[0] != losses[1]
+
+
+@needs_torch
+def test_the_resnet_of_torch_is_ours():
+    step.check_encoder("resnet18", 8)
+    with pytest.raises(ValueError, match="encoder.name is 'vit'; expected 'resnet18'"):
+        peers.make_encoder("vit", 8)
+
+
+def test_a_bad_name_is_told_and_all_leaves_out_what_needs_torch():
+    assert check_names(["all"], has_torch=True) == NAMES
+    assert {*NAMES} - {*check_names(["all"], has_torch=False)} == {"step", "probe"}
+    with pytest.raises(ValueError, match="'rendre'; expected one of render, augment"):
+        check_names(["rendre"], has_torch=True)
+    with pytest.raises(ValueError, match="probe compares with PyTorch, which is not"):
+        check_names(["probe"], has_torch=False)
+
+
+def program(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "invariance_jax.benchmarks", *arguments],
-        cwd=cwd,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "JAX_PLATFORMS": "cpu"},
+        cwd=ROOT,
+        env={"PATH": "", "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
-def test_a_benchmark_that_needs_torch_says_so():
-    code = (
-        "import runpy, sys; sys.modules['torch'] = None; sys.argv = ['', 'evaluate']; "
-        "runpy.run_module('invariance_jax.benchmarks', run_name='__main__')"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: the benchmark evaluate compares with")
-
-
-def test_the_benchmark_of_a_gpu_needs_one():
-    result = program("gpu")
-    assert result.returncode == 1
-    assert result.stderr.startswith(
-        "error: the benchmark gpu needs a GPU; JAX finds 'c"
-    )
-    part = program("gpu_steps")
-    assert part.returncode == 1
-    assert part.stderr.startswith("error: the benchmark needs a GPU; there are [")
-
-
-def test_program_prints_a_table_and_writes_json(tmp_path):
+def test_the_program_prints_a_table_and_writes_json(tmp_path):
     out = tmp_path / "out.json"
     result = program("render", f"--json={out}", "--repeats=1", "--min_seconds=0")
     assert result.returncode == 0, result.stderr
-    assert "torch, cpu" in result.stdout or "numpy" in result.stdout
     found = json.loads(out.read_text())
-    assert {"render", "derivative"} <= {r["name"] for r in found["results"]}
-    assert found["machine"]["device kind"] == "cpu"
+    assert timing.table(found["rows"]) in result.stdout
+    assert found["machine"]["versions"]["jax"] == jax.__version__
+    assert found["machine"]["cores"] >= 1 and "git_commit" in found["machine"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["rendre"], "'rendre'; expected one of render, augment, "),
-        (["penalty"], "'configs/spirograph.py' and there is no such file; start from"),
-        (
-            ["render", "--json=no/out.json"],
-            "'no/out.json'; expected a file in a folder",
-        ),
-    ],
-    ids=["unknown", "config", "folder"],
-)
-def test_a_bad_command_line_is_one_line_and_fails(tmp_path, arguments, message):
-    result = program(*arguments, cwd=tmp_path)
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
-    assert result.stdout == ""
+def test_the_benchmark_of_a_gpu_needs_one():
+    result = program("gpu", "--cases=bfloat16")
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.startswith("error: this benchmark needs a GPU; found [Cpu")

@@ -1,133 +1,208 @@
-"""Training steps in PyTorch, as the released code of Foster et al. (2021) runs them.
+"""What ours is timed against: the algorithms of the released code, in PyTorch.
 
-What our steps are timed against: views by the renderer that broadcasts over `[points,
-B, S, S]`, encoder and projection head, NT-Xent, the penalty by a second backward pass
-through the gradient of a random sign projection of n(h), and the optimizer. Settings
-are those of `configs/spirograph.py`: `paper` for ResNets and `quick` for the MLP; the
-learning rate is constant. PyTorch is imported when a step is made, and uses as many
-threads as there are cores.
+Written from the paper, Foster, Pukdee, Rainforth (ICLR 2021): the renderer that
+broadcasts over `[points, B, S, S]`, the penalty by a second backward pass, L-BFGS for
+the probes. Steps have the settings of `configs/spirograph.py`, `paper` for ResNets and
+`quick` for the MLP, at a constant learning rate. PyTorch is optional (the extra
+`benchmarks`); nothing of it is used before a function is called.
 """
 
-import importlib
+from __future__ import annotations
+
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from invariance_jax.benchmarks.render import broadcast
-from invariance_jax.benchmarks.torch_networks import make_encoder, make_head
 from invariance_jax.transforms import spirograph
+
+with contextlib.suppress(ModuleNotFoundError):
+    import torch
+    from torch import Tensor, nn
+
+TARGETS, NUISANCE = (0, 1, 3, 4), (2, 5, 6, 7, 8, 9)
+"""Columns of `spirograph.PARAMETERS`: the targets, and what alpha holds."""
 
 NUM_POINTS = 40
 DIRECTIONS = 100
 """Ends alpha' per example, as of the authors; a product with the one gradient each."""
 
-NUISANCE = (2, 5, 6, 7, 8, 9)
-"""Columns of `spirograph.PARAMETERS` that alpha holds; the others are the targets."""
 
-
-class Recipe(NamedTuple):
-    """What a configuration says of a step.
-
-    Attributes:
-      temperature: of NT-Xent.
-      weight: of the penalty.
-      example_limit: of the penalty of an example and direction.
-      batch_limit: of the mean of the penalty.
-      optimizer: makes the update from torch, parameters and batch size.
-    """
-
-    temperature: float
-    weight: float
-    example_limit: float
-    batch_limit: float
-    optimizer: Callable[[Any, list[Any], int], Callable[[], None]]
-
-
-def make_torch_step(
-    encoder: str,
-    *,
-    batch_size: int,
-    image_size: int = 32,
-    penalized: bool,
-    device: str = "cpu",
-    tuned: bool = False,
-    views: Sequence[np.ndarray] | None = None,
-) -> Callable[[], float]:
-    """Returns a function that trains a network of its own for one step.
+def broadcast(xp: ModuleType, parameters: Any, image_size: int, num_points: int) -> Any:
+    """Returns Spirograph images by way of an array `[points, B, S, S]`.
 
     Args:
-      encoder: "resnet18", "resnet50" or "mlp".
-      batch_size: B.
-      image_size: S, pixels per side.
-      penalized: whether the loss has the penalty.
-      device: of PyTorch, "cpu" or "cuda".
-      tuned: whether it may do what the authors did not: channels-last, the encoder in
-        bfloat16, and compiled programs where these allow the derivative. For a GPU.
-      views: two float32 `[B, S, S, 3]` that stand in for views drawn anew; only where
-        the loss has no penalty, which needs their derivative.
+      xp: numpy or torch, which call these functions by the same names.
+      parameters: float32 `[B, 10]`, in the order of `spirograph.PARAMETERS`.
+      image_size: S.
+      num_points: points on the curve.
 
     Returns:
-      `() -> loss` of the step, from before the update.
+      float32 `[B, S, S, 3]`.
+    """
+    m, b, h, sigma = parameters.T[:4]
+    angle = xp.linspace(0, 2 * np.pi, num_points, dtype=xp.float32)[:, None]
+    inner = angle * ((m - h) / b)
+    x = (m - h) * xp.cos(angle) + h * xp.cos(inner)
+    y = (m - h) * xp.sin(angle) - h * xp.sin(inner)
+    grid = xp.linspace(-6, 6, image_size, dtype=xp.float32)
+    across = (grid[:, None] - x[..., None, None]) ** 2
+    distance = across + (grid - y[..., None, None]) ** 2
+    intensity = xp.exp(-distance / sigma[:, None, None]).mean(0)
+    peak = xp.amax(intensity, -1, keepdims=True)
+    intensity = (intensity / (peak + 1e-8))[..., None]
+    fore = parameters[:, 4::2][:, None, None]
+    back = parameters[:, 5::2][:, None, None]
+    return intensity * fore + (1 - intensity) * back
+
+
+def make_render(
+    parameters: np.ndarray, direction: np.ndarray | None, *size: int
+) -> Callable[[], Any]:
+    """Returns `() -> images`, or with a direction `() -> (images, derivatives)`."""
+    at = torch.tensor(parameters)
+    along = at if direction is None else torch.tensor(direction)
+
+    def render() -> Any:
+        if direction is None:
+            return broadcast(torch, at, *size)
+        images, change = torch.func.jvp(
+            lambda given: broadcast(torch, given, *size), (at,), (along,)
+        )
+        return images, change
+
+    return torch.no_grad()(render)
+
+
+def make_encoder(name: str, image_size: int) -> nn.Module:
+    """Returns the layers of an encoder with 512 features; `encode` applies them.
+
+    That is "resnet18", whose tensors have the names of
+    `models.weights.to_torch_state_dict`, or "mlp", of three layers, each with
+    normalization and ReLU.
 
     Raises:
-      ValueError: if the encoder is unknown, or views are given with the penalty or not
-        as two batches of this size.
+      ValueError: if there is no such encoder.
     """
-    if views is not None:
-        _check_views(views, (batch_size, image_size, image_size, 3), penalized)
-    torch = importlib.import_module("torch")
-    torch.manual_seed(0)
-    if device == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)
-    else:
-        torch.backends.cudnn.benchmark = True  # as the authors
-        torch.set_float32_matmul_precision("high" if tuned else "highest")
-    recipe = RECIPES["mlp" if encoder == "mlp" else "resnet"]
-    represent = make_encoder(encoder, image_size=image_size, tuned=tuned).to(device)
-    head = make_head(represent.features).to(device)
-    if tuned:
-        represent = represent.to(memory_format=torch.channels_last)
-    parameters = [*represent.parameters(), *head.parameters()]
-    update = recipe.optimizer(torch, parameters, batch_size)
-    given = [torch.from_numpy(np.array(view)).to(device) for view in views or ()]
-    loss_of = _make_loss(torch, represent, head, recipe, tuned, penalized)
-
-    def step() -> float:
-        with torch.device(device):
-            for parameter in parameters:
-                parameter.grad = None
-            inputs = given or _draw(torch, batch_size, penalized)
-            loss = loss_of(inputs, image_size)
-            loss.backward()
-            update()
-            return float(loss.detach())
-
-    return step
+    if name == "resnet18":
+        return _resnet18()
+    if name != "mlp":
+        raise ValueError(f"encoder.name is {name!r}; expected 'resnet18' or 'mlp'.")
+    layers = [nn.Flatten()]
+    for width in (3 * image_size**2, 512, 512):
+        dense = nn.Linear(width, 512, bias=False)
+        nn.init.kaiming_normal_(dense.weight, nonlinearity="relu")
+        layers += [dense, nn.BatchNorm1d(512), nn.ReLU()]
+    return nn.Sequential(*layers)
 
 
-def nt_xent(torch: Any, z1: Any, z2: Any, temperature: float) -> Any:
-    """Returns the contrastive loss, the mean over all anchors.
+def _resnet18() -> nn.Module:
+    stem = {"conv1": _conv(3, 64, 3), "bn1": nn.BatchNorm2d(64)}
+    parts, inputs = {"stem": nn.ModuleDict(stem)}, 64
+    for stage, stride in enumerate((1, 2, 2, 2)):
+        width = 64 * 2**stage
+        blocks = _block(inputs, width, stride), _block(width, width, 1)
+        parts[f"layer{stage + 1}"], inputs = nn.ModuleList(blocks), width
+    return nn.ModuleDict(parts)
+
+
+def _block(inputs: int, width: int, stride: int) -> nn.Module:
+    layers = {
+        "conv1": _conv(inputs, width, 3, stride),
+        "bn1": nn.BatchNorm2d(width),
+        "conv2": _conv(width, width, 3),
+        "bn2": nn.BatchNorm2d(width),
+    }
+    if stride > 1:
+        shortcut = _conv(inputs, width, 1, stride), nn.BatchNorm2d(width)
+        layers["downsample"] = nn.Sequential(*shortcut)
+    return nn.ModuleDict(layers)
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return layer
+
+
+def encode(encoder: nn.Module, images: Tensor, *, tuned: bool = False) -> Tensor:
+    """Returns h `[B, D]`, float32, of images `[B, S, S, 3]`.
 
     Args:
-      torch: the module.
-      z1: `[B, D]`, projections of the first views.
-      z2: `[B, D]`, those of the second views.
-      temperature: positive.
+      encoder: the result of `make_encoder`.
+      images: the images.
+      tuned: whether they are laid out channels-last and computed with in bfloat16.
     """
-    z = torch.nn.functional.normalize(torch.cat([z1, z2]).float(), dim=1)
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    logits = (z @ z.T / temperature).masked_fill(itself, -torch.inf)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=tuned):
+        if isinstance(encoder, nn.Sequential):
+            return encoder(images).float()
+        x = images.permute(0, 3, 1, 2).contiguous(memory_format=_layout(tuned))
+        return _apply_resnet(encoder, x).float()
+
+
+def _layout(tuned: bool) -> torch.memory_format:
+    return torch.channels_last if tuned else torch.contiguous_format
+
+
+def _apply_resnet(encoder: nn.ModuleDict, x: Tensor) -> Tensor:
+    stem, *stages = encoder.values()
+    x = stem["bn1"](stem["conv1"](x)).relu()
+    for block in (block for stage in stages for block in stage):
+        y = block["bn1"](block["conv1"](x)).relu()
+        y = block["bn2"](block["conv2"](y))
+        x = (y + (block["downsample"](x) if "downsample" in block else x)).relu()
+    return x.mean((2, 3))
+
+
+def represent(
+    name: str, weights: Mapping[str, np.ndarray], images: np.ndarray
+) -> np.ndarray:
+    """Returns h of an encoder with these weights, on running statistics."""
+    encoder = make_encoder(name, images.shape[1]).eval()
+    encoder.load_state_dict({n: torch.tensor(w) for n, w in weights.items()})
+    with torch.inference_mode():
+        return np.asarray(encode(encoder, torch.tensor(images)))
+
+
+def make_head(features: int) -> nn.Module:
+    """Returns the projection head, h `[B, D]` -> z `[B, 128]`."""
+    return nn.Sequential(
+        nn.Linear(features, features, bias=False),
+        nn.BatchNorm1d(features),
+        nn.ReLU(),
+        nn.Linear(features, 128, bias=False),
+        nn.BatchNorm1d(128, affine=False),
+    )
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """Returns the contrastive loss, the mean over all anchors."""
+    z = nn.functional.normalize(torch.cat([z1, z2]).float(), dim=1)
+    logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
     positive = torch.arange(len(z), device=z.device).roll(len(z1))
-    return torch.nn.functional.cross_entropy(logits, positive)
+    return nn.functional.cross_entropy(logits, positive)
 
 
-def penalty(torch: Any, h: Any, alpha: Any, others: Any) -> Any:
+def make_nt_xent_gradient(
+    z1: np.ndarray, z2: np.ndarray, temperature: float
+) -> Callable[[], Tensor]:
+    """Returns `() -> [2, B, D]`, the gradient of the loss."""
+    inputs = [torch.tensor(z, requires_grad=True) for z in (z1, z2)]
+
+    def gradient() -> Tensor:
+        loss = nt_xent(inputs[0], inputs[1], temperature)
+        return torch.stack(torch.autograd.grad(loss, inputs))
+
+    return gradient
+
+
+def penalty(h: Tensor, alpha: Tensor, others: Tensor) -> Tensor:
     """Returns the squared change of a sign projection of n(h), by its gradient.
 
     Args:
-      torch: the module.
       h: `[B, D]`, computed from alpha.
       alpha: `[B, P]`, a leaf that requires its gradient.
       others: `[K, B, P]`, the other ends.
@@ -135,82 +210,118 @@ def penalty(torch: Any, h: Any, alpha: Any, others: Any) -> Any:
     Returns:
       `[K, B]`, with a graph for the second backward pass.
     """
-    normalized = torch.nn.functional.normalize(h.float(), dim=1)
+    normalized = nn.functional.normalize(h.float(), dim=1)
     signs = 2 * torch.randint_like(normalized, 2) - 1
     projection = (signs * normalized).sum()
     (gradient,) = torch.autograd.grad(projection, alpha, create_graph=True)
     return (gradient * (others - alpha.detach())).sum(-1) ** 2
 
 
-def _make_loss(
-    torch: Any, encoder: Any, head: Any, recipe: Recipe, tuned: bool, penalized: bool
-) -> Callable[[list[Any], int], Any]:
-    """Returns `(two views or draws, image size) -> loss`."""
-    # A compiled function has no second derivative: the penalized view is not compiled.
-    compiled = _compile(torch, encoder) if tuned else encoder
-    encoders = encoder if penalized else compiled, compiled
-    render = _compile(torch, _render) if tuned else _render
-    renderers = _render if penalized else render, render
+class Recipe(NamedTuple):
+    """What a configuration says of a step."""
 
-    def loss_of(inputs: list[Any], image_size: int) -> Any:
-        if not isinstance(inputs[0], Draw):
-            one, two = (apply(x) for apply, x in zip(encoders, inputs, strict=True))
-            return nt_xent(torch, head(one), head(two), recipe.temperature)
-        inputs[0].alpha.requires_grad_(penalized)
-        one, two = (
-            encoder(render(torch, draw.x, draw.alpha, image_size))
-            for encoder, render, draw in zip(encoders, renderers, inputs, strict=True)
-        )
-        loss = nt_xent(torch, head(one), head(two), recipe.temperature)
-        if not penalized:
-            return loss
-        terms = penalty(torch, one, inputs[0].alpha, inputs[0].others)
-        limited = terms.clamp(max=recipe.example_limit).mean()
-        return loss + recipe.weight * limited.clamp(max=recipe.batch_limit)
-
-    return loss_of
+    temperature: float
+    weight: float
+    example_limit: float
+    batch_limit: float
+    optimizer: Callable[[list[Tensor], int], Callable[[], object]]
 
 
-class Draw(NamedTuple):
-    """The random numbers of a view.
+def make_step(
+    name: str,
+    *,
+    batch_size: int,
+    image_size: int = 32,
+    penalized: bool,
+    device: str = "cpu",
+    tuned: bool = False,
+) -> Callable[[], float]:
+    """Returns a function that trains a network of its own for one step.
 
-    Attributes:
-      x: `[B, 4]`, the targets, the same for both views.
-      alpha: `[B, 6]`, the nuisance.
-      others: `[K, B, 6]`, the other ends of the directions; None where none is taken.
+    Args:
+      name: of the encoder.
+      batch_size: B.
+      image_size: S, pixels per side.
+      penalized: whether the loss has the penalty.
+      device: "cpu", with as many threads as cores, or "cuda".
+      tuned: whether it may do what the authors did not: channels-last, the encoder in
+        bfloat16, and compiled programs where these allow the derivative. For a GPU.
+
+    Returns:
+      `() -> loss` of the step, from before the update.
     """
+    torch.manual_seed(0)
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.backends.cudnn.benchmark = True  # as the authors
+    torch.set_float32_matmul_precision("high" if tuned else "highest")
+    encoder, head = make_encoder(name, image_size), make_head(512)
+    encoder.to(device, memory_format=_layout(tuned))
+    head.to(device)
+    for layer in encoder.modules() if tuned else ():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            # A compiled pass would change them under the graph of one that is not.
+            layer.track_running_stats = False
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    recipe = RECIPES["mlp" if name == "mlp" else "resnet"]
+    parameters = [*encoder.parameters(), *head.parameters()]
+    update = recipe.optimizer(parameters, batch_size)
 
-    x: Any
-    alpha: Any
-    others: Any
+    def view(x: Tensor, alpha: Tensor) -> Tensor:
+        columns = x[:, :2], alpha[:, :1], x[:, 2:], alpha[:, 1:]
+        images = broadcast(torch, torch.cat(columns, dim=1), image_size, NUM_POINTS)
+        return encode(encoder, images, tuned=tuned)
+
+    compiled = _compile(view) if tuned else view
+    # A compiled function has no second derivative: the penalized view is not compiled.
+    views = view if penalized else compiled, compiled
+
+    def step() -> float:
+        with torch.device(device):
+            for parameter in parameters:
+                parameter.grad = None
+            loss = _loss(views, head, recipe, batch_size, penalized)
+            loss.backward()
+            update()
+            return float(loss.detach())
+
+    return step
 
 
-def _draw(torch: Any, batch_size: int, penalized: bool) -> list[Draw]:
-    low, high = torch.tensor(spirograph.BOUNDS.T, dtype=torch.float32)
-    targets = [i for i in range(len(low)) if i not in NUISANCE]
+def _loss(
+    views: tuple[Callable[[Tensor, Tensor], Tensor], ...],
+    head: nn.Module,
+    recipe: Recipe,
+    batch_size: int,
+    penalized: bool,
+) -> Tensor:
+    """Returns the loss of views that are drawn anew."""
+    x = _uniform(TARGETS, batch_size)
+    first, second = (_uniform(NUISANCE, batch_size) for _ in range(2))
+    first.requires_grad_(penalized)
+    h1, h2 = views[0](x, first), views[1](x, second)
+    loss = nt_xent(head(h1), head(h2), recipe.temperature)
+    if not penalized:
+        return loss
+    terms = penalty(h1, first, _uniform(NUISANCE, DIRECTIONS, batch_size))
+    limited = terms.clamp(max=recipe.example_limit).mean()
+    return loss + recipe.weight * limited.clamp(max=recipe.batch_limit)
 
-    def uniform(columns: Sequence[int], *shape: int) -> Any:
-        lower, upper = low[list(columns)], high[list(columns)]
-        return lower + (upper - lower) * torch.rand(*shape, len(lower))
 
-    x = uniform(targets, batch_size)
-    others = uniform(NUISANCE, DIRECTIONS, batch_size) if penalized else None
-    one, two = (uniform(NUISANCE, batch_size) for _ in range(2))
-    return [Draw(x, one, others), Draw(x, two, None)]
+def _uniform(columns: Sequence[int], *shape: int) -> Tensor:
+    low, high = torch.tensor(spirograph.BOUNDS[[*columns]].T, dtype=torch.float32)
+    return low + (high - low) * torch.rand(*shape, len(columns))
 
 
-def _render(torch: Any, x: Any, alpha: Any, image_size: int) -> Any:
-    parameters = torch.cat([x[:, :2], alpha[:, :1], x[:, 2:], alpha[:, 1:]], dim=1)
-    return broadcast(torch, parameters, image_size, NUM_POINTS)
-
-
-def _compile(torch: Any, function: Any) -> Any:
+def _compile(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Returns a function compiled; what cannot be compiled runs as it is."""
-    importlib.import_module("torch._dynamo").config.suppress_errors = True
-    return torch.compile(function)
+    import torch._dynamo
+
+    torch._dynamo.config.suppress_errors = True
+    compiled: Callable[..., Tensor] = torch.compile(function)
+    return compiled
 
 
-def _lars(torch: Any, parameters: list[Any], batch_size: int) -> Callable[[], None]:
+def _lars(parameters: list[Tensor], batch_size: int) -> Callable[[], object]:
     """Returns the update of LARS in the authors' variant, over every parameter."""
     trust, decay, momentum = 1e-3, 1e-6, 0.9
     rate = 1.5 * batch_size / 256 / 10  # of the first epoch
@@ -218,9 +329,9 @@ def _lars(torch: Any, parameters: list[Any], batch_size: int) -> Callable[[], No
 
     def update() -> None:
         gradients = [parameter.grad for parameter in parameters]
-        norms = map(torch._foreach_norm, (parameters, gradients))
-        p, g = map(torch.stack, norms)
-        ratios = torch.where((p > 0) & (g > 0), trust * p / (g + decay * p + 1e-8), 1)
+        p, g = (torch.stack(torch._foreach_norm(x)) for x in (parameters, gradients))
+        ratios = trust * p / (g + decay * p + 1e-8)
+        ratios = torch.where((p > 0) & (g > 0), ratios, 1)
         scaled = torch._foreach_add(gradients, parameters, alpha=decay)
         torch._foreach_mul_(scaled, ratios.unbind())
         torch._foreach_mul_(moments, momentum)
@@ -230,9 +341,10 @@ def _lars(torch: Any, parameters: list[Any], batch_size: int) -> Callable[[], No
     return torch.no_grad()(update)
 
 
-def _adamw(torch: Any, parameters: list[Any], batch_size: int) -> Callable[[], None]:
+def _adamw(parameters: list[Tensor], batch_size: int) -> Callable[[], object]:
     rate = 2e-3 * batch_size / 256
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-6).step
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-6)
+    return lambda: optimizer.step()
 
 
 RECIPES = {
@@ -242,11 +354,63 @@ RECIPES = {
 """Kind of encoder -> its configuration."""
 
 
-def _check_views(
-    views: Sequence[np.ndarray], shape: tuple[int, ...], penalized: bool
-) -> None:
-    if penalized:
-        raise ValueError("views are given; expected none, since penalized is True.")
-    shapes = [np.shape(view) for view in views]
-    if shapes != [shape, shape]:
-        raise ValueError(f"views have shapes {shapes}; expected two of {shape}.")
+def make_probe(
+    h: np.ndarray, y: np.ndarray, *, l2: float, steps: int
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Returns a function that fits a probe with L-BFGS, PyTorch's defaults, from zero.
+
+    Args:
+      h: features float32 `[N, D]`.
+      y: targets float32 `[N, T]`: ridge; or labels int32 `[N]`: logistic.
+      l2: weight of the penalty on the kernel.
+      steps: of up to 20 iterations each.
+
+    Returns:
+      `() -> (kernel [D, T or C], bias [T or C])`.
+    """
+    features, regresses = torch.tensor(h), y.ndim > 1
+    wanted = torch.tensor(y, dtype=torch.float32 if regresses else torch.int64)
+    outputs = y.shape[1] if regresses else int(y.max()) + 1
+    error = nn.functional.mse_loss if regresses else nn.functional.cross_entropy
+
+    def fit() -> tuple[Tensor, Tensor]:
+        kernel = torch.zeros(h.shape[1], outputs, requires_grad=True)
+        bias = torch.zeros(outputs, requires_grad=True)
+        optimizer = torch.optim.LBFGS([kernel, bias])
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = error(torch.addmm(bias, features, kernel), wanted)
+            loss = loss + l2 * torch.sum(torch.square(kernel))
+            loss.backward()
+            return loss
+
+        for _ in range(steps):
+            optimizer.step(closure)
+        return kernel.detach(), bias.detach()
+
+    return fit
+
+
+def make_averages(x: np.ndarray, num_views: Sequence[int]) -> Callable[[], Tensor]:
+    """Returns `() -> [len(num_views), B, 512]`, the features of the MLP averaged.
+
+    The M views of each of num_views are drawn and encoded anew.
+
+    Args:
+      x: float32 `[B, 4]`, the targets.
+      num_views: the numbers M.
+    """
+    encoder, parameters = make_encoder("mlp", 32).eval(), torch.empty(len(x), 10)
+    parameters[:, TARGETS] = torch.tensor(x)
+
+    def encode_view() -> Tensor:
+        parameters[:, NUISANCE] = _uniform(NUISANCE, len(x))
+        return encode(encoder, broadcast(torch, parameters, 32, NUM_POINTS))
+
+    def averages() -> Tensor:
+        with torch.inference_mode():
+            sums = (sum(encode_view() for _ in range(count)) for count in num_views)
+            return torch.stack([h / m for h, m in zip(sums, num_views, strict=True)])
+
+    return averages

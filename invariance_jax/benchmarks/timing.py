@@ -1,160 +1,186 @@
-"""How long one call takes against another: measured in alternation, shown in a table.
+"""How long calls take: timed in turns within one run, and shown in one table.
 
-Both sides are timed within the same run, in turns, so that a machine that is busy or
-slows down does so for both; what is reported is the median and the quartiles over the
-repeats, for the ratio too. Times are in seconds, wall clock.
+A machine that is busy or slows down is so for all calls of a comparison. A ratio is
+taken of neighbouring measurements; its median, smallest and largest value are shown.
 """
 
 import ctypes
+import functools
 import importlib.util
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
-from invariance_jax.benchmarks.ceilings import Ceilings
+from invariance_jax.runs.workdir import provenance
+from invariance_jax.settings import Config
+from invariance_jax.types import Array
 
-PACKAGES = ("invariance_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
-"""The packages whose versions belong to a result, where they are installed."""
+Row = dict[str, str | float]
+"""Column -> cell of the table; a unit is in the name of the column."""
 
 # Of malloc.h; the largest value of an int.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGE = -1, -3, 2**31 - 1
 
 
-class Quartiles(NamedTuple):
-    """The median of repeated measurements and how far they spread.
+class Timer(NamedTuple):
+    """Times calls in turns.
 
     Attributes:
-      lower: the first quartile.
-      median: the second.
-      upper: the third.
-    """
-
-    lower: float
-    median: float
-    upper: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Repeated times of ours and of a peer, taken in pairs.
-
-    Attributes:
-      name: what is compared.
-      ours: what the time of ours is the time of.
-      peer: what it is compared with.
-      ours_seconds: `[R]`, seconds per call, one for each repeat.
-      peer_seconds: `[R]`, the same of the peer.
-      speedup: whether the ratio is peer / ours, how many times as fast ours is; if not,
-        it is ours / peer, how many times as long ours takes.
-      expected: what the ratio is meant to be, in words; may be empty.
-      flops: floating-point operations that a call of ours needs, counted by hand from
-        the formula, a multiply-add as two; 0: not counted.
-      bytes_moved: bytes that a call of ours must at least read and write; 0: not
-        counted.
-    """
-
-    name: str
-    ours: str
-    peer: str
-    ours_seconds: np.ndarray
-    peer_seconds: np.ndarray
-    speedup: bool
-    expected: str = ""
-    flops: float = 0.0
-    bytes_moved: float = 0.0
-
-    @property
-    def ratio_of(self) -> str:
-        """Returns the quotient that `ratio` is."""
-        return "peer / ours" if self.speedup else "ours / peer"
-
-    @property
-    def ratio(self) -> Quartiles:
-        """Returns the quartiles of the ratios of the pairs."""
-        quotients = self.ours_seconds / self.peer_seconds
-        return quartiles(1 / quotients if self.speedup else quotients)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns what JSON can hold: names, quartiles and repeats, in seconds."""
-        return {
-            "name": self.name,
-            "ours": self.ours,
-            "peer": self.peer,
-            "repeats": len(self.ours_seconds),
-            "ours_seconds": quartiles(self.ours_seconds)._asdict(),
-            "peer_seconds": quartiles(self.peer_seconds)._asdict(),
-            "ratio": self.ratio._asdict(),
-            "ratio_of": self.ratio_of,
-            "expected": self.expected,
-            "flops": self.flops,
-            "bytes_moved": self.bytes_moved,
-        }
-
-
-def quartiles(values: np.ndarray) -> Quartiles:
-    """Returns the quartiles of repeated measurements.
-
-    Args:
-      values: `[R]`, any unit.
-
-    Returns:
-      The quartiles, in the unit of values, interpolated linearly.
-    """
-    return Quartiles(*map(float, np.percentile(values, (25, 50, 75))))
-
-
-def alternate(
-    *calls: Callable[[], Any],
-    repeats: int,
-    min_seconds: float,
-    clock: Callable[[], float] = time.perf_counter,
-) -> np.ndarray:
-    """Returns how long each of some calls takes, measured in turns.
-
-    Each is called twice first, which compiles it and tells how often it must be called
-    to fill min_seconds. Every second round goes backwards, so that none is always the
-    one that comes after the other. A call ends when its JAX arrays are there.
-
-    Args:
-      *calls: functions of nothing, whose results are waited for.
       repeats: R, rounds.
       min_seconds: least time of one measurement, of as many calls as that takes.
       clock: the time in seconds.
-
-    Returns:
-      `[len(calls), R]`, seconds per call.
-
-    Raises:
-      ValueError: if there are no repeats.
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1; found {repeats}.")
 
-    def seconds(call: Callable[[], Any], count: int) -> float:
-        start = clock()
+    repeats: int
+    min_seconds: float
+    clock: Callable[[], float] = time.perf_counter
+
+    def at_most(self, repeats: int) -> "Timer":
+        """Returns a timer of no more rounds than these."""
+        return self._replace(repeats=min(self.repeats, repeats))
+
+    def __call__(self, *calls: Callable[[], object]) -> np.ndarray:
+        """Returns the seconds of each call in each round, `[len(calls), R]`.
+
+        Each is called before the first round, which compiles it. Every second round
+        goes backwards, so that none always comes after the same other one. A call ends
+        when the arrays of JAX that it returns are there.
+        """
+        counts = []
+        for call in calls:
+            self._seconds(call, 1)
+            once = self._seconds(call, 1) if self.min_seconds else math.inf
+            counts.append(max(1, math.ceil(self.min_seconds / max(once, 1e-9))))
+        times = np.empty((len(calls), self.repeats))
+        for repeat in range(self.repeats):
+            order = range(len(calls))
+            for i in reversed(order) if repeat % 2 else order:
+                times[i, repeat] = self._seconds(calls[i], counts[i])
+        return times
+
+    def _seconds(self, call: Callable[[], object], count: int) -> float:
+        start = self.clock()
         for _ in range(count):
             jax.block_until_ready(call())
-        return (clock() - start) / count
+        return (self.clock() - start) / count
 
-    counts = []
-    for call in calls:
-        seconds(call, 1)
-        once = max(seconds(call, 1), 1e-9)
-        counts.append(max(1, math.ceil(min_seconds / once)))
-    times = np.empty((len(calls), repeats))
-    for repeat in range(repeats):
-        order = range(len(calls))
-        for i in reversed(order) if repeat % 2 else order:
-            times[i, repeat] = seconds(calls[i], counts[i])
-    return times
+
+class Options(NamedTuple):
+    """What the command line says of a benchmark.
+
+    Attributes:
+      timer: times calls.
+      config: the run whose steps are timed.
+      cases: parts of the names of the cases to measure, (): all of them.
+      seconds: after so many no further case is begun, where there are many.
+    """
+
+    timer: Timer
+    config: Config
+    cases: tuple[str, ...] = ()
+    seconds: float = math.inf
+
+
+def compare(
+    case: str,
+    first: tuple[str, np.ndarray],
+    second: tuple[str, np.ndarray],
+    note: str = "",
+) -> Row:
+    """Returns a row: the time of the first call over that of the second.
+
+    Args:
+      case: what is compared.
+      first: a name, and seconds `[R]`.
+      second: another name, and seconds of the same rounds.
+      note: what else the row says, such as a target.
+    """
+    quotients = first[1] / second[1]
+    return {
+        "case": case,
+        "first": first[0],
+        "first, ms": 1e3 * float(np.median(first[1])),
+        "second": second[0],
+        "second, ms": 1e3 * float(np.median(second[1])),
+        "first / second": float(np.median(quotients)),
+        "min": float(quotients.min()),
+        "max": float(quotients.max()),
+        "n": len(quotients),
+        "note": note,
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Returns the rows as a table in Markdown, numbers with three digits."""
+    columns = [*dict.fromkeys(column for row in rows for column in row)]
+    cells = [columns, *([_text(row.get(c, "")) for c in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        f"| {' | '.join(map(str.ljust, line, widths))} |" for line in cells
+    )
+
+
+def _text(cell: str | float) -> str:
+    if isinstance(cell, str):
+        return cell
+    return f"{cell:.3g}" if abs(cell) < 100 else f"{cell:.0f}"
+
+
+def check_same(
+    what: str, found: ArrayLike, expected: ArrayLike, tolerance: float
+) -> None:
+    """Checks that a peer computes what ours does.
+
+    Raises:
+      ValueError: if it is of another shape, or differs by more than the tolerance, a
+        share of the largest entry of ours.
+    """
+    one, other = np.asarray(found), np.asarray(expected)
+    difference = np.inf
+    if one.shape == other.shape:
+        difference = np.abs(one - other).max() / np.abs(other).max()
+    if not difference <= tolerance:
+        raise ValueError(
+            f"{what} of the peer {one.shape} differ from ours {other.shape} by "
+            f"{difference:.2g} of the largest entry; expected at most {tolerance}."
+        )
+
+
+@functools.cache
+def product_rate(precision: str) -> float:
+    """Returns the operations per second of a large matrix product on the device.
+
+    Args:
+      precision: of a run, "float32" (as JAX multiplies by default) or "bfloat16".
+    """
+    size, products = (8192, 20) if jax.default_backend() == "gpu" else (2048, 1)
+    # Random: a device draws less power for ones, and is faster than it is for a step.
+    a = jax.random.normal(jax.random.key(0), (size, size), precision) / size**0.5
+
+    @jax.jit
+    def product(a: Array) -> Array:
+        return jax.lax.fori_loop(0, products, lambda _, b: a @ b, a)
+
+    (times,) = Timer(5, 0.0)(lambda: product(a))
+    return float(2 * size**3 * products / times.min())
+
+
+@functools.cache
+def copy_rate() -> float:
+    """Returns the bytes per second, read and written, of a copy on the device."""
+    x, copy = jnp.ones(2**25), jax.jit(lambda x: x + 1)
+    (times,) = Timer(5, 0.0)(lambda: copy(x))
+    return float(2 * x.nbytes / times.min())
 
 
 def keep_freed_memory() -> None:
@@ -172,77 +198,20 @@ def keep_freed_memory() -> None:
         mallopt(option, _LARGE)
 
 
-def machine() -> dict[str, str | int | float]:
-    """Returns what the times depend on: processors, devices, load, versions.
+def has_torch() -> bool:
+    """Returns whether PyTorch, which most peers need, is installed."""
+    return importlib.util.find_spec("torch") is not None
 
-    Returns:
-      Name -> value; `load` is the average number of waiting processes over the last
-      minute, -1 where the system does not tell.
+
+def machine() -> dict[str, object]:
+    """Returns what the times depend on: commit, versions, devices, cores, load.
+
+    The load is the mean number of waiting processes over the last minute.
     """
-    devices = jax.local_devices()
-    versions = {
-        f"{name} version": metadata.version(name)
-        for name in PACKAGES
-        if importlib.util.find_spec(name) and _has_metadata(name)
-    }
-    return {
+    facts: dict[str, object] = {
+        **provenance()["environment"],
         "processor": platform.machine(),
-        "cpu cores": os.cpu_count() or 0,
-        "devices": len(devices),
-        "device kind": devices[0].device_kind,
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else -1.0,
-        "python version": platform.python_version(),
-        **versions,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
     }
-
-
-def _has_metadata(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def table(
-    results: Sequence[Comparison], facts: Mapping[str, object], ceilings: Ceilings
-) -> str:
-    """Returns the results and the machine as text.
-
-    Args:
-      results: one for each row.
-      facts: the result of `machine`.
-      ceilings: of the device; the share that ours reaches is shown where it is counted
-        what a call needs.
-
-    Returns:
-      Lines of a table, times in milliseconds, and a line of facts.
-    """
-    header = "", "ours", "ms", "of ceiling", "peer", "ms", "ratio", "quartiles"
-    rows = [(*header, "expected")]
-    for result in results:
-        ratio = result.ratio
-        ours, peer = quartiles(result.ours_seconds), quartiles(result.peer_seconds)
-        share = ceilings.share(
-            flops=result.flops, bytes_moved=result.bytes_moved, seconds=ours.median
-        )
-        rows.append(
-            (
-                result.name,
-                result.ours,
-                f"{1e3 * ours.median:.3g}",
-                f"{share:.0%}" if share else "",
-                result.peer,
-                f"{1e3 * peer.median:.3g}",
-                f"{ratio.median:.3g} ({result.ratio_of})",
-                f"{ratio.lower:.3g} to {ratio.upper:.3g}",
-                result.expected,
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
-    described = ", ".join(f"{name} {value}" for name, value in facts.items())
-    return "\n".join([line.rstrip() for line in lines] + ["", described])
+    return facts | ({"torch": metadata.version("torch")} if has_torch() else {})

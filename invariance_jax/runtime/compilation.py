@@ -23,7 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from invariance_jax.runtime.files import absolute, is_url, private_folder
 from invariance_jax.runtime.processes import is_main_process
-from invariance_jax.settings.check import OFF
+from invariance_jax.settings.rules import OFF
 
 _log = logging.getLogger(__name__)
 

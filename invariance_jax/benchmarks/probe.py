@@ -1,0 +1,153 @@
+"""Probes and feature averaging against the authors' way of evaluating, in PyTorch.
+
+Their probe is 500 steps of full-batch L-BFGS with PyTorch's defaults, as in their
+released code: up to 20 iterations a step, fewer near the minimum, and no line search;
+here from zero. Ours are the exact ridge regression in float64 and the logistic one.
+Their sweep over the number of averaged views encodes the views of each M anew, with the
+broadcasting renderer; ours is one pass of running means.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from invariance_jax.benchmarks import peers
+from invariance_jax.benchmarks.timing import Options, Row, compare
+from invariance_jax.evaluation import average_features, fit_logistic, fit_ridge
+from invariance_jax.evaluation.probes import LinearProbe
+from invariance_jax.models import create_encoder
+from invariance_jax.transforms import spirograph
+from invariance_jax.types import Array
+
+L2 = {"ridge": 1e-8, "logistic": 1e-5}
+"""Weight of the penalty on the kernel, the paper's."""
+
+NUM_VIEWS = (1, 2, 3, 4, 5, 10, 20, 30)
+"""The numbers of averaged views of the paper's Spirograph sweep."""
+
+
+def run(
+    options: Options,
+    *,
+    examples: int = 20_000,
+    features: int = 512,
+    steps: int = 500,
+    averaged: int = 256,
+) -> Iterator[Row]:
+    """Yields the peer over ours, of both probes and of a sweep of averages.
+
+    Args:
+      options: see there.
+      examples: N, rows of the features that probes are fitted on.
+      features: D.
+      steps: of the peer's L-BFGS.
+      averaged: examples whose features are averaged.
+
+    Raises:
+      ValueError: if our objective is larger than the peer's.
+    """
+    timer = options.timer.at_most(3)
+    h, targets, labels = make_features(examples, features)
+    for kind, y in (("ridge", targets), ("logistic", labels)):
+        calls = peers.make_probe(h, y, l2=L2[kind], steps=steps), make_fit(kind, h, y)
+        peer, ours = (objective(kind, call(), h, y) for call in calls)
+        if not ours <= peer * (1 + 1e-6):
+            raise ValueError(
+                f"the objective of our {kind} probe is {ours}; expected at most that "
+                f"of the peer, {peer}."
+            )
+        times, case = timer(*calls), f"{kind} regression on {examples} x {features}"
+        first = f"PyTorch, objective {peer:.7g}", times[0]
+        second = f"ours, objective {ours:.7g}", times[1]
+        yield compare(case, first, second, "target 20")
+    peer_averages = peers.make_averages(draw_targets(averaged), NUM_VIEWS)
+    times = timer(peer_averages, make_averages(averaged))
+    case = f"features of {averaged} examples over up to {NUM_VIEWS[-1]} views"
+    first, second = ("PyTorch, each M anew", times[0]), ("ours, one pass", times[1])
+    yield compare(case, first, second, "target 20")
+
+
+def make_features(
+    examples: int, features: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns features like those of an encoder that ends in a ReLU, and what to fit.
+
+    Returns:
+      h float32 `[N, D]`, of latent variables whose variance falls as 1 / k and noise;
+      4 regression targets float32 `[N, 4]`; labels of 10 classes int32 `[N]`.
+    """
+    generator = np.random.default_rng(0)
+    latent = generator.normal(size=(examples, 64)) / np.sqrt(np.arange(1, 65))
+    mixed = latent @ generator.normal(size=(64, features))
+    h = np.maximum(mixed + 0.3 * generator.normal(size=mixed.shape), 0)
+    targets = np.tanh(latent[:, :4])
+    scores = latent @ generator.normal(size=(64, 10))
+    labels = np.argmax(scores + generator.gumbel(size=scores.shape), axis=1)
+    return h.astype(np.float32), targets.astype(np.float32), labels.astype(np.int32)
+
+
+def make_fit(kind: str, h: np.ndarray, y: np.ndarray) -> Callable[[], LinearProbe]:
+    """Returns a function that fits our probe, "ridge" or "logistic"."""
+
+    def ridge() -> LinearProbe:
+        with jax.enable_x64(True):
+            wide = (jnp.asarray(array).astype(jnp.float64) for array in (h, y))
+            return fit_ridge(*wide, l2=L2["ridge"])
+
+    def logistic() -> LinearProbe:
+        return fit_logistic(*arrays, num_classes=int(y.max()) + 1, l2=L2["logistic"])
+
+    arrays = jnp.asarray(h), jnp.asarray(y)
+    return ridge if kind == "ridge" else logistic
+
+
+def objective(
+    kind: str, probe: tuple[Any, Any] | LinearProbe, h: np.ndarray, y: np.ndarray
+) -> float:
+    """Returns the objective of a probe, in float64.
+
+    That is the mean squared error or cross-entropy (nats), plus the penalty.
+
+    Args:
+      kind: "ridge" or "logistic".
+      probe: kernel `[D, T or C]` and bias `[T or C]`.
+      h: features `[N, D]`.
+      y: targets `[N, T]`, or labels `[N]`.
+    """
+    kernel, bias = (np.asarray(part, np.float64) for part in probe)
+    outputs = h.astype(np.float64) @ kernel + bias
+    if kind == "ridge":
+        error = np.mean(np.square(outputs - y))
+    else:
+        partition = np.logaddexp.reduce(outputs, axis=1)
+        error = np.mean(partition - outputs[np.arange(len(y)), y])
+    return float(error + L2[kind] * np.sum(np.square(kernel)))
+
+
+def make_averages(examples: int) -> Callable[[], Array]:
+    """Returns `() -> [len(NUM_VIEWS), B, 512]`, one pass of the untrained MLP."""
+    transformation = spirograph.make_transformation()
+    encoder, x = create_encoder("mlp", final="norm_relu"), draw_targets(examples)
+    images = transformation.apply(x[:2], transformation.sample(jax.random.key(1), 2))
+    variables = encoder.init(jax.random.key(0), images, train=False)
+
+    @jax.jit
+    def sweep(variables: Any, x: Array) -> Array:
+        def encode(images: Array) -> Array:
+            return jnp.asarray(encoder.apply(variables, images, train=False))
+
+        key = jax.random.key(2)
+        return average_features(key, encode, transformation, x, num_views=NUM_VIEWS)
+
+    inputs = jax.device_put((variables, x))
+    return lambda: sweep(*inputs)
+
+
+def draw_targets(examples: int) -> np.ndarray:
+    """Returns float32 `[B, 4]`, uniform within the paper's bounds."""
+    low, high = spirograph.BOUNDS[[*peers.TARGETS]].T
+    generator = np.random.default_rng(0)
+    return generator.uniform(low, high, (examples, 4)).astype(np.float32)

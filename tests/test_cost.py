@@ -1,0 +1,53 @@
+"""The operations of a step, counted by hand."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from tiny import tiny_config
+
+from invariance_jax.models import create_encoder
+from invariance_jax.settings import resolve
+from invariance_jax.training import cost
+from invariance_jax.training.build import build
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "count"),
+    [("resnet18", 512, 555_417_600), ("resnet50", 2048, 1_297_809_408)],
+)
+def test_products_are_those_of_the_papers_networks(name, features, count):
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    h, found = cost.products(create_encoder(name), images)
+    assert (h.shape, found) == ((2, features), count)
+
+
+def test_products_of_a_strided_convolution_are_those_of_its_outputs():
+    class Small(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return nn.Conv(5, (3, 3), strides=2)(x)
+
+    assert cost.products(Small(), jnp.ones((2, 8, 8, 3)))[1] == 4 * 4 * 9 * 3 * 5
+
+
+# Images of 8 x 8, layers of 16, 16 and of the head 16 and 8.
+ENCODER, HEAD = 8 * 8 * 3 * 16 + 16 * 16, 16 * 16 + 16 * 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "encoders", "heads"),
+    [
+        ({"penalty.weight": 0.0}, 2, 2),
+        ({}, 3, 2),
+        ({"penalty.directions": 4}, 6, 2),
+        ({"penalty.views": 2}, 4, 2),
+        ({"penalty.at": "z"}, 3, 3),
+        ({"penalty.weight": 0.0, "average_views": 2}, 4, 2),
+    ],
+)
+def test_operations_of_a_step(changes, encoders, heads):
+    found = cost.count_operations(build(resolve(tiny_config(changes))))
+    assert found.example == 6 * (encoders * ENCODER + heads * HEAD)
+    # Anchors meet all anchors.
+    assert found.of_batch(10) - 10 * found.example == 6 * 20**2 * 8
