@@ -78,9 +78,11 @@ def main(arguments: list[str]) -> None:
         first = run.config or evaluate.read_config(run.workdir)
         devices.make_deterministic(first.deterministic)
     writes = startup.initialize()
-    sweeps.run_each(plan, functools.partial(_run, mode, writes))
+    diverged = sweeps.run_each(plan, functools.partial(_run, mode, writes))
     if plan.record and mode == "all" and writes:
         _report(workdirs)
+    if diverged:
+        raise FloatingPointError("\n".join(diverged))
 
 
 def _run(mode: str, writes: bool, config: Config | None, workdir: str) -> None:

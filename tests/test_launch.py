@@ -175,7 +175,7 @@ MISTAKES = {
         ["--config=configs/spirograph.py:quikc"],
         ["'quikc'; expected one of", "quick", "smoke"],
     ),
-    "no such file": (["--config=configs/none.py"], ["configs/none.py, which is no fi"]),
+    "no such file": (["--config=configs/none.py"], ["configs/none.py is no file"]),
     "a pattern": ([CONFIG, "--workdir=runs/try[1]"], ["expected a path without [, ?"]),
     "a scheme": ([CONFIG, "--workdir=foo://a/b"], ["foo://a/b; expected a folder or"]),
     "unknown flag": ([CONFIG, "--wrokdir=a"], ["wrokdir"]),

@@ -208,19 +208,19 @@ def test_seeds_are_given_once(plan):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (None, r"which is no file; expected a Python file"),
+        (None, r"is no file; expected a Python file"),
         ("", r"has no function get_sweep\(\)"),
-        ("def get_sweep(:", r"grid\.py, line 1: SyntaxError: "),
-        ("\nimport no_such_module", r"grid\.py, line 2: ModuleNotFoundError: No mod"),
+        ("def get_sweep(:", r", line 1: SyntaxError: "),
+        ("\nimport no_such_module", r", line 2: ModuleNotFoundError: No mod"),
         ("def get_sweep():\n    return 1 / 0", r"line 2: ZeroDivisionError: division"),
         ("def get_sweep():\n    raise SystemExit(3)", r"line 2: SystemExit: 3"),
-        ("def get_sweep(a): pass", r"grid\.py: TypeError: .*missing 1 required"),
+        ("def get_sweep(a): pass", r": TypeError: .*missing 1 required"),
     ],
 )
 def test_whatever_the_file_does_is_one_line(tmp_path, text, expected):
     if text is not None:
         (tmp_path / "grid.py").write_text(text)
-    with pytest.raises(ValueError, match=f"^--sweep.*{expected}") as caught:
+    with pytest.raises(ValueError, match=f"grid.py.*{expected}") as caught:
         read_sweep(str(tmp_path / "grid.py"))
     assert "\n" not in str(caught.value)
 
@@ -329,11 +329,9 @@ def test_a_run_that_diverges_does_not_stop_the_others(plan):
             raise FloatingPointError("loss is not finite")
 
     found = plan(GRID)
-    with pytest.raises(FloatingPointError) as caught:
-        sweeps.run_each(found, program)
+    expected = [f"{name}: loss is not finite" for name in (RUNS[0], RUNS[2])]
+    assert sweeps.run_each(found, program) == expected
     assert done == [run.workdir for run in found.runs]
-    assert str(caught.value).count("loss is not finite") == 2
-    assert f"{RUNS[2]}: loss" in str(caught.value)
 
 
 def test_the_variants_are_aggregated_over_their_seeds(copy):
@@ -371,6 +369,7 @@ def test_an_unfinished_variant_is_left_out_and_named(copy, caplog):
         (variant,) = collect.finished([str(copy)])
     assert variant.name == "penalty.weight=1.0"
     assert f"{copy / RUNS[1]}: not finished, left out" in caplog.text
+    assert "compared to penalty.weight=1.0, as the first is missing" in caplog.text
     assert not (copy / "penalty.weight=0.0" / "results.json").exists()
 
 

@@ -27,17 +27,17 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     return found if is_url(found) else found.resolve()
 
 
-def work_folder(path: str | os.PathLike[str], flag: str = "workdir") -> epath.Path:
+def work_folder(path: str | os.PathLike[str]) -> epath.Path:
     """Returns the absolute path of a folder that runs and reports may use."""
     if is_url(path) and not os.fspath(path).startswith("gs://"):
         raise ValueError(
-            f"{flag} is {path}; expected a folder or gs://BUCKET/FOLDER, the only "
+            f"workdir is {path}; expected a folder or gs://BUCKET/FOLDER, the only "
             "object store that checkpoints can be written to."
         )
     found = absolute(path)
     if glob.has_magic(os.fspath(found)):
         raise ValueError(
-            f"{flag} is {found}; expected a path without [, ? and *, which orbax takes "
+            f"workdir is {found}; expected a path without [, ? and *, which orbax takes "
             "for a pattern: it would lose the checkpoints."
         )
     return found
@@ -104,24 +104,24 @@ def sync(file: IO[Any]) -> None:
         os.fsync(file.fileno())
 
 
-def call_in_file(flag: str, path: str, function: str, *arguments: str) -> Any:
+def call_in_file(path: str, function: str, *arguments: str) -> Any:
     """Returns what a function of a Python file of the user's returns.
 
-    Whatever the file does instead is a ValueError that names the flag and the line.
+    Whatever the file does instead is a ValueError that names it and the line.
     """
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
-        raise ValueError(f"{flag} is {path}, which is no file; expected a Python file.")
-    with _blamed(flag, path):
+        raise ValueError(f"{path} is no file; expected a Python file.")
+    with _blamed(path):
         found = runpy.run_path(path).get(function)
     if not callable(found):
-        raise ValueError(f"{flag}={path} has no function {function}().")
-    with _blamed(flag, path):
+        raise ValueError(f"{path} has no function {function}().")
+    with _blamed(path):
         return found(*arguments)
 
 
 @contextlib.contextmanager
-def _blamed(flag: str, path: str) -> Iterator[None]:
+def _blamed(path: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
@@ -131,4 +131,4 @@ def _blamed(flag: str, path: str) -> Iterator[None]:
             lines, text = [error.lineno], error.msg
         where = f", line {lines[-1]}" if lines else ""
         what = f"{type(error).__name__}: {text}".rstrip(": ")
-        raise ValueError(f"{flag}={path}{where}: {what}") from error
+        raise ValueError(f"{path}{where}: {what}") from error

@@ -95,8 +95,6 @@ def _if_verbose(say: Callable[P, object]) -> Callable[P, None]:
 
 def _in_words(error: Exception) -> str:
     text = str(error).strip()
-    if "Traceback" in text:  # that of a flag's parser
-        text = text.splitlines()[-1]
     if isinstance(error, _EXPECTED) and text:
         return text
     first = (text.splitlines() or [""])[0]
@@ -121,32 +119,31 @@ def parse(arguments: list[str]) -> list[str]:
     """
     # A file of flags may hold any of them, also the configuration.
     arguments = flags.FLAGS.read_flags_from_files(arguments)
-    # As everywhere else, though no shell does it here.
-    home = r"(?<=^--config=)~|(?<=^-config=)~"
-    arguments = [re.sub(home, os.path.expanduser("~"), word) for word in arguments]
     sys.argv[:] = arguments
     text = "\n".join(arguments)
     paths = re.findall(r"^--?config[=\n](.+)$", text, re.MULTILINE)
     given = re.findall(r"^--?(?:no)?(config\..+?)(?:=|$)", text, re.MULTILINE)
     if given and not paths:
         raise ValueError(f"--{given[0]} needs --config, the configuration it changes")
-    for path in paths:
-        check_config_file(path)
     known = [f"--config.{name}" for name in KEYS]
     for name in sorted({f"--{name}" for name in given} - {*known}):
         raise ValueError(f"{name} is not a key; {closest(name, known)}")
+    flags.FLAGS["config"].parser = _ConfigFile()
     return flags.FLAGS(arguments)
 
 
-def check_config_file(path: str) -> None:
-    """Checks that a file, with a variant after a colon, returns a configuration."""
-    file, *variant = path.split(":", 1)
-    found = call_in_file("--config", file, "get_config", *variant)
-    if not isinstance(found, Config):
-        raise ValueError(
-            f"get_config() of --config={file} returns {found!r}; expected the "
-            "configuration that configs.base.get_config() makes, changed."
-        )
+class _ConfigFile(flags.ArgumentParser[Config]):
+    """Loads a configuration file, with a variant after a colon."""
+
+    def parse(self, argument: str) -> Config:
+        file, *variant = argument.split(":", 1)
+        found = call_in_file(file, "get_config", *variant)
+        if not isinstance(found, Config):
+            raise ValueError(
+                f"get_config() returns {found!r}; expected the configuration that "
+                "configs.base.get_config() makes, changed."
+            )
+        return found
 
 
 def initialize() -> bool:

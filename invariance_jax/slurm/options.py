@@ -45,16 +45,12 @@ _OPTIONS = flags.DEFINE_string(
 )
 _CPUS = flags.DEFINE_integer("cpus_per_task", None, "Cores of a task.", lower_bound=1)
 _MEM = flags.DEFINE_string("mem", None, "Memory of a node: a number and K, M, G or T.")
-_OF_SBATCH = [_CPUS, _MEM] + [
-    flags.DEFINE_string(name, None, f"{meaning} of SLURM.")
-    for name, meaning in (
-        ("partition", "Partition"),
-        ("account", "Account"),
-        ("qos", "Quality of service"),
-        ("constraint", "Features that nodes must have, in the words"),
-    )
-]
+_PARTITION = flags.DEFINE_string("partition", None, "Partition of SLURM.")
+_ACCOUNT = flags.DEFINE_string("account", None, "Account of SLURM.")
+_QOS = flags.DEFINE_string("qos", None, "Quality of service of SLURM.")
+_CONSTRAINT = flags.DEFINE_string("constraint", None, "Features that nodes must have.")
 
+_OF_SBATCH = (_CPUS, _MEM, _PARTITION, _ACCOUNT, _QOS, _CONSTRAINT)
 _FOR_BOTH = [
     *(one.name for one in (_NODES, _GPUS, _TASKS, _SETUP, _FOLDER, _DRY_RUN)),
     "dry-run",

@@ -108,10 +108,12 @@ def begin(chosen: Plan) -> None:
         write_json(epath.Path(chosen.workdir) / "sweep.json", chosen.record)
 
 
-def run_each(chosen: Plan, program: Callable[[Config | None, str], None]) -> None:
-    """Makes the runs one after the other; one that diverges does not stop the others.
+def run_each(
+    chosen: Plan, program: Callable[[Config | None, str], None]
+) -> list[str]:
+    """Makes the runs one after the other; returns what those that diverged said.
 
-    After the last one, FloatingPointError is raised for all that did.
+    One run that diverges does not stop the others; without a sweep, it raises.
     """
     if is_main_process():
         begin(chosen)
@@ -126,8 +128,7 @@ def run_each(chosen: Plan, program: Callable[[Config | None, str], None]) -> Non
                 raise
             errors.append(f"{run.name}: {error}")
             _log.error("%s", errors[-1])
-    if errors:
-        raise FloatingPointError(" ".join(errors))
+    return errors
 
 
 def _check_parent(parent: epath.Path, variants: Mapping[str, Variant]) -> None:

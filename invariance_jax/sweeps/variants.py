@@ -39,7 +39,7 @@ class Variant(NamedTuple):
 
 def read_sweep(path: str) -> Sweep:
     """Returns what `get_sweep()` of a Python file does, checked for its form."""
-    sweep = call_in_file("--sweep", path, "get_sweep")
+    sweep = call_in_file(path, "get_sweep")
     kinds = {type(value) for value in sweep.values()} if _is_named(sweep) else set()
     if kinds == {dict} and all(map(_is_named, filter(None, sweep.values()))):
         return {label: dict(changes) for label, changes in sweep.items()}
