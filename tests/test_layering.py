@@ -12,7 +12,7 @@ PACKAGE = "invariance_jax"
 MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
 SOURCES = [*MODULES, *sorted((ROOT / "configs").glob("*.py")), ROOT / "launch.py"]
 
-CORE = {"types", "numerics"}
+CORE = {"types", "arguments", "numerics"}
 PURE = {"transforms", "losses", "evaluation", "models"}
 PROGRAMS = {"train", "evaluate", "report", "embed", "check", "studies"}
 EVERYTHING = (
@@ -31,7 +31,8 @@ EVERYTHING = (
 # The rooms that a room may import, next to itself.
 ALLOWED = {
     "types": set(),
-    "numerics": {"types"},
+    "arguments": {"types"},
+    "numerics": {"types", "arguments"},
     **dict.fromkeys(PURE, CORE),
     "data": CORE | {"transforms"},
     "training": CORE | PURE | {"data"},
@@ -43,7 +44,7 @@ ALLOWED = {
     "__init__": EVERYTHING,
 }
 
-# What the pure rooms take as callables, arrays and keys instead of importing it.
+# What importing the package alone must not import.
 MACHINERY = {
     "absl",
     "matplotlib",
@@ -132,10 +133,10 @@ def test_configs_import_nothing_of_the_package(path):
 
 
 @pytest.mark.parametrize("path", PURE_MODULES, ids=label)
-def test_pure_rooms_import_no_machinery(path):
+def test_pure_rooms_import_jax_flax_chex_and_numpy_only(path):
     packages = {name.split(".")[0] for name in imported(parse(path))}
-    forbidden = MACHINERY if room(path) == "models" else MACHINERY | {"flax"}
-    assert not packages & forbidden
+    allowed = {PACKAGE, "jax", "chex", "numpy", *sys.stdlib_module_names}
+    assert packages <= allowed | ({"flax"} if room(path) == "models" else set())
 
 
 @pytest.mark.parametrize("path", PURE_MODULES, ids=label)
@@ -175,7 +176,7 @@ def test_tensorflow_is_not_a_dependency(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=label)
 def test_modules_are_short(path):
-    assert len(path.read_text().splitlines()) < 300
+    assert len(path.read_text().splitlines()) <= 500
 
 
 @pytest.mark.parametrize("path", [*MODULES, ROOT / "launch.py"], ids=label)
