@@ -1,15 +1,43 @@
 """Square root, norm and division that stay finite through reverse over forward mode.
 
 Each hides the singular input behind a `where` on both sides of the operation ("double
-where"), so that no derivative of any order sees an infinity. Conventions: functions
-keep the dtype of their input; the value at the singular point is 0 (square root, norm)
-or 0 (division by 0), with zero derivatives there.
+where"), so that no derivative of any order sees an infinity. Conventions: the value at
+the singular point is 0 (square root, norm, division by 0), with zero derivatives there.
+Square root and division keep the dtype of their input; what sums over an axis computes
+and returns at least float32, with no entry too large or too small for its square.
 """
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
+from invariance_jax.arguments import promote
 from invariance_jax.types import Array
+
+
+def magnitude(x: Array, *, axis: int | Sequence[int] | None = None) -> Array:
+    """Returns a power of two near the largest absolute entry, 1 where all are 0.
+
+    Dividing by it is exact, and brings the squares of what is tiny or huge into the
+    range of the dtype.
+
+    Args:
+      x: floating, any shape.
+      axis: the axes over which the largest is taken; None: all.
+
+    Returns:
+      The shape of x with length 1 along these axes.
+
+    Gradients: none, it is a constant.
+    """
+    info = jnp.finfo(x.dtype)
+    x = jnp.abs(jax.lax.stop_gradient(x))
+    largest = jnp.max(x, axis=axis, keepdims=True, initial=0)
+    # Its ends are those at which 1 / magnitude is finite and no denormal.
+    bounded = jnp.clip(largest, info.tiny, 1 / (4 * info.tiny))
+    power = jax.lax.reduce_precision(bounded, info.nexp, 0)
+    return jnp.where(largest == 0, 1, power)
 
 
 def safe_sqrt(x: Array) -> Array:
@@ -38,11 +66,18 @@ def safe_norm(x: Array, *, axis: int = -1, keepdims: bool = False) -> Array:
       keepdims: whether the summed axis stays, with length 1.
 
     Returns:
-      The shape of x without (or with 1 at) the axis, non-negative.
+      The shape of x without (or with 1 at) the axis, non-negative, at least float32.
+
+    Raises:
+      ValueError: if x does not hold real numbers.
 
     Gradients: with respect to x; zero at the zero vector.
     """
-    return safe_sqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=keepdims))
+    (x,) = promote(x=x)
+    size = magnitude(x, axis=axis)
+    squares = jnp.sum(jnp.square(x / size), axis=axis, keepdims=True)
+    norm = size * safe_sqrt(squares)
+    return norm if keepdims else jnp.squeeze(norm, axis)
 
 
 def safe_divide(numerator: Array, denominator: Array) -> Array:
@@ -69,11 +104,17 @@ def l2_normalize(x: Array, *, axis: int = -1) -> Array:
       axis: the axis along which the result has length 1.
 
     Returns:
-      The shape of x; a zero vector stays zero.
+      The shape of x, at least float32; a zero vector stays zero.
+
+    Raises:
+      ValueError: if x does not hold real numbers.
 
     Gradients: with respect to x; zero at the zero vector.
     """
-    return safe_divide(x, safe_norm(x, axis=axis, keepdims=True))
+    (x,) = promote(x=x)
+    x = x / magnitude(x, axis=axis)  # which changes neither value nor derivatives
+    squares = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+    return safe_divide(x, safe_sqrt(squares))
 
 
 @jax.custom_jvp

@@ -300,12 +300,27 @@ def test_float64_is_kept(x64: None) -> None:
     np.testing.assert_allclose(result[1], expected.mean(axis=0), atol=1e-12)
 
 
+@pytest.mark.parametrize("index", [-1, 2**32, 2**32 + 1])
+def test_indices_beyond_32_bits_are_refused(key: Key, index: int) -> None:
+    # A key would take them for 2^32 - 1, 0 and 1.
+    with pytest.raises(ValueError, match="indices must be from 0 to 4294967295"):
+        sample_view(key, Tint(), np.array([index]), view=0)
+    with pytest.raises(ValueError, match="view must be an integer from 0 to"):
+        sample_view(key, Tint(), np.array([0]), view=index)
+
+
+def test_numpy_integers_are_numbers_of_views(key: Key, x: Array) -> None:
+    found = average_features(key, encode, Tint(), x, num_views=(np.int64(2),))
+    expected = average_features(key, encode, Tint(), x, num_views=(2,))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_bfloat16_is_summed_in_float32(key: Key, x: Array) -> None:
     def constant(images: Array) -> Array:
         return jnp.full((len(images), FEATURES), 1.0078125, jnp.bfloat16)
 
     result = average_features(key, constant, Tint(), x, num_views=(300,))
-    assert result.dtype == jnp.bfloat16
+    assert result.dtype == jnp.float32
     np.testing.assert_array_equal(np.asarray(result, np.float32), 1.0078125)
 
 
@@ -329,7 +344,7 @@ def test_indices_of_another_length_are_refused(key: Key, x: Array) -> None:
 
 
 def test_indices_that_are_no_vector_are_refused(key: Key, x: Array) -> None:
-    with pytest.raises(ValueError, match="indices must be a vector"):
+    with pytest.raises(ValueError, match=r"indices must be \[B\], an int"):
         average_features(
             key, encode, Tint(), x, num_views=(1,), indices=jnp.zeros((6, 1), int)
         )

@@ -52,6 +52,29 @@ def test_one_of_ones_own_passes() -> None:
     check_transformation(GOOD, make_x())
 
 
+def test_a_gate_that_is_mostly_off_passes() -> None:
+    def gated(x: Any, view: View) -> jax.Array:
+        bright = view.alpha[:, :, None, None] * x["images"]
+        return jnp.where(view.held[:, None, None, None], bright, x["images"])
+
+    def sample(key: jax.Array, batch_size: int) -> View:
+        alpha = jax.random.uniform(key, (batch_size, 1))
+        return View(alpha, jax.random.bernoulli(key, 0.1, (batch_size,)))
+
+    unit = np.array([[0.0, 1.0]])
+    check_transformation(Transformation(("b",), unit, sample, gated), make_x(3))
+
+
+def test_a_column_fixed_by_its_bounds_passes() -> None:
+    two = with_two_columns(lambda alpha: alpha.at[:, 1].set(0.5))
+    fixed = replace(two, bounds=np.array([[0.0, 1.0], [0.5, 0.5]]))
+
+    def sample(key: jax.Array, batch_size: int) -> View:
+        return View(two.sample(key, batch_size).alpha.at[:, 1].set(0.5))
+
+    check_transformation(replace(fixed, sample=sample), make_x())
+
+
 def test_passes_without_a_plain_image_or_held_choices() -> None:
     bright = replace(
         GOOD,
@@ -68,16 +91,16 @@ def test_spirograph_passes() -> None:
 
 
 def test_other_seeds_draw_other_views() -> None:
-    alphas = []
+    alphas = set()
 
     def record(x: Any, view: View) -> jax.Array:
-        alphas.append(view.alpha)
+        jax.debug.callback(lambda alpha: alphas.add(float(alpha)), view.alpha[0, 0])
         return apply(x, view)
 
-    for seed in (0, 1):
-        check_transformation(replace(GOOD, apply=record), make_x(), seed=seed)
-    concrete = [alpha for alpha in alphas if not isinstance(alpha, jax.core.Tracer)]
-    assert len(concrete) == 2 and not np.array_equal(*concrete)
+    check_transformation(replace(GOOD, apply=record), make_x(), seed=0)
+    first = set(alphas)
+    check_transformation(replace(GOOD, apply=record), make_x(), seed=1)
+    assert len(alphas) > len(first)
 
 
 def with_view(change: Callable[[View], Any]) -> Transformation:
@@ -93,6 +116,36 @@ def with_images(change: Callable[[jax.Array, View], jax.Array]) -> Transformatio
 def with_plain(change: Callable[[jax.Array], jax.Array]) -> Transformation:
     """GOOD with changed plain images."""
     return replace(GOOD, plain=lambda x: change(x["images"]))
+
+
+def with_rounded(change: Callable[[jax.Array], jax.Array]) -> Transformation:
+    """GOOD with a changed alpha."""
+    return replace(
+        GOOD, apply=lambda x, view: apply(x, view._replace(alpha=change(view.alpha)))
+    )
+
+
+def with_two_columns(change: Callable[[jax.Array], jax.Array]) -> Transformation:
+    """A brightness and a contrast, and a change of them."""
+
+    def sample(key: jax.Array, batch_size: int) -> View:
+        return View(jax.random.uniform(key, (batch_size, 2)))
+
+    def apply(x: Any, view: View) -> jax.Array:
+        first, second = jnp.split(change(view.alpha)[:, :, None, None], 2, axis=1)
+        return first * x["images"] + second * x["images"] ** 2
+
+    names, bounds = ("brightness", "contrast"), np.array([[0.0, 1.0]] * 2)
+    return Transformation(names, bounds, sample, apply)
+
+
+@jax.custom_jvp
+def half_derivative(alpha: jax.Array) -> jax.Array:
+    """The identity, with half its derivative."""
+    return alpha
+
+
+half_derivative.defjvp(lambda primals, tangents: (primals[0], tangents[0] / 2))
 
 
 @jax.custom_vjp
@@ -129,7 +182,7 @@ BROKEN = {
     ),
     "reversed bounds": (
         replace(GOOD, bounds=np.array([[1.5, 0.5]])),
-        "sample must draw alpha within bounds",
+        "bounds must be finite and ordered",
     ),
     "narrower bounds": (
         replace(GOOD, bounds=np.array([[0.9, 1.1]])),
@@ -239,6 +292,52 @@ BROKEN = {
     "mirrored batch": (
         with_images(lambda images, view: images[::-1]),
         "apply must treat examples independently",
+    ),
+    "the last two exchanged": (
+        with_images(lambda images, view: images[jnp.array([0, 1, 3, 2])]),
+        "apply must treat examples independently: number 2 alone differs",
+    ),
+    "alpha without an effect": (
+        replace(GOOD, apply=lambda x, view: x["images"]),
+        "apply must depend on alpha; its derivative is 0 in all examples of 16 views",
+    ),
+    "alpha in steps": (
+        with_rounded(lambda alpha: jnp.round(4 * alpha) / 4),
+        "apply must depend on alpha; its derivative is 0",
+    ),
+    "one column in steps": (
+        with_two_columns(lambda alpha: alpha.at[:, 1].set(jnp.round(4 * alpha[:, 1]))),
+        "the derivative along 'contrast' is 0 everywhere, though the images change",
+    ),
+    "a derivative of its own": (
+        with_rounded(half_derivative),
+        "along 'brightness' must be that of the images; found 5. % off",
+    ),
+    "a column too many": (
+        with_images(lambda images, view: images * view.alpha[:, 1, None, None, None]),
+        "apply must take columns of alpha that names has: .* index 1 is out of bounds",
+    ),
+    "a column too many, mapped": (
+        with_images(
+            lambda images, view: jax.vmap(lambda i, a: i * a[2])(images, view.alpha)
+        ),
+        "apply must take columns of alpha that names has: .* index 2 is out of bounds",
+    ),
+    "one name twice": (
+        replace(GOOD, names=("brightness",) * 2, bounds=np.ones((2, 2))),
+        "names must differ",
+    ),
+    "bounds without an end": (
+        replace(GOOD, bounds=np.array([[0.5, np.inf]])),
+        "bounds must be finite and ordered",
+    ),
+    "plain of another size": (
+        with_plain(lambda images: images[:, 1:]),
+        r"plain must return images of the size of apply's.* found \(4, 3, 4, 3\)",
+    ),
+    "plain of the batch": (
+        with_plain(lambda images: images - images.mean(axis=0, keepdims=True)),
+        "plain must treat examples independently",
     ),
     "plain bytes": (
         with_plain(lambda images: (255 * images).astype(jnp.uint8)),

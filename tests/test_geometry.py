@@ -143,6 +143,7 @@ def test_one_number_is_the_size_of_both_sides() -> None:
     boxes = jnp.array([[2.5, 3, 20, 40], [1, 1.5, 30, 20]])
     found = compiled_crop(images, boxes, size=7)
     np.testing.assert_array_equal(found, compiled_crop(images, boxes, size=(7, 7)))
+    np.testing.assert_array_equal(found, compiled_crop(images, boxes, size=np.int64(7)))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -288,8 +289,10 @@ def test_eager_jit_and_vmap_of_the_crop_agree() -> None:
         ({"images": np.ones((2, 8, 8, 3), np.uint8)}, "images must be floating.*uint8"),
         ({"boxes": np.ones((2, 3))}, r"boxes must be \[2, 4\].*top, left, height"),
         ({"boxes": np.ones((3, 4))}, r"boxes must be \[2, 4\]"),
-        ({"size": 0}, "size must be positive; found 0"),
-        ({"size": (3, -1)}, r"size must be positive; found \(3, -1\)"),
+        ({"size": 0}, "size must be an integer of 1 or more; found 0"),
+        ({"size": (3, -1)}, "size must be an integer of 1 or more; found -1"),
+        ({"size": 2.5}, "size must be an integer of 1 or more; found 2.5"),
+        ({"size": (3, 3, 3)}, "size must be one number or two"),
         ({"method": "cubic"}, "method must be one of .*lanczos3.* found 'cubic'"),
     ],
     ids=str,
@@ -328,7 +331,7 @@ def test_central_square_refuses() -> None:
     images = jnp.ones((2, 8, 8, 3))
     with pytest.raises(ValueError, match=r"images must be \[B, H, W, C\]"):
         central_square(images[0], size=4)
-    with pytest.raises(ValueError, match="size must be positive; found 0"):
+    with pytest.raises(ValueError, match="size must be an integer .* found 0"):
         central_square(images, size=0)
     with pytest.raises(ValueError, match="method must be one of"):
         central_square(images, size=4, method="cubic")

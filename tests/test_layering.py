@@ -14,7 +14,7 @@ MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
 # A room imports those of the rows above it, and of its own row.
 ROWS = (
     ("types",),
-    ("numerics",),
+    ("arguments", "numerics"),
     ("transforms", "losses", "models", "evaluation"),
     ("data",),
     ("settings",),

@@ -184,9 +184,9 @@ def test_derivatives(x64: None) -> None:
 @pytest.mark.parametrize(
     ("alpha", "other", "steps", "expected"),
     [
-        ((4,), (4,), (1,), r"alpha must be \[B, P\], steps a vector"),
-        ((4, 2), (4, 2), (), r"alpha must be \[B, P\], steps a vector"),
-        ((4, 2), (4, 3), (1,), "alpha_other must have the shape of alpha"),
+        ((4,), (4,), (1,), r"alpha must be \[B, P\]"),
+        ((4, 2), (4, 2), (), "steps must be a vector"),
+        ((4, 2), (4, 3), (1,), "alpha and alpha_other must be of one shape"),
     ],
 )
 def test_other_shapes_are_refused(alpha, other, steps, expected) -> None:
@@ -195,7 +195,7 @@ def test_other_shapes_are_refused(alpha, other, steps, expected) -> None:
 
 
 def test_a_representation_of_another_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"represent must return \[B, D\]"):
+    with pytest.raises(ValueError, match=r"what represent returns must be \[B, D\]"):
         linearize_changes(jnp.sum, jnp.ones((2, 2)), jnp.ones((2, 2)), jnp.ones(1))
 
 

@@ -307,7 +307,7 @@ def test_half_precision_features_are_fitted_in_float32() -> None:
     ("h", "labels", "settings", "message"),
     [
         (jnp.zeros(4), jnp.zeros(4, int), {}, r"h must be \[B, D\]"),
-        (jnp.zeros((4, 2), int), jnp.zeros(4, int), {}, "h must have a float dtype"),
+        (jnp.zeros((4, 2), bool), jnp.zeros(4, int), {}, "h must hold real numbers"),
         (jnp.zeros((4, 2)), jnp.zeros(3, int), {}, r"are 4, .* found shape \[3\]"),
         (jnp.zeros((4, 2)), jnp.zeros((4, 1), int), {}, r"found shape \[4, 1\]"),
         (jnp.zeros((0, 2)), jnp.zeros(0, int), {}, "at least one"),
@@ -315,12 +315,12 @@ def test_half_precision_features_are_fitted_in_float32() -> None:
         (jnp.zeros((4, 2)), jnp.arange(4), {}, "0 to 2 for 3 classes.* 0 to 3"),
         (jnp.zeros((4, 2)), jnp.arange(-1, 3), {}, "0 to 2 for 3 classes.* -1 to 2"),
         (jnp.zeros((4, 2)), jnp.zeros(4, int), {"num_classes": 1}, "num_classes must"),
-        (jnp.zeros((4, 2)), jnp.zeros(4, int), {"num_classes": 2.0}, "not 2.0"),
+        (jnp.zeros((4, 2)), jnp.zeros(4, int), {"num_classes": 2.0}, "found 2.0"),
         (
             jnp.zeros((4, 2)),
             jnp.zeros(4, int),
             {"max_iterations": 0},
-            "max_iter.*not 0",
+            "max_iter.*found 0",
         ),
         (jnp.zeros((4, 2)), jnp.zeros(4, int), {"l2": -1e-9}, "l2 must be 0 or more"),
         (jnp.zeros((4, 2)), jnp.zeros(4, int), {"l2": jnp.ones(3)}, "l2 must be a num"),
@@ -335,7 +335,7 @@ def test_logistic_refuses(h: Any, labels: Any, settings: Any, message: str) -> N
     ("h", "labels", "l2", "message"),
     [
         (jnp.zeros((4, 3)), jnp.zeros(4, int), 0.1, r"h must be \[B, 2\]"),
-        (jnp.zeros((4, 2), int), jnp.zeros(4, int), 0.1, "h must have a float dtype"),
+        (jnp.zeros((4, 2), bool), jnp.zeros(4, int), 0.1, "h must hold real numbers"),
         (jnp.zeros((4, 2)), jnp.zeros(3, int), 0.1, r"found shape \[3\]"),
         (jnp.zeros((4, 2)), jnp.full(4, 3), 0.1, "are from 3 to 3"),
         (jnp.zeros((4, 2)), jnp.zeros(4, int), -1.0, "l2 must be 0 or more"),

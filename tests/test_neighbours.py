@@ -78,6 +78,14 @@ def test_classes_may_have_any_values():
     assert moved == expected
 
 
+def test_classes_of_64_bits_are_not_cut():
+    h, labels, h_test, labels_test = make_sets()
+    expected = knn_accuracy(h, labels, h_test, labels_test, k=5)
+    wide, wide_test = (np.int64(array) * 2**32 for array in (labels, labels_test))
+    assert knn_accuracy(h, wide, h_test, wide_test, k=5) == expected < 1
+    assert knn_accuracy(h, wide, h_test, labels_test + 1, k=5) == 0
+
+
 def test_of_classes_that_tie_the_nearest_neighbour_decides():
     h = jnp.array([[1.0, 0.1], [1.0, 0.0], [1.0, 0.2], [0.9, 0.25]])
     labels = jnp.array([0, 1, 0, 1])
@@ -131,8 +139,11 @@ def test_float64_stays(x64):
         ({"k": 61}, "k must be an integer from 1 to 60"),
         ({"k": 2.0}, "k must be an integer from 1 to 60"),
         ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": np.float32(-1)}, "temperature must be above 0; found -1.0"),
         ({"temperature": jnp.ones(2)}, "temperature must be a number"),
         ({"h": jnp.ones(60)}, "h must be"),
+        ({"h": jnp.ones((60, 5), bool)}, "h must hold real numbers.*found bool"),
+        ({"labels": np.full(60, 2**63, np.uint64)}, "must fit in int64"),
         ({"h_test": jnp.ones((23, 6))}, "same features, but have 5 and 6"),
         ({"labels": jnp.ones(59, int)}, "labels must have one entry for each"),
         ({"labels": jnp.ones(60)}, "labels must have an integer dtype"),

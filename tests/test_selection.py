@@ -109,7 +109,7 @@ def test_float32_agrees_with_the_loop() -> None:
 
 @pytest.mark.parametrize("held_out", [0, 60, 61])
 def test_a_choice_without_examples_is_refused(held_out: int) -> None:
-    with pytest.raises(ValueError, match="num_held_out must be from 1 to 59 of 60"):
+    with pytest.raises(ValueError, match="num_held_out must be an .* from 1 to 59"):
         select(*make_problem(), held_out=held_out)
 
 
@@ -142,5 +142,5 @@ def test_no_weight_and_no_example_to_choose_on_are_refused() -> None:
     h, labels = jnp.zeros((4, 2)), jnp.array([0, 1, 0, 1])
     with pytest.raises(ValueError, match="l2 must hold a weight"):
         fit_logistic_selected(h, labels, num_classes=2, l2=(), num_held_out=1)
-    with pytest.raises(ValueError, match="num_held_out must be from 1 to 3"):
+    with pytest.raises(ValueError, match="num_held_out must be an integer from 1 to 3"):
         fit_logistic_selected(h, labels, num_classes=2, l2=L2, num_held_out=4)

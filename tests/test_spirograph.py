@@ -231,10 +231,10 @@ def test_memory_is_a_few_images_not_one_per_point() -> None:
     [
         ({"parameters": np.zeros((2, 9))}, r"parameters must be \[..., 10\].*\(2, 9\)"),
         ({"parameters": np.zeros(())}, r"parameters must be \[..., 10\]"),
-        ({"parameters": np.ones(10, int)}, "parameters must be floating; found int"),
-        ({"image_size": 0}, "image_size must be positive; found 0"),
-        ({"num_points": -1}, "num_points must be positive; found -1"),
-        ({"extent": 0.0}, "extent must be positive; found 0.0"),
+        ({"parameters": np.ones(10, bool)}, "parameters must hold real .* found bool"),
+        ({"image_size": 0}, "image_size must be an integer of 1 or more; found 0"),
+        ({"num_points": -1}, "num_points must be an integer .* found -1"),
+        ({"extent": 0.0}, "extent must be above 0; found 0.0"),
         ({"normalization": "rows"}, "normalization must be one of .* found 'rows'"),
     ],
     ids=str,
@@ -331,9 +331,10 @@ def changed_bounds(name: str, low: float, high: float) -> dict:
         (changed_bounds("h", 0, np.inf), "bounds of h must be finite and ordered"),
         (changed_bounds("b", 0, 1), "bounds of b must stay above 0"),
         (changed_bounds("sigma", -1, 1), "bounds of sigma must stay above 0"),
-        ({"image_size": 0}, "image_size must be positive; found 0"),
-        ({"num_points": 0}, "num_points must be positive; found 0"),
-        ({"extent": -6.0}, "extent must be positive; found -6.0"),
+        (changed_bounds("gback", 0, 255), r"gback, a colour, must be in \[0, 1\]"),
+        ({"image_size": 0}, "image_size must be an integer of 1 or more; found 0"),
+        ({"num_points": 0}, "num_points must be an integer .* found 0"),
+        ({"extent": -6.0}, "extent must be above 0; found -6.0"),
         ({"normalization": "max"}, "normalization must be one of .* found 'max'"),
     ],
 )
@@ -346,5 +347,5 @@ def test_make_transformation_refuses(settings: dict, message: str) -> None:
     "x_shape, alpha_shape", [((2, 3), (2, 6)), ((2, 4), (2, 5)), ((2, 4), (3, 6))]
 )
 def test_apply_refuses_other_shapes(x_shape: tuple, alpha_shape: tuple) -> None:
-    with pytest.raises(ValueError, match=r"x must be \[B, 4\], alpha \[B, 6\]"):
+    with pytest.raises(ValueError, match=r"x must be \[B, 4\]|alpha must be \[2, 6\]"):
         make_transformation().apply(jnp.ones(x_shape), View(jnp.ones(alpha_shape)))

@@ -5,6 +5,8 @@ That imported formula weights give the reference outputs is tested in `test_mode
 
 import pickle
 import re
+import subprocess
+import sys
 
 import jax
 import ml_dtypes
@@ -78,11 +80,39 @@ def test_kernels_are_transposed(state_dict):
     assert kernel[1, 2, 3, 4] == theirs[4, 3, 1, 2]
 
 
-@pytest.mark.parametrize("name", ["net", "state_dict", "model"])
-def test_a_dict_around_it_and_a_prefix_are_taken_off(name, state_dict):
-    prefixed = {f"module.{key}": array for key, array in state_dict.items()}
-    wrapped = {name: prefixed, "epoch": 3}
-    assert_equal(from_torch_state_dict(wrapped), from_torch_state_dict(state_dict))
+def prefixed(prefix, state_dict):
+    return {prefix + key: array for key, array in state_dict.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda d: {"net": prefixed("module.", d), "epoch": 3},
+        lambda d: {"state_dict": prefixed("module.encoder_q.", d)},
+        lambda d: {"model": d, "optimizer": {"state": {0: {"step": np.ones(())}}}},
+        lambda d: {"teacher": {"backbone": d}, "args": object()},
+        lambda d: prefixed("_orig_mod.", d) | {"n_averaged": np.zeros((), np.int64)},
+        lambda d: prefixed("encoder.", d) | {"head.0.weight": np.ones((9, 512))},
+        lambda d: prefixed("backbone.", d) | {"backbone.fc.0.weight": np.ones((9, 9))},
+    ],
+    ids=["net", "moco", "model", "teacher", "compiled", "encoder", "backbone"],
+)
+def test_whatever_stands_before_the_only_resnet_is_taken_off(wrap, state_dict):
+    found = from_torch_state_dict(wrap(state_dict))
+    assert_equal(found, from_torch_state_dict(state_dict))
+
+
+def test_several_resnets_are_named_and_one_is_chosen(state_dict):
+    moved = {key: array + 1 for key, array in state_dict.items()}
+    both = prefixed("encoder_q.", state_dict) | prefixed("encoder_k.", moved)
+    with pytest.raises(ValueError, match="several .* 'encoder_k.', 'encoder_q.'; "):
+        from_torch_state_dict({"model": both}["model"])
+    for prefix, one in (("encoder_q.", state_dict), ("encoder_k.", moved)):
+        found = from_torch_state_dict(both, prefix=prefix)
+        assert_equal(found, from_torch_state_dict(one))
+        assert identify(both, prefix=prefix) == ("resnet18", "cifar")
+    with pytest.raises(ValueError, match="no ResNet has the prefix 'x.'; found 'enco"):
+        from_torch_state_dict(both, prefix="x.")
 
 
 def test_names_of_torchvision_are_known(state_dict):
@@ -164,11 +194,61 @@ def test_a_pickle_within_an_archive_is_not_loaded(tmp_path):
         load_state_dict(path)
 
 
-def test_the_conversion_is_one_line_of_shell():
+TORCH = """
+import numpy, pickle
+class Tensor:
+    def __init__(self, array, bits): self.array, self.bits = array, bits
+    def float(self): return Tensor(self.array.astype("float32"), 32)
+    def numpy(self):
+        if self.bits == 16: raise TypeError("Got unsupported ScalarType BFloat16")
+        return self.array
+is_tensor = lambda value: isinstance(value, Tensor)
+def load(path, map_location, weights_only):
+    assert map_location == "cpu" and weights_only
+    tensors = {n: Tensor(a, 16) for n, a in numpy.load(path).items()}
+    step = Tensor(numpy.array(7), 64)
+    return {"model": {"backbone": tensors, "step": step}, "epoch": 3, "args": [1]}
+"""
+
+
+def test_the_conversion_is_one_line_of_shell(state_dict, tmp_path):
+    # A stand-in for PyTorch: nested dicts, bfloat16, integers and more in the file.
+    (tmp_path / "torch.py").write_text(TORCH)
+    np.savez(tmp_path / "in.npz", **state_dict)
+    (tmp_path / "in.npz").rename(tmp_path / "weights.pth")
     line = re.search(r"python -c .*weights\.npz", weights.__doc__, re.DOTALL).group()
-    code = re.search(r'"(.*)"', line.replace("\\\n", ""), re.DOTALL).group(1)
-    compile(code, "documentation", "exec")
-    assert "weights_only=True" in code
+    line = line.replace("python", sys.executable, 1)
+    subprocess.run(line, shell=True, cwd=tmp_path, check=True)
+    found = from_torch_state_dict(load_state_dict(tmp_path / "weights.npz"))
+    assert_equal(found, from_torch_state_dict(state_dict))
+
+
+def test_bfloat16_comes_back_from_either_file(state_dict, tmp_path):
+    low = {key: a.astype(ml_dtypes.bfloat16) for key, a in state_dict.items()}
+    for suffix in (".npz", ".safetensors"):
+        save_state_dict(tmp_path / f"low{suffix}", low)
+        found = from_torch_state_dict(load_state_dict(tmp_path / f"low{suffix}"))
+        assert_equal(found, from_torch_state_dict(low))
+
+
+def test_safetensors_are_those_of_the_library(state_dict, tmp_path):
+    library = pytest.importorskip("safetensors.numpy")
+    mixed = {"bytes": np.arange(3, dtype=np.uint8), **state_dict}
+    save_state_dict(tmp_path / "ours.safetensors", mixed)
+    assert_equal(library.load_file(tmp_path / "ours.safetensors"), mixed)
+    library.save_file(mixed, tmp_path / "theirs.safetensors", {"format": "pt"})
+    assert_equal(load_state_dict(tmp_path / "theirs.safetensors"), mixed)
+
+
+def test_a_tensor_that_numpy_cannot_take_is_named(state_dict):
+    class Half:
+        shape = (64,)
+
+        def __array__(self, *_, **__):
+            raise TypeError("Got unsupported ScalarType BFloat16")
+
+    with pytest.raises(ValueError, match=r"layer1.0.bn1.bias is no NumPy array: Got"):
+        from_torch_state_dict({**state_dict, "layer1.0.bn1.bias": Half()})
 
 
 @pytest.mark.parametrize(

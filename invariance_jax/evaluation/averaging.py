@@ -15,12 +15,15 @@ compilation serves every batch of one size.
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from invariance_jax.arguments import check_integer, check_shape
 from invariance_jax.types import Array, Encode, Key
+
+_LARGEST = 2**32 - 1
+"""What a random key takes as the number of an example or a view."""
 
 
 class SamplesAndApplies(Protocol):
@@ -51,16 +54,19 @@ def sample_view(
     Args:
       key: random key, the same for every batch of a data set.
       transformation: has `sample(key, batch_size)`.
-      indices: integer `[B]`, the identity of each example, non-negative.
-      view: the number of the view, counted from 0; may be traced.
+      indices: integer `[B]`, the identity of each example, from 0 to 2^32 - 1.
+      view: the number of the view, from 0 to 2^32 - 1; may be traced.
 
     Returns:
       What `transformation.sample` returns for B examples, leaves with leading axis B.
 
     Raises:
-      ValueError: if indices is not a vector of integers.
+      ValueError: if indices is not a vector of integers, or an index or the view is,
+        unless traced, out of range: a key would take another number for it.
     """
     _check_indices(indices)
+    if not isinstance(view, jax.Array):
+        view = check_integer("view", view, least=0, most=_LARGEST)
     view_key = jax.random.fold_in(key, view)
 
     def sample_one(index: Array) -> Any:
@@ -82,7 +88,7 @@ def average_features(
     """Returns the mean representation over the first M views, for each M of a sweep.
 
     Computes `h_M = (1/M) sum_{m < M} encode(t(x; alpha_m))` as running means in one
-    pass over max(num_views) views. Sums are made in float32 at least.
+    pass over max(num_views) views.
 
     Args:
       key: random key, the same for every batch of a data set.
@@ -90,11 +96,11 @@ def average_features(
       transformation: has `sample(key, batch_size)` and `apply(x, view)`.
       x: examples, an array or pytree whose leaves have leading axis B.
       num_views: the numbers of views M, strictly increasing, 1 or more.
-      indices: integer `[B]`, the identity of each example in the data set,
-        non-negative; None for 0 .. B - 1.
+      indices: integer `[B]`, the identity of each example in the data set, from 0 to
+        2^32 - 1; None for 0 .. B - 1.
 
     Returns:
-      `[len(num_views), B, D]`, the dtype of h.
+      `[len(num_views), B, D]`, the dtype of h, at least float32.
 
     Raises:
       ValueError: if num_views is not a strictly increasing tuple of positive integers,
@@ -105,7 +111,7 @@ def average_features(
     Cost: max(num_views) forward passes over the batch; memory of one of them and of the
       result, whatever the number of views.
     """
-    _check_num_views(num_views)
+    num_views = _check_num_views(num_views)
     encode_view, h = _view_encoder(key, encode, transformation, x, indices)
     dtype = jnp.promote_types(h.dtype, jnp.float32)
     counts = np.arange(1, num_views[-1] + 1)
@@ -124,7 +130,7 @@ def average_features(
     start = jnp.zeros(h.shape, dtype), jnp.zeros((len(num_views), *h.shape), dtype)
     steps = jnp.asarray(counts, jnp.uint32), jnp.asarray(slots, jnp.int32)
     (_, means), _ = jax.lax.scan(accumulate, start, steps)
-    return means.astype(h.dtype)
+    return means
 
 
 def encode_views(
@@ -144,8 +150,8 @@ def encode_views(
       transformation: has `sample(key, batch_size)` and `apply(x, view)`.
       x: examples, an array or pytree whose leaves have leading axis B.
       num_views: the number of views M, 1 or more.
-      indices: integer `[B]`, the identity of each example in the data set,
-        non-negative; None for 0 .. B - 1.
+      indices: integer `[B]`, the identity of each example in the data set, from 0 to
+        2^32 - 1; None for 0 .. B - 1.
 
     Returns:
       `[M, B, D]`, the dtype of h.
@@ -157,8 +163,7 @@ def encode_views(
     Gradients: with respect to x and what encode closes over, if it allows them.
     Cost: num_views forward passes over the batch, one at a time.
     """
-    if not _is_int(num_views) or num_views < 1:
-        raise ValueError(f"num_views must be an integer of 1 or more, not {num_views}.")
+    num_views = check_integer("num_views", num_views)
     encode_view, _ = _view_encoder(key, encode, transformation, x, indices)
     h: Array = jax.lax.map(encode_view, jnp.arange(num_views, dtype=jnp.uint32))
     return h
@@ -209,30 +214,30 @@ def _batch_size(x: Any) -> int:
 
 
 def _check_indices(indices: Array) -> None:
-    chex.assert_rank(
-        indices,
-        1,
-        custom_message="indices must be a vector, one integer per example",
-        exception_type=ValueError,
-    )
+    check_shape("indices", indices, (None,), expected="[B], an integer per example")
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise ValueError(f"indices must have an integer dtype, not {indices.dtype}.")
-
-
-def _check_num_views(num_views: tuple[int, ...]) -> None:
-    is_sweep = (
-        isinstance(num_views, tuple)
-        and len(num_views) > 0
-        and all(_is_int(count) for count in num_views)
-        and num_views[0] >= 1
-        and all(a < b for a, b in zip(num_views, num_views[1:], strict=False))
-    )
-    if not is_sweep:
+    if isinstance(indices, jax.core.Tracer) or not indices.size:
+        return
+    host = np.asarray(indices)
+    least, most = host.min(), host.max()
+    if least < 0 or most > _LARGEST:
         raise ValueError(
-            "num_views must be a strictly increasing tuple of integers of 1 or more, "
-            f"such as (1, 8), not {num_views!r}."
+            f"indices must be from 0 to {_LARGEST}, of which a key takes 32 bits; "
+            f"found {least} to {most}."
         )
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _check_num_views(num_views: tuple[int, ...]) -> tuple[int, ...]:
+    try:
+        if not isinstance(num_views, tuple) or not num_views:
+            raise ValueError
+        counts = tuple(check_integer("num_views", count) for count in num_views)
+        if any(a >= b for a, b in zip(counts, counts[1:], strict=False)):
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            "num_views must be a strictly increasing tuple of integers of 1 or more, "
+            f"such as (1, 8), not {num_views!r}."
+        ) from None
+    return counts

@@ -8,16 +8,21 @@ change that it stands for, over the size of the step.
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from invariance_jax.numerics import safe_divide, safe_sqrt
+from invariance_jax.arguments import (
+    check_matrix,
+    check_same_shape,
+    check_shape,
+    promote,
+)
+from invariance_jax.numerics import magnitude, safe_divide, safe_sqrt
 from invariance_jax.types import Array
 
 
 class Changes(NamedTuple):
-    """Squared norms of changes of the representation, each `[len(steps), B]`.
+    """Squared norms of changes of r, each `[len(steps), B]`, at least float32.
 
     Attributes:
       true: of the change itself; squared representation units.
@@ -78,31 +83,30 @@ def linearize_changes(
     Gradients: with respect to alpha, alpha_other and steps.
     Cost: one forward-mode pass, and a forward pass per step.
     """
-    chex.assert_rank(
-        [alpha, steps],
-        [2, 1],
-        custom_message="alpha must be [B, P], steps a vector",
-        exception_type=ValueError,
-    )
-    chex.assert_equal_shape(
-        [alpha, alpha_other],
-        custom_message="alpha_other must have the shape of alpha",
-        exception_type=ValueError,
-    )
+    check_matrix("alpha", alpha, expected="[B, P]")
+    check_same_shape(alpha=alpha, alpha_other=alpha_other)
+    check_shape("steps", steps, (None,), expected="a vector")
+    alpha, alpha_other = promote(alpha=alpha, alpha_other=alpha_other)
     direction = alpha_other - alpha
-    start, slope = jax.jvp(represent, (alpha,), (direction,))
-    chex.assert_shape(
-        start,
-        (alpha.shape[0], None),
-        custom_message="represent must return [B, D], one row per row of alpha",
-        exception_type=ValueError,
-    )
+
+    def precise(alpha: Array) -> Array:
+        r = represent(alpha)
+        check_shape(
+            "what represent returns",
+            r,
+            (alpha.shape[0], None),
+            expected="[B, D], one row per row of alpha",
+        )
+        return promote(represent=r)[0]
+
+    start, slope = jax.jvp(precise, (alpha,), (direction,))
 
     def change(step: Array) -> Changes:
-        true = represent(alpha + step * direction) - start
+        true = precise(alpha + step * direction) - start
         linear = step * slope
         return Changes(_squared(true), _squared(linear), _squared(true - linear))
 
+    (steps,) = promote(steps=steps)
     changes: Changes = jax.lax.map(change, steps.astype(alpha.dtype))
     return changes
 
@@ -119,15 +123,15 @@ def linearization_error(changes: Changes) -> LinearizationError:
     Raises:
       ValueError: if the shapes disagree, or there is no example.
     """
-    chex.assert_equal_shape(
-        [*changes], custom_message="changes", exception_type=ValueError
-    )
+    check_same_shape(**changes._asdict())
+    changes = Changes(*promote(**changes._asdict()))
     if changes.true.ndim != 2 or changes.true.shape[1] == 0:
         raise ValueError(
             "changes must be [len(steps), B] with B >= 1 examples; found "
             f"{list(changes.true.shape)}."
         )
-    true, linear, difference = changes
+    unit = magnitude(jnp.stack(changes), axis=(0, 2))[0]
+    true, linear, difference = (squares / unit for squares in changes)
     moves = true > 0
     ratios = jnp.where(moves, linear / jnp.where(moves, true, 1), jnp.nan)
     count = -(-true.shape[1] // 100)  # 1 %, rounded up

@@ -7,10 +7,10 @@ every representation towards one direction lowers the former alone.
 
 from typing import NamedTuple
 
-import chex
 import jax.numpy as jnp
 
-from invariance_jax.numerics import safe_divide
+from invariance_jax.arguments import check_shape, promote
+from invariance_jax.numerics import magnitude, safe_divide
 from invariance_jax.types import Array
 
 
@@ -39,30 +39,35 @@ def invariance(h: Array) -> Variance:
     of the example about 1 (in expectation at most 1; a sample may lie above).
 
     Args:
-      h: float `[M, B, D]`, M views of each of B examples; M 2 or more.
+      h: float `[M, B, D]`, M views of each of B examples; M and B 2 or more.
 
     Returns:
       `Variance`, three scalars.
 
     Raises:
-      ValueError: if h is not `[M, B, D]`, if M is below 2, or if B is 0.
+      ValueError: if h is not `[M, B, D]`, or if M or B is below 2: of one example the
+        two variances are the same, whatever the representation.
 
     Gradients: with respect to h; those of normalized are zero where total is 0.
     """
-    _check_views(h)
+    h = _promote_views(h, least_examples=2)
     num_views, batch_size, _ = h.shape
-    h = h.astype(jnp.promote_types(h.dtype, jnp.float32))
     # Two passes. Subtracting one row first makes constant rows exactly zero, where the
     # rounding of their mean would leave noise that the ratio then takes for variance.
     views = h - h[:1]
-    views = views - jnp.mean(views, axis=0, keepdims=True)
     rows = h - h[:1, :1]
+    unit = magnitude(rows)
+    views, rows = views / unit, rows / unit
+    views = views - jnp.mean(views, axis=0, keepdims=True)
     rows = rows - jnp.mean(rows, axis=(0, 1), keepdims=True)
     # In two steps: one long float32 sum would lose its last terms.
     within = jnp.mean(jnp.sum(jnp.square(views), axis=(0, 2)) / (num_views - 1))
     by_feature = jnp.sum(jnp.square(rows), axis=(0, 1))
     total = jnp.sum(by_feature / (batch_size * num_views - 1))
-    return Variance(within, total, safe_divide(within, total))
+    unit = jnp.squeeze(unit)
+    return Variance(
+        within * unit * unit, total * unit * unit, safe_divide(within, total)
+    )
 
 
 def paired_change(h: Array) -> Array:
@@ -84,23 +89,24 @@ def paired_change(h: Array) -> Array:
 
     Gradients: with respect to h.
     """
-    _check_views(h)
-    h = h.astype(jnp.promote_types(h.dtype, jnp.float32))
+    h = _promote_views(h, least_examples=1)
     pairs = h.shape[0] // 2
     change = h[0 : 2 * pairs : 2] - h[1 : 2 * pairs : 2]
-    return jnp.mean(jnp.sum(jnp.square(change), axis=-1)) / 2
+    unit = magnitude(change)
+    squares = jnp.sum(jnp.square(change / unit), axis=-1)
+    unit = jnp.squeeze(unit)
+    return jnp.mean(squares) / 2 * unit * unit
 
 
-def _check_views(h: Array) -> None:
-    chex.assert_rank(
-        h,
-        3,
-        custom_message="h must be [M, B, D], M views of each example",
-        exception_type=ValueError,
+def _promote_views(h: Array, *, least_examples: int) -> Array:
+    check_shape(
+        "h", h, (None, None, None), expected="[M, B, D], M views of each example"
     )
     num_views, batch_size, _ = h.shape
-    if num_views < 2 or batch_size < 1:
+    if num_views < 2 or batch_size < least_examples:
         raise ValueError(
-            "h must hold M >= 2 views of B >= 1 examples for a variance over views, "
-            f"but has M = {num_views}, B = {batch_size}."
+            f"h must hold M >= 2 views of B >= {least_examples} examples for a "
+            f"variance over views; found M = {num_views}, B = {batch_size}."
         )
+    (h,) = promote(h=h)
+    return h

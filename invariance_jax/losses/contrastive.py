@@ -2,12 +2,23 @@
 
 Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual
 Representations (ICML 2020), as used by Foster, Pukdee, Rainforth (ICLR 2021).
+
+Of an anchor a with its other view p and the negatives n, cosine similarity s and
+temperature T, the loss is `log(1 + exp(r))` with `r = log sum_n exp((s(a, n) - s(a, p))
+/ T)`. So nothing cancels where the negatives are far: `log sum - s(a, p) / T` would
+lose the loss of a well trained batch, and its gradient, to rounding.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from invariance_jax.arguments import (
+    check_integer,
+    check_matrix,
+    check_number,
+    check_same_shape,
+    promote,
+)
 from invariance_jax.numerics import l2_normalize
 from invariance_jax.types import Array
 
@@ -37,47 +48,60 @@ def nt_xent(
         gradient of the mean over the joined batch. None: one replica.
 
     Returns:
-      `[B]`, nats, for the examples of this replica.
+      `[B]`, nats, non-negative, for the examples of this replica; at least float32.
 
     Raises:
-      ValueError: if z1 and z2 are not two matrices of one shape, the temperature is a
-        Python number that is not positive, or the block size is not positive.
+      ValueError: if z1 and z2 are not two matrices of one shape of real numbers, the
+        temperature is not a positive number, or the block size no positive integer.
 
     Gradients: with respect to both projections; zero for a zero projection.
     Cost: one product of this replica's projections with all, twice that backward, and
     once more with blocks. Memory: one array of the similarities, `[2B, 2B]` on one
     replica, or two of those of a block.
     """
-    chex.assert_rank(
-        [z1, z2], 2, custom_message="z1, z2 must be [B, D].", exception_type=ValueError
-    )
-    chex.assert_equal_shape(
-        [z1, z2],
-        custom_message="z1 and z2 must be of one shape [B, D].",
-        exception_type=ValueError,
-    )
-    if isinstance(temperature, int | float) and not temperature > 0:
-        raise ValueError(f"temperature must be positive; found {temperature}.")
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size must be positive or None; found {block_size}.")
-    anchors = jnp.concatenate([l2_normalize(z1), l2_normalize(z2)])
+    check_matrix("z1", z1, expected="[B, D]")
+    check_same_shape(z1=z1, z2=z2)
+    check_number("temperature", temperature, low=0, above=True)
+    z1, z2 = promote(z1=z1, z2=z2)
+    z1, z2 = l2_normalize(z1), l2_normalize(z2)
+    ratio = _log_ratio(z1, z2, temperature, block_size, axis_name)
+    return jnp.mean(jax.nn.softplus(ratio), axis=0)
+
+
+def _log_ratio(
+    z1: Array,
+    z2: Array,
+    temperature: float | Array,
+    block_size: int | None,
+    axis_name: str | None,
+) -> Array:
+    """Returns r of each anchor, `[2, B]`; -inf without negatives."""
+    batch_size, anchors = len(z1), jnp.concatenate([z1, z2])
+    positive = jnp.tile(jnp.sum(z1 * z2, axis=1), 2)
     everyone, first = anchors, jnp.zeros((), jnp.int32)
     if axis_name is not None:
         everyone = jax.lax.all_gather(anchors, axis_name, tiled=True)
         first = jax.lax.axis_index(axis_name) * len(anchors)
+    if len(everyone) == 2:
+        return jnp.full((2, 1), -jnp.inf, z1.dtype)
+    own = jnp.arange(len(anchors))
+    # The own place of an anchor among everyone, and that of its other view.
+    places = first + jnp.stack([own, jnp.roll(own, batch_size)], axis=1)
+    temperature = jnp.asarray(temperature, z1.dtype)
 
-    def log_partition(anchor: Array, itself: Array) -> Array:
+    def log_ratio(anchor: Array, positive: Array, places: Array) -> Array:
         # "highest": accelerators otherwise round float32 factors to 8 or 11 bits.
-        logits = jnp.matmul(anchor, everyone.T, precision="highest") / temperature
-        others = jnp.arange(len(everyone)) != itself
-        return jax.nn.logsumexp(jnp.where(others, logits, -jnp.inf))
+        similarity = jnp.matmul(anchor, everyone.T, precision="highest")
+        index = jnp.arange(len(everyone))
+        negative = (index != places[0]) & (index != places[1])
+        difference = (similarity - positive) / temperature
+        return jax.nn.logsumexp(jnp.where(negative, difference, -jnp.inf))
 
-    rows = anchors, first + jnp.arange(len(anchors))
+    rows = anchors, positive, places
     if block_size is None:
-        partitions = jax.vmap(log_partition)(*rows)
+        ratios = jax.vmap(log_ratio)(*rows)
     else:
-        again = jax.checkpoint(log_partition)
-        partitions = jax.lax.map(lambda row: again(*row), rows, batch_size=block_size)
-    partition = jnp.mean(partitions.reshape(2, -1), axis=0)
-    positive = jnp.sum(anchors[: len(z1)] * anchors[len(z1) :], axis=1) / temperature
-    return partition - positive
+        block_size = check_integer("block_size", block_size)
+        again = jax.checkpoint(log_ratio)
+        ratios = jax.lax.map(lambda row: again(*row), rows, batch_size=block_size)
+    return ratios.reshape(2, batch_size)

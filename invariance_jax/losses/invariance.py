@@ -10,11 +10,18 @@ averages over them; one forward-mode derivative gives their expectation exactly.
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from invariance_jax.numerics import l2_normalize, safe_divide
+from invariance_jax.arguments import (
+    check_choice,
+    check_matrix,
+    check_number,
+    check_same_shape,
+    check_shape,
+    promote,
+)
+from invariance_jax.numerics import l2_normalize, magnitude, safe_divide
 from invariance_jax.types import Array
 
 NORMALIZATIONS = ("l2", "none", "batch")
@@ -64,12 +71,13 @@ def invariance_penalty(
 
     Returns:
       `(penalty [B], h [B, D])`, with has_aux `(penalty, h, aux)`. The penalty is
-      non-negative, dimensionless for "l2" and "batch", squared units of h for "none".
+      non-negative, dimensionless for "l2" and "batch", squared units of h for "none",
+      and at least float32; h is as represent gave it.
 
     Raises:
       ValueError: if the shapes of alpha, alpha_other and signs disagree, represent does
-        not return [B, D], the normalization or the shape of the limit is unknown or the
-        limit is not positive.
+        not return [B, D], the normalization or the shape of the limit is unknown, the
+        limit is not positive, or "batch" is to normalize a batch of one example.
 
     Gradients: with respect to all that represent closes over, alpha and alpha_other.
     Cost: one forward-mode pass (about two forward passes more) for one direction, one
@@ -77,16 +85,19 @@ def invariance_penalty(
     """
     _check_ends(alpha, alpha_other)
     _check_settings(normalization, example_limit, limit_shape)
+    alpha, alpha_other = promote(alpha=alpha, alpha_other=alpha_other)
 
     def normalized(alpha: Array) -> tuple[Array, tuple[Array, Any]]:
         h, aux = represent(alpha) if has_aux else (represent(alpha), None)
-        chex.assert_shape(
+        check_shape(
+            "h of represent",
             h,
             (alpha.shape[0], None),
-            custom_message="represent must return h [B, D], one row per row of alpha.",
-            exception_type=ValueError,
+            expected="[B, D], one row per row of alpha",
         )
-        return (l2_normalize(h) if normalization == "l2" else h), (h, aux)
+        (precise,) = promote(h=h)
+        precise = l2_normalize(precise) if normalization == "l2" else precise
+        return precise, (h, aux)
 
     if alpha_other.ndim == 2:
         _, change, (h, aux) = jax.jvp(
@@ -96,9 +107,10 @@ def invariance_penalty(
     else:
         _, along, (h, aux) = jax.linearize(normalized, alpha, has_aux=True)
         change = jax.vmap(along)(alpha_other - alpha[None])
-    squared = _squared(change, signs)
+    variance = jnp.ones((), change.dtype)
     if normalization == "batch":
-        squared = safe_divide(squared, _total_variance(h, axis_name))
+        change, variance = _in_units_of(change, *promote(h=h), axis_name=axis_name)
+    squared = safe_divide(_squared(change, signs), variance)
     penalty = jnp.mean(_limit(squared, example_limit, limit_shape), axis=0)
     return (penalty, h, aux) if has_aux else (penalty, h)
 
@@ -129,28 +141,27 @@ def consistency(
 
     Returns:
       `[B]`, non-negative; dimensionless for "l2" and "batch", squared units of h for
-      "none".
+      "none"; at least float32.
 
     Raises:
       ValueError: if h1 and h2 are not two matrices of one shape, the normalization or
-        the shape of the limit is unknown or the limit is not positive.
+        the shape of the limit is unknown, the limit is not positive, or "batch" is to
+        normalize a batch of one example.
 
     Gradients: with respect to h1 and h2.
     """
-    chex.assert_rank(
-        [h1, h2], 2, custom_message="h1, h2 must be [B, D].", exception_type=ValueError
-    )
-    chex.assert_equal_shape(
-        [h1, h2],
-        custom_message="h1 and h2 must be of one shape [B, D].",
-        exception_type=ValueError,
-    )
+    check_matrix("h1", h1, expected="[B, D]")
+    check_same_shape(h1=h1, h2=h2)
     _check_settings(normalization, example_limit, limit_shape)
-    n1, n2 = map(l2_normalize, (h1, h2)) if normalization == "l2" else (h1, h2)
-    squared = _squared(n1 - n2, None)
+    h1, h2 = promote(h1=h1, h2=h2)
+    if normalization == "l2":
+        change = l2_normalize(h1) - l2_normalize(h2)
+    else:
+        change = h1 - h2
+    variance = jnp.ones((), change.dtype)
     if normalization == "batch":
-        both = _total_variance(h1, axis_name) + _total_variance(h2, axis_name)
-        squared = safe_divide(squared, both / 2)
+        change, variance = _in_units_of(change, h1, h2, axis_name=axis_name)
+    squared = safe_divide(_squared(change, None), variance)
     return _limit(squared, example_limit, limit_shape)
 
 
@@ -163,6 +174,7 @@ def _squared(change: Array, signs: Array | None) -> Array:
             f"signs must be [B, D] or [K, B, D] with [K, B, D] = {change.shape}; found "
             f"shape {signs.shape}."
         )
+    (signs,) = promote(signs=signs)
     signs = signs.reshape(-1, *change.shape[1:]).astype(change.dtype)
     return jnp.square(jnp.sum(signs * change, axis=-1))
 
@@ -171,19 +183,37 @@ def _limit(squared: Array, limit: float | Array | None, shape: str) -> Array:
     """Returns the squared changes q, cut off at the limit c or slowed down by it."""
     if limit is None:
         return squared
+    limit = jnp.asarray(limit, squared.dtype)
     if shape == "hard":
         return jnp.minimum(squared, limit)
     return limit * jnp.log1p(squared / limit)
 
 
-def _total_variance(h: Array, axis_name: str | None) -> Array:
-    """Returns sum_d Var(h_d) over the batch of all replicas, with ddof 0."""
+def _in_units_of(
+    change: Array, *views: Array, axis_name: str | None
+) -> tuple[Array, Array]:
+    """Returns a change and the total variance of views in one common unit.
+
+    The variance is sum_d Var(h_d) over the batch of all replicas, with ddof 0, the mean
+    over the views. In the unit of their largest entry no square leaves the range.
+    """
+    replicas = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    if len(views[0]) * replicas == 1:
+        raise ValueError(
+            'normalization "batch" needs the variance over a batch of 2 or more '
+            "examples; found 1."
+        )
 
     def mean(values: Array) -> Array:
         local = jnp.mean(values, axis=0, keepdims=True)
         return local if axis_name is None else jax.lax.pmean(local, axis_name)
 
-    return jnp.sum(mean(jnp.square(h - mean(h))))
+    centred = jnp.concatenate([h - mean(h) for h in views], axis=1)
+    unit = magnitude(centred)
+    if axis_name is not None:
+        unit = jax.lax.pmax(unit, axis_name)
+    variance = jnp.sum(mean(jnp.square(centred / unit))) / len(views)
+    return change / unit.reshape((1,) * change.ndim), variance
 
 
 def _check_ends(alpha: Array, alpha_other: Array) -> None:
@@ -201,15 +231,7 @@ def _check_ends(alpha: Array, alpha_other: Array) -> None:
 def _check_settings(
     normalization: str, example_limit: float | Array | None, limit_shape: str
 ) -> None:
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(
-            f"normalization must be one of {NORMALIZATIONS}; found {normalization!r}."
-        )
-    if isinstance(example_limit, int | float) and not example_limit > 0:
-        raise ValueError(
-            f"example_limit must be positive or None; found {example_limit}."
-        )
-    if limit_shape not in LIMIT_SHAPES:
-        raise ValueError(
-            f"limit_shape must be one of {LIMIT_SHAPES}; found {limit_shape!r}."
-        )
+    check_choice("normalization", normalization, NORMALIZATIONS)
+    check_choice("limit_shape", limit_shape, LIMIT_SHAPES)
+    if example_limit is not None:
+        check_number("example_limit", example_limit, low=0, above=True)

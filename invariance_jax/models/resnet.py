@@ -10,11 +10,11 @@ is `layer1_0`, `downsample.0` and `.1` are `downsample_conv` and `downsample_bn`
 from collections.abc import Callable
 from functools import partial
 
-import chex
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from invariance_jax.arguments import check_shape
 from invariance_jax.models.convolution import Convolution
 from invariance_jax.models.normalization import BatchNorm
 from invariance_jax.types import Array
@@ -169,17 +169,17 @@ class ResNet(nn.Module):
 
 
 def check_images(images: Array) -> None:
-    """Checks that images have rank 4.
+    """Checks that images are floating and of rank 4.
 
     Args:
       images: `[B, H, W, 3]`.
 
     Raises:
-      ValueError: if they have another rank.
+      ValueError: if they have another rank, or are integers.
     """
-    chex.assert_rank(
-        images,
-        4,
-        exception_type=ValueError,
-        custom_message=f"images have shape {images.shape}, expected [B, H, W, C]",
-    )
+    check_shape("images", images, (None,) * 4, expected="[B, H, W, C]")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images must be floating, as a transformation gives them; found "
+            f"{images.dtype}: `plain` normalizes 8-bit images."
+        )

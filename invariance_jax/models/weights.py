@@ -1,22 +1,27 @@
 """PyTorch state dicts of ResNets to flax variables and back.
 
 A state dict is a mapping from names to NumPy arrays: torchvision's names, or those of
-the authors of Foster et al. (2021), which differ in `stem.` before the first layers. A
-`module.` before every name and a dict around it (`{"net": ...}`) are taken off. No
-pickle is ever loaded: a `.pth` file is converted once, where PyTorch is installed, by
+the authors of Foster et al. (2021), which differ in `stem.` before the first layers.
+Whatever stands before all names of the ResNet is taken off: dicts around it, as
+`{"model": {...}}`, and prefixes, as `module.`, `backbone.` or `encoder_q.`; so is what
+else a checkpoint holds, as a head or an optimizer. No pickle is ever loaded: a `.pth`
+file is converted once, where PyTorch is installed, by
 
     python -c "import sys, torch, numpy; a, b = sys.argv[1:]; \
-    d = torch.load(a, map_location='cpu', weights_only=True); \
-    d = d.get('net', d.get('state_dict', d)); \
-    numpy.savez(b, **{k: v.numpy() for k, v in d.items()})" weights.pth weights.npz
+    flat = lambda d, p: {k: v for n, x in d.items() for k, v in ( \
+    flat(x, f'{p}{n}.') if isinstance(x, dict) else \
+    {f'{p}{n}': x.float().numpy()} if torch.is_tensor(x) else {}).items()}; \
+    numpy.savez(b, **flat(torch.load(a, map_location='cpu', weights_only=True), ''))" \
+    weights.pth weights.npz
 
 PyTorch keeps the unbiased running variance where flax and this project keep the biased
 one; it is taken over as it is.
 """
 
 import functools
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +32,22 @@ import numpy as np
 from invariance_jax.models.registry import ENCODERS, create_encoder
 from invariance_jax.models.resnet import STEMS
 
-_WRAPPERS = ("net", "state_dict", "model")
+# What every ResNet has, and no layer of one ends with.
+_ANCHOR = re.compile(r"(?<![^.])layer[1-4]\.0\.conv1\.weight$")
+_LAYER = re.compile(r"(conv1|bn1|layer\d+)\.")
+
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
 _SUFFIXES = (".npz", ".safetensors")
+
+# Their names of dtypes; bytes are little-endian.
+_SAFETENSORS: dict[str, Any] = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": jnp.bfloat16,
+    "BOOL": "?",
+    **{f"{kind}{8 * n}": f"<{kind.lower()}{n}" for kind in "IU" for n in (1, 2, 4, 8)},
+}
 
 # Ours -> theirs; the running statistics are leaves of another collection.
 _LEAVES = {
@@ -53,13 +71,19 @@ class Architecture(NamedTuple):
     stem: str
 
 
-def from_torch_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def from_torch_state_dict(
+    state_dict: Mapping[str, Any], *, prefix: str | None = None
+) -> dict[str, Any]:
     """Returns the flax variables of a ResNet with the weights of a state dict.
 
-    torchvision's classifier (`fc`) and the counters `num_batches_tracked` are left out.
+    The counters `num_batches_tracked` and what lies beside the layers, as torchvision's
+    classifier (`fc`), are left out.
 
     Args:
-      state_dict: names to arrays; convolutions `[out, in, rows, columns]`.
+      state_dict: names to arrays, or to such dicts; convolutions `[out, in, rows,
+        columns]`.
+      prefix: what stands before the names of the ResNet, with its dot, the keys of
+        dicts included ("teacher.backbone."); None: that of the only ResNet there is.
 
     Returns:
       {"params", "batch_stats"} of the encoder that `identify` names: NumPy arrays,
@@ -67,14 +91,15 @@ def from_torch_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
       ValueError: if it is not that of a ResNet-18, -34 or -50: tensors that are
-        missing, unexpected, of another shape, or not floating are named.
+        missing, unexpected, of another shape, or not floating are named; or if there
+        are several ResNets and no prefix, or none with that prefix.
     """
-    tensors = _unwrap(state_dict)
+    tensors = _unwrap(state_dict, prefix)
     architecture = _closest(tensors)
     _check(tensors, architecture)
     variables: dict[str, Any] = {}
     for name, (path, _) in _expected(*architecture).items():
-        array = np.asarray(tensors[name])
+        array = tensors[name]
         array = array.astype(np.float64 if array.dtype == np.float64 else np.float32)
         node = variables
         for step in path[:-1]:
@@ -118,19 +143,23 @@ def to_torch_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return state_dict
 
 
-def identify(state_dict: Mapping[str, Any]) -> Architecture:
+def identify(
+    state_dict: Mapping[str, Any], *, prefix: str | None = None
+) -> Architecture:
     """Returns which encoder a state dict is of.
 
     Args:
-      state_dict: names to arrays.
+      state_dict: as of `from_torch_state_dict`.
+      prefix: as of `from_torch_state_dict`.
 
     Returns:
       The arguments of `create_encoder`; the closest where tensors do not fit.
 
     Raises:
-      ValueError: if no tensor is that of a ResNet.
+      ValueError: if no tensor is that of a ResNet, or as `from_torch_state_dict` of
+        several ResNets and the prefix.
     """
-    return _closest(_unwrap(state_dict))
+    return _closest(_unwrap(state_dict, prefix))
 
 
 def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -157,13 +186,11 @@ def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is not a file.")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            return dict(load_file(path))
+            return _from_safetensors(path.read_bytes())
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             return {name: archive[name] for name in archive.files}
-    except Exception as error:  # zipfile, NumPy and safetensors each raise their own
+    except Exception as error:  # zipfile, zlib, json and NumPy each raise their own
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
@@ -182,17 +209,46 @@ def save_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> N
     if path.exists():
         raise ValueError(f"{path} exists; move it, nothing is overwritten.")
     temporary = path.with_name(f"tmp.{path.name}")
-    # safetensors writes the memory of an array as it lies, a transposed one's too.
     arrays: dict[str, Any] = {
         name: np.asarray(array, order="C") for name, array in state_dict.items()
     }
     if path.suffix == ".safetensors":
-        from safetensors.numpy import save_file
-
-        save_file(arrays, temporary)
+        temporary.write_bytes(_to_safetensors(arrays))
     else:
         np.savez(temporary, **arrays)
     temporary.rename(path)
+
+
+def _from_safetensors(data: bytes) -> dict[str, np.ndarray]:
+    """Returns the tensors of a file: the length of a header, the header, the bytes."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    if len(data) < start:
+        raise ValueError("the header is not whole")
+    found = {}
+    for name, entry in json.loads(data[8:start]).items():
+        if name != "__metadata__":
+            begin, end = (start + offset for offset in entry["data_offsets"])
+            if not start <= begin <= end <= len(data):
+                raise ValueError(f"the bytes of {name} are not all there")
+            flat = np.frombuffer(data[begin:end], _SAFETENSORS[entry["dtype"]])
+            found[name] = flat.reshape(entry["shape"]).copy()
+    return found
+
+
+def _to_safetensors(arrays: Mapping[str, np.ndarray]) -> bytes:
+    codes = {np.dtype(dtype): code for code, dtype in _SAFETENSORS.items()}
+    header, position = {}, 0
+    for name, array in arrays.items():
+        header[name] = {
+            "dtype": codes[array.dtype],
+            "shape": array.shape,
+            "data_offsets": (position, position + array.nbytes),
+        }
+        position += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    content = (array.tobytes() for array in arrays.values())
+    return b"".join([len(text).to_bytes(8, "little"), text, *content])
 
 
 def _check_suffix(path: Path) -> None:
@@ -200,20 +256,57 @@ def _check_suffix(path: Path) -> None:
         raise ValueError(f"{path} must end in {' or '.join(_SUFFIXES)}.")
 
 
-def _unwrap(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the tensors by torchvision's names, without what is not needed."""
-    for name in _WRAPPERS:
-        if isinstance(state_dict.get(name), Mapping):
-            return _unwrap(state_dict[name])
-    tensors = dict(state_dict)
-    if tensors and all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): a for name, a in tensors.items()}
-    return {
-        name.removeprefix("stem."): array
-        for name, array in tensors.items()
-        if not name.endswith("num_batches_tracked")
-        and name not in ("fc.weight", "fc.bias")
+def _unwrap(state_dict: Mapping[str, Any], prefix: str | None) -> dict[str, np.ndarray]:
+    """Returns the tensors of the ResNet by torchvision's names."""
+    flat = dict(_flatten(state_dict))
+    candidates = {
+        name[: match.start()]
+        for name, array in flat.items()
+        if (match := _ANCHOR.search(name)) and len(array.shape) == 4
     }
+    listed = ", ".join(sorted(map(repr, candidates))) or "none"
+    if prefix is None and len(candidates) > 1:
+        raise ValueError(
+            f"state_dict holds several ResNets, with the prefixes {listed}; expected "
+            "one: give its prefix."
+        )
+    if prefix is not None and prefix not in candidates:
+        raise ValueError(f"no ResNet has the prefix {prefix!r}; found {listed}.")
+    start = prefix if prefix is not None else next(iter(candidates), "")
+    own = {
+        name.removeprefix(start).removeprefix("stem."): array
+        for name, array in flat.items()
+        if name.startswith(start)
+    }
+    found = {
+        name: _to_numpy(name, array)
+        for name, array in own.items()
+        if _LAYER.match(name) and not name.endswith("num_batches_tracked")
+    }
+    if not found:
+        raise ValueError(
+            "no tensor is that of a ResNet; found "
+            f"{', '.join(sorted(flat)[:4]) or 'nothing'}."
+        )
+    return found
+
+
+def _flatten(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the names of all arrays in dicts, joined by dots, and the arrays."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{path}{name}.")
+        elif hasattr(value, "shape"):
+            yield f"{path}{name}", value
+
+
+def _to_numpy(name: str, array: Any) -> np.ndarray:
+    try:
+        found = np.asarray(array)
+    except (TypeError, RuntimeError) as error:  # a tensor of PyTorch, in bfloat16 say
+        raise ValueError(f"{name} is no NumPy array: {error}") from error
+    # NumPy writes bfloat16 as two bytes without a meaning.
+    return found.view(jnp.bfloat16) if found.dtype == np.dtype("V2") else found
 
 
 @functools.cache

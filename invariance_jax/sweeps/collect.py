@@ -89,7 +89,9 @@ def _variants(parent: epath.Path) -> list[epath.Path]:
     if not found:
         raise ValueError(f"{parent}: none of the {len(variants)} variants is finished.")
     if found[0] != parent / next(iter(variants)):
-        _log.warning("%s: compared to %s, as the first is missing", parent, found[0].name)
+        _log.warning(
+            "%s: compared to %s, as the first is missing", parent, found[0].name
+        )
     return found
 
 

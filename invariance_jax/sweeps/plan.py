@@ -108,9 +108,7 @@ def begin(chosen: Plan) -> None:
         write_json(epath.Path(chosen.workdir) / "sweep.json", chosen.record)
 
 
-def run_each(
-    chosen: Plan, program: Callable[[Config | None, str], None]
-) -> list[str]:
+def run_each(chosen: Plan, program: Callable[[Config | None, str], None]) -> list[str]:
     """Makes the runs one after the other; returns what those that diverged said.
 
     One run that diverges does not stop the others; without a sweep, it raises.

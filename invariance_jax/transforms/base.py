@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import checkify
 
+from invariance_jax.arguments import check_integer
 from invariance_jax.types import Array, Key
 
 
@@ -35,7 +37,7 @@ class Transformation:
 
     Attributes:
       names: the P names of the columns of alpha.
-      bounds: float `[P, 2]`, the lower and upper end of each parameter's law.
+      bounds: float `[P, 2]`, the lower and upper end of each parameter's distribution.
       sample: `(key, batch_size) -> View`, draws the parameters of one view of each of
         batch_size examples.
       apply: `(x, view) -> images`, float32 `[B, H, W, 3]`, values about [0, 1]; pure.
@@ -50,25 +52,42 @@ class Transformation:
     plain: Callable[[Any], Array] | None = None
 
 
+_FEW_DRAWS, _DRAWS = 4, 16
+"""Views that are drawn, and at most until one has a derivative: gates may be off."""
+
+_STEP = 5e-4
+"""Of the differences that a derivative is compared with, a share of the bounds."""
+
+_TOLERANCE, _SEEN = 0.1, 1e-4
+"""Of the comparison, relative; and the norm of a change that no rounding makes."""
+
+_MOST_ALONE = 8
+"""Examples that are tried alone."""
+
+
 def check_transformation(
     transformation: Transformation, x: Any, *, seed: int = 0
 ) -> None:
     """Checks that a transformation of one's own keeps the promises of the protocol.
 
-    Draws two views, applies them, and takes the derivatives that training takes, all
-    compiled: forward along alpha, and reverse over forward.
+    Draws views, applies them, and takes the derivatives that training takes, all
+    compiled: forward along alpha, and reverse over forward. The derivative along each
+    parameter is compared with differences of the images.
 
     Args:
       transformation: what is checked.
-      x: a few examples, a pytree with leading axis B of at least 2.
+      x: a few examples, a pytree with leading axis B of at least 2. Real ones: of black
+        images no parameter of a colour has an effect.
       seed: seed of the views.
 
     Raises:
-      ValueError: that names the first promise broken: names against bounds, leading
-        axes and dtypes of a view, draws outside the bounds, a function that cannot be
+      ValueError: that names the first promise broken: names and bounds, leading axes
+        and dtypes of a view, draws outside the bounds, a function that cannot be
         compiled or differentiated, shape, dtype and finiteness of images and
-        derivatives, or examples that are not independent.
+        derivatives, a derivative that is not that of the images, or is 0 everywhere,
+        a column that is not there, or examples that are not independent.
     """
+    seed = check_integer("seed", seed, least=0, most=2**32 - 1)
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
     _require(
         bool(shapes)
@@ -76,26 +95,33 @@ def check_transformation(
         f"leaves of x must share a leading axis of at least 2; found {shapes}",
     )
     batch_size = shapes[0][0]
-    _check_bounds(transformation)
-    keys = jax.random.split(jax.random.key(seed), 3)
+    _check_names(transformation)
+    keys = jax.random.split(jax.random.key(seed), _DRAWS)
     sample = jax.jit(lambda key: transformation.sample(key, batch_size))
     first = _attempt("sample must compile", sample, keys[0])
     _check_view(transformation, first, batch_size)
-    second = sample(keys[1])
+    views = [first, *map(sample, keys[1:])]
     _require(
-        not np.array_equal(first.alpha, second.alpha),
+        not np.array_equal(first.alpha, views[1].alpha),
         "sample must draw different alpha for different keys",
     )
-    images = _attempt("apply must compile", jax.jit(transformation.apply), x, first)
+    apply = jax.jit(transformation.apply)
+    images = _attempt("apply must compile", apply, x, first)
     _check_images("apply", images, batch_size)
-    _check_derivatives(transformation, x, first, second.alpha - first.alpha)
-    alone = transformation.apply(*jax.tree.map(lambda leaf: leaf[:1], (x, first)))
-    _require(
-        np.allclose(alone, images[:1], atol=1e-4),
-        "apply must treat examples independently: the first one alone differs",
-    )
+    _check_columns(transformation, x, first)
+    _check_derivatives(transformation, x, first, views[1].alpha - first.alpha)
+    _check_slopes(transformation, x, views)
+    _check_alone("apply", apply, images, x, first)
     if transformation.plain is not None:
-        _check_images("plain", transformation.plain(x), batch_size)
+        plain = jax.jit(transformation.plain)
+        found = _attempt("plain must compile", plain, x)
+        _check_images("plain", found, batch_size)
+        _require(
+            found.shape == images.shape,
+            f"plain must return images of the size of apply's, {images.shape}; found "
+            f"{found.shape}",
+        )
+        _check_alone("plain", plain, found, x)
 
 
 def _attempt(promise: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -107,12 +133,17 @@ def _attempt(promise: str, function: Callable[..., Any], *args: Any) -> Any:
         raise ValueError(f"transformation check: {promise}: {reason}") from error
 
 
-def _check_bounds(transformation: Transformation) -> None:
-    num_names, bounds = len(transformation.names), np.asarray(transformation.bounds)
-    _require(num_names > 0, "names must hold the name of a parameter; found none")
+def _check_names(transformation: Transformation) -> None:
+    names, bounds = transformation.names, np.asarray(transformation.bounds)
+    _require(len(names) > 0, "names must hold the name of a parameter; found none")
+    _require(len(set(names)) == len(names), f"names must differ; found {names}")
     _require(
-        bounds.shape == (num_names, 2),
-        f"bounds must be [{num_names}, 2], a row per name; found {bounds.shape}",
+        bounds.shape == (len(names), 2),
+        f"bounds must be [{len(names)}, 2], a row per name; found {bounds.shape}",
+    )
+    _require(
+        bool(np.isfinite(bounds).all() and (bounds[:, 0] <= bounds[:, 1]).all()),
+        f"bounds must be finite and ordered; found {bounds.tolist()}",
     )
 
 
@@ -142,15 +173,39 @@ def _check_view(transformation: Transformation, view: View, batch_size: int) -> 
         )
 
 
+def _check_columns(transformation: Transformation, x: Any, view: View) -> None:
+    """Looks for a column of alpha that is not there: JAX takes the last for it."""
+    checked = checkify.checkify(transformation.apply, errors=checkify.index_checks)
+    try:
+        error, _ = jax.jit(checked)(x, view)
+    except (TypeError, ValueError, NotImplementedError):
+        return  # there is something in apply that cannot be checked so
+    found = error.get() or ""
+    shapes = view.alpha.shape, view.alpha.shape[1:]
+    _require(
+        not any(f"array of shape {shape}:" in found for shape in shapes),
+        f"apply must take columns of alpha that names has: {found.strip()}",
+    )
+
+
+def _along(
+    transformation: Transformation, x: Any, view: View
+) -> Callable[[Array], Array]:
+    """Returns the images as a function of alpha."""
+
+    def apply(alpha: Array) -> Array:
+        return transformation.apply(x, View(alpha, view.held))
+
+    return apply
+
+
 def _check_derivatives(
     transformation: Transformation, x: Any, view: View, direction: Array
 ) -> None:
     """Takes the derivative along alpha, and the gradient of its square."""
+    apply = _along(transformation, x, view)
 
     def change(alpha: Array) -> Array:
-        def apply(alpha: Array) -> Array:
-            return transformation.apply(x, View(alpha, view.held))
-
         return jax.jvp(apply, (alpha,), (direction,))[1]
 
     def size(alpha: Array) -> Array:
@@ -162,6 +217,67 @@ def _check_derivatives(
     ]:
         values = _attempt(promise, derivative, view.alpha)
         _check_finite(f"the derivative ({promise})", values)
+
+
+def _check_slopes(transformation: Transformation, x: Any, views: list[View]) -> None:
+    """Compares the derivative along each column with differences of the images."""
+    low, high = (jnp.asarray(end, jnp.float32) for end in transformation.bounds.T)
+
+    @jax.jit
+    def measure(view: View) -> Array:
+        apply = _along(transformation, x, view)
+
+        def along(step: Array) -> Array:
+            direction = jnp.broadcast_to(step[None], view.alpha.shape)
+            slope = jax.jvp(apply, (view.alpha,), (direction,))[1]
+            change = (apply(view.alpha + direction) - apply(view.alpha - direction)) / 2
+            least, most = (
+                apply(jnp.where(direction != 0, end[None], view.alpha))
+                for end in (low, high)
+            )
+            found = slope, change, slope - change, most - least
+            return jnp.stack([jnp.sum(values**2, axis=(1, 2, 3)) for values in found])
+
+        return jax.lax.map(along, jnp.diag(_STEP * (high - low)))
+
+    norms = np.zeros((len(transformation.names), 4, 0))
+    for count, view in enumerate(views):
+        if count >= _FEW_DRAWS and norms[:, 0].any():
+            break
+        norms = np.concatenate([norms, np.sqrt(measure(view))], axis=2)
+    _require(
+        bool(norms[:, 0].any()),
+        "apply must depend on alpha; its derivative is 0 in all examples of "
+        f"{norms.shape[2] // len(views[0].alpha)} views",
+    )
+    for name, columns in zip(transformation.names, norms, strict=True):
+        slope, change, error, whole = columns
+        _require(
+            slope.any() or whole.max() < _SEEN,
+            f"the derivative along {name!r} is 0 everywhere, though the images change",
+        )
+        size = np.maximum(slope, change)
+        # The median: there may be kinks, and steep places.
+        seen = size > _SEEN
+        off = np.median(error[seen] / size[seen]) if seen.any() else 0
+        _require(
+            off < _TOLERANCE,
+            f"the derivative along {name!r} must be that of the images; found "
+            f"{100 * off:.0f} % off their differences",
+        )
+
+
+def _check_alone(
+    name: str, function: Callable[..., Array], images: Array, *examples: Any
+) -> None:
+    """Compares what examples give alone with what they give among the others."""
+    numbers = np.unique(np.linspace(0, len(images) - 1, _MOST_ALONE).astype(int))
+    for number in numbers:
+        one = jax.tree.map(lambda leaf, i=number: leaf[i : i + 1], examples)
+        _require(
+            np.allclose(function(*one)[0], images[number], atol=1e-4),
+            f"{name} must treat examples independently: number {number} alone differs",
+        )
 
 
 def _check_images(name: str, images: Array, batch_size: int) -> None:

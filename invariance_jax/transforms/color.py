@@ -3,7 +3,8 @@
 Brightness, contrast, saturation, hue and grayscale as in Foster, Pukdee, Rainforth
 (ICLR 2021) and their released code, and the colouring of grey images as on Spirograph.
 Conventions of the whole file: images are float `[B, H, W, 3]`, red, green, blue, values
-in [0, 1]; every parameter has one value per example; functions keep the dtype.
+in [0, 1]; every parameter has one value per example; results have the common dtype of
+both, at least float32.
 
 Brightness, contrast and saturation clip to [0, 1], hue does not, as in the paper. What
 reaches 0 or 1 before the clip, or goes beyond, has derivative 0 by all inputs.
@@ -11,11 +12,11 @@ reaches 0 or 1 before the clip, or goes beyond, has derivative 0 by all inputs.
 
 import math
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from invariance_jax.arguments import check_shape, promote, promote_images
 from invariance_jax.types import Array
 
 JITTER_NAMES = ("brightness", "contrast", "saturation", "hue")
@@ -50,7 +51,7 @@ def adjust_brightness(images: Array, factor: Array) -> Array:
 
     Gradients: with respect to both; 0 at and beyond the clip points.
     """
-    _check("factor", images, factor)
+    images, factor = _promote("factor", images, factor)
     return _clip(_per_image(factor) * images)
 
 
@@ -71,7 +72,7 @@ def adjust_contrast(images: Array, factor: Array) -> Array:
 
     Gradients: with respect to both; 0 at and beyond the clip points.
     """
-    _check("factor", images, factor)
+    images, factor = _promote("factor", images, factor)
     # The mean goes first, one axis at a time: XLA on CPU is four times as fast so.
     rows = jnp.mean(images, axis=1, keepdims=True)
     return _blend(images, _luma(jnp.mean(rows, axis=2, keepdims=True)), factor)
@@ -94,7 +95,7 @@ def adjust_saturation(images: Array, factor: Array) -> Array:
 
     Gradients: with respect to both; 0 at and beyond the clip points.
     """
-    _check("factor", images, factor)
+    images, factor = _promote("factor", images, factor)
     return _blend(images, _luma(images), factor)
 
 
@@ -117,7 +118,7 @@ def adjust_hue(images: Array, turns: Array) -> Array:
 
     Gradients: with respect to both, of any order.
     """
-    _check("turns", images, turns)
+    images, turns = _promote("turns", images, turns)
     angle = (2 * math.pi * turns)[:, None, None, None]
     still, cos, sin = (
         jnp.asarray(matrix[None, None, None], turns.dtype)
@@ -144,7 +145,7 @@ def to_grayscale(images: Array) -> Array:
 
     Gradients: with respect to images, of any order.
     """
-    _check_images(images)
+    images = promote_images(images, channels=3)
     return jnp.repeat(_luma(images), 3, axis=-1)
 
 
@@ -165,7 +166,7 @@ def jitter(images: Array, alpha: Array) -> Array:
 
     Gradients: with respect to both; clip points as in the single operations.
     """
-    _check("alpha", images, alpha, JITTER_NAMES)
+    images, alpha = _promote("alpha", images, alpha, JITTER_NAMES)
     brightness, contrast, saturation, hue = jnp.unstack(alpha, axis=1)
     images = adjust_brightness(images, brightness)
     images = adjust_contrast(images, contrast)
@@ -192,7 +193,7 @@ def colorize(images: Array, alpha: Array) -> Array:
 
     Gradients: with respect to both, of any order.
     """
-    _check("alpha", images, alpha, COLORIZE_NAMES)
+    images, alpha = _promote("alpha", images, alpha, COLORIZE_NAMES)
     intensity = _luma(images)
     fore, back = alpha[:, None, None, 0::2], alpha[:, None, None, 1::2]
     return intensity * fore + (1 - intensity) * back
@@ -222,30 +223,14 @@ def _per_image(factor: Array) -> Array:
     return factor[:, None, None, None]
 
 
-def _check(
+def _promote(
     name: str, images: Array, values: Array, columns: tuple[str, ...] = ()
-) -> None:
-    """Checks images, and values `[B]` or, with columns, `[B, len(columns)]`."""
-    _check_images(images)
+) -> list[Array]:
+    """Returns images, and values `[B]` or, with columns, `[B, len(columns)]`."""
+    images = promote_images(images, channels=3)
     expected = (images.shape[0], *([len(columns)] if columns else []))
     order = f", columns {', '.join(columns)}" if columns else ""
-    chex.assert_shape(
-        values,
-        expected,
-        custom_message=f"{name} must be {list(expected)}, a row per image{order}",
-        exception_type=ValueError,
+    check_shape(
+        name, values, expected, expected=f"{list(expected)}, a row per image{order}"
     )
-
-
-def _check_images(images: Array) -> None:
-    chex.assert_shape(
-        images,
-        (None, None, None, 3),
-        custom_message="images must be [B, H, W, 3]",
-        exception_type=ValueError,
-    )
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
-            f"images must be floating, with values in [0, 1]; found {images.dtype}: "
-            "divide 8-bit images by 255."
-        )
+    return promote(images=images, **{name: values})

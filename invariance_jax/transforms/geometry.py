@@ -3,17 +3,24 @@
 The random resized crop and flip of Foster, Pukdee, Rainforth (ICLR 2021), and affine
 maps. Conventions of the whole file: images are float `[B, H, W, C]` with any number of
 channels C, values in [0, 1]; lengths are in pixels, rows downwards and columns to the
-right, and pixel p covers [p, p + 1]; functions keep the dtype.
+right, and pixel p covers [p, p + 1]; results have the common dtype of images and
+parameters, at least float32.
 """
 
 from collections.abc import Callable
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from invariance_jax.arguments import (
+    check_choice,
+    check_integer,
+    check_shape,
+    promote,
+    promote_images,
+)
 from invariance_jax.numerics import safe_divide
 from invariance_jax.types import Array
 
@@ -53,7 +60,7 @@ def crop_and_resize(
       method: "lanczos3", or "bilinear" (the triangle kernel, Pillow's BILINEAR).
 
     Returns:
-      `[B, *size, C]`, the common dtype of images and boxes, values in [0, 1].
+      `[B, *size, C]`, values in [0, 1].
 
     Raises:
       ValueError: if images or boxes have another shape, images are not floating, a size
@@ -65,13 +72,12 @@ def crop_and_resize(
       much smaller than a pixel has large derivatives.
     Cost: `size (H W + size H)` products per image and channel.
     """
-    _check_images(images)
-    _check_rows("boxes", boxes, images, BOX_NAMES)
-    rows, columns = (size, size) if isinstance(size, int) else size
-    if rows < 1 or columns < 1:
-        raise ValueError(f"size must be positive; found {size}.")
-    if method not in _KERNELS:
-        raise ValueError(f"method must be one of {METHODS}; found {method!r}.")
+    images, boxes = _promote("boxes", images, boxes, BOX_NAMES)
+    sides = size if isinstance(size, tuple) else (size, size)
+    if len(sides) != 2:
+        raise ValueError(f"size must be one number or two; found {size}.")
+    rows, columns = (check_integer("size", side) for side in sides)
+    check_choice("method", method, METHODS)
     top, left, height, width = jnp.unstack(boxes, axis=1)
     kernel = _KERNELS[method]
     across = _weights(left, width, images.shape[2], columns, kernel)
@@ -156,7 +162,9 @@ def central_square(images: Array, *, size: int, method: str = "lanczos3") -> Arr
 
     Gradients: with respect to images.
     """
-    _check_images(images)
+    images = promote_images(images)
+    size = check_integer("size", size)
+    check_choice("method", method, METHODS)
     side = min(images.shape[1:3])
     top, left = ((length - side) // 2 for length in images.shape[1:3])
     images = images[:, top : top + side, left : left + side]
@@ -186,7 +194,7 @@ def flip_horizontal(images: Array, flip: Array) -> Array:
 
     Gradients: with respect to images, of any order.
     """
-    _check_images(images)
+    images = promote_images(images)
     if flip.shape != images.shape[:1] or flip.dtype != jnp.bool_:
         raise ValueError(
             f"flip must be bool [{images.shape[0]}], one per image; found "
@@ -217,8 +225,7 @@ def affine(images: Array, alpha: Array) -> Array:
     Gradients: with respect to both. Where a sampled row or column is a whole number,
       as everywhere at the identity, the derivative is the one to its increasing side.
     """
-    _check_images(images)
-    _check_rows("alpha", alpha, images, AFFINE_NAMES)
+    images, alpha = _promote("alpha", images, alpha, AFFINE_NAMES)
     num_rows, num_columns = images.shape[1:3]
     row, column = _source_points(alpha, num_rows, num_columns)
     # One black pixel all around stands for all that is outside.
@@ -267,30 +274,11 @@ def _clip(images: Array) -> Array:
     return jax.lax.clamp(zero, images, zero + 1)
 
 
-def _check_images(images: Array) -> None:
-    chex.assert_rank(
-        images,
-        4,
-        custom_message="images must be [B, H, W, C]",
-        exception_type=ValueError,
-    )
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
-            f"images must be floating, with values in [0, 1]; found {images.dtype}: "
-            "divide 8-bit images by 255."
-        )
-
-
-def _check_rows(
-    name: str, values: Array, images: Array, columns: tuple[str, ...]
-) -> None:
+def _promote(
+    name: str, images: Array, values: Array, columns: tuple[str, ...]
+) -> list[Array]:
+    images = promote_images(images)
     expected = (images.shape[0], len(columns))
-    chex.assert_shape(
-        values,
-        expected,
-        custom_message=(
-            f"{name} must be {list(expected)}, a row per image, "
-            f"columns {', '.join(columns)}"
-        ),
-        exception_type=ValueError,
-    )
+    order = f"a row per image, columns {', '.join(columns)}"
+    check_shape(name, values, expected, expected=f"{list(expected)}, {order}")
+    return promote(images=images, **{name: values})

@@ -6,15 +6,21 @@ images beside it. What is drawn for one key does not depend on what is different
 the rounding of crop boxes aside.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from invariance_jax.arguments import (
+    check_choice,
+    check_integer,
+    check_number,
+    check_shape,
+    promote,
+)
 from invariance_jax.transforms import color, geometry, laws
 from invariance_jax.transforms.base import Transformation, View
 from invariance_jax.transforms.laws import FAMILIES
@@ -66,22 +72,23 @@ def make_transformation(
     Args:
       source_size: H and W of the examples, or one number for both, pixels.
       image_size: S, pixels per side of a view.
-      mean: of each of the three channels, or a single one for all, values in [0, 1].
-      std: standard deviations likewise, above 0.
+      mean: of each of the three channels, or a single one for all, in [0, 1] as the
+        values of the images are.
+      std: standard deviations likewise, above 0 and at most 1.
       strength: s, of the colour jitter, 0 to 1.25, where a factor may reach 0.
       jitter_probability: of the colour jitter; at 0 alpha of "color" has no effect.
       gray_probability: of grayscale.
       crop: whether views are random resized crops.
-      flip: whether views are flipped.
+      flip: whether views are flipped, each with probability 1/2.
       differentiate: the families in alpha; `()` for views without a derivative, P = 0.
       crop_area: least and greatest area of a box, shares of the image's.
       crop_aspect: least and greatest width of a box over its height.
       resampling: method of `geometry.crop_and_resize`.
       colorize: whether grey images get a foreground and a background colour.
-      rotation: r, angles are U(-r, r), radians.
+      rotation: r, angles are U(-r, r), radians, at most pi.
       scaling: r below 1, factors are U(1 - r, 1 + r).
-      shear: r, slopes are U(-r, r).
-      translation: r, shares of the sides are U(-r, r).
+      shear: r, slopes are U(-r, r), at most 2.
+      translation: r, shares of the sides are U(-r, r), at most 1.
 
     Returns:
       A `Transformation` with the names "crop.top", ..., "affine.rotation", ...,
@@ -89,13 +96,16 @@ def make_transformation(
       are float32; apply refuses x of another size or dtype with a ValueError.
 
     Raises:
-      ValueError: if an argument is outside its range, or differentiate names an unknown
-        family, one twice, or one that is switched off.
+      ValueError: if an argument is outside its range or in another unit, or
+        differentiate names an unknown family, one twice, or one that is switched off.
     """
-    source = _source(source_size)
-    _check_image(image_size, mean, std, resampling)
+    _check_switches(crop=crop, flip=flip, colorize=colorize)
+    source, image_size = _source(source_size), check_integer("image_size", image_size)
+    check_choice("resampling", resampling, geometry.METHODS)
+    _check_channels(mean=mean, std=std)
     gates = {"flip": flip / 2, "jitter": jitter_probability, "gray": gray_probability}
-    _check_probabilities(gates)
+    for name in ("jitter", "gray"):
+        check_number(f"{name}_probability", gates[name], low=0, high=1)
     families = {
         "crop": laws.crop_family(
             source_size=source,
@@ -168,8 +178,9 @@ class _Operations:
         return View(jnp.concatenate([empty, *alpha], axis=1), drawn)
 
     def apply(self, x: Array, view: View) -> Array:
-        images = self._floating(x, view.alpha.dtype)
-        parameters = self._parameters(view, images.shape[0])
+        (alpha,) = promote(alpha=view.alpha)
+        images = self._floating(x, alpha.dtype)
+        parameters = self._parameters(View(alpha, view.held), images.shape[0])
         if "crop" in parameters:
             images = geometry.crop_and_resize(
                 images,
@@ -188,16 +199,14 @@ class _Operations:
     def _parameters(self, view: View, batch_size: int) -> dict[str, Array]:
         """Returns what each operation needs, from alpha and held."""
         sizes = [len(family.names) for family in self.free.values()]
-        chex.assert_shape(
-            view.alpha,
-            (batch_size, sum(sizes)),
-            custom_message=f"alpha must be [{batch_size}, {sum(sizes)}], a row per x",
-            exception_type=ValueError,
+        expected = (batch_size, sum(sizes))
+        check_shape(
+            "alpha", view.alpha, expected, expected=f"{list(expected)}, a row per x"
         )
-        held, expected = dict(view.held), {*self.held, *self.gates}
-        if set(held) != expected:
+        held, names = dict(view.held), {*self.held, *self.gates}
+        if set(held) != names:
             raise ValueError(
-                f"view.held must have {sorted(expected)}, as sample draws it; found "
+                f"view.held must have {sorted(names)}, as sample draws it; found "
                 f"{sorted(held)}."
             )
         ends = np.cumsum(sizes, dtype=int)
@@ -212,14 +221,13 @@ class _Operations:
                 f"x must be [B, {rows}, {columns}, 1 or 3], as source_size says; found "
                 f"{list(x.shape)}."
             )
-        x = jnp.asarray(x)
         if x.dtype == jnp.uint8:
-            return x.astype(dtype) / 255
+            return jnp.asarray(x).astype(dtype) / 255
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
                 f"x must be uint8, or floating with values in [0, 1]; found {x.dtype}."
             )
-        return x
+        return promote(x=x)[0]
 
     def _central_square(self, images: Array) -> Array:
         return geometry.central_square(
@@ -270,28 +278,22 @@ def _source(source_size: int | tuple[int, int]) -> tuple[int, int]:
     return int(sides[0]), int(sides[-1])
 
 
-def _check_image(
-    image_size: int, mean: Sequence[float], std: Sequence[float], resampling: str
-) -> None:
-    if image_size < 1:
-        raise ValueError(f"image_size must be positive; found {image_size}.")
-    for name, values in [("mean", mean), ("std", std)]:
-        if len(values) not in (1, 3) or not np.isfinite(values).all():
+def _check_switches(**switches: bool) -> None:
+    for name, value in switches.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(
+                f"{name} must be True or False, and no probability; found {value!r}."
+            )
+
+
+def _check_channels(**channels: Sequence[float]) -> None:
+    unit = "of values in [0, 1]: divide those of 8-bit images by 255"
+    for name, values in channels.items():
+        if np.ndim(values) != 1 or len(values) not in (1, 3):
             raise ValueError(
                 f"{name} must be three finite numbers, one per channel, or a single "
-                f"one for all; found {tuple(values)}."
+                f"one for all; found {values}."
             )
-    if min(std) <= 0:
-        raise ValueError(f"std must be above 0; found {tuple(std)}.")
-    if resampling not in geometry.METHODS:
-        raise ValueError(
-            f"resampling must be one of {geometry.METHODS}; found {resampling!r}."
-        )
-
-
-def _check_probabilities(gates: Mapping[str, float]) -> None:
-    for name in ("jitter", "gray"):
-        if not 0 <= gates[name] <= 1:
-            raise ValueError(
-                f"{name}_probability must be in [0, 1]; found {gates[name]}."
-            )
+        for value in values:
+            above = name == "std"
+            check_number(name, value, low=0, high=1, above=above, unit=unit)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from invariance_jax.arguments import check_number
 from invariance_jax.transforms import color, geometry
 from invariance_jax.types import Array
 
@@ -65,11 +66,8 @@ def jitter_family(*, strength: float) -> Family:
     Raises:
       ValueError: if the strength is outside its range.
     """
-    if not 0 <= strength <= MAX_STRENGTH:
-        raise ValueError(
-            f"strength must be in [0, {MAX_STRENGTH}], as factors would be negative "
-            f"beyond; found {strength}."
-        )
+    unit = "as factors would be negative beyond"
+    check_number("strength", strength, low=0, high=MAX_STRENGTH, unit=unit)
     factor = [1 - 0.8 * strength, 1 + 0.8 * strength]
     turns = [-0.2 * strength, 0.2 * strength]
     return _uniform(color.JITTER_NAMES, 3 * [factor] + [turns])
@@ -91,28 +89,25 @@ def affine_family(
     """Returns the law of `geometry.affine`, uniform about the identity.
 
     Args:
-      rotation: r, angles are U(-r, r), radians.
+      rotation: r, angles are U(-r, r), radians, at most pi.
       scaling: r below 1, factors are U(1 - r, 1 + r).
-      shear: r, slopes are U(-r, r).
-      translation: r, shares of the sides are U(-r, r).
+      shear: r, slopes are U(-r, r), at most 2.
+      translation: r, shares of the sides are U(-r, r), at most 1.
 
     Returns:
       `Family`, columns in the order of `geometry.AFFINE_NAMES`, named "affine.NAME".
 
     Raises:
-      ValueError: if a range is negative or not finite, or scaling is not below 1.
+      ValueError: if a range is negative or larger than can be meant: in degrees, say.
     """
-    ranges = {
-        "rotation": rotation,
-        "scaling": scaling,
-        "shear": shear,
-        "translation": translation,
-    }
-    for name, value in ranges.items():
-        limit = 1 if name == "scaling" else math.inf
-        if not 0 <= value < limit:
-            raise ValueError(f"{name} must be 0 or more, below {limit}; found {value}.")
-    half = np.array([*ranges.values(), translation])
+    for name, value, most, unit in [
+        ("rotation", rotation, math.pi, "radians, not degrees"),
+        ("scaling", scaling, 1 - 2**-20, "the factors' distance from 1"),
+        ("shear", shear, 2.0, "a slope, not degrees"),
+        ("translation", translation, 1.0, "shares of the sides, not pixels"),
+    ]:
+        check_number(name, value, low=0, high=most, unit=unit)
+    half = np.array([rotation, scaling, shear, translation, translation])
     identity = np.array(geometry.AFFINE_IDENTITY)
     names = [f"affine.{name}" for name in geometry.AFFINE_NAMES]
     return _uniform(names, np.stack([identity - half, identity + half], axis=1))

@@ -8,11 +8,11 @@ grid.
 from dataclasses import replace
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from invariance_jax.arguments import check_shape, promote
 from invariance_jax.transforms.base import Transformation, View
 from invariance_jax.types import Array, Key
 
@@ -68,16 +68,19 @@ def shift(transformation: Transformation, move: Array, scale: Array) -> Transfor
     _check_columns(transformation, move=move, scale=scale)
     if not isinstance(scale, jax.core.Tracer) and np.min(scale, initial=0) < 0:
         raise ValueError(f"scale must be 0 or more; found {np.asarray(scale)}.")
-    law = move, scale, np.mean(transformation.bounds, axis=1)
+    traced = any(isinstance(value, jax.core.Tracer) for value in (move, scale))
+    # Concrete ones are in NumPy's double precision, as the bounds are.
+    change = [
+        promote(value=value)[0] if traced else np.asarray(value, np.float64)
+        for value in (move, scale, np.mean(transformation.bounds, axis=1))
+    ]
 
     def sample(key: Key, batch_size: int) -> View:
         view = transformation.sample(key, batch_size)
-        exact = [jnp.asarray(value, view.alpha.dtype) for value in law]
+        exact = [jnp.asarray(value, view.alpha.dtype) for value in change]
         return View(_shift(view.alpha, *exact), view.held)
 
-    bounds = _shift(transformation.bounds.T, *law).T
-    if not any(isinstance(value, jax.core.Tracer) for value in law):
-        bounds = np.asarray(bounds)
+    bounds = _shift(transformation.bounds.T, *change).T
     return replace(transformation, sample=sample, bounds=bounds)
 
 
@@ -105,6 +108,8 @@ def redraw(transformation: Transformation, chosen: Array) -> Transformation:
       ValueError: if chosen is not `[P]`.
     """
     _check_columns(transformation, chosen=chosen)
+    if chosen.dtype != np.bool_:
+        raise ValueError(f"chosen must be bool, one per column; found {chosen.dtype}.")
 
     def apply(pair: tuple[Any, View], view: View) -> Array:
         x, kept = pair
@@ -117,9 +122,6 @@ def redraw(transformation: Transformation, chosen: Array) -> Transformation:
 def _check_columns(transformation: Transformation, **values: Array) -> None:
     expected = (len(transformation.names),)
     for name, value in values.items():
-        chex.assert_shape(
-            value,
-            expected,
-            custom_message=f"{name} must be {list(expected)}, a value per name",
-            exception_type=ValueError,
+        check_shape(
+            name, value, expected, expected=f"{list(expected)}, a value per name"
         )

@@ -9,11 +9,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from invariance_jax.arguments import (
+    check_choice,
+    check_integer,
+    check_number,
+    check_shape,
+    promote,
+)
 from invariance_jax.transforms.base import Transformation, View
 from invariance_jax.types import Array, Key
 
@@ -26,6 +32,8 @@ PARAMETERS = ("m", "b", "h", "sigma") + (
     "bback",
 )
 """Names of the ten parameters: three of the curve, line width, then colours."""
+
+COLORS = PARAMETERS[4:]
 
 BOUNDS = np.array(
     [[2.0, 5.0], [0.1, 1.1], [0.5, 2.5], [0.25, 1.0]] + 3 * [[0.4, 1.0], [0.0, 0.6]]
@@ -65,10 +73,10 @@ def render(
         data set.
 
     Returns:
-      `[..., S, S, 3]`, the dtype of parameters, values in the range of the colours.
+      `[..., S, S, 3]`, at least float32, values in the range of the colours.
 
     Raises:
-      ValueError: if parameters are not floating or their last dimension is not 10, a
+      ValueError: if parameters are no real numbers or their last dimension is not 10, a
         size is not positive, or the normalization is unknown.
 
     Gradients: with respect to all parameters, of any order; where pixels tie for the
@@ -79,9 +87,10 @@ def render(
             f"parameters must be [..., {len(PARAMETERS)}], columns in the order of "
             f"PARAMETERS; found shape {parameters.shape}."
         )
-    if not jnp.issubdtype(parameters.dtype, jnp.floating):
-        raise ValueError(f"parameters must be floating; found {parameters.dtype}.")
-    _check_settings(image_size, num_points, extent, normalization)
+    (parameters,) = promote(parameters=parameters)
+    image_size, num_points = _check_settings(
+        image_size, num_points, extent, normalization
+    )
     m, b, h, sigma, *colors = jnp.split(parameters, len(PARAMETERS), axis=-1)
     curve_x, curve_y = _curve(m, b, h, num_points)
     grid = jnp.linspace(-extent, extent, image_size, dtype=parameters.dtype)
@@ -163,14 +172,13 @@ def make_transformation(
         return View(low + (high - low) * jax.random.uniform(key, shape))
 
     def apply(x: Array, view: View) -> Array:
-        chex.assert_shape(
-            [x, view.alpha],
-            [(x.shape[0], len(targets)), (x.shape[0], len(names))],
-            custom_message=f"x must be [B, {len(targets)}], alpha [B, {len(names)}].",
-            exception_type=ValueError,
+        x, alpha = promote(x=x, alpha=view.alpha)
+        check_shape("x", x, (None, len(targets)), expected=f"[B, {len(targets)}]")
+        check_shape(
+            "alpha", alpha, (len(x), len(names)), expected=f"[{len(x)}, {len(names)}]"
         )
         return render(
-            jnp.concatenate([x, view.alpha], axis=-1)[:, columns],
+            jnp.concatenate([x, alpha], axis=-1)[:, columns],
             image_size=image_size,
             num_points=num_points,
             extent=extent,
@@ -211,20 +219,19 @@ def _check_bounds(bounds: Any) -> np.ndarray:
             raise ValueError(
                 f"bounds of {name} must stay above 0; found ({low}, {high})."
             )
+        if name in COLORS and not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"bounds of {name}, a colour, must be in [0, 1]; found ({low}, {high})."
+            )
     return bounds
 
 
 def _check_settings(
     image_size: int, num_points: int, extent: float, normalization: str
-) -> None:
-    for name, value in [
-        ("image_size", image_size),
-        ("num_points", num_points),
-        ("extent", extent),
-    ]:
-        if not value > 0:
-            raise ValueError(f"{name} must be positive; found {value}.")
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(
-            f"normalization must be one of {NORMALIZATIONS}; found {normalization!r}."
-        )
+) -> tuple[int, int]:
+    check_number("extent", extent, low=0, above=True)
+    check_choice("normalization", normalization, NORMALIZATIONS)
+    return (
+        check_integer("image_size", image_size),
+        check_integer("num_points", num_points),
+    )

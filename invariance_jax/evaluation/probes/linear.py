@@ -2,11 +2,10 @@
 
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from invariance_jax.evaluation.probes.checks import check_matrix
+from invariance_jax.arguments import check_matrix, check_shape, promote
 from invariance_jax.types import Array
 
 
@@ -31,15 +30,16 @@ def predict(probe: LinearProbe, h: Array) -> Array:
       h: float `[B, D]`, representations.
 
     Returns:
-      `[B, T]`, target units; `[B, C]`, logits, for a probe of classes.
+      `[B, T]`, target units; `[B, C]`, logits, for a probe of classes; at least
+      float32.
 
     Raises:
       ValueError: if the shapes of the kernel, the bias and h do not fit.
 
     Gradients: with respect to probe and h.
     """
-    check_matrix(h, name="h", expected="[B, D], representations")
-    check_matrix(probe.kernel, name="probe.kernel", expected="[D, T]")
+    check_matrix("h", h, expected="[B, D], representations")
+    check_matrix("probe.kernel", probe.kernel, expected="[D, T]")
     num_features, num_targets = probe.kernel.shape
     if h.shape[1] != num_features or probe.bias.shape != (num_targets,):
         raise ValueError(
@@ -47,7 +47,8 @@ def predict(probe: LinearProbe, h: Array) -> Array:
             f"kernel [{num_features}, {num_targets}], but they are {list(h.shape)} "
             f"and {list(probe.bias.shape)}."
         )
-    return exact_dot(h, probe.kernel) + probe.bias[None]
+    h, kernel, bias = promote(h=h, kernel=probe.kernel, bias=probe.bias)
+    return exact_dot(h, kernel) + bias[None]
 
 
 def average_probabilities(logits: Array) -> Array:
@@ -62,24 +63,20 @@ def average_probabilities(logits: Array) -> Array:
       logits: float `[M, B, C]`; logarithms of probabilities are logits too.
 
     Returns:
-      `[B, C]`, logarithms of probabilities that sum to 1, the dtype of the logits.
+      `[B, C]`, logarithms of probabilities that sum to 1, at least float32.
 
     Raises:
       ValueError: if the logits are not `[M, B, C]` with M and C of 1 or more.
 
     Gradients: with respect to the logits.
     """
-    chex.assert_rank(
-        logits,
-        3,
-        custom_message="logits must be [M, B, C]",
-        exception_type=ValueError,
-    )
+    check_shape("logits", logits, (None, None, None), expected="[M, B, C]")
     if logits.shape[0] == 0 or logits.shape[2] == 0:
         raise ValueError(
             "logits must be [M, B, C] with M >= 1 views and C >= 1 classes, but are "
             f"{list(logits.shape)}."
         )
+    (logits,) = promote(logits=logits)
     log_probabilities = jax.nn.log_softmax(logits, axis=2)
     total = jax.nn.logsumexp(log_probabilities, axis=0)
     return total - jnp.log(jnp.asarray(logits.shape[0], total.dtype))

@@ -6,10 +6,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from invariance_jax.evaluation.probes.checks import (
-    check_l2,
+from invariance_jax.arguments import (
+    check_integer,
     check_labels,
-    check_representations,
+    check_matrix,
+    check_number,
+    promote,
 )
 from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot, predict
 from invariance_jax.evaluation.probes.metrics import cross_entropy
@@ -65,31 +67,25 @@ def fit_logistic(
       the dtype of h, at least float32.
 
     Raises:
-      ValueError: if h is not a floating matrix, if labels are not one integer per
-        example or, unless traced, not below C, if num_classes or max_iterations is too
-        small, or if l2 is not a number or, unless traced, is negative.
+      ValueError: if h is not a matrix of real numbers, if labels are not one integer
+        per example or, unless traced, not below C, if num_classes or max_iterations is
+        too small, or if l2 is not a number or, unless traced, is negative.
 
     Gradients: not meant for them.
     Cost: `B D^2 + D^3` once, to precondition, and `B D C` for each product with the
       Hessian, 10 to 100 of them for one step. Memory: a copy of h, a few `D^2` and
       `B C`.
     """
-    check_representations(h)
-    check_l2(l2=l2)
-    for name, value, least in (
-        ("num_classes", num_classes, 2),
-        ("max_iterations", max_iterations, 1),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(
-                f"{name} must be an integer of {least} or more, not {value!r}."
-            )
-    check_labels(labels, num_examples=h.shape[0], num_classes=num_classes)
-    dtype = jnp.promote_types(h.dtype, jnp.float32)
+    check_matrix("h", h, expected="[B, D], representations")
+    check_number("l2", l2, low=0)
+    num_classes = check_integer("num_classes", num_classes, least=2)
+    max_iterations = check_integer("max_iterations", max_iterations)
+    check_labels("labels", labels, num_examples=h.shape[0], num_classes=num_classes)
+    (h,) = promote(h=h)
     fitted = _fit(
-        h.astype(dtype),
-        labels,
-        jnp.asarray(l2, dtype),
+        h,
+        jnp.asarray(labels).astype(jnp.int32),
+        jnp.asarray(l2, h.dtype),
         num_classes=num_classes,
         max_iterations=max_iterations,
     )
@@ -108,7 +104,7 @@ def logistic_objective(
       l2: weight of the penalty on the kernel, 0 or more; may be traced.
 
     Returns:
-      `LogisticObjective`, value and gradient_norm.
+      `LogisticObjective`, value and gradient_norm, at least float32.
 
     Raises:
       ValueError: if shapes or dtypes disagree, if a label is, unless traced, not below
@@ -116,8 +112,10 @@ def logistic_objective(
 
     Gradients: with respect to probe and h; those of the norm are zero where it is 0.
     """
-    check_representations(h)
-    check_l2(l2=l2)
+    check_matrix("h", h, expected="[B, D], representations")
+    check_number("l2", l2, low=0)
+    h, kernel, bias = promote(h=h, kernel=probe.kernel, bias=probe.bias)
+    probe, l2 = LinearProbe(kernel, bias), jnp.asarray(l2, h.dtype)
 
     def objective(probe: LinearProbe) -> Array:
         loss = cross_entropy(predict(probe, h), labels)

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from invariance_jax.evaluation.probes.checks import check_labels, check_matrix
-from invariance_jax.numerics import safe_divide
+from invariance_jax.arguments import check_labels, check_matrix, promote
+from invariance_jax.numerics import magnitude, safe_divide
 from invariance_jax.types import Array
 
 
@@ -16,15 +16,17 @@ def mean_squared_error(predictions: Array, targets: Array) -> Array:
       targets: float `[B, T]`, target units.
 
     Returns:
-      `[T]`, squared target units, non-negative.
+      `[T]`, squared target units, non-negative, at least float32.
 
     Raises:
       ValueError: if the two are not matrices of one shape with at least one row.
 
     Gradients: with respect to both.
     """
-    _check_pair(predictions, targets)
-    return jnp.mean(jnp.square(predictions - targets), axis=0)
+    predictions, targets = _promote_pair(predictions, targets)
+    error = predictions - targets
+    unit = magnitude(error, axis=0)
+    return jnp.mean(jnp.square(error / unit), axis=0) * unit[0] * unit[0]
 
 
 def r_squared(predictions: Array, targets: Array) -> Array:
@@ -39,19 +41,21 @@ def r_squared(predictions: Array, targets: Array) -> Array:
       targets: float `[B, T]`, target units.
 
     Returns:
-      `[T]`, at most 1; negative where the mean of the targets predicts better.
+      `[T]`, at most 1; negative where the mean of the targets predicts better; at least
+      float32.
 
     Raises:
       ValueError: if the two are not matrices of one shape with at least one row.
 
     Gradients: with respect to both; zero for a constant target.
     """
-    _check_pair(predictions, targets)
-    residual = jnp.sum(jnp.square(predictions - targets), axis=0)
+    predictions, targets = _promote_pair(predictions, targets)
     # The first row goes first: then a constant target is exactly 0 and so its variance.
     shifted = targets - targets[:1]
     centred = shifted - jnp.mean(shifted, axis=0, keepdims=True)
-    variance = jnp.sum(jnp.square(centred), axis=0)
+    unit = magnitude(centred, axis=0)
+    variance = jnp.sum(jnp.square(centred / unit), axis=0)
+    residual = jnp.sum(jnp.square((predictions - targets) / unit), axis=0)
     return safe_divide(variance - residual, variance)
 
 
@@ -74,11 +78,12 @@ def accuracy(logits: Array, labels: Array) -> Array:
     Gradients: none, it is constant between ties.
     """
     _check_logits(logits, labels)
+    (floating,) = promote(logits=logits)
+    # Of the logits as they are: float32 would make large integers tie.
     correct = jnp.argmax(logits, axis=1) == labels
     # argmax takes a NaN for the largest: a probe that diverged must not look right.
-    undefined = jnp.any(jnp.isnan(logits), axis=1)
-    dtype = jnp.promote_types(logits.dtype, jnp.float32)
-    return jnp.mean(jnp.where(undefined, jnp.nan, correct.astype(dtype)))
+    undefined = jnp.any(jnp.isnan(floating), axis=1)
+    return jnp.mean(jnp.where(undefined, jnp.nan, correct.astype(floating.dtype)))
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -100,23 +105,25 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     Gradients: with respect to the logits.
     """
     _check_logits(logits, labels)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    (logits,) = promote(logits=logits)
     log_probabilities = jax.nn.log_softmax(logits, axis=1)
+    labels = jnp.asarray(labels).astype(jnp.int32)
     chosen = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)
     return -jnp.mean(chosen)
 
 
-def _check_pair(predictions: Array, targets: Array) -> None:
-    check_matrix(predictions, name="predictions", expected="[B, T]")
-    check_matrix(targets, name="targets", expected="[B, T]")
+def _promote_pair(predictions: Array, targets: Array) -> list[Array]:
+    check_matrix("predictions", predictions, expected="[B, T]")
+    check_matrix("targets", targets, expected="[B, T]")
     if predictions.shape != targets.shape or targets.shape[0] == 0:
         raise ValueError(
             "predictions and targets must have one shape [B, T] with B >= 1, but have "
             f"{list(predictions.shape)} and {list(targets.shape)}."
         )
+    return promote(predictions=predictions, targets=targets)
 
 
 def _check_logits(logits: Array, labels: Array) -> None:
-    check_matrix(logits, name="logits", expected="[B, C]")
+    check_matrix("logits", logits, expected="[B, C]")
     num_examples, num_classes = logits.shape
-    check_labels(labels, num_examples=num_examples, num_classes=num_classes)
+    check_labels("labels", labels, num_examples=num_examples, num_classes=num_classes)

@@ -8,8 +8,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from invariance_jax.evaluation.probes.checks import check_labels, check_representations
+from invariance_jax.arguments import (
+    check_integer,
+    check_labels,
+    check_matrix,
+    check_number,
+    promote,
+)
 from invariance_jax.evaluation.probes.linear import exact_dot
 from invariance_jax.numerics import l2_normalize
 from invariance_jax.types import Array
@@ -36,7 +43,7 @@ def knn_accuracy(
 
     Args:
       h: float `[B, D]`, representations of the training examples.
-      labels: integer `[B]`, their classes, of any values.
+      labels: integer `[B]`, their classes, of any values of up to 64 bits.
       h_test: float `[B, D]`, representations of the test examples, B their own number.
       labels_test: integer `[B]`, their classes.
       k: neighbours, from 1 to the number of training examples.
@@ -56,8 +63,25 @@ def knn_accuracy(
       that memory beside h and h_test does not grow with their number.
     """
     _check_sets(h, labels, h_test, labels_test)
-    _check_settings(k, temperature, h.shape[0])
+    k = check_integer("k", k, most=h.shape[0])
+    if temperature is not None:
+        check_number("temperature", temperature, low=0, above=True)
+    h, h_test = promote(h=h, h_test=h_test)
+    labels, labels_test = _number_classes(labels, labels_test)
     return _share_of_correct(h, labels, h_test, labels_test, temperature, k=k)
+
+
+def _number_classes(labels: Array, labels_test: Array) -> tuple[Array, Array]:
+    """Returns the classes as numbers from 0, so that JAX need not cut 64 bits."""
+    if any(isinstance(array, jax.core.Tracer) for array in (labels, labels_test)):
+        return labels, labels_test
+    both = [np.asarray(array) for array in (labels, labels_test)]
+    if max(array.max() for array in both) > np.iinfo(np.int64).max:
+        raise ValueError("labels and labels_test must fit in int64; found larger ones.")
+    joined = np.concatenate([array.astype(np.int64) for array in both])
+    numbers = np.unique(joined, return_inverse=True)[1].astype(np.int32)
+    first, second = np.split(numbers, [len(labels)])
+    return jnp.asarray(first), jnp.asarray(second)
 
 
 @partial(jax.jit, static_argnames="k")
@@ -70,8 +94,7 @@ def _share_of_correct(
     *,
     k: int,
 ) -> Array:
-    dtype = jnp.promote_types(jnp.promote_types(h.dtype, h_test.dtype), jnp.float32)
-    h, h_test = (l2_normalize(rows.astype(dtype)) for rows in (h, h_test))
+    h, h_test = l2_normalize(h), l2_normalize(h_test)
 
     def is_correct(example: tuple[Array, Array]) -> Array:
         row, label = example
@@ -79,7 +102,7 @@ def _share_of_correct(
         nearest, indices = jax.lax.top_k(similarity, k)
         correct = _vote(nearest, labels[indices], temperature) == label
         undefined = jnp.isnan(jnp.sum(similarity))
-        return jnp.where(undefined, jnp.nan, correct.astype(dtype))
+        return jnp.where(undefined, jnp.nan, correct.astype(h.dtype))
 
     chunk = max(1, min(h_test.shape[0], _CHUNK_ENTRIES // max(h.shape[0], k * k)))
     return jnp.mean(jax.lax.map(is_correct, (h_test, labels_test), batch_size=chunk))
@@ -93,6 +116,7 @@ def _vote(
         weight = jnp.ones_like(similarity)
     else:
         # Relative to the nearest: the weights of a low temperature overflow.
+        temperature = jnp.asarray(temperature, similarity.dtype)
         weight = jnp.exp((similarity - similarity[:1]) / temperature)
     same = classes[:, None] == classes[None, :]
     # Per neighbour, not per class: needs no number of classes, and argmax takes the
@@ -103,33 +127,10 @@ def _vote(
 
 def _check_sets(h: Array, labels: Array, h_test: Array, labels_test: Array) -> None:
     for rows, classes, suffix in ((h, labels, ""), (h_test, labels_test, "_test")):
-        check_representations(rows, name=f"h{suffix}")
-        check_labels(
-            classes,
-            num_examples=rows.shape[0],
-            num_classes=None,
-            name=f"labels{suffix}",
-        )
+        check_matrix(f"h{suffix}", rows, expected="[B, D], representations")
+        check_labels(f"labels{suffix}", classes, num_examples=rows.shape[0])
     if h.shape[1] != h_test.shape[1]:
         raise ValueError(
             f"h and h_test must have the same features, but have {h.shape[1]} and "
             f"{h_test.shape[1]}."
         )
-
-
-def _check_settings(
-    k: int, temperature: float | Array | None, num_examples: int
-) -> None:
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= num_examples:
-        raise ValueError(
-            f"k must be an integer from 1 to {num_examples}, the number of training "
-            f"examples, not {k!r}."
-        )
-    if temperature is None:
-        return
-    if jnp.ndim(temperature) != 0:
-        raise ValueError(
-            f"temperature must be a number, but has shape {jnp.shape(temperature)}."
-        )
-    if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
-        raise ValueError(f"temperature must be above 0, not {temperature}.")

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invariance_jax.evaluation.probes.checks import check_l2, check_matrix
+from invariance_jax.arguments import check_matrix, check_number, promote
 from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot
+from invariance_jax.numerics import magnitude
 from invariance_jax.types import Array
 
 
@@ -27,8 +28,8 @@ def fit_ridge(h: Array, y: Array, *, l2: float | Array) -> LinearProbe:
     system; an l2 above that cut-off drops nothing.
 
     Args:
-      h: float `[B, D]`, representations.
-      y: float `[B, T]`, regression targets.
+      h: `[B, D]`, representations.
+      y: `[B, T]`, regression targets.
       l2: weight of the penalty on the kernel, 0 or more; may be traced.
 
     Returns:
@@ -42,17 +43,16 @@ def fit_ridge(h: Array, y: Array, *, l2: float | Array) -> LinearProbe:
     Cost: `B D min(B, D)` for the Gram matrix, `min(B, D)^3` for its eigenvectors; one
       copy of h.
     """
-    check_matrix(h, name="h", expected="[B, D], representations")
-    check_matrix(y, name="y", expected="[B, T], targets")
+    check_matrix("h", h, expected="[B, D], representations")
+    check_matrix("y", y, expected="[B, T], targets")
     if h.shape[0] != y.shape[0] or h.shape[0] == 0:
         raise ValueError(
             "h and y must have one row per example, at least one, but have "
             f"{h.shape[0]} and {y.shape[0]} rows."
         )
-    check_l2(l2=l2)
-    dtype = jnp.promote_types(jnp.promote_types(h.dtype, y.dtype), jnp.float32)
-    solution = _solve_ridge(h.astype(dtype), y.astype(dtype), jnp.asarray(l2, dtype))
-    return LinearProbe(*solution)
+    check_number("l2", l2, low=0)
+    h, y = promote(h=h, y=y)
+    return LinearProbe(*_solve_ridge(h, y, jnp.asarray(l2, h.dtype)))
 
 
 @jax.jit  # One fused copy of h; eagerly, each of the steps below would make its own.
@@ -62,8 +62,7 @@ def _solve_ridge(h: Array, y: Array, l2: Array) -> LinearProbe:
     y_mean = jnp.mean(y, axis=0, keepdims=True)
     h, y = h - h_mean, y - y_mean
     # A common scale keeps the squares of tiny or huge features inside the float range.
-    largest = jnp.max(jnp.abs(h), initial=0)
-    scale = jnp.where(largest == 0, 1, largest)
+    scale = jnp.squeeze(magnitude(h))
     h = h / scale
     ridge = y.shape[1] * (l2 / scale) / scale
     if num_features <= batch_size:

@@ -8,11 +8,17 @@ own.
 import jax
 import jax.numpy as jnp
 
-from invariance_jax.evaluation.probes.checks import check_matrix
+from invariance_jax.arguments import (
+    check_integer,
+    check_matrix,
+    check_number,
+    promote,
+)
 from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot, predict
 from invariance_jax.evaluation.probes.logistic import fit_logistic
 from invariance_jax.evaluation.probes.metrics import cross_entropy, mean_squared_error
 from invariance_jax.evaluation.probes.ridge import fit_ridge
+from invariance_jax.numerics import magnitude
 from invariance_jax.types import Array
 
 
@@ -44,10 +50,17 @@ def fit_ridge_selected(
     Gradients: not meant for them, as for `fit_ridge`.
     Cost: that of `fit_ridge` twice, whatever the number of weights.
     """
-    check_matrix(h, name="h", expected="[B, D], representations")
-    check_matrix(y, name="y", expected="[B, T], targets")
+    check_matrix("h", h, expected="[B, D], representations")
+    check_matrix("y", y, expected="[B, T], targets")
+    if h.shape[0] != y.shape[0]:
+        raise ValueError(
+            f"h and y must have one row per example; found {h.shape[0]} and "
+            f"{y.shape[0]}."
+        )
     count = _num_fitted(h, l2, num_held_out)
-    weights = jnp.asarray(l2, jnp.promote_types(h.dtype, jnp.float32))
+    h, y = promote(h=h, y=y)
+    unit = magnitude(y, axis=0)
+    y, weights = y / unit, jnp.asarray(l2, h.dtype)
     kernels, biases = _fit_each(h[:count], y[:count], weights)
     errors = jax.vmap(
         lambda kernel, bias: mean_squared_error(
@@ -57,8 +70,8 @@ def fit_ridge_selected(
     best = jnp.argmin(errors, axis=0)
     kernels, biases = _fit_each(h, y, weights)
     columns = jnp.arange(y.shape[1])
-    kernel = kernels[best, :, columns].T
-    return LinearProbe(kernel, biases[best, columns]), weights[best]
+    kernel, bias = kernels[best, :, columns].T, biases[best, columns]
+    return LinearProbe(kernel * unit, bias * unit[0]), weights[best]
 
 
 def fit_logistic_selected(
@@ -91,8 +104,9 @@ def fit_logistic_selected(
     Gradients: not meant for them, as for `fit_logistic`.
     Cost: one fit more than there are weights.
     """
-    check_matrix(h, name="h", expected="[B, D], representations")
+    check_matrix("h", h, expected="[B, D], representations")
     count = _num_fitted(h, l2, num_held_out)
+    (h,) = promote(h=h)
 
     def error(weight: float) -> float:
         probe = fit_logistic(
@@ -108,13 +122,12 @@ def _num_fitted(h: Array, l2: tuple[float, ...], num_held_out: int) -> int:
     """Returns how many examples are left to fit on."""
     if not l2:
         raise ValueError("l2 must hold a weight to choose from; found none.")
-    count = h.shape[0] - num_held_out
-    if not 0 < count < h.shape[0]:
-        raise ValueError(
-            f"num_held_out must be from 1 to {h.shape[0] - 1} of {h.shape[0]} "
-            f"examples; found {num_held_out}."
-        )
-    return count
+    for weight in l2:
+        check_number("l2", weight, low=0)
+    num_examples = h.shape[0]
+    return num_examples - check_integer(
+        "num_held_out", num_held_out, most=num_examples - 1
+    )
 
 
 @jax.jit
@@ -123,7 +136,8 @@ def _fit_each(h: Array, y: Array, l2: Array) -> LinearProbe:
     # The first row goes first: then a constant feature is exactly 0.
     first = h[:1]
     mean = jnp.mean(h - first, axis=0, keepdims=True)
-    deviation = jnp.std(h - first, axis=0, keepdims=True)
+    unit = magnitude(h - first, axis=0)
+    deviation = unit * jnp.std((h - first) / unit, axis=0, keepdims=True)
     scale = jnp.where(deviation == 0, 1, deviation)
     standardized = (h - first - mean) / scale
 
