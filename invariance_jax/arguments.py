@@ -115,9 +115,10 @@ def check_number(
 
     A number that float32 rounds to low is not above it.
     """
-    if np.shape(value) != ():
+    shape = getattr(value, "shape", ())
+    if shape != ():
         raise ValueError(
-            f"{name} must be a number; found an array of shape {list(np.shape(value))}."
+            f"{name} must be a number; found an array of shape {list(shape)}."
         )
     if isinstance(value, jax.core.Tracer):
         return

@@ -31,7 +31,7 @@ def magnitude(x: Array, *, axis: int | Sequence[int] | None = None) -> Array:
 
     Gradients: none, it is a constant.
     """
-    info = jnp.finfo(x.dtype)
+    info = jnp.finfo(x.dtype)  # type: ignore[no-untyped-call]
     x = jnp.abs(jax.lax.stop_gradient(x))
     largest = jnp.max(x, axis=axis, keepdims=True, initial=0)
     # Its ends are those at which 1 / magnitude is finite and no denormal.

@@ -77,7 +77,8 @@ def numbers(
         "cell", places, "head", aggfunc="first", sort=False, fill_value=""
     )
     wide = wide[[*dict.fromkeys(heads)]].reset_index()
-    faint = [*wide.pop(0)]
+    faint = [*wide.iloc[:, 0]]
+    wide = wide.iloc[:, 1:]
     wide.columns = [*map(words.word, index), *wide.columns[len(index) :]]
     note = " ".join(filter(None, [note, paper.note(rows)]))
     return Table(name, title, note, wide, tidy(rows), len(index), faint)

@@ -37,8 +37,8 @@ def work_folder(path: str | os.PathLike[str]) -> epath.Path:
     found = absolute(path)
     if glob.has_magic(os.fspath(found)):
         raise ValueError(
-            f"workdir is {found}; expected a path without [, ? and *, which orbax takes "
-            "for a pattern: it would lose the checkpoints."
+            f"workdir is {found}; expected a path without [, ? and *, which orbax "
+            "takes for a pattern: it would lose the checkpoints."
         )
     return found
 
