@@ -44,6 +44,8 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     "wandb": ["wandb>=0.20"],
     "test": [
+        # For the training loop of losses/README.md.
+        "equinox>=0.13",
         "mypy>=2.0",
         # Types of pandas, for mypy.
         "pandas-stubs>=3.0",

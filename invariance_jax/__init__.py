@@ -7,8 +7,20 @@ feature averaging at test time, and the differentiable Spirograph data.
 
 The parts that other code calls are pure functions: `transforms` (example and alpha to
 view), `losses` (representations to numbers), `evaluation` (frozen representations to
-results) and `models`. `data`, `training` and the programs `train`, `evaluate` and
-`report` run them on a data set.
+results) and `models` (images to representations). Around them, each room importing
+only what stands before it:
+
+    data         where examples come from
+    settings     one typed declaration per key, and its checks
+    runtime      processes, devices, signals, files
+    tasks        what is learned from and how it is probed
+    runs         the work directory: checkpoints, metrics, results
+    training     the parts of a run, and its steps
+    experiments  what is measured of a trained encoder
+    report       tables, figures, the page
+    sweeps       many runs; slurm: jobs of a cluster
+
+and the programs `train`, `evaluate`, `embed`, `export` and `check` of `launch.py`.
 
 Dimension letters, the same in every docstring:
 
@@ -29,19 +41,18 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ml_collections import ConfigDict
-
+    from invariance_jax.settings import Config
     from invariance_jax.types import Array
 
-__version__ = "0.6.0"
+__version__ = "1.0.0"
 
 __all__ = ["load"]
 
 
 def load(
     workdir: str, *, step: int | None = None
-) -> "tuple[Callable[[Array], Array], ConfigDict]":
-    """Returns the frozen encoder of a run and the run's resolved config.
+) -> "tuple[Callable[[Array], Array], Config]":
+    """Returns the frozen encoder of a run, and its configuration.
 
     Args:
       workdir: the work directory of a run, with `config.json` and `checkpoints/`.

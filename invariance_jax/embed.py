@@ -15,6 +15,7 @@ from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.files import plain_path
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.settings import Config, Settings, to_dict
+from invariance_jax.tasks import Task
 from invariance_jax.training import parallel
 from invariance_jax.training.build import Parts, build
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
@@ -52,39 +53,44 @@ def run(
     """
     with processes.main_process_first():
         runs = prepare(config, workdir)
-    with Watch() as watch, compilation_kept(runs[0][0].compilation_cache, workdir):
-        jobs = [job for settings, path in runs for job in _jobs(settings, path)]
+    chosen = runs[0][0]
+    with Watch() as watch, compilation_kept(chosen.compilation_cache, workdir):
+        parts, between = build(chosen), watch.stop_if_asked
+        encoder = FrozenEncoder(parts, parallel.all_devices(), between=between)
+        views = _num_views(parts)
+        jobs = [job for one in runs for job in _jobs(parts, *one, views)]
         for job in [job for job in jobs if not _is_written(job)]:
-            _embed(job, watch)
+            _embed(job, encoder, parts.task, views)
     return [plain_path(job.file) for job in jobs]
 
 
 class _Job(NamedTuple):
-    """One file, and all that makes it; views 0: of plain images."""
+    """One file, and what makes it."""
 
     file: epath.Path
     split: str
-    views: int
-    parts: Parts
     variables: Variables
     made_by: str
 
 
-def _jobs(settings: Settings, workdir: epath.Path) -> list[_Job]:
-    parts, views = build(settings), settings.embedding.num_views
+def _num_views(parts: Parts) -> int:
+    """Returns how many views are averaged; 0: the image is plain."""
+    views = parts.settings.embedding.num_views
     is_plain = parts.transformation.plain is not None
     if views == 0 and not is_plain:
         raise ValueError("embedding.num_views is 0; expected M >= 1: no view is plain.")
-    if views is None:
-        views = 0 if is_plain else 1
+    return (0 if is_plain else 1) if views is None else views
+
+
+def _jobs(
+    parts: Parts, settings: Settings, workdir: epath.Path, views: int
+) -> list[_Job]:
     state, name = restore(parts, workdir), f"{views}_views" if views else "plain"
     made_by = {"step": int(state.step), "config": to_dict(settings)}
     return [
         _Job(
             workdir / f"embeddings_{split}_{name}.npz",
             split,
-            views,
-            parts,
             encoder_variables(state),
             json.dumps(made_by | {"split": split}, default=list),
         )
@@ -103,21 +109,16 @@ def _is_written(job: _Job) -> bool:
     return True
 
 
-def _embed(job: _Job, watch: Watch) -> None:
-    encoder = FrozenEncoder(
-        job.parts, parallel.all_devices(), between=watch.stop_if_asked
-    )
-    x, y = job.parts.task.examples(job.split, in_order=True)
-    if job.views:
+def _embed(job: _Job, encoder: FrozenEncoder, task: Task, views: int) -> None:
+    x, y = task.examples(job.split, in_order=True)
+    if views:
         stream = _STREAMS.index(job.split)
-        (features,) = encoder.features(
-            job.variables, x, num_views=(job.views,), stream=stream
-        )
+        (h,) = encoder.features(job.variables, x, num_views=(views,), stream=stream)
     else:
-        features = encoder.plain(job.variables, x)
-    content = {"features": features.astype(np.float32), "settings": job.made_by}
+        h = encoder.plain(job.variables, x)
+    content = {"features": h.astype(np.float32), "settings": job.made_by}
     if y is not None:
-        content["targets" if job.parts.task.targets else "labels"] = y
+        content["targets" if task.targets else "labels"] = y
     if processes.is_main_process():
         temporary = job.file.with_suffix(".tmp.npz")
         with temporary.open("wb") as file:

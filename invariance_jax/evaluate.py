@@ -17,7 +17,7 @@ from invariance_jax import experiments
 from invariance_jax.experiments import Context, samples
 from invariance_jax.runs import results
 from invariance_jax.runs.checkpoints import Checkpoints
-from invariance_jax.runs.metrics import final_metrics
+from invariance_jax.runs.log import final_metrics
 from invariance_jax.runs.workdir import (
     check_same_run,
     claim,
@@ -29,6 +29,7 @@ from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import make_deterministic
 from invariance_jax.runtime.files import work_folder
 from invariance_jax.runtime.preemption import Watch
+from invariance_jax.runtime.terminal import progress
 from invariance_jax.settings import Config, Settings, resolve
 from invariance_jax.tasks import open_set
 from invariance_jax.training import parallel
@@ -206,11 +207,17 @@ def _evaluate(
         few = not predicts and {*missing} <= _OF_FEW_VIEWS
         num_views = views[:1] if few else views
         context = Context(parts, workdir, encoder, variables, num_views=num_views)
-        for name in missing:
-            asked = {"settings": settings, "source": sources[name]}
-            found[name] = _measure(name, functions[name], context) | asked
-            if processes.is_main_process():
-                results.write_record(workdir, found[name])
+        main = processes.is_main_process()
+        with progress(
+            "evaluating", len(missing), unit="experiments", silent=not main
+        ) as bar:
+            for name in missing:
+                bar.set_description(f"evaluating {name}")
+                asked = {"settings": settings, "source": sources[name]}
+                found[name] = _measure(name, functions[name], context) | asked
+                if main:
+                    results.write_record(workdir, found[name])
+                bar.update()
         if predicts or not sampled:
             samples.write(context, predictions=predicts)
     final = final_metrics(workdir, step=int(state.step))
@@ -225,7 +232,6 @@ def _measure(
     name: str, experiment: experiments.Experiment, context: Context
 ) -> results.Json:
     """Returns the record of an experiment, but for how it was asked for."""
-    _log.info("%s: measuring %s", context.workdir, name)
     started = time.monotonic()
     measured = experiments.measure(name, experiment, context)
     seconds = time.monotonic() - started

@@ -67,8 +67,9 @@ def run(
     variables, config, parts = load_parts(workdir, step=step)
     path.parent.mkdir(parents=True, exist_ok=True)
     weights.save_state_dict(path, state_dict(parts, variables))
-    chosen = config.data
-    _log.info("%s: of images normalized by %s, %s", path, chosen.mean, chosen.std)
+    mean, std = config.data.mean, config.data.std
+    how = f"minus {mean}, over {std}" if mean else "in [0, 1]"
+    _log.info("%s: an encoder of images %s", path, how)
     return path
 
 

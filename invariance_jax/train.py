@@ -12,12 +12,12 @@ from typing import Any
 import jax
 
 from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints
-from invariance_jax.runs.metrics import MetricsWriter
+from invariance_jax.runs.log import MetricsWriter
 from invariance_jax.runs.tracking import check_tracking
 from invariance_jax.runs.workdir import Owner, claim, one_per_seed
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
-from invariance_jax.runtime.devices import log_determinism, make_deterministic
+from invariance_jax.runtime.devices import make_deterministic
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.runtime.profiling import Profiler
 from invariance_jax.runtime.terminal import progress
@@ -62,7 +62,6 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> None:
     with Watch() as watch:
         with processes.main_process_first():
             settings = open_set(resolve(config))
-            log_determinism(settings.deterministic)
             check_devices(settings, jax.device_count())
             read_weights(settings)
             check_tracking(settings)

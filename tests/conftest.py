@@ -110,6 +110,18 @@ def reference_json() -> dict[str, Any]:
     return json.loads((DATA / "reference.json").read_text())
 
 
+@pytest.fixture(scope="session")
+def trained_seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work directory of two seeds that are trained and not evaluated; copy it."""
+    from tiny import SEEDS, tiny_config  # not by those who need no program
+
+    from invariance_jax import train
+
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    train.run(tiny_config(SEEDS), workdir)
+    return workdir
+
+
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keeps compiled programs on the disk, since every start builds them anew."""

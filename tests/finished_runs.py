@@ -6,121 +6,103 @@ Plausible in size, so that figures of them look like those of a run.
 import json
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from invariance_jax.runs import workdir
-
 TARGETS = ["m", "b", "sigma", "rfore"]
 NUISANCE = ["h", "rback", "gfore", "gback", "bfore", "bback"]
-CLASSES = ["t-shirt", "trouser", "pullover", "dress", "coat"]
-CLASSES += ["sandal", "shirt", "sneaker", "bag", "ankle boot"]
+CLASSES = "t-shirt trouser pullover dress coat sandal shirt sneaker bag boot".split()
 
-Rows = Iterator[tuple[str, str, dict[str, Any], float]]
-"""Experiment, metric, coordinates, value."""
+Rows = Iterator[tuple[str, dict[str, Any], float]]
+"""Metric, coordinates, value."""
 
 
-def tasks(kind: str, at: dict[str, Any], error: float) -> Rows:
+def task(kind: str, at: dict[str, Any], error: float) -> Rows:
     """The metrics of a probe; an error of .002 is an accuracy of .96."""
     if kind == "images":
-        yield "", "accuracy", at, 1 - min(20 * error, 0.9)
-        yield "", "cross_entropy", at, 60 * error
+        yield "accuracy", at, 1 - min(20 * error, 0.9)
+        yield "cross_entropy", at, 60 * error
     elif kind == "spirograph":
-        yield "", "mse", at, error
+        yield "mse", at, error
         for target, share in zip(TARGETS, (0.24, 3.7, 0.05, 0.01), strict=True):
-            yield "", "mse", at | {"target": target}, error * share
-            yield "", "r2", at | {"target": target}, 1 - 5 * error * share
+            yield "mse", at | {"target": target}, error * share
+            yield "r2", at | {"target": target}, 1 - 5 * error * share
 
 
-def averaging(kind: str, num_views: tuple[int, ...]) -> Rows:
-    """Downstream task and averaging; mse@M is 2e-3 / M."""
-    for m in num_views:
-        yield from tasks(kind, {"views": m}, 2e-3 / m)
+def averaging(kind: str) -> Rows:
+    """The error at M views is 2e-3 / M."""
+    for m in (1, 2, 4, 8):
+        yield from task(kind, {"views": m}, 2e-3 / m)
+        part = {"family": "crop"} if kind == "images" else {"probe": "ensemble"}
+        yield from task(kind, {"views": m, **part}, 2e-3 / m**0.5)
     if kind == "images":
-        yield from tasks(kind, {"views": "plain"}, 1.8e-3)
-        yield from tasks(kind, {"views": "plain", "encoder": "pixels"}, 8e-3)
-        yield "", "knn20", {"views": "plain"}, 0.95
-        for m in num_views:
-            yield from tasks(kind, {"views": m, "family": "crop"}, 2.2e-3 / m)
-    if kind == "spirograph":
-        yield "", "mse.constant", {}, 0.2276
-        yield "", "mse", {"views": num_views[-1], "probe": "selected"}, 1e-4
-        for m in num_views:
-            yield "", "mse", {"views": m, "probe": "ensemble"}, 2e-3 / m**0.5
+        yield from task(kind, {"views": "plain"}, 1.8e-3)
+        yield from task(kind, {"views": "plain", "encoder": "pixels"}, 8e-3)
+        yield "knn20", {"views": "plain"}, 0.95
+        yield "gradient_norm", {"views": "plain"}, 1e-6
+    elif kind == "spirograph":
+        yield "mse.constant", {}, 0.2276
+        yield "mse", {"views": 8, "probe": "selected"}, 1e-4
 
 
 def invariance(kind: str) -> Rows:
     """Variance over views: of the whole, by parameter, by checkpoint."""
-    for name, value in (("within", 0.02), ("total", 0.95), ("normalized", 0.021)):
-        yield "", f"variance.{name}", {}, value
-    shares = dict(zip(["all", *NUISANCE], (1, 0.6, 0.02, 0.1, 0.02, 0.05, 0.03)))
-    levels: dict[tuple[Any, ...], float] = {
-        ("parameters", "parameter", name): 0.02 * share
-        for name, share in shares.items()
-    }
-    for step in (250, 500, 1000, 1500):
-        levels["checkpoints", "step", step] = 0.02 + float(np.exp(-step / 300))
-    for (table, axis, place), level in levels.items():
-        for of, scale in (("n(h)", 1.0), ("h", 1.5)):
-            at = {"table": table, axis: place, "of": of}
-            yield "", "within", at, scale * level
-            yield "", "normalized", at, scale * level / 0.95
+    yield from [("variance.within", {}, 0.02), ("variance.normalized", {}, 0.021)]
+    for of, scale in (("n(h)", 1.0), ("h", 1.5)):
+        for number, name in enumerate(["all", *NUISANCE]):
+            at = {"table": "parameters", "parameter": name, "of": of}
+            yield "normalized", at, 0.02 * scale / (number + 1)
+        for step in (250, 500, 1000, 1500):
+            at = {"table": "checkpoints", "step": step, "of": of}
+            yield "normalized", at, scale * (0.02 + float(np.exp(-step / 300)))
 
 
 def linearization(kind: str) -> Rows:
     """First-order against true change, by step and by parameter."""
-    for step in (0.01, 0.03, 0.1, 0.3, 1.0):
-        yield from _linear({"step": step, "parameters": "all"}, step)
-    for number, name in enumerate(NUISANCE):
-        yield from _linear({"step": 1.0, "parameters": name}, 1 / (number + 1))
-
-
-def _linear(at: dict[str, Any], step: float) -> Rows:
-    yield "", "relative_error", at, 0.9 * step**1.6
-    yield "", "ratio", at, 1 + 1.5 * step
-    yield "", "median_ratio", at, 1 + 0.3 * step
-    yield "", "top_share", at, 0.05 + 0.1 * step
-    yield "", "cosine", at, 1 - 0.2 * step
+    places = [(step, "all", step) for step in (0.01, 0.03, 0.1, 0.3, 1.0)]
+    places += [(1.0, name, 1 / (n + 1)) for n, name in enumerate(NUISANCE)]
+    for step, name, size in places:
+        at = {"step": step, "parameters": name}
+        yield "relative_error", at, 0.9 * size**1.6
+        yield "ratio", at, 1 + 1.5 * size
+        yield "median_ratio", at, 1 + 0.3 * size
+        yield "cosine", at, 1 - 0.2 * size
 
 
 def nuisance_prediction(kind: str) -> Rows:
     """R² of the parameters of a view."""
     for number, name in enumerate(NUISANCE):
-        yield "", "r2", {"parameter": name}, 0.9 / (number + 1) ** 2 - 0.02
-        yield "", "mse", {"parameter": name}, 0.33 - 0.3 / (number + 1)
+        yield "r2", {"parameter": name}, 0.9 / (number + 1) ** 2 - 0.02
 
 
 def shift(kind: str) -> Rows:
-    """Quality of both heads over the grids of the paper."""
-    grids: dict[tuple[str, str], tuple[float, ...]] = {
-        ("h", "move"): (-0.5, -0.3, -0.1, 0.0, 0.1, 0.3, 0.5),
-        ("background", "move"): (0.0, 0.1, 0.2, 0.3, 0.4),
-        ("h", "widen"): (1.0, 1.25, 1.5),
-    }
+    """Quality of both heads over grids as those of the paper."""
+    grids = {("h", "move"): (-0.5, -0.1, 0.0, 0.5), ("h", "widen"): (1.0, 1.25, 1.5)}
+    grids["background", "move"] = (0.0, 0.1, 0.2, 0.3, 0.4)
     if kind == "images":
         grids = {("color", "strength"): (0.0, 0.25, 0.5, 0.75, 0.875)}
     for (parameter, how), grid in grids.items():
-        start = {"widen": 1.0, "move": 0.0, "strength": 0.5}[how]
-        for value in grid:
-            for head, slope in (("refitted", 4), ("fixed", 20)):
-                for views in (1, 8):
-                    at = {"parameter": parameter, "how": how, "shift": value}
-                    at |= {"head": head, "views": views}
-                    error = 3e-3 * (1 + slope * (value - start) ** 2) * views**-0.25
-                    yield from tasks(kind, at, error)
+        for value, head, views in product(grid, ("refitted", "fixed"), (1, 8)):
+            at = {"parameter": parameter, "how": how, "shift": value}
+            away = value - {"widen": 1.0, "move": 0.0, "strength": 0.5}[how]
+            error = 3e-3 * (1 + away**2 * (4 if head == "refitted" else 20))
+            at |= {"head": head, "views": views}
+            yield from task(kind, at, error * views**-0.25)
 
 
 def label_fraction(kind: str) -> Rows:
     """Quality of probes that see few labels."""
-    for fraction in (0.05, 0.1, 0.2, 0.5, 1.0):
-        for views, level in (("plain" if kind == "images" else 1, 2e-3), (8, 1e-3)):
-            at = {"fraction": fraction, "views": views}
-            yield from tasks(kind, at, level * (1 + 0.05 / fraction))
+    kinds = ("plain" if kind == "images" else 1, 8)
+    for fraction, views in product((0.05, 0.1, 0.2, 0.5, 1.0), kinds):
+        at = {"fraction": fraction, "views": views}
+        yield from task(kind, at, 2e-3 * (1 + 0.05 / fraction))
 
 
 EXPERIMENTS: dict[str, Callable[[str], Rows]] = {
+    "averaging": averaging,
     "invariance": invariance,
     "linearization": linearization,
     "nuisance_prediction": nuisance_prediction,
@@ -134,126 +116,103 @@ def write_run(
     *,
     kind: str = "spirograph",
     seeds: int = 1,
-    num_views: tuple[int, ...] = (1, 2, 4, 8),
     scale: float = 1.0,
-    experiments: tuple[str, ...] = ("invariance",),
+    spread: float = 0.1,
+    experiments: tuple[str, ...] = ("averaging", "invariance"),
+    more: dict[str, list[tuple[str, dict[str, Any], float]]] | None = None,
     config: dict[str, Any] | None = None,
-    noise: float = 0.1,
-    side: int = 8,
+    bare: bool = False,
 ) -> Path:
-    """Writes a finished run: of kind "spirograph", "images" or "none" (no labels).
+    """Writes a finished run of kind "spirograph", "images" or "none" (no labels).
 
-    Of s seeds the values are 1 - noise ... 1 + noise times those above, times scale
-    where lower is better.
+    Over the seeds errors are from 1 - spread to 1 + spread times those above and scale.
+    `more` are further experiments, `config` dotted keys; a bare run has nothing to
+    draw: no log, samples or built-in experiment.
     """
     path.mkdir(parents=True, exist_ok=True)
-    names = {"spirograph": "spirograph", "images": "fashion_mnist", "none": "flat"}
-    content = {
-        "format": workdir.FORMAT,
-        "config": {
-            "seed": 0,
-            "batch_size": 256,
-            "data": {"name": names[kind]},
-            "encoder": {"name": "mlp", "width": 512},
-            "penalty": {"weight": 0.1},
-            "augmentation": {"strength": 0.5},
-        },
-        "derived": {"steps": 1500},
-        "environment": {"git_commit": "0123abc", "devices": ["cpu", "cpu"]},
-        "command": f"launch.py --config=configs/a.py --workdir {path.name}",
-    }
-    for key, value in (config or {}).items():
+    names = {"spirograph": "spirograph", "images": "fashion_mnist", "none": "photos"}
+    content: dict[str, Any] = {"seed": 0, "batch_size": 256, "penalty": {"weight": 0.1}}
+    content |= {"data": {"name": names[kind]}, "encoder": {"name": "mlp"}}
+    for key, value in {"augmentation.strength": 0.5, **(config or {})}.items():
         section, _, name = key.rpartition(".")
-        (content["config"][section] if section else content["config"])[name] = value
-    (path / "config.json").write_text(json.dumps(content))
-    found = [*averaging(kind, num_views)] if kind != "none" else []
-    each = {"averaging": found, "training": [("", "loss.final", {}, 4.5)]}
-    each |= {name: [*EXPERIMENTS[name](kind)] for name in experiments}
+        content.setdefault(section, {})[name] = value
+    saved = {"format": 3, "config": content, "derived": {"steps": 1500}}
+    saved["environment"] = {"git_commit": "0123abc", "devices": ["cpu", "cpu"]}
+    saved["command"] = "python launch.py --config=configs/a.py --workdir 'my runs/a'"
+    (path / "config.json").write_text(json.dumps(saved))
+    each = {"training": [("loss.final", {}, 4.5)], **(more or {})}
+    asked = () if bare else experiments
+    each = {name: [*EXPERIMENTS[name](kind)] for name in asked} | each
+    factors = np.linspace(1 - spread, 1 + spread, seeds) if seeds > 1 else [1.0]
     rows = []
-    for seed in range(seeds):
-        spread = 1 + noise * (2 * seed / (seeds - 1) - 1 if seeds > 1 else 0)
-        for name, entries in each.items():
-            for _, metric, at, value in entries:
-                if metric in ("accuracy", "r2", "knn20"):
-                    value = 1 - (1 - value) * spread * scale
-                elif metric != "mse.constant":
-                    value *= spread * scale
-                row = {"experiment": name, "metric": metric, "at": at}
-                rows.append(row | {"seed": seed, "value": value})
-    settings = {"num_views": num_views, "l2": 1e-8, "split": "test", "step": 1500}
-    settings |= {
-        "spirograph": {"targets": TARGETS},
-        "images": {"classes": CLASSES},
-    }.get(kind, {})
-    results = {
-        "format": 3,
-        "n": seeds,
-        "seeds": [*range(seeds)],
-        "seconds": 12.3,
-        "command": f"launch.py --mode=evaluate --workdir={path.name}",
-        "settings": settings,
-        "summary": {},
-        "rows": rows,
-        "experiments": {name: {"seconds": 12.3} for name in each},
-    }
+    for (seed, factor), name in product(enumerate(factors), each):
+        for metric, at, value in each[name]:
+            if metric in ("accuracy", "r2", "knn20"):
+                value = 1 - (1 - value) * factor * scale
+            elif metric != "mse.constant":
+                value = value * factor * scale
+            row = {"experiment": name, "metric": metric, "at": at, "seed": seed}
+            rows.append(row | {"value": float(value)})
+    settings: dict[str, Any] = {"num_views": [1, 2, 4, 8], "split": "test"}
+    settings |= {"targets": TARGETS} if kind == "spirograph" else {}
+    settings |= {"classes": CLASSES} if kind == "images" else {}
+    results = {"format": 3, "n": seeds, "seeds": [*range(seeds)], "settings": settings}
+    results |= {"summary": {}, "rows": rows}
+    results["experiments"] = {name: {"seconds": 12.3} for name in each}
+    results["command"] = f"python launch.py --mode=evaluate --workdir={path.name}"
     (path / "results.json").write_text(json.dumps(results))
-    for seed in range(seeds):
+    for seed in range(0 if bare else seeds):
         folder = path / f"seed_{seed}" if seeds > 1 else path
         folder.mkdir(exist_ok=True)
-        write_log(folder, seed, scale)
-        np.savez_compressed(folder / "samples.npz", **samples(kind, seed, side))
+        write_log(folder, seed)
+        np.savez_compressed(folder / "samples.npz", **samples(kind, seed))
     return path
 
 
-def write_log(folder: Path, seed: int, scale: float = 1.0) -> None:
+def write_log(folder: Path, seed: int) -> None:
     """Writes the training log of one seed."""
-    generator = np.random.default_rng(seed)
     lines = []
     for step in range(50, 1501, 50):
-        decay = scale * float(np.exp(-step / 400)) + 0.02 * float(generator.random())
+        decay = float(np.exp(-step / 400)) * (1 + seed / 10)
         row = {"step": step, "loss": 4 + decay, "penalty": 0.2 + decay}
-        lines.append(row | {"examples_per_second": 9000.0, "seconds": step * 0.03})
+        row |= {"examples_per_second": 9000.0, "seconds": step * 0.03}
         if step % 250 == 0:
-            probe = {"probe_mse": 0.002 + 0.1 * decay, "variance_normalized": decay}
-            lines.append({"step": step, **probe})
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "metrics.jsonl").write_text(text)
+            row |= {"probe_mse": 0.002 + 0.1 * decay, "variance_normalized": decay}
+        lines.append(json.dumps(row) + "\n")
+    (folder / "metrics.jsonl").write_text("".join(lines))
 
 
-def samples(kind: str, seed: int = 0, side: int = 8) -> dict[str, np.ndarray]:
-    """The arrays of `samples.npz`."""
-    generator = np.random.default_rng(seed)
+def samples(kind: str, seed: int = 0) -> dict[str, np.ndarray]:
+    """The arrays of `samples.npz`; its images are discs."""
+    generator, side = np.random.default_rng(seed), 16
 
     def images(*shape: int) -> np.ndarray:
-        """Discs of random place and colour."""
         place = generator.uniform(0.3, 0.7, (*shape, 2, 1, 1)) * side
-        grid = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"))
-        inside = ((grid - place) ** 2).sum(axis=-3) < (0.3 * side) ** 2
+        distances = ((np.indices((side, side)) - place) ** 2).sum(axis=-3)
         colors = generator.integers(60, 256, (2, *shape, 1, 1, 3))
-        return np.where(inside[..., None], colors[0], colors[1] // 4).astype(np.uint8)
+        inside = distances[..., None] < (0.3 * side) ** 2
+        return np.where(inside, colors[0], colors[1] // 4).astype(np.uint8)
 
-    labels = generator.integers(0, 10, 60)
-    true = generator.uniform((2, 0.1, 0.25, 0.4), (5, 1.1, 1, 1), (60, 4))
-    noise = generator.normal(size=(60, 4)) * (0.15, 0.05, 0.04, 0.03)
+    labels = generator.integers(0, 10, 200)
+    true = generator.uniform((2, 0.1, 0.25, 0.4), (5, 1.1, 1, 1), (200, 4))
+    noise = generator.normal(size=(200, 4)) * (0.15, 0.05, 0.04, 0.03)
     found = {"views": images(4, 10), "neighbors": images(10, 8)}
-    found["projection"] = generator.normal(size=(60, 2)).astype(np.float32)
+    found["projection"] = generator.normal(size=(200, 2)).astype(np.float32)
     found["projection_explained"] = np.array([0.31, 0.12], np.float32)
-    if kind == "spirograph":
+    if kind != "spirograph":
+        found["plain"] = images(4)
+    else:
         found |= {"true": true, "predicted": true + noise, "projection_targets": true}
         found["predicted_single"] = true + 2 * noise
-        found["projection"] += np.stack([3 * true[:, 0], true[:, 1]], axis=1)
-    else:
-        found["plain"] = images(4)
     if kind == "images":
         angle = labels * 2 * np.pi / 10
         found["projection"] += 4 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
         found["confusion"] = generator.integers(0, 9, (10, 10)) + 90 * np.eye(
             10, dtype=int
         )
+        same = generator.random((10, 8)) < 0.8
+        found["neighbor_labels"] = same * np.arange(10)[:, None]
         found["projection_labels"] = labels
-        found["neighbor_labels"] = np.where(
-            generator.random((10, 8)) < 0.8, np.arange(10)[:, None], 3
-        )
     return found
 
 
@@ -265,9 +224,7 @@ def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 
 
 class Page(HTMLParser):
-    """Collects what the tests look at: attributes, tables, text."""
-
-    void = {"meta", "img", "br", "link"}
+    """Collects what the tests look at: tags, tables, text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -280,8 +237,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in self.void:
-            self.stack.append(tag)
+        self.stack += [tag] if tag not in ("meta", "img") else []
         if tag == "table":
             self.tables.append([])
         elif tag == "tr":
@@ -295,8 +251,7 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if {"td", "th"} & set(self.stack):
             self.tables[-1][-1][-1] += data
-        if not {"script", "style"} & set(self.stack):
-            self.text += data
+        self.text += data if "style" not in self.stack else ""
 
     def find(self, *columns: str) -> list[list[str]]:
         """The first table whose header starts with the given columns."""

@@ -104,7 +104,9 @@ def oracle_penalty(
 
 def oracle_limit(squared: float, limit: float, shape: str) -> float:
     """The squared change below its limit."""
-    return min(squared, limit) if shape == "hard" else squared / (1 + squared / limit)
+    if shape == "hard":
+        return min(squared, limit)
+    return squared if limit == math.inf else limit * math.log1p(squared / limit)
 
 
 def oracle_consistency(

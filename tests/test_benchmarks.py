@@ -22,9 +22,9 @@ from invariance_jax.benchmarks import (
     render,
     restart,
     runs,
-    step,
     timing,
 )
+from invariance_jax.benchmarks import training_step as step
 from invariance_jax.benchmarks.__main__ import NAMES, check_names
 from invariance_jax.benchmarks.timing import Options, Timer
 from invariance_jax.losses import nt_xent

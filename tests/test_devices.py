@@ -1,6 +1,5 @@
 """What is said to XLA before the first device is used, each in a new process."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -87,23 +86,6 @@ def test_a_gpu_that_was_used_before_is_refused(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="deterministic is True, but .* its GPUs alr"):
         train.run(tiny_config({"deterministic": True}), tmp_path / "run")
     assert "XLA_FLAGS" not in os.environ
-
-
-@pytest.mark.parametrize(
-    ("platform", "expected"),
-    [
-        ("gpu", "cost not measured"),
-        ("cpu", "nothing changes"),
-        ("tpu", "a tpu repeats"),
-    ],
-)
-def test_the_log_says_what_it_costs(monkeypatch, caplog, platform, expected):
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    with caplog.at_level(logging.INFO):
-        devices.log_determinism(True)
-        devices.log_determinism(False)
-    (text,) = caplog.messages
-    assert text.startswith("deterministic: ") and expected in text
 
 
 def test_a_platform_that_is_not_there_is_named():

@@ -8,30 +8,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_config
+from tiny import SEEDS, tiny_config
 
 import invariance_jax
-from invariance_jax import evaluate, evaluation, train
+from invariance_jax import embed, evaluate, evaluation
 from invariance_jax.settings import resolve
 from invariance_jax.tasks import make_task
 from invariance_jax.training import parallel
 from invariance_jax.training.build import build
 from invariance_jax.training.frozen import FrozenEncoder
 
-CHANGES = {"seeds": 2, "logging.probe_every_steps": 0, "checkpoints.keep": 2}
 TARGETS = ("m", "b", "sigma", "rfore")
 TASK = make_task(resolve(tiny_config()))
 
 
 def config(**changes):
-    return tiny_config(CHANGES | changes)
+    return tiny_config(SEEDS | changes)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(trained_seeds, tmp_path_factory):
     """The work directory of two seeds, and what the evaluation returned."""
     workdir = tmp_path_factory.mktemp("evaluated") / "run"
-    train.run(config(), workdir)
+    shutil.copytree(trained_seeds, workdir)
     return workdir, evaluate.run(config(), workdir)
 
 
@@ -214,7 +213,7 @@ def test_samples_hold_a_projection_and_neighbours_of_one_view(run, samples):
 
 
 def test_samples_that_are_lost_are_written_again(copy, samples):
-    one, single = tiny_config(CHANGES | {"seeds": 1}), copy / "seed_0"
+    one, single = tiny_config(SEEDS | {"seeds": 1}), copy / "seed_0"
     (single / "samples.npz").unlink()
     evaluate.run(one, single)
     with np.load(single / "samples.npz") as archive:
@@ -222,11 +221,22 @@ def test_samples_that_are_lost_are_written_again(copy, samples):
         np.testing.assert_allclose(archive["predicted"], samples["predicted"])
 
 
+def test_views_are_embedded_as_no_image_is_plain(copy):
+    _, file = embed.run(None, copy / "seed_0")
+    assert file.name == "embeddings_test_1_views.npz"
+    encode, _ = invariance_jax.load(copy / "seed_0")
+    y = TASK.examples("test").y
+    with np.load(file) as content:
+        (expected,) = features(encode, y, 1, (1,))
+        np.testing.assert_allclose(content["features"], expected, atol=1e-4)
+        np.testing.assert_array_equal(content["targets"], y)
+
+
 def test_evaluation_keys_may_change(copy):
     changes = {"evaluation.num_views": (2,), "evaluation.split": "validation"}
     shutil.rmtree(copy / "seed_1")
     single = copy / "seed_0"
-    one = tiny_config(CHANGES | {"seeds": 1} | changes)
+    one = tiny_config(SEEDS | {"seeds": 1} | changes)
     before = (single / "config.json").read_bytes()
     results = evaluate.run(one, single)
     assert "mse@2" in results["summary"]

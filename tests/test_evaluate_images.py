@@ -1,7 +1,9 @@
-"""Image runs from end to end: with labels, without, with parts of the user's own."""
+"""Image runs: measured, embedded, exported; without labels, with own parts."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import jax
@@ -14,14 +16,18 @@ from sklearn.linear_model import LogisticRegression
 from tiny import image_arrays, image_config
 
 import invariance_jax
-from invariance_jax import data, embed, evaluate, models, train
+from invariance_jax import data, embed, evaluate, export, models, train
+from invariance_jax.models.weights import load_state_dict
+from invariance_jax.runs.workdir import read_config
+from invariance_jax.runtime.preemption import Preempted
 from invariance_jax.settings import resolve
 from invariance_jax.tasks import make_task
+from invariance_jax.training.frozen import FrozenEncoder
 
 pytestmark = pytest.mark.usefixtures("compiled_once", "compiled_fast")
 
 CHANGES = {
-    "evaluation.families": ("all", "color", "crop"),
+    "evaluation.families": ("all", "crop"),
     "evaluation.baselines": ("pixels", "untrained"),
 }
 
@@ -59,10 +65,10 @@ def means(results):
 def test_names_of_the_summary(run):
     linear = ("accuracy", "cross_entropy")
     expected = {"loss.final", "penalty.final"}
-    for part in ("", ".color", ".crop"):
+    for part in ("", ".crop"):
         names = ("within", "total", "normalized")
         expected |= {f"variance.{name}{part}" for name in names}
-    for part in ("", ".color", ".crop", ".ensemble"):
+    for part in ("", ".crop", ".ensemble"):
         expected |= {f"{metric}{part}@{m}" for metric in linear for m in (1, 3)}
     for part in ("", ".pixels", ".untrained"):
         plain = (*linear, "knn5", "knn5_majority")
@@ -125,6 +131,110 @@ def test_samples_show_plain_images_and_every_label(run, splits):
     assert samples["plain"].mean() == pytest.approx(x[:4].mean(), rel=0.05)
 
 
+def test_embeddings_are_of_plain_images_in_the_order_of_the_set(copy):
+    files = embed.run(None, copy)
+    names = [f"embeddings_{split}_plain.npz" for split in ("train", "test")]
+    assert [file.name for file in files] == names
+    encode, config = invariance_jax.load(copy)
+    task = make_task(resolve(config))
+    for file, split in zip(files, ("train", "test"), strict=True):
+        x, y = task.examples(split, in_order=True)
+        with np.load(file) as content:
+            assert {*content.files} == {"features", "labels", "settings"}
+            assert content["features"].dtype == np.float32
+            np.testing.assert_allclose(content["features"], encode(x), atol=1e-5)
+            np.testing.assert_array_equal(content["labels"], y)
+            made_by = json.loads(str(content["settings"]))
+        assert (made_by["step"], made_by["split"]) == (20, split)
+        assert made_by["config"]["embedding"]["num_views"] is None
+    np.testing.assert_array_equal(y, image_arrays(1, num_examples=45)[1])
+
+
+def test_embeddings_may_be_averages_over_views(copy):
+    config = read_config(copy)
+    config.embedding.num_views, config.embedding.splits = 3, ("validation",)
+    (file,) = embed.run(config, copy)
+    assert file.name == "embeddings_validation_3_views.npz"
+    with np.load(file) as content:
+        assert content["features"].shape == (30, 16)
+
+
+def test_an_embedding_that_was_stopped_goes_on(copy, monkeypatch):
+    plain, calls = FrozenEncoder.plain, []
+
+    def stopped(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FrozenEncoder, "plain", stopped)
+        with pytest.raises(Preempted):
+            embed.run(None, copy)
+    (written,) = copy.glob("embeddings_*.npz")
+    before = written.stat().st_mtime_ns
+    files = embed.run(None, copy)
+    assert written.stat().st_mtime_ns == before
+    assert all(file.exists() for file in files) and len(files) == 2
+
+
+def test_an_embedding_is_never_overwritten(copy):
+    files = embed.run(None, copy)
+    before = files[1].read_bytes()
+    files[0].unlink()
+    config = read_config(copy)
+    config.evaluation.seed = 1
+    with pytest.raises(ValueError, match=r"test_plain\.npz exists"):
+        embed.run(config, copy)
+    assert files[1].read_bytes() == before
+    assert not files[0].exists()
+
+
+def test_nothing_is_embedded_or_exported_without_a_run(tmp_path, data_dir):
+    with pytest.raises(ValueError, match="holds no run"):
+        embed.run(image_config(data_dir), tmp_path / "new")
+    with pytest.raises(ValueError, match="holds no run"):
+        export.run(tmp_path / "new", tmp_path / "encoder.npz")
+    assert not [*tmp_path.iterdir()]
+
+
+def mlp_of_pytorch(tensors, images):
+    """The module in the documentation of `export`, in NumPy; images [N, 3, S, S]."""
+    x = images.reshape(len(images), -1) @ tensors["layers.0.weight"].T
+    norm = {name[8:]: array for name, array in tensors.items() if "norms.0" in name}
+    x = (x - norm["running_mean"]) / np.sqrt(norm["running_var"] + 1e-5)
+    x = np.maximum(x * norm["weight"] + norm["bias"], 0)
+    return x @ tensors["layers.1.weight"].T + tensors["layers.1.bias"]
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "npz"])
+def test_an_mlp_is_that_of_pytorch(copy, tmp_path, ending):
+    path = export.run(copy, tmp_path / "new" / f"encoder.{ending}")
+    tensors = load_state_dict(path)
+    assert tensors["layers.0.weight"].shape == (16, 3 * 8 * 8)
+    assert tensors["norms.0.num_batches_tracked"] == 0 and len(tensors) == 1 + 5 + 2
+    variables, _ = evaluate.load_variables(copy)
+    images = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype(np.float32)
+    encoder = models.create_encoder("mlp", width=16, depth=2)
+    expected = encoder.apply(variables, jnp.asarray(images), train=False)
+    found = mlp_of_pytorch(tensors, images.transpose(0, 3, 1, 2))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_export_overwrites_nothing_and_names_the_file(copy, tmp_path):
+    path = tmp_path / "encoder.npz"
+    path.write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"encoder\.npz exists"):
+        export.run(copy, path)
+    assert path.read_bytes() == b"mine"
+    for out in (None, tmp_path / "encoder.pth"):
+        with pytest.raises(ValueError, match=r"--out is .*; expected a file .*npz"):
+            export.run(copy, out)
+    with pytest.raises(ValueError, match="no checkpoint of step 7"):
+        export.run(copy, tmp_path / "other.npz", step=7)
+
+
 def test_only_the_color_family_may_be_evaluated(run, copy, data_dir):
     config = image_config(data_dir, {"evaluation.families": ("color",)})
     values = means(evaluate.run(config, copy))
@@ -151,12 +261,13 @@ def weights(tmp_path_factory):
 
 def weights_config(data_dir, path, **changes):
     given = {"encoder.name": "resnet18", "encoder.weights": str(path)}
+    given |= {"evaluation.experiments": ("invariance",), "augmentation.crop": False}
     fewer = {"data.train_examples": 12, "data.test_examples": 12, "batch_size": 4}
     fewer |= {"evaluation.variance_examples": 4, "evaluation.num_views": (1,)}
     return image_config(data_dir, given | fewer | changes)
 
 
-def test_imported_weights_are_evaluated(weights, data_dir, tmp_path):
+def test_imported_weights_are_evaluated_and_exported_again(weights, data_dir, tmp_path):
     path, variables = weights
     results = evaluate.run(weights_config(data_dir, path), tmp_path / "run")
     assert results["settings"]["step"] == 0
@@ -166,6 +277,11 @@ def test_imported_weights_are_evaluated(weights, data_dir, tmp_path):
     encoder = models.create_encoder("resnet18")
     expected = encoder.apply(variables, plain, train=False)
     np.testing.assert_allclose(encode(images), expected, rtol=1e-5, atol=1e-5)
+    out = export.run(tmp_path / "run", tmp_path / "encoder.safetensors")
+    found, given = (load_state_dict(file) for file in (out, path))
+    assert {*found} == {*given} and "layer1.0.conv1.weight" in found
+    for name, tensor in given.items():
+        np.testing.assert_array_equal(found[name], tensor)
 
 
 @pytest.mark.parametrize("program", [train, evaluate])
@@ -192,6 +308,7 @@ def test_cifar_goes_from_the_download_cache_to_the_results(tmp_path, monkeypatch
     cache_download(archive, data_dir)
     changes = {"data.name": "cifar10", "steps": 4, "logging.probe_every_steps": 0}
     changes |= {"data.train_examples": 90, "data.test_examples": 40}
+    changes |= {"evaluation.experiments": ("downstream",), "augmentation.crop": False}
     config = image_config(data_dir, changes)
     train.run(config, tmp_path / "run")
     results = evaluate.run(config, tmp_path / "run")
@@ -209,6 +326,7 @@ def test_a_flat_folder_of_images_trains_and_is_measured(tmp_path):
         Image.fromarray(image).save(folder / f"{number:03d}.png")
     data.prepare_folder("photos", tmp_path / "sets", train=folder)
     changes = {"data.name": "photos", "data.validation_examples": 20}
+    changes |= {"augmentation.crop": False}
     config = image_config(tmp_path / "sets", changes)
     workdir = tmp_path / "run"
     train.run(config, workdir)
@@ -279,9 +397,10 @@ def test_own_parts_are_used_by_every_program(tmp_path, data_dir, monkeypatch):
         "encoder.kwargs": {"width": 7},
         "augmentation.name": "own_run:brighten",
         "augmentation.kwargs": {"most": 3.0},
-        "evaluation.experiments": ("all", "own_run:brightness"),
+        "evaluation.experiments": (
+            *("averaging", "invariance", "shift", "own_run:brightness"),
+        ),
         "evaluation.shifts": (("color", "strength", (0.5,)),),
-        "evaluation.label_fractions": (1.0,),
     }
     config, workdir = image_config(data_dir, changes), tmp_path / "run"
     train.run(config, workdir)
@@ -296,6 +415,10 @@ def test_own_parts_are_used_by_every_program(tmp_path, data_dir, monkeypatch):
     assert parameters == {None, "all", "factor"}
     encode, _ = invariance_jax.load(workdir)
     assert encode(jnp.ones((2, 10, 10, 3))).shape == (2, 7)
+    # No names of PyTorch are known of it.
+    out = export.run(workdir, tmp_path / "encoder.npz")
+    names = {f"params.Dense_0.{leaf}" for leaf in ("bias", "kernel")}
+    assert {*load_state_dict(out)} == names
     with np.load(embed.run(None, workdir)[1]) as content:
         assert content["features"].shape == (45, 7)
     assert sorted(path.name for path in workdir.glob("*.npz")) == [

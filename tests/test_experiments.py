@@ -421,23 +421,6 @@ def test_each_target_has_a_probe_with_its_own_l2(context):
         assert values[f"mse.selected@{views}"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_images_have_a_probe_with_its_own_l2(images):
-    values = in_summary(downstream.run(images))
-    h, h_test = (jnp.asarray(images.plain(split)) for split in STREAMS)
-    probe, l2 = evaluation.fit_logistic_selected(
-        h,
-        jnp.asarray(images.train.y),
-        num_classes=3,
-        l2=(1e-6, 1e-3, 1.0),
-        num_held_out=len(h) // 10,
-    )
-    assert values["l2.selected@plain"] == l2
-    logits = evaluation.predict(probe, h_test)
-    right = np.mean(np.argmax(logits, axis=1) == images.test.y)
-    assert values["accuracy.selected@plain"] == pytest.approx(right)
-    assert "accuracy.selected@3" in in_summary(averaging.run(images))
-
-
 def test_shares_of_the_examples(context):
     measured = label_fraction.run(context)
     expected = [(f, views) for f in (0.2, 1.0) for views in (1, 3)]

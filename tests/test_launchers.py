@@ -54,7 +54,6 @@ def test_flags_that_do_not_fit_are_named(given, message):
         {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "16", "SLURM_PROCID": "0"},
         SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "16"},
         {"OMPI_COMM_WORLD_SIZE": "1"},
-        {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_NTASKS": "1"},
         {"TPU_WORKER_HOSTNAMES": "localhost"},
     ],
 )
@@ -178,17 +177,13 @@ def test_a_tpu_pod_leaves_everything_to_jax(environment):
     assert from_environment(environment) == Launcher("a TPU pod")
 
 
-def test_a_task_of_this_machine_has_its_address_in_the_environment():
-    environment = {
-        "SUBMITIT_EXECUTOR": "local",
-        "SUBMITIT_LOCAL_NTASKS": "2",
-        "SUBMITIT_LOCAL_GLOBALID": "1",
-    }
+def test_a_process_of_this_machine_has_its_numbers_in_the_environment():
+    environment = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
     with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS is missing"):
         from_environment(environment)
     environment["JAX_COORDINATOR_ADDRESS"] = "127.0.0.1:9"
     launcher = from_environment(environment)
-    assert launcher == Launcher("--cluster=local", "127.0.0.1:9", 2, 1, (1,))
+    assert (launcher.address, launcher.count, launcher.index) == ("127.0.0.1:9", 2, 1)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ MODULES = sorted((ROOT / PACKAGE).rglob("*.py"))
 # A room imports those of the rows above it, and of its own row.
 ROWS = (
     ("types",),
-    ("arguments", "numerics"),
+    ("numerics",),
     ("transforms", "losses", "models", "evaluation"),
     ("data",),
     ("settings",),
@@ -31,7 +31,8 @@ ROWS = (
 )
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
 PURE = {*ROWS[0], *ROWS[1], *ROWS[2]}
-PURE_PACKAGES = {PACKAGE, "chex", "flax", "jax", "jaxlib", "numpy"}
+# safetensors is a file format that `models.weights` reads, imported where it does.
+PURE_PACKAGES = {PACKAGE, "chex", "flax", "jax", "jaxlib", "numpy", "safetensors"}
 TWICE = {"averaging", "invariance", "linearization", "spirograph"}
 """Subjects that are seen from two rooms or more, each with a module there."""
 

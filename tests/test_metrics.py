@@ -6,7 +6,7 @@ import logging
 import pytest
 from tiny import tiny_config
 
-from invariance_jax.runs.metrics import MetricsWriter, final_metrics
+from invariance_jax.runs.log import MetricsWriter, final_metrics
 from invariance_jax.runs.workdir import claim
 from invariance_jax.settings import resolve
 

@@ -9,13 +9,13 @@ import optax
 import pytest
 from tiny import tiny_config
 
+from invariance_jax.settings import resolve
 from invariance_jax.training.optimizers import (
     lars,
     make_optimizer,
     make_schedule,
     paper_schedule,
 )
-from invariance_jax.training.settings import resolve
 
 NAMES = ("kernel", "bias", "scale")
 SETTINGS = {"weight_decay": 1e-2, "momentum": 0.9, "trust_coefficient": 1e-3}

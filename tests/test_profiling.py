@@ -1,5 +1,6 @@
 """Traces: of exactly the steps that were asked for, or of none."""
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -23,14 +24,15 @@ def settings(steps):
 def events(monkeypatch):
     """What the profiler of JAX is asked for, in its order."""
     found = []
-    for module, name, event in (
-        (jax.profiler, "start_trace", lambda folder: Path(folder).name),
-        (jax.profiler, "stop_trace", lambda: "stop"),
-        (jax, "block_until_ready", lambda _: "wait"),
-    ):
-        monkeypatch.setattr(
-            module, name, lambda *a, event=event: found.append(event(*a))
-        )
+
+    @contextlib.contextmanager
+    def trace(folder):
+        found.append(Path(folder).name)
+        yield
+        found.append("stop")
+
+    monkeypatch.setattr(jax.profiler, "trace", trace)
+    monkeypatch.setattr(jax, "block_until_ready", lambda _: found.append("wait"))
     return found
 
 
@@ -66,9 +68,10 @@ def test_steps_that_are_past_are_logged(events, tmp_path, caplog, first_step):
 
 def test_an_error_ends_the_trace(events, tmp_path):
     profiler = Profiler((2, 5), tmp_path, first_step=0)
-    with pytest.raises(KeyError), profiler:
-        profiler.before(2, None)
-        raise KeyError
+    with pytest.raises(KeyError):
+        with profiler:
+            profiler.before(2, None)
+            raise KeyError
     assert events[-1] == "stop"
 
 

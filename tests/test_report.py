@@ -1,281 +1,307 @@
-"""The report: its files, tables and figures, comparisons, seeds, and bad input."""
+"""The report: its page, figures, tables and texts; comparisons; bad input."""
 
-import csv
+import base64
+import html
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from finished_runs import TARGETS, Page, change, write_run, write_seed
-from matplotlib.figure import Figure
+from finished_runs import CLASSES, EXPERIMENTS, Page, change, write_log, write_run
 
 from invariance_jax import report
-from invariance_jax.report import (
-    averaging,
-    paper,
-    read,
-    results,
-    samples,
-    style,
-    tables,
-    training,
-)
+from invariance_jax.report import aggregate, commands, draw, paper, read, sections
+from invariance_jax.report.style import line_style
+from invariance_jax.report.words import Words
 
-HOSTILE = "<script>alert('x')</script> $a_{ & \"q\""
+HOSTILE = "<script>alert('x')<\u2215script> $a_{ & \"q\""
+AVERAGING = "Quality against the number of averaged views"
+
+
+def figures(page: Path) -> dict[str, str]:
+    """Heading of a figure -> its SVG as text."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(
+        r"<figure>(?:<h3>(.*?)</h3>)?\s*<img[^>]*base64,([^\"]*)\"", text
+    )
+    return {html.unescape(t): base64.b64decode(svg).decode() for t, svg in found}
+
+
+def said(svg: str) -> set[str]:
+    """The texts in a figure."""
+    return set(map(html.unescape, re.findall(r"<text[^>]*>([^<]*)</text>", svg)))
 
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("single")
-    return report.run([write_run(root / "quick")], root / "out")
+    run = write_run(root / "quick", seeds=3, experiments=tuple(EXPERIMENTS))
+    return report.run([run], root / "out")
 
 
 @pytest.fixture(scope="module")
-def again(single: Path) -> Path:
-    """The same report a second time, into the work directory itself."""
-    workdir = single.parent.parent / "quick"
-    (workdir / "figures").mkdir()
-    (workdir / "figures" / "mine.png").write_text("mine")
-    return report.run([workdir], workdir)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    kept, config = ("averaging", "shift", "label_fraction"), {"data.name": "cifar10"}
+    run = write_run(root / "run", kind="images", experiments=kept, config=config)
+    return report.run([run], root / "out")
 
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("several")
-    first = write_run(root / "a" / HOSTILE.replace("/", "\u2215"), device=HOSTILE)
-    second = write_run(root / "a" / "_run", seeds=3, num_views=(1, 4), weight=0.0)
-    third = write_run(root / "b" / "_run", scale=2.0)
+    first = write_run(root / "a" / HOSTILE, seeds=3, config={"penalty.weight": 0.0})
+    second = write_run(root / "a" / "_run", seeds=3, scale=0.5, spread=0.12)
+    third = write_run(root / "b" / "_run", scale=2.0, bare=True)
+    change(third / "results.json", lambda r: r["rows"].extend(_rows_of(second, 2.0)))
     return report.run([first, second, third], root / "out")
 
 
+def _rows_of(run: Path, factor: float) -> list[dict[str, Any]]:
+    """The rows of the first seed of a run, times a factor."""
+    rows = json.loads((run / "results.json").read_text())["rows"]
+    return [row | {"value": factor * row["value"]} for row in rows if row["seed"] == 0]
+
+
 def test_report_writes_only_the_documented_files(single: Path) -> None:
-    written = {str(p.relative_to(single.parent)) for p in single.parent.rglob("*.*")}
-    names = ("views", "training", "averaging", "predictions")
-    expected = {f"figures/{name}.{kind}" for name in names for kind in ("png", "svg")}
-    of = ("mse", "r_squared", "measurements", "config", "experiments", "paper")
-    expected |= {f"tables/{name}.csv" for name in of}
-    assert written == expected | {"report.html"}
+    paths = [path.relative_to(single.parent) for path in single.parent.rglob("*.*")]
+    written = {str(path) for path in paths}
+    names = {"averaging", "averaging_targets", "views", "predictions", "projection"}
+    names |= {"neighbors", "training", "invariance", "invariance_checkpoints", "shift"}
+    names |= {"linearization", "linearization_parameters", "nuisance_prediction"}
+    drawn = {f"figures/{name}.png" for name in {*names, "label_fraction"}}
+    assert {path for path in written if path.startswith("figures")} == drawn
+    assert {f"tables/{n}.csv" for n in ("results", "downstream", "shift_1")} <= written
+    assert {path.parts[0] for path in paths} == {"report.html", "figures", "tables"}
 
 
-def test_report_in_a_work_directory_leaves_its_other_files(again: Path) -> None:
-    assert (again.parent / "figures" / "mine.png").read_text() == "mine"
-    inputs = {"config.json", "results.json", "metrics.jsonl", "samples.npz"}
-    written = {"report.html", "figures", "tables"}
-    assert {path.name for path in again.parent.iterdir()} == inputs | written
+def test_report_in_a_work_directory_leaves_its_other_files(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", kind="none", experiments=())
+    (run / "figures").mkdir()
+    (run / "figures" / "mine.png").write_text("mine")
+    before = {path: path.read_bytes() for path in run.rglob("*.*")}
+    first = report.run([run], run).read_bytes()
+    assert report.run([run], run).read_bytes() == first  # the same input, the same file
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 @pytest.mark.parametrize("which", ["single", "several"])
-def test_page_loads_nothing_from_outside(
+def test_page_loads_and_runs_nothing(
     which: str, request: pytest.FixtureRequest
 ) -> None:
-    page = Page(request.getfixturevalue(which))
+    path = request.getfixturevalue(which)
+    page = Page(path)
     for tag, attributes in page.tags:
-        for name in ("src", "srcset"):
-            if name in attributes:
-                assert attributes[name].startswith("data:image/png;base64,"), tag
-        if "href" in attributes:
-            assert attributes["href"].startswith("#section-")
-    images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == (4 if which == "single" else 8)
-    assert all(image["alt"] for image in images)
-    assert not {"link", "iframe", "object"} & {tag for tag, _ in page.tags}
+        assert str(attributes.get("src", "data:image/svg+xml")).startswith("data:"), tag
+        assert str(attributes.get("href", "#section-")).startswith("#section-")
+        assert not any(name.startswith("on") for name in attributes)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    links = {a["href"] for tag, a in page.tags if tag == "a"}
+    assert links == {f"#{a['id']}" for tag, a in page.tags if tag == "section"}
+    assert not any("<script" in svg for svg in figures(path).values())
 
 
-def test_page_links_reach_their_sections(several: Path) -> None:
-    tags = Page(several).tags
-    links = {attributes["href"][1:] for tag, attributes in tags if tag == "a"}
-    assert links == {attributes["id"] for tag, attributes in tags if tag == "section"}
+def test_first_screen_then_sections_then_settings(single: Path) -> None:
+    page = Page(single)
+    assert "MSE, one view(2.00 ± 0.12)e-3Constant".lower() in page.text.lower()
+    assert "MSE, average of 8 views(2.50 ± 0.14)e-4" in page.text
+    assert "normalized variance of n(h)0.0210 ± 0.0012" in page.text
+    assert "Mean ± standard error over 3 seeds, test split." in page.text
+    text = single.read_text(encoding="utf-8")
+    order = ["Downstream task", "Embeddings", "Feature averaging", "Invariance"]
+    order += ["Linearization", "Nuisance prediction", "Shift", "Label fraction"]
+    heads = re.findall("<h[23]>(.*?)</h[23]>", text)
+    assert heads[:3] == [AVERAGING, "Views", "Downstream task"]
+    assert re.findall("<h2>(.*?)</h2>", text) == [*order, "Training", "Settings"]
+    folded = text[text.rindex("<section") :]
+    assert folded.count("<details>") == 3 and "penalty.weight" in folded
+    assert "--workdir &#39;my runs/a&#39;" in folded
 
 
-def test_page_has_a_dark_style_and_a_dark_image_for_each_figure(single: Path) -> None:
-    assert "@media (prefers-color-scheme: dark)" in single.read_text()
-    tags = [tag for tag, _ in Page(single).tags]
-    assert tags.count("source") == tags.count("img") == 4
+def test_downstream_table_has_words_and_grey_rows_of_the_paper(single: Path) -> None:
+    rows = {(r[0], r[1]): r[2:] for r in Page(single).find("features", "M", "MSE")}
+    assert rows["encoder", "8"][:2] == ["(2.50 ± 0.14)e-4", "(6.0 ± 0.3)e-5"]
+    assert {("probe with its own l2", "8"), ("averaged predictions", "4")} <= {*rows}
+    assert rows["constant predictor", ""][0] == "0.2276"
+    assert rows["paper, penalty", "30"][0] == "(9.60 ± 0.10)e-4"
+    numbers = ["(2.97 ± 0.08)e-3", "6.77e-4", "0.0112"]
+    assert rows["paper, no penalty", "1"][:3] == numbers
+    text = single.read_text(encoding="utf-8")
+    assert '<tr class="faint"><td class="text">paper, penalty' in text
+    assert "ddof 0" in text and "may not have converged" in text
 
 
-def test_overview_names_command_commit_versions_and_devices(single: Path) -> None:
-    text = " ".join(Page(single).text)
-    assert "python launch.py --config=configs/a.py --workdir=quick" in text
-    for fact in ("0123abc", "jax 0.10.0", "2 x cpu", "9,000 examples per second"):
-        assert fact in text
-    assert "45 s" in text and "steps (derived)" in text
-    assert "1500 steps of 256 examples" in text
+def test_classification_shows_class_names_and_cifar_numbers(images: Path) -> None:
+    shown, page = figures(images), Page(images)
+    for title in ("Predicted against true classes", "Principal components of h"):
+        assert {*CLASSES} <= said(shown[title])
+    rows = {(r[0], r[1]): r[2:] for r in page.find("features", "M", "accuracy")}
+    assert rows["encoder", "plain images"] == ["0.9640", "0.1080", "0.9500"]
+    assert rows["raw pixels", "plain images"][0] == "0.8400"
+    assert rows["paper, no penalty", "plain images"][0] == "0.9304 ± 0.0004"
+    legend = {"crop and flip only", "plain images", "paper, penalty"}
+    assert legend <= said(shown[AVERAGING])
+    shares = page.find("run", "share of labels", "M")
+    first = ["paper, penalty", "share 1 of 8 (about 0.05)", "plain images", "0.9120"]
+    assert first in [row[:4] for row in shares]
+    assert "at the left the plain image" in page.text
+    assert "gradient" not in page.text and "standard error over" not in page.text
+    assert "gradient_norm" in (images.parent / "tables" / "results.csv").read_text()
 
 
-def test_result_table_has_a_row_per_number_of_views(single: Path) -> None:
-    rows = Page(single).find("M", "mean", "m", "b", "sigma", "rfore")
-    assert [row[0] for row in rows] == ["M", "1", "2", "4", "8", "constant"]
-    assert rows[1] == ["1", "2.00e-3", "1.00e-2", "1.00e-3", "1.00e-4", "1.00e-5"]
-    assert rows[-1][:2] == ["constant", "0.2276"]
+def test_another_split_is_named_and_has_no_numbers_of_the_paper(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", config={"data.name": "cifar10"}, kind="images")
+    change(run / "results.json", lambda r: r["settings"].update(split="validation"))
+    text = Page(report.run([run], tmp_path / "out")).text
+    assert "one seed, validation split" in text
+    assert "test split" not in text and "paper" not in text
 
 
-def test_result_table_over_seeds_has_standard_errors(several: Path) -> None:
-    rows = Page(several).find("run", "seeds", "penalty.weight")
-    assert rows[2][:4] == ["a/_run", "3", "0.0", "2.00e-3 ± 2.0e-4"]
+def test_run_without_labels_has_variance_views_and_neighbours(tmp_path: Path) -> None:
+    page = report.run([write_run(tmp_path / "run", kind="none")], tmp_path / "out")
+    wanted = {"Views", "Nearest neighbours", "Principal components of h"}
+    assert wanted <= {*figures(page)}
+    assert not {"Downstream", "probe"} & {*Page(page).text.split()}
 
 
-def test_comparison_has_a_row_per_run_with_gaps_where_m_was_not_measured(
-    several: Path,
-) -> None:
-    header, first, second, third = Page(several).find("run", "seeds")
-    assert header[3:7] == ["mse@1", "mse@2", "mse@4", "mse@8"]
-    assert second[4] == "" and second[5] == "5.00e-4 ± 5.0e-5"
-    assert first[3] == "2.00e-3" and third[3] == "4.00e-3"
-    assert [second[0], third[0]] == ["a/_run", "b/_run"]
+def test_experiment_of_a_users_own_has_a_table_and_curves(tmp_path: Path) -> None:
+    places = [{"place": f"<{p}>", "n_bits": n} for p in "ab" for n in (1, 2)]
+    more = {"../mine:run": [("my_speed", at, at["n_bits"] / 3) for at in places]}
+    more["flat_thing"] = [("silhouette", {"seed": "x"}, 0.25)]
+    run = write_run(tmp_path / "run", kind="none", more=more, bare=True)
+    page = report.run([run], tmp_path / "out")
+    assert (page.parent / "figures" / ".._mine_run.png").exists()
+    found = Page(page)
+    assert found.find("place", "n bits", "my speed")[1] == ["<a>", "1", "0.3333"]
+    assert found.find("seed ", "silhouette")[1] == ["x", "0.2500"]
+    assert "Flat thing" in found.text and "../mine:run" in found.text
 
 
-def test_comparison_lists_the_settings_that_differ(several: Path) -> None:
-    rows = Page(several).find("key", HOSTILE.replace("/", "\u2215"))
-    assert rows[1:] == [["penalty.weight", "0.1", "0.0", "0.1"]]
+def test_files_of_tables_are_tidy_and_unrounded(single: Path) -> None:
+    found = pd.read_csv(single.parent / "tables" / "results.csv")
+    content = json.loads((single.parent.parent / "quick" / "results.json").read_text())
+    np.testing.assert_array_equal(found["value"], [r["value"] for r in content["rows"]])
+    shift = pd.read_csv(single.parent / "tables" / "shift_1.csv")
+    assert {"parameter", "how", "shift", "head", "views", "mean", "n"} <= {*shift}
+    assert {*shift["run"]} == {"quick", "paper, no penalty", "paper, penalty"}
+
+
+def test_shift_is_shown_beside_the_paper_with_units(single: Path) -> None:
+    shown = said(figures(single)["Quality under another distribution of the nuisance"])
+    expected = {"M = 1", "M = 8", "refitted head", "fixed head", "paper, penalty"}
+    expected |= {"shift of h (hole) (plane units)", "width factor of h (hole)"}
+    assert expected | {"training distribution"} <= shown
+    assert "constant predictor" not in shown  # far above
+
+
+def test_comparison_has_main_numbers_and_paired_differences(several: Path) -> None:
+    page = Page(several)
+    main = page.find("run", "seeds", "MSE, one view")
+    assert [row[0] for row in main[1:4]] == [HOSTILE, "a/_run", "b/_run"]
+    assert main[2][1:3] == ["3", "(1.00 ± 0.07)e-3"] and main[3][2] == "1.76e-3"
+    assert ["paper, weight 0.1", "1", "0.2230", "", ""] in main
+    rows = {(r[0], r[1]): r[2:] for r in page.find("run", "number", "difference")}
+    values = 2e-3 * np.array([0.5 * 0.88 - 0.9, 0.5 - 1, 0.5 * 1.12 - 1.1])
+    half = 4.302653 * values.std(ddof=1) / 3**0.5
+    ends = f"{-1e-3 - half:.2e} to {-1e-3 + half:.2e}".replace("e-0", "e-")
+    assert rows["a/_run", "MSE, one view"] == ["-1.00e-3", ends, "3"]
+    assert rows["b/_run", "MSE, one view"] == ["-4.00e-5", "one pair: none", "1"]
+    assert page.find("key", HOSTILE)[1:] == [["penalty.weight", "0.0", "0.1", "0.1"]]
+    shown = figures(several)
+    assert HOSTILE.replace("<\u2215", "<\u2215") in said(shown[AVERAGING])
+    assert "(lower is better)" in said(shown[f"Paired differences to {HOSTILE}"])
+    files = {path.name for path in (several.parent / "figures").iterdir()}
+    assert {"differences.png", "views-2-a__run.png", "projection-2-a__run.png"} <= files
 
 
 def test_runs_on_different_splits_are_told_apart(tmp_path: Path) -> None:
-    paths = [write_run(tmp_path / name) for name in ("one", "other")]
+    paths = [write_run(tmp_path / name, bare=True) for name in ("one", "other")]
     change(
         paths[1] / "results.json", lambda r: r["settings"].update(split="validation")
     )
-    for path in paths:
-        change(
-            path / "config.json",
-            lambda c: c["config"].update(evaluation={"split": "test"}),
-        )
-    page = Page(report.run(paths, tmp_path / "out"))
-    text = " ".join(page.text)
+    text = Page(report.run(paths, tmp_path / "out")).text
     assert "different splits, not to be compared: one test, other validation" in text
-    row = next(
-        r for r in page.find("key", "one", "other") if r[0] == "evaluation.split"
+
+
+def test_terminal_shows_three_lines_and_a_comparison_by_labels(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / f"x={n}", seeds=3, scale=n) for n in (1, 2)]
+    lines = report.table(json.loads((paths[0] / "results.json").read_text())).split(
+        "\n"
     )
-    assert row[1:] == ["test", "validation"]
-
-
-def test_results_of_rows_only_are_shown(tmp_path: Path) -> None:
-    path = write_run(tmp_path / "run")
-    rows = [{"at": {"parameter": "h"}, "values": {"r2": {"mean": 0.5, "n": 1}}}]
-
-    def edit(results: dict[str, Any]) -> None:
-        results["summary"] = {}
-        results["experiments"] = {"nuisance_prediction": {"seconds": 1, "rows": rows}}
-
-    change(path / "results.json", edit)
-    assert "0.5" in report.table(json.loads((path / "results.json").read_text()))
-    assert report.run([path], path).exists()
-
-
-def test_names_and_values_of_a_run_are_escaped(several: Path) -> None:
-    assert "<script>alert" not in several.read_text()
-    page = Page(several)
-    assert [tag for tag, _ in page.tags].count("script") == 1
-    assert HOSTILE in " ".join(page.text)
-
-
-def test_each_compared_run_has_its_own_figures_and_tables(several: Path) -> None:
-    stems = {path.stem for path in (several.parent / "figures").glob("*.png")}
-    assert {"training", "averaging", "views-a__run", "predictions-b__run"} <= stems
-    assert len(stems) == 2 + 3 * 2
-    assert (several.parent / "tables" / "mse-a__run.csv").is_file()
-
-
-def test_csv_holds_unrounded_numbers_with_error_and_n(several: Path) -> None:
-    with (several.parent / "tables" / "comparison.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert float(rows[1]["mse@4"]) == 2e-3 / 4
-    assert float(rows[0]["mse@8"]) == 2e-3 / 8
-    assert float(rows[1]["mse@4 standard_error"]) == pytest.approx(5e-5)
-    assert rows[1]["mse@4 n"] == "3"
-    assert rows[0]["mse@4 standard_error"] == "" and rows[1]["mse@8"] == ""
-
-
-def test_the_same_inputs_give_the_same_files(single: Path, again: Path) -> None:
-    assert again.read_bytes() == single.read_bytes()
-    svg = Path("figures") / "averaging.svg"
-    assert (again.parent / svg).read_bytes() == (single.parent / svg).read_bytes()
-
-
-def test_table_prints_every_number_aligned(tmp_path: Path) -> None:
-    results = json.loads((write_run(tmp_path) / "results.json").read_text())
-    lines = report.table(results).splitlines()
-    assert lines[0].startswith("Results: one seed: no standard error; test split")
-    assert lines[4].split() == ["M", "mean", "m", "b", "sigma", "rfore"]
-    assert lines[8].split()[:3] == ["8", "2.50e-4", "1.25e-3"]
-    assert len(lines[4]) == len(lines[5]) == len(lines[8])
-    assert any(line.split() == ["variance.normalized", "2.10e-2"] for line in lines)
-    assert any(line.startswith("Coefficient of determination") for line in lines)
-
-
-def test_table_over_seeds_says_n_and_fits_a_wide_terminal(tmp_path: Path) -> None:
-    results = json.loads((write_run(tmp_path, seeds=3) / "results.json").read_text())
-    text = report.table(results)
-    assert "mean ± standard error over n = 3 seeds" in text
-    assert "2.00e-3 ± 2.0e-4" in text
-    assert max(map(len, text.splitlines())) <= 110
-
-
-def test_table_shows_classification_and_unknown_names() -> None:
-    one = {"mean": 0.93, "standard_error": None, "n": 1}
-    names = ("accuracy@plain", "accuracy@8", "cross_entropy@8", "mse@1.shift", "else")
-    results = {"format": 1, "settings": {}, "summary": {name: one for name in names}}
-    lines = [line.split() for line in report.table(results).splitlines()]
-    assert ["M", "accuracy", "cross-entropy"] in lines
-    assert ["plain", "0.9300"] in lines and ["8", "0.9300", "0.9300"] in lines
-    assert ["mse@1.shift", "0.9300"] in lines and ["else", "0.9300"] in lines
+    first = "MSE, one view                (2.00 ± 0.12)e-3  (3 seeds, test split)"
+    assert lines[0] == first and len(lines) == 3
+    variants = {path.name: {"label": f"variant {path.name[-1]}"} for path in paths}
+    (tmp_path / "sweep.json").write_text(json.dumps({"variants": variants}))
+    text = report.comparison_text(paths).split("\n")
+    assert (
+        text[2].split()[:3] == ["variant", "2", "3"] and "(4.00 ± 0.23)e-3" in text[2]
+    )
+    assert text[-1].startswith("Run minus variant 1")
 
 
 @pytest.mark.parametrize(
-    ("statistic", "text"),
+    ("values", "texts"),
     [
-        ((1.99e-3, 3e-5, 3), "1.99e-3 ± 3.0e-5"),
-        ((0.99912, 0.00004, 3), "0.999120 ± 0.000040"),
-        ((-0.5, None, 1), "-0.5000"),
-        ((0.0, 0.0, 3), "0 ± 0"),
-        ((float("nan"), None, 1), "nan"),
-        ((float("inf"), float("nan"), 2), "inf ± nan"),
-        ((12345.0, None, 1), "1.23e4"),
+        ([1e-3, 5e-2], {"0.001", "0.01"}),
+        ([0.5, 0.52], {"0.5000", "0.5200"}),
+        ([0.5, np.nan, np.inf, 0.52], {"0.5000", "0.5200"}),
     ],
 )
-def test_numbers_are_shown_with_fitting_digits(
-    statistic: tuple[float, float | None, int], text: str
+def test_axes_are_logarithmic_where_finite_numbers_span_them(
+    values: list[float], texts: set[str]
 ) -> None:
-    assert tables.show(results.Statistic(*statistic)) == text
-
-
-def test_training_curve_is_the_mean_over_the_seeds_at_common_steps() -> None:
-    axes = Figure().subplots()
-    curves = [
-        (np.array([1, 2, 3]), np.array([1.0, 2.0, 3.0])),
-        (np.array([2, 3, 4]), np.array([4.0, 7.0, 9.0])),
-    ]
-    training._draw_curves(axes, curves, style.line_style(0, style.LIGHT))
-    assert len(axes.lines) == 3
-    np.testing.assert_array_equal(axes.lines[-1].get_xdata(), [2, 3])
-    np.testing.assert_array_equal(axes.lines[-1].get_ydata(), [3.0, 5.0])
-
-
-def test_averaging_figure_has_error_bars_and_the_papers_numbers(tmp_path: Path) -> None:
-    runs = read.read_runs([write_run(tmp_path / "run", seeds=2)])
-    figure = averaging.averaging_figure(runs)(style.LIGHT)
-    assert len(figure.axes) == 5
-    mean, first = figure.axes[0], figure.axes[1]
-    drawn = np.asarray(mean.lines[0].get_ydata(), float)
-    np.testing.assert_allclose(drawn, 2e-3 / np.array([1, 2, 4, 8]))
-    bar = np.asarray(mean.collections[0].get_segments()[0], float)
-    np.testing.assert_allclose(bar[:, 1], [1.8e-3, 2.2e-3])
-    ours = {tuple(line.get_ydata()) for line in mean.lines}
-    assert set(paper.MEAN.values()) <= ours
-    assert 5.07e-4 in [line.get_ydata()[0] for line in first.lines]
-    assert all(axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes)
-
-
-def test_the_papers_numbers_are_not_drawn_beside_other_images(tmp_path: Path) -> None:
-    workdir = write_run(tmp_path / "run")
-    change(
-        workdir / "config.json",
-        lambda c: c["config"]["data"].update(normalization="image"),
+    table = pd.DataFrame(
+        {"run": "r", "metric": "mse", "mean": values, "target": np.nan}
     )
-    figure = averaging.averaging_figure(read.read_runs([workdir]))(style.LIGHT)
-    assert len(figure.axes[0].lines) == 1
+    table = table.assign(standard_error=np.nan, x=range(len(values)))
+    shown = draw.Shown(table, ["r"], Words(), {}, np.nan)
+    picture = draw.figure(sections.Spec("x", "", "", "x"), shown)
+    assert picture and texts <= said(picture.svg)
+
+
+def test_collapse_does_not_hide_the_other_differences() -> None:
+    runs = ["a", "b", "c", "d"]
+    table = pd.DataFrame({"run": runs, "metric": "mse", "mean": [1.0, -2.0, 1.5, 300]})
+    spec = sections.Spec("x", "", "", "run", where={}, dots=True, line=0.0)
+    table = table.assign(standard_error=0.1)
+    picture = draw.figure(spec, draw.Shown(table, runs, Words(), {}, np.nan))
+    assert picture and "(1 out of sight)" in said(picture.svg)
+
+
+def test_runs_differ_in_line_and_marker_as_well_as_colour() -> None:
+    looks = [line_style(number) for number in range(7)]
+    for key in ("color", "linestyle", "marker"):
+        assert len({str(look[key]) for look in looks[:6]}) == 6
+    assert len({str(look) for look in looks}) == 7
+
+
+def test_statistics_over_seeds_and_pairs() -> None:
+    rows = pd.DataFrame(
+        [
+            {"run": run, "experiment": "e", "metric": "m", "seed": seed, "value": value}
+            for run, values in {"a": [1.0, 3.0], "b": [2.0, 5.0, np.nan]}.items()
+            for seed, value in enumerate(values)
+        ]
+    )
+    table = aggregate.over_seeds(rows)
+    assert table["mean"][0] == 2 and table["standard_error"][0] == 1
+    assert np.isnan(table["mean"][1]) and list(table["n"]) == [2, 3]
+    (pair,) = aggregate.paired(rows, "a").to_dict("records")
+    half = 12.7062047 * 0.5  # of n = 2, t(.975) times the error of (1, 2)
+    found = [pair["mean"], pair["n"], pair["low"], pair["high"]]
+    np.testing.assert_allclose(found, [1.5, 2, 1.5 - half, 1.5 + half])
+
+
+def test_a_number_that_two_experiments_measured_counts_once(tmp_path: Path) -> None:
+    more = {"downstream": [("mse", {"views": 1}, 2e-3), ("mse.constant", {}, 0.2276)]}
+    (run,) = read.read_runs([write_run(tmp_path / "run", more=more)])
+    assert {*aggregate.over_seeds(aggregate.long_table([run.rows]))["n"]} == {1}
 
 
 @pytest.mark.parametrize(
@@ -284,163 +310,139 @@ def test_the_papers_numbers_are_not_drawn_beside_other_images(tmp_path: Path) ->
         ("data.image_size", 32, 64),
         ("data.bounds.bback", [0.0, 0.6], [0.0, 1.0]),
         ("data.targets", ["b", "m", "rfore", "sigma"], ["m", "b"]),
-        ("data.name", "spirograph", "cifar10"),
+        ("data.normalization", "row", "image"),
+        ("data.name", "spirograph", "svhn_cropped"),
+        ("augmentation.name", None, "mine:views"),
     ],
 )
-def test_runs_are_comparable_with_the_paper_only_on_its_images_and_tasks(
-    key: str, same: object, other: object
+def test_the_paper_is_comparable_only_on_its_images_and_targets(
+    tmp_path: Path, key: str, same: object, other: object
 ) -> None:
-    config = {"data.name": "spirograph"}
-    assert paper.is_comparable({**config, key: same})
-    assert not paper.is_comparable({**config, key: other})
+    (run,) = read.read_runs([write_run(tmp_path / "run", bare=True)])
+    assert paper.data_of(run._replace(config={**run.config, key: same})) == "spirograph"
+    assert not len(paper.rows([run._replace(config={**run.config, key: other})]))
 
 
-def test_the_default_configuration_is_comparable_with_the_paper() -> None:
-    base = pytest.importorskip("configs.base")
-    config = json.loads(json.dumps(base.get_config().to_dict()))
-    assert paper.is_comparable(read.flatten(config))
+def test_papers_numbers_are_the_published_ones(tmp_path: Path) -> None:
+    (run,) = read.read_runs([write_run(tmp_path / "run", bare=True)])
+    rows = paper.rows([run]).set_index(["run", "experiment"])
+    one = rows.loc[("paper, penalty", "averaging")]
+    mean = one[one["target"].isna()].set_index("views")["mean"]
+    sweep = {1: 1.99, 2: 1.63, 3: 1.46, 4: 1.36, 5: 1.28, 10: 1.11, 20: 1.0, 30: 0.96}
+    np.testing.assert_allclose(1e3 * mean[[*sweep]].astype(float), [*sweep.values()])
+    moved = rows.loc[("paper, no penalty", "shift")]
+    moved = moved[moved["parameter"] == "background"]["mean"]
+    np.testing.assert_allclose(moved, [3.0e-3, 3.09e-3, 3.61e-3, 4.7e-3, 6.46e-3])
+    assert not rows.index.get_level_values(0).str.contains("weight").any()
 
 
-def test_runs_differ_in_line_and_marker_as_well_as_colour() -> None:
-    styles = [style.line_style(i, style.LIGHT, marker=True) for i in range(6)]
-    for key in ("color", "linestyle", "marker"):
-        assert len({str(entry[key]) for entry in styles}) == 6
-    assert style.line_style(6, style.LIGHT)["linestyle"] != styles[0]["linestyle"]
+def test_command_of_an_experiment_can_be_used_again(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", bare=True)
+    recorded = (
+        "launch.py --mode all --config=a.py --config.penalty.weight .1 --out 'a b' "
+        "\"--config.evaluation.experiments=('averaging', 'shift')\" --workdir 'my run'"
+    )
+    change(path / "config.json", lambda content: content.update(command=recorded))
+    (run,) = read.read_runs([path])
+    assert commands.of_run(run) == [f"python {recorded}", run.results["command"]]
+    assert commands.of_experiment(run, "shift") == (
+        "python launch.py --config=a.py --config.penalty.weight .1 --workdir 'my run' "
+        "--mode=evaluate --config.evaluation.experiments=shift"
+    )
 
 
-def test_views_and_predictions_draw_what_the_samples_hold(tmp_path: Path) -> None:
-    (run,) = read.read_runs([write_run(tmp_path / "run")])
-    image = samples.views_figure(run)(style.LIGHT).axes[0].images[0].get_array()
-    np.testing.assert_array_equal(image[9:17, 18:26, :3], run.samples.views[1, 2])
-    axes = samples.predictions_figure(run)(style.LIGHT).axes
-    assert [panel.get_title() for panel in axes] == TARGETS
-    points = axes[2].collections[1].get_offsets()
-    np.testing.assert_allclose(points[:, 0], run.samples.true[:, 2])
-    np.testing.assert_allclose(points[:, 1], run.samples.predicted[:, 2])
-
-
-def test_run_without_log_or_samples_is_reported_and_says_so(tmp_path: Path) -> None:
-    workdir = write_run(tmp_path / "run")
-    (workdir / "metrics.jsonl").unlink()
-    (workdir / "samples.npz").unlink()
-    page = Page(report.run([workdir], tmp_path / "out"))
-    assert "No training log found." in " ".join(page.text)
-    assert [tag for tag, _ in page.tags].count("img") == 1
-
-
-def test_log_keeps_the_later_of_two_lines_and_counts_torn_ones(tmp_path: Path) -> None:
-    workdir = write_run(tmp_path / "run")
+def test_damaged_lines_of_the_log_are_counted_and_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", seeds=2, kind="none", bare=True)
+    write_log(run, 9)  # of no seed that counts
     lines = ['{"step": 1, "loss": 5.0}', '{"step": 2, "lo', '{"step": 1, "loss": 3.0}']
-    lines += ['{"step": 0, "loss": 9.0, "probe_mse": null}', "[1]", "7"]
-    (workdir / "metrics.jsonl").write_text("\n".join(lines))
-    (run,) = read.read_runs([workdir])
-    steps, values = run.logs[0].curves["loss"]
-    assert steps.tolist() == [0, 1] and values.tolist() == [9.0, 3.0]
-    assert run.logs[0].skipped == 3 and "probe_mse" not in run.logs[0].curves
-
-
-def test_seed_folders_that_the_aggregate_does_not_count_are_left_out(
-    tmp_path: Path,
-) -> None:
-    workdir = write_run(tmp_path / "run", seeds=2)
-    write_seed(workdir / "seed_10", 10)
-    (run,) = read.read_runs([workdir])
-    assert [log.label for log in run.logs] == ["seed_0", "seed_1"]
-
-
-@pytest.mark.parametrize("missing", ["results.json", "config.json"])
-def test_unfinished_directory_is_refused_before_anything_is_written(
-    tmp_path: Path, missing: str
-) -> None:
-    good, bad = write_run(tmp_path / "good"), write_run(tmp_path / "bad")
-    (bad / missing).unlink()
-    with pytest.raises(
-        ValueError, match=rf"bad has no {missing}.*not finished"
-    ) as info:
-        report.run([good, bad], tmp_path / "out")
-    assert "\n" not in str(info.value)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("file", ["results.json", "config.json"])
-@pytest.mark.parametrize(
-    ("found", "message"),
-    [(3, "has format 3, this version reads up to format 2"), (None, "has format None")],
-)
-def test_newer_or_missing_format_is_refused(
-    tmp_path: Path, file: str, found: object, message: str
-) -> None:
-    workdir = write_run(tmp_path / "run")
-    change(workdir / file, lambda content: content.update(format=found))
-    with pytest.raises(ValueError, match=f"run: {file} {message}"):
-        report.run([workdir], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_directory_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="none does not exist"):
-        report.run([tmp_path / "none"], tmp_path / "out")
-
-
-def test_directory_given_twice_is_refused(tmp_path: Path) -> None:
-    workdir = write_run(tmp_path / "run")
-    with pytest.raises(ValueError, match="run is given twice"):
-        report.run([workdir, tmp_path / "." / "run"], tmp_path / "out")
-
-
-@pytest.mark.parametrize("workdirs", [[], "run"])
-def test_workdirs_must_be_a_list_of_directories(workdirs: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="workdirs must be a list"):
-        report.run(workdirs, tmp_path / "out")
-
-
-def test_out_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    workdir = write_run(tmp_path / "run")
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(ValueError, match="out must be a directory"):
-        report.run([workdir], tmp_path / "out")
-    assert (tmp_path / "out").read_text() == "mine"
+    lines += [
+        '{"step": 0, "loss": 9.0, "penalty": null}',
+        "[1]",
+        "7",
+        '{"step": 1e999}',
+    ]
+    (run / "seed_1").mkdir()
+    content = "\n".join(lines).encode() + b"\n\xff\xfe{}"
+    (run / "seed_1" / "metrics.jsonl").write_bytes(content)
+    (found,) = read.read_runs([run])
+    expected = [["seed_1", 1, "loss", 3.0], ["seed_1", 0, "loss", 9.0]]
+    assert found.log.to_numpy().tolist() == expected
+    text = Page(report.run([run], tmp_path / "out")).text
+    assert "5 unreadable line(s) of seed_1/metrics.jsonl skipped" in text
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "message"),
+    ("file", "edit", "message"),
     [
-        ("results.json", "{", "results.json is not valid JSON"),
-        ("results.json", "[]", "results.json must hold an object, not list"),
-        ("results.json", '{"format": 1}', "results.json has no summary"),
+        ("results.json", {"format": 2}, "has format 2, this version reads 3: use inv"),
+        ("results.json", {"rows": {}}, "must have a list of rows, found {}"),
         (
             "results.json",
-            '{"format": 1, "summary": {"mse@1": 3}}',
-            "summary entry 'mse@1' must have a mean",
+            {"rows": [{"at": {}}]},
+            "row 1 must have an experiment, a metric",
         ),
+        ("results.json", "[]", "results.json must hold an object, not list"),
+        ("config.json", "{", "config.json is not valid JSON"),
         ("samples.npz", "torn", "samples.npz: "),
+        ("results.json", None, "has no results.json: the run is not finished"),
+        ("config.json", None, "has no config.json: the run is not finished"),
     ],
 )
-def test_unreadable_file_is_named(
-    tmp_path: Path, file: str, text: str, message: str
+def test_bad_work_directory_is_named_before_anything_is_written(
+    tmp_path: Path, file: str, edit: Any, message: str
 ) -> None:
-    workdir = write_run(tmp_path / "run")
-    (workdir / file).write_text(text)
-    with pytest.raises(ValueError, match=message):
-        report.run([workdir], tmp_path / "out")
+    good, bad = (write_run(tmp_path / name, bare=True) for name in ("good", "bad"))
+    if isinstance(edit, dict):
+        change(bad / file, lambda content: content.update(edit))
+    elif edit is None:
+        (bad / file).unlink()
+    else:
+        (bad / file).write_text(edit)
+    with pytest.raises(ValueError, match=f"bad.*{re.escape(message)}") as info:
+        report.run([good, bad], tmp_path / "out")
+    assert "\n" not in str(info.value) and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"views": np.zeros((2, 8, 8, 3), np.uint8)}, r"views must have shape"),
-        ({"true": np.zeros((5, 3))}, r"true must have shape \[N, 4\]"),
-    ],
-)
-def test_samples_of_another_shape_are_refused(
-    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
-) -> None:
-    workdir = write_run(tmp_path / "run")
-    np.savez(workdir / "samples.npz", **arrays)
-    with pytest.raises(ValueError, match=message):
-        report.run([workdir], tmp_path / "out")
+def test_rows_and_samples_of_another_shape_are_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", bare=True)
+    np.savez(run / "samples.npz", views=np.zeros((2, 8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"views must have 5 dimensions, found shape"):
+        report.run([run], tmp_path / "out")
+    change(run / "results.json", lambda r: r["rows"][0].update(at={"place": [1]}))
+    with pytest.raises(ValueError, match=r"row 1: place must be a text or a number"):
+        report.run([run], tmp_path / "out")
 
 
-def test_importing_the_report_does_not_import_matplotlib() -> None:
-    code = "import sys, invariance_jax.report; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_bad_arguments_are_refused(tmp_path: Path) -> None:
+    run, file = write_run(tmp_path / "run", bare=True), tmp_path / "file"
+    file.write_text("mine")
+    for workdirs, out, message in (
+        ([], "out", "workdirs must be a list"),
+        (str(run), "out", "workdirs must be a list"),
+        ([run, tmp_path / "." / "run"], "out", "run is given twice"),
+        ([tmp_path / "none"], "out", "none does not exist"),
+        ([run], "file", "out must be a directory"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            report.run(workdirs, tmp_path / out)
+    assert file.read_text() == "mine"
+
+
+def test_settings_of_this_machine_change_nothing(tmp_path: Path) -> None:
+    root, run = Path(__file__).parents[1], write_run(tmp_path / "run", kind="none")
+    (tmp_path / "matplotlibrc").write_text("font.size: 40\nbackend: qtagg\n")
+    code = (
+        "import sys; from invariance_jax import report\n"
+        "assert not {'matplotlib', 'pandas'} & {*sys.modules}\n"
+        "report.run(sys.argv[1:2], sys.argv[2])"
+    )
+    pages = []
+    for folder, added in (
+        (root, {}),
+        (tmp_path, {"MPLBACKEND": "none", "LC_ALL": "C"}),
+    ):
+        environment = {**os.environ, "PYTHONPATH": str(root), **added}
+        arguments = [sys.executable, "-c", code, str(run), str(tmp_path / "out")]
+        subprocess.run(arguments, cwd=folder, env=environment, check=True)
+        pages.append((tmp_path / "out" / "report.html").read_bytes())
+    assert pages[0] == pages[1]

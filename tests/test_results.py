@@ -10,24 +10,17 @@ from pathlib import Path
 import pytest
 from tiny import tiny_config
 
-from invariance_jax import evaluate, train
+from invariance_jax import evaluate
 from invariance_jax.experiments import EXPERIMENTS, ExperimentResult, Row
 from invariance_jax.runs import results
 from invariance_jax.settings import resolve
 from invariance_jax.tasks import make_task
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The work directory of a trained run that is not evaluated."""
-    workdir = tmp_path_factory.mktemp("results") / "run"
-    train.run(tiny_config(), workdir)
-    return workdir
-
-
 @pytest.fixture
-def workdir(trained, tmp_path):
-    return Path(shutil.copytree(trained, tmp_path / "run"))
+def workdir(trained_seeds, tmp_path):
+    """A trained run that is not evaluated."""
+    return Path(shutil.copytree(trained_seeds / "seed_0", tmp_path / "run"))
 
 
 @pytest.fixture

@@ -214,6 +214,7 @@ def test_a_configuration_can_be_replaced_as_a_whole():
         ],
         ({"data.train_examples": None}, "data.train_examples is None; expected an int"),
         ({"data.train_examples": 2**30}, "data.train_examples is 1073741824; expected"),
+        ({"data.test_examples": 1}, "data.test_examples is 1; expected 2 or more"),
         ({"data.validation_examples": 0}, "logging.probe_every_steps is 10; expected"),
         ({"data.targets": ("m", "size")}, "data.targets is ('m', 'size'); expected"),
         ({"data.targets": ("m", "m")}, "data.targets is ('m', 'm'); expected"),

@@ -21,7 +21,7 @@ from invariance_jax.evaluate import load_variables
 from invariance_jax.runtime.preemption import PREEMPTED
 from invariance_jax.slurm.job import Launch
 from invariance_jax.slurm.options import Request
-from invariance_jax.slurm.submission import _executor
+from invariance_jax.slurm.submission import make_executor
 from invariance_jax.sweeps import collect
 
 pytestmark = pytest.mark.slurm
@@ -71,7 +71,7 @@ def submit(folder, code, *, nodes=1, tasks=1, minutes=None, delay=20, runs=1):
         dry_run=False,
         options={},
     )
-    executor = _executor(request, folder / "slurm", "test")
+    executor = make_executor(request, folder / "slurm", "test")
     launch = Launch(str(program), (), str(folder))
     return [job.job_id for job in executor.submit_array([launch] * runs)]
 

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -260,11 +261,21 @@ def test_what_a_job_would_refuse_is_refused_before_it_waits(tmp_path, name):
 
 
 def test_submitit_is_asked_for(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "submitit", None)
+    monkeypatch.setitem(sys.modules, "submitit.slurm.slurm", None)
     expected = r"needs submitit.*pip install 'invariance_jax\[slurm\]'"
     with pytest.raises(ValueError, match=expected):
         submit(tmp_path, cluster="slurm")
     assert not any(tmp_path.iterdir())
+
+
+def test_what_is_unpickled_on_the_nodes_is_only_the_users_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(submission, "_check_slurm", lambda script: None)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm").chmod(0o777)
+    with pytest.raises(ValueError, match="has the mode 777: others may write to it"):
+        submit(tmp_path, cluster="slurm")
+    assert not any((tmp_path / "slurm").iterdir())
 
 
 def test_slurm_is_asked_for(monkeypatch, tmp_path):
@@ -333,19 +344,18 @@ def test_a_job_of_an_array_is_its_task(monkeypatch):
 
 BEGIN = """
 import os, signal, sys, time
-task = int(os.environ["SUBMITIT_LOCAL_GLOBALID"])
-starts = len(open("starts").readlines()) if os.path.exists("starts") else 0
+task = int(os.environ.get("JAX_PROCESS_ID", 0))
 with open("starts", "a") as file:
     print(task, os.environ.get("JAX_COORDINATOR_ADDRESS"), file=file)
-again = starts >= int(os.environ["SUBMITIT_LOCAL_NTASKS"])
 """
 
 
-def run_here(folder, code, *, tasks=2, setup=()):
+def run_here(folder, code, *, tasks="2", **given):
     program = folder / "program.py"
     program.write_text(BEGIN + code)
     made = job.Launch(str(program), ("--a", "b c"), str(folder))
-    return local.run(made, folder / "slurm", tasks=tasks, gpus=None, setup=setup)
+    request = read(cluster="local", tasks_per_node=tasks, **given)
+    return local.run(made, folder / "slurm", request)
 
 
 def starts(folder):
@@ -353,7 +363,7 @@ def starts(folder):
     return [line.split() for line in path.read_text().splitlines()]
 
 
-def test_tasks_run_to_their_end_at_one_address(tmp_path, monkeypatch):
+def test_processes_run_to_their_end_at_one_address(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     code = (
         "assert sys.argv[1:] == ['--a', 'b c']; assert 'SLURM_JOB_ID' not in os.environ"
@@ -365,55 +375,48 @@ def test_tasks_run_to_their_end_at_one_address(tmp_path, monkeypatch):
     assert re.fullmatch(r"127\.0\.0\.1:\d+", first)
 
 
+def test_processes_share_the_gpus(tmp_path):
+    code = "print(os.environ['CUDA_VISIBLE_DEVICES'], file=open(f'gpus{task}', 'w'))"
+    assert run_here(tmp_path, code, tasks="1", gpus_per_node="4") == 0
+    assert (tmp_path / "gpus0").read_text() == "0,1,2,3\n"
+    assert run_here(tmp_path, code, tasks="2", gpus_per_node="2") == 0
+    assert [(tmp_path / f"gpus{n}").read_text() for n in (0, 1)] == ["0\n", "1\n"]
+
+
 def test_setup_lines_come_first(tmp_path):
     code = "assert os.environ['A'] == 'b c'"
-    assert run_here(tmp_path, code, tasks=1, setup=["export A='b c'"]) == 0
-    assert run_here(tmp_path, code, tasks=1, setup=["false"]) == 1
+    assert run_here(tmp_path, code, tasks="1", setup=["export A='b c'"]) == 0
+    assert run_here(tmp_path, code, tasks="1", setup=["false"]) == 1
 
 
-def test_what_is_unpickled_is_only_the_users_own(tmp_path):
-    assert run_here(tmp_path, "", tasks=1) == 0
-    assert (tmp_path / "slurm").stat().st_mode & 0o777 == 0o700
-    (tmp_path / "slurm").chmod(0o777)
-    with pytest.raises(ValueError, match="has the mode 777: others may write to it"):
-        run_here(tmp_path, "", tasks=1)
-    assert len(starts(tmp_path)) == 1
-
-
-def test_a_task_that_fails_ends_the_others_and_is_told(tmp_path):
+def test_a_process_that_fails_ends_the_others_and_is_told(tmp_path):
     started = time.monotonic()
-    code = "if task: sys.exit(3)\ntime.sleep(60)"
-    assert run_here(tmp_path, code) == 3
+    assert run_here(tmp_path, "if task: sys.exit(3)\ntime.sleep(60)") == 3
     assert time.monotonic() - started < 30
-
-
-def test_a_preempted_job_starts_again(tmp_path):
-    code = "if not again:\n    time.sleep(1)\n    os.kill(os.getpid(), signal.SIGUSR2)"
-    assert run_here(tmp_path, code + "\n    time.sleep(60)") == 0
-    assert sorted(task for task, _ in starts(tmp_path)) == ["0", "0", "1", "1"]
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2", "SIGINT"])
 def test_a_signal_is_passed_on_once_and_the_job_ends(tmp_path, name):
     status = INTERRUPTED if name == "SIGINT" else PREEMPTED
-    (tmp_path / "program.py").write_text(
-        BEGIN
-        + "def save(*_):\n    print(file=open(f'saved{task}', 'a'))\n"
-        + f"    time.sleep(1)\n    sys.exit({status})\n"
-        + f"signal.signal(signal.{name}, save)\nopen(f'ready{{task}}', 'w').close()\n"
-        + "time.sleep(60)\n"
-    )
     code = (
+        "def save(*_):\n"
+        "    print(file=open(f'saved{task}', 'a'))\n"
+        f"    time.sleep(1)\n    sys.exit({status})\n"
+        f"signal.signal(signal.{name}, save)\n"
+        "open(f'ready{task}', 'w').close()\n"
+        "time.sleep(60)\n"
+    )
+    here = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from invariance_jax.slurm import local\n"
-        "from invariance_jax.slurm.job import Launch\n"
-        f"launch = Launch({str(tmp_path / 'program.py')!r}, (), {str(tmp_path)!r})\n"
-        f"folder = Path({str(tmp_path / 'slurm')!r})\n"
-        "sys.exit(local.run(launch, folder, tasks=2, gpus=None, setup=()))"
+        "import pytest, test_submission\n"
+        "test_submission.flags.FLAGS.mark_as_parsed()\n"
+        f"sys.exit(test_submission.run_here(Path({str(tmp_path)!r}), {code!r}))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, start_new_session=True
+        [sys.executable, "-c", here],
+        env=processes.environment(1),
+        start_new_session=True,
     )
     deadline = time.monotonic() + 60
     try:
@@ -433,15 +436,14 @@ def test_a_signal_is_passed_on_once_and_the_job_ends(tmp_path, name):
 
 def test_a_run_over_two_processes_of_this_machine(tmp_path):
     workdir = tmp_path / "run"
-    done = launch(
-        CONFIG, f"--workdir={workdir}", *SMALL, "--cluster=local", "--tasks_per_node=2"
-    )
+    arguments = [CONFIG, f"--workdir={workdir}", *SMALL, "--mode=train"]
+    done = launch(*arguments, "--cluster=local", "--tasks_per_node=2")
     assert done.returncode == 0, done.stderr
     (log,) = (workdir / "slurm").glob("*_0_log.err")
     assert "processes: 2; devices: 2 (cpu)" in log.read_text()
     content = json.loads((workdir / "config.json").read_text())
     assert "--cluster" not in content["command"]
-    assert {"results.json", "report.html"} <= {path.name for path in workdir.iterdir()}
+    assert (workdir / "checkpoints" / "10").is_dir()
 
 
 def test_a_run_that_fails_here_relays_its_status(tmp_path):
@@ -465,7 +467,7 @@ def test_a_sweep_is_shown_as_an_array(tmp_path):
         CONFIG, seeds, f"--workdir={workdir}", sweep, "--cluster=slurm", "--dry-run"
     )
     assert done.returncode == 0, done.stderr
-    assert "#SBATCH --array=0-11%12\n" in done.stdout
+    assert "#SBATCH --array=0-14%15\n" in done.stdout
     assert re.search(r"--sweep_run=\S+/seed_2\n", done.stdout)
     assert not workdir.exists()
 

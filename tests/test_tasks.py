@@ -171,10 +171,21 @@ def test_ridge_regression_is_that_of_float64():
     assert scored.values["mse"] == pytest.approx(error.mean(), rel=1e-6)
 
 
-def test_a_probe_chooses_its_l2_only_from_a_grid(data_dir):
-    arrays = (np.zeros((20, 3), np.float32), np.zeros(20, int)) * 2
-    assert image_task(data_dir).select(*arrays) == {}
-    assert spirograph_task().select(*arrays) == {}
+def test_a_probe_chooses_its_l2_from_the_grid(data_dir):
+    grid = (1e-6, 1e-3, 1.0)
+    task = image_task(data_dir, **{"evaluation.l2_grid": grid})
+    train, test = (task.examples(split) for split in ("train", "test"))
+    h, h_test = (
+        part.x[:, ::3, ::3, 0].reshape(len(part.x), -1).astype(np.float32) / 255
+        for part in (train, test)
+    )
+    probe, l2 = evaluation.fit_logistic_selected(
+        jnp.asarray(h), jnp.asarray(train.y), num_classes=3, l2=grid, num_held_out=12
+    )
+    expected = task.score(probe, h_test, test.y).values | {"l2": l2}
+    assert task.select(h, train.y, h_test, test.y) == expected
+    assert image_task(data_dir).select(h, train.y, h_test, test.y) == {}
+    assert spirograph_task().select(h, train.y, h_test, test.y) == {}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ PROGRAM = """
 import os, signal, sys
 from tiny import tiny_config
 from invariance_jax import train
-from invariance_jax.runs.metrics import MetricsWriter
+from invariance_jax.runs.log import MetricsWriter
 
 workdir, stop, how = sys.argv[1:]
 write = MetricsWriter.write

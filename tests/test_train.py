@@ -12,7 +12,7 @@ from tiny import tiny_config
 
 from invariance_jax import train
 from invariance_jax.runs.checkpoints import Checkpoints
-from invariance_jax.runs.metrics import MetricsWriter
+from invariance_jax.runs.log import MetricsWriter
 from invariance_jax.runs.workdir import claim
 from invariance_jax.settings import resolve
 from invariance_jax.training import parallel

@@ -40,6 +40,9 @@ TINY = {
     "evaluation.variance_examples": 40,
 }
 
+SEEDS = {"seeds": 2, "logging.probe_every_steps": 0}
+"""What the fixture `trained_seeds` changes of it."""
+
 
 def tiny_config(changes: Mapping[str, Any] | None = None) -> Config:
     """Returns the tiny configuration with the values of some dotted keys changed."""

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from invariance_jax.data import checks, records
+from invariance_jax.data import limits as checks
+from invariance_jax.data import records
 from invariance_jax.data.sets import Split
 
 _GREY_MODES = {"1", "L", "LA"}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invariance_jax.data import checks
+from invariance_jax.data import limits as checks
 from invariance_jax.data.preparation import prepare
 from invariance_jax.data.sets import (
     FORMAT,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from invariance_jax.data import checks
+from invariance_jax.data import limits as checks
 from invariance_jax.data.sets import RESERVED, Split, find, folder_of_sets, user_path
 
 

@@ -22,7 +22,7 @@ from tensorflow_datasets.core.utils import temporary_assignment, tqdm_utils
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from invariance_jax.data import checks
+from invariance_jax.data import limits as checks
 from invariance_jax.data.sets import FORMAT, Color, Shard, Split
 
 _CHUNK = 500

@@ -20,7 +20,8 @@ from tensorflow_datasets.core import DatasetBuilder
 from tensorflow_datasets.core.download import DownloadManager, checksums, downloader
 from tensorflow_datasets.core.utils import temporary_assignment
 
-from invariance_jax.data import checks, records
+from invariance_jax.data import limits as checks
+from invariance_jax.data import records
 from invariance_jax.data.sets import FORMAT
 
 _SPLITS = ("train", "test")

@@ -6,7 +6,7 @@ same in every later version, so that no update moves a validation image into tra
 
 import numpy as np
 
-from invariance_jax.data import checks
+from invariance_jax.data import limits as checks
 
 _VALIDATION_SEED = 0
 

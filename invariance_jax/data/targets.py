@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from invariance_jax.data import checks
+from invariance_jax.data import limits as checks
 from invariance_jax.transforms.spirograph import BOUNDS, PARAMETERS
 
 SPLITS = ("train", "validation", "test")

@@ -11,7 +11,7 @@ Each is a module with `run(context) -> ExperimentResult`, named in
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +75,8 @@ def measure(name: str, experiment: Experiment, context: Context) -> ExperimentRe
     """
     found = experiment(context)
     where = f"{_KEY} has {name!r}, which returned"
-    if not isinstance(found, ExperimentResult):
-        raise ValueError(f"{where} {found!r}; expected an ExperimentResult.")
+    if not isinstance(found, ExperimentResult) or not isinstance(found.rows, Sequence):
+        raise ValueError(f"{where} {found!r}; expected an ExperimentResult of rows.")
     return ExperimentResult([_checked(row, where) for row in found.rows])
 
 

@@ -59,17 +59,10 @@ def predict_nuisance(
     *,
     l2: tuple[float, ...],
 ) -> dict[str, np.ndarray]:
-    """Returns how well alpha is predicted from features of views that were not seen.
+    """Returns how well alpha `[N, P]` is predicted from features of unseen views.
 
-    Args:
-      h: features `[N, D]` of the training views.
-      alpha: their parameters `[N, P]`.
-      h_test: features `[N', D]` of the test views.
-      alpha_test: their parameters.
-      l2: the weights to choose from.
-
-    Returns:
-      mse, constant (the mse of the mean of alpha), r2 and l2, each `[P]`.
+    The values, each `[P]`, are mse, constant (the mse of the mean of alpha), r2 and the
+    chosen l2.
     """
     cpu = jax.local_devices(backend="cpu")[0]
     with jax.enable_x64(True), jax.default_device(cpu):

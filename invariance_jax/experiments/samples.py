@@ -4,7 +4,6 @@ import io
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax import evaluation
@@ -25,13 +24,9 @@ def write(context: Context, *, predictions: bool) -> None:
       predictions: whether those of the probes are written too, at the smallest M and at
         the largest.
     """
-    arrays: dict[str, Any] = {
-        **_views(context),
-        **_projection(context),
-        **_neighbors(context),
-    }
-    if predictions:
-        arrays |= _predictions(context)
+    arrays: dict[str, Any] = _views(context)
+    arrays |= _projection(context) | _neighbors(context)
+    arrays |= _predictions(context) if predictions else {}
     if is_main_process():
         content = io.BytesIO()
         np.savez_compressed(content, **arrays)
@@ -40,19 +35,17 @@ def write(context: Context, *, predictions: bool) -> None:
 
 def _views(context: Context) -> dict[str, np.ndarray]:
     """Returns views of the first examples, and their plain images where there are."""
-    task, transformation = context.task, context.parts.transformation
-    x = context.test.x[:_ROWS]
-    rows = np.repeat(x, _VIEWS, axis=0)
+    transformation, x = context.parts.transformation, context.test.x[:_ROWS]
 
     @jax.jit
-    def draw(key: Key, rows: np.ndarray) -> Array:
+    def draw(key: Key, rows: Array) -> Array:
         return transformation.apply(rows, transformation.sample(key, len(rows)))
 
     key = jax.random.key(context.settings.evaluation.seed)
-    images = task.displayed(draw(key, rows))
+    images = context.task.displayed(draw(key, np.repeat(x, _VIEWS, axis=0)))
     found = {"views": images.reshape(-1, _VIEWS, *images.shape[1:])}
-    if transformation.plain is not None:
-        found["plain"] = task.displayed(transformation.plain(x))
+    if context.is_plain:
+        found["plain"] = _pictures(context, np.arange(len(x)))
     return found
 
 
@@ -90,14 +83,10 @@ def _projection(context: Context) -> dict[str, np.ndarray]:
 
 
 def principal_components(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first two principal components of features.
+    """Returns the first two principal components of features, `[N, 2]`, and shares.
 
-    Args:
-      h: float64 `[N, D]`.
-
-    Returns:
-      `(points, shares)`: `[N, 2]`, and the share of the variance that each explains,
-      `[2]`; 0 for a component that is not there.
+    The shares `[2]` are those of the variance that each explains, 0 for a component
+    that is not there.
     """
     centred = h - h.mean(axis=0)
     left, scale, right = np.linalg.svd(centred, full_matrices=False)
@@ -123,15 +112,9 @@ def _neighbors(context: Context) -> dict[str, np.ndarray]:
 
 
 def nearest(h: np.ndarray, *, queries: int, count: int) -> np.ndarray:
-    """Returns the first examples and those of the largest cosine similarity to each.
+    """Returns the first rows of h and those of the largest cosine similarity to each.
 
-    Args:
-      h: features `[N, D]`.
-      queries: how many of the first examples.
-      count: how many others of each, at most N - 1.
-
-    Returns:
-      int `[queries, 1 + count]`, rows of h: the example itself, then the nearest first.
+    They are int `[queries, 1 + count]`: the row itself, then the nearest first.
     """
     norm = np.linalg.norm(h, axis=1, keepdims=True)
     unit = h / np.where(norm > 0, norm, 1)
@@ -143,10 +126,17 @@ def nearest(h: np.ndarray, *, queries: int, count: int) -> np.ndarray:
 
 def _pictures(context: Context, rows: np.ndarray) -> np.ndarray:
     """Returns plain images, or the first view of the evaluation where none is plain."""
-    transformation, x = context.parts.transformation, context.test.x[rows]
-    if transformation.plain is not None:
-        return context.task.displayed(transformation.plain(x))
-    key, indices = context.encoder.key(STREAMS["test"]), jnp.asarray(rows, jnp.int32)
-    view = evaluation.sample_view(key, transformation, indices, view=0)
-    images: Array = transformation.apply(x, view)
+    transformation, key = (
+        context.parts.transformation,
+        context.encoder.key(STREAMS["test"]),
+    )
+
+    @jax.jit
+    def draw(x: Array, indices: Array) -> Array:
+        if transformation.plain is not None:
+            return transformation.plain(x)
+        view = evaluation.sample_view(key, transformation, indices, view=0)
+        return transformation.apply(x, view)
+
+    images = draw(context.test.x[rows], rows.astype(np.int32))
     return context.task.displayed(images)

@@ -60,12 +60,7 @@ def run(context: Context) -> ExperimentResult:
 
 
 def unshifted_value(settings: Settings, how: str) -> float:
-    """Returns the point of a grid at which the distribution is that of the training.
-
-    Args:
-      settings: the result of `settings.resolve`.
-      how: "move", "widen" or "strength".
-    """
+    """Returns the point of a grid at which the distribution is that of the training."""
     augmentation = settings.augmentation
     strength = augmentation.strength * (augmentation.jitter_probability > 0)
     return {"move": 0.0, "widen": 1.0, "strength": float(strength)}[how]
@@ -74,16 +69,13 @@ def unshifted_value(settings: Settings, how: str) -> float:
 def move_and_scale(
     names: tuple[str, ...], what: str, how: str, value: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the arguments of `transforms.shifts.shift` at a point of a grid.
+    """Returns the arguments of `transforms.shifts.shift` at a point, float32 `[P]`.
 
     Args:
       names: of the columns of alpha; of images those of the jitter.
       what: a parameter, "foreground" or "background"; "color" is all columns.
       how: "move", "widen" or "strength".
       value: the point.
-
-    Returns:
-      `(move, scale)`, float32 `[P]` each.
     """
     move, scale = np.zeros(len(names), np.float32), np.ones(len(names), np.float32)
     if how == "strength":  # of a jitter of strength 1

@@ -20,8 +20,8 @@ from invariance_jax.types import Array
 NORMALIZATIONS = ("l2", "none", "batch")
 """What the squared change of the representation is measured against."""
 
-LIMIT_SHAPES = ("hard", "smooth")
-"""How a squared change q meets its limit c: `min(q, c)`, or `q / (1 + q / c)`."""
+LIMIT_SHAPES = ("hard", "log")
+"""How a squared change q meets its limit c: `min(q, c)`, or `c log(1 + q / c)`."""
 
 
 def invariance_penalty(
@@ -57,8 +57,8 @@ def invariance_penalty(
         sum_d Var(h_d), which is constant along alpha but not in the parameters.
       example_limit: c, positive, for the squared change q of each example and direction
         (and sign). None: no limit.
-      limit_shape: "hard" is `min(q, c)`, whose gradient is zero above c; "smooth" is
-        `q / (1 + q / c)`, which stays below c with a gradient everywhere.
+      limit_shape: "hard" is `min(q, c)`, whose gradient is zero above c; "log" is
+        `c log(1 + q / c)`, which grows slowly above c with a gradient everywhere.
       has_aux: whether represent returns `(h, aux)`.
       axis_name: the mapped axis over which the variance of "batch" is taken.
 
@@ -168,14 +168,12 @@ def _squared(change: Array, signs: Array | None) -> Array:
 
 
 def _limit(squared: Array, limit: float | Array | None, shape: str) -> Array:
-    """Returns the squared changes q, held at or below the limit c."""
+    """Returns the squared changes q, cut off at the limit c or slowed down by it."""
     if limit is None:
         return squared
-    least = jnp.minimum(squared, limit)
     if shape == "hard":
-        return least
-    # q / (1 + q / c) is symmetric in q and c; like this no q is too large for it.
-    return least / (1 + least / jnp.maximum(squared, limit))
+        return jnp.minimum(squared, limit)
+    return limit * jnp.log1p(squared / limit)
 
 
 def _total_variance(h: Array, axis_name: str | None) -> Array:

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from invariance_jax.report.read import KEYS, SUMMARY, Value
+from invariance_jax.report.read import KEYS, SUMMARY
+from invariance_jax.runs.results import Value
 
 NUMBERS = ("mean", "standard_error", "n", "low", "high")
 
@@ -96,7 +97,7 @@ def show(mean: float, error: float = math.nan) -> str:
     """Returns a number with as many digits as its error supports.
 
     >>> show(0.00199, 0.00003), show(0.93, 0.004), show(0.99912), show(2e-5)
-    ('(1.990 ± 0.030)e-3', '0.930 ± 0.004', '0.9991', '2.00e-5')
+    ('(1.99 ± 0.03)e-3', '0.930 ± 0.004', '0.9991', '2.00e-5')
     """
     if not math.isfinite(mean):
         return f"{mean:g}"

@@ -13,10 +13,11 @@ from invariance_jax.report.aggregate import in_summary, select
 from invariance_jax.report.compare import Comparison, headlines, over
 from invariance_jax.report.draw import Shown, figure
 from invariance_jax.report.page import Group, Part, contents, page
-from invariance_jax.report.read import Json, Run, read_runs
+from invariance_jax.report.read import Run, read_runs
 from invariance_jax.report.sections import AVERAGING, SECTIONS, Spec, section_of
 from invariance_jax.report.style import Picture
 from invariance_jax.report.words import is_share
+from invariance_jax.runs.results import Json
 from invariance_jax.runtime.files import plain_path, write_bytes, write_text
 
 _TRAINING = {"move": 0.0, "widen": 1.0}
@@ -38,10 +39,12 @@ def write(
     for name in ("figures", "tables"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for part in contents([*first, *sections]):
+        # An experiment of a user's own may have any name.
+        stem = re.sub(r"[^\w.-]+", "_", part.name)[:100]
         if isinstance(part, Picture):
-            write_bytes(folder / "figures" / f"{part.name}.png", part.png)
-        elif part.name:
-            _write_csv(folder, part.name, part.source)
+            write_bytes(folder / "figures" / f"{stem}.png", part.png)
+        elif stem:
+            _write_csv(folder, stem, part.source)
     _write_csv(folder, "results", pd.concat([run.rows for run in runs]))
     write_text(folder / "report.html", page(title, subtitle, first, sections))
     return plain_path(folder / "report.html")
@@ -153,12 +156,10 @@ class _Report:
 
     def _details(self) -> list[Part]:
         """Returns settings that differ, differences, and the pictures of each run."""
-        main, every = self.comparison.differences()
-        parts: list[Part] = [self.comparison.settings(), main]
-        parts += [Group("folded", "Differences of all numbers", [every])]
+        parts = _known(self.comparison.settings(), self.comparison.differences())
         for number, run in enumerate(self.runs):
             found = [picture(run) for picture in pictures.OF_ONE]
-            suffix = _suffix(number, run)
+            suffix = f"-{number + 1}-{run.name}"
             named = [one._replace(name=one.name + suffix) for one in found if one]
             parts += (
                 [Group("folded", f"Pictures of {run.name}", named)] if named else []
@@ -169,7 +170,7 @@ class _Report:
         """Returns what made each run and what it was made with."""
         parts: list[Part] = []
         for number, run in enumerate(self.runs):
-            name = "config" + _suffix(number, run) * (len(self.runs) > 1)
+            name = "config" + f"-{number + 1}-{run.name}" * (len(self.runs) > 1)
             own = [
                 Group("commands", "", commands.of_run(run)),
                 Group("folded", "Environment and time", [tables.facts(_facts(run))]),
@@ -182,11 +183,6 @@ class _Report:
 
 def _known(*found: Part | None) -> list[Part]:
     return [one for one in found if one is not None]
-
-
-def _suffix(number: int, run: Run) -> str:
-    """Returns what tells the files of a run from those of the others."""
-    return f"-{number + 1}-" + re.sub(r"[^\w.-]+", "_", run.name)[:60]
 
 
 def _facts(run: Run) -> Json:

@@ -59,4 +59,9 @@ def _join(words: Sequence[str]) -> str:
     "python launch.py --workdir 'my runs/a'"
     """
     program = ["python"] if words and words[0].endswith(".py") else []
-    return shlex.join([*program, *words])
+    return " ".join(map(_quote, [*program, *words]))
+
+
+def _quote(word: str) -> str:
+    plain = "'" in word and not set('"$`\\!') & set(word)
+    return f'"{word}"' if plain else shlex.quote(word)

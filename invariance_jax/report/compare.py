@@ -14,9 +14,10 @@ from invariance_jax.report.aggregate import (
     select,
     show,
 )
-from invariance_jax.report.read import Json, Run, Value
+from invariance_jax.report.read import Run
 from invariance_jax.report.tables import Table
 from invariance_jax.report.words import Words
+from invariance_jax.runs.results import Json, Value
 
 Place = tuple[str, Value | None]
 """A metric, and M, "plain" or None."""
@@ -63,7 +64,7 @@ def main_numbers(
     """Returns the rows of the main numbers, whose metrics become their titles."""
     main, each = _main(table), []
     for metric, views in where:
-        title = words.metric(metric)
+        title = words.word(metric)
         if views == "plain":
             title += ", plain images"
         elif views is not None:
@@ -142,36 +143,24 @@ class Comparison:
         """Returns the paired differences of the main numbers."""
         return main_numbers(self.pairs, self._places, self.words)
 
-    def differences(self) -> tuple[Table, Table]:
-        """Returns the paired differences of the main numbers, and of the summary."""
-        every = self.pairs[in_summary(self.pairs)]
-        names, metrics = ("target", "encoder", "family", "probe", "views"), []
-        for row in every.to_dict("records"):
-            place = self.words.place({name: row.get(name) for name in names})
-            texts = [self.words.metric(row["metric"]), place]
-            metrics.append(", ".join(filter(None, texts)))
-        return (
-            self._differences(self.main_differences(), "differences"),
-            self._differences(every.assign(metric=metrics), "differences_all"),
-        )
-
-    def _differences(self, found: pd.DataFrame, name: str) -> Table:
+    def differences(self) -> Table:
+        """Returns the paired differences of the main numbers; its file has them all."""
+        found = self.main_differences()
         interval = found["low"].map(show) + " to " + found["high"].map(show)
-        shown = pd.DataFrame(
-            {
-                "run": found["run"],
-                "number": found["metric"],
-                "difference": found["mean"].map(show),
-                "95 % interval": interval.where(found["low"].notna(), "one pair: none"),
-                "pairs": found["n"],
-            }
-        )
+        texts = {
+            "run": found["run"],
+            "number": found["metric"],
+            "difference": found["mean"].map(show),
+            "95 % interval": interval.where(found["low"].notna(), "one pair: none"),
+            "pairs": found["n"],
+        }
         note = f"Run minus {self.first}, over pairs with the same seed."
         missing = sorted({run.name for run in self.runs[1:]} - {*found["run"]})
         if missing:
             note += f" Without a pair: {', '.join(missing)}."
-        table = tables.plain(shown, name, "Paired differences", note)
-        return table._replace(source=tables.tidy(found))
+        frame, source = pd.DataFrame(texts), tables.tidy(self.pairs)
+        table = tables.plain(frame, "differences", "Paired differences", note)
+        return table._replace(source=source, words=2)
 
     def settings(self) -> Table:
         """Returns the keys whose values are not the same in all runs.
@@ -189,8 +178,6 @@ class Comparison:
 
     def text(self) -> str:
         """Returns the main numbers and their differences, for a terminal."""
-        main, (differences, _) = self.main(), self.differences()
-        blocks = [tables.as_text(main)] if main else []
-        if differences.rows:
-            blocks.append(tables.as_text(differences))
-        return "\n\n".join([*blocks, differences.note])
+        main, differences = self.main(), self.differences()
+        shown = [table for table in (main, differences) if table and len(table.texts)]
+        return "\n\n".join([*map(tables.as_text, shown), differences.note])

@@ -137,7 +137,7 @@ def _curves(
         run, metric, *_ = map(str, key)
         at = dict(zip(keys[2:], key[2:], strict=True))
         several = len(panel.metrics) > 1
-        text = shown.words.metric(metric) if several else shown.words.place(at)
+        text = shown.words.word(metric) if several else shown.words.place(at)
         if run not in shown.names:
             yield run, style.paper_style(run), rows
             continue

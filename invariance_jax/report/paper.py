@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from invariance_jax.report.aggregate import of_paper
-from invariance_jax.report.read import Json, Run
+from invariance_jax.report.read import Run
+from invariance_jax.runs.results import Json
 
 _TARGETS = ("m", "b", "sigma", "rfore")
 

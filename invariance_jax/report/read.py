@@ -15,21 +15,14 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
+from invariance_jax.runs.results import FORMAT, Json
 from invariance_jax.runtime.files import absolute
-
-FORMAT = 3
-"""The format number of `results.json` that this version reads."""
 
 SUMMARY = ("views", "target", "family", "encoder", "probe")
 """Coordinates of the rows that are in the summary."""
 
 KEYS = ("run", "experiment", "metric", "seed", "value")
 """Columns of the table of rows beside the coordinates."""
-
-Value = str | int | float
-
-Json = dict[str, Any]
-"""An object of a JSON file."""
 
 _ROW: dict[str, tuple[type, ...]] = {
     "experiment": (str,),
@@ -147,8 +140,9 @@ def _names(paths: Sequence[epath.Path]) -> list[str]:
 def _label(path: epath.Path) -> str:
     """Returns the label that the sweep of a work directory gave it, empty if none."""
     record = path.parent / "sweep.json"
-    points = _mapping(_read_json(record).get("points")) if record.is_file() else {}
-    return str(_mapping(points.get(path.name)).get("label") or "")
+    content = _read_json(record) if record.is_file() else {}
+    variant = _mapping(content.get("variants")).get(path.name)
+    return str(_mapping(variant).get("label") or "")
 
 
 def _read_json(path: epath.Path) -> Json:

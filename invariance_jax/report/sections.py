@@ -211,7 +211,8 @@ def section_of(experiment: str, rows: pd.DataFrame) -> Section:
     """Returns the section of an experiment, a user's own from its aggregated rows."""
     if experiment in SECTIONS:
         return SECTIONS[experiment]
-    names, title = coordinates(rows), experiment.replace("_", " ").capitalize()
+    names, is_own = coordinates(rows), ":" in experiment
+    title = experiment if is_own else experiment.replace("_", " ").capitalize()
     numbers = {name: pd.to_numeric(rows[name], errors="coerce") for name in names}
     numeric = [name for name in names if numbers[name].nunique() > 1]
     if len(numeric) != 1:

@@ -1,7 +1,7 @@
 """Tables of aggregated rows, for the page, for a terminal and as CSV."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -13,15 +13,8 @@ from invariance_jax.report.aggregate import (
     select,
     show,
 )
-from invariance_jax.report.read import Run
+from invariance_jax.report.read import SUMMARY, Run
 from invariance_jax.report.words import Words
-
-
-class Cell(NamedTuple):
-    """A cell: its text, and what a click on the head of the column sorts by."""
-
-    text: str
-    key: str
 
 
 class Table(NamedTuple):
@@ -31,34 +24,28 @@ class Table(NamedTuple):
       name: stem of its file; empty if it has none.
       title: heading.
       note: what is said below it.
-      heads: of the columns.
-      is_text: which columns are words.
-      rows: the cells of each row.
-      faint: which rows are the paper's.
+      texts: its cells.
       source: what its file holds.
+      words: how many of the columns, from the left, are words.
+      faint: which rows are the paper's.
     """
 
     name: str
     title: str
     note: str
-    heads: list[str]
-    is_text: list[bool]
-    rows: list[list[Cell]]
-    faint: list[bool]
+    texts: pd.DataFrame
     source: pd.DataFrame
+    words: int
+    faint: Sequence[bool]
     kind: str = "table"
 
 
 def plain(
     frame: pd.DataFrame, name: str = "", title: str = "", note: str = ""
 ) -> Table:
-    """Returns a table of texts as it stands; a column of numbers sorts as such."""
-    is_text = [
-        bool(pd.to_numeric(frame[h], errors="coerce").isna().any()) for h in frame
-    ]
-    rows = [[Cell(text, text) for text in map(str, row)] for row in frame.to_numpy()]
-    heads, faint = [*map(str, frame)], [False] * len(rows)
-    return Table(name, title, note, heads, is_text, rows, faint, frame)
+    """Returns a table of texts as it stands."""
+    faint = [False] * len(frame)
+    return Table(name, title, note, frame.astype(str), frame, len(frame.columns), faint)
 
 
 def numbers(
@@ -79,35 +66,18 @@ def numbers(
         return None
     index = [n for n in index if n in rows and rows[n].notna().any()]
     index = [n for n in index if n != "run" or rows[n].nunique() > 1]
-    heads: dict[Any, str] = {}
-    lines: dict[Any, dict[Any, Cell]] = {}
-    places: dict[Any, list[Cell]] = {}
-    faint: dict[Any, bool] = {}
-    for row, grey in zip(rows.to_dict("records"), of_paper(rows), strict=True):
-        target = words.value("target", row.get("target"))
-        column, metric = (row["metric"], target), words.metric(row["metric"])
-        heads[column] = f"{metric} of {target}" if target else metric
-        place = tuple(str(row[n]) for n in index)
-        texts = [words.value(n, row[n]) for n in index]
-        keys = [
-            str(row[n]) if text else "" for n, text in zip(index, texts, strict=True)
-        ]
-        places[place], faint[place] = [*map(Cell, texts, keys)], bool(grey)
-        text = show(row["mean"], row["standard_error"])
-        lines.setdefault(place, {})[column] = Cell(text, repr(float(row["mean"])))
-    return Table(
-        name,
-        title,
-        " ".join(filter(None, [note, paper.note(rows)])),
-        [*map(words.coordinate, index), *heads.values()],
-        [True] * len(index) + [False] * len(heads),
-        [
-            places[place] + [line.get(column, Cell("", "")) for column in heads]
-            for place, line in lines.items()
-        ],
-        [*faint.values()],
-        tidy(rows),
+    targets = [words.value("target", target) for target in rows["target"]]
+    metrics = map(words.word, rows["metric"])
+    heads = [f"{m} of {t}" if t else m for m, t in zip(metrics, targets, strict=True)]
+    texts = {words.word(n): [words.value(n, v) for v in rows[n]] for n in index}
+    cells = [*map(show, rows["mean"], rows["standard_error"])]
+    long = pd.DataFrame({**texts, "": of_paper(rows), "head": heads, "cell": cells})
+    wide = long.pivot_table(
+        "cell", ["", *texts], "head", aggfunc="first", sort=False, fill_value=""
     )
+    wide = wide[[*dict.fromkeys(heads)]].reset_index()
+    faint, note = [*wide.pop("")], " ".join(filter(None, [note, paper.note(rows)]))
+    return Table(name, title, note, wide, tidy(rows), len(texts), faint)
 
 
 def tidy(table: pd.DataFrame) -> pd.DataFrame:
@@ -124,31 +94,30 @@ def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[T
     is_task = table["experiment"].isin(["downstream", "averaging"])
     is_task &= table["views"].notna() & (table["metric"] != "gradient_norm")
     rows = table[is_task]
-    views = pd.to_numeric(rows["views"], errors="coerce").fillna(0)
-    each = views.where(views > 0).groupby(rows["run"])
-    ends = views.isin([0]) | (views == each.transform("min"))
-    ends |= views == each.transform("max")
-    kinds = pd.Series(
-        map(words.features, rows.to_dict("records")), rows.index, dtype=str
-    )
-    order = rows["run"].map({n: i for i, n in enumerate(dict.fromkeys(rows["run"]))})
+    views = pd.to_numeric(rows["views"], errors="coerce")
+    each = views.groupby(rows["run"])
+    is_end = views.isna() | (views == each.transform("min"))
+    is_end |= views == each.transform("max")
+    kinds = [words.features(row) for row in rows.to_dict("records")]
+    runs_in_order = [*dict.fromkeys(rows["run"])]
+    order = [
+        (runs_in_order.index(run), kind != "encoder", kind, m)
+        for run, kind, m in zip(rows["run"], kinds, views.fillna(0), strict=True)
+    ]
     rows = rows.assign(
-        features=kinds, _run=order, _other=kinds != "encoder", _views=views, _end=ends
-    ).sort_values(["_run", "_other", "features", "_views"], kind="stable")
-    ends, others = rows.pop("_end"), rows.pop("_other")
-    rows = rows.drop(columns=["_run", "_views"])
-    note = "M: number of averaged views."
-    index = ["run", "features", "views"]
+        features=kinds, order=pd.Series(order, rows.index), is_end=is_end
+    ).sort_values("order", kind="stable")
+    is_own, is_end = ~of_paper(rows), rows.pop("is_end")
+    del rows["order"]
+    note, index = "M: number of averaged views.", ["run", "features", "views"]
     if len(runs) > 1:
-        rows = rows[ends & ~others]
+        rows = rows[is_end & (rows["features"] == "encoder")]
     else:
-        rows = rows[ends | ~of_paper(rows)]
         constant = select(table, {"metric": "mse.constant"}).assign(
             metric="mse", features="constant predictor", standard_error=float("nan")
         )
-        grey = rows[of_paper(rows)]  # the paper's name is enough
-        grey = grey.assign(features=grey["run"])
-        rows = pd.concat([rows[~of_paper(rows)], constant, grey])
+        grey = rows[is_end & ~is_own]  # the paper's name is enough
+        rows = pd.concat([rows[is_own], constant, grey.assign(features=grey["run"])])
         index = index[1:]
         if (rows["probe"] == "selected").any():
             note += " A probe with its own l2 chose it on held-out training examples."
@@ -163,12 +132,13 @@ def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[T
 
 def every_number(rows: pd.DataFrame, words: Words, name: str, note: str) -> list[Table]:
     """Returns all numbers of an experiment, a table for each set of coordinates."""
-    names = [n for n in coordinates(rows) if n != "target"]
+    known = [n for n in coordinates(rows) if n != "target"]
+    names = ["run", *sorted(known, key=SUMMARY.__contains__)]  # its own first
     rows = rows[rows["metric"] != "gradient_norm"]
     kinds = rows[names].notna().astype(int).astype(str).agg("".join, axis=1)
     found = [
-        numbers(part, words, ["run", *names], name=f"{name}_{n + 1}", note=note)
-        for n, (_, part) in enumerate(rows.groupby(kinds, sort=False))
+        numbers(part, words, names, name=f"{name}_{number + 1}", note=note)
+        for number, (_, part) in enumerate(rows.groupby(kinds, sort=False))
     ]
     return [one for one in found if one is not None]
 
@@ -196,9 +166,9 @@ def facts(found: Mapping[str, object], name: str = "") -> Table:
 
 def as_text(table: Table) -> str:
     """Returns a table for a terminal, of aligned columns."""
-    lines = [table.heads, *([cell.text for cell in row] for row in table.rows)]
+    lines = [[*table.texts], *table.texts.to_numpy().tolist()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = ["<" if is_text else ">" for is_text in table.is_text]
+    sides = ["<" if n < table.words else ">" for n in range(len(widths))]
     return "\n".join(
         "  ".join(f"{t:{s}{w}}" for t, s, w in zip(line, sides, widths, strict=True))
         for line in lines

@@ -5,7 +5,8 @@ from collections.abc import Hashable, Mapping, Sequence
 
 from invariance_jax.report.read import Run
 
-_METRICS = {
+_WORDS = {
+    # Metrics.
     "mse": "MSE",
     "r2": "R²",
     "cross_entropy": "cross-entropy",
@@ -20,6 +21,13 @@ _METRICS = {
     "variance.normalized": "normalized variance of n(h)",
     "loss.final": "last training loss",
     "penalty.final": "last penalty",
+    # Coordinates.
+    "views": "M",
+    "how": "change",
+    "shift": "amount",
+    "fraction": "share of labels",
+    "of": "representation",
+    "parameters": "parameter",
 }
 
 _AXES = {
@@ -29,16 +37,6 @@ _AXES = {
     "ratio": "squared first-order / true change",
     "cosine": "cosine of the two changes",
     "normalized": "within / total variance",
-}
-
-_COORDINATES = {
-    "n": "seeds",
-    "views": "M",
-    "how": "change",
-    "shift": "amount",
-    "fraction": "share of labels",
-    "of": "representation",
-    "parameters": "parameter",
 }
 
 _VALUES = {
@@ -87,23 +85,19 @@ class Words:
         names = {str(run.config.get("data.name", "")).lower() for run in runs}
         self.spirograph = names == {"spirograph"}
 
-    def metric(self, name: str) -> str:
-        """Returns a metric in words."""
+    def word(self, name: str) -> str:
+        """Returns a metric or a coordinate in words."""
         found = re.fullmatch(r"knn(\d+)(_majority)?", name)
         if found:
             return f"{found[1]} nearest neighbours{', majority' if found[2] else ''}"
-        return _METRICS.get(name, name.replace("_", " "))
+        return _WORDS.get(name, name.replace("_", " "))
 
     def axis(self, name: str, target: object = None) -> str:
         """Returns the text at the axis of a metric, with its unit."""
         unit = self.unit(target)
         if name == "mse" and unit:
             return f"MSE, ({unit})²"
-        return _AXES.get(name, self.metric(name))
-
-    def coordinate(self, name: str) -> str:
-        """Returns the name of a coordinate in words."""
-        return _COORDINATES.get(name, name.replace("_", " "))
+        return _AXES.get(name, self.word(name))
 
     def unit(self, parameter: object) -> str:
         """Returns the unit of a parameter, empty if it is not known."""
@@ -126,7 +120,7 @@ class Words:
         texts = [
             self.value(name, value)
             if isinstance(value, str)
-            else f"{self.coordinate(name)} = {self.value(name, value)}"
+            else f"{self.word(name)} = {self.value(name, value)}"
             for name, value in at.items()
             if not is_absent(value)
         ]

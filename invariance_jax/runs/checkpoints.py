@@ -33,13 +33,7 @@ State = TypeVar("State")
 
 
 class Checkpoint(NamedTuple, Generic[State]):
-    """What a checkpoint holds.
-
-    Attributes:
-      step: finished steps.
-      state: pytree of NumPy arrays of one replica.
-      note: what was noted with it.
-    """
+    """Finished steps, the state of one replica as NumPy arrays, and a note."""
 
     step: int
     state: State
@@ -51,11 +45,7 @@ class Damaged(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of one work directory.
-
-    Attributes:
-      directory: the folder that holds a folder per step.
-    """
+    """The checkpoints of one work directory, a folder for each step."""
 
     def __init__(
         self,
@@ -65,7 +55,7 @@ class Checkpoints:
         keep_every_steps: int | None = None,
         owner: Owner | None = None,
     ):
-        """Opens the folder of checkpoints; nothing is written before the first save.
+        """Opens the folder; nothing is written before the first save.
 
         Args:
           workdir: the work directory of the run.
@@ -92,11 +82,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def check_room(self, state: Any) -> None:
-        """Checks that the disk has room for one checkpoint more than there are.
-
-        Raises:
-          OSError: if it has not; an object store is not asked.
-        """
+        """Raises OSError if the disk lacks the room for one checkpoint more."""
         folder = self.directory
         if is_url(folder):
             return
@@ -115,12 +101,7 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, *, note: dict[str, Any] | None = None
     ) -> None:
-        """Saves a state, in the background.
-
-        Args:
-          step: finished steps.
-          state: pytree of NumPy arrays of one replica.
-          note: what `json` takes, saved in the same move.
+        """Saves a state and a note, which `json` takes, in the background.
 
         Raises:
           FloatingPointError: if an array is not finite; then nothing is written and the
@@ -157,9 +138,8 @@ class Checkpoints:
 
     def remove_after(self, step: int) -> None:
         """Removes the checkpoints that come after a step, the newest one first."""
-        for later in reversed(self.steps()):
-            if later > step:
-                self._manager.delete(later)
+        for later in [one for one in reversed(self.steps()) if one > step]:
+            self._manager.delete(later)
 
     def check(self) -> None:
         """Raises OSError if the last checkpoint could not be written."""
@@ -208,15 +188,11 @@ class Checkpoints:
         return None
 
     def restore(self, like: State, *, step: int | None = None) -> Checkpoint[State]:
-        """Returns a checkpoint, exactly as it was saved.
-
-        Args:
-          like: pytree of arrays or shapes, the state that is expected.
-          step: finished steps; None is the newest checkpoint.
+        """Returns the checkpoint of a step, or the newest, exactly as it was saved.
 
         Raises:
           ValueError: if there is no such checkpoint, it is damaged, or its arrays have
-            other names or shapes than expected.
+            other names or shapes than `like`.
         """
         steps = self.steps()
         step = max(steps, default=None) if step is None else step

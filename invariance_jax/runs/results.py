@@ -21,7 +21,7 @@ from etils import epath
 from invariance_jax.runs.workdir import provenance
 from invariance_jax.runtime.files import write_json
 from invariance_jax.settings import KEYS, plugins
-from invariance_jax.settings.check import is_asked
+from invariance_jax.settings.rules import is_asked
 from invariance_jax.settings.schema import EXPERIMENTS, WITH_PROBE, tuples
 from invariance_jax.tasks import Task
 

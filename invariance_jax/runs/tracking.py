@@ -23,11 +23,7 @@ _SECONDS = 30.0  # that its server is waited for
 
 
 def check_tracking(settings: Settings) -> None:
-    """Checks that what `logging.wandb_project` needs is there: the package and a key.
-
-    Raises:
-      ValueError: if a project is given and one of them is missing.
-    """
+    """Raises ValueError if `logging.wandb_project` lacks the package or a key."""
     project = settings.logging.wandb_project
     if project is None:
         return
@@ -62,13 +58,7 @@ class Tracker:
     """
 
     def __init__(self, settings: Settings, workdir: epath.Path, rows: Iterable[str]):
-        """Starts, or goes on with, the run.
-
-        Args:
-          settings: those of the run, with a `logging.wandb_project`.
-          workdir: the work directory of the run.
-          rows: the lines of its `metrics.jsonl`.
-        """
+        """Starts the run, or goes on with it and the lines of its `metrics.jsonl`."""
         self._file = workdir / _FILE
         self._id, self._sent = secrets.token_hex(4), 0
         if self._file.exists():
@@ -114,12 +104,7 @@ class Tracker:
             return start("offline")
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
-        """Takes one row; all rows of a step become one, sent when the next one begins.
-
-        Args:
-          step: finished steps, not fewer than in the last call.
-          values: name -> number; None is a number that is not known.
-        """
+        """Takes a row; all rows of a step become one, sent when the next one begins."""
         if step <= self._sent:
             return
         known = {name: value for name, value in values.items() if value is not None}

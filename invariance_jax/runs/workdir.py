@@ -30,22 +30,13 @@ _OF_JAX = ("jax_default_prng_impl", "jax_enable_x64", "jax_threefry_partitionabl
 
 
 class Owner(NamedTuple):
-    """A start of a run, which may write to the work directory until there is another.
-
-    Attributes:
-      workdir: the work directory.
-      start: what tells this start from the others.
-    """
+    """A start of a run; it may write to the work directory until there is another."""
 
     workdir: epath.Path
     start: str
 
     def check(self) -> None:
-        """Checks that the work directory is still this start's; before each write.
-
-        Raises:
-          OSError: if the run was started a second time, or the folder is gone.
-        """
+        """Raises OSError if the run was started a second time or the folder is gone."""
         path = self.workdir / "config.json"
         try:
             found = json.loads(path.read_text()).get("start")
@@ -59,16 +50,9 @@ class Owner(NamedTuple):
 
 
 def claim(settings: Settings, workdir: str | os.PathLike[str]) -> Owner:
-    """Makes a work directory this run's own and writes its `config.json`.
+    """Makes a new folder, or one of the same run, this start's; errors as of `check`.
 
-    Every process checks, the main one writes.
-
-    Args:
-      settings: those of the run.
-      workdir: a new folder, or the one of an earlier start of the same run.
-
-    Raises:
-      ValueError: as `check`.
+    Every process checks, the main one writes `config.json`.
     """
     check(settings, workdir)
     folder = work_folder(workdir)
@@ -153,10 +137,7 @@ def read_config(workdir: str | os.PathLike[str]) -> Config:
 def one_per_seed(
     config: Config, workdir: str | os.PathLike[str]
 ) -> list[tuple[Config, epath.Path]]:
-    """Returns the configuration and work directory of each seed of a run.
-
-    With one seed, these are the arguments; with several, folders of the work directory.
-    """
+    """Returns the configuration and folder of each seed; of one seed, the arguments."""
     folder = work_folder(workdir)
     if config.seeds == 1:
         return [(config, folder)]

@@ -5,17 +5,15 @@ flags and the versions, so what is found fits; what cannot be read is compiled a
 
 What is found is run. Without the key `compilation_cache` it is therefore not in the
 work directory, which may come from someone else, but in the user's cache folder, in a
-folder for each work directory: small enough that torn files can be looked for.
+folder for each work directory.
 """
 
 import contextlib
 import hashlib
-import importlib
 import logging
 import os
 import shutil
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,15 +23,11 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from invariance_jax.runtime.files import absolute, is_url, private_folder
 from invariance_jax.runtime.processes import is_main_process
+from invariance_jax.settings.rules import OFF
 
 _log = logging.getLogger(__name__)
 
-OFF = "off"
-"""The value of the key `compilation_cache` that keeps nothing."""
-
 _DAYS = 60  # that programs are kept since the last start of their run
-_ZSTD = bytes.fromhex("28b52ffd")
-
 _DIR = "jax_compilation_cache_dir"
 _OPTIONS = {
     # A run compiles a few dozen programs; together the small ones matter too.
@@ -62,32 +56,26 @@ def compilation_kept(
     Raises:
       ValueError: if others may write to the folder.
     """
-    if chosen is None and jax.config.values[_DIR] is not None:
-        yield
-        return
-    folder = chosen or _own_folder(workdir)
-    if folder == OFF:
-        values: dict[str, Any] = {"jax_enable_compilation_cache": False}
-    else:
-        if not is_url(folder):
-            private_folder(Path(folder))
-        values = {_DIR: folder, **_OPTIONS}
-        values["jax_enable_compilation_cache"] = True
-    with _configured(values):
+    with contextlib.ExitStack() as stack:
+        if chosen is None and jax.config.values[_DIR] is None:
+            chosen = _own_folder(workdir, stack)
+        elif chosen not in (None, OFF) and not is_url(chosen):
+            private_folder(Path(chosen))
+        if chosen == OFF:
+            stack.enter_context(_configured({"jax_enable_compilation_cache": False}))
+        elif chosen is not None:
+            values = {_DIR: chosen, "jax_enable_compilation_cache": True, **_OPTIONS}
+            stack.enter_context(_configured(values))
         yield
 
 
 def cache_root() -> Path:
-    """Returns the folder of this package in the user's cache folder.
-
-    Raises:
-      RuntimeError: if the user has no home directory.
-    """
+    """Returns the folder of this package in the user's cache folder."""
     found = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(found).absolute() / "invariance_jax"
 
 
-def _own_folder(workdir: str | os.PathLike[str]) -> str:
+def _own_folder(workdir: str | os.PathLike[str], stack: contextlib.ExitStack) -> str:
     """Returns the folder of a work directory, ready for use; "off" if none can be."""
     path = os.fspath(absolute(workdir))
     name = hashlib.sha256(path.encode()).hexdigest()[:16]
@@ -96,12 +84,28 @@ def _own_folder(workdir: str | os.PathLike[str]) -> str:
         folder = private_folder(root / name)
         if is_main_process():
             os.utime(folder)
-            _remove_old(root)
-            _remove_torn(folder)
-    except (OSError, RuntimeError) as error:
+            _clean(root, folder, stack)
+    except (OSError, RuntimeError) as error:  # such as: there is no home directory
         _log.info("compiled programs are not kept: %s", error)
         return OFF
     return os.fspath(folder)
+
+
+def _clean(root: Path, folder: Path, stack: contextlib.ExitStack) -> None:
+    """Removes the folders of old runs, and what a killed start may have torn.
+
+    JAX would warn about a torn file at every start, and never write it anew.
+    """
+    for other in root.iterdir():
+        if other.stat().st_mtime < time.time() - 86_400 * _DAYS:
+            shutil.rmtree(other, ignore_errors=True)
+    running = folder / "running"
+    if running.exists():
+        files = [*folder.glob("*-cache")]
+        for path in sorted(files, key=lambda path: path.stat().st_mtime)[-1:]:
+            path.unlink()
+    running.touch()
+    stack.callback(running.unlink, missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -119,43 +123,3 @@ def _configure(values: dict[str, Any]) -> None:
         jax.config.update(name, value)
     # JAX looks at its configuration once, when it first compiles.
     compilation_cache.reset_cache()
-
-
-def _remove_old(root: Path) -> None:
-    for folder in root.iterdir():
-        if folder.stat().st_mtime < time.time() - 86_400 * _DAYS:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_torn(folder: Path) -> None:
-    """Removes files that a killed process left half-written.
-
-    JAX would warn about them at every start and never write them anew.
-    """
-    for path in folder.glob("*-cache"):
-        if not _is_whole(path.read_bytes()):
-            _log.info("%s is half-written: removed", path)
-            path.unlink(missing_ok=True)
-
-
-def _is_whole(content: bytes) -> bool:
-    """Returns whether content can be decompressed, by what JAX compressed it with."""
-    if not content.startswith(_ZSTD):
-        decompress, error = zlib.decompress, zlib.error
-    else:
-        zstd = _import_zstd()
-        if zstd is None:  # then JAX does not look for it either
-            return True
-        decompress, error = zstd.decompress, zstd.ZstdError
-    try:
-        decompress(content)
-    except error:
-        return False
-    return True
-
-
-def _import_zstd() -> Any:
-    for name in ("compression.zstd", "zstandard"):
-        with contextlib.suppress(ImportError):
-            return importlib.import_module(name)
-    return None

@@ -1,11 +1,8 @@
 """What must be said to XLA before a process uses its first device."""
 
-import logging
 import os
 
 import jax
-
-_log = logging.getLogger(__name__)
 
 _DETERMINISTIC = (
     "--xla_gpu_deterministic_ops=true",
@@ -14,11 +11,7 @@ _DETERMINISTIC = (
 
 
 def all_devices() -> list[jax.Device]:
-    """Returns the devices of all processes.
-
-    Raises:
-      ValueError: if there is none of the platform that was asked for.
-    """
+    """Returns the devices of all processes; raises ValueError if there are none."""
     try:
         return jax.devices()
     except (AssertionError, RuntimeError) as error:  # JAX has no exception for it
@@ -33,8 +26,7 @@ def all_devices() -> list[jax.Device]:
 def simulate(count: int) -> None:
     """Gives this process a number of CPU devices, and no others.
 
-    Raises:
-      ValueError: if it is not positive, or the process has used other devices already.
+    Raises ValueError if it is not positive, or the process has used others already.
     """
     if count < 1:
         raise ValueError(f"--check_devices is {count}; expected a positive number.")
@@ -52,10 +44,8 @@ def simulate(count: int) -> None:
 def make_deterministic(deterministic: bool) -> None:
     """Sets XLA's deterministic operations if the key `deterministic` asks for them.
 
-    They are added to `XLA_FLAGS`, which is read when the first device is used.
-
-    Raises:
-      ValueError: if it asks for them and GPUs were used without them.
+    They are added to `XLA_FLAGS`, which is read when the first device is used. Raises
+    ValueError if GPUs were used without them.
     """
     found = os.environ.get("XLA_FLAGS", "").split()
     missing = [flag for flag in _DETERMINISTIC if flag not in found]
@@ -69,18 +59,6 @@ def make_deterministic(deterministic: bool) -> None:
             f"expected none before, or XLA_FLAGS='{' '.join(_DETERMINISTIC)}' "
             "in its environment."
         )
-
-
-def log_determinism(deterministic: bool) -> None:
-    """Logs what the key `deterministic` costs on the devices that are used."""
-    if not deterministic:
-        return
-    platform = jax.default_backend()
-    if platform == "gpu":
-        cost = "XLA leaves out faster operations and does not tune; cost not measured"
-    else:
-        cost = f"a {platform} repeats its bits anyway, nothing changes"
-    _log.info("deterministic: %s", cost)
 
 
 def have_started() -> bool:

@@ -28,12 +28,7 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
 
 
 def work_folder(path: str | os.PathLike[str], flag: str = "workdir") -> epath.Path:
-    """Returns the absolute path of a folder that runs and reports may use.
-
-    Raises:
-      ValueError: if it is in an object store that checkpoints cannot be written to, or
-        a library that lists it would take its name for a pattern.
-    """
+    """Returns the absolute path of a folder that runs and reports may use."""
     if is_url(path) and not os.fspath(path).startswith("gs://"):
         raise ValueError(
             f"{flag} is {path}; expected a folder or gs://BUCKET/FOLDER, the only "
@@ -54,11 +49,7 @@ def plain_path(path: epath.Path) -> Path | epath.Path:
 
 
 def private_folder(path: Path) -> Path:
-    """Makes a folder whose files are run, so that only this user may write to it.
-
-    Raises:
-      ValueError: if it exists and others may write to it.
-    """
+    """Makes a folder whose files are run, to which only this user may write."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = path.stat()
     if found.st_uid not in (os.getuid(), 0) or found.st_mode & 0o022:
@@ -116,15 +107,7 @@ def sync(file: IO[Any]) -> None:
 def call_in_file(flag: str, path: str, function: str, *arguments: str) -> Any:
     """Returns what a function of a Python file of the user's returns.
 
-    Args:
-      flag: what names the file, such as "--config".
-      path: the file.
-      function: the name of the function.
-      *arguments: those of the function.
-
-    Raises:
-      ValueError: if there is no such file or function, or whatever it raises; the line
-        of the file is named.
+    Whatever the file does instead is a ValueError that names the flag and the line.
     """
     path = os.path.expanduser(path)
     if not os.path.isfile(path):

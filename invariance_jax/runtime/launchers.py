@@ -19,22 +19,13 @@ _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 @dataclass(frozen=True)
 class Launcher:
-    """What a process needs to know to meet the others.
+    """What a process needs to know to meet the others."""
 
-    Attributes:
-      name: what launched them, in words.
-      address: HOST:PORT of process 0; None: JAX finds address, count and index.
-      count: number of processes.
-      index: number of this process.
-      local_devices: the devices of this machine that are this process's; (): all that
-        it sees.
-    """
-
-    name: str
-    address: str | None = None
-    count: int | None = None
-    index: int | None = None
-    local_devices: tuple[int, ...] = ()
+    name: str  # in words
+    address: str | None = None  # HOST:PORT of process 0; None: JAX finds these three
+    count: int | None = None  # of processes
+    index: int | None = None  # of this process
+    local_devices: tuple[int, ...] = ()  # its own of the machine; (): all that it sees
 
     @property
     def bind_address(self) -> str | None:
@@ -71,11 +62,12 @@ def from_flags(
 def from_environment(environment: Mapping[str, str]) -> Launcher | None:
     """Returns the launcher that has left its variables, None if there is none.
 
-    Raises:
-      ValueError: if a variable that belongs to it is missing or not a number.
+    Raises ValueError if one that belongs to it is missing or not a number.
     """
-    if environment.get("SUBMITIT_EXECUTOR") == "local":
-        return _submitit(environment)
+    if "JAX_NUM_PROCESSES" in environment:
+        address = _address(environment, "expected HOST:PORT.")
+        numbers = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+        return from_flags(address, *(_number(environment, name) for name in numbers))
     # Before SLURM, which may have started the daemons of Open MPI.
     if "OMPI_COMM_WORLD_SIZE" in environment:
         return _open_mpi(environment)
@@ -112,16 +104,6 @@ def _open_mpi(environment: Mapping[str, str]) -> Launcher | None:
     )
     index = _number(environment, "OMPI_COMM_WORLD_RANK")
     return Launcher("Open MPI", address, count, index, shares)
-
-
-def _submitit(environment: Mapping[str, str]) -> Launcher | None:
-    count = _number(environment, "SUBMITIT_LOCAL_NTASKS")
-    if count == 1:
-        return None
-    address = _address(environment, "expected HOST:PORT.")
-    index = _number(environment, "SUBMITIT_LOCAL_GLOBALID")
-    shares = _share(environment, index, count)
-    return Launcher("--cluster=local", address, count, index, shares)
 
 
 def _slurm(environment: Mapping[str, str]) -> Launcher | None:

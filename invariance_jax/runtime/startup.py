@@ -53,13 +53,10 @@ _EXPECTED = (flags.Error, FloatingPointError, OSError, ValueError)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a program: logging, flags, and an exit status for each way to end.
+    """Runs a program on what its flags leave, with an exit status for each end.
 
     An error is one line and status 1, with its traceback at `--verbosity=1`; a run that
     was asked to stop and will continue has the status of `preemption.Preempted`.
-
-    Args:
-      main: takes what the flags leave of the command line.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     terminal.forgive()
@@ -86,7 +83,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         _fail(f"error: {_in_words(error)}")
 
 
-def _if_verbose(say: Callable[P, None]) -> Callable[P, None]:
+def _if_verbose(say: Callable[P, object]) -> Callable[P, None]:
     """Returns the function, silent without `--verbosity=1`."""
 
     def said(*arguments: P.args, **kwargs: P.kwargs) -> None:
@@ -117,17 +114,10 @@ def _fail(message: str, status: int = 1) -> None:
 
 
 def parse(arguments: list[str]) -> list[str]:
-    """Parses the flags; an unknown key of the configuration meets the closest one.
+    """Parses the flags; returns what is not one, the program first.
 
-    Args:
-      arguments: the command line, the program first.
-
-    Returns:
-      What is not a flag, the program first.
-
-    Raises:
-      ValueError: if a key is unknown, or changed without a configuration, or the
-        configuration cannot be loaded.
+    Raises ValueError if a key is unknown, or changed without a configuration, or the
+    configuration cannot be loaded.
     """
     # A file of flags may hold any of them, also the configuration.
     arguments = flags.FLAGS.read_flags_from_files(arguments)
@@ -165,13 +155,7 @@ def initialize() -> bool:
     Must come before anything that asks for devices. From here on, signals ask for a
     stop, see `runtime.preemption`. Only the main process says anything. If a process
     does not come in time, the others end with an error that names what was found.
-
-    Returns:
-      Whether this is the main process, the one that writes.
-
-    Raises:
-      ValueError: if flags or environment are incomplete or contradict one another, or
-        there is no device.
+    Returns whether this is the main process, the one that writes.
     """
     given = (_ADDRESS.value, _COUNT.value, _INDEX.value)
     launcher = from_flags(*given) or from_environment(os.environ)

@@ -68,12 +68,8 @@ def progress(
 ) -> "tqdm[Any]":
     """Returns a progress bar with the time left; in a file, a line now and then.
 
-    Args:
-      name: what is going on, such as "training".
-      total: units of the whole.
-      unit: what is counted, such as "step".
-      initial: units that are done.
-      silent: whether to show nothing, as every process but the main one.
+    The name says what is going on, such as "training"; of the total, the initial units,
+    such as "step", are done. All processes but the main one are silent.
     """
     terminal = sys.stderr.isatty()
     return tqdm(

@@ -1,6 +1,6 @@
 """Configurations: every key declared once, checked, and the parts that users bring."""
 
-from invariance_jax.settings.check import check_devices, resolve
+from invariance_jax.settings.rules import check_devices, resolve
 from invariance_jax.settings.schema import (
     KEYS,
     Config,

@@ -8,7 +8,7 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
-from invariance_jax.settings.check import expectation, type_name
+from invariance_jax.settings.rules import expectation, type_name
 from invariance_jax.settings.schema import KEYS, Config, closest
 
 

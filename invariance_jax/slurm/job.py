@@ -24,12 +24,9 @@ _SECONDS = 60  # the longest that the controller of SLURM is waited for
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """One start of a program, that is pickled here and called on the nodes.
+    """One start of a program in a folder, that is pickled here and called on nodes.
 
-    Attributes:
-      program: absolute path of `launch.py`.
-      arguments: its command line, without the flags of the submission.
-      folder: where it is started; relative paths of the arguments begin there.
+    The arguments are the command line without the flags of the submission.
     """
 
     program: str
@@ -37,11 +34,9 @@ class Launch:
     folder: str
 
     def __call__(self) -> None:
-        """Runs the program within this process.
+        """Runs the program within this process; exits with its status unless it is 0.
 
-        Raises:
-          SystemExit: with the program's status unless it is 0; after a preemption with
-            0 from a job that is queued again, else with `PREEMPTED`.
+        After a preemption, a job that is queued again exits with 0.
         """
         try:
             for number in WARNINGS:
@@ -79,8 +74,6 @@ def _preempted() -> None:
     the others have saved and task 0 has asked for the requeue.
     """
     _ignore_warnings()  # `scontrol` inherits that
-    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
-        raise SystemExit(PREEMPTED)
     if int(os.environ.get("SLURM_PROCID", 0)) == 0:
         requeue(job_id())
     raise SystemExit(0)
@@ -98,10 +91,7 @@ def requeue(job: str) -> bool:
     """Queues a job again if SLURM still runs it, and returns whether it did.
 
     A job that was cancelled, has met its time limit or was queued again by SLURM itself
-    is left alone.
-
-    Raises:
-      SystemExit: with `PREEMPTED` if SLURM does not answer or refuses.
+    is left alone. Where SLURM does not answer, the process exits with `PREEMPTED`.
     """
     found = re.search(r"\bJobState=(\w+)", _scontrol("show", "job", job, "--oneliner"))
     state = found.group(1) if found else "unknown"

@@ -1,11 +1,5 @@
-"""The path of a submitted job on this machine: several processes, no SLURM.
+"""Several processes of a run on this machine, as SLURM has them on its nodes."""
 
-The tasks are started as submitit starts them (`submitit.core._submit`, with the
-environment of its local executor). They are watched here, because its controller
-neither ends the others when one fails nor tells how they ended.
-"""
-
-import logging
 import os
 import shlex
 import signal
@@ -13,11 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from invariance_jax.runtime.files import private_folder
 from invariance_jax.runtime.preemption import (
     INTERRUPTED,
     PREEMPTED,
@@ -25,73 +17,50 @@ from invariance_jax.runtime.preemption import (
     WARNINGS,
 )
 from invariance_jax.slurm.job import Launch
-
-_log = logging.getLogger(__name__)
+from invariance_jax.slurm.options import Request
 
 _POLL_SECONDS = 0.1
-# How long tasks have to save after the first has left with `PREEMPTED`.
+# How long processes have to save after the first has been stopped.
 _GRACE_SECONDS = 120.0
 
 
-def run(
-    launch: Launch, folder: Path, *, tasks: int, gpus: int | None, setup: Sequence[str]
-) -> int:
-    """Runs the tasks of a job to their end, starting again those that were preempted.
+def run(launch: Launch, folder: Path, request: Request) -> int:
+    """Runs the processes of a job to their end; a signal to this one is passed on.
 
-    A signal to this process is passed on to the tasks; once they have saved, it ends
-    too. A warning to a task alone starts all of them again.
-
-    Args:
-      launch: what each task does.
-      folder: where the pickled job and the logs go.
-      tasks: the number of processes.
-      gpus: how many GPUs all tasks see; None leaves the environment as it is.
-      setup: shell lines that precede each task.
-
-    Returns:
-      The exit status: 0, that of the first task that failed, or of those that a signal
-      has stopped.
+    Returns the exit status: 0, that of the first process that failed, or of those that
+    a signal has stopped. The logs are in the folder.
     """
-    import_submitit()
-    from submitit.core.utils import DelayedSubmission, JobPaths
-
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    paths = JobPaths(folder, job_id=name)
-    private_folder(folder)  # the pickle is run
-    DelayedSubmission(launch).dump(paths.submitted_pickle)
-    print(f"job {name}: {tasks} task(s) here, logs {log_pattern(folder, name)}")
-    environment = _environment(launch, name, tasks, gpus)
-    command = [sys.executable, "-u", "-m", "submitit.core._submit", str(folder)]
-    if setup:
-        script = "\n".join(["set -e", *setup, f"exec {shlex.join(command)}"])
-        command = ["bash", "-c", script]
-    while True:
-        status, warned = _attempt(command, environment, folder, name, tasks)
-        if status != PREEMPTED or warned:
-            return status
-        _log.info("job %s: preempted and saved; starting again", name)
+    count = request.tasks_per_node
+    print(f"job {name}: {count} process(es) here, logs {log_pattern(folder, name)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    words = shlex.join([sys.executable, "-u", launch.program, *launch.arguments])
+    command = "\n".join(["set -e", *request.setup, f"exec {words}"])
+    address = f"127.0.0.1:{_free_port()}"
+    processes: list[subprocess.Popen[bytes]] = []
 
+    def forward(number: int, frame: object) -> None:
+        for process in processes:
+            process.send_signal(number)
 
-def import_submitit() -> None:
-    """Imports submitit, an optional dependency.
-
-    Raises:
-      ValueError: if it is not installed.
-    """
-    name, before = "SUBMITIT_LOG_LEVEL", os.environ.get("SUBMITIT_LOG_LEVEL")
-    # Without this value its import would close every log handler of this program.
-    os.environ[name] = "NOCONFIG"
-    try:
-        import submitit  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            "--cluster needs submitit, which is not installed; "
-            "python -m pip install 'invariance_jax[slurm]'"
-        ) from error
-    finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
+    with ExitStack() as stack:
+        for number in SIGNALS:
+            stack.callback(signal.signal, number, signal.signal(number, forward))
+        for index in range(count):
+            logs = (folder / f"{name}_{index}_log.{end}" for end in ("out", "err"))
+            out, err = (stack.enter_context(log.open("ab")) for log in logs)
+            process = subprocess.Popen(
+                ["bash", "-c", command],
+                cwd=launch.folder,
+                env=_environment(request, address, index),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                process_group=0,  # Ctrl-C comes through this process, once
+            )
+            processes.append(process)
+            stack.callback(_end, process)
+        return _wait(processes)
 
 
 def log_pattern(folder: Path, job: str) -> str:
@@ -99,66 +68,17 @@ def log_pattern(folder: Path, job: str) -> str:
     return f"{folder / job}_TASK_log.out and .err"
 
 
-def _environment(
-    launch: Launch, name: str, tasks: int, gpus: int | None
-) -> dict[str, str]:
-    # The variables of a surrounding SLURM job are not those of these tasks.
+def _environment(request: Request, address: str, index: int) -> dict[str, str]:
+    count, gpus = request.tasks_per_node, request.gpus_per_node
+    # The variables of a surrounding SLURM job are not those of these processes.
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
-    path = [os.path.dirname(launch.program), os.environ.get("PYTHONPATH")]
-    kept |= {
-        "PYTHONPATH": os.pathsep.join(filter(None, path)),
-        "SUBMITIT_EXECUTOR": "local",
-        "SUBMITIT_LOCAL_JOB_ID": name,
-        "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
-        "SUBMITIT_LOCAL_NTASKS": str(tasks),
-        "SUBMITIT_LOCAL_NODEID": "0",
-    }
+    if count > 1:
+        kept["JAX_COORDINATOR_ADDRESS"] = address
+        kept |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
     if gpus is not None:
-        kept["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(gpus)))
+        own = range(index * gpus // count, (index + 1) * gpus // count)
+        kept["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, own))
     return kept
-
-
-def _attempt(
-    command: list[str], environment: dict[str, str], folder: Path, name: str, tasks: int
-) -> tuple[int, bool]:
-    """Starts every task once; returns the status and whether a warning came."""
-    environment = environment.copy()
-    if tasks > 1:
-        environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{_free_port()}"
-    processes: list[subprocess.Popen[bytes]] = []
-    warned = False
-
-    def forward(number: int, frame: object) -> None:
-        nonlocal warned
-        warned = True
-        for process in processes:
-            process.send_signal(number)
-
-    before = {number: signal.signal(number, forward) for number in SIGNALS}
-    with ExitStack() as stack:
-        try:
-            for task in range(tasks):
-                logs = (folder / f"{name}_{task}_log.{end}" for end in ("out", "err"))
-                out, err = (stack.enter_context(log.open("ab")) for log in logs)
-                ids = {f"SUBMITIT_LOCAL_{k}ID": str(task) for k in ("GLOBAL", "LOCAL")}
-                process = subprocess.Popen(
-                    command,
-                    env=environment | ids,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=err,
-                    process_group=0,  # Ctrl-C comes through this process, once
-                )
-                processes.append(process)
-                if warned:  # between the last signal and this start
-                    process.send_signal(signal.SIGTERM)
-            return _wait(processes), warned
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
@@ -183,9 +103,14 @@ def _status(process: subprocess.Popen[bytes]) -> int | None:
     code = process.poll()
     if code is None or code >= 0:
         return code
-    # A warning that kills came before the job had handlers: nothing was begun. Another
+    # A warning that kills came before the run had handlers: nothing was begun. Another
     # signal is told as a shell does.
     return PREEMPTED if -code in WARNINGS else 128 - code
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def _free_port() -> int:

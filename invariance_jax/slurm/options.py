@@ -17,12 +17,13 @@ _TASKS = flags.DEFINE_integer(
     "Processes of a node: one per GPU (the default), or one.",
     lower_bound=1,
 )
-_CPUS = flags.DEFINE_integer("cpus_per_task", None, "Cores of a task.", lower_bound=1)
-_MEM = flags.DEFINE_string("mem", None, "Memory of a node: a number and K, M, G or T.")
-_PARTITION = flags.DEFINE_string("partition", None, "Partition of SLURM.")
-_ACCOUNT = flags.DEFINE_string("account", None, "Account of SLURM.")
-_QOS = flags.DEFINE_string("qos", None, "Quality of service of SLURM.")
-_CONSTRAINT = flags.DEFINE_string("constraint", None, "Features that nodes must have.")
+_SETUP = flags.DEFINE_multi_string("setup", [], "Shell line before a job; repeatable.")
+_FOLDER = flags.DEFINE_string(
+    "slurm_folder", None, "Folder of scripts and logs; WORKDIR/slurm if empty."
+)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show the script, submit nothing.")
+flags.DEFINE_alias("dry-run", "dry_run")
+
 _TIME = flags.DEFINE_string(
     "time",
     None,
@@ -34,87 +35,71 @@ _SIGNAL_DELAY = flags.DEFINE_integer(
     "Seconds before the time limit at which a run is told to save.",
     lower_bound=1,
 )
+_PARALLELISM = flags.DEFINE_integer(
+    "array_parallelism", None, "Most runs of a sweep at a time.", lower_bound=1
+)
 _OPTIONS = flags.DEFINE_string(
     "slurm_options",
     None,
     "Other options of sbatch: key=value,key=value; 'key=' for one without a value.",
 )
-_SETUP = flags.DEFINE_multi_string("setup", [], "Shell line before a job; repeatable.")
-_PARALLELISM = flags.DEFINE_integer(
-    "array_parallelism", None, "Most runs of a sweep at a time.", lower_bound=1
-)
-_FOLDER = flags.DEFINE_string(
-    "slurm_folder", None, "Folder of scripts and logs; WORKDIR/slurm if empty."
-)
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show the script, submit nothing.")
-flags.DEFINE_alias("dry-run", "dry_run")
+_CPUS = flags.DEFINE_integer("cpus_per_task", None, "Cores of a task.", lower_bound=1)
+_MEM = flags.DEFINE_string("mem", None, "Memory of a node: a number and K, M, G or T.")
+_OF_SBATCH = [_CPUS, _MEM] + [
+    flags.DEFINE_string(name, None, f"{meaning} of SLURM.")
+    for name, meaning in (
+        ("partition", "Partition"),
+        ("account", "Account"),
+        ("qos", "Quality of service"),
+        ("constraint", "Features that nodes must have, in the words"),
+    )
+]
 
-_FOR_BOTH = (
-    "nodes gpus_per_node tasks_per_node setup slurm_folder dry_run dry-run"
-).split()
-_FOR_SLURM = (
-    "cpus_per_task mem partition account qos constraint time signal_delay "
-    "slurm_options array_parallelism"
-).split()
+_FOR_BOTH = [
+    *(one.name for one in (_NODES, _GPUS, _TASKS, _SETUP, _FOLDER, _DRY_RUN)),
+    "dry-run",
+]
+_FOR_SLURM = [
+    one.name for one in (_TIME, _SIGNAL_DELAY, _PARALLELISM, _OPTIONS, *_OF_SBATCH)
+]
 
 MODES = ("all", "train", "evaluate", "embed")
 """The modes that a job can have; the others are for this machine."""
 
-# Options of sbatch that have a flag here.
+# Options of sbatch that have a flag of another name here.
 _TAKEN = {
     "array": "--sweep",
     "error": "--slurm_folder",
     "output": "--slurm_folder",
-    "nodes": "--nodes",
-    "gpus_per_node": "--gpus_per_node",
     "ntasks": "--nodes and --tasks_per_node",
     "ntasks_per_node": "--tasks_per_node",
-    "cpus_per_task": "--cpus_per_task",
-    "mem": "--mem",
-    "partition": "--partition",
-    "account": "--account",
-    "qos": "--qos",
-    "constraint": "--constraint",
-    "time": "--time",
     "signal": "--signal_delay",
 }
 
+Options = dict[str, str | int | bool]
+"""Options of sbatch, by their long names with underscores."""
+
 
 class Request(NamedTuple):
-    """What the command line asks of the cluster, checked.
-
-    Attributes:
-      cluster: "slurm" or "local".
-      nodes: nodes of a job.
-      gpus_per_node: None if it was not said.
-      tasks_per_node: processes of a node.
-      minutes: the time limit, rounded up as SLURM does; None is that of the partition.
-      signal_delay: seconds between the warning and the time limit.
-      setup: shell lines before a job.
-      parallelism: most runs of a sweep at a time; None is all.
-      folder: of scripts and logs; None is in the work directory.
-      dry_run: whether to show the script and submit nothing.
-      options: of sbatch, by their long names with underscores.
-    """
+    """What the command line asks of the cluster, checked."""
 
     cluster: str
     nodes: int
     gpus_per_node: int | None
     tasks_per_node: int
-    minutes: int | None
-    signal_delay: int
-    setup: tuple[str, ...]
-    parallelism: int | None
-    folder: str | None
+    minutes: int | None  # rounded up as SLURM does; None: the limit of the partition
+    signal_delay: int  # seconds between the warning and the time limit
+    setup: tuple[str, ...]  # shell lines
+    parallelism: int | None  # most runs of a sweep at a time
+    folder: str | None  # of scripts and logs; None: in the work directory
     dry_run: bool
-    options: dict[str, str | int | bool]
+    options: Options
 
 
 def read(mode: str) -> Request | None:
     """Returns what the command line asks for; None without `--cluster`.
 
-    Raises:
-      ValueError: if a flag is at odds with another or with the mode.
+    Raises ValueError if a flag is at odds with another or with the mode.
     """
     cluster = _CLUSTER.value
     for name in (*_FOR_BOTH, *_FOR_SLURM):
@@ -146,11 +131,7 @@ def read(mode: str) -> Request | None:
 
 
 def own_arguments(arguments: Sequence[str]) -> list[str]:
-    """Returns a command line without the flags of this module.
-
-    Args:
-      arguments: the words after the program; a flag's value may be a word of its own.
-    """
+    """Returns the words after the program without the flags of this module."""
     names = "|".join(["cluster", *_FOR_BOTH, *_FOR_SLURM])
     kept, words = [], iter(arguments)
     for word in words:
@@ -197,14 +178,12 @@ def _minutes() -> int | None:
     return -(-seconds // 60)
 
 
-def _options() -> dict[str, str | int | bool]:
+def _options() -> Options:
     """Returns the options of sbatch; a value in `--slurm_options` may have commas."""
     if _MEM.value is not None and not re.fullmatch(r"\d+[KMGT]?", _MEM.value):
         raise ValueError(f"--mem is {_MEM.value!r}; expected a number and K, M, G or T")
-    given = (_CPUS, _MEM, _PARTITION, _ACCOUNT, _QOS, _CONSTRAINT)
-    options = dict[str, str | int | bool]()
-    options |= {one.name: one.value for one in given if one.value is not None}
-    other = dict[str, str | int | bool]()
+    options = {one.name: one.value for one in _OF_SBATCH if one.value is not None}
+    other = Options()
     for part in filter(None, (_OPTIONS.value or "").split(",")):
         name, equals, value = part.partition("=")
         last = next(reversed(other), "")
@@ -215,8 +194,9 @@ def _options() -> dict[str, str | int | bool]:
         else:
             raise ValueError(f"--slurm_options has {part!r}; expected key=value")
     for name in other:
-        if name in _TAKEN:
-            raise ValueError(f"--slurm_options has {name}; use {_TAKEN[name]} instead")
+        if name in {*_TAKEN, *_FOR_BOTH, *_FOR_SLURM}:
+            flag = _TAKEN.get(name, f"--{name}")
+            raise ValueError(f"--slurm_options has {name}; use {flag} instead")
         if not name.isidentifier():
             raise ValueError(f"--slurm_options has {name!r}; expected a name of sbatch")
     for name, found in (options | other).items():

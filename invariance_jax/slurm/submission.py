@@ -35,13 +35,9 @@ def submit(request: Request, plan: Plan, mode: str) -> int:
     """Submits runs: one job, or for a sweep an array of jobs; says where the logs are.
 
     With the cluster "local" the runs are made one after the other before it returns.
-    Returns the exit status: of the first run that failed here; 0 for SLURM.
-
-    Raises:
-      ValueError: if submitit is missing, a run cannot be made as asked for, or SLURM
-        refuses the job.
+    Returns the exit status: of the first run that failed here; 0 for SLURM. Raises
+    ValueError if a run cannot be made as asked for, or SLURM refuses the job.
     """
-    local.import_submitit()
     folder = _folder(request, plan.workdir)
     for run in plan.runs:
         _check_run(request, run, mode)
@@ -55,7 +51,7 @@ def submit(request: Request, plan: Plan, mode: str) -> int:
         status = _run_here(request, launches, folder)
         _say_report(plan)
         return status
-    executor = _executor(request, folder, Path(plan.workdir).absolute().name)
+    executor = make_executor(request, folder, Path(plan.workdir).absolute().name)
     script = _script(executor, len(launches))
     if request.dry_run:
         print(script)
@@ -86,13 +82,7 @@ def _run_here(request: Request, launches: Sequence[Launch], folder: Path) -> int
         if request.dry_run:
             print(f"# {request.tasks_per_node} process(es): {_command(launch)}")
             continue
-        status = local.run(
-            launch,
-            folder,
-            tasks=request.tasks_per_node,
-            gpus=request.gpus_per_node,
-            setup=request.setup,
-        )
+        status = local.run(launch, folder, request)
         if status in (PREEMPTED, INTERRUPTED):
             return status
         failed = failed or status
@@ -147,9 +137,17 @@ def _command(launch: Launch) -> str:
     return f"cd {shlex.quote(launch.folder)} && {words}"
 
 
-def _executor(request: Request, folder: Path, name: str) -> Any:
+def make_executor(request: Request, folder: Path, name: str) -> Any:
     """Returns submitit's executor for SLURM, with all that is asked for."""
-    from submitit.slurm.slurm import SlurmExecutor
+    # Else its import would close every log handler of this program.
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
+    try:
+        from submitit.slurm.slurm import SlurmExecutor
+    except ImportError as error:
+        raise ValueError(
+            "--cluster=slurm needs submitit, which is not installed; "
+            "python -m pip install 'invariance_jax[slurm]'"
+        ) from error
 
     class Executor(SlurmExecutor):
         """Writes scripts also where SLURM is not installed."""

@@ -37,14 +37,8 @@ def finished(workdirs: Sequence[str]) -> list[epath.Path]:
 
     The first of a sweep is what the others are compared to. Says which runs are
     missing. Writes the `config.json` and the aggregated `results.json` of variants over
-    several seeds.
-
-    Args:
-      workdirs: work directories of runs, or parents of sweeps.
-
-    Raises:
-      ValueError: if no variant of a sweep is finished, or one of them is another run
-        than `sweep.json` says or was evaluated in another way; the key is named.
+    several seeds. Raises ValueError if no variant of a sweep is finished, or one of
+    them is another run than `sweep.json` says or was evaluated in another way.
     """
     found = []
     for workdir in map(work_folder, workdirs):
@@ -56,11 +50,7 @@ def finished(workdirs: Sequence[str]) -> list[epath.Path]:
 
 
 def read_record(parent: epath.Path) -> dict[str, Any]:
-    """Returns the content of the `sweep.json` of a sweep.
-
-    Raises:
-      ValueError: if it is damaged or another version wrote it.
-    """
+    """Returns the content of the `sweep.json` of a sweep, checked."""
     path = parent / "sweep.json"
     try:
         content = dict(json.loads(path.read_text()))

@@ -39,31 +39,19 @@ _log = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
-    """One run: a variant of a sweep with one seed, or what the command line says.
+    """One run: a variant of a sweep with one seed, or what the command line says."""
 
-    Attributes:
-      name: its folder, relative to that of the sweep; None without a sweep.
-      config: its configuration; None is that of the work directory.
-      workdir: its work directory.
-    """
-
-    name: str | None
-    config: Config | None
+    name: str | None  # its folder in that of the sweep; None: there is no sweep
+    config: Config | None  # None: that of the work directory
     workdir: str
 
 
 class Plan(NamedTuple):
-    """What the command line asks for, checked.
+    """What a command line asks for, checked."""
 
-    Attributes:
-      workdir: the work directory, for a sweep the parent of the variants.
-      runs: those that are not finished.
-      record: the content of `sweep.json`; None without a sweep, or for one run of it.
-    """
-
-    workdir: str
-    runs: list[Run]
-    record: dict[str, Any] | None
+    workdir: str  # for a sweep the parent of the variants
+    runs: list[Run]  # those that are not finished
+    record: dict[str, Any] | None  # sweep.json; None: there is none, or one run of it
 
 
 def plan(config: Config | None, workdir: str, mode: str) -> Plan:
@@ -123,12 +111,7 @@ def begin(chosen: Plan) -> None:
 def run_each(chosen: Plan, program: Callable[[Config | None, str], None]) -> None:
     """Makes the runs one after the other; one that diverges does not stop the others.
 
-    Args:
-      chosen: the result of `plan`.
-      program: what a run is, of its configuration and work directory.
-
-    Raises:
-      FloatingPointError: after the last run, if one of them raised it.
+    After the last one, FloatingPointError is raised for all that did.
     """
     if is_main_process():
         begin(chosen)

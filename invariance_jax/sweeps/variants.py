@@ -30,13 +30,7 @@ Sweep = dict[str, tuple[Any, ...]] | dict[str, dict[str, Any]]
 
 
 class Variant(NamedTuple):
-    """What one variant of a sweep is.
-
-    Attributes:
-      label: its name for people.
-      config: its configuration, over all seeds.
-      settings: the same, resolved.
-    """
+    """A name for people, the configuration over all seeds, and the same resolved."""
 
     label: str
     config: Config
@@ -44,14 +38,7 @@ class Variant(NamedTuple):
 
 
 def read_sweep(path: str) -> Sweep:
-    """Returns the sweep of a file.
-
-    Args:
-      path: a Python file with a function `get_sweep()`.
-
-    Raises:
-      ValueError: if there is no such file or function, or it returns something else.
-    """
+    """Returns what `get_sweep()` of a Python file does, checked for its form."""
     sweep = call_in_file("--sweep", path, "get_sweep")
     kinds = {type(value) for value in sweep.values()} if _is_named(sweep) else set()
     if kinds == {dict} and all(map(_is_named, filter(None, sweep.values()))):
@@ -75,20 +62,11 @@ def _is_named(tree: Any) -> bool:
 
 
 def make_variants(config: Config, sweep: Sweep) -> dict[str, Variant]:
-    """Returns folder -> variant; nothing is written.
+    """Returns folder -> variant of a configuration, the last key of a grid the fastest.
 
-    Args:
-      config: the configuration that all variants share.
-      sweep: what `read_sweep` returns; the values of "seed" of a grid are the seeds of
-        every variant.
-
-    Returns:
-      The variants in their order, the last key of a grid the fastest; the folder of the
-      only variant of a grid over seeds is ".".
-
-    Raises:
-      ValueError: if there are too many, a key is unknown or a value is wrong, or seeds
-        are not consecutive or given twice.
+    The values of "seed" of a grid are the seeds of every variant; the folder of the
+    only variant of a grid over seeds is ".". Raises ValueError if there are too many, a
+    key is unknown or a value is wrong.
     """
     base, axes = copy.deepcopy(config), dict(sweep)
     if "seed" in axes:

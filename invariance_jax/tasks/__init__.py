@@ -2,9 +2,9 @@
 
 from invariance_jax import data
 from invariance_jax.settings import Settings
-from invariance_jax.tasks.base import Examples, Scored, Task
 from invariance_jax.tasks.images import ImageTask
 from invariance_jax.tasks.spirograph import SpirographTask
+from invariance_jax.tasks.task import Examples, Scored, Task
 
 __all__ = ["Examples", "Scored", "Task", "make_task", "open_set"]
 

@@ -12,20 +12,25 @@ import numpy as np
 from invariance_jax import data, evaluation
 from invariance_jax.evaluation import LinearProbe
 from invariance_jax.settings import Settings, plugins
-from invariance_jax.settings.check import make_image_views
+from invariance_jax.settings.rules import make_image_views
 from invariance_jax.settings.schema import KEYS, WITH_PROBE
-from invariance_jax.tasks.base import Examples, Scored, Task
+from invariance_jax.tasks.task import Examples, Scored, Task
 from invariance_jax.transforms import Transformation, check_transformation, image
 from invariance_jax.types import Array
 
 _ORDER_SEED = 1
+_DEFAULT = KEYS["evaluation.experiments"].default
+_AUGMENTATION = "augmentation.name"
+
+_OWN: dict[tuple[object, str], Transformation] = {}
+"""The users' own that this process has made and checked, which takes seconds."""
 
 
 class ImageTask(Task):
     """An example is an image, uint8; the probe is logistic regression of its label."""
 
     def __init__(self, settings: Settings):
-        """As of a `Task`; raises a ValueError where labels are asked for in vain."""
+        """As of a `Task`; refuses probes that need labels where there are none."""
         super().__init__(settings)
         self._num_classes = settings.data.num_classes or 0
         self.metric = "accuracy" if self._num_classes else ""
@@ -87,7 +92,10 @@ class ImageTask(Task):
         name = augmentation.name
         if not plugins.is_own(name):
             return make_image_views(self.settings, family)
-        own = plugins.call("augmentation.name", name, info, **augmentation.kwargs)
+        made_of = plugins.load(_AUGMENTATION, name), repr((info, augmentation.kwargs))
+        if made_of in _OWN:
+            return _OWN[made_of]
+        own = plugins.call(_AUGMENTATION, name, info, **augmentation.kwargs)
         if not isinstance(own, Transformation):
             raise ValueError(
                 f"augmentation.name is {name!r}, which returned {own!r}; expected an "
@@ -99,6 +107,7 @@ class ImageTask(Task):
             check_transformation(own, jnp.asarray(noise))
         except ValueError as error:
             raise ValueError(f"augmentation.name is {name!r}: {error}") from error
+        _OWN[made_of] = own
         return own
 
     def shiftable(self) -> Transformation | None:
@@ -193,6 +202,3 @@ class ImageTask(Task):
             there = self._described()
             pixels = pixels * np.array(there.std) + np.array(there.mean)
         return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
-
-
-_DEFAULT = KEYS["evaluation.experiments"].default

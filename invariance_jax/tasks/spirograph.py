@@ -13,8 +13,8 @@ import numpy as np
 from invariance_jax import data, evaluation
 from invariance_jax.evaluation import LinearProbe
 from invariance_jax.settings import Settings
-from invariance_jax.settings.check import make_spirograph, spirograph_bounds
-from invariance_jax.tasks.base import Examples, Scored, Task
+from invariance_jax.settings.rules import make_spirograph, spirograph_bounds
+from invariance_jax.tasks.task import Examples, Scored, Task
 from invariance_jax.transforms import Transformation
 from invariance_jax.types import Array
 

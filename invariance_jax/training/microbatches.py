@@ -26,7 +26,7 @@ def make_gradient(objective: Objective, count: int) -> Callable[..., tuple[Any, 
     the encoder: if nothing normalizes, or the groups of BatchNorm divide a part. Else
     batch statistics are those of a part. The heads normalize over the whole batch, so
     the penalty must not act on z, nor be measured against the variance over the batch
-    (`settings.check` refuses both). Costs one more forward pass.
+    (`settings.rules` refuses both). Costs one more forward pass.
 
     Args:
       objective: the loss of the examples of this replica.

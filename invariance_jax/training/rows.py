@@ -7,7 +7,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from invariance_jax.runs.metrics import MetricsWriter
+from invariance_jax.runs.log import MetricsWriter
 from invariance_jax.training import parallel
 
 Sums = dict[str, tuple[float, float]]

@@ -20,9 +20,7 @@ _FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Appends rows of numbers to the log of a work directory.
-
-    In every process but the main one it does nothing.
+    """Appends rows of numbers to the log of a work directory, in the main process.
 
     Rows after the step that a run starts from are removed when it opens, since the run
     will write them again: no step is logged twice and none is missing.
@@ -79,14 +77,10 @@ class MetricsWriter:
         return len(self._kept)
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
-        """Writes one row.
-
-        Args:
-          step: finished steps.
-          values: name -> number; None is a number that is not known.
+        """Writes one row; a value of None is a number that is not known.
 
         Raises:
-          OSError: if the work directory is another start's by now.
+          OSError: if the work directory is another start's by now, or the disk is full.
         """
         if self._board is None:
             return
@@ -117,12 +111,8 @@ class MetricsWriter:
 def final_metrics(workdir: str | os.PathLike[str], *, step: int) -> dict[str, float]:
     """Returns `loss.final` and `penalty.final`, those of the last rows until a step.
 
-    Args:
-      workdir: the work directory of the run; without a log there are none.
-      step: finished steps of the checkpoint, after which a killed run has more rows.
-
-    Raises:
-      ValueError: if a row cannot be read.
+    A killed run has more rows after its checkpoint. Raises ValueError if a row cannot
+    be read; without a log, there are none.
     """
     path = epath.Path(workdir) / _FILE
     found, bad = _read(path)

@@ -11,7 +11,7 @@ import numpy as np
 
 from invariance_jax.evaluation import LinearProbe
 from invariance_jax.settings import Settings
-from invariance_jax.settings.check import is_asked
+from invariance_jax.settings.rules import is_asked
 from invariance_jax.transforms import Transformation
 from invariance_jax.types import Array
 

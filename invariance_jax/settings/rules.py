@@ -624,6 +624,10 @@ def _derive(settings: Settings, problems: _Problems) -> None:
     examples, batch = settings.data.train_examples or 0, settings.batch_size
     expected = f"at most {examples} examples"
     problems.require(batch <= examples, "batch_size", batch, expected)
+    key = f"{settings.evaluation.split}_examples"
+    measured = getattr(settings.data, key)
+    expected = "2 or more, as evaluation.split is measured"  # a variance over examples
+    problems.require(measured > 1, f"data.{key}", measured, expected)
     problems.stop()
     per_epoch = examples // batch
     steps = settings.steps or (settings.epochs or 0) * per_epoch
