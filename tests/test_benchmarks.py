@@ -22,10 +22,10 @@ from invariance_jax.benchmarks import (
     render,
     restart,
     runs,
+    steps,
     timing,
 )
-from invariance_jax.benchmarks import training_step as step
-from invariance_jax.benchmarks.__main__ import NAMES, check_names
+from invariance_jax.benchmarks.__main__ import NAMES, ON_GPU, check_names
 from invariance_jax.benchmarks.timing import Options, Timer
 from invariance_jax.losses import nt_xent
 from invariance_jax.settings import resolve
@@ -37,7 +37,7 @@ ONCE = Options(Timer(1, 0.0), tiny_config({"encoder.width": 4}))
 COUNTS = {
     "render": (2, 2),
     "augment": (1, 0),
-    "step": (0, 4),
+    "steps": (0, 4),
     "penalty": (5, 0),
     "loss": (2, 2),
     "probe": (0, 3),
@@ -52,7 +52,7 @@ TINY = {
     "loss": {"sizes": (12, 8), "features": 3, "block_size": 4},
     "probe": {"examples": 60, "features": 4, "steps": 9, "averaged": 2},
     "scaling": {"counts": (2,), "num_steps": 2},
-    "step": {"resnet_batch": 2},
+    "steps": {"resnet_batch": 2},
 }
 needs_torch = pytest.mark.skipif(not timing.has_torch(), reason="needs PyTorch")
 
@@ -125,7 +125,7 @@ def test_rates_are_operations_and_bytes_a_second(monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_runs(name, monkeypatch):
-    if name in ("step", "probe") and not timing.has_torch():
+    if name in ("steps", "probe") and not timing.has_torch():
         pytest.skip("needs PyTorch")
     monkeypatch.chdir(ROOT)
     options = ONCE._replace(config=runs.configuration("spirograph", "smoke"))
@@ -339,14 +339,20 @@ def test_a_step_of_torch_trains(penalized):
 
 @needs_torch
 def test_the_resnet_of_torch_is_ours():
-    step.check_encoder("resnet18", 8)
+    steps.check_encoder("resnet18", 8)
     with pytest.raises(ValueError, match="encoder.name is 'vit'; expected 'resnet18'"):
         peers.make_encoder("vit", 8)
 
 
+def test_every_name_is_a_module():
+    for name in (*NAMES, *ON_GPU):
+        module = importlib.import_module(f"invariance_jax.benchmarks.{name}")
+        assert callable(module.run)
+
+
 def test_a_bad_name_is_told_and_all_leaves_out_what_needs_torch():
     assert check_names(["all"], has_torch=True) == NAMES
-    assert {*NAMES} - {*check_names(["all"], has_torch=False)} == {"step", "probe"}
+    assert {*NAMES} - {*check_names(["all"], has_torch=False)} == {"steps", "probe"}
     with pytest.raises(ValueError, match="'rendre'; expected one of render, augment"):
         check_names(["rendre"], has_torch=True)
     with pytest.raises(ValueError, match="probe compares with PyTorch, which is not"):
