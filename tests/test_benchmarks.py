@@ -124,15 +124,12 @@ def test_rates_are_operations_and_bytes_a_second(monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_benchmark_runs(name, monkeypatch):
+def test_a_benchmark_runs(name, monkeypatch, compiled_fast):
     if name in ("steps", "probe") and not timing.has_torch():
         pytest.skip("needs PyTorch")
     monkeypatch.chdir(ROOT)
-    options = ONCE._replace(config=runs.configuration("spirograph", "smoke"))
-    options.config.batch_size = 16
-    options.config.penalty.directions = 1
     module = importlib.import_module(f"invariance_jax.benchmarks.{name}")
-    rows = [*module.run(options, **TINY.get(name, {}))]
+    rows = [*module.run(ONCE, **TINY.get(name, {}))]
     assert rows and all(row["first / second"] > 0 and row["n"] == 1 for row in rows)
     count, of_torch = COUNTS[name]
     assert len(rows) == count + of_torch * timing.has_torch()
@@ -299,7 +296,9 @@ def test_a_step_that_fails_or_has_no_time_is_told(monkeypatch):
 def test_a_step_is_measured_on_one_device(name, monkeypatch, compiled_fast):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(gpu, "product_rate", lambda precision: 1e9)
-    config = tiny_config({"data.name": name, "data.train_examples": 160})
+    config = tiny_config(
+        {"data.name": name, "data.train_examples": 160, "evaluation.neighbors": (5,)}
+    )
     row = gpu.measure(name, config, ONCE)
     assert row["min"] <= row["ms"] <= row["max"]
     seconds = row["ms"] / 1e3
