@@ -52,7 +52,7 @@ TINY = {
     "loss": {"sizes": (12, 8), "features": 3, "block_size": 4},
     "probe": {"examples": 60, "features": 4, "steps": 9, "averaged": 2},
     "scaling": {"counts": (2,), "num_steps": 2},
-    "steps": {"resnet_batch": 2},
+    "steps": {"resnet_batch": 4},
 }
 needs_torch = pytest.mark.skipif(not timing.has_torch(), reason="needs PyTorch")
 
@@ -123,6 +123,7 @@ def test_rates_are_operations_and_bytes_a_second(monkeypatch):
     assert timing.copy_rate.__wrapped__() == 2 * 4 * 2**25 / 0.5
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_runs(name, monkeypatch, compiled_fast):
     if name in ("steps", "probe") and not timing.has_torch():
