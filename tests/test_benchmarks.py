@@ -22,10 +22,10 @@ from invariance_jax.benchmarks import (
     render,
     restart,
     runs,
+    steps,
     timing,
 )
-from invariance_jax.benchmarks import training_step as step
-from invariance_jax.benchmarks.__main__ import NAMES, check_names
+from invariance_jax.benchmarks.__main__ import NAMES, ON_GPU, check_names
 from invariance_jax.benchmarks.timing import Options, Timer
 from invariance_jax.losses import nt_xent
 from invariance_jax.settings import resolve
@@ -34,15 +34,26 @@ from invariance_jax.transforms import spirograph
 ROOT = Path(__file__).resolve().parents[1]
 ONCE = Options(Timer(1, 0.0), tiny_config({"encoder.width": 4}))
 
+COUNTS = {
+    "render": (2, 2),
+    "augment": (1, 0),
+    "steps": (0, 4),
+    "penalty": (5, 0),
+    "loss": (2, 2),
+    "probe": (0, 3),
+    "scaling": (2, 0),
+    "restart": (2, 0),
+}
+"""Rows of each benchmark, and those that PyTorch adds."""
+
 TINY = {
     "render": {"batch_size": 2, "image_size": 8, "num_points": 5},
     "augment": {"batch_size": 128, "image_size": 16, "workers": 2},
-    "loss": {"sizes": (12,), "features": 3, "block_size": 4},
+    "loss": {"sizes": (12, 8), "features": 3, "block_size": 4},
     "probe": {"examples": 60, "features": 4, "steps": 9, "averaged": 2},
     "scaling": {"counts": (2,), "num_steps": 2},
-    "step": {"resnet_batch": 2},
+    "steps": {"resnet_batch": 4},
 }
-SLOW = ("penalty", "scaling", "restart", "step")
 needs_torch = pytest.mark.skipif(not timing.has_torch(), reason="needs PyTorch")
 
 
@@ -83,17 +94,6 @@ def test_a_timer_fills_the_least_time_and_takes_turns(min_seconds, calls):
     assert "".join(clock.calls) == calls
 
 
-def test_a_timer_waits_for_the_result():
-    waited = []
-
-    class Result:
-        def block_until_ready(self):
-            waited.append(self)
-
-    Timer(1, 0.0)(Result)
-    assert len(waited) == 2
-
-
 def test_a_ratio_is_the_median_of_neighbours_with_the_extremes():
     first, second = np.array([2.0, 4.0, 8.0]), np.array([1.0, 2.0, 2.0])
     row = timing.compare("case", ("peer", first), ("ours", second), "note")
@@ -119,32 +119,21 @@ def test_a_peer_that_computes_something_else_is_refused(found):
 
 def test_rates_are_operations_and_bytes_a_second(monkeypatch):
     monkeypatch.setattr(Timer, "__call__", lambda *_: np.array([[0.5, 1.0]]))
-    for rate in (timing.product_rate, timing.copy_rate):
-        rate.cache_clear()
-    assert timing.product_rate("float32") == 2 * 2048**3 / 0.5
-    assert timing.copy_rate() == 2 * 4 * 2**25 / 0.5
-    for rate in (timing.product_rate, timing.copy_rate):
-        rate.cache_clear()
+    assert timing.product_rate.__wrapped__("float32") == 2 * 2048**3 / 0.5
+    assert timing.copy_rate.__wrapped__() == 2 * 4 * 2**25 / 0.5
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in NAMES],
-)
-def test_a_benchmark_runs(name, monkeypatch):
-    if name in ("step", "probe") and not timing.has_torch():
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_runs(name, monkeypatch, compiled_fast):
+    if name in ("steps", "probe") and not timing.has_torch():
         pytest.skip("needs PyTorch")
     monkeypatch.chdir(ROOT)
-    options = ONCE._replace(config=runs.configuration("spirograph", "smoke"))
-    options.config.batch_size = 16
-    options.config.penalty.directions = 1
     module = importlib.import_module(f"invariance_jax.benchmarks.{name}")
-    rows = [*module.run(options, **TINY.get(name, {}))]
+    rows = [*module.run(ONCE, **TINY.get(name, {}))]
     assert rows and all(row["first / second"] > 0 and row["n"] == 1 for row in rows)
-    with_torch = {"render": 2, "loss": 1}.get(name, 0) * timing.has_torch()
-    counts = {"render": 2, "loss": 1, "probe": 3, "penalty": 5, "step": 4}
-    counts |= {"augment": 1, "scaling": 2, "restart": 2}
-    assert len(rows) == counts[name] + with_torch
+    count, of_torch = COUNTS[name]
+    assert len(rows) == count + of_torch * timing.has_torch()
 
 
 @pytest.mark.parametrize(("image_size", "num_points"), [(32, 40), (9, 7)])
@@ -155,8 +144,6 @@ def test_the_broadcasting_renderer_draws_our_images(image_size, num_points):
     expected = spirograph.render(jnp.asarray(parameters), **size)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-    low, high = spirograph.BOUNDS.T.astype(np.float32)
-    assert np.all((parameters >= low) & (parameters <= high))
 
 
 def test_the_pipelines_make_views_of_one_kind_and_new_ones_each_time():
@@ -230,9 +217,6 @@ def test_a_training_trains_on(training):
     first, second = (training(2)["loss"] for _ in range(2))
     assert (first[1] == 2).all() and (first[0] != second[0]).all()
     training.check_finite()
-    # Forward and backward, of two views and one derivative; and the similarities.
-    encoder, head = 8 * 8 * 3 * 16 + 16 * 16, 16 * 16 + 16 * 8
-    assert training.flops == 6 * (16 * (3 * encoder + 2 * head) + 32**2 * 8)
     assert training.memory > 200 * 4 * 4
 
 
@@ -256,6 +240,17 @@ def test_a_run_that_fails_is_told(tmp_path, monkeypatch):
         restart.Stopped(tiny_config(), tmp_path)
 
 
+def test_a_timer_waits_for_the_result():
+    waited = []
+
+    class Result:
+        def block_until_ready(self):
+            waited.append(self)
+
+    Timer(1, 0.0)(Result)
+    assert len(waited) == 2
+
+
 def test_a_wait_for_a_checkpoint_is_part_of_its_write(tmp_path):
     writes, waits = restart.time_saves(tiny_config(), tmp_path, 3)
     assert writes.shape == (3,) and (writes >= waits).all() and (waits > 0).all()
@@ -266,15 +261,13 @@ def test_the_steps_on_a_gpu_are_those_of_the_papers_runs(monkeypatch):
     names = gpu.case_names()
     assert names[0] == "spirograph resnet18 512 bfloat16 penalized"
     assert len(names) == len({*names}) == 22
-    for words in itertools.product(
-        ("resnet18", "resnet50"), ("512", "4096"), gpu.PRECISIONS, gpu.KINDS
-    ):
-        config = gpu.make_config(" ".join(("cifar10", *words)))
-        assert config.encoder.name == words[0] and config.batch_size == int(words[1])
-        assert (config.penalty.weight > 0) == (words[3] == "penalized")
-        assert resolve(config).precision == words[2]
-    again = gpu.make_config("cifar10 resnet50 512 bfloat16 plain rematerialized")
-    assert again.encoder.rematerialize and not config.encoder.rematerialize
+    for name in names:
+        config = gpu.make_config(name)
+        found = config.encoder.name, str(config.batch_size), config.precision
+        assert found == tuple(name.split()[1:4])
+        assert (config.penalty.weight > 0) == ("penalized" in name)
+        assert config.encoder.rematerialize == ("rematerialized" in name)
+        assert resolve(config).data.name == name.split()[0]
     assert len(gpu.chosen(names, ("4096", "spirograph"))) == 12
     with pytest.raises(ValueError, match=r"--cases is \('tpu',\); expected parts of"):
         gpu.chosen(names, ("tpu",))
@@ -304,7 +297,9 @@ def test_a_step_that_fails_or_has_no_time_is_told(monkeypatch):
 def test_a_step_is_measured_on_one_device(name, monkeypatch, compiled_fast):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(gpu, "product_rate", lambda precision: 1e9)
-    config = tiny_config({"data.name": name, "data.train_examples": 160})
+    config = tiny_config(
+        {"data.name": name, "data.train_examples": 160, "evaluation.neighbors": (5,)}
+    )
     row = gpu.measure(name, config, ONCE)
     assert row["min"] <= row["ms"] <= row["max"]
     seconds = row["ms"] / 1e3
@@ -344,14 +339,20 @@ def test_a_step_of_torch_trains(penalized):
 
 @needs_torch
 def test_the_resnet_of_torch_is_ours():
-    step.check_encoder("resnet18", 8)
+    steps.check_encoder("resnet18", 8)
     with pytest.raises(ValueError, match="encoder.name is 'vit'; expected 'resnet18'"):
         peers.make_encoder("vit", 8)
 
 
+def test_every_name_is_a_module():
+    for name in (*NAMES, *ON_GPU):
+        module = importlib.import_module(f"invariance_jax.benchmarks.{name}")
+        assert callable(module.run)
+
+
 def test_a_bad_name_is_told_and_all_leaves_out_what_needs_torch():
     assert check_names(["all"], has_torch=True) == NAMES
-    assert {*NAMES} - {*check_names(["all"], has_torch=False)} == {"step", "probe"}
+    assert {*NAMES} - {*check_names(["all"], has_torch=False)} == {"steps", "probe"}
     with pytest.raises(ValueError, match="'rendre'; expected one of render, augment"):
         check_names(["rendre"], has_torch=True)
     with pytest.raises(ValueError, match="probe compares with PyTorch, which is not"):

@@ -1,6 +1,6 @@
 """Times the hot paths: `python -m invariance_jax.benchmarks NAME`.
 
-NAME is render, augment, step, penalty, loss, probe, scaling, restart, `all` of these,
+NAME is render, augment, steps, penalty, loss, probe, scaling, restart, `all` of these,
 gpu or gpu_peers; README.md in this folder says what each compares. The last lines are a
 table and the machine; `--json` also writes them to a file.
 """
@@ -17,12 +17,12 @@ from invariance_jax.benchmarks.timing import Options, Timer
 from invariance_jax.runtime import startup
 from invariance_jax.settings.command_line import define_config
 
-NAMES = "render augment step penalty loss probe scaling restart".split()
-ON_GPU, NEED_TORCH = ("gpu", "gpu_peers"), ("step", "probe", "gpu_peers")
+NAMES = "render augment steps penalty loss probe scaling restart".split()
+ON_GPU, NEED_TORCH = ("gpu", "gpu_peers"), ("steps", "probe", "gpu_peers")
 
 _CONFIG = define_config(
     "config",
-    "Configuration file of the run of step, penalty, scaling and restart, with a "
+    "Configuration file of the run of steps, penalty, scaling and restart, with a "
     "variant after a colon; configs/spirograph.py:quick if none is given.",
 )
 _JSON = flags.DEFINE_string("json", None, "File to which the results are written.")

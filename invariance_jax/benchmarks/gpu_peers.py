@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from invariance_jax.benchmarks import gpu
 from invariance_jax.benchmarks.runs import configuration
+from invariance_jax.benchmarks.steps import against_torch
 from invariance_jax.benchmarks.timing import Options, Row
-from invariance_jax.benchmarks.training_step import against_torch
 
 
 def run(options: Options) -> Iterator[Row]:
