@@ -63,6 +63,79 @@ def oracle_nt_xent(z1: np.ndarray, z2: np.ndarray, *, temperature: float) -> np.
     return losses
 
 
+def oracle_dcl(z1: np.ndarray, z2: np.ndarray, *, temperature: float) -> np.ndarray:
+    """`[B]`: as `oracle_nt_xent`, the positive left out of the sum."""
+    z1, z2 = np.asarray(z1, np.float64), np.asarray(z2, np.float64)
+    batch_size = len(z1)
+    z = [row / math.sqrt(sum(row**2)) for row in (*z1, *z2)]
+    losses = np.zeros(batch_size)
+    for a in range(2 * batch_size):
+        positive = (a + batch_size) % (2 * batch_size)
+        total = 0.0
+        for c in range(2 * batch_size):
+            if c not in (a, positive):
+                total += math.exp(float(z[a] @ z[c]) / temperature)
+        similarity = float(z[a] @ z[positive]) / temperature
+        losses[a % batch_size] += (math.log(total) - similarity) / 2
+    return losses
+
+
+def oracle_barlow_twins(
+    z1: np.ndarray, z2: np.ndarray, *, off_diagonal_weight: float
+) -> float:
+    """The sum over pairs of features, correlations with ddof 0."""
+    z1, z2 = np.asarray(z1, np.float64), np.asarray(z2, np.float64)
+    loss = 0.0
+    for i in range(z1.shape[1]):
+        for j in range(z2.shape[1]):
+            a, b = (
+                z1[:, i] - sum(z1[:, i]) / len(z1),
+                z2[:, j] - sum(z2[:, j]) / len(z2),
+            )
+            correlation = sum(a * b) / math.sqrt(sum(a**2) * sum(b**2))
+            if i == j:
+                loss += (1 - correlation) ** 2
+            else:
+                loss += off_diagonal_weight * correlation**2
+    return loss
+
+
+def oracle_vicreg(
+    z1: np.ndarray,
+    z2: np.ndarray,
+    *,
+    invariance_weight: float,
+    variance_weight: float,
+    covariance_weight: float,
+) -> float:
+    """Means over entries, hinges of deviations, squared covariances, ddof 1."""
+    z1, z2 = np.asarray(z1, np.float64), np.asarray(z2, np.float64)
+    number, features = z1.shape
+    loss = invariance_weight * sum(np.ravel(z1 - z2) ** 2) / z1.size
+    for z in (z1, z2):
+        c = z - np.array([sum(column) / number for column in z.T])[None]
+        for i in range(features):
+            for j in range(features):
+                covariance = sum(c[:, i] * c[:, j]) / (number - 1)
+                if i == j:
+                    hinge = max(0.0, 1 - math.sqrt(covariance + 1e-4)) / features
+                    loss += variance_weight * hinge / 2
+                else:
+                    loss += covariance_weight * covariance**2 / features
+    return loss
+
+
+def oracle_negative_cosine(p: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """`[B]`: minus the cosine of the angle between two rows."""
+    p, z = np.asarray(p, np.float64), np.asarray(z, np.float64)
+    return np.array(
+        [
+            -sum(a * b) / math.sqrt(sum(a**2) * sum(b**2))
+            for a, b in zip(p, z, strict=True)
+        ]
+    )
+
+
 def oracle_penalty(
     represent: Callable[[np.ndarray], Any],
     alpha: np.ndarray,

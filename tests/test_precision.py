@@ -130,6 +130,31 @@ CASES = {
     "losses.nt_xent": Case(
         partial(losses.nt_xent, temperature=0.5), {"z1": H, "z2": OTHER}, ("z1", "z2")
     ),
+    "losses.dcl": Case(
+        partial(losses.dcl, temperature=0.5),
+        {"z1": H, "z2": OTHER},
+        ("z1", "z2"),
+        alone=False,
+    ),
+    "losses.barlow_twins": Case(
+        partial(losses.barlow_twins, off_diagonal_weight=0.1),
+        {"z1": H, "z2": OTHER},
+        ("z1", "z2"),
+        alone=False,
+    ),
+    "losses.vicreg": Case(
+        partial(
+            losses.vicreg,
+            invariance_weight=25.0,
+            variance_weight=25.0,
+            covariance_weight=1.0,
+        ),
+        {"z1": H, "z2": OTHER},
+        alone=False,
+    ),
+    "losses.negative_cosine": Case(
+        losses.negative_cosine, {"p": H, "z": OTHER}, ("p", "z")
+    ),
     **penalties(),
     "evaluation.invariance": Case(
         lambda h: evaluation.invariance(h).normalized,

@@ -1,6 +1,19 @@
-"""Losses of representations: contrastive, and the invariance penalties."""
+"""Losses of representations: contrastive and not, and the invariance penalties."""
 
-from invariance_jax.losses.contrastive import nt_xent
+from invariance_jax.losses.contrastive import dcl, nt_xent
 from invariance_jax.losses.invariance import consistency, invariance_penalty
+from invariance_jax.losses.non_contrastive import (
+    barlow_twins,
+    negative_cosine,
+    vicreg,
+)
 
-__all__ = ["consistency", "invariance_penalty", "nt_xent"]
+__all__ = [
+    "barlow_twins",
+    "consistency",
+    "dcl",
+    "invariance_penalty",
+    "negative_cosine",
+    "nt_xent",
+    "vicreg",
+]

@@ -1,12 +1,13 @@
-"""The contrastive loss of SimCLR (NT-Xent).
+"""Contrastive losses: NT-Xent of SimCLR, and DCL, which has no positive in the sum.
 
 Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual
-Representations (ICML 2020), as used by Foster, Pukdee, Rainforth (ICLR 2021).
+Representations (ICML 2020), as used by Foster, Pukdee, Rainforth (ICLR 2021). Yeh,
+Hong, Hsu, Liu, Chen, LeCun: Decoupled Contrastive Learning (ECCV 2022).
 
 Of an anchor a with its other view p and the negatives n, cosine similarity s and
-temperature T, the loss is `log(1 + exp(r))` with `r = log sum_n exp((s(a, n) - s(a, p))
-/ T)`. So nothing cancels where the negatives are far: `log sum - s(a, p) / T` would
-lose the loss of a well trained batch, and its gradient, to rounding.
+temperature T, DCL is `r = log sum_n exp((s(a, n) - s(a, p)) / T)` and NT-Xent is `log(1
++ exp(r))`. So nothing cancels where the negatives are far: `log sum - s(a, p) / T`
+would lose the loss of a well trained batch, and its gradient, to rounding.
 """
 
 import jax
@@ -59,13 +60,47 @@ def nt_xent(
     once more with blocks. Memory: one array of the similarities, `[2B, 2B]` on one
     replica, or two of those of a block.
     """
-    check_matrix("z1", z1, expected="[B, D]")
-    check_same_shape(z1=z1, z2=z2)
-    check_number("temperature", temperature, low=0, above=True)
-    z1, z2 = promote(z1=z1, z2=z2)
-    z1, z2 = l2_normalize(z1), l2_normalize(z2)
     ratio = _log_ratio(z1, z2, temperature, block_size, axis_name)
     return jnp.mean(jax.nn.softplus(ratio), axis=0)
+
+
+def dcl(
+    z1: Array,
+    z2: Array,
+    *,
+    temperature: float | Array,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> Array:
+    """Returns the decoupled contrastive loss of each example, the mean of two anchors.
+
+    Computes `log sum_n exp(s(a, n) / T) - s(a, p) / T` over the negatives n, which are
+    all projections but those of the example itself: NT-Xent without the positive in the
+    sum, L_DC of Yeh et al. (2022). The mean of the result is the loss of the paper.
+
+    Args:
+      z1: `[B, D]`, projections of the first views.
+      z2: `[B, D]`, projections of the second views, in the same order.
+      temperature: T, positive scalar.
+      block_size: as of `nt_xent`.
+      axis_name: as of `nt_xent`.
+
+    Returns:
+      `[B]`, nats, of any sign, for the examples of this replica; at least float32.
+
+    Raises:
+      ValueError: as `nt_xent`, or if there is one example, which has no negatives.
+
+    Gradients: with respect to both projections; zero for a zero projection.
+    Cost: that of `nt_xent`.
+    """
+    replicas = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    if len(z1) * replicas < 2:
+        raise ValueError(
+            f"z1 and z2 must hold 2 or more examples, for negatives; found {len(z1)}."
+        )
+    ratio = _log_ratio(z1, z2, temperature, block_size, axis_name)
+    return jnp.mean(ratio, axis=0)
 
 
 def _log_ratio(
@@ -76,6 +111,11 @@ def _log_ratio(
     axis_name: str | None,
 ) -> Array:
     """Returns r of each anchor, `[2, B]`; -inf without negatives."""
+    check_matrix("z1", z1, expected="[B, D]")
+    check_same_shape(z1=z1, z2=z2)
+    check_number("temperature", temperature, low=0, above=True)
+    z1, z2 = promote(z1=z1, z2=z2)
+    z1, z2 = l2_normalize(z1), l2_normalize(z2)
     batch_size, anchors = len(z1), jnp.concatenate([z1, z2])
     positive = jnp.tile(jnp.sum(z1 * z2, axis=1), 2)
     everyone, first = anchors, jnp.zeros((), jnp.int32)

@@ -1,0 +1,190 @@
+"""Losses without negatives: Barlow Twins, VICReg, and the cosine of SimSiam and BYOL.
+
+Zbontar, Jing, Misra, LeCun, Deny: Barlow Twins: Self-Supervised Learning via Redundancy
+Reduction (ICML 2021). Bardes, Ponce, LeCun: VICReg: Variance-Invariance-Covariance
+Regularization for Self-Supervised Learning (ICLR 2022). Chen, He: Exploring Simple
+Siamese Representation Learning (CVPR 2021). Grill et al.: Bootstrap Your Own Latent
+(NeurIPS 2020).
+
+Terms that are statistics of the batch belong to every example alike, so that the mean
+over the examples is the loss of the paper. With an axis name the statistics are those
+of all replicas, and the mean over replicas of the gradients of the local means is the
+gradient of the mean over the joined batch.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from invariance_jax.arguments import (
+    check_matrix,
+    check_number,
+    check_same_shape,
+    promote,
+)
+from invariance_jax.numerics import (
+    l2_normalize,
+    magnitude,
+    safe_divide,
+    safe_sqrt,
+)
+from invariance_jax.types import Array
+
+_VARIANCE_EPSILON = 1e-4
+
+
+def barlow_twins(
+    z1: Array,
+    z2: Array,
+    *,
+    off_diagonal_weight: float | Array,
+    axis_name: str | None = None,
+) -> Array:
+    """Returns the loss of Barlow Twins, the same for each example.
+
+    Computes `sum_i (1 - c_ii)^2 + w sum_{i != j} c_ij^2` of the correlations c between
+    the features of z1 and those of z2 over the batch, Zbontar et al. (2021). A constant
+    feature has correlation 0. Deviation: their code adds 1e-5, the epsilon of BatchNorm,
+    to the variances.
+
+    Args:
+      z1: `[B, D]`, projections of the first views.
+      z2: `[B, D]`, projections of the second views, in the same order.
+      off_diagonal_weight: w, 0 or more; 0.005 in the paper.
+      axis_name: the mapped axis over which the batch is spread. None: one replica.
+
+    Returns:
+      `[B]`, non-negative, without a unit, at least float32.
+
+    Raises:
+      ValueError: if z1 and z2 are not two matrices of one shape, the batch holds one
+        example, or the weight is not a number of 0 or more.
+
+    Gradients: with respect to both projections.
+    Cost: one product of `[D, B]` with `[B, D]`, and one array `[D, D]`.
+    """
+    check_number("off_diagonal_weight", off_diagonal_weight, low=0)
+    z1, z2 = _promote_pair(z1, z2, axis_name)
+    standardized = []
+    for z in (z1, z2):
+        centred = z - _mean(z, axis_name)
+        unit = magnitude(centred, axis=0)
+        unit = unit if axis_name is None else jax.lax.pmax(unit, axis_name)
+        centred = centred / unit
+        deviation = safe_sqrt(_mean(jnp.square(centred), axis_name))
+        standardized.append(safe_divide(centred, deviation))
+    correlation = _mean_product(*standardized, axis_name)
+    on_diagonal = jnp.sum(jnp.square(1 - jnp.diagonal(correlation)))
+    loss = on_diagonal + off_diagonal_weight * _off_diagonal(correlation)
+    return jnp.full(len(z1), loss.astype(z1.dtype))
+
+
+def vicreg(
+    z1: Array,
+    z2: Array,
+    *,
+    invariance_weight: float | Array,
+    variance_weight: float | Array,
+    covariance_weight: float | Array,
+    axis_name: str | None = None,
+) -> Array:
+    """Returns the loss of VICReg of each example.
+
+    Computes `w_i mean_d (z1 - z2)^2 + w_v (v(z1) + v(z2)) / 2 + w_c (c(z1) + c(z2))`
+    with `v(z) = mean_d max(0, 1 - sqrt(Var(z_d) + 1e-4))` and `c(z) = sum_{d != e}
+    Cov(z_d, z_e)^2 / D`, variances and covariances over the batch with ddof 1, as in
+    the code of Bardes et al. (2022): their text has no half before the variance.
+
+    Args:
+      z1: `[B, D]`, projections of the first views.
+      z2: `[B, D]`, projections of the second views, in the same order.
+      invariance_weight: w_i, 0 or more; 25 in the paper.
+      variance_weight: w_v, 0 or more; 25 in the paper.
+      covariance_weight: w_c, 0 or more; 1 in the paper.
+      axis_name: the mapped axis over which the batch is spread. None: one replica.
+
+    Returns:
+      `[B]`, non-negative, at least float32.
+
+    Raises:
+      ValueError: if z1 and z2 are not two matrices of one shape, the batch holds one
+        example, or a weight is not a number of 0 or more.
+
+    Gradients: with respect to both projections.
+    Cost: two products of `[D, B]` with `[B, D]`, and two arrays `[D, D]`.
+    """
+    for name, weight in [
+        ("invariance_weight", invariance_weight),
+        ("variance_weight", variance_weight),
+        ("covariance_weight", covariance_weight),
+    ]:
+        check_number(name, weight, low=0)
+    z1, z2 = _promote_pair(z1, z2, axis_name)
+    number = len(z1) * _replicas(axis_name)
+    variance, covariance = jnp.zeros((2,), z1.dtype)
+    for z in (z1, z2):
+        centred = z - _mean(z, axis_name)
+        moments = _mean_product(centred, centred, axis_name) * (number / (number - 1))
+        deviation = jnp.sqrt(jnp.diagonal(moments) + _VARIANCE_EPSILON)
+        variance += jnp.mean(jax.nn.relu(1 - deviation)) / 2
+        covariance += _off_diagonal(moments) / z.shape[1]
+    invariance = jnp.mean(jnp.square(z1 - z2), axis=1)
+    common = variance_weight * variance + covariance_weight * covariance
+    return (invariance_weight * invariance + common).astype(z1.dtype)
+
+
+def negative_cosine(p: Array, z: Array) -> Array:
+    """Returns minus the cosine similarity of a prediction and its target.
+
+    Computes `-n(p) . n(z)`, D(p, z) of SimSiam, Chen and He (2021); BYOL's loss is `2 +
+    2 D`. Both hold the target: pass `jax.lax.stop_gradient(z)`.
+
+    Args:
+      p: `[B, D]`, predictions from one view.
+      z: `[B, D]`, projections of the other, in the same order.
+
+    Returns:
+      `[B]`, in [-1, 1], 0 where one of the two is zero; at least float32.
+
+    Raises:
+      ValueError: if p and z are not two matrices of one shape.
+
+    Gradients: with respect to both.
+    """
+    check_matrix("p", p, expected="[B, D]")
+    check_same_shape(p=p, z=z)
+    p, z = promote(p=p, z=z)
+    return -jnp.sum(l2_normalize(p) * l2_normalize(z), axis=1)
+
+
+def _promote_pair(z1: Array, z2: Array, axis_name: str | None) -> list[Array]:
+    check_matrix("z1", z1, expected="[B, D]")
+    check_same_shape(z1=z1, z2=z2)
+    if len(z1) * _replicas(axis_name) < 2:
+        raise ValueError(
+            f"z1 and z2 must hold 2 or more examples, for statistics over them; found "
+            f"{len(z1)}."
+        )
+    return promote(z1=z1, z2=z2)
+
+
+def _replicas(axis_name: str | None) -> int:
+    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
+
+
+def _mean(values: Array, axis_name: str | None) -> Array:
+    """Returns the mean over the examples of all replicas, `[1, D]`."""
+    mean = jnp.mean(values, axis=0, keepdims=True)
+    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+
+
+def _mean_product(a: Array, b: Array, axis_name: str | None) -> Array:
+    """Returns the mean over the examples of all replicas of a_i b_j, `[D, D]`."""
+    # "highest": accelerators otherwise round float32 factors to 8 or 11 bits.
+    product = jnp.matmul(a.T, b, precision="highest") / len(a)
+    return product if axis_name is None else jax.lax.pmean(product, axis_name)
+
+
+def _off_diagonal(matrix: Array) -> Array:
+    """Returns the sum of the squares of what is not on the diagonal."""
+    others = ~jnp.eye(len(matrix), dtype=bool)
+    return jnp.sum(jnp.square(jnp.where(others, matrix, 0)))
