@@ -14,7 +14,10 @@ import pytest
 from tiny import tiny_config
 
 from invariance_jax.benchmarks import (
+    NAMES,
+    ON_GPU,
     augment,
+    check_names,
     gpu,
     peers,
     penalty,
@@ -25,7 +28,6 @@ from invariance_jax.benchmarks import (
     steps,
     timing,
 )
-from invariance_jax.benchmarks.__main__ import NAMES, ON_GPU, check_names
 from invariance_jax.benchmarks.timing import Options, Timer
 from invariance_jax.losses import nt_xent
 from invariance_jax.settings import resolve

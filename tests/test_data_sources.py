@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -303,16 +302,15 @@ def test_command_refuses_flags_that_do_not_go_together(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def start(*flags, **settings):
+def start(*flags, shell=()):
     """Runs the command in a shell whose output is in ASCII."""
     return subprocess.run(
-        [sys.executable, "-m", "invariance_jax.data", *map(str, flags)],
+        [*shell, sys.executable, "-m", "invariance_jax.data", *map(str, flags)],
         cwd=Path(__file__).resolve().parents[1],
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         stderr=subprocess.PIPE,
         text=True,
         timeout=60,
-        **settings,
     )
 
 
@@ -347,10 +345,8 @@ def test_command_ends_well_if_nobody_reads_what_it_says(images):
 
 
 def test_command_without_space_says_so_in_one_line(images):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
-
-    result = start(*images, preexec_fn=limit)
+    shell = ("bash", "-c", 'ulimit -f 9 && exec "$@"', "bash")
+    result = start(*images, shell=shell)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     line = result.stderr.splitlines()[-1]
     assert line.startswith("error: mine was not written to ")

@@ -190,7 +190,7 @@ MISTAKES = {
             "--cluster=local",
             "--dry_run",
         ],
-        ["data.name is 'cifar10', which is not prepared", "--data_dir=runs/none"],
+        ["data.name is 'cifar10', which is not prepared", "--data_dir=/"],
     ),
     "nothing to report": (["--mode=report"], ["does not exist"]),
 }

@@ -11,14 +11,11 @@ from pathlib import Path
 
 from absl import flags
 
-from invariance_jax.benchmarks import timing
+from invariance_jax.benchmarks import check_names, timing
 from invariance_jax.benchmarks.runs import configuration
 from invariance_jax.benchmarks.timing import Options, Timer
 from invariance_jax.runtime import startup
 from invariance_jax.settings.command_line import define_config
-
-NAMES = "render augment steps penalty loss probe scaling restart".split()
-ON_GPU, NEED_TORCH = ("gpu", "gpu_peers"), ("steps", "probe", "gpu_peers")
 
 _CONFIG = define_config(
     "config",
@@ -63,32 +60,6 @@ def main(arguments: list[str]) -> None:
     if _JSON.value:
         found = {"machine": facts, "rows": rows}
         Path(_JSON.value).write_text(json.dumps(found, indent=1) + "\n")
-
-
-def check_names(arguments: list[str], has_torch: bool) -> list[str]:
-    """Returns the benchmarks that the command line names.
-
-    Args:
-      arguments: what the flags leave of it.
-      has_torch: whether PyTorch is installed; else `all` leaves out what needs it.
-
-    Raises:
-      ValueError: if there is no such benchmark, or it needs PyTorch.
-    """
-    choices = (*NAMES, *ON_GPU, "all")
-    if len(arguments) != 1 or arguments[0] not in choices:
-        found = " ".join(arguments) or "nothing"
-        raise ValueError(
-            f"the benchmark is {found!r}; expected one of {', '.join(choices)}."
-        )
-    if arguments == ["all"]:
-        return [name for name in NAMES if has_torch or name not in NEED_TORCH]
-    if arguments[0] in NEED_TORCH and not has_torch:
-        raise ValueError(
-            f"the benchmark {arguments[0]} compares with PyTorch, which is not "
-            "installed; expected python -m pip install -e '.[benchmarks]' before it."
-        )
-    return arguments
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ def barlow_twins(
 
     Computes `sum_i (1 - c_ii)^2 + w sum_{i != j} c_ij^2` of the correlations c between
     the features of z1 and those of z2 over the batch, Zbontar et al. (2021). A constant
-    feature has correlation 0. Deviation: their code adds 1e-5, the epsilon of BatchNorm,
-    to the variances.
+    feature has correlation 0. Deviation: their code adds 1e-5, the epsilon of
+    BatchNorm, to the variances.
 
     Args:
       z1: `[B, D]`, projections of the first views.
@@ -72,7 +72,8 @@ def barlow_twins(
         centred = centred / unit
         deviation = safe_sqrt(_mean(jnp.square(centred), axis_name))
         standardized.append(safe_divide(centred, deviation))
-    correlation = _mean_product(*standardized, axis_name)
+    first, second = standardized
+    correlation = _mean_product(first, second, axis_name)
     on_diagonal = jnp.sum(jnp.square(1 - jnp.diagonal(correlation)))
     loss = on_diagonal + off_diagonal_weight * _off_diagonal(correlation)
     return jnp.full(len(z1), loss.astype(z1.dtype))
