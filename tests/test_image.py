@@ -1,4 +1,4 @@
-"""The transformation of images: laws, operations in order, derivatives, refusals."""
+"""The transformation of images: operations in order, derivatives, refusals."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,9 +16,10 @@ from invariance_jax.transforms import (
     View,
     check_transformation,
     color,
+    distributions,
     geometry,
-    laws,
 )
+from invariance_jax.transforms.distributions import FAMILIES
 from invariance_jax.transforms.image import make_transformation
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -92,9 +93,7 @@ def assert_close(found: Any, expected: Any, atol: float = 1e-5) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
 
 
-CHOICES = [
-    choice for size in range(1, 4) for choice in combinations(laws.FAMILIES, size)
-]
+CHOICES = [choice for size in range(1, 4) for choice in combinations(FAMILIES, size)]
 
 
 SWITCHES: dict[str, dict] = {
@@ -114,12 +113,12 @@ def test_every_choice_of_one_to_three_passes_the_check(differentiate: tuple) -> 
 
 
 def test_the_choice_of_all_passes_the_check() -> None:
-    transformation = make(ALL, differentiate=laws.FAMILIES, image_size=5)
+    transformation = make(ALL, differentiate=FAMILIES, image_size=5)
     check_transformation(transformation, make_x(3))
 
 
 def test_names_stand_in_one_order_whatever_the_order_of_the_choice() -> None:
-    transformation = make(ALL, differentiate=laws.FAMILIES[::-1])
+    transformation = make(ALL, differentiate=FAMILIES[::-1])
     assert transformation.names == (
         *("crop.top", "crop.left", "crop.height", "crop.width"),
         *("affine.rotation", "affine.scaling", "affine.shear"),
@@ -151,7 +150,7 @@ def test_draws_are_uniform_within_the_bounds() -> None:
     low, high = transformation.bounds.T
     unit = (np.asarray(view.alpha) - low) / (high - low)
     assert unit.min() > -1e-5 and unit.max() < 1 + 1e-5
-    # 4 standard errors of the mean and the variance of a uniform law
+    # 4 standard errors of the mean and the variance of a uniform distribution
     assert_close(unit.mean(axis=0), 1 / 2, 4 * 0.289 / 4000**0.5)
     assert_close(unit.var(axis=0), 1 / 12, 4 * 0.0745 / 4000**0.5)
     between = np.corrcoef(unit, rowvar=False) - np.eye(unit.shape[1])
@@ -195,7 +194,7 @@ def test_draws_depend_on_the_key_alone() -> None:
     assert not np.array_equal(first.held["crop"], other.held["crop"])
 
 
-def draw_boxes(family: laws.Family, number: int) -> np.ndarray:
+def draw_boxes(family: distributions.Family, number: int) -> np.ndarray:
     shape = (number, family.num_uniform)
     unit = np.random.default_rng(number).uniform(size=shape)
     return np.asarray(jax.jit(family.draw)(unit.astype(np.float32)), np.float64)
@@ -253,12 +252,12 @@ LAWS = {
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole pixels", "real"])
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("distribution", LAWS.values(), ids=LAWS)
 def test_boxes_follow_the_law_of_the_rejection_procedure(
-    law: tuple, whole: bool
+    distribution: tuple, whole: bool
 ) -> None:
-    source, area, aspect = law
-    family = laws.crop_family(
+    source, area, aspect = distribution
+    family = distributions.crop_family(
         source_size=source, area=area, aspect=aspect, whole_pixels=whole
     )
     number = 8000
@@ -279,10 +278,12 @@ def test_boxes_follow_the_law_of_the_rejection_procedure(
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole pixels", "real"])
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
-def test_boxes_lie_inside_the_image_and_the_bounds(law: tuple, whole: bool) -> None:
-    source, area, aspect = law
-    family = laws.crop_family(
+@pytest.mark.parametrize("distribution", LAWS.values(), ids=LAWS)
+def test_boxes_lie_inside_the_image_and_the_bounds(
+    distribution: tuple, whole: bool
+) -> None:
+    source, area, aspect = distribution
+    family = distributions.crop_family(
         source_size=source, area=area, aspect=aspect, whole_pixels=whole
     )
     boxes = draw_boxes(family, 3000)
@@ -311,7 +312,7 @@ def test_mean_area_is_that_of_the_paper_law() -> None:
     stretch = np.exp(np.linspace(*np.log(aspect), 2001))[None] ** 0.5
     fits = (np.sqrt(share) * stretch <= 1) & (np.sqrt(share) / stretch <= 1)
     expected = (share * fits).sum() / fits.sum()
-    family = laws.crop_family(
+    family = distributions.crop_family(
         source_size=source, area=area, aspect=aspect, whole_pixels=False
     )
     boxes = draw_boxes(family, 20000)
@@ -550,7 +551,7 @@ def test_extreme_images_have_finite_derivatives(colorize: bool) -> None:
             assert jnp.isfinite(value).all()
 
 
-@pytest.mark.parametrize("family", laws.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_derivative_along_each_family_equals_differences(
     family: str, x64: None
 ) -> None:
@@ -572,7 +573,7 @@ def test_derivative_along_each_family_equals_differences(
 
 
 def test_eager_jit_and_vmap_agree() -> None:
-    transformation = make(ALL, differentiate=laws.FAMILIES)
+    transformation = make(ALL, differentiate=FAMILIES)
     x = make_x(3)
     key = jax.random.key(0)
     view = transformation.sample(key, 3)
@@ -588,7 +589,7 @@ def test_eager_jit_and_vmap_agree() -> None:
     assert_close(jax.jit(jax.vmap(one))(x, view), expected, 1e-4)
 
 
-@pytest.mark.parametrize("differentiate", [(), laws.FAMILIES], ids=["P = 0", "all"])
+@pytest.mark.parametrize("differentiate", [(), FAMILIES], ids=["P = 0", "all"])
 def test_views_are_drawn_for_each_example_as_evaluation_does(
     differentiate: tuple,
 ) -> None:

@@ -291,7 +291,7 @@ def test_draws_are_uniform_within_the_bounds() -> None:
     assert (low[0], high[0]) == (1.0, 1.25)
     unit = (view.alpha - low[None]) / (high - low)[None]
     assert unit.min() > -1e-5 and unit.max() < 1 + 1e-5
-    # 4 standard errors of the mean and the variance of a uniform law
+    # 4 standard errors of the mean and the variance of a uniform distribution
     np.testing.assert_allclose(unit.mean(axis=0), 1 / 2, atol=4 * 0.289 / 4000**0.5)
     np.testing.assert_allclose(unit.var(axis=0), 1 / 12, atol=4 * 0.0745 / 4000**0.5)
     between = np.corrcoef(unit, rowvar=False) - np.eye(6)

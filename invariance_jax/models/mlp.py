@@ -2,7 +2,7 @@
 
 Dense layers are what XLA runs fast on CPUs; on Spirograph an MLP of three layers does
 what a ResNet-18 does at a fraction of its cost. Not in Foster et al. (2021). Kernels
-are drawn from a normal law of variance 2 / fan_in (He et al., 2015).
+are drawn from a normal distribution of variance 2 / fan_in (He et al., 2015).
 """
 
 import flax.linen as nn

@@ -11,7 +11,7 @@ import flax.linen as nn
 from invariance_jax.models.normalization import BatchNorm
 from invariance_jax.types import Array
 
-# a uniform law on +-a has variance a^2 / 3
+# a uniform distribution on +-a has variance a^2 / 3
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 

@@ -2,9 +2,9 @@
 
 He et al. (2016), as used by Foster et al. (2021): the stride of a bottleneck is in its
 3x3 convolution, convolutions pad the same on both sides (not flax's SAME, which differs
-at stride 2), global average pool, no classifier. Kernels are drawn from a normal law,
-not truncated, of variance 2 / fan_out. Names follow PyTorch's state dict: `layer1.0`
-is `layer1_0`, `downsample.0` and `.1` are `downsample_conv` and `downsample_bn`.
+at stride 2), global average pool, no classifier. Kernels are normal, not truncated, of
+variance 2 / fan_out. Names follow PyTorch's state dict: `layer1.0` is `layer1_0`,
+`downsample.0` and `.1` are `downsample_conv` and `downsample_bn`.
 """
 
 from collections.abc import Callable

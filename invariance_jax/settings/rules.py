@@ -31,7 +31,13 @@ from invariance_jax.settings.schema import (
     closest,
     flatten,
 )
-from invariance_jax.transforms import Transformation, image, laws, shifts, spirograph
+from invariance_jax.transforms import (
+    Transformation,
+    distributions,
+    image,
+    shifts,
+    spirograph,
+)
 from invariance_jax.transforms.color import JITTER_NAMES
 
 OFF = "off"
@@ -371,7 +377,7 @@ def _check_shift(row: tuple[str, str, tuple[float, ...]], problems: _Problems) -
     names: tuple[str, ...] = (*spirograph.PARAMETERS, *shifts.GROUPS)
     if how == "strength":
         names = ("color",)
-        most = laws.MAX_STRENGTH
+        most = distributions.MAX_STRENGTH
         inside = all(0 <= strength <= most for strength in grid)
         problems.require(inside, _SHIFTS, row, f"strengths from 0 to {most}")
     if how == "widen":

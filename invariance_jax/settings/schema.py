@@ -14,7 +14,7 @@ from invariance_jax.losses.invariance import LIMIT_SHAPES, NORMALIZATIONS
 from invariance_jax.models.registry import ENCODERS, PRECISIONS
 from invariance_jax.models.resnet import STEMS
 from invariance_jax.transforms import spirograph
-from invariance_jax.transforms.laws import FAMILIES as DIFFERENTIABLE
+from invariance_jax.transforms.distributions import FAMILIES as DIFFERENTIABLE
 
 EXPERIMENTS = (
     "downstream",

@@ -21,9 +21,9 @@ from invariance_jax.arguments import (
     check_shape,
     promote,
 )
-from invariance_jax.transforms import color, geometry, laws
+from invariance_jax.transforms import color, distributions, geometry
 from invariance_jax.transforms.base import Transformation, View
-from invariance_jax.transforms.laws import FAMILIES
+from invariance_jax.transforms.distributions import FAMILIES
 from invariance_jax.types import Array, Key
 
 
@@ -107,17 +107,17 @@ def make_transformation(
     for name in ("jitter", "gray"):
         check_number(f"{name}_probability", gates[name], low=0, high=1)
     families = {
-        "crop": laws.crop_family(
+        "crop": distributions.crop_family(
             source_size=source,
             area=crop_area,
             aspect=crop_aspect,
             whole_pixels="crop" not in differentiate,
         ),
-        "affine": laws.affine_family(
+        "affine": distributions.affine_family(
             rotation=rotation, scaling=scaling, shear=shear, translation=translation
         ),
-        "colorize": laws.colorize_family(),
-        "color": laws.jitter_family(strength=strength),
+        "colorize": distributions.colorize_family(),
+        "color": distributions.jitter_family(strength=strength),
     }
     switches = {
         "crop": crop,
@@ -126,7 +126,7 @@ def make_transformation(
         "color": jitter_probability > 0 or "color" in differentiate,
     }
     families = {name: families[name] for name in FAMILIES if switches[name]}
-    free = laws.in_order(families, differentiate=differentiate)
+    free = distributions.in_order(families, differentiate=differentiate)
     operations = _Operations(
         source=source,
         image_size=image_size,
@@ -149,8 +149,8 @@ class _Operations:
     resampling: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    free: dict[str, laws.Family]
-    held: dict[str, laws.Family]
+    free: dict[str, distributions.Family]
+    held: dict[str, distributions.Family]
     gates: dict[str, float]
 
     def transformation(self) -> Transformation:

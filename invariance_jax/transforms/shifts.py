@@ -1,8 +1,8 @@
-"""Transformations with another law of alpha: moved, widened, or drawn in part.
+"""Transformations with another distribution of alpha: moved, widened, or drawn in part.
 
 Foster, Pukdee, Rainforth (ICLR 2021) test how a representation stands a shift of the
-nuisance law. What changes may be traced, so that one compiled program serves a whole
-grid.
+nuisance distribution. What changes may be traced, so that one compiled program serves a
+whole grid.
 """
 
 from dataclasses import replace
@@ -47,16 +47,16 @@ def find_columns(names: tuple[str, ...], *, what: str) -> np.ndarray:
 
 
 def shift(transformation: Transformation, move: Array, scale: Array) -> Transformation:
-    """Returns a transformation whose law of alpha is moved and widened.
+    """Returns a transformation whose distribution of alpha is moved and widened.
 
     Draws `alpha + move + (scale - 1) (alpha - c)` where the transformation draws alpha,
     c the middle of its bounds: the same random numbers give neighbouring views.
 
     Args:
-      transformation: the one with the unshifted law.
+      transformation: the one with the unshifted distribution.
       move: `[P]`, what is added, in the units of the parameters; may be traced.
-      scale: `[P]`, factor of the distance from the middle of the law, 0 or more; may be
-        traced.
+      scale: `[P]`, factor of the distance from the middle of the distribution, 0 or
+        more; may be traced.
 
     Returns:
       A `Transformation`; its bounds follow, and are traced if move or scale is.
@@ -94,8 +94,8 @@ def redraw(transformation: Transformation, chosen: Array) -> Transformation:
 
     Its examples are pairs `(x, view)` of an example of the transformation and the view
     of it that is kept: held, and the other columns of alpha. A column is drawn from its
-    own law, whatever the others are; of crop boxes, whose columns depend on one
-    another, that is not the law of a box.
+    own distribution, whatever the others are; of crop boxes, whose columns depend on
+    one another, that is not the distribution of a box.
 
     Args:
       transformation: the one that draws everything.

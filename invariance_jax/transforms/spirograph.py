@@ -38,7 +38,7 @@ COLORS = PARAMETERS[4:]
 BOUNDS = np.array(
     [[2.0, 5.0], [0.1, 1.1], [0.5, 2.5], [0.25, 1.0]] + 3 * [[0.4, 1.0], [0.0, 0.6]]
 )
-"""`[10, 2]`, the ends of the uniform law of each parameter."""
+"""`[10, 2]`, the ends of the uniform distribution of each parameter."""
 
 NORMALIZATIONS = ("row", "image")
 """The region whose maximum intensity becomes 1."""
@@ -144,7 +144,7 @@ def make_transformation(
     Args:
       targets: the names that make up an example; x is `[B, T]` with its columns in this
         order. The other parameters are the nuisance, alpha, in the order of PARAMETERS.
-      bounds: `[10, 2]`, lower and upper end of the uniform law of each parameter.
+      bounds: `[10, 2]`, ends of the uniform distribution of each parameter.
       image_size: see `render`.
       num_points: see `render`.
       extent: see `render`.

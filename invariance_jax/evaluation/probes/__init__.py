@@ -7,6 +7,7 @@ losses on the same features. Everything works on the dtype it is given; matrix p
 are made in full precision on every device.
 """
 
+from invariance_jax.evaluation.probes.knn import knn_accuracy
 from invariance_jax.evaluation.probes.linear import (
     LinearProbe,
     average_probabilities,
@@ -23,7 +24,6 @@ from invariance_jax.evaluation.probes.metrics import (
     mean_squared_error,
     r_squared,
 )
-from invariance_jax.evaluation.probes.neighbours import knn_accuracy
 from invariance_jax.evaluation.probes.ridge import fit_ridge
 from invariance_jax.evaluation.probes.selection import (
     fit_logistic_selected,

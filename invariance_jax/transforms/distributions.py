@@ -1,4 +1,4 @@
-"""The laws of the random parameters of an image transformation.
+"""The distributions of the random parameters of an image transformation.
 
 Section 5 of Foster, Pukdee, Rainforth (ICLR 2021) and the SimCLR augmentation. A family
 is a group of parameters that are differentiated or held together; all are uniform and
@@ -40,7 +40,7 @@ class Family(NamedTuple):
 
     Attributes:
       names: of the columns.
-      bounds: a row per column, the ends of its law.
+      bounds: a row per column, the ends of its distribution.
       num_uniform: uniform numbers that one example takes.
       draw: the parameters as a function of these numbers in [0, 1), a row per example.
     """
@@ -52,7 +52,7 @@ class Family(NamedTuple):
 
 
 def jitter_family(*, strength: float) -> Family:
-    """Returns the law of `color.jitter`.
+    """Returns the distribution of `color.jitter`.
 
     With s the strength: brightness, contrast and saturation U(1 - .8 s, 1 + .8 s), hue
     U(-.2 s, .2 s) turns.
@@ -74,7 +74,7 @@ def jitter_family(*, strength: float) -> Family:
 
 
 def colorize_family() -> Family:
-    """Returns the law of `color.colorize`, that of Spirograph's colours.
+    """Returns the distribution of `color.colorize`, that of Spirograph's colours.
 
     Returns:
       `Family`, columns in the order of `color.COLORIZE_NAMES`: foreground U(.4, 1),
@@ -86,7 +86,7 @@ def colorize_family() -> Family:
 def affine_family(
     *, rotation: float, scaling: float, shear: float, translation: float
 ) -> Family:
-    """Returns the law of `geometry.affine`, uniform about the identity.
+    """Returns the distribution of `geometry.affine`, uniform about the identity.
 
     Args:
       rotation: r, angles are U(-r, r), radians, at most pi.
@@ -120,7 +120,7 @@ def crop_family(
     aspect: tuple[float, float],
     whole_pixels: bool,
 ) -> Family:
-    """Returns the law of the box of the random resized crop.
+    """Returns the distribution of the box of the random resized crop.
 
     Area uniform, aspect log-uniform, the box anywhere inside the image; drawn until it
     fits, after `CROP_TRIES` misses the largest central box of an allowed aspect.
@@ -130,7 +130,7 @@ def crop_family(
       area: least and greatest area, shares of the image's.
       aspect: least and greatest width over height.
       whole_pixels: whether height and width are rounded, as in the paper, before it is
-        seen whether they fit; if not the law is the same without rounding.
+        seen whether they fit; if not the distribution is the same without rounding.
 
     Returns:
       `Family`, columns in the order of `geometry.BOX_NAMES`, named "crop.NAME".

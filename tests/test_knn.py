@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from invariance_jax.evaluation.probes import knn_accuracy, neighbours
+from invariance_jax.evaluation.probes import knn, knn_accuracy
 
 
 def make_sets(num_train=60, num_test=23, num_features=5, num_classes=4, seed=0):
@@ -115,7 +115,7 @@ def test_a_representation_that_is_not_finite_is_seen():
 def test_chunks_do_not_change_the_accuracy(monkeypatch):
     sets = make_sets(61, 23)
     expected = knn_accuracy(*sets, k=4, temperature=0.1)
-    monkeypatch.setattr(neighbours, "_CHUNK_ENTRIES", 61 * 5)
+    monkeypatch.setattr(knn, "_CHUNK_ENTRIES", 61 * 5)
     jax.clear_caches()
     assert knn_accuracy(*sets, k=4, temperature=0.1) == expected
 
