@@ -333,10 +333,13 @@ def test_settings_of_normalization_reach_every_layer(name, group_size):
 
 @pytest.mark.parametrize(
     "name, features",
-    [("resnet18", 512), ("resnet34", 512), ("resnet50", 2048), ("mlp", 7)],
+    [
+        *[("resnet18", 512), ("resnet34", 512), ("resnet50", 2048)],
+        *[("mlp", 512), ("vit_tiny", 192), ("vit_small", 384)],
+    ],
 )
 def test_encoder_has_the_features_of_its_name(name, features):
-    module = create_encoder(name, width=7)
+    module = create_encoder(name)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     apply = partial(module.apply, train=False)
     h = jax.eval_shape(apply, shapes_of(module), images)
@@ -348,19 +351,22 @@ def test_every_name_makes_an_encoder_with_the_settings_given():
         module = create_encoder(
             name,
             stem="imagenet",
-            width=9,
+            width=64,
             depth=2,
             norm_group_size=4,
             norm_tangent="example",
             precision="bfloat16",
             axis_name=AXIS,
         )
+        assert module.dtype == jnp.bfloat16 and module.width == 64
+        if name.startswith("vit"):
+            assert module.depth == 2
+            continue
         assert module.group_size == 4
         assert module.tangent == "example"
-        assert module.dtype == jnp.bfloat16
         assert module.axis_name == AXIS
         if name == "mlp":
-            assert (module.width, module.depth) == (9, 2)
+            assert module.depth == 2
         else:
             assert module.stem == "imagenet"
 

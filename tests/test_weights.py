@@ -64,14 +64,23 @@ def test_export_has_the_names_shapes_and_order_of_the_authors(name, reference_js
 
 
 def test_variables_are_those_of_the_encoder(state_dict):
-    name, stem = identify(state_dict)
-    encoder = create_encoder(name, stem=stem)
+    name, stem, width = identify(state_dict)
+    encoder = create_encoder(name, stem=stem, width=width)
     image = np.zeros((1, 8, 8, 3), np.float32)
     shapes = jax.eval_shape(
         lambda key: encoder.init(key, image, train=False), jax.random.key(0)
     )
     found = from_torch_state_dict(state_dict)
     assert jax.tree.map(np.shape, found) == jax.tree.map(lambda s: s.shape, shapes)
+
+
+def test_a_narrow_resnet_goes_there_and_back():
+    encoder = create_encoder("resnet18", width=8)
+    image = np.zeros((1, 8, 8, 3), np.float32)
+    variables = encoder.init(jax.random.key(0), image, train=False)
+    found = to_torch_state_dict(variables)
+    assert identify(found) == ("resnet18", "cifar", 8)
+    assert_equal(from_torch_state_dict(found), variables)
 
 
 def test_kernels_are_transposed(state_dict):
@@ -110,14 +119,14 @@ def test_several_resnets_are_named_and_one_is_chosen(state_dict):
     for prefix, one in (("encoder_q.", state_dict), ("encoder_k.", moved)):
         found = from_torch_state_dict(both, prefix=prefix)
         assert_equal(found, from_torch_state_dict(one))
-        assert identify(both, prefix=prefix) == ("resnet18", "cifar")
+        assert identify(both, prefix=prefix) == ("resnet18", "cifar", 64)
     with pytest.raises(ValueError, match="no ResNet has the prefix 'x.'; found 'enco"):
         from_torch_state_dict(both, prefix="x.")
 
 
 def test_names_of_torchvision_are_known(state_dict):
     found = torchvision(state_dict)
-    assert identify(found) == ("resnet18", "imagenet")
+    assert identify(found) == ("resnet18", "imagenet", 64)
     exported = to_torch_state_dict(from_torch_state_dict(found))
     without = {key: a for key, a in found.items() if not key.startswith("fc.")}
     assert list(exported) == list(without)
@@ -137,7 +146,7 @@ def counters(state_dict):
 @pytest.mark.parametrize("name", RESNETS)
 def test_the_encoder_is_identified(name, reference_json):
     found = identify(reference_state_dict(reference_json[name]))
-    assert found == (name, "cifar")
+    assert found == (name, "cifar", 64)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])

@@ -6,6 +6,7 @@ from invariance_jax.models.normalization import BatchNorm, Moments, group_moment
 from invariance_jax.models.projection import ProjectionHead
 from invariance_jax.models.registry import ENCODERS, create_encoder
 from invariance_jax.models.resnet import ResidualBlock, ResNet
+from invariance_jax.models.vit import ViT
 
 __all__ = [
     "ENCODERS",
@@ -15,6 +16,7 @@ __all__ = [
     "ProjectionHead",
     "ResNet",
     "ResidualBlock",
+    "ViT",
     "create_encoder",
     "group_moments",
     "weights",

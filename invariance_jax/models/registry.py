@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from invariance_jax.models.mlp import MLP
 from invariance_jax.models.resnet import STEMS, ResNet
+from invariance_jax.models.vit import ViT
 
 # name -> (stage_sizes, bottleneck)
 _RESNETS = {
@@ -16,7 +17,11 @@ _RESNETS = {
     "resnet50": ((3, 4, 6, 3), True),
 }
 
-ENCODERS = (*_RESNETS, "mlp")
+# name -> (width, depth)
+_VITS = {"vit_tiny": (192, 12), "vit_small": (384, 12)}
+
+RESNETS, VITS = tuple(_RESNETS), tuple(_VITS)
+ENCODERS = (*RESNETS, "mlp", *VITS)
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}
 
 
@@ -24,9 +29,11 @@ def create_encoder(
     name: str,
     *,
     stem: str = "cifar",
-    width: int = 512,
-    depth: int = 3,
+    width: int | None = None,
+    depth: int | None = None,
     final: str = "linear",
+    patch_size: int = 4,
+    pool: str = "token",
     norm_group_size: int = 0,
     norm_tangent: str = "coupled",
     precision: str = "float32",
@@ -36,8 +43,8 @@ def create_encoder(
     """Returns an encoder, called as `module.apply(variables, images, train=bool)`.
 
     One set of settings serves every name, so that a change of the encoder is a change
-    of its name: stem and rematerialize apply to ResNets, width, depth and final to the
-    MLP, and a setting that does not apply is ignored.
+    of its name: stem applies to ResNets, final to the MLP, patch_size and pool to
+    vision transformers, and a setting that does not apply is ignored.
 
     >>> import jax
     >>> encoder = create_encoder("mlp", width=8, depth=2)
@@ -48,11 +55,15 @@ def create_encoder(
     (5, 8)
 
     Args:
-      name: one of `ENCODERS`. D is 512 for resnet18 and resnet34, 2048 for resnet50.
+      name: one of `ENCODERS`. D is 8 times the width for resnet18 and resnet34, 32
+        times for resnet50, and the width for the others.
       stem: "cifar" (3x3, stride 1) or "imagenet" (7x7, stride 2, max-pool).
-      width: D of the MLP.
-      depth: dense layers of the MLP.
+      width: channels of the first stage of a ResNet, features of the others. None: 64
+        for ResNets, 512 for the MLP, 192 for vit_tiny, 384 for vit_small.
+      depth: dense layers of the MLP, or blocks of a transformer. None: 3, or 12.
       final: end of the MLP, "linear" or "norm_relu".
+      patch_size: side of the patches of a transformer, pixels.
+      pool: of a transformer, "token" (the class token) or "mean" (of the patches).
       norm_group_size: examples of the global batch per group of BatchNorm; 0 is all.
       norm_tangent: "coupled" or "example", as of `BatchNorm`.
       precision: of matrix products and convolutions: "float32" (that of the images) or
@@ -73,17 +84,33 @@ def create_encoder(
     _check_choice("name", name, ENCODERS)
     _check_choice("stem", stem, STEMS)
     _check_choice("precision", precision, tuple(PRECISIONS))
+    dtype = PRECISIONS[precision]
+    if name in _VITS:
+        own_width, own_depth = _VITS[name]
+        return ViT(
+            patch_size,
+            width or own_width,
+            depth or own_depth,
+            pool,
+            rematerialize,
+            dtype,
+        )
     common: dict[str, Any] = {
         "group_size": norm_group_size,
         "tangent": norm_tangent,
         "axis_name": axis_name,
-        "dtype": PRECISIONS[precision],
+        "dtype": dtype,
     }
     if name == "mlp":
-        return MLP(width=width, depth=depth, final=final, **common)
+        return MLP(width or 512, depth or 3, final, **common)
     stage_sizes, bottleneck = _RESNETS[name]
     return ResNet(
-        stage_sizes, bottleneck, stem=stem, rematerialize=rematerialize, **common
+        stage_sizes,
+        bottleneck,
+        width or 64,
+        stem=stem,
+        rematerialize=rematerialize,
+        **common,
     )
 
 

@@ -88,9 +88,10 @@ class ResNet(nn.Module):
     """A ResNet from images to the globally pooled features of its last block.
 
     Attributes:
-      stage_sizes: blocks per stage; stage i has `64 * 2**i` channels (times 4 behind a
-        bottleneck) and all but the first halve the image.
+      stage_sizes: blocks per stage; stage i has `width * 2**i` channels (times 4 behind
+        a bottleneck) and all but the first halve the image.
       bottleneck: the kind of block, as of `ResidualBlock`.
+      width: channels of the stem and the first stage, 64 in the paper.
       stem: "cifar", a 3x3 convolution of stride 1; or "imagenet", a 7x7 convolution of
         stride 2 and a 3x3 max-pool of stride 2.
       group_size: as of `BatchNorm`.
@@ -104,6 +105,7 @@ class ResNet(nn.Module):
 
     stage_sizes: tuple[int, ...]
     bottleneck: bool
+    width: int = 64
     stem: str = "cifar"
     group_size: int = 0
     tangent: str = "coupled"
@@ -145,7 +147,7 @@ class ResNet(nn.Module):
         for stage, size in enumerate(self.stage_sizes):
             for block in range(size):
                 x = block_class(
-                    features=64 * 2**stage,
+                    features=self.width * 2**stage,
                     stride=2 if stage > 0 and block == 0 else 1,
                     bottleneck=self.bottleneck,
                     conv=conv,
@@ -160,7 +162,8 @@ class ResNet(nn.Module):
             raise ValueError(f"stem is {self.stem!r}, expected one of {STEMS}")
         large = self.stem == "imagenet"
         size, stride = (7, 2) if large else (3, 1)
-        x = conv(64, (size, size), strides=stride, padding=size // 2, name="conv1")(x)
+        kernel = (size, size)
+        x = conv(self.width, kernel, strides=stride, padding=size // 2, name="conv1")(x)
         x = nn.relu(norm(name="bn1")(x, train=train))
         if large:
             pad = ((1, 1), (1, 1))

@@ -19,6 +19,7 @@ one; it is taken over as it is.
 """
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -29,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invariance_jax.models.registry import ENCODERS, create_encoder
+from invariance_jax.models.registry import RESNETS, create_encoder
 from invariance_jax.models.resnet import STEMS
 
 # What every ResNet has, and no layer of one ends with.
@@ -65,10 +66,12 @@ class Architecture(NamedTuple):
     Attributes:
       name: "resnet18", "resnet34" or "resnet50".
       stem: "cifar" or "imagenet".
+      width: channels of the first stage.
     """
 
     name: str
     stem: str
+    width: int
 
 
 def from_torch_state_dict(
@@ -310,9 +313,11 @@ def _to_numpy(name: str, array: Any) -> np.ndarray:
 
 
 @functools.cache
-def _expected(name: str, stem: str) -> dict[str, tuple[tuple[str, ...], Any]]:
+def _expected(
+    name: str, stem: str, width: int
+) -> dict[str, tuple[tuple[str, ...], Any]]:
     """Returns torchvision's name -> (path in the variables, shape) of each tensor."""
-    encoder = create_encoder(name, stem=stem)
+    encoder = create_encoder(name, stem=stem, width=width)
     image = jnp.zeros((1, 8, 8, 3))
     init = functools.partial(encoder.init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), image)
@@ -348,12 +353,14 @@ def _torch_order(name: str) -> tuple[Any, ...]:
 def _closest(tensors: Mapping[str, Any]) -> Architecture:
     """Returns the architecture that shares most tensors, by name and shape."""
     found = {(name, np.shape(array)) for name, array in tensors.items()}
+    width = [*np.shape(tensors.get("conv1.weight")), 64][0]
     shared = {}
-    for name in ENCODERS:
-        for stem in STEMS if name != "mlp" else ():
-            of_it = _expected(name, stem)
-            wanted = {(tensor, shape) for tensor, (_, shape) in of_it.items()}
-            shared[Architecture(name, stem)] = len(found & wanted), -len(wanted)
+    for architecture in itertools.starmap(
+        Architecture, itertools.product(RESNETS, STEMS, [width])
+    ):
+        of_it = _expected(*architecture)
+        wanted = {(tensor, shape) for tensor, (_, shape) in of_it.items()}
+        shared[architecture] = len(found & wanted), -len(wanted)
     best = max(shared, key=lambda architecture: shared[architecture])
     if shared[best][0] == 0:
         names = ", ".join(sorted(tensors)[:4]) or "nothing"
@@ -386,5 +393,6 @@ def _check(tensors: Mapping[str, Any], architecture: Architecture) -> None:
     if told:
         raise ValueError(
             f"the tensors are closest to those of {architecture.name} with the "
-            f"{architecture.stem} stem, but some are {'; '.join(told)}."
+            f"{architecture.stem} stem and width {architecture.width}, but some are "
+            f"{'; '.join(told)}."
         )

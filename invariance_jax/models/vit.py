@@ -1,0 +1,143 @@
+"""Vision transformers, from patches of an image to one representation.
+
+Dosovitskiy et al. (2021) with the choices of MoCo v3, Chen, Xie, He (2021): fixed
+position embeddings of sines and cosines, a normalization before each part of a block
+and one at the end. Nothing couples the examples of a batch, so that the derivative
+along alpha needs no signs. Not in Foster et al. (2021).
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from invariance_jax.models.resnet import check_images
+from invariance_jax.types import Array
+
+POOLS = ("token", "mean")
+HEAD_FEATURES = 64
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: self-attention, then two dense layers.
+
+    Attributes:
+      dtype: of the matrix products; None is that of the images.
+    """
+
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Returns the tokens `[B, N, D]` after the block; D is a multiple of 64."""
+        features = x.shape[-1]
+        y = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name="ln1")(x)
+        x += nn.MultiHeadDotProductAttention(
+            features // HEAD_FEATURES,
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=self.dtype,
+            name="attention",
+        )(y)
+        y = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name="ln2")(x)
+        for number, size in enumerate((4 * features, features), start=1):
+            y = nn.gelu(y, approximate=False) if number == 2 else y
+            y = nn.Dense(
+                size,
+                kernel_init=nn.initializers.xavier_uniform(),
+                dtype=self.dtype,
+                name=f"dense{number}",
+            )(y)
+        return x + y
+
+
+class ViT(nn.Module):
+    """A vision transformer without a classifier.
+
+    Attributes:
+      patch_size: side of a patch, pixels; it divides the sides of the image.
+      width: D, a multiple of 64; each head of the attention has 64 features.
+      depth: blocks.
+      pool: h is the class "token", or the "mean" of the patches, which have none then.
+      rematerialize: whether the backward pass computes what is within a block again
+        instead of keeping it.
+      dtype: of the matrix products; None is that of the images. Parameters and the sums
+        of the blocks are float32 in any case.
+    """
+
+    patch_size: int
+    width: int
+    depth: int
+    pool: str = "token"
+    rematerialize: bool = False
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool) -> Array:
+        """Returns the representation h.
+
+        Args:
+          images: float `[B, H, W, C]`, normalized by the caller.
+          train: has no effect; encoders are called with it.
+
+        Returns:
+          h `[B, D]`, after the last normalization, in at least float32.
+
+        Raises:
+          ValueError: if the images have another rank or sides that are no multiples of
+            the patch size, or the width is no multiple of 64, or the pool is unknown.
+
+        Gradients: with respect to images and parameters, reverse over forward mode
+          included.
+        """
+        check_images(images)
+        self._check(images)
+        patch = (self.patch_size, self.patch_size)
+        x = nn.Conv(
+            self.width,
+            patch,
+            strides=patch,
+            padding="VALID",
+            kernel_init=nn.initializers.xavier_uniform(),
+            dtype=self.dtype,
+            name="patches",
+        )(images)
+        x = x.astype(jnp.promote_types(images.dtype, jnp.float32))
+        x = x + jnp.asarray(_positions(*x.shape[1:]), x.dtype)
+        x = x.reshape(len(x), -1, self.width)
+        if self.pool == "token":
+            init = nn.initializers.normal(1e-6)
+            token = self.param("token", init, (1, 1, self.width)).astype(x.dtype)
+            x = jnp.concatenate([jnp.broadcast_to(token, x[:, :1].shape), x], axis=1)
+        block = nn.remat(Block) if self.rematerialize else Block
+        for layer in range(self.depth):
+            x = block(dtype=self.dtype, name=f"block{layer + 1}")(x)
+        x = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name="ln")(x)
+        return x[:, 0] if self.pool == "token" else jnp.mean(x, axis=1)
+
+    def _check(self, images: Array) -> None:
+        height, width = images.shape[1:3]
+        if self.patch_size < 1 or height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"patch_size is {self.patch_size}, expected a divisor of the sides of "
+                f"the image, {height} x {width}"
+            )
+        if self.width < 1 or self.width % HEAD_FEATURES:
+            raise ValueError(
+                f"width is {self.width}, expected a multiple of {HEAD_FEATURES}"
+            )
+        if self.pool not in POOLS:
+            raise ValueError(f"pool is {self.pool!r}, expected one of {POOLS}")
+
+
+def _positions(rows: int, columns: int, features: int) -> np.ndarray:
+    """Returns fixed embeddings of the places of a grid, `[1, rows, columns, features]`.
+
+    A quarter of the features each is the sine of the row, its cosine, the sine of the
+    column and its cosine, at frequencies from 1 to about 1 / 10 000, as in MoCo v3.
+    """
+    quarter = features // 4
+    frequency = 10_000.0 ** -(np.arange(quarter) / quarter)
+    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    angles = [place[..., None] * frequency for place in (row, column)]
+    waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
+    return np.concatenate(waves, axis=-1)[None]
