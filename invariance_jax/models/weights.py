@@ -22,9 +22,10 @@ import functools
 import itertools
 import json
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -191,6 +192,7 @@ def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         if path.suffix == ".safetensors":
             return _from_safetensors(path.read_bytes())
         with path.open("rb") as file:
+            _check_size(file, path.stat().st_size)
             archive = np.load(file, allow_pickle=False)
             return {name: archive[name] for name in archive.files}
     except Exception as error:  # zipfile, zlib, json and NumPy each raise their own
@@ -220,6 +222,18 @@ def save_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> N
     else:
         np.savez(temporary, **arrays)
     temporary.rename(path)
+
+
+def _check_size(file: BinaryIO, size: int) -> None:
+    """Refuses an archive that takes far more memory than its bytes on the disk."""
+    with zipfile.ZipFile(file) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > 20 * size:
+        raise ValueError(
+            f"it holds {unpacked:,} bytes in a file of {size:,}; expected weights, "
+            "which cannot be packed so small"
+        )
+    file.seek(0)
 
 
 def _from_safetensors(data: bytes) -> dict[str, np.ndarray]:
