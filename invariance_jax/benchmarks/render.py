@@ -28,7 +28,7 @@ TOLERANCE = 1e-3
 """Of two renderers in float32; b = .1 turns an ulp of it into 1e-4."""
 
 
-def run(
+def time_render(
     options: Options,
     *,
     batch_size: int = 512,
@@ -38,9 +38,6 @@ def run(
     """Yields peers over ours, of images and of their derivative, and ours over ours.
 
     The derivative is the `jax.jvp` along a direction of the nuisance, images included.
-
-    Raises:
-      ValueError: if a peer draws other images.
     """
     size = image_size, num_points
     parameters, ends = (draw_parameters(batch_size, seed) for seed in (0, 1))
@@ -63,10 +60,10 @@ def run(
     if has_torch():
         peer = peers.make_render(parameters, direction, *size)
         check_same("derivatives", peer()[1], derivative()[1], TOLERANCE)
-        theirs, ours = options.timer(peer, derivative)
-        yield compare(case, ("PyTorch", theirs), ("ours", ours), "target 100")
-    both, images = options.timer(derivative, render)
-    yield compare(case, ("ours", both), ("images only", images))
+        yield options.versus(
+            case, ("PyTorch", peer), ("ours", derivative), "target 100"
+        )
+    yield options.versus(case, ("ours", derivative), ("images only", render))
 
 
 def draw_parameters(batch_size: int, seed: int) -> np.ndarray:
