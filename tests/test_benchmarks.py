@@ -94,6 +94,17 @@ def test_a_timer_fills_the_least_time_and_takes_turns(min_seconds, calls):
     assert "".join(clock.calls) == calls
 
 
+def test_a_timer_waits_for_the_result():
+    waited = []
+
+    class Result:
+        def block_until_ready(self):
+            waited.append(self)
+
+    Timer(1, 0.0)(Result)
+    assert len(waited) == 2
+
+
 def test_a_ratio_is_the_median_of_neighbours_with_the_extremes():
     first, second = np.array([2.0, 4.0, 8.0]), np.array([1.0, 2.0, 2.0])
     row = timing.compare("case", ("peer", first), ("ours", second), "note")
@@ -187,14 +198,14 @@ class FakeTraining:
     clock = Clock()
 
     def __init__(self, config):
-        self.config = resolve(config)
+        chosen, self.parts = resolve(config).penalty, 2 * config.average_views
+        if chosen.kind == "consistency":
+            self.parts += 1
+        elif chosen.weight:
+            self.parts += 1 / chosen.every_steps
 
     def __call__(self, num_steps):
-        chosen = self.config.penalty
-        parts = 2 * self.config.average_views + (chosen.kind == "consistency")
-        if chosen.weight and chosen.kind == "gradient":
-            parts += 1 / chosen.every_steps
-        self.clock.now += num_steps * parts
+        self.clock.now += num_steps * self.parts
 
     def check_finite(self):
         pass
@@ -247,17 +258,6 @@ def test_a_run_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(restart, "_TRAIN", "raise KeyError('why')")
     with pytest.raises(RuntimeError, match="the run failed: .*KeyError: 'why'"):
         restart.Stopped(tiny_config(), tmp_path)
-
-
-def test_a_timer_waits_for_the_result():
-    waited = []
-
-    class Result:
-        def block_until_ready(self):
-            waited.append(self)
-
-    Timer(1, 0.0)(Result)
-    assert len(waited) == 2
 
 
 def test_a_wait_for_a_checkpoint_is_part_of_its_write(tmp_path):

@@ -11,13 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invariance_jax.benchmarks import peers
-from invariance_jax.benchmarks.timing import (
-    Options,
-    Row,
-    check_same,
-    has_torch,
-)
+from invariance_jax.benchmarks import peers, timing
+from invariance_jax.benchmarks.timing import Options, Row
 from invariance_jax.losses import nt_xent
 from invariance_jax.types import Array
 
@@ -41,10 +36,10 @@ def time_loss(
         z2 = z1 + generator.normal(size=z1.shape).astype(np.float32)
         whole, name = _make_ours(z1, z2, None)
         others = dict([_make_ours(z1, z2, block_size)[::-1]])
-        if has_torch():
+        if timing.has_torch():
             others["PyTorch"] = peers.make_nt_xent_gradient(z1, z2, TEMPERATURE)
         for other, call in others.items():
-            check_same("gradients", call(), whole(), TOLERANCE)
+            timing.check_same("gradients", call(), whole(), TOLERANCE)
             case = f"NT-Xent and gradient, {size} projections"
             yield options.at_most(5).versus(case, (other, call), (name, whole))
 

@@ -11,16 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from invariance_jax.benchmarks import peers
+from invariance_jax.benchmarks import peers, timing
 from invariance_jax.benchmarks.peers import NUISANCE, TARGETS
-from invariance_jax.benchmarks.timing import (
-    Options,
-    Row,
-    check_same,
-    compare,
-    copy_rate,
-    has_torch,
-)
+from invariance_jax.benchmarks.timing import Options, Row
 from invariance_jax.transforms import View, spirograph
 from invariance_jax.types import Array
 
@@ -48,18 +41,18 @@ def time_render(
     renderers: dict[str, Callable[[], Any]] = {
         "NumPy": lambda: peers.broadcast(np, parameters, *size)
     }
-    if has_torch():
+    if timing.has_torch():
         renderers["PyTorch"] = peers.make_render(parameters, None, *size)
     for name, peer in renderers.items():
-        check_same("images", peer(), render(), TOLERANCE)
+        timing.check_same("images", peer(), render(), TOLERANCE)
         theirs, ours = options.timer(peer, render)
-        share = written / np.median(ours) / copy_rate()
+        share = written / np.median(ours) / timing.copy_rate()
         note = f"target 100; ours at {share:.0%} of the rate of a copy"
-        yield compare(case, (name, theirs), ("ours", ours), note)
+        yield timing.compare(case, (name, theirs), ("ours", ours), note)
     case += " and derivatives"
-    if has_torch():
+    if timing.has_torch():
         peer = peers.make_render(parameters, direction, *size)
-        check_same("derivatives", peer()[1], derivative()[1], TOLERANCE)
+        timing.check_same("derivatives", peer()[1], derivative()[1], TOLERANCE)
         yield options.versus(
             case, ("PyTorch", peer), ("ours", derivative), "target 100"
         )

@@ -42,11 +42,11 @@ def time_restart(options: Options) -> Iterator[Row]:
         stopped = Stopped(options.config, Path(folder))
         pairs = [[stopped.restart(warm=warm) for warm in (False, True)] for _ in rounds]
         cold, warm = np.transpose(pairs)
-        first, second = ("programs compiled", cold), ("programs kept", warm)
-        yield compare("restart to the first step", first, second)
+        kept = "programs kept", warm
+        yield compare("restart to the first step", ("programs compiled", cold), kept)
         write, wait = time_saves(options.config, Path(folder, "saves"), len(rounds))
-        first, second = ("whole write", write), ("wait of the loop", wait)
-        yield compare("checkpoint", first, second)
+        waited = "wait of the loop", wait
+        yield compare("checkpoint", ("whole write", write), waited)
 
 
 class Stopped:

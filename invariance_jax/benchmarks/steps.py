@@ -20,17 +20,9 @@ from multiprocessing import get_context
 import jax
 import numpy as np
 
-from invariance_jax.benchmarks import peers
+from invariance_jax.benchmarks import peers, timing
 from invariance_jax.benchmarks.runs import Training
-from invariance_jax.benchmarks.timing import (
-    Options,
-    Row,
-    check_same,
-    compare,
-    configuration,
-    keep_freed_memory,
-    product_rate,
-)
+from invariance_jax.benchmarks.timing import Options, Row
 from invariance_jax.models import create_encoder
 from invariance_jax.models.weights import to_torch_state_dict
 from invariance_jax.runtime.devices import simulate
@@ -57,7 +49,7 @@ def describe(config: Config) -> str:
 def time_steps(options: Options, *, resnet_batch: int = 64) -> Iterator[Row]:
     """Yields PyTorch over ours: the run of the configuration, and of the ResNet-18."""
     yield from against_torch(options, options.config)
-    resnet = configuration("spirograph")
+    resnet = timing.configuration("spirograph")
     resnet.batch_size = resnet_batch
     yield from against_torch(options.at_most(5), resnet)
 
@@ -87,8 +79,8 @@ def against_torch(
         )
         theirs, seconds = options.timer(peer, ours)
         ours.check_finite()
-        share = ours.flops / np.median(seconds) / product_rate(config.precision)
-        yield compare(
+        share = ours.flops / np.median(seconds) / timing.product_rate(config.precision)
+        yield timing.compare(
             f"{describe(config)}, {kind}",
             ("PyTorch, tuned" if tuned else "PyTorch", theirs),
             ("ours", seconds),
@@ -107,7 +99,7 @@ def check_encoder(name: str, image_size: int) -> None:
         represent = jax.jit(functools.partial(encoder.apply, train=False))
         expected = represent(variables, images)
     found = peers.represent(name, to_torch_state_dict(variables), images)
-    check_same("representations", found, expected, 1e-3)
+    timing.check_same("representations", found, expected, 1e-3)
 
 
 def time_penalty(options: Options, *, num_steps: int = 4) -> Iterator[Row]:
@@ -124,13 +116,11 @@ def time_penalty(options: Options, *, num_steps: int = 4) -> Iterator[Row]:
         for key, value in changes.items():
             change(config, key, value)
         runs[name] = Training(config)
-    times = dict(
-        zip(runs, _per_step(options, [*runs.values()], num_steps), strict=True)
-    )
-    plain = times.pop("plain")
-    for name, seconds in times.items():
+    plain, *others = _per_step(options, [*runs.values()], num_steps)
+    case = describe(options.config)
+    for name, seconds in zip([*runs][1:], others, strict=True):
         note = "target: at most 1.5" if name == "penalized" else ""
-        yield compare(describe(options.config), (name, seconds), ("plain", plain), note)
+        yield timing.compare(case, (name, seconds), ("plain", plain), note)
 
 
 def _per_step(
@@ -159,14 +149,14 @@ def time_scaling(
         single, one, *others = measured.result()
     case = describe(options.config)
     for count, seconds in zip(counts, others, strict=True):
-        yield compare(case, (f"{count} devices", seconds), ("1 device", one))
+        yield timing.compare(case, (f"{count} devices", seconds), ("1 device", one))
     several = f"{num_steps} steps in one call"
-    yield compare(case, ("a call for each step", single), (several, one))
+    yield timing.compare(case, ("a call for each step", single), (several, one))
 
 
 def _on_devices(
     options: Options, devices: Sequence[int], num_steps: Sequence[int]
 ) -> np.ndarray:
-    keep_freed_memory()
+    timing.keep_freed_memory()
     every = [parallel.all_devices(count) for count in devices]
     return _per_step(options, [Training(options.config, d) for d in every], *num_steps)

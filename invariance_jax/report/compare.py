@@ -5,15 +5,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from invariance_jax.report import paper, tables
-from invariance_jax.report.aggregate import (
-    in_summary,
-    long_table,
-    over_seeds,
-    paired,
-    select,
-    show,
-)
+from invariance_jax.report import aggregate, paper, tables
+from invariance_jax.report.aggregate import select, show
 from invariance_jax.report.read import Run
 from invariance_jax.report.tables import Table
 from invariance_jax.report.words import Words
@@ -33,7 +26,7 @@ class Headline(NamedTuple):
 
 def _main(table: pd.DataFrame) -> pd.DataFrame:
     none = dict.fromkeys(("target", "family", "encoder", "probe"))
-    return select(table[in_summary(table)], none)
+    return select(table[aggregate.in_summary(table)], none)
 
 
 def places(table: pd.DataFrame) -> list[Place]:
@@ -101,7 +94,9 @@ def over(n: int, split: str) -> str:
 def terminal_text(results: Json) -> str:
     """Returns the main numbers of a checked `results.json`, a line each."""
     settings = results["settings"]
-    found = headlines(over_seeds(long_table([results["rows"]])), settings)
+    found = headlines(
+        aggregate.over_seeds(aggregate.long_table([results["rows"]])), settings
+    )
     width = max((len(one.title) for one in found), default=0)
     n, split = len(results["seeds"]), str(settings.get("split") or "test")
     lines = [f"{one.title:<{width}}  {one.number}" for one in found]
@@ -114,11 +109,11 @@ class Comparison:
 
     def __init__(self, runs: Sequence[Run]):
         """Aggregates the runs, and pairs them by their seeds."""
-        rows = long_table([run.rows for run in runs])
-        own = over_seeds(rows)
+        rows = aggregate.long_table([run.rows for run in runs])
+        own = aggregate.over_seeds(rows)
         self.table = pd.concat([own, paper.rows(runs)], ignore_index=True)
         self.runs, self.first, self.words = runs, runs[0].name, Words(runs)
-        self.pairs = paired(rows, self.first)
+        self.pairs = aggregate.paired(rows, self.first)
         each = [places(own[own["run"] == run.name]) for run in runs]
         self._places = list(dict.fromkeys(place for found in each for place in found))
 

@@ -29,6 +29,7 @@ from invariance_jax.report.style import (
 from invariance_jax.report.words import Words, is_share
 
 _ACROSS: Style = {"color": FAINT, "linewidth": 1.0, "linestyle": (0, (6, 3))}
+_PLAIN: Style = {"linewidth": 1.1, "linestyle": ":"}
 
 
 class Shown(NamedTuple):
@@ -54,14 +55,13 @@ def figure(spec: Spec, shown: Shown) -> list[Picture]:
     if not panels:
         return []
     rows = pd.concat([panel.rows for panel in panels])
-    bars = "Bars: standard error over seeds."
+    texts = [spec.caption, paper.note(rows, brief=True)]
     if "low" in rows:
-        bars = "Bars: 95 % intervals of Student's t over pairs of seeds."
-    elif rows[~of_paper(rows)]["standard_error"].isna().all():
-        bars = ""
-    texts = filter(None, [spec.caption, bars, paper.note(rows, brief=True)])
+        texts.insert(1, "Bars: 95 % intervals of Student's t over pairs of seeds.")
+    elif rows[~of_paper(rows)]["standard_error"].notna().any():
+        texts.insert(1, "Bars: standard error over seeds.")
     drawn = _draw(spec, panels, shown)
-    return style.picture(spec.name, spec.title, " ".join(texts), drawn)
+    return style.picture(spec.name, spec.title, " ".join(filter(None, texts)), drawn)
 
 
 def _panels(spec: Spec, shown: Shown) -> Iterator[_Panel]:
@@ -103,15 +103,12 @@ def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
             entries[name] = look
             if spec.dots:
                 place = 0.75 * (0.5 - (number + 0.5) / len(curves)) * (spec.x != "run")
-                y = place - rows[spec.x].map(names.index).astype(float)
-                _draw_points(axes, rows, y, look, dots=True)
+                at = place - rows[spec.x].map(names.index).astype(float)
             else:
+                at = pd.to_numeric(rows[spec.x], errors="coerce")
                 for level in rows["mean"][rows[spec.x] == "plain"]:
-                    axes.axhline(
-                        level, color=look["color"], linewidth=1.1, linestyle=":"
-                    )
-                x = pd.to_numeric(rows[spec.x], errors="coerce")
-                _draw_points(axes, rows, x, look, dots=False)
+                    axes.axhline(level, **_PLAIN, color=look["color"])
+            _draw_points(axes, rows, at, look, dots=spec.dots)
         entries |= _marks(axes, spec, panel, shown)
         (_finish_dots if spec.dots else _finish)(axes, spec, panel, shown.words)
         if spec.dots:
@@ -179,7 +176,7 @@ def _marks(axes: Axes, spec: Spec, panel: _Panel, shown: Shown) -> dict[str, Sty
         entries["training distribution"] = {**_ACROSS, "linestyle": (0, (1, 2))}
         axes.axvline(training, **entries["training distribution"], zorder=1)
     if (panel.rows[spec.x] == "plain").any():
-        entries["plain images"] = {**_ACROSS, "color": TEXT, "linestyle": ":"}
+        entries["plain images"] = {**_PLAIN, "color": TEXT}
     is_mean = panel.metrics == ("mse",) and "target" in spec.where
     if is_mean and panel.rows["mean"].max() > 0.3 * shown.constant:
         axes.axhline(shown.constant, **_ACROSS, zorder=1)

@@ -172,11 +172,9 @@ def subplots(
 
 def add_legend(figure: Figure, entries: Mapping[str, Style]) -> None:
     """Adds a legend under the axes, for which the figure grows."""
-    longest = max(map(len, entries), default=0)
-    fitting = int(figure.get_figwidth() / (0.5 + 0.08 * longest))
+    fitting = int(figure.get_figwidth() / (0.5 + 0.08 * max(map(len, entries))))
     columns = max(1, min(5, len(entries), fitting))
     lines = -(-len(entries) // columns)
     figure.set_figheight(figure.get_figheight() + 0.2 + 0.19 * lines)
-    handles = [Line2D([], [], **style) for style in entries.values()]
-    names = [label(name) for name in entries]
-    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    handles = [Line2D([], [], label=label(n), **style) for n, style in entries.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
