@@ -24,15 +24,7 @@ from invariance_jax.training.build import (
 
 
 class Memory(NamedTuple):
-    """What the training step takes of the memory of one device, in bytes.
-
-    Attributes:
-      data: the data set, of which each device holds a copy.
-      state: parameters, statistics and optimizer; the new ones take their place.
-      results: what else comes in and goes out.
-      temporary: what lives within a step only, at most at any one time.
-      program: the compiled step itself (0 where XLA does not tell).
-    """
+    """What the training step takes of the memory of one device, in bytes."""
 
     data: int
     state: int
@@ -47,21 +39,7 @@ class Memory(NamedTuple):
 
 
 class Check(NamedTuple):
-    """What is known of a run before it starts.
-
-    Attributes:
-      devices: one name per device.
-      simulated: whether they stand for devices that are not there.
-      parameters: {"encoder", "heads"}: number of entries of all arrays.
-      batch_size: examples per step over all devices.
-      steps: of the whole run.
-      steps_per_epoch: batches that the training examples fill.
-      seeds: number of such runs, one after the other.
-      flops: floating-point operations of the products and convolutions of one step over
-        all devices, see `training.cost`: a multiplication and an addition are two.
-      memory: of one device.
-      compile_seconds: tracing and compiling of the step, wall clock.
-    """
+    """What is known of a run before it starts."""
 
     devices: tuple[str, ...]
     simulated: bool
@@ -129,14 +107,7 @@ def run(config: Config, *, num_devices: int | None = None) -> Check:
 
 
 def table(found: Check) -> str:
-    """Returns the result of `run` as lines of text.
-
-    Args:
-      found: the result.
-
-    Returns:
-      A line per fact, with its unit.
-    """
+    """Returns the result of `run` as lines of text."""
     count = len(found.devices)
     kinds = ", ".join(sorted({*found.devices}))
     taken = found.memory

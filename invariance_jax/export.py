@@ -74,12 +74,7 @@ def run(
 
 
 def state_dict(parts: Parts, variables: Variables) -> dict[str, np.ndarray]:
-    """Returns name -> array of an encoder, as the file has them.
-
-    Args:
-      parts: those of the run.
-      variables: those of the encoder.
-    """
+    """Returns name -> array of an encoder, as the file has them."""
     name = parts.settings.encoder.name
     if name.startswith("resnet"):
         return weights.to_torch_state_dict(variables)

@@ -238,10 +238,6 @@ def boundaries(settings: Settings, step: int) -> Iterator[int]:
 
     They depend on the settings alone, so that a run that is stopped and continued makes
     the same calls as one that is not.
-
-    Args:
-      settings: the result of `resolve`.
-      step: finished steps.
     """
     cadences = (
         settings.steps_per_call,

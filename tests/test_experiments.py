@@ -547,7 +547,7 @@ def test_what_an_experiment_reads_is_declared(context, images, kind, name):
     EXPERIMENTS[name](fresh)
     assert read
     for key in read - {"batch_size"}:  # it changes no number
-        readers = KEYS[f"evaluation.{key}"].key.readers
+        readers = KEYS[f"evaluation.{key}"].readers
         assert readers is None or name in readers, key
 
 

@@ -25,7 +25,7 @@ from invariance_jax.settings import (
     resolve,
     to_dict,
 )
-from invariance_jax.settings.command_line import key_help
+from invariance_jax.settings.command_line import key_help, meanings
 from invariance_jax.settings.schema import EXPERIMENTS
 
 NAN, INF = math.nan, math.inf
@@ -56,7 +56,7 @@ def bad_values(declared):
     yield from WRONG[plain]
     if not optional:
         yield None
-    key, of = declared.key, typing.get_args(annotation)
+    key, of = declared, typing.get_args(annotation)
     beyond = [] if key.above is None else [key.above, key.above - 1]
     beyond += [] if key.least is None else [key.least - 1]
     beyond += [] if key.below is None else [key.below, key.below + 1]
@@ -116,7 +116,7 @@ def test_a_default_is_in_range_and_has_a_meaning(name):
     needed = {} if "steps" in name or "epochs" in name else {name: declared.default}
     if not name.startswith(("data.", "batch_size", "logging.", "embedding.")):
         resolve(tiny_config(needed))
-    assert declared.key.meaning.strip().endswith(".")
+    assert meanings()[name].endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -307,4 +307,4 @@ def test_help_names_type_default_unit_and_range():
 
 def test_readers_are_experiments():
     for one in KEYS.values():
-        assert {*(one.key.readers or ())} <= {*EXPERIMENTS}
+        assert {*(one.readers or ())} <= {*EXPERIMENTS}

@@ -127,7 +127,7 @@ FREE = {
 
 @pytest.mark.parametrize("key", FREE)
 def test_keys_that_are_free_may_change(tmp_path, key):
-    assert KEYS[key].key.free
+    assert KEYS[key].free
     claim(settings(), tmp_path)
     claim(settings({key: FREE[key]}), tmp_path)
     assert flatten(read_config(tmp_path))[key] == FREE[key]

@@ -48,11 +48,7 @@ _KEY = "evaluation.experiments"
 
 
 def load(task: Task) -> dict[str, Experiment]:
-    """Returns name -> function of the experiments that a run asks for.
-
-    Raises:
-      ValueError: if a user's own cannot be imported.
-    """
+    """Returns name -> function of the experiments that a run asks for."""
     return {
         name: EXPERIMENTS.get(name) or plugins.load(_KEY, name) for name in wanted(task)
     }
@@ -68,11 +64,7 @@ def sources(experiments: Mapping[str, Experiment]) -> dict[str, str]:
 
 
 def measure(name: str, experiment: Experiment, context: Context) -> ExperimentResult:
-    """Returns the result of an experiment, checked.
-
-    Raises:
-      ValueError: if a user's own returns something else.
-    """
+    """Returns the result of an experiment, checked."""
     found = experiment(context)
     where = f"{_KEY} has {name!r}, which returned"
     if not isinstance(found, ExperimentResult) or not isinstance(found.rows, Sequence):

@@ -16,9 +16,6 @@ def run(context: Context) -> ExperimentResult:
     next: of images the same share of each class, of Spirograph the first examples. The
     features are of plain images and averaged over the last M of `evaluation.num_views`;
     where no view is plain, over the first M and the last.
-
-    Raises:
-      ValueError: if a share leaves a class without an example; it names the key.
     """
     rows, y, features = [], context.y("train"), _features(context)
     for fraction in context.settings.evaluation.label_fractions:

@@ -29,11 +29,6 @@ def run(context: Context) -> ExperimentResult:
     `evaluation.variance_examples` examples; in a pair the other random choices are
     those of the first view. The encoder is on running statistics and in full float32,
     whatever `precision` says: the change of a small step would drown in rounding.
-
-    Returns:
-      Rows of all parameters for each step, and of each parameter alone for the largest
-      step: the fields of `evaluation.LinearizationError`. None if the transformation
-      has no alpha.
     """
     steps = context.settings.evaluation.linearization_steps
     names, rows = context.parts.transformation.names, []

@@ -28,10 +28,6 @@ def run(context: Context) -> ExperimentResult:
     jitter off: a view without jitter tells nothing of it, so that r2 stays below about
     the share of views that are jittered. The columns of a crop box are predicted in
     pixels.
-
-    Returns:
-      Rows for each parameter: mse and constant, in its squared units, r2 and the chosen
-      l2. None if the transformation has no alpha.
     """
     names = context.parts.transformation.names
     if not names:

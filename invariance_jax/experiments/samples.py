@@ -17,13 +17,7 @@ _QUERIES, _NEIGHBORS = 10, 7
 
 
 def write(context: Context, *, predictions: bool) -> None:
-    """Writes `samples.npz` into the work directory; every process calls it.
-
-    Args:
-      context: the encoder and its examples.
-      predictions: whether those of the probes are written too, at the smallest M and at
-        the largest.
-    """
+    """Writes `samples.npz` into the work directory; every process calls it."""
     arrays: dict[str, Any] = _views(context)
     arrays |= _projection(context) | _neighbors(context)
     arrays |= _predictions(context) if predictions else {}

@@ -32,11 +32,6 @@ def run(context: Context) -> ExperimentResult:
     images it is that of the colour jitter of plain images, applied to every view,
     without grayscale, crop and flip; the fixed head is fitted at the strength of the
     training.
-
-    Returns:
-      Rows for each point, head ("refitted" or "fixed") and M, the first and the last
-      of `evaluation.num_views`: the metrics of the probe. None where the augmentation
-      is a user's own.
     """
     grids, base = context.settings.evaluation.shifts, context.task.shiftable()
     if base is None:
@@ -69,14 +64,7 @@ def unshifted_value(settings: Settings, how: str) -> float:
 def move_and_scale(
     names: tuple[str, ...], what: str, how: str, value: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the arguments of `transforms.shifts.shift` at a point, float32 `[P]`.
-
-    Args:
-      names: of the columns of alpha; of images those of the jitter.
-      what: a parameter, "foreground" or "background"; "color" is all columns.
-      how: "move", "widen" or "strength".
-      value: the point.
-    """
+    """Returns the arguments of `transforms.shifts.shift` at a point, float32 `[P]`."""
     move, scale = np.zeros(len(names), np.float32), np.ones(len(names), np.float32)
     if how == "strength":  # of a jitter of strength 1
         return move, np.float32(value) * scale
@@ -87,11 +75,7 @@ def move_and_scale(
 
 
 class Shifted:
-    """Features of views of a shifted distribution, averaged over the first and last M.
-
-    Attributes:
-      num_views: these M.
-    """
+    """Features of views of a shifted distribution, averaged over `num_views`."""
 
     def __init__(self, context: Context, base: Transformation):
         """Takes the transformation whose distribution is shifted; computes nothing."""

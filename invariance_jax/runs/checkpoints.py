@@ -55,15 +55,7 @@ class Checkpoints:
         keep_every_steps: int | None = None,
         owner: Owner | None = None,
     ):
-        """Opens the folder; nothing is written before the first save.
-
-        Args:
-          workdir: the work directory of the run.
-          keep: newest checkpoints that are kept; None keeps all.
-          keep_every_steps: checkpoints at multiples of it are kept for good.
-          owner: the start of the run that writes them; what an earlier one, cut off
-            while it was writing, has left behind is removed. None: they are only read.
-        """
+        """Opens the folder; nothing is written before the first save."""
         self.directory = work_folder(workdir) / "checkpoints"
         self._keep, self._owner = keep, owner
         self._manager = ocp.CheckpointManager(
@@ -101,13 +93,7 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, *, note: dict[str, Any] | None = None
     ) -> None:
-        """Saves a state and a note, which `json` takes, in the background.
-
-        Raises:
-          FloatingPointError: if an array is not finite; then nothing is written and the
-            older checkpoints stay.
-          OSError: if the work directory is another start's by now.
-        """
+        """Saves a state and a note, which `json` takes, in the background."""
         arrays = _flatten(state)
         for name, array in arrays.items():
             floating = np.issubdtype(array.dtype, np.floating)
@@ -164,10 +150,6 @@ class Checkpoints:
         """Returns the newest checkpoint that is whole, None if there is none at all.
 
         A damaged one is said, and the one before it is taken.
-
-        Raises:
-          ValueError: if there are checkpoints and all are damaged, or one has arrays of
-            other names or shapes than `like`.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -188,12 +170,7 @@ class Checkpoints:
         return None
 
     def restore(self, like: State, *, step: int | None = None) -> Checkpoint[State]:
-        """Returns the checkpoint of a step, or the newest, exactly as it was saved.
-
-        Raises:
-          ValueError: if there is no such checkpoint, it is damaged, or its arrays have
-            other names or shapes than `like`.
-        """
+        """Returns the checkpoint of a step, or the newest, exactly as it was saved."""
         steps = self.steps()
         step = max(steps, default=None) if step is None else step
         if step not in steps:

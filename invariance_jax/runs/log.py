@@ -34,14 +34,7 @@ class MetricsWriter:
         rows: int = 0,
         settings: Settings | None = None,
     ):
-        """Opens the log, and warns if it lacks rows that it had.
-
-        Args:
-          owner: the start of the run.
-          first_step: finished steps of the state that the run starts from.
-          rows: how many there were until then, as `count` said.
-          settings: those of the run; its `logging.wandb_project` gets the rows too.
-        """
+        """Opens the log, and warns if it lacks rows that it had."""
         self._owner, self._kept = owner, list[str]()
         self._board, self._tracker = None, None
         if not is_main_process():
@@ -77,11 +70,7 @@ class MetricsWriter:
         return len(self._kept)
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
-        """Writes one row; a value of None is a number that is not known.
-
-        Raises:
-          OSError: if the work directory is another start's by now, or the disk is full.
-        """
+        """Writes one row; a value of None is a number that is not known."""
         if self._board is None:
             return
         self._owner.check()

@@ -59,11 +59,7 @@ class Row(NamedTuple):
 
 
 class ExperimentResult(NamedTuple):
-    """What an experiment has measured on one seed.
-
-    Attributes:
-      rows: all numbers.
-    """
+    """What an experiment has measured on one seed."""
 
     rows: Sequence[Row]
 
@@ -148,16 +144,7 @@ def write_record(workdir: epath.Path, record: Json) -> None:
 def read_records(
     workdir: epath.Path, settings: Json, sources: Mapping[str, str]
 ) -> dict[str, Json]:
-    """Returns experiment -> its record, of those that were measured in the same way.
-
-    Args:
-      workdir: the work directory of one seed.
-      settings: those of the evaluation.
-      sources: experiment -> the source of its code now, of those that are asked for.
-
-    Raises:
-      ValueError: if a file is damaged; it is named.
-    """
+    """Returns experiment -> its record, of those that were measured in the same way."""
     folder, found = workdir / "experiments", {}
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in [path for path in files if path.suffix == ".json"]:
@@ -184,7 +171,7 @@ def _difference(name: str, settings: Json, found: Json) -> str | None:
     """Returns the first key of two evaluations that changes the experiment, if any."""
     for key in sorted({*settings, *found}):
         declared = KEYS.get(f"evaluation.{key}")
-        readers = declared.key.readers if declared else None
+        readers = declared.readers if declared else None
         reads = readers is None or name in readers
         # A key that earlier versions lack is one that was empty then.
         values = [tuples(one.get(key, ())) for one in (settings, found)]
@@ -196,14 +183,7 @@ def _difference(name: str, settings: Json, found: Json) -> str | None:
 def of_seed(
     seed: int, settings: Json, records: Mapping[str, Json], more: Iterable[Row]
 ) -> Json:
-    """Returns the content of the `results.json` of one seed.
-
-    Args:
-      seed: of the run.
-      settings: those of the evaluation.
-      records: experiment -> its record.
-      more: the rows of the experiment "training".
-    """
+    """Returns the content of the `results.json` of one seed."""
     own = sorted({*records} - {*EXPERIMENTS})
     names = [name for name in (*EXPERIMENTS, *own) if name in records]
     rows = [row for name in names for row in records[name]["rows"]]
@@ -215,14 +195,7 @@ def of_seed(
 
 
 def aggregate(each: Sequence[Json]) -> Json:
-    """Returns the results over seeds: the rows of all of them.
-
-    Args:
-      each: the content of `results.json` of every seed.
-
-    Raises:
-      ValueError: if the seeds were evaluated in different ways; the key is named.
-    """
+    """Returns the results over seeds: the rows of all of them."""
     first = each[0]
     for other in each[1:]:
         for key in {**first["settings"], **other["settings"]}:

@@ -71,12 +71,7 @@ def claim(settings: Settings, workdir: str | os.PathLike[str]) -> Owner:
 
 
 def check(settings: Settings, workdir: str | os.PathLike[str]) -> None:
-    """Checks that `claim` would succeed; writes nothing.
-
-    Raises:
-      ValueError: if the work directory is a file, or holds a run whose training keys
-        differ (the first one is named), or checkpoints without a configuration.
-    """
+    """Checks that `claim` would succeed; writes nothing."""
     folder = work_folder(workdir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"workdir is {folder}, a file; expected a folder.")
@@ -90,12 +85,7 @@ def check(settings: Settings, workdir: str | os.PathLike[str]) -> None:
 
 
 def check_same_run(settings: Settings, workdir: str | os.PathLike[str]) -> None:
-    """Checks that a work directory holds the run of these settings.
-
-    Raises:
-      ValueError: if it holds no run, or one whose training keys differ or whose numbers
-        were drawn in another way; the first difference is named.
-    """
+    """Checks that a work directory holds the run of these settings."""
     found, of_jax = _read_run(workdir)
     name = first_difference(settings, found)
     if found.seeds != settings.seeds and 1 in (found.seeds, settings.seeds):
@@ -119,18 +109,14 @@ def check_same_run(settings: Settings, workdir: str | os.PathLike[str]) -> None:
 def first_difference(one: Config, other: Config) -> str | None:
     """Returns the first training key in which two configurations differ, if any."""
     values, others = flatten(one), flatten(other)
-    for name, declared in KEYS.items():
-        if not declared.key.free and values[name] != others[name]:
+    for name, key in KEYS.items():
+        if not key.free and values[name] != others[name]:
             return name
     return None
 
 
 def read_config(workdir: str | os.PathLike[str]) -> Config:
-    """Returns the configuration of the run in a work directory, as it was resolved.
-
-    Raises:
-      ValueError: if there is none, it is damaged, or another version wrote it.
-    """
+    """Returns the configuration of the run in a work directory, as it was resolved."""
     return _read_run(workdir)[0]
 
 

@@ -23,7 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from invariance_jax.runtime.files import absolute, is_url, private_folder
 from invariance_jax.runtime.processes import is_main_process
-from invariance_jax.settings.rules import OFF
+from invariance_jax.settings.schema import OFF
 
 _log = logging.getLogger(__name__)
 
@@ -43,19 +43,7 @@ _OPTIONS = {
 def compilation_kept(
     chosen: str | None, workdir: str | os.PathLike[str]
 ) -> Iterator[None]:
-    """Keeps what is compiled within; JAX's configuration is restored afterwards.
-
-    Args:
-      chosen: the key `compilation_cache`. None: where JAX was configured to outside, or
-        else in the user's cache folder.
-      workdir: the work directory, of several seeds the parent.
-
-    Yields:
-      Nothing.
-
-    Raises:
-      ValueError: if others may write to the folder.
-    """
+    """Keeps what is compiled within; JAX's configuration is restored afterwards."""
     with contextlib.ExitStack() as stack:
         if chosen is None and jax.config.values[_DIR] is None:
             chosen = _own_folder(workdir, stack)

@@ -27,13 +27,7 @@ class Profiler:
         *,
         first_step: int,
     ):
-        """Prepares the trace; nothing is written yet.
-
-        Args:
-          ends: finished steps before the first and after the last traced one; (): none.
-          workdir: the work directory of the run.
-          first_step: finished steps of the state that the run starts from.
-        """
+        """Prepares the trace; nothing is written yet."""
         self._folder = os.fspath(epath.Path(workdir) / "profile")
         if ends and first_step > ends[0]:
             _log.info("no trace: the run goes on at step %d of %s", first_step, ends)

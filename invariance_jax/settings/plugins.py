@@ -25,15 +25,7 @@ def is_well_formed(name: str) -> bool:
 
 
 def load(key: str, name: str) -> Callable[..., Any]:
-    """Returns the function that a key names.
-
-    Args:
-      key: dotted, for the error.
-      name: "MODULE:FUNCTION".
-
-    Raises:
-      ValueError: if the module cannot be imported or has no such function.
-    """
+    """Returns the function that a key names."""
     module_name, _, path = name.partition(":")
     folder = os.getcwd()
     if folder not in sys.path:
@@ -55,17 +47,7 @@ def load(key: str, name: str) -> Callable[..., Any]:
 
 
 def call(key: str, name: str, *arguments: Any, **kwargs: Any) -> Any:
-    """Returns what the function that a key names returns.
-
-    Args:
-      key: dotted, such as "encoder.name".
-      name: "MODULE:FUNCTION".
-      *arguments: its positional arguments.
-      **kwargs: its keyword arguments, those of the program and of `SECTION.kwargs`.
-
-    Raises:
-      ValueError: if it cannot be imported or does not take these arguments.
-    """
+    """Returns what the function that a key names returns."""
     function = load(key, name)
     try:
         inspect.signature(function).bind(*arguments, **kwargs)

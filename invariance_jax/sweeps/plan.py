@@ -59,10 +59,6 @@ def plan(config: Config | None, workdir: str, mode: str) -> Plan:
 
     Without `--sweep` the one that the command line names, as it is. Finished are, in
     the modes `all` and `evaluate`, the runs that have these results.
-
-    Raises:
-      ValueError: if the sweep cannot be read, a key or value of it is wrong, or a
-        folder holds another run.
     """
     parent = work_folder(workdir)
     if _SWEEP.value is None:

@@ -53,12 +53,7 @@ class InMemory:
     """A training set of which each device holds a copy."""
 
     def __init__(self, x: np.ndarray, replicate: Callable[..., Any]):
-        """Takes the examples; they are copied to the devices when they are asked for.
-
-        Args:
-          x: `[N, ...]`.
-          replicate: `parallel.replicate`.
-        """
+        """Takes the examples `[N, ...]`, and `parallel.replicate`, which is called late."""
         self._x, self._replicate, self._copies = x, replicate, None
 
     @property
@@ -82,10 +77,6 @@ def make_sampler(*, num_examples: int, batch_size: int) -> Sampler:
 
     An epoch is num_examples // batch_size steps; the remainder of a permutation is left
     out, another one in each epoch.
-
-    Args:
-      num_examples: N, size of the training set.
-      batch_size: B, at most N.
     """
     steps_per_epoch = num_examples // batch_size
 
@@ -105,14 +96,6 @@ def shuffle(key: Key, positions: Array, *, num_examples: int) -> Array:
     A Feistel network permutes the smallest power of 4 that is large enough, and is
     applied again to what falls outside (cycle walking). Unlike sorting random numbers
     it needs no array of num_examples, so it is cheap inside a step.
-
-    Args:
-      key: chooses the permutation.
-      positions: int32 `[B]`, in [0, num_examples).
-      num_examples: N, at most 2**30.
-
-    Returns:
-      int32 `[B]`, in [0, N), different for different positions.
     """
     half_bits = max(1, (max(num_examples - 1, 1).bit_length() + 1) // 2)
     mask = jnp.uint32(2**half_bits - 1)

@@ -15,12 +15,7 @@ from invariance_jax.training.build import Parts, build, state_shapes
 
 
 class Operations(NamedTuple):
-    """Floating-point operations of a step, a multiply-add as two.
-
-    Attributes:
-      example: of encoder and heads, for one example of the batch.
-      pair: of the similarities, for one example with one other.
-    """
+    """Floating-point operations of a step, a multiply-add as two."""
 
     example: float
     pair: float
@@ -58,16 +53,7 @@ def count_operations(parts: Parts) -> Operations:
 
 
 def products(module: nn.Module, x: Any) -> tuple[Any, int]:
-    """Returns what a module makes of examples, as a shape, and its multiplications.
-
-    Args:
-      module: called with `(x, train=False)`.
-      x: array or shape `[B, ...]`.
-
-    Returns:
-      The shape of the result, and the multiplications of one example in the layers
-      that have a `kernel`.
-    """
+    """Returns what a module makes of examples, as a shape, and its multiplications."""
 
     def init(x: Any) -> Any:
         return module.init_with_output(
@@ -90,16 +76,7 @@ def limit(device: jax.Device) -> int | None:
 
 
 def check_data(num_bytes: int, devices: Sequence[jax.Device]) -> None:
-    """Checks that a data set fits into the memory of each device.
-
-    Args:
-      num_bytes: of what every device would hold.
-      devices: the devices of all processes; those of others, and one that does not
-        tell its memory, are passed over.
-
-    Raises:
-      ValueError: if the data takes more than half of the memory of a device.
-    """
+    """Checks that a data set fits into the memory of each device."""
     for device in _local(devices):
         memory = limit(device)
         if memory is not None and num_bytes > memory // 2:
@@ -112,16 +89,7 @@ def check_data(num_bytes: int, devices: Sequence[jax.Device]) -> None:
 
 
 def compile_train(parts: Parts, batches: Batches, devices: Sequence[jax.Device]) -> Any:
-    """Returns the program that trains, made without any array on a device.
-
-    Args:
-      parts: of one replica.
-      batches: the rows, of which only the shape is asked.
-      devices: the devices of all processes.
-
-    Returns:
-      A `jax.stages.Compiled`, of one device.
-    """
+    """Returns the program that trains, made without any array on a device."""
     mapped = build(parts.settings, axis_name=parallel.AXIS_NAME)
     train = parallel.map_train(
         mapped.make_step(), mapped.make_draw(), mapped.make_sampler(), batches, devices

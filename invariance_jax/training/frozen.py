@@ -42,13 +42,7 @@ class FrozenEncoder:
         *,
         between: Callable[[], None] = lambda: None,
     ):
-        """Builds the functions; nothing is compiled before the first use.
-
-        Args:
-          parts: those of the run.
-          devices: the devices of all processes.
-          between: called before each batch; what it raises ends the computation.
-        """
+        """Builds the functions; nothing is compiled before the first use."""
         self._parts, self._chosen = parts, parts.settings.evaluation
         self._make_map = functools.partial(make_map, devices=devices, between=between)
         self._plain = self.map(self._encode_plain, axis=0)
@@ -113,15 +107,7 @@ class FrozenEncoder:
         axis: int,
         batch_size: int | None = None,
     ) -> Mapped:
-        """Returns a function of the examples of a data set, computed batch by batch.
-
-        Args:
-          function: `(variables, x [B, ...], indices int32 [B], stream) -> [..., B,
-            ...]`, pure; variables is any pytree, and what it holds is not part of the
-            compiled program.
-          axis: the axis of the result that counts examples.
-          batch_size: examples per device; None: `evaluation.batch_size`.
-        """
+        """Returns a function of the examples of a data set, computed batch by batch."""
         size = batch_size or self._chosen.batch_size
         return functools.partial(self._make_map(function, axis=axis), batch_size=size)
 

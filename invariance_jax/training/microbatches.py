@@ -27,15 +27,6 @@ def make_gradient(objective: Objective, count: int) -> Callable[..., tuple[Any, 
     batch statistics are those of a part. The heads normalize over the whole batch, so
     the penalty must not act on z, nor be measured against the variance over the batch
     (`settings.rules` refuses both). Costs one more forward pass.
-
-    Args:
-      objective: the loss of the examples of this replica.
-      count: parts, a divisor of their number.
-
-    Returns:
-      `(params, stats, weight, x, draws, target, memory) -> (gradient, (terms, stats))`,
-      as `jax.grad(objective, has_aux=True)`; the running statistics move to the mean of
-      what the parts move them to.
     """
     if count == 1:
         return jax.grad(objective, has_aux=True)

@@ -22,15 +22,7 @@ AXIS_NAME = "replicas"
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Returns the tree with every array copied to each device, axis 0 the replicas.
-
-    Args:
-      tree: pytree of arrays of one replica.
-      devices: the devices of all processes.
-
-    Returns:
-      The tree, leaves with the local devices as axis 0, ready for the mapped functions.
-    """
+    """Returns the tree with every array copied to each device, axis 0 the replicas."""
     return _copy(tuple(devices))(np.arange(len(_local_positions(devices))), tree)
 
 
@@ -52,14 +44,7 @@ def _copy(devices: tuple[jax.Device, ...]) -> Callable[[np.ndarray, Any], Any]:
 
 
 def one_replica(tree: Any) -> Any:
-    """Returns the first local replica of a replicated tree, as NumPy arrays.
-
-    Args:
-      tree: pytree of replicated arrays.
-
-    Returns:
-      The tree without the axis of replicas, on the host.
-    """
+    """Returns the first local replica of a replicated tree, as NumPy arrays."""
     shards = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, tree)
     return jax.tree.map(lambda shard: np.asarray(shard)[0], shards)
 
@@ -75,17 +60,6 @@ def make_train(
 
     The number of steps is not part of the compiled program: any number of steps per
     call gives the same numbers, and compiles once.
-
-    Args:
-      step: the step of one replica, with AXIS_NAME as its axis name.
-      draw: `(key, step) -> Draws` for the global batch.
-      sampler: `(key, step) -> indices` of the global batch.
-      batches: the rows of the examples.
-      devices: the devices of all processes.
-
-    Returns:
-      `(replicated state, key, its step, num_steps) -> (replicated state, replicated
-      metrics)`; the state is donated, the metrics are sums over the steps.
     """
     mapped = map_train(step, draw, sampler, batches, devices)
     # Programs that wait in a queue meet in any order on the CPUs of several processes,
@@ -158,16 +132,6 @@ def make_map(
 
     Every example is computed once, and every process gets all results; the last batch
     is filled up with repetitions that are cut off again.
-
-    Args:
-      function: `(variables, x [B, ...], indices int32 [B], stream) -> [..., B, ...]`.
-      devices: the devices of all processes.
-      axis: the axis of the result that counts examples.
-      between: called before each batch; what it raises ends the computation.
-
-    Returns:
-      `(variables of one replica, x [N, ...], stream, *, batch_size per device)
-      -> results [..., N, ...]` on the host.
     """
 
     def gathered(variables: Any, x: Array, indices: Array, stream: Array) -> Array:
@@ -200,17 +164,7 @@ def make_map(
 
 @functools.cache
 def all_devices(count: int | None = None) -> tuple[jax.Device, ...]:
-    """Returns the devices of all processes, or the first of them.
-
-    Args:
-      count: number of devices.
-
-    Returns:
-      The devices.
-
-    Raises:
-      ValueError: if there are fewer.
-    """
+    """Returns the devices of all processes, or the first of them."""
     devices = jax.devices()
     if count is not None and not 0 < count <= len(devices):
         raise ValueError(
