@@ -12,7 +12,7 @@ import numpy as np
 
 from invariance_jax.runs.tracking import check_tracking
 from invariance_jax.runtime.devices import make_deterministic, simulate
-from invariance_jax.settings import Config, check_devices, resolve
+from invariance_jax.settings import Config, Settings, check_devices, resolve
 from invariance_jax.training import cost
 from invariance_jax.training.batches import InMemory
 from invariance_jax.training.build import (
@@ -26,48 +26,28 @@ from invariance_jax.training.build import (
 class Memory(NamedTuple):
     """What the training step takes of the memory of one device, in bytes."""
 
-    data: int
-    state: int
-    results: int
-    temporary: int
-    program: int
-
-    @property
-    def total(self) -> int:
-        """Returns the sum."""
-        return sum(self)
+    data: int  # the data set, of which each device holds a copy
+    state: int  # parameters, statistics and optimizer; the new ones take their place
+    results: int  # what else comes in and goes out
+    temporary: int  # what lives within a step only, at most at any one time
+    program: int  # the compiled step itself (0 where XLA does not tell)
 
 
 class Check(NamedTuple):
     """What is known of a run before it starts."""
 
-    devices: tuple[str, ...]
-    simulated: bool
-    parameters: dict[str, int]
-    batch_size: int
-    steps: int
-    steps_per_epoch: int
-    seeds: int
-    flops: float
+    settings: Settings
+    devices: tuple[str, ...]  # the kind of each
+    parameters: dict[str, int]  # {"encoder", "heads"}: entries of all arrays
+    flops: float  # of a step over all devices, see `training.cost`
     memory: Memory
-    compile_seconds: float
+    compile_seconds: float  # tracing and compiling of the step, wall clock
 
 
 def run(config: Config, *, num_devices: int | None = None) -> Check:
     """Checks a configuration and compiles its training step.
 
-    Args:
-      config: a configuration.
-      num_devices: CPU devices that stand for those of the run, and that the process
-        then keeps; None: the devices that are there.
-
-    Returns:
-      What was found.
-
-    Raises:
-      ValueError: if the configuration is invalid, does not fit the devices or their
-        memory, or a package is missing; or if devices are to be simulated after others
-        have been used.
+    The process keeps the CPU devices that it simulates, as many as num_devices.
     """
     make_deterministic(config.deterministic)
     if num_devices is not None:
@@ -91,36 +71,31 @@ def run(config: Config, *, num_devices: int | None = None) -> Check:
     compiled = cost.compile_train(parts, batches, devices)
     compile_seconds = time.monotonic() - started
     taken = _memory(compiled, state, examples.nbytes)
-    _check_fits(taken.total, devices)
+    _check_fits(sum(taken), devices)
+    simulated = "" if num_devices is None else ", simulated"
     return Check(
-        devices=tuple(device.device_kind for device in devices),
-        simulated=num_devices is not None,
-        parameters={part: _size(state.params[part]) for part in ("encoder", "heads")},
-        batch_size=settings.batch_size,
-        steps=settings.derived.steps,
-        steps_per_epoch=settings.derived.steps_per_epoch,
-        seeds=settings.seeds,
-        flops=cost.count_operations(parts).of_batch(settings.batch_size),
-        memory=taken,
-        compile_seconds=compile_seconds,
+        settings,
+        tuple(f"{device.device_kind}{simulated}" for device in devices),
+        {part: _size(state.params[part]) for part in ("encoder", "heads")},
+        cost.count_operations(parts).of_batch(settings.batch_size),
+        taken,
+        compile_seconds,
     )
 
 
 def table(found: Check) -> str:
     """Returns the result of `run` as lines of text."""
-    count = len(found.devices)
-    kinds = ", ".join(sorted({*found.devices}))
-    taken = found.memory
-    seeds = f", for each of {found.seeds} seeds" if found.seeds > 1 else ""
+    settings, taken = found.settings, found.memory
+    derived, parameters = settings.derived, found.parameters
+    batch, count = settings.batch_size, len(found.devices)
+    seeds = f", for each of {settings.seeds} seeds" if settings.seeds > 1 else ""
     rows = {
-        "devices": f"{count} ({kinds}{', simulated' if found.simulated else ''})",
-        "batch": f"{found.batch_size} examples, {found.batch_size // count} per device",
-        "steps": f"{found.steps}{seeds}, {found.steps_per_epoch} per epoch",
-        "parameters": ", ".join(
-            f"{number:,} ({part})" for part, number in found.parameters.items()
-        ),
+        "devices": f"{count} ({', '.join(sorted({*found.devices}))})",
+        "batch": f"{batch} examples, {batch // count} per device",
+        "steps": f"{derived.steps}{seeds}, {derived.steps_per_epoch} per epoch",
+        "parameters": ", ".join(f"{n:,} ({part})" for part, n in parameters.items()),
         "FLOPs per step": f"{found.flops / 1e9:.4g} G, products and convolutions",
-        "memory per device": _bytes(taken.total) + ", of the training step",
+        "memory per device": _bytes(sum(taken)) + ", of the training step",
         "  data set": _bytes(taken.data),
         "  state": _bytes(taken.state),
         "  within a step": _bytes(taken.temporary),

@@ -33,23 +33,10 @@ def run(
     """Writes the representations of the splits that the configuration names.
 
     One file per seed and split, `embeddings_SPLIT_plain.npz`, or of M views
-    `embeddings_SPLIT_M_views.npz`: `features` float32 `[N, D]`, of plain images or
-    averaged over the views, in the order of the set; `labels` int32 `[N]`, or `targets`
-    float32 `[N, T]`, where there are any; and `settings`, a JSON text with all that
-    made them.
-
-    Args:
-      config: the configuration of the run; its embedding and evaluation keys may
-        differ. None: that of the work directory.
-      workdir: the work directory of the run.
-
-    Returns:
-      The files.
-
-    Raises:
-      ValueError: if the configuration is invalid, the work directory holds no such run,
-        a checkpoint is missing, or one of the files exists and was made in another way.
-      Preempted: if a signal asks for a stop; the same call makes the files that lack.
+    `embeddings_SPLIT_M_views.npz`: `features` float32 `[N, D]` in the order of the set;
+    `labels` int32 `[N]` or `targets` float32 `[N, T]`, where there are any; and
+    `settings`, a JSON text with all that made them. The arguments are those of
+    `evaluate.run`. Raises ValueError if a file exists that was made in another way.
     """
     with processes.main_process_first():
         runs = prepare(config, workdir)

@@ -45,20 +45,7 @@ def run(
     *,
     step: int | None = None,
 ) -> Path:
-    """Writes the encoder of a run to a new file.
-
-    Args:
-      workdir: the work directory of one seed.
-      out: the file, which ends in .safetensors or .npz and does not exist.
-      step: finished steps of the checkpoint; None is the newest.
-
-    Returns:
-      The file.
-
-    Raises:
-      ValueError: if the file exists or has another ending, or there is no run, several
-        seeds, or no such checkpoint.
-    """
+    """Writes the encoder of the run of one seed to a new file, and returns its path."""
     if out is None or Path(out).suffix not in _SUFFIXES:
         raise ValueError(f"--out is {out}; expected a file {' or '.join(_SUFFIXES)}.")
     path = Path(out).expanduser()

@@ -13,7 +13,6 @@ from tiny import tiny_config
 from invariance_jax import train
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.log import MetricsWriter
-from invariance_jax.runs.workdir import claim
 from invariance_jax.settings import resolve
 from invariance_jax.training import parallel
 from invariance_jax.training.build import build, initial_state
@@ -101,12 +100,6 @@ def test_the_probe_gets_better(smoke):
     assert all(0 < value < 1.1 for value in variances)
 
 
-def test_rows_come_at_their_steps(smoke):
-    found = rows(smoke)
-    assert [row["step"] for row in found if "loss" in row] == list(range(5, 65, 5))
-    assert [row["step"] for row in found if "probe_mse" in row] == [20, 40, 60]
-
-
 def test_a_row_holds_loss_penalty_rate_and_speed(smoke):
     settings = resolve(tiny_config(SMOKE))
     schedule = make_schedule(settings)
@@ -120,11 +113,11 @@ def test_a_row_holds_loss_penalty_rate_and_speed(smoke):
     assert all(row["examples_per_second"] > 0 for row in found[1:])
 
 
-def test_checkpoints_along_the_way_are_kept(smoke):
+def test_a_run_leaves_what_is_promised_at_its_steps_and_nothing_else(smoke):
+    found = rows(smoke)
+    assert [row["step"] for row in found if "loss" in row] == list(range(5, 65, 5))
+    assert [row["step"] for row in found if "probe_mse" in row] == [20, 40, 60]
     assert checkpoint_steps(smoke) == [30, 60]
-
-
-def test_a_run_leaves_what_is_promised_and_nothing_else(smoke):
     assert {path.name for path in smoke.iterdir()} == {
         "checkpoints",
         "config.json",
@@ -133,7 +126,7 @@ def test_a_run_leaves_what_is_promised_and_nothing_else(smoke):
     }
 
 
-@pytest.mark.parametrize("stop", [5, 15, 20, 35, 60])
+@pytest.mark.parametrize("stop", [5, 20, 60])
 def test_a_run_that_was_stopped_continues_to_the_same_numbers(
     smoke, tmp_path, monkeypatch, stop
 ):
@@ -154,21 +147,20 @@ def test_a_run_that_was_stopped_continues_to_the_same_numbers(
     assert_same_run(tmp_path, smoke)
 
 
-@pytest.mark.parametrize("stop", [15, 45, 60])
-def test_a_run_continues_from_every_checkpoint(smoke, tmp_path, monkeypatch, stop):
+def test_a_run_continues_from_a_checkpoint(smoke, tmp_path, monkeypatch):
     """The machine goes away as soon as a checkpoint is whole."""
     save = Checkpoints.save
 
     def stopped(checkpoints, step, state, **note):
         save(checkpoints, step, state, **note)
-        if step == stop:
+        if step == 45:
             raise Stop
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", stopped)
         with pytest.raises(Stop):
             train.run(tiny_config(SMOKE), tmp_path)
-    assert max(checkpoint_steps(tmp_path)) == stop
+    assert max(checkpoint_steps(tmp_path)) == 45
     train.run(tiny_config(SMOKE), tmp_path)
     assert_same_run(tmp_path, smoke)
 
@@ -196,19 +188,6 @@ def test_another_training_key_is_refused_and_nothing_changes(smoke):
     with pytest.raises(ValueError, match=r"holds a run with penalty\.weight = 0\.1"):
         train.run(tiny_config(SMOKE | {"penalty.weight": 0.2}), smoke)
     assert {path: path.stat().st_mtime_ns for path in smoke.rglob("*")} == before
-
-
-def test_a_second_start_ends_the_first(tmp_path, monkeypatch):
-    save = Checkpoints.save
-
-    def overtaken(checkpoints, step, state, **note):
-        save(checkpoints, step, state, **note)
-        claim(resolve(tiny_config(SMOKE)), tmp_path)
-
-    monkeypatch.setattr(Checkpoints, "save", overtaken)
-    with pytest.raises(OSError, match="started a second time"):
-        train.run(tiny_config(SMOKE), tmp_path)
-    assert checkpoint_steps(tmp_path) == [15]
 
 
 def test_what_is_pending_stays_as_it_was_noted(log):

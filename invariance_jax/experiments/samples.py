@@ -17,10 +17,12 @@ _QUERIES, _NEIGHBORS = 10, 7
 
 
 def write(context: Context, *, predictions: bool) -> None:
-    """Writes `samples.npz` into the work directory; every process calls it."""
-    arrays: dict[str, Any] = _views(context)
-    arrays |= _projection(context) | _neighbors(context)
-    arrays |= _predictions(context) if predictions else {}
+    """Writes `samples.npz` into the work directory; every process calls it.
+
+    Predictions are those of the probes at the smallest M and at the largest.
+    """
+    arrays: dict[str, Any] = _views(context) | _neighbors(context)
+    arrays |= _projection(context) | (_predictions(context) if predictions else {})
     if is_main_process():
         content = io.BytesIO()
         np.savez_compressed(content, **arrays)
@@ -120,10 +122,8 @@ def nearest(h: np.ndarray, *, queries: int, count: int) -> np.ndarray:
 
 def _pictures(context: Context, rows: np.ndarray) -> np.ndarray:
     """Returns plain images, or the first view of the evaluation where none is plain."""
-    transformation, key = (
-        context.parts.transformation,
-        context.encoder.key(STREAMS["test"]),
-    )
+    transformation = context.parts.transformation
+    key = context.encoder.key(STREAMS["test"])
 
     @jax.jit
     def draw(x: Array, indices: Array) -> Array:
@@ -132,5 +132,4 @@ def _pictures(context: Context, rows: np.ndarray) -> np.ndarray:
         view = evaluation.sample_view(key, transformation, indices, view=0)
         return transformation.apply(x, view)
 
-    images = draw(context.test.x[rows], rows.astype(np.int32))
-    return context.task.displayed(images)
+    return context.task.displayed(draw(context.test.x[rows], rows.astype(np.int32)))

@@ -22,8 +22,7 @@ _FILE = "metrics.jsonl"
 class MetricsWriter:
     """Appends rows of numbers to the log of a work directory, in the main process.
 
-    Rows after the step that a run starts from are removed when it opens, since the run
-    will write them again: no step is logged twice and none is missing.
+    Those after the step that a run starts from are removed: it writes them again.
     """
 
     def __init__(
@@ -98,11 +97,7 @@ class MetricsWriter:
 
 
 def final_metrics(workdir: str | os.PathLike[str], *, step: int) -> dict[str, float]:
-    """Returns `loss.final` and `penalty.final`, those of the last rows until a step.
-
-    A killed run has more rows after its checkpoint. Raises ValueError if a row cannot
-    be read; without a log, there are none.
-    """
+    """Returns `loss.final` and `penalty.final`, those of the last rows until a step."""
     path = epath.Path(workdir) / _FILE
     found, bad = _read(path)
     for number, what in bad:

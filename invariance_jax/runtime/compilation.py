@@ -49,11 +49,13 @@ def compilation_kept(
             chosen = _own_folder(workdir, stack)
         elif chosen not in (None, OFF) and not is_url(chosen):
             private_folder(Path(chosen))
-        if chosen == OFF:
-            stack.enter_context(_configured({"jax_enable_compilation_cache": False}))
-        elif chosen is not None:
-            values = {_DIR: chosen, "jax_enable_compilation_cache": True, **_OPTIONS}
-            stack.enter_context(_configured(values))
+        if chosen is not None:
+            values: dict[str, Any] = {"jax_enable_compilation_cache": chosen != OFF}
+            values |= {_DIR: chosen, **_OPTIONS} if chosen != OFF else {}
+            stack.callback(
+                _configure, {name: jax.config.values[name] for name in values}
+            )
+            _configure(values)
         yield
 
 
@@ -94,16 +96,6 @@ def _clean(root: Path, folder: Path, stack: contextlib.ExitStack) -> None:
             path.unlink()
     running.touch()
     stack.callback(running.unlink, missing_ok=True)
-
-
-@contextlib.contextmanager
-def _configured(values: dict[str, Any]) -> Iterator[None]:
-    before = {name: jax.config.values[name] for name in values}
-    try:
-        _configure(values)
-        yield
-    finally:
-        _configure(before)
 
 
 def _configure(values: dict[str, Any]) -> None:

@@ -42,11 +42,7 @@ def simulate(count: int) -> None:
 
 
 def make_deterministic(deterministic: bool) -> None:
-    """Sets XLA's deterministic operations if the key `deterministic` asks for them.
-
-    They are added to `XLA_FLAGS`, which is read when the first device is used. Raises
-    ValueError if GPUs were used without them.
-    """
+    """Adds deterministic flags to XLA, which reads them once, if they are asked for."""
     found = os.environ.get("XLA_FLAGS", "").split()
     missing = [flag for flag in _DETERMINISTIC if flag not in found]
     if not (deterministic and missing):

@@ -16,8 +16,7 @@ _log = logging.getLogger(__name__)
 class Profiler:
     """A context that writes a `jax.profiler` trace of `logging.profile_steps`.
 
-    Only process 0 writes. A run that goes on after the first of them has been taken
-    has no trace of exactly these steps: it says so and writes none.
+    A run that goes on after the first of these steps says so and writes none.
     """
 
     def __init__(

@@ -16,11 +16,7 @@ from invariance_jax.settings.values import expectation, type_name
 
 
 class _Values(flags.ArgumentParser[Any]):
-    """Reads a value as Python writes it; `resolve` checks its type and range.
-
-    "None" is None, tuples need neither parentheses nor quotes, and keyword arguments
-    are written as in a call.
-    """
+    """Reads a value as Python writes it, tuples without parentheses and quotes too."""
 
     def __init__(self, annotation: Any):
         self._origin = getattr(annotation, "__origin__", annotation)

@@ -430,11 +430,7 @@ def _derive(settings: Settings, problems: _Problems) -> None:
 
 
 def check_devices(settings: Settings, num_devices: int) -> None:
-    """Raises ValueError if the batch cannot be spread over the devices.
-
-    They divide the batch, and the share of each and `batchnorm.group_size` divide one
-    another.
-    """
+    """Raises ValueError if the batch cannot be spread over the devices."""
     batch, group = settings.batch_size, settings.batchnorm.group_size
     problems = _Problems(settings)
     expected = f"a multiple of the {num_devices} devices"

@@ -68,10 +68,9 @@ def _ignore_warnings() -> None:
 
 
 def _preempted() -> None:
-    """Queues the job again; always raises SystemExit.
+    """Queues the job again, and exits with 0.
 
-    A task of a SLURM job leaves with 0: with another status it would end the job before
-    the others have saved and task 0 has asked for the requeue.
+    Another status of one task would end the job before the others have saved.
     """
     _ignore_warnings()  # `scontrol` inherits that
     if int(os.environ.get("SLURM_PROCID", 0)) == 0:
@@ -88,11 +87,7 @@ def job_id() -> str:
 
 
 def requeue(job: str) -> bool:
-    """Queues a job again if SLURM still runs it, and returns whether it did.
-
-    A job that was cancelled, has met its time limit or was queued again by SLURM itself
-    is left alone. Where SLURM does not answer, the process exits with `PREEMPTED`.
-    """
+    """Queues a job again if SLURM still runs it, and returns whether it did."""
     found = re.search(r"\bJobState=(\w+)", _scontrol("show", "job", job, "--oneliner"))
     state = found.group(1) if found else "unknown"
     if state != "RUNNING":

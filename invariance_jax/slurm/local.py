@@ -25,11 +25,7 @@ _GRACE_SECONDS = 120.0
 
 
 def run(launch: Launch, folder: Path, request: Request) -> int:
-    """Runs the processes of a job to their end; a signal to this one is passed on.
-
-    Returns the exit status: 0, that of the first process that failed, or of those that
-    a signal has stopped. The logs are in the folder.
-    """
+    """Runs the processes of a job to their end; returns its exit status."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     count = request.tasks_per_node
     print(f"job {name}: {count} process(es) here, logs {log_pattern(folder, name)}")

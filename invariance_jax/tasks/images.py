@@ -168,7 +168,7 @@ class ImageTask(Task):
     def select(
         self, h: np.ndarray, y: np.ndarray, h_test: np.ndarray, y_test: np.ndarray
     ) -> dict[str, float]:
-        """Returns what `score` does, and the l2."""
+        """See `Task.select`; with the l2."""
         if not self.settings.evaluation.l2_grid:
             return {}
         probe, l2 = evaluation.fit_logistic_selected(

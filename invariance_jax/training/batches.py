@@ -53,7 +53,7 @@ class InMemory:
     """A training set of which each device holds a copy."""
 
     def __init__(self, x: np.ndarray, replicate: Callable[..., Any]):
-        """Takes the examples `[N, ...]`, and `parallel.replicate`, which is called late."""
+        """Takes the examples, `[N, ...]`; `parallel.replicate` copies them later."""
         self._x, self._replicate, self._copies = x, replicate, None
 
     @property
@@ -75,8 +75,7 @@ class InMemory:
 def make_sampler(*, num_examples: int, batch_size: int) -> Sampler:
     """Returns the sampler of epochs over random permutations.
 
-    An epoch is num_examples // batch_size steps; the remainder of a permutation is left
-    out, another one in each epoch.
+    The remainder of a permutation is left out, another one in each epoch.
     """
     steps_per_epoch = num_examples // batch_size
 

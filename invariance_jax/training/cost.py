@@ -17,8 +17,8 @@ from invariance_jax.training.build import Parts, build, state_shapes
 class Operations(NamedTuple):
     """Floating-point operations of a step, a multiply-add as two."""
 
-    example: float
-    pair: float
+    example: float  # of encoder and heads, for one example of the batch
+    pair: float  # of the similarities, for one example with one other
 
     def of_batch(self, size: int) -> float:
         """Returns the operations of a step of so many examples."""

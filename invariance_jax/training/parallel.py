@@ -58,8 +58,7 @@ def make_train(
 ) -> Callable[[TrainState, Key, int, int], tuple[TrainState, Metrics]]:
     """Returns `train(state, key, first, num_steps)`, several steps in one call.
 
-    The number of steps is not part of the compiled program: any number of steps per
-    call gives the same numbers, and compiles once.
+    The state is donated, metrics are summed; any number of steps compiles once.
     """
     mapped = map_train(step, draw, sampler, batches, devices)
     # Programs that wait in a queue meet in any order on the CPUs of several processes,
