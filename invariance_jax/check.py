@@ -71,7 +71,7 @@ def run(config: Config, *, num_devices: int | None = None) -> Check:
     compiled = cost.compile_train(parts, batches, devices)
     compile_seconds = time.monotonic() - started
     taken = _memory(compiled, state, examples.nbytes)
-    _check_fits(sum(taken), devices)
+    cost.check_memory(sum(taken), devices, what="the training step takes")
     simulated = "" if num_devices is None else ", simulated"
     return Check(
         settings,
@@ -120,17 +120,6 @@ def _memory(compiled: Any, state: Any, data: int) -> Memory:
         temporary=found.temp_size_in_bytes,
         program=found.generated_code_size_in_bytes,
     )
-
-
-def _check_fits(size: int, devices: tuple[jax.Device, ...]) -> None:
-    for device in devices:
-        limit = cost.limit(device)
-        if limit is not None and size > limit:
-            raise ValueError(
-                f"the training step takes {_bytes(size)} of the {_bytes(limit)} of "
-                f"{device}; lower batch_size or data.train_examples, or use more "
-                "devices or ones with more memory."
-            )
 
 
 def _size(tree: Any) -> int:

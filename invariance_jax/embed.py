@@ -44,7 +44,14 @@ def run(
     with Watch() as watch, compilation_kept(chosen.compilation_cache, workdir):
         parts, between = build(chosen), watch.stop_if_asked
         encoder = FrozenEncoder(parts, parallel.all_devices(), between=between)
-        views = _num_views(parts)
+        views, is_plain = chosen.embedding.num_views, parts.transformation.plain
+        if views == 0 and is_plain is None:
+            raise ValueError(
+                "embedding.num_views is 0; expected M >= 1: no view is plain."
+            )
+        views = (
+            int(is_plain is None) if views is None else views
+        )  # 0: the image is plain
         jobs = [job for one in runs for job in _jobs(parts, *one, views)]
         for job in [job for job in jobs if not _is_written(job)]:
             _embed(job, encoder, parts.task, views)
@@ -58,15 +65,6 @@ class _Job(NamedTuple):
     split: str
     variables: Variables
     made_by: str
-
-
-def _num_views(parts: Parts) -> int:
-    """Returns how many views are averaged; 0: the image is plain."""
-    views = parts.settings.embedding.num_views
-    is_plain = parts.transformation.plain is not None
-    if views == 0 and not is_plain:
-        raise ValueError("embedding.num_views is 0; expected M >= 1: no view is plain.")
-    return (0 if is_plain else 1) if views is None else views
 
 
 def _jobs(

@@ -213,8 +213,16 @@ def _evaluate(
         ) as bar:
             for name in missing:
                 bar.set_description(f"evaluating {name}")
-                asked = {"settings": settings, "source": sources[name]}
-                found[name] = _measure(name, functions[name], context) | asked
+                started = time.monotonic()
+                measured = experiments.measure(name, functions[name], context)
+                found[name] = results.make_record(
+                    name,
+                    results.table(name, measured.rows, seed=parts.settings.seed),
+                    seconds=time.monotonic() - started,
+                    settings=settings,
+                    source=sources[name],
+                )
+                _log.info("%s: %s took %.0f s", workdir, name, found[name]["seconds"])
                 if main:
                     results.write_record(workdir, found[name])
                 bar.update()
@@ -226,15 +234,3 @@ def _evaluate(
     if processes.is_main_process():
         results.write_results(workdir, content)
     return content
-
-
-def _measure(
-    name: str, experiment: experiments.Experiment, context: Context
-) -> results.Json:
-    """Returns the record of an experiment, but for how it was asked for."""
-    started = time.monotonic()
-    measured = experiments.measure(name, experiment, context)
-    seconds = time.monotonic() - started
-    _log.info("%s: %s took %.0f s", context.workdir, name, seconds)
-    rows = results.table(name, measured.rows, seed=context.settings.seed)
-    return results.make_record(name, rows, seconds)

@@ -60,17 +60,6 @@ def test_what_one_watch_notes_all_know():
         assert not watch.is_asked()
 
 
-def test_a_handler_of_another_owner_gets_nothing():
-    received = []
-    former = signal.signal(signal.SIGUSR2, lambda *_: received.append(1))
-    try:
-        with Watch():
-            send(signal.SIGUSR2)
-    finally:
-        signal.signal(signal.SIGUSR2, former)
-    assert not received
-
-
 def test_a_thread_notes_nothing_and_works():
     found = []
 
@@ -147,11 +136,6 @@ def test_a_run_that_is_stopped_again_and_again_continues_to_the_same_bits(
             assert max(seconds, default=0.0) >= before
             before = max(seconds, default=0.0)
     assert starts > 3
-    processes.assert_same_run(tmp_path, whole, step=STEPS)
-
-
-def test_a_signal_with_the_last_step_finishes_the_run(whole, tmp_path, monkeypatch):
-    run_until_signal(monkeypatch, tmp_path, 10)
     processes.assert_same_run(tmp_path, whole, step=STEPS)
 
 

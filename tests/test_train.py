@@ -346,12 +346,3 @@ def test_calls_of_a_run_that_continues_are_those_of_the_whole_run():
     assert whole[-1] == 97
     for number, step in enumerate(whole):
         assert list(train.boundaries(settings, step)) == whole[number + 1 :]
-
-
-def test_the_initial_state_depends_on_the_seed_alone():
-    first, again, other = (
-        initial_state(build(resolve(tiny_config({"seed": seed})))) for seed in (0, 0, 1)
-    )
-    jax.tree.map(np.testing.assert_array_equal, first, again)
-    kernels = [state.params["encoder"]["dense1"]["kernel"] for state in (first, other)]
-    assert not np.allclose(*kernels)

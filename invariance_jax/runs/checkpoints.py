@@ -43,6 +43,13 @@ class Checkpoint(NamedTuple, Generic[State]):
 class Damaged(ValueError):
     """A checkpoint that is not what was saved."""
 
+    def __init__(self, path: epath.Path, what: str):
+        """Takes its folder, and what is damaged in words."""
+        super().__init__(
+            f"the checkpoint {path} is damaged: {what}; training goes on from an older "
+            "one (--mode=train), with the same numbers."
+        )
+
 
 class Checkpoints:
     """The checkpoints of one work directory, a folder for each step."""
@@ -53,7 +60,7 @@ class Checkpoints:
         *,
         keep: int | None = None,
         keep_every_steps: int | None = None,
-        owner: Owner | None = None,
+        owner: Owner | None = None,  # None: they are only read
     ):
         """Opens the folder; nothing is written before the first save."""
         self.directory = work_folder(workdir) / "checkpoints"
@@ -186,17 +193,17 @@ class Checkpoints:
             arrays = self._manager.restore(step, args=ocp.args.StandardRestore())
             metadata = self._manager.metadata(step).custom_metadata
         except Exception as error:  # orbax has none of its own
-            raise _damaged(path, f"cannot be read: {type(error).__name__}") from error
+            raise Damaged(path, f"cannot be read: {type(error).__name__}") from error
         whole = dict(metadata or {})
         if whole != _seal(whole):
-            raise _damaged(path, "its note in _CHECKPOINT_METADATA is damaged")
+            raise Damaged(path, "its note in _CHECKPOINT_METADATA is damaged")
         if whole["step"] != step:
-            raise _damaged(path, f"it holds step {whole['step']}")
+            raise Damaged(path, f"it holds step {whole['step']}")
         expected = _flatten(like)
         _check_same(expected, arrays, path)
         for name, digest in _hashes(arrays).items():
             if whole["hashes"].get(name) != digest:
-                raise _damaged(path, f"{name} is not what was saved")
+                raise Damaged(path, f"{name} is not what was saved")
         leaves = [np.asarray(arrays[name]) for name in expected]
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
         return Checkpoint(step, state, whole["note"])
@@ -204,13 +211,6 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the background and closes."""
         self._manager.close()
-
-
-def _damaged(path: epath.Path, what: str) -> Damaged:
-    return Damaged(
-        f"the checkpoint {path} is damaged: {what}; training goes on from an older one "
-        "(--mode=train), with the same numbers."
-    )
 
 
 def _flatten(tree: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class MetricsWriter:
         owner: Owner,
         *,
         first_step: int,
-        rows: int = 0,
+        rows: int = 0,  # how many there were until then
         settings: Settings | None = None,
     ):
         """Opens the log, and warns if it lacks rows that it had."""

@@ -123,14 +123,9 @@ def table(experiment: str, rows: Iterable[Row], *, seed: int) -> list[Json]:
     ]
 
 
-def make_record(name: str, rows: list[Json], seconds: float) -> Json:
-    """Returns what is kept of an experiment, but for how it was asked for.
-
-    That is "settings", those of the evaluation, and "source", the result of
-    `experiments.sources`.
-    """
-    found = {"format": FORMAT, "name": name, "rows": rows, "seconds": seconds}
-    return found | provenance()
+def make_record(name: str, rows: list[Json], **how: float | str | Json) -> Json:
+    """Returns what is kept of an experiment: rows, and how they were measured."""
+    return {"format": FORMAT, "name": name, "rows": rows, **how, **provenance()}
 
 
 def write_record(workdir: epath.Path, record: Json) -> None:

@@ -10,10 +10,10 @@ _DETERMINISTIC = (
 )
 
 
-def all_devices() -> list[jax.Device]:
-    """Returns the devices of all processes; raises ValueError if there are none."""
+def all_devices(count: int | None = None) -> tuple[jax.Device, ...]:
+    """Returns the devices of all processes, or the first of them."""
     try:
-        return jax.devices()
+        found = jax.devices()
     except (AssertionError, RuntimeError) as error:  # JAX has no exception for it
         asked = jax.config.values["jax_platforms"]
         raise ValueError(
@@ -21,6 +21,11 @@ def all_devices() -> list[jax.Device]:
             f"{f' ({error})' if str(error) else ''}; expected a platform of this "
             "machine, or none: cpu always works."
         ) from error
+    if count is not None and not 0 < count <= len(found):
+        raise ValueError(
+            f"asked for {count} devices; expected 1 to {len(found)}, what is there."
+        )
+    return tuple(found[:count])
 
 
 def simulate(count: int) -> None:

@@ -11,17 +11,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-_FORM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+FORM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+"""MODULE:FUNCTION, both of which can be names of Python."""
 
 
 def is_own(name: str) -> bool:
     """Returns whether a name has the form MODULE:FUNCTION."""
     return ":" in name
-
-
-def is_well_formed(name: str) -> bool:
-    """Returns whether both parts of MODULE:FUNCTION can be names of Python."""
-    return _FORM.fullmatch(name) is not None
 
 
 def load(key: str, name: str) -> Callable[..., Any]:

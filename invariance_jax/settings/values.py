@@ -119,7 +119,7 @@ def _check_choice(key: Key, value: str) -> None:
     if key.choices and value not in key.choices:
         if not (key.own and plugins.is_own(value)):
             raise Bad(f"; {closest(value, key.choices)}")
-        if not plugins.is_well_formed(value):
+        if not plugins.FORM.fullmatch(value):
             raise Bad(", both names of Python")
 
 

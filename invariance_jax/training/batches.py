@@ -90,7 +90,7 @@ def make_sampler(*, num_examples: int, batch_size: int) -> Sampler:
 
 
 def shuffle(key: Key, positions: Array, *, num_examples: int) -> Array:
-    """Returns where a random permutation of range(num_examples) sends the positions.
+    """Returns where a random permutation of range(N), N <= 2**30, sends the positions.
 
     A Feistel network permutes the smallest power of 4 that is large enough, and is
     applied again to what falls outside (cycle walking). Unlike sorting random numbers

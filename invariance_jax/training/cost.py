@@ -70,22 +70,25 @@ def products(module: nn.Module, x: Any) -> tuple[Any, int]:
     return result, count
 
 
-def limit(device: jax.Device) -> int | None:
-    """Returns the memory of a device in bytes, None if it does not tell."""
-    return (device.memory_stats() or {}).get("bytes_limit")
+def check_memory(
+    num_bytes: int, devices: Sequence[jax.Device], *, what: str, share: float = 1.0
+) -> None:
+    """Raises ValueError if something takes more than a share of a device's memory."""
+    for device in _local(devices):
+        memory = (device.memory_stats() or {}).get("bytes_limit")
+        if memory is not None and num_bytes > share * memory:
+            raise ValueError(
+                f"{what} {num_bytes / 1e9:.3g} GB of the {memory / 1e9:.3g} GB of "
+                f"{device}{', more than half' if share < 1 else ''}; lower batch_size "
+                "or data.train_examples, prepare smaller images, or use more devices "
+                "or ones with more memory."
+            )
 
 
 def check_data(num_bytes: int, devices: Sequence[jax.Device]) -> None:
     """Checks that a data set fits into the memory of each device."""
-    for device in _local(devices):
-        memory = limit(device)
-        if memory is not None and num_bytes > memory // 2:
-            raise ValueError(
-                f"the training images take {num_bytes / 1e9:.3g} GB of the "
-                f"{memory / 1e9:.3g} GB of {device}, more than half; lower "
-                "data.train_examples, prepare smaller images, or use a device with "
-                "more memory."
-            )
+    what = "the training images take"
+    check_memory(num_bytes, devices, what=what, share=0.5)
 
 
 def compile_train(parts: Parts, batches: Batches, devices: Sequence[jax.Device]) -> Any:

@@ -107,7 +107,12 @@ class FrozenEncoder:
         axis: int,
         batch_size: int | None = None,
     ) -> Mapped:
-        """Returns a function of the examples of a data set, computed batch by batch."""
+        """Returns a function of the examples of a data set, computed batch by batch.
+
+        The function is pure, `(variables, x [B, ...], indices int32 [B], stream) ->
+        [..., B, ...]`; variables is any pytree that is no part of the compiled program,
+        the axis that of the examples in the result, batch_size that of one device.
+        """
         size = batch_size or self._chosen.batch_size
         return functools.partial(self._make_map(function, axis=axis), batch_size=size)
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from invariance_jax.runtime.devices import all_devices as devices_of_all
 from invariance_jax.training.batches import Batches, Sampler
 from invariance_jax.training.draws import Draws
 from invariance_jax.training.step import Metrics, TrainState
@@ -129,8 +130,10 @@ def make_map(
 ) -> Callable[..., np.ndarray]:
     """Returns a function of the examples of a data set, computed batch by batch.
 
-    Every example is computed once, and every process gets all results; the last batch
-    is filled up with repetitions that are cut off again.
+    The function is `(variables, x [B, ...], indices int32 [B], stream) -> [..., B,
+    ...]`; examples are on that axis of its result. Every example is computed once, and
+    every process gets all results; the last batch is filled up with repetitions. What
+    `between`, called before each batch, raises ends the computation.
     """
 
     def gathered(variables: Any, x: Array, indices: Array, stream: Array) -> Array:
@@ -161,12 +164,5 @@ def make_map(
     return map_examples
 
 
-@functools.cache
-def all_devices(count: int | None = None) -> tuple[jax.Device, ...]:
-    """Returns the devices of all processes, or the first of them."""
-    devices = jax.devices()
-    if count is not None and not 0 < count <= len(devices):
-        raise ValueError(
-            f"asked for {count} devices; expected 1 to {len(devices)}, what is there."
-        )
-    return tuple(devices[:count])
+all_devices = functools.cache(devices_of_all)
+"""The devices of all processes, or the first of them."""
