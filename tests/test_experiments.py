@@ -535,13 +535,6 @@ def test_principal_components_are_those_of_the_covariance():
     assert samples.principal_components(np.ones((5, 3)))[1].tolist() == [0, 0]
 
 
-def test_the_nearest_are_those_of_the_largest_cosine():
-    h = np.array([[1.0, 0], [0, 2], [3, 0.1], [1, 1], [0, 0]])
-    found = samples.nearest(h, queries=2, count=3)
-    assert found.tolist() == [[0, 2, 3, 1], [1, 3, 2, 0]]
-    assert samples.nearest(h[:2], queries=10, count=7).tolist() == [[0, 1], [1, 0]]
-
-
 @pytest.mark.parametrize(
     "found",
     [

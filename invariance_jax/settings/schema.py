@@ -5,11 +5,12 @@ older run lacks and what may change between two starts of a run follow from it.
 Files in `configs/` and the command line change values; they never add a key.
 """
 
+import copy
 import difflib
 import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from invariance_jax.losses.invariance import LIMIT_SHAPES, NORMALIZATIONS
 from invariance_jax.models.registry import ENCODERS, PRECISIONS
@@ -42,6 +43,9 @@ OFF = "off"
 """The value of `compilation_cache` that keeps nothing."""
 
 
+T = TypeVar("T")
+
+
 class Key(NamedTuple):
     """The declaration of a key; its meaning is the text below it."""
 
@@ -63,14 +67,14 @@ class Key(NamedTuple):
     readers: tuple[str, ...] | None = None  # experiments that it changes; None: all
 
 
-def key(default: Any, **options: Any) -> Any:
+def key(default: T, **options: object) -> T:
     """Declares a key that has more than a type and a default: options of `Key`."""
     if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=options)
+        return field(default_factory=lambda: copy.copy(default), metadata=options)
     return field(default=default, metadata=options)
 
 
-def section(factory: type, *, free: bool = False) -> Any:
+def section(factory: type[T], *, free: bool = False) -> T:
     """Declares a section; the keys of a free one may change between two starts."""
     return field(default_factory=factory, metadata={"free": free})
 
@@ -503,7 +507,7 @@ def flatten(config: Config) -> dict[str, Any]:
     return {name: get(config, name) for name in KEYS}
 
 
-def change(config: Config, name: str, value: Any) -> None:
+def change(config: Config, name: str, value: object) -> None:
     """Sets a key of a configuration; `resolve` checks the value."""
     if name not in KEYS:
         raise ValueError(f"{name} is not a key; {closest(name, KEYS)}.")

@@ -55,7 +55,8 @@ def run(launch: Launch, folder: Path, request: Request) -> int:
                 process_group=0,  # Ctrl-C comes through this process, once
             )
             processes.append(process)
-            stack.callback(_end, process)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
         return _wait(processes)
 
 
@@ -102,11 +103,6 @@ def _status(process: subprocess.Popen[bytes]) -> int | None:
     # A warning that kills came before the run had handlers: nothing was begun. Another
     # signal is told as a shell does.
     return PREEMPTED if -code in WARNINGS else 128 - code
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
 
 
 def _free_port() -> int:
