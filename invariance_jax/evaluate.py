@@ -129,7 +129,7 @@ def load(
     Raises:
       ValueError: if there is no run, several seeds, or no such checkpoint.
     """
-    variables, config, parts = load_parts(workdir, step=step)
+    parts, config, variables = load_parts(workdir, step=step)
     plain = parts.transformation.plain
 
     def encode(images: Array) -> Array:
@@ -139,30 +139,10 @@ def load(
     return encode, config
 
 
-def load_variables(
-    workdir: str | os.PathLike[str], *, step: int | None = None
-) -> tuple[Variables, Config]:
-    """Returns the variables of the encoder of a trained run, and its configuration.
-
-    Args:
-      workdir: as of `load`.
-      step: as of `load`.
-
-    Returns:
-      `({"params", "batch_stats"}, config)`, NumPy arrays; what
-      `models.weights.to_torch_state_dict` takes if the encoder is a ResNet.
-
-    Raises:
-      ValueError: if there is no run, several seeds, or no such checkpoint.
-    """
-    variables, config, _ = load_parts(workdir, step=step)
-    return variables, config
-
-
 def load_parts(
     workdir: str | os.PathLike[str], *, step: int | None = None
-) -> tuple[Variables, Config, Parts]:
-    """Returns what `load_variables` does, and the parts of the run."""
+) -> tuple[Parts, Config, Variables]:
+    """Returns parts, configuration and encoder of the run of one seed."""
     config = read_config(workdir)
     settings = resolve(config)
     if settings.seeds > 1:
@@ -171,7 +151,8 @@ def load_parts(
             f"{epath.Path(workdir) / f'seed_{settings.seed}'}."
         )
     parts = build(settings)
-    return encoder_variables(restore(parts, work_folder(workdir), step)), config, parts
+    state = restore(parts, work_folder(workdir), step)
+    return parts, config, encoder_variables(state)
 
 
 def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> TrainState:

@@ -51,7 +51,7 @@ def run(
     path = Path(out).expanduser()
     if path.exists():
         raise ValueError(f"{path} exists; move it, nothing is overwritten.")
-    variables, config, parts = load_parts(workdir, step=step)
+    parts, config, variables = load_parts(workdir, step=step)
     path.parent.mkdir(parents=True, exist_ok=True)
     weights.save_state_dict(path, state_dict(parts, variables))
     mean, std = config.data.mean, config.data.std

@@ -15,7 +15,6 @@ from invariance_jax import embed, evaluate, evaluation
 from invariance_jax.settings import resolve
 from invariance_jax.tasks import make_task
 from invariance_jax.training import parallel
-from invariance_jax.training.build import build
 from invariance_jax.training.frozen import FrozenEncoder
 
 TARGETS = ("m", "b", "sigma", "rfore")
@@ -155,8 +154,8 @@ def test_an_older_checkpoint_is_another_encoder(run):
 
 
 def test_devices_do_not_change_the_features(run):
-    variables, loaded = evaluate.load_variables(run[0] / "seed_0")
-    parts, x = build(resolve(loaded)), TASK.examples("test").x[:33]
+    parts, _, variables = evaluate.load_parts(run[0] / "seed_0")
+    x = TASK.examples("test").x[:33]
     one, four = (
         FrozenEncoder(parts, parallel.all_devices(count)).features(
             variables, x, num_views=(1, 3), stream=1

@@ -214,7 +214,7 @@ def test_an_mlp_is_that_of_pytorch(copy, tmp_path, ending):
     tensors = load_state_dict(path)
     assert tensors["layers.0.weight"].shape == (16, 3 * 8 * 8)
     assert tensors["norms.0.num_batches_tracked"] == 0 and len(tensors) == 1 + 5 + 2
-    variables, _ = evaluate.load_variables(copy)
+    *_, variables = evaluate.load_parts(copy)
     images = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype(np.float32)
     encoder = models.create_encoder("mlp", width=16, depth=2)
     expected = encoder.apply(variables, jnp.asarray(images), train=False)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from test_launch import CONFIG, SMALL
 
-from invariance_jax.evaluate import load_variables
+from invariance_jax.evaluate import load_parts
 from invariance_jax.runtime.preemption import PREEMPTED
 from invariance_jax.slurm.job import Launch
 from invariance_jax.slurm.options import Request
@@ -245,7 +245,7 @@ def test_a_run_that_is_queued_again_ends_with_the_same_bits(whole, tmp_path):
     assert "Restarts=1 " in scontrol("show", "job", job, "-o")
     step = int(re.search(r"resumed at step (\d+)", log(tmp_path, job)).group(1))
     assert 20 < step < 400
-    one, other = (load_variables(path)[0] for path in (whole[0], tmp_path))
+    one, other = (load_parts(path)[2] for path in (whole[0], tmp_path))
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
