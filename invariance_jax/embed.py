@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from etils import epath
 from invariance_jax.evaluate import prepare, restore
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
-from invariance_jax.runtime.files import plain_path
+from invariance_jax.runtime.files import AnyPath, plain_path
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.settings import Config, Settings, to_dict
 from invariance_jax.tasks import Task
@@ -27,9 +26,7 @@ _log = logging.getLogger(__name__)
 _STREAMS = ("train", "test", "validation")
 
 
-def run(
-    config: Config | None, workdir: str | os.PathLike[str]
-) -> list[Path | epath.Path]:
+def run(config: Config | None, workdir: AnyPath) -> list[Path | epath.Path]:
     """Writes the representations of the splits that the configuration names.
 
     One file per seed and split, `embeddings_SPLIT_plain.npz`, or of M views

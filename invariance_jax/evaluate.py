@@ -6,7 +6,6 @@ linear probes, and the variance of the representation over views; what is measur
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable
 
@@ -27,7 +26,7 @@ from invariance_jax.runs.workdir import (
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import make_deterministic
-from invariance_jax.runtime.files import work_folder
+from invariance_jax.runtime.files import AnyPath, work_folder
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.runtime.terminal import progress
 from invariance_jax.settings import Config, Settings, resolve
@@ -51,7 +50,7 @@ _OF_FEW_VIEWS = {"downstream", "invariance", "linearization", "nuisance_predicti
 """The experiments that need features over the first M at most."""
 
 
-def run(config: Config | None, workdir: str | os.PathLike[str]) -> results.Json:
+def run(config: Config | None, workdir: AnyPath) -> results.Json:
     """Evaluates the newest checkpoint of every seed of a run.
 
     Every process of a run over several calls it; the main one writes.
@@ -93,7 +92,7 @@ def run(config: Config | None, workdir: str | os.PathLike[str]) -> results.Json:
 
 
 def prepare(
-    config: Config | None, workdir: str | os.PathLike[str]
+    config: Config | None, workdir: AnyPath
 ) -> list[tuple[Settings, epath.Path]]:
     """Returns the settings and work directory of every seed of a trained run, checked.
 
@@ -113,7 +112,7 @@ def prepare(
 
 
 def load(
-    workdir: str | os.PathLike[str], *, step: int | None = None
+    workdir: AnyPath, *, step: int | None = None
 ) -> tuple[Callable[[Array], Array], Config]:
     """Returns the encoder of a trained run, and its configuration.
 
@@ -140,7 +139,7 @@ def load(
 
 
 def load_parts(
-    workdir: str | os.PathLike[str], *, step: int | None = None
+    workdir: AnyPath, *, step: int | None = None
 ) -> tuple[Parts, Config, Variables]:
     """Returns parts, configuration and encoder of the run of one seed."""
     config = read_config(workdir)

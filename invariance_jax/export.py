@@ -14,7 +14,6 @@ and arrays as flax has them. Images are normalized before, as the log line says.
 """
 
 import logging
-import os
 from pathlib import Path
 
 import jax
@@ -22,6 +21,7 @@ import numpy as np
 
 from invariance_jax.evaluate import load_parts
 from invariance_jax.models import weights
+from invariance_jax.runtime.files import AnyPath
 from invariance_jax.training.build import Parts
 from invariance_jax.training.objective import Variables
 from invariance_jax.types import Array, Key
@@ -39,12 +39,7 @@ _LEAVES = {
 }
 
 
-def run(
-    workdir: str | os.PathLike[str],
-    out: str | os.PathLike[str] | None,
-    *,
-    step: int | None = None,
-) -> Path:
+def run(workdir: AnyPath, out: AnyPath | None, *, step: int | None = None) -> Path:
     """Writes the encoder of the run of one seed to a new file, and returns its path."""
     if out is None or Path(out).suffix not in _SUFFIXES:
         raise ValueError(f"--out is {out}; expected a file {' or '.join(_SUFFIXES)}.")

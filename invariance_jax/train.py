@@ -5,7 +5,6 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from invariance_jax.runs.workdir import Owner, claim, one_per_seed
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import make_deterministic
+from invariance_jax.runtime.files import AnyPath
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.runtime.profiling import Profiler
 from invariance_jax.runtime.terminal import progress
@@ -39,7 +39,7 @@ from invariance_jax.training.step import TrainState
 _log = logging.getLogger(__name__)
 
 
-def run(config: Config, workdir: str | os.PathLike[str]) -> None:
+def run(config: Config, workdir: AnyPath) -> None:
     """Trains, or continues to train, the run of a configuration.
 
     Several seeds train one after the other, each in a folder of its own. Writes

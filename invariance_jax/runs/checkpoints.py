@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from invariance_jax.runs.workdir import Owner
-from invariance_jax.runtime.files import is_url, sync, work_folder
+from invariance_jax.runtime.files import AnyPath, is_url, sync, work_folder
 from invariance_jax.runtime.processes import any_process, is_main_process
 
 _log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        workdir: str | os.PathLike[str],
+        workdir: AnyPath,
         *,
         keep: int | None = None,
         keep_every_steps: int | None = None,

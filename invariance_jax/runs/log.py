@@ -10,7 +10,7 @@ from tensorboardX import SummaryWriter
 
 from invariance_jax.runs.tracking import Tracker
 from invariance_jax.runs.workdir import Owner
-from invariance_jax.runtime.files import is_url, named, sync, write_text
+from invariance_jax.runtime.files import AnyPath, is_url, named, sync, write_text
 from invariance_jax.runtime.processes import is_main_process
 from invariance_jax.settings import Settings
 
@@ -96,7 +96,7 @@ class MetricsWriter:
             self._tracker.close()
 
 
-def final_metrics(workdir: str | os.PathLike[str], *, step: int) -> dict[str, float]:
+def final_metrics(workdir: AnyPath, *, step: int) -> dict[str, float]:
     """Returns `loss.final` and `penalty.final`, those of the last rows until a step."""
     path = epath.Path(workdir) / _FILE
     found, bad = _read(path)

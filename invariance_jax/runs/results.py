@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from invariance_jax.runs.workdir import provenance
-from invariance_jax.runtime.files import write_json
+from invariance_jax.runtime.files import AnyPath, write_json
 from invariance_jax.settings import KEYS, plugins
 from invariance_jax.settings.rules import is_asked
 from invariance_jax.settings.schema import EXPERIMENTS, WITH_PROBE, tuples
@@ -226,7 +225,7 @@ def _whole(
     }
 
 
-def write_results(workdir: str | os.PathLike[str], content: Json) -> None:
+def write_results(workdir: AnyPath, content: Json) -> None:
     """Writes `results.json` into a work directory."""
     write_json(epath.Path(workdir) / "results.json", content)
 

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from invariance_jax.runtime.files import absolute, is_url, private_folder
+from invariance_jax.runtime.files import AnyPath, absolute, is_url, private_folder
 from invariance_jax.runtime.processes import is_main_process
 from invariance_jax.settings.schema import OFF
 
@@ -40,9 +40,7 @@ _OPTIONS = {
 
 
 @contextlib.contextmanager
-def compilation_kept(
-    chosen: str | None, workdir: str | os.PathLike[str]
-) -> Iterator[None]:
+def compilation_kept(chosen: str | None, workdir: AnyPath) -> Iterator[None]:
     """Keeps what is compiled within; JAX's configuration is restored afterwards."""
     with contextlib.ExitStack() as stack:
         if chosen is None and jax.config.values[_DIR] is None:
@@ -65,7 +63,7 @@ def cache_root() -> Path:
     return Path(found).absolute() / "invariance_jax"
 
 
-def _own_folder(workdir: str | os.PathLike[str], stack: contextlib.ExitStack) -> str:
+def _own_folder(workdir: AnyPath, stack: contextlib.ExitStack) -> str:
     """Returns the folder of a work directory, ready for use; "off" if none can be."""
     path = os.fspath(absolute(workdir))
     name = hashlib.sha256(path.encode()).hexdigest()[:16]

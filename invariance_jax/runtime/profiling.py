@@ -8,6 +8,7 @@ from typing import Self
 import jax
 from etils import epath
 
+from invariance_jax.runtime.files import AnyPath
 from invariance_jax.runtime.processes import is_main_process
 
 _log = logging.getLogger(__name__)
@@ -19,13 +20,7 @@ class Profiler:
     A run that goes on after the first of these steps says so and writes none.
     """
 
-    def __init__(
-        self,
-        ends: tuple[int, ...],
-        workdir: str | os.PathLike[str],
-        *,
-        first_step: int,
-    ):
+    def __init__(self, ends: tuple[int, ...], workdir: AnyPath, *, first_step: int):
         """Prepares the trace; nothing is written yet."""
         self._folder = os.fspath(epath.Path(workdir) / "profile")
         if ends and first_step > ends[0]:
