@@ -17,12 +17,7 @@ from invariance_jax.experiments import Context, samples
 from invariance_jax.runs import results
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.log import final_metrics
-from invariance_jax.runs.workdir import (
-    check_same_run,
-    claim,
-    one_per_seed,
-    read_config,
-)
+from invariance_jax.runs.workdir import check_same_run, claim, one_per_seed, read_config
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import make_deterministic

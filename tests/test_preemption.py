@@ -17,11 +17,7 @@ from invariance_jax.training.frozen import FrozenEncoder
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 STEPS = 30
-SMALL = {
-    "steps": STEPS,
-    "checkpoints.every_steps": 15,
-    "logging.probe_every_steps": 0,
-}
+SMALL = {"steps": STEPS, "checkpoints.every_steps": 15, "logging.probe_every_steps": 0}
 # With logging every 10 steps, calls of 4: at 4 and 8 a row is pending, at 10 none.
 PENDING = {"steps_per_call": 4, "logging.every_steps": 10}
 
@@ -107,8 +103,7 @@ def run_until_signal(monkeypatch, workdir, calls, number=signal.SIGTERM):
 
 
 @pytest.mark.parametrize(
-    ("calls", "step", "name"),
-    [(2, 8, "SIGINT"), (3, 10, "SIGUSR2")],
+    ("calls", "step", "name"), [(2, 8, "SIGINT"), (3, 10, "SIGUSR2")]
 )
 def test_a_stopped_run_continues_to_the_same_bits(
     whole, tmp_path, monkeypatch, calls, step, name

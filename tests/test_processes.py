@@ -18,7 +18,7 @@ CASES = {
         "optimizer.name": "lars",
         "batchnorm.group_size": 8,
         "penalty.directions": 2,
-    },
+    }
 }
 STEPS = 20
 
@@ -130,10 +130,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
 
 
 def test_a_process_that_dies_takes_the_others_with_it(tmp_path):
-    arguments = [
-        *("launch.py", CONFIG, f"--workdir={tmp_path / 'run'}", *SMALL),
-        *LONG,
-    ]
+    arguments = [*("launch.py", CONFIG, f"--workdir={tmp_path / 'run'}", *SMALL), *LONG]
     main, other = processes.start(arguments, processes=2, devices=1)
     processes.wait_for_rows(tmp_path / "run")
     other.kill()

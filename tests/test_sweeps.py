@@ -175,10 +175,7 @@ MISTAKES = {
     "empty": ({}, r"grid\.py returns \{\}; expected key -> its values, or label"),
     "nothing": (None, r"grid\.py returns None; expected key -> its values, or label"),
     "both kinds": ({"a": {}, "penalty.weight": (1,)}, "expected key -> its values, or"),
-    "same folder": (
-        {"a b": {}, "a_b": {}},
-        "two variants have the folder a_b",
-    ),
+    "same folder": ({"a b": {}, "a_b": {}}, "two variants have the folder a_b"),
     "too many": (
         {"seed": tuple(range(10)), "penalty.weight": tuple(range(10**4))},
         "the sweep has 100000 runs; expected at most 1000",

@@ -10,12 +10,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from invariance_jax.runtime.preemption import (
-    INTERRUPTED,
-    PREEMPTED,
-    SIGNALS,
-    WARNINGS,
-)
+from invariance_jax.runtime.preemption import INTERRUPTED, PREEMPTED, SIGNALS, WARNINGS
 from invariance_jax.slurm.job import Launch
 from invariance_jax.slurm.options import Request
 
