@@ -45,10 +45,7 @@ class Check(NamedTuple):
 
 
 def run(config: Config, *, num_devices: int | None = None) -> Check:
-    """Checks a configuration and compiles its training step.
-
-    The process keeps the CPU devices that it simulates, as many as num_devices.
-    """
+    """Checks a configuration and compiles its step, here or for simulated devices."""
     make_deterministic(config.deterministic)
     if num_devices is not None:
         simulate(num_devices)

@@ -89,10 +89,7 @@ def run(config: Config | None, workdir: AnyPath) -> results.Json:
 def prepare(
     config: Config | None, workdir: AnyPath
 ) -> list[tuple[Settings, epath.Path]]:
-    """Returns the settings and work directory of every seed of a trained run, checked.
-
-    The arguments and errors are those of `run`.
-    """
+    """Returns settings and work directory of every seed of a trained run, checked."""
     config = read_config(workdir) if config is None else config
     make_deterministic(config.deterministic)
     each = [(config, work_folder(workdir)), *one_per_seed(config, workdir)]

@@ -79,11 +79,7 @@ def _projection(context: Context) -> dict[str, np.ndarray]:
 
 
 def principal_components(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first two principal components of features, `[N, 2]`, and shares.
-
-    The shares `[2]` are those of the variance that each explains, 0 for a component
-    that is not there.
-    """
+    """Returns two principal components, `[N, 2]`, and their shares of the variance."""
     centred = h - h.mean(axis=0)
     left, scale, right = np.linalg.svd(centred, full_matrices=False)
     # The sign of a component is free: its largest loading is positive.

@@ -116,10 +116,7 @@ def final_metrics(workdir: AnyPath, *, step: int) -> dict[str, float]:
 def _read(
     path: epath.Path,
 ) -> tuple[list[tuple[str, dict[str, Any]]], list[tuple[int, str]]]:
-    """Returns the rows of a log, and number and content of each line that is none.
-
-    A last line that was cut off by a crash is neither.
-    """
+    """Returns the rows of a log, and number and content of each line that is none."""
     text = path.read_bytes().decode(errors="replace") if path.exists() else ""
     lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("}\n"):

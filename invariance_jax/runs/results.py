@@ -77,10 +77,7 @@ def rows_of(values: Mapping[str, float], **at: Value | None) -> list[Row]:
 
 
 def wanted(task: Task) -> tuple[str, ...]:
-    """Returns the experiments that a run asks for, built-in ones first.
-
-    Without labels, those that need them are left out.
-    """
+    """Returns the experiments that are asked for, of those that the labels allow."""
     settings = task.settings
     built_in = [
         name
@@ -91,11 +88,7 @@ def wanted(task: Task) -> tuple[str, ...]:
 
 
 def settings_of(task: Task, step: int) -> Json:
-    """Returns the settings of an evaluation of the checkpoint of a step.
-
-    They are the keys of the section, the step, the numbers of examples (those of the
-    training split before `evaluation.label_fraction`) and the targets or classes.
-    """
+    """Returns how the checkpoint of a step is measured: keys, examples, names."""
     chosen, sizes = task.settings.evaluation, task.settings.data
     train, test = sizes.train_examples or 0, getattr(sizes, f"{chosen.split}_examples")
     names = {"targets": task.targets, "classes": task.classes}
@@ -233,8 +226,7 @@ def write_results(workdir: AnyPath, content: Json) -> None:
 def summary(rows: Iterable[Json]) -> dict[str, Json]:
     """Returns name -> mean, standard error (ddof 1; None for one seed) and n.
 
-    Of what two experiments measured, the first one counts; of what some seeds lack,
-    there is no entry; where a value is None, the mean is too.
+    Of what two experiments measured, the first counts; what a seed lacks is left out.
     """
     found: dict[str, dict[int, float | None]] = {}
     for row in rows:

@@ -134,8 +134,7 @@ def one_per_seed(config: Config, workdir: AnyPath) -> list[tuple[Config, epath.P
 
 
 def provenance() -> dict[str, Any]:
-    """Returns the command of this process, and its environment: commit, versions,
-    devices and number of processes."""
+    """Returns the command of this process; commit, versions, devices and processes."""
     versions = {"invariance_jax": __version__}
     versions |= {name: metadata.version(name) for name in _PACKAGES}
     environment = {

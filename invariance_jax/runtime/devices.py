@@ -29,10 +29,7 @@ def all_devices(count: int | None = None) -> tuple[jax.Device, ...]:
 
 
 def simulate(count: int) -> None:
-    """Gives this process a number of CPU devices, and no others.
-
-    Raises ValueError if it is not positive, or the process has used others already.
-    """
+    """Gives this process a number of CPU devices, and no others."""
     if count < 1:
         raise ValueError(f"--check_devices is {count}; expected a positive number.")
     if not have_started():

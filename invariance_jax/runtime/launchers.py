@@ -60,10 +60,7 @@ def from_flags(
 
 
 def from_environment(environment: Mapping[str, str]) -> Launcher | None:
-    """Returns the launcher that has left its variables, None if there is none.
-
-    Raises ValueError if one that belongs to it is missing or not a number.
-    """
+    """Returns the launcher that has left its variables, None if there is none."""
     if "JAX_NUM_PROCESSES" in environment:
         address = _address(environment, "expected HOST:PORT.")
         numbers = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")

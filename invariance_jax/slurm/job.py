@@ -24,20 +24,14 @@ _SECONDS = 60  # the longest that the controller of SLURM is waited for
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """One start of a program in a folder, that is pickled here and called on nodes.
-
-    The arguments are the command line without the flags of the submission.
-    """
+    """A command line without the submission, pickled here and called on nodes."""
 
     program: str
     arguments: tuple[str, ...]
     folder: str
 
     def __call__(self) -> None:
-        """Runs the program within this process; exits with its status unless it is 0.
-
-        After a preemption, a job that is queued again exits with 0.
-        """
+        """Runs the program within this process; exits with its status if not 0."""
         try:
             for number in WARNINGS:
                 signal.signal(number, _leave)

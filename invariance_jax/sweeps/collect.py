@@ -34,10 +34,7 @@ _log = logging.getLogger(__name__)
 def finished(workdirs: Sequence[str]) -> list[epath.Path]:
     """Returns work directories, the parent of a sweep replaced by what it has finished.
 
-    The first of a sweep is what the others are compared to. Says which runs are
-    missing. Writes the `config.json` and the aggregated `results.json` of variants over
-    several seeds. Raises ValueError if no variant of a sweep is finished, or one of
-    them is another run than `sweep.json` says or was evaluated in another way.
+    Writes the `config.json` and `results.json` of variants over several seeds.
     """
     found = []
     for workdir in map(work_folder, workdirs):

@@ -111,11 +111,7 @@ class ImageTask(Task):
         return own
 
     def shiftable(self) -> Transformation | None:
-        """Returns colour jitter of strength 1 of plain images, of every view.
-
-        None where the augmentation is a user's own, as the strength that it was trained
-        with is not known.
-        """
+        """Returns colour jitter of strength 1; None of an own augmentation."""
         if plugins.is_own(self.settings.augmentation.name):
             return None
         chosen = self.settings.data

@@ -28,10 +28,8 @@ class Operations(NamedTuple):
 def count_operations(parts: Parts) -> Operations:
     """Returns the operations of a step, counted from the shapes of its layers.
 
-    Those of the convolutions and matrix products of encoder and heads, and of the
-    similarities of SimCLR: forward and twice that backward, and the same again for each
-    view along which the encoder is differentiated. The exact count is a little lower,
-    as the first layer needs no gradient of its input; recomputation is not counted.
+    Those of convolutions, matrix products and similarities: forward, twice that
+    backward, and the same again for each view that is differentiated.
     """
     settings, transformation = parts.settings, parts.transformation
 

@@ -80,10 +80,7 @@ class FrozenEncoder:
         num_views: tuple[int, ...],
         stream: int,
     ) -> np.ndarray:
-        """Returns a logistic probe's probabilities averaged, `[len(num_views), N, C]`.
-
-        The views are those of `features`.
-        """
+        """Returns averaged probabilities of a probe, `[len(num_views), N, C]`."""
         mapped = self._averaged(self._classify, num_views, "all")
         return mapped((variables, probe), x, stream)
 
