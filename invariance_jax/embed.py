@@ -41,14 +41,13 @@ def run(config: Config | None, workdir: AnyPath) -> list[Path | epath.Path]:
     with Watch() as watch, compilation_kept(chosen.compilation_cache, workdir):
         parts, between = build(chosen), watch.stop_if_asked
         encoder = FrozenEncoder(parts, parallel.all_devices(), between=between)
-        views, is_plain = chosen.embedding.num_views, parts.transformation.plain
-        if views == 0 and is_plain is None:
+        views, plain = chosen.embedding.num_views, parts.transformation.plain
+        if views == 0 and plain is None:
             raise ValueError(
                 "embedding.num_views is 0; expected M >= 1: no view is plain."
             )
-        views = (
-            int(is_plain is None) if views is None else views
-        )  # 0: the image is plain
+        if views is None:
+            views = 1 if plain is None else 0  # of 0 views: the plain image
         jobs = [job for one in runs for job in _jobs(parts, *one, views)]
         for job in [job for job in jobs if not _is_written(job)]:
             _embed(job, encoder, parts.task, views)
