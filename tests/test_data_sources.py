@@ -302,7 +302,7 @@ def test_command_refuses_flags_that_do_not_go_together(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def start(*flags, shell=(), stdout=None):
+def start(*flags, shell=(), **settings):
     """Runs the command in a shell whose output is in ASCII."""
     return subprocess.run(
         [*shell, sys.executable, "-m", "invariance_jax.data", *map(str, flags)],
@@ -312,6 +312,7 @@ def start(*flags, shell=(), stdout=None):
         stderr=subprocess.PIPE,
         text=True,
         timeout=60,
+        **settings,
     )
 
 

@@ -57,12 +57,7 @@ class Plan(NamedTuple):
 def plan(config: Config | None, workdir: str, mode: str) -> Plan:
     """Returns the runs that the command line asks for; writes nothing.
 
-    Without `--sweep` the one that the command line names, as it is. Finished are, in
-    the modes `all` and `evaluate`, the runs that have these results.
-
-    Raises:
-      ValueError: if the sweep cannot be read, a key or value of it is wrong, or a
-        folder holds another run.
+    In the modes `all` and `evaluate`, those of a sweep that have results are left out.
     """
     parent = work_folder(workdir)
     if _SWEEP.value is None:
