@@ -308,7 +308,6 @@ def start(*flags, shell=(), **settings):
         [*shell, sys.executable, "-m", "invariance_jax.data", *map(str, flags)],
         cwd=Path(__file__).resolve().parents[1],
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
-        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
         timeout=60,

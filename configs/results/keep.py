@@ -2,8 +2,9 @@
 
     python -m configs.results.keep NAME "no penalty=runs/simclr" "penalty=runs/quick"
 
-writes NAME.csv, which must not exist: the numbers of the summary of each run, and of all but the first the
-paired differences to it, seed by seed, with 95 % intervals of Student's t.
+writes NAME.csv, which must not exist: the numbers of the summary of each run, and of
+all but the first the paired differences to it, seed by seed, with 95 % intervals of
+Student's t.
 """
 
 import csv
