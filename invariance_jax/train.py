@@ -76,11 +76,12 @@ def run(config: Config, workdir: AnyPath) -> None:
             train = _read_examples(make_task(settings))
             batches = InMemory(train.x, parallel.replicate)
             for one, owner in owned:
-                _Run(one, owner, train, batches, watch).train()
+                with _Run(one, owner, train, batches, watch) as training:
+                    training.make_steps()
 
 
-class _Run:
-    """The training of one seed."""
+class _Run(contextlib.ExitStack):
+    """The training of one seed; what it opens is closed at its end."""
 
     def __init__(
         self,
@@ -90,6 +91,7 @@ class _Run:
         batches: InMemory,
         watch: Watch,
     ):
+        super().__init__()
         self._settings, self._owner, self._workdir = settings, owner, owner.workdir
         self._train, self._batches, self._watch = train, batches, watch
         self._devices = parallel.all_devices()
@@ -103,20 +105,6 @@ class _Run:
             owner=owner,
         )
 
-    def train(self) -> None:
-        """Makes the steps that are left."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._checkpoints.close)
-            step, state, note = self._first()
-            if step == self._settings.derived.steps:
-                return
-            self._checkpoints.remove_after(step)  # damaged ones
-            self._checkpoints.check_room(state)
-            ends = self._settings.derived.profile_steps
-            profiler = Profiler(ends, self._workdir, first_step=step)
-            rows = self._rows(step, note, stack)
-            self._loop(state, rows, stack.enter_context(profiler))
-
     def _first(self) -> Checkpoint[TrainState]:
         """Returns what training continues or starts from."""
         found = self._checkpoints.newest(state_shapes(self._parts))
@@ -128,15 +116,13 @@ class _Run:
         # Processes on different processors may initialize to different last bits.
         return Checkpoint(0, processes.from_main(first_state(self._parts)), {})
 
-    def _rows(
-        self, step: int, note: dict[str, Any], stack: contextlib.ExitStack
-    ) -> Rows:
+    def _rows(self, step: int, note: dict[str, Any]) -> Rows:
         """Returns the open log, after the rows until a step."""
         settings, rows = self._settings, note.get("rows", 0)
         self._writer = MetricsWriter(
             self._owner, first_step=step, rows=rows, settings=settings
         )
-        stack.callback(self._writer.close)
+        self.callback(self._writer.close)
         bar = progress(
             "training",
             settings.derived.steps,
@@ -146,15 +132,25 @@ class _Run:
         )
         return Rows(
             self._writer,
-            stack.enter_context(bar),
+            self.enter_context(bar),
             self._parts.schedule,
             batch_size=settings.batch_size,
             first_step=step,
             pending=note.get("pending", {}),
         )
 
-    def _loop(self, state: TrainState, rows: Rows, profiler: Profiler) -> None:
-        settings, step = self._settings, int(state.step)
+    def make_steps(self) -> None:
+        """Makes the steps that are left."""
+        self.callback(self._checkpoints.close)
+        settings, (step, state, note) = self._settings, self._first()
+        if step == settings.derived.steps:
+            return
+        self._checkpoints.remove_after(step)  # damaged ones
+        self._checkpoints.check_room(state)
+        ends = settings.derived.profile_steps
+        profiler = Profiler(ends, self._workdir, first_step=step)
+        rows = self._rows(step, note)
+        self.enter_context(profiler)
         parts = build(settings, axis_name=parallel.AXIS_NAME)
         train = parallel.make_train(
             parts.make_step(),

@@ -20,6 +20,7 @@ from invariance_jax.sweeps.variants import make_variants, read_sweep
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
+ALONE = sweeps.Run(None, None, "")
 SWEEPS = Path(spirograph.__file__).parent / "sweeps"
 PROJECT = (
     *("baselines", "directions", "limits", "normalization"),
@@ -246,7 +247,9 @@ def made(compiled_once, tmp_path_factory):
         sweeps.flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(sweep=write(folder / "grid.py", GRID)):
         found = sweeps.plan(config(), str(folder / "sweep"), "all")
-        sweeps.run_each(found, evaluated)
+        sweeps.begin(found)
+        for run in found.runs:
+            evaluated(run.config, run.workdir)
     return folder / "sweep"
 
 
@@ -307,17 +310,14 @@ def test_a_run_and_a_sweep_do_not_share_a_folder(plan, made):
 
 
 def test_a_run_that_diverges_does_not_stop_the_others(plan):
-    done = []
-
-    def program(config, workdir):
-        done.append(workdir)
-        if config.seed == 0:
-            raise FloatingPointError("loss is not finite")
-
-    found = plan(GRID)
-    expected = [f"{name}: loss is not finite" for name in (RUNS[0], RUNS[2])]
-    assert sweeps.run_each(found, program) == expected
-    assert done == [run.workdir for run in found.runs]
+    errors = []
+    for run in plan(GRID).runs:
+        with sweeps.kept_going(run, errors):
+            if run.config.seed == 0:
+                raise FloatingPointError("loss is not finite")
+    assert errors == [f"{name}: loss is not finite" for name in (RUNS[0], RUNS[2])]
+    with pytest.raises(FloatingPointError), sweeps.kept_going(ALONE, []):
+        raise FloatingPointError
 
 
 def test_the_variants_are_aggregated_over_their_seeds(copy):
