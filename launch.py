@@ -3,7 +3,6 @@
 python launch.py --config=configs/spirograph.py:quick --workdir=runs/quick
 """
 
-import functools
 import os
 import signal
 import sys
@@ -64,44 +63,55 @@ def main(arguments: list[str]) -> None:
         return
     if not workdirs:
         raise ValueError("--workdir is missing")
-    if mode == "report":
-        return _report(workdirs)
-    if len(workdirs) > 1:
+    if len(workdirs) > 1 and mode != "report":
         raise ValueError(f"--mode={mode} takes one --workdir")
-    if mode == "export":
+    if mode == "report":
+        _report(workdirs)
+    elif mode == "export":
         print(export.run(workdirs[0], _OUT.value))
-        return
-    plan = sweeps.plan(config, workdirs[0], mode)
+    else:
+        _run(mode, config, workdirs[0], request)
+
+
+def _run(
+    mode: str, config: Config | None, workdir: str, request: options.Request | None
+) -> None:
+    """Trains, evaluates, reports and embeds, or submits that to a cluster."""
+    plan = sweeps.plan(config, workdir, mode)
     if request:
         sys.exit(submission.submit(request, plan, mode))
     for run in plan.runs[:1]:
         first = run.config or evaluate.read_config(run.workdir)
         devices.make_deterministic(first.deterministic)
     writes = startup.initialize()
-    diverged = sweeps.run_each(plan, functools.partial(_run, mode, writes))
+    if writes:
+        sweeps.begin(plan)
+    diverged: list[str] = []
+    for run in plan.runs:
+        with sweeps.kept_going(run, diverged):
+            if mode in ("all", "train"):
+                assert run.config is not None
+                train.run(run.config, run.workdir)
+            if mode in ("all", "evaluate"):
+                print(report.table(evaluate.run(run.config, run.workdir)))
+            if mode == "embed":
+                print(*embed.run(run.config, run.workdir), sep="\n")
+            if mode == "all" and writes:
+                print(f"report: {report.run([run.workdir], run.workdir)}")
     if plan.record and mode == "all" and writes:
-        _report(workdirs)
+        _report([workdir])
     if diverged:
         raise FloatingPointError("\n".join(diverged))
-
-
-def _run(mode: str, writes: bool, config: Config | None, workdir: str) -> None:
-    if mode in ("all", "train"):
-        assert config is not None
-        train.run(config, workdir)
-    if mode in ("all", "evaluate"):
-        print(report.table(evaluate.run(config, workdir)))
-    if mode == "embed":
-        print(*embed.run(config, workdir), sep="\n")
-    if mode == "all" and writes:
-        print(f"report: {report.run([workdir], workdir)}")
 
 
 def _report(workdirs: list[str]) -> None:
     if len(workdirs) > 1 and not _OUT.value:
         raise ValueError("--out is missing: several work directories")
     found = collect.finished(workdirs)
-    print(f"report: {report.run(found, os.path.expanduser(_OUT.value or workdirs[0]))}")
+    out = report.run(found, os.path.expanduser(_OUT.value or workdirs[0]))
+    if len(found) > 1:
+        print(report.comparison_text(found))
+    print(f"report: {out}")
 
 
 if __name__ == "__main__":

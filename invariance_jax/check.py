@@ -12,7 +12,7 @@ import numpy as np
 
 from invariance_jax.runs.tracking import check_tracking
 from invariance_jax.runtime.devices import make_deterministic, simulate
-from invariance_jax.settings import Config, check_devices, resolve
+from invariance_jax.settings import Config, Settings, check_devices, resolve
 from invariance_jax.training import cost
 from invariance_jax.training.batches import InMemory
 from invariance_jax.training.build import (
@@ -24,73 +24,28 @@ from invariance_jax.training.build import (
 
 
 class Memory(NamedTuple):
-    """What the training step takes of the memory of one device, in bytes.
+    """What the training step takes of the memory of one device, in bytes."""
 
-    Attributes:
-      data: the data set, of which each device holds a copy.
-      state: parameters, statistics and optimizer; the new ones take their place.
-      results: what else comes in and goes out.
-      temporary: what lives within a step only, at most at any one time.
-      program: the compiled step itself (0 where XLA does not tell).
-    """
-
-    data: int
-    state: int
-    results: int
-    temporary: int
-    program: int
-
-    @property
-    def total(self) -> int:
-        """Returns the sum."""
-        return sum(self)
+    data: int  # the data set, of which each device holds a copy
+    state: int  # parameters, statistics and optimizer; the new ones take their place
+    results: int  # what else comes in and goes out
+    temporary: int  # what lives within a step only, at most at any one time
+    program: int  # the compiled step itself (0 where XLA does not tell)
 
 
 class Check(NamedTuple):
-    """What is known of a run before it starts.
+    """What is known of a run before it starts."""
 
-    Attributes:
-      devices: one name per device.
-      simulated: whether they stand for devices that are not there.
-      parameters: {"encoder", "heads"}: number of entries of all arrays.
-      batch_size: examples per step over all devices.
-      steps: of the whole run.
-      steps_per_epoch: batches that the training examples fill.
-      seeds: number of such runs, one after the other.
-      flops: floating-point operations of the products and convolutions of one step over
-        all devices, see `training.cost`: a multiplication and an addition are two.
-      memory: of one device.
-      compile_seconds: tracing and compiling of the step, wall clock.
-    """
-
-    devices: tuple[str, ...]
-    simulated: bool
-    parameters: dict[str, int]
-    batch_size: int
-    steps: int
-    steps_per_epoch: int
-    seeds: int
-    flops: float
+    settings: Settings
+    devices: tuple[str, ...]  # the kind of each
+    parameters: dict[str, int]  # {"encoder", "heads"}: entries of all arrays
+    flops: float  # of a step over all devices, see `training.cost`
     memory: Memory
-    compile_seconds: float
+    compile_seconds: float  # tracing and compiling of the step, wall clock
 
 
 def run(config: Config, *, num_devices: int | None = None) -> Check:
-    """Checks a configuration and compiles its training step.
-
-    Args:
-      config: a configuration.
-      num_devices: CPU devices that stand for those of the run, and that the process
-        then keeps; None: the devices that are there.
-
-    Returns:
-      What was found.
-
-    Raises:
-      ValueError: if the configuration is invalid, does not fit the devices or their
-        memory, or a package is missing; or if devices are to be simulated after others
-        have been used.
-    """
+    """Checks a configuration and compiles its step, here or for simulated devices."""
     make_deterministic(config.deterministic)
     if num_devices is not None:
         simulate(num_devices)
@@ -113,43 +68,31 @@ def run(config: Config, *, num_devices: int | None = None) -> Check:
     compiled = cost.compile_train(parts, batches, devices)
     compile_seconds = time.monotonic() - started
     taken = _memory(compiled, state, examples.nbytes)
-    _check_fits(taken.total, devices)
+    cost.check_memory(sum(taken), devices, what="the training step takes")
+    simulated = "" if num_devices is None else ", simulated"
     return Check(
-        devices=tuple(device.device_kind for device in devices),
-        simulated=num_devices is not None,
-        parameters={part: _size(state.params[part]) for part in ("encoder", "heads")},
-        batch_size=settings.batch_size,
-        steps=settings.derived.steps,
-        steps_per_epoch=settings.derived.steps_per_epoch,
-        seeds=settings.seeds,
-        flops=cost.count_operations(parts).of_batch(settings.batch_size),
-        memory=taken,
-        compile_seconds=compile_seconds,
+        settings,
+        tuple(f"{device.device_kind}{simulated}" for device in devices),
+        {part: _size(state.params[part]) for part in ("encoder", "heads")},
+        cost.count_operations(parts).of_batch(settings.batch_size),
+        taken,
+        compile_seconds,
     )
 
 
 def table(found: Check) -> str:
-    """Returns the result of `run` as lines of text.
-
-    Args:
-      found: the result.
-
-    Returns:
-      A line per fact, with its unit.
-    """
-    count = len(found.devices)
-    kinds = ", ".join(sorted({*found.devices}))
-    taken = found.memory
-    seeds = f", for each of {found.seeds} seeds" if found.seeds > 1 else ""
+    """Returns the result of `run` as lines of text."""
+    settings, taken = found.settings, found.memory
+    derived, parameters = settings.derived, found.parameters
+    batch, count = settings.batch_size, len(found.devices)
+    seeds = f", for each of {settings.seeds} seeds" if settings.seeds > 1 else ""
     rows = {
-        "devices": f"{count} ({kinds}{', simulated' if found.simulated else ''})",
-        "batch": f"{found.batch_size} examples, {found.batch_size // count} per device",
-        "steps": f"{found.steps}{seeds}, {found.steps_per_epoch} per epoch",
-        "parameters": ", ".join(
-            f"{number:,} ({part})" for part, number in found.parameters.items()
-        ),
+        "devices": f"{count} ({', '.join(sorted({*found.devices}))})",
+        "batch": f"{batch} examples, {batch // count} per device",
+        "steps": f"{derived.steps}{seeds}, {derived.steps_per_epoch} per epoch",
+        "parameters": ", ".join(f"{n:,} ({part})" for part, n in parameters.items()),
         "FLOPs per step": f"{found.flops / 1e9:.4g} G, products and convolutions",
-        "memory per device": _bytes(taken.total) + ", of the training step",
+        "memory per device": _bytes(sum(taken)) + ", of the training step",
         "  data set": _bytes(taken.data),
         "  state": _bytes(taken.state),
         "  within a step": _bytes(taken.temporary),
@@ -174,17 +117,6 @@ def _memory(compiled: Any, state: Any, data: int) -> Memory:
         temporary=found.temp_size_in_bytes,
         program=found.generated_code_size_in_bytes,
     )
-
-
-def _check_fits(size: int, devices: tuple[jax.Device, ...]) -> None:
-    for device in devices:
-        limit = cost.limit(device)
-        if limit is not None and size > limit:
-            raise ValueError(
-                f"the training step takes {_bytes(size)} of the {_bytes(limit)} of "
-                f"{device}; lower batch_size or data.train_examples, or use more "
-                "devices or ones with more memory."
-            )
 
 
 def _size(tree: Any) -> int:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from etils import epath
 from invariance_jax.evaluate import prepare, restore
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
-from invariance_jax.runtime.files import plain_path
+from invariance_jax.runtime.files import AnyPath, plain_path
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.settings import Config, Settings, to_dict
 from invariance_jax.tasks import Task
@@ -27,29 +26,14 @@ _log = logging.getLogger(__name__)
 _STREAMS = ("train", "test", "validation")
 
 
-def run(
-    config: Config | None, workdir: str | os.PathLike[str]
-) -> list[Path | epath.Path]:
+def run(config: Config | None, workdir: AnyPath) -> list[Path | epath.Path]:
     """Writes the representations of the splits that the configuration names.
 
     One file per seed and split, `embeddings_SPLIT_plain.npz`, or of M views
-    `embeddings_SPLIT_M_views.npz`: `features` float32 `[N, D]`, of plain images or
-    averaged over the views, in the order of the set; `labels` int32 `[N]`, or `targets`
-    float32 `[N, T]`, where there are any; and `settings`, a JSON text with all that
-    made them.
-
-    Args:
-      config: the configuration of the run; its embedding and evaluation keys may
-        differ. None: that of the work directory.
-      workdir: the work directory of the run.
-
-    Returns:
-      The files.
-
-    Raises:
-      ValueError: if the configuration is invalid, the work directory holds no such run,
-        a checkpoint is missing, or one of the files exists and was made in another way.
-      Preempted: if a signal asks for a stop; the same call makes the files that lack.
+    `embeddings_SPLIT_M_views.npz`: `features` float32 `[N, D]` in the order of the set;
+    `labels` int32 `[N]` or `targets` float32 `[N, T]`, where there are any; and
+    `settings`, a JSON text with all that made them. The arguments are those of
+    `evaluate.run`. Raises ValueError if a file exists that was made in another way.
     """
     with processes.main_process_first():
         runs = prepare(config, workdir)
@@ -57,7 +41,13 @@ def run(
     with Watch() as watch, compilation_kept(chosen.compilation_cache, workdir):
         parts, between = build(chosen), watch.stop_if_asked
         encoder = FrozenEncoder(parts, parallel.all_devices(), between=between)
-        views = _num_views(parts)
+        views, plain = chosen.embedding.num_views, parts.transformation.plain
+        if views == 0 and plain is None:
+            raise ValueError(
+                "embedding.num_views is 0; expected M >= 1: no view is plain."
+            )
+        if views is None:
+            views = 1 if plain is None else 0  # of 0 views: the plain image
         jobs = [job for one in runs for job in _jobs(parts, *one, views)]
         for job in [job for job in jobs if not _is_written(job)]:
             _embed(job, encoder, parts.task, views)
@@ -71,15 +61,6 @@ class _Job(NamedTuple):
     split: str
     variables: Variables
     made_by: str
-
-
-def _num_views(parts: Parts) -> int:
-    """Returns how many views are averaged; 0: the image is plain."""
-    views = parts.settings.embedding.num_views
-    is_plain = parts.transformation.plain is not None
-    if views == 0 and not is_plain:
-        raise ValueError("embedding.num_views is 0; expected M >= 1: no view is plain.")
-    return (0 if is_plain else 1) if views is None else views
 
 
 def _jobs(

@@ -6,7 +6,6 @@ linear probes, and the variance of the representation over views; what is measur
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable
 
@@ -18,16 +17,11 @@ from invariance_jax.experiments import Context, samples
 from invariance_jax.runs import results
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.log import final_metrics
-from invariance_jax.runs.workdir import (
-    check_same_run,
-    claim,
-    one_per_seed,
-    read_config,
-)
+from invariance_jax.runs.workdir import check_same_run, claim, one_per_seed, read_config
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import make_deterministic
-from invariance_jax.runtime.files import work_folder
+from invariance_jax.runtime.files import AnyPath, work_folder
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.runtime.terminal import progress
 from invariance_jax.settings import Config, Settings, resolve
@@ -51,7 +45,7 @@ _OF_FEW_VIEWS = {"downstream", "invariance", "linearization", "nuisance_predicti
 """The experiments that need features over the first M at most."""
 
 
-def run(config: Config | None, workdir: str | os.PathLike[str]) -> results.Json:
+def run(config: Config | None, workdir: AnyPath) -> results.Json:
     """Evaluates the newest checkpoint of every seed of a run.
 
     Every process of a run over several calls it; the main one writes.
@@ -93,12 +87,9 @@ def run(config: Config | None, workdir: str | os.PathLike[str]) -> results.Json:
 
 
 def prepare(
-    config: Config | None, workdir: str | os.PathLike[str]
+    config: Config | None, workdir: AnyPath
 ) -> list[tuple[Settings, epath.Path]]:
-    """Returns the settings and work directory of every seed of a trained run, checked.
-
-    The arguments and errors are those of `run`.
-    """
+    """Returns settings and work directory of every seed of a trained run, checked."""
     config = read_config(workdir) if config is None else config
     make_deterministic(config.deterministic)
     each = [(config, work_folder(workdir)), *one_per_seed(config, workdir)]
@@ -113,7 +104,7 @@ def prepare(
 
 
 def load(
-    workdir: str | os.PathLike[str], *, step: int | None = None
+    workdir: AnyPath, *, step: int | None = None
 ) -> tuple[Callable[[Array], Array], Config]:
     """Returns the encoder of a trained run, and its configuration.
 
@@ -129,7 +120,7 @@ def load(
     Raises:
       ValueError: if there is no run, several seeds, or no such checkpoint.
     """
-    variables, config, parts = load_parts(workdir, step=step)
+    parts, config, variables = load_parts(workdir, step=step)
     plain = parts.transformation.plain
 
     def encode(images: Array) -> Array:
@@ -139,30 +130,10 @@ def load(
     return encode, config
 
 
-def load_variables(
-    workdir: str | os.PathLike[str], *, step: int | None = None
-) -> tuple[Variables, Config]:
-    """Returns the variables of the encoder of a trained run, and its configuration.
-
-    Args:
-      workdir: as of `load`.
-      step: as of `load`.
-
-    Returns:
-      `({"params", "batch_stats"}, config)`, NumPy arrays; what
-      `models.weights.to_torch_state_dict` takes if the encoder is a ResNet.
-
-    Raises:
-      ValueError: if there is no run, several seeds, or no such checkpoint.
-    """
-    variables, config, _ = load_parts(workdir, step=step)
-    return variables, config
-
-
 def load_parts(
-    workdir: str | os.PathLike[str], *, step: int | None = None
-) -> tuple[Variables, Config, Parts]:
-    """Returns what `load_variables` does, and the parts of the run."""
+    workdir: AnyPath, *, step: int | None = None
+) -> tuple[Parts, Config, Variables]:
+    """Returns parts, configuration and encoder of the run of one seed."""
     config = read_config(workdir)
     settings = resolve(config)
     if settings.seeds > 1:
@@ -171,7 +142,8 @@ def load_parts(
             f"{epath.Path(workdir) / f'seed_{settings.seed}'}."
         )
     parts = build(settings)
-    return encoder_variables(restore(parts, work_folder(workdir), step)), config, parts
+    state = restore(parts, work_folder(workdir), step)
+    return parts, config, encoder_variables(state)
 
 
 def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> TrainState:
@@ -213,8 +185,16 @@ def _evaluate(
         ) as bar:
             for name in missing:
                 bar.set_description(f"evaluating {name}")
-                asked = {"settings": settings, "source": sources[name]}
-                found[name] = _measure(name, functions[name], context) | asked
+                started = time.monotonic()
+                measured = experiments.measure(name, functions[name], context)
+                found[name] = results.make_record(
+                    name,
+                    results.table(name, measured.rows, seed=parts.settings.seed),
+                    seconds=time.monotonic() - started,
+                    settings=settings,
+                    source=sources[name],
+                )
+                _log.info("%s: %s took %.0f s", workdir, name, found[name]["seconds"])
                 if main:
                     results.write_record(workdir, found[name])
                 bar.update()
@@ -226,15 +206,3 @@ def _evaluate(
     if processes.is_main_process():
         results.write_results(workdir, content)
     return content
-
-
-def _measure(
-    name: str, experiment: experiments.Experiment, context: Context
-) -> results.Json:
-    """Returns the record of an experiment, but for how it was asked for."""
-    started = time.monotonic()
-    measured = experiments.measure(name, experiment, context)
-    seconds = time.monotonic() - started
-    _log.info("%s: %s took %.0f s", context.workdir, name, seconds)
-    rows = results.table(name, measured.rows, seed=context.settings.seed)
-    return results.make_record(name, rows, seconds)

@@ -14,7 +14,6 @@ and arrays as flax has them. Images are normalized before, as the log line says.
 """
 
 import logging
-import os
 from pathlib import Path
 
 import jax
@@ -22,6 +21,7 @@ import numpy as np
 
 from invariance_jax.evaluate import load_parts
 from invariance_jax.models import weights
+from invariance_jax.runtime.files import AnyPath
 from invariance_jax.training.build import Parts
 from invariance_jax.training.objective import Variables
 from invariance_jax.types import Array, Key
@@ -39,32 +39,14 @@ _LEAVES = {
 }
 
 
-def run(
-    workdir: str | os.PathLike[str],
-    out: str | os.PathLike[str] | None,
-    *,
-    step: int | None = None,
-) -> Path:
-    """Writes the encoder of a run to a new file.
-
-    Args:
-      workdir: the work directory of one seed.
-      out: the file, which ends in .safetensors or .npz and does not exist.
-      step: finished steps of the checkpoint; None is the newest.
-
-    Returns:
-      The file.
-
-    Raises:
-      ValueError: if the file exists or has another ending, or there is no run, several
-        seeds, or no such checkpoint.
-    """
+def run(workdir: AnyPath, out: AnyPath | None, *, step: int | None = None) -> Path:
+    """Writes the encoder of the run of one seed to a new file, and returns its path."""
     if out is None or Path(out).suffix not in _SUFFIXES:
         raise ValueError(f"--out is {out}; expected a file {' or '.join(_SUFFIXES)}.")
     path = Path(out).expanduser()
     if path.exists():
         raise ValueError(f"{path} exists; move it, nothing is overwritten.")
-    variables, config, parts = load_parts(workdir, step=step)
+    parts, config, variables = load_parts(workdir, step=step)
     path.parent.mkdir(parents=True, exist_ok=True)
     weights.save_state_dict(path, state_dict(parts, variables))
     mean, std = config.data.mean, config.data.std
@@ -74,12 +56,7 @@ def run(
 
 
 def state_dict(parts: Parts, variables: Variables) -> dict[str, np.ndarray]:
-    """Returns name -> array of an encoder, as the file has them.
-
-    Args:
-      parts: those of the run.
-      variables: those of the encoder.
-    """
+    """Returns name -> array of an encoder, as the file has them."""
     name = parts.settings.encoder.name
     if name.startswith("resnet"):
         return weights.to_torch_state_dict(variables)

@@ -5,8 +5,7 @@
 
 import contextlib
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from invariance_jax.runs.workdir import Owner, claim, one_per_seed
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import make_deterministic
+from invariance_jax.runtime.files import AnyPath
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.runtime.profiling import Profiler
 from invariance_jax.runtime.terminal import progress
@@ -39,7 +39,7 @@ from invariance_jax.training.step import TrainState
 _log = logging.getLogger(__name__)
 
 
-def run(config: Config, workdir: str | os.PathLike[str]) -> None:
+def run(config: Config, workdir: AnyPath) -> None:
     """Trains, or continues to train, the run of a configuration.
 
     Several seeds train one after the other, each in a folder of its own. Writes
@@ -77,11 +77,11 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> None:
             batches = InMemory(train.x, parallel.replicate)
             for one, owner in owned:
                 with _Run(one, owner, train, batches, watch) as training:
-                    training.train()
+                    training.make_steps()
 
 
-class _Run:
-    """The training of one seed, within the context that it is."""
+class _Run(contextlib.ExitStack):
+    """The training of one seed; what it opens is closed at its end."""
 
     def __init__(
         self,
@@ -91,40 +91,19 @@ class _Run:
         batches: InMemory,
         watch: Watch,
     ):
-        self._settings, self._owner = settings, owner
-        self._workdir = owner.workdir
+        super().__init__()
+        self._settings, self._owner, self._workdir = settings, owner, owner.workdir
         self._train, self._batches, self._watch = train, batches, watch
-        self._devices: Sequence[jax.Device] = parallel.all_devices()
+        self._devices = parallel.all_devices()
         self._parts = build(settings)
         self._probe = FrozenEncoder(self._parts, self._devices)
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> "_Run":
-        kept = self._settings.checkpoints
+        kept = settings.checkpoints
         self._checkpoints = Checkpoints(
             self._workdir,
             keep=kept.keep,
             keep_every_steps=kept.keep_every_steps,
-            owner=self._owner,
+            owner=owner,
         )
-        self._stack.callback(self._checkpoints.close)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def train(self) -> None:
-        """Makes the steps that are left."""
-        checkpoints, steps = self._checkpoints, self._settings.derived.steps
-        step, state, note = self._first()
-        if step == steps:
-            return
-        checkpoints.remove_after(step)  # damaged ones
-        checkpoints.check_room(state)
-        ends = self._settings.derived.profile_steps
-        profiler = Profiler(ends, self._workdir, first_step=step)
-        rows = self._rows(step, note)
-        self._loop(state, rows, self._stack.enter_context(profiler))
 
     def _first(self) -> Checkpoint[TrainState]:
         """Returns what training continues or starts from."""
@@ -139,14 +118,11 @@ class _Run:
 
     def _rows(self, step: int, note: dict[str, Any]) -> Rows:
         """Returns the open log, after the rows until a step."""
-        settings = self._settings
+        settings, rows = self._settings, note.get("rows", 0)
         self._writer = MetricsWriter(
-            self._owner,
-            first_step=step,
-            rows=note.get("rows", 0),
-            settings=settings,
+            self._owner, first_step=step, rows=rows, settings=settings
         )
-        self._stack.callback(self._writer.close)
+        self.callback(self._writer.close)
         bar = progress(
             "training",
             settings.derived.steps,
@@ -156,15 +132,25 @@ class _Run:
         )
         return Rows(
             self._writer,
-            self._stack.enter_context(bar),
+            self.enter_context(bar),
             self._parts.schedule,
             batch_size=settings.batch_size,
             first_step=step,
             pending=note.get("pending", {}),
         )
 
-    def _loop(self, state: TrainState, rows: Rows, profiler: Profiler) -> None:
-        settings, step = self._settings, int(state.step)
+    def make_steps(self) -> None:
+        """Makes the steps that are left."""
+        self.callback(self._checkpoints.close)
+        settings, (step, state, note) = self._settings, self._first()
+        if step == settings.derived.steps:
+            return
+        self._checkpoints.remove_after(step)  # damaged ones
+        self._checkpoints.check_room(state)
+        ends = settings.derived.profile_steps
+        profiler = Profiler(ends, self._workdir, first_step=step)
+        rows = self._rows(step, note)
+        self.enter_context(profiler)
         parts = build(settings, axis_name=parallel.AXIS_NAME)
         train = parallel.make_train(
             parts.make_step(),
@@ -234,14 +220,9 @@ def _read_examples(task: Task) -> Examples:
 
 
 def boundaries(settings: Settings, step: int) -> Iterator[int]:
-    """Yields the steps at which calls to the devices end, the last one that of the run.
+    """Yields the steps at which calls to the devices end, as the settings alone say.
 
-    They depend on the settings alone, so that a run that is stopped and continued makes
-    the same calls as one that is not.
-
-    Args:
-      settings: the result of `resolve`.
-      step: finished steps.
+    So a run that is stopped and continued makes the same calls as one that is not.
     """
     cadences = (
         settings.steps_per_call,

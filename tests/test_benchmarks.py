@@ -14,13 +14,12 @@ import pytest
 from tiny import tiny_config
 
 from invariance_jax.benchmarks import (
-    NAMES,
+    MODULES,
     ON_GPU,
     augment,
     check_names,
     gpu,
     peers,
-    penalty,
     probe,
     render,
     restart,
@@ -91,9 +90,19 @@ def test_a_timer_gives_the_seconds_of_one_call_without_the_first(min_seconds):
 )
 def test_a_timer_fills_the_least_time_and_takes_turns(min_seconds, calls):
     clock = Clock()
-    timer = Timer(9, min_seconds, clock).at_most(2)
-    timer(clock.call("a", 0.5), clock.call("b", 2.0))
+    Timer(2, min_seconds, clock)(clock.call("a", 0.5), clock.call("b", 2.0))
     assert "".join(clock.calls) == calls
+
+
+def test_a_timer_waits_for_the_result():
+    waited = []
+
+    class Result:
+        def block_until_ready(self):
+            waited.append(self)
+
+    Timer(1, 0.0)(Result)
+    assert len(waited) == 2
 
 
 def test_a_ratio_is_the_median_of_neighbours_with_the_extremes():
@@ -125,14 +134,18 @@ def test_rates_are_operations_and_bytes_a_second(monkeypatch):
     assert timing.copy_rate.__wrapped__() == 2 * 4 * 2**25 / 0.5
 
 
+def benchmark(name):
+    module = importlib.import_module(f"invariance_jax.benchmarks.{MODULES[name]}")
+    return getattr(module, f"time_{name}")
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COUNTS)
 def test_a_benchmark_runs(name, monkeypatch, compiled_fast):
     if name in ("steps", "probe") and not timing.has_torch():
         pytest.skip("needs PyTorch")
     monkeypatch.chdir(ROOT)
-    module = importlib.import_module(f"invariance_jax.benchmarks.{name}")
-    rows = [*module.run(ONCE, **TINY.get(name, {}))]
+    rows = [*benchmark(name)(ONCE, **TINY.get(name, {}))]
     assert rows and all(row["first / second"] > 0 and row["n"] == 1 for row in rows)
     count, of_torch = COUNTS[name]
     assert len(rows) == count + of_torch * timing.has_torch()
@@ -176,7 +189,7 @@ def test_a_probe_that_is_worse_than_the_peers_is_refused(monkeypatch):
     monkeypatch.setattr(peers, "make_probe", lambda *_, **__: lambda: best)
     monkeypatch.setattr(probe, "make_fit", lambda *_: lambda: (best[0] + 1, 9.0))
     with pytest.raises(ValueError, match="the objective of our ridge probe is"):
-        next(probe.run(ONCE, **TINY["probe"]))
+        next(probe.time_probe(ONCE, **TINY["probe"]))
 
 
 class FakeTraining:
@@ -185,29 +198,34 @@ class FakeTraining:
     clock = Clock()
 
     def __init__(self, config):
-        self.config = resolve(config)
+        chosen, self.parts = resolve(config).penalty, 2 * config.average_views
+        if chosen.kind == "consistency":
+            self.parts += 1
+        elif chosen.weight:
+            self.parts += 1 / chosen.every_steps
 
     def __call__(self, num_steps):
-        chosen = self.config.penalty
-        parts = 2 * self.config.average_views + (chosen.kind == "consistency")
-        if chosen.weight and chosen.kind == "gradient":
-            parts += 1 / chosen.every_steps
-        self.clock.now += num_steps * parts
+        self.clock.now += num_steps * self.parts
 
     def check_finite(self):
         pass
 
 
 def test_the_forms_of_the_penalty_are_timed_per_step(monkeypatch):
-    monkeypatch.setattr(penalty, "Training", FakeTraining)
+    monkeypatch.setattr(steps, "Training", FakeTraining)
     options = ONCE._replace(timer=Timer(2, 0.0, FakeTraining.clock))
-    rows = {row["first"]: row["first / second"] for row in penalty.run(options)}
+    found = [*steps.time_penalty(options)]
+    rows = {row["first"]: row["first / second"] for row in found}
     assert [*rows.values()] == [1.5, 1.25, 1.125, 1.5, 2.0]
     assert next(iter(rows)) == "penalized"
-    (row, *_) = penalty.run(options)
+    (row, *_) = steps.time_penalty(options)
     assert (row["first, ms"], row["second, ms"]) == (3000, 2000)
     with pytest.raises(ValueError, match="penalty.weight is 0.0; expected a positive"):
-        next(penalty.run(options._replace(config=tiny_config({"penalty.weight": 0.0}))))
+        next(
+            steps.time_penalty(
+                options._replace(config=tiny_config({"penalty.weight": 0.0}))
+            )
+        )
 
 
 @pytest.fixture(scope="module")
@@ -230,27 +248,16 @@ def test_a_loss_that_is_not_finite_is_refused(training):
 
 def test_a_configuration_is_that_of_the_checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert runs.configuration("spirograph", "smoke").steps == 40
+    assert timing.configuration("spirograph", "smoke").steps == 40
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="there is no configs/spirograph.py; expected"):
-        runs.configuration("spirograph")
+        timing.configuration("spirograph")
 
 
 def test_a_run_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(restart, "_TRAIN", "raise KeyError('why')")
     with pytest.raises(RuntimeError, match="the run failed: .*KeyError: 'why'"):
         restart.Stopped(tiny_config(), tmp_path)
-
-
-def test_a_timer_waits_for_the_result():
-    waited = []
-
-    class Result:
-        def block_until_ready(self):
-            waited.append(self)
-
-    Timer(1, 0.0)(Result)
-    assert len(waited) == 2
 
 
 def test_a_wait_for_a_checkpoint_is_part_of_its_write(tmp_path):
@@ -260,7 +267,7 @@ def test_a_wait_for_a_checkpoint_is_part_of_its_write(tmp_path):
 
 def test_the_steps_on_a_gpu_are_those_of_the_papers_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
-    names = gpu.case_names()
+    names = gpu.CASES
     assert names[0] == "spirograph resnet18 512 bfloat16 penalized"
     assert len(names) == len({*names}) == 22
     for name in names:
@@ -347,14 +354,13 @@ def test_the_resnet_of_torch_is_ours():
 
 
 def test_every_name_is_a_module():
-    for name in (*NAMES, *ON_GPU):
-        module = importlib.import_module(f"invariance_jax.benchmarks.{name}")
-        assert callable(module.run)
+    assert {*MODULES} == {*COUNTS, *ON_GPU}
+    assert all(map(callable, map(benchmark, MODULES)))
 
 
 def test_a_bad_name_is_told_and_all_leaves_out_what_needs_torch():
-    assert check_names(["all"], has_torch=True) == NAMES
-    assert {*NAMES} - {*check_names(["all"], has_torch=False)} == {"steps", "probe"}
+    assert check_names(["all"], has_torch=True) == [*COUNTS]
+    assert {*COUNTS} - {*check_names(["all"], has_torch=False)} == {"steps", "probe"}
     with pytest.raises(ValueError, match="'rendre'; expected one of render, augment"):
         check_names(["rendre"], has_torch=True)
     with pytest.raises(ValueError, match="probe compares with PyTorch, which is not"):

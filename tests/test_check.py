@@ -30,7 +30,7 @@ def test_the_count_is_that_of_the_benchmarks(found):
 
 
 def test_the_rest_is_what_the_run_will_be(found):
-    assert found.batch_size == 64 and found.steps == 20 and found.seeds == 1
+    assert found.settings.derived.steps == 20
     assert found.parameters["encoder"] > 8 * 8 * 3 * 384
     assert found.memory.data == 200 * 4 * 4
     text = check.table(found)

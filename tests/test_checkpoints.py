@@ -13,7 +13,6 @@ from tiny import tiny_config
 
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.workdir import claim
-from invariance_jax.runtime.files import work_folder
 from invariance_jax.settings import resolve
 
 # Where one file of a checkpoint cannot be read, orbax closes its event loop before its
@@ -127,10 +126,6 @@ def test_a_start_saves_only_while_the_folder_is_its_own(tmp_path):
     with pytest.raises(OSError, match="was started a second time"):
         saved(tmp_path, [1], owner=first)
     assert not (tmp_path / "checkpoints").exists()
-
-
-def test_the_folder_may_be_in_an_object_store():
-    assert str(work_folder("gs://bucket/run")) == "gs://bucket/run"
 
 
 def test_what_is_saved_may_change_afterwards(tmp_path):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from configs import base
-from invariance_jax import data
 from invariance_jax.settings import KEYS, flatten, resolve
 from invariance_jax.transforms.spirograph import PARAMETERS
 
@@ -104,7 +103,3 @@ def test_header_gives_the_result_of_a_variant(name, variant):
     assert entry
     # Mean and standard error, or the admission that there is none.
     assert re.search(r"\d \+- \.?\d|not yet run", entry.group())
-
-
-def test_sets_that_configurations_name_are_known():
-    assert {"cifar10", "cifar100", "fashion_mnist"} <= {*data.NAMES}

@@ -34,13 +34,10 @@ def last_line(done):
     return done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("blocked", ["/proc/run", "file/run"])
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path, blocked):
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("mine")
-    workdir = blocked if blocked.startswith("/") else tmp_path / blocked
-    done = launch(workdir)
-    assert last_line(done).startswith("error: ")
-    assert str(workdir) in last_line(done) or "file" in last_line(done)
+    done = launch(tmp_path / "file" / "run")
+    assert last_line(done).startswith("error: ") and "file" in last_line(done)
     assert "initialized" not in done.stderr
 
 

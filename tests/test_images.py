@@ -81,14 +81,10 @@ def test_what_does_not_fit_the_set_is_refused(key, value, expected):
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"data.std": (0.1, 0.0, 0.1)}, "data.std"),
         ({"augmentation.crop_area": (0.5, 0.1)}, "augmentation.crop_area"),
-        ({"augmentation.resampling": "nearest"}, "augmentation.resampling"),
         ({"augmentation.differentiate": ("colorize",)}, "augmentation.differentiate"),
         ({"penalty.parameters": ("crop.tpo",)}, "penalty.parameters"),
         ({"evaluation.experiments": ("shift",)}, "evaluation.shifts"),
-        ({"optimizer.name": "sgd"}, "optimizer.name"),
-        ({"steps": None}, "steps, epochs"),
     ],
     ids=str,
 )

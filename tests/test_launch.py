@@ -46,15 +46,6 @@ def launch(*arguments):
     )
 
 
-def contents(folder):
-    """Returns name -> bytes of every file."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A whole run: its work directory and what the process said."""
@@ -126,15 +117,6 @@ def test_a_report_compares_two_runs(whole, tmp_path):
     assert "first" in text and "second" in text
 
 
-def test_another_training_key_is_refused_and_nothing_changes(whole):
-    before = contents(whole[0])
-    done = launch(
-        CONFIG, f"--workdir={whole[0]}", *SMALL, "--config.penalty.weight=0.7"
-    )
-    assert_one_line(done, f"{whole[0]} holds a run with penalty.weight = ", "found 0.7")
-    assert contents(whole[0]) == before
-
-
 def assert_one_line(done, *expected):
     assert done.returncode not in (0, None)
     assert done.stdout == ""
@@ -155,18 +137,6 @@ MISTAKES = {
         ["the closest is --config.optimizer.name"],
     ),
     "wrong type": ([CONFIG, "--config.batch_size=2.5"], ["batch_size is 2.5; expect"]),
-    "wrong type of an optional key": (
-        [CONFIG, "--config.penalty.batch_limit=much"],
-        ["penalty.batch_limit is 'much'; expected"],
-    ),
-    "wrong value": (
-        [CONFIG, "--config.evaluation.num_views=(0,1)"],
-        ["evaluation.num_views is (0, 1); expected"],
-    ),
-    "steps past the end": (
-        [CONFIG, "--profile_steps=30:50"],
-        ["logging.profile_steps is '30:50'", "at most 40"],
-    ),
     "steps of no configuration": (
         ["--mode=evaluate", "--profile_steps=30:50"],
         ["--profile_steps needs --config"],
@@ -176,22 +146,10 @@ MISTAKES = {
         ["'quikc'; expected one of", "quick", "smoke"],
     ),
     "no such file": (["--config=configs/none.py"], ["configs/none.py is no file"]),
-    "a pattern": ([CONFIG, "--workdir=runs/try[1]"], ["expected a path without [, ?"]),
-    "a scheme": ([CONFIG, "--workdir=foo://a/b"], ["foo://a/b; expected a folder or"]),
     "unknown flag": ([CONFIG, "--wrokdir=a"], ["wrokdir"]),
-    "unknown mode": ([CONFIG, "--mode=trian"], ["mode=trian", "train"]),
     "no configuration": ([], ["--config is missing"]),
     "a word too many": ([CONFIG, "now"], ["unexpected argument 'now'"]),
     "nothing to evaluate": (["--mode=evaluate"], ["holds no run"]),
-    "a job without its images": (
-        [
-            "--config=configs/cifar10.py",
-            "--config.data.data_dir=runs/none",
-            "--cluster=local",
-            "--dry_run",
-        ],
-        ["data.name is 'cifar10', which is not prepared", "--data_dir=/"],
-    ),
     "nothing to report": (["--mode=report"], ["does not exist"]),
 }
 
@@ -213,10 +171,9 @@ def test_a_check_needs_no_work_directory_and_simulates_devices():
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("count", [0, 7])
-def test_a_check_with_wrong_devices_is_one_line(count):
-    done = launch(CONFIG, *SMALL, "--mode=check", f"--check_devices={count}")
-    assert_one_line(done, "expected a", str(count))
+def test_a_check_with_wrong_devices_is_one_line():
+    done = launch(CONFIG, *SMALL, "--mode=check", "--check_devices=7")
+    assert_one_line(done, "expected a", "7")
 
 
 def test_a_work_directory_is_asked_for():

@@ -24,9 +24,6 @@ EIGHT = ",".join(map(str, range(8)))
 def test_flags_give_a_launcher():
     launcher = from_flags("10.0.0.1:99", 4, 3)
     assert launcher == Launcher("the flags", "10.0.0.1:99", 4, 3, ())
-
-
-def test_no_flags_give_none():
     assert from_flags(None, None, None) is None
 
 

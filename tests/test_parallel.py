@@ -229,7 +229,7 @@ def run(float32, calls):
     return parallel.one_replica(state)
 
 
-@pytest.mark.parametrize("calls", [[1, 1, 1, 1, 1, 1], [2, 3, 1], [5, 1], [0, 6]])
+@pytest.mark.parametrize("calls", [[1, 1, 1, 1, 1, 1], [2, 0, 4]])
 def test_steps_per_call_do_not_change_the_numbers(float32, calls):
     jax.tree.map(np.testing.assert_array_equal, run(float32, calls), run(float32, [6]))
 
@@ -339,7 +339,3 @@ def test_a_map_keeps_within_its_batch_size():
 def test_devices_that_are_not_there_are_refused(count):
     with pytest.raises(ValueError, match=f"asked for {count} devices; expected 1 to 4"):
         parallel.all_devices(count)
-
-
-def test_all_devices_are_the_default():
-    assert len(parallel.all_devices()) == 4

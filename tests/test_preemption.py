@@ -17,11 +17,7 @@ from invariance_jax.training.frozen import FrozenEncoder
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 STEPS = 30
-SMALL = {
-    "steps": STEPS,
-    "checkpoints.every_steps": 15,
-    "logging.probe_every_steps": 0,
-}
+SMALL = {"steps": STEPS, "checkpoints.every_steps": 15, "logging.probe_every_steps": 0}
 # With logging every 10 steps, calls of 4: at 4 and 8 a row is pending, at 10 none.
 PENDING = {"steps_per_call": 4, "logging.every_steps": 10}
 
@@ -58,17 +54,6 @@ def test_what_one_watch_notes_all_know():
             assert outer.is_asked() and inner.is_asked() and later.is_asked()
     with Watch() as watch:
         assert not watch.is_asked()
-
-
-def test_a_handler_of_another_owner_gets_nothing():
-    received = []
-    former = signal.signal(signal.SIGUSR2, lambda *_: received.append(1))
-    try:
-        with Watch():
-            send(signal.SIGUSR2)
-    finally:
-        signal.signal(signal.SIGUSR2, former)
-    assert not received
 
 
 def test_a_thread_notes_nothing_and_works():
@@ -118,8 +103,7 @@ def run_until_signal(monkeypatch, workdir, calls, number=signal.SIGTERM):
 
 
 @pytest.mark.parametrize(
-    ("calls", "step", "name"),
-    [(1, 4, "SIGTERM"), (2, 8, "SIGINT"), (3, 10, "SIGUSR1"), (8, 24, "SIGUSR2")],
+    ("calls", "step", "name"), [(2, 8, "SIGINT"), (3, 10, "SIGUSR2")]
 )
 def test_a_stopped_run_continues_to_the_same_bits(
     whole, tmp_path, monkeypatch, calls, step, name
@@ -147,11 +131,6 @@ def test_a_run_that_is_stopped_again_and_again_continues_to_the_same_bits(
             assert max(seconds, default=0.0) >= before
             before = max(seconds, default=0.0)
     assert starts > 3
-    processes.assert_same_run(tmp_path, whole, step=STEPS)
-
-
-def test_a_signal_with_the_last_step_finishes_the_run(whole, tmp_path, monkeypatch):
-    run_until_signal(monkeypatch, tmp_path, 10)
     processes.assert_same_run(tmp_path, whole, step=STEPS)
 
 

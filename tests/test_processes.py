@@ -1,13 +1,11 @@
 """Real processes on this machine: any number of them gives the numbers of one."""
 
-import functools
 import json
 import re
 import shutil
 import signal
 import time
 
-import jax
 import numpy as np
 import processes
 import pytest
@@ -20,43 +18,32 @@ CASES = {
         "optimizer.name": "lars",
         "batchnorm.group_size": 8,
         "penalty.directions": 2,
-    },
+    }
 }
 STEPS = 20
 
 
 @pytest.fixture(scope="module")
 def two_by_two(tmp_path_factory):
-    """Returns what two processes of two devices make, each case once."""
-    folder = tmp_path_factory.mktemp("steps")
-
-    @functools.cache
-    def compute(case, dtype):
-        out = folder / f"{dtype} {case}.npz"
-        arguments = ["tests/steps_of_a_process.py", out, case, STEPS, dtype]
-        processes.run(arguments, processes=2, devices=2)
-        with np.load(out) as archive:
-            return dict(archive)
-
-    return compute
+    """What two processes of two devices make."""
+    (case,), out = CASES, tmp_path_factory.mktemp("steps") / "out.npz"
+    arguments = ["tests/steps_of_a_process.py", out, case, STEPS, "float64"]
+    processes.run(arguments, processes=2, devices=2)
+    with np.load(out) as archive:
+        return dict(archive)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-9), ("float32", 1e-4)])
-@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("count", [4, 1])
-def test_two_processes_give_the_numbers_of_one(
-    two_by_two, case, dtype, tolerance, count
-):
+def test_two_processes_give_the_numbers_of_one(two_by_two, count, x64):
     """Of one process with as many devices, and of one device."""
-    found = two_by_two(case, dtype)
-    with jax.enable_x64(dtype == "float64"):
-        expected = steps_of_a_process.compute(case, STEPS, count)
+    (case,), found = CASES, two_by_two
+    expected = steps_of_a_process.compute(case, STEPS, count)
     assert {*found} == {*expected}
     for name, array in expected.items():
         error = np.abs(found[name] - array).max()
         # A few last bits of the kernels, for biases whose gradients nearly cancel.
-        bits = 10 * np.finfo(dtype).eps
-        assert error <= tolerance * np.abs(array).max() + bits, name
+        bits = 10 * np.finfo(np.float64).eps
+        assert error <= 1e-9 * np.abs(array).max() + bits, name
     assert found["metrics"].dtype == np.float64
     assert len(found["metrics"]) == STEPS
 
@@ -143,10 +130,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
 
 
 def test_a_process_that_dies_takes_the_others_with_it(tmp_path):
-    arguments = [
-        *("launch.py", CONFIG, f"--workdir={tmp_path / 'run'}", *SMALL),
-        *LONG,
-    ]
+    arguments = [*("launch.py", CONFIG, f"--workdir={tmp_path / 'run'}", *SMALL), *LONG]
     main, other = processes.start(arguments, processes=2, devices=1)
     processes.wait_for_rows(tmp_path / "run")
     other.kill()

@@ -28,7 +28,7 @@ def figures(page: Path) -> dict[str, str]:
     """Heading of a figure -> its SVG as text."""
     text = page.read_text(encoding="utf-8")
     found = re.findall(
-        r"<figure>(?:<h3>(.*?)</h3>)?\s*<img[^>]*base64,([^\"]*)\"", text
+        r"<figure>(?:<h3>(.*?)</h3>)?\s*<div[^>]*><img[^>]*base64,([^\"]*)\"", text
     )
     return {html.unescape(t): base64.b64decode(svg).decode() for t, svg in found}
 
@@ -263,8 +263,8 @@ def test_axes_are_logarithmic_where_finite_numbers_span_them(
     )
     table = table.assign(standard_error=np.nan, x=range(len(values)))
     shown = draw.Shown(table, ["r"], Words(), {}, np.nan)
-    picture = draw.figure(sections.Spec("x", "", "", "x"), shown)
-    assert picture and texts <= said(picture.svg)
+    (picture,) = draw.figure(sections.Spec("x", "", "", "x"), shown)
+    assert texts <= said(picture.svg)
 
 
 def test_collapse_does_not_hide_the_other_differences() -> None:
@@ -272,8 +272,8 @@ def test_collapse_does_not_hide_the_other_differences() -> None:
     table = pd.DataFrame({"run": runs, "metric": "mse", "mean": [1.0, -2.0, 1.5, 300]})
     spec = sections.Spec("x", "", "", "run", where={}, dots=True, line=0.0)
     table = table.assign(standard_error=0.1)
-    picture = draw.figure(spec, draw.Shown(table, runs, Words(), {}, np.nan))
-    assert picture and "(1 out of sight)" in said(picture.svg)
+    (picture,) = draw.figure(spec, draw.Shown(table, runs, Words(), {}, np.nan))
+    assert "(1 out of sight)" in said(picture.svg)
 
 
 def test_runs_differ_in_line_and_marker_as_well_as_colour() -> None:

@@ -41,6 +41,7 @@ addEventListener('load', () => {
   const found = {
     dark: matchMedia('(prefers-color-scheme: dark)').matches,
     images: [...document.images].map(image => [image.naturalWidth, pixel(image)[0]]),
+    shrunk: [...document.images].map(image => image.width / image.naturalWidth),
     overflow: root.scrollWidth - root.clientWidth,
     width: root.clientWidth,
     wide: wide.map(box => box.tagName),
@@ -129,6 +130,8 @@ def test_page_fits_the_screen_and_follows_the_colour_scheme(
     assert len(found["images"]) > 10
     for natural, red in found["images"]:
         assert natural > 100 and red == (0x17 if dark else 0xFE)
+    # Letters of 12 pixels stay legible; a figure that is too wide scrolls in its box.
+    assert min(found["shrunk"]) > 0.7
     assert contrast(*found["colors"]) > 7
     assert all(contrast(color, found["colors"][1]) > 4.5 for color in found["faint"])
 

@@ -4,7 +4,6 @@ A new key is tested without a new test: each is given values of every wrong type
 from beyond each end of its range.
 """
 
-import dataclasses
 import json
 import math
 import types
@@ -17,7 +16,6 @@ from tiny import tiny_config
 from configs import base
 from invariance_jax.settings import (
     KEYS,
-    Config,
     change,
     check_devices,
     flatten,
@@ -25,7 +23,7 @@ from invariance_jax.settings import (
     resolve,
     to_dict,
 )
-from invariance_jax.settings.command_line import key_help
+from invariance_jax.settings.command_line import key_help, meanings
 from invariance_jax.settings.schema import EXPERIMENTS
 
 NAN, INF = math.nan, math.inf
@@ -56,7 +54,7 @@ def bad_values(declared):
     yield from WRONG[plain]
     if not optional:
         yield None
-    key, of = declared.key, typing.get_args(annotation)
+    key, of = declared, typing.get_args(annotation)
     beyond = [] if key.above is None else [key.above, key.above - 1]
     beyond += [] if key.least is None else [key.least - 1]
     beyond += [] if key.below is None else [key.below, key.below + 1]
@@ -106,17 +104,13 @@ def test_a_key_refuses_what_it_cannot_mean_by_name(name):
         assert text.endswith((".", "None."))
 
 
-def test_several_hundred_values_are_refused():
-    assert len(BAD) > 900
-
-
 @pytest.mark.parametrize("name", KEYS)
 def test_a_default_is_in_range_and_has_a_meaning(name):
     declared = KEYS[name]
     needed = {} if "steps" in name or "epochs" in name else {name: declared.default}
     if not name.startswith(("data.", "batch_size", "logging.", "embedding.")):
         resolve(tiny_config(needed))
-    assert declared.key.meaning.strip().endswith(".")
+    assert meanings()[name].endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -185,11 +179,6 @@ def test_resolving_leaves_the_configuration_alone():
     assert settings.penalty.batch_limit is None
     assert settings.data.data_dir.endswith("/sets")
     assert settings.data.data_dir.startswith("/")
-
-
-def test_a_configuration_can_be_replaced_as_a_whole():
-    config = dataclasses.replace(Config(), steps=3)
-    assert config.steps == 3
 
 
 @pytest.mark.parametrize(
@@ -307,4 +296,4 @@ def test_help_names_type_default_unit_and_range():
 
 def test_readers_are_experiments():
     for one in KEYS.values():
-        assert {*(one.key.readers or ())} <= {*EXPERIMENTS}
+        assert {*(one.readers or ())} <= {*EXPERIMENTS}

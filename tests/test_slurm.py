@@ -16,8 +16,9 @@ import jax
 import loopback_slurm
 import numpy as np
 import pytest
+from test_launch import CONFIG, SMALL
 
-from invariance_jax.evaluate import load_variables
+from invariance_jax.evaluate import load_parts
 from invariance_jax.runtime.preemption import PREEMPTED
 from invariance_jax.slurm.job import Launch
 from invariance_jax.slurm.options import Request
@@ -180,27 +181,10 @@ def test_the_time_limit_warns_and_the_job_goes_on(tmp_path):
     assert starts(tmp_path) == [(0, 0), (0, 1)]
 
 
-CONFIG = [
-    "--config=configs/spirograph.py:smoke",
-    "--mode=train",
-    *(
-        f"--config.{change}"
-        for change in (
-            "batch_size=16",
-            "steps=400",
-            "steps_per_call=5",
-            "encoder.width=16",
-            "encoder.depth=2",
-            "data.train_examples=200",
-            "data.validation_examples=60",
-            "data.image_size=8",
-            "data.num_points=10",
-            "checkpoints.every_steps=200",
-            "logging.every_steps=20",
-            "logging.probe_every_steps=0",
-        )
-    ),
-]
+LONG = [CONFIG, "--mode=train", *SMALL]
+LONG += ["--config.steps=400", "--config.checkpoints.every_steps=200"]
+LONG += ["--config.logging.every_steps=20", "--config.logging.probe_every_steps=0"]
+LONG += ["--config.steps_per_call=5"]
 
 
 def launch(*arguments):
@@ -232,7 +216,7 @@ def log(workdir, job, task=0):
 def whole(slurm, tmp_path_factory):
     """A run over two processes of one node: its work directory and job."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    job = launch(*CONFIG, f"--workdir={workdir}", "--tasks_per_node=2")
+    job = launch(*LONG, f"--workdir={workdir}", "--tasks_per_node=2")
     wait_for_state(job, *ENDED, seconds=200)
     assert state(job) == "COMPLETED", log(workdir, job)
     return workdir, job
@@ -245,7 +229,7 @@ def test_a_run_over_two_tasks_finishes(whole):
 
 
 def test_a_run_over_two_nodes_finishes(tmp_path):
-    job = launch(*CONFIG, f"--workdir={tmp_path}", "--nodes=2", "--config.steps=40")
+    job = launch(*LONG, f"--workdir={tmp_path}", "--nodes=2", "--config.steps=40")
     wait_for_state(job, *ENDED, seconds=200)
     assert state(job) == "COMPLETED", log(tmp_path, job)
     assert "processes: 2; devices: 2 (cpu)" in log(tmp_path, job)
@@ -253,7 +237,7 @@ def test_a_run_over_two_nodes_finishes(tmp_path):
 
 
 def test_a_run_that_is_queued_again_ends_with_the_same_bits(whole, tmp_path):
-    job = launch(*CONFIG, f"--workdir={tmp_path}", "--tasks_per_node=2")
+    job = launch(*LONG, f"--workdir={tmp_path}", "--tasks_per_node=2")
     wait_for(lambda: last_step(tmp_path) > 20, seconds=120)
     warn(job)
     wait_for_state(job, *ENDED, seconds=200)
@@ -261,14 +245,14 @@ def test_a_run_that_is_queued_again_ends_with_the_same_bits(whole, tmp_path):
     assert "Restarts=1 " in scontrol("show", "job", job, "-o")
     step = int(re.search(r"resumed at step (\d+)", log(tmp_path, job)).group(1))
     assert 20 < step < 400
-    one, other = (load_variables(path)[0] for path in (whole[0], tmp_path))
+    one, other = (load_parts(path)[2] for path in (whole[0], tmp_path))
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_a_run_that_is_cancelled_keeps_its_steps_and_is_not_queued_again(tmp_path):
     # Longer than any machine needs to cancel it, and only the signal makes it save.
     endless = "--config.steps=1000000", "--config.checkpoints.every_steps=1000000"
-    job = launch(*CONFIG, *endless, f"--workdir={tmp_path}")
+    job = launch(*LONG, *endless, f"--workdir={tmp_path}")
     wait_for(lambda: last_step(tmp_path) > 20, seconds=120)
     subprocess.run(["scancel", job], check=True)
     wait_for_state(job, *ENDED)
@@ -282,7 +266,7 @@ def test_a_sweep_is_an_array_and_its_variants_are_compared(tmp_path):
     sweep = tmp_path / "sweep.py"
     grid = {"penalty.weight": (0.0, 0.1), "seed": (0, 1)}
     sweep.write_text(f"def get_sweep():\n    return {grid}\n")
-    arguments = [*CONFIG, "--mode=all", "--config.steps=20", f"--sweep={sweep}"]
+    arguments = [*LONG, "--mode=all", "--config.steps=20", f"--sweep={sweep}"]
     arguments += [
         "--config.data.test_examples=70",
         "--config.evaluation.num_views=(1,)",
@@ -299,7 +283,7 @@ def test_a_sweep_is_an_array_and_its_variants_are_compared(tmp_path):
 def test_what_slurm_refuses_is_one_line_and_nothing_is_written(tmp_path):
     workdir = tmp_path / "run"
     with pytest.raises(AssertionError) as caught:
-        launch(*CONFIG, f"--workdir={workdir}", "--partition=none")
+        launch(*LONG, f"--workdir={workdir}", "--partition=none")
     (line,) = str(caught.value).splitlines()[:1]
     assert "error: SLURM refuses the job: " in line and "partition" in line
     assert not workdir.exists()

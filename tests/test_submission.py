@@ -14,7 +14,7 @@ import processes
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from test_launch import CONFIG, SMALL, assert_one_line, launch
+from test_launch import CONFIG, SMALL, launch
 from tiny import tiny_config
 
 from invariance_jax.runs.workdir import claim
@@ -222,11 +222,6 @@ def test_a_submission_uses_no_device(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "#SBATCH" in done.stdout
     assert done.stdout.endswith("used: False\n")
-
-
-def test_logs_go_where_it_is_said(capsys, tmp_path):
-    found = script(capsys, tmp_path / "run", slurm_folder=str(tmp_path / "logs"))
-    assert f"#SBATCH --error={tmp_path}/logs/%j_0_log.err\n" in found
 
 
 def test_an_object_store_needs_a_folder_for_logs():
@@ -446,19 +441,6 @@ def test_a_run_over_two_processes_of_this_machine(tmp_path):
     assert (workdir / "checkpoints" / "10").is_dir()
 
 
-def test_a_run_that_fails_here_relays_its_status(tmp_path):
-    done = launch(
-        CONFIG,
-        f"--workdir={tmp_path / 'run'}",
-        *SMALL,
-        "--cluster=local",
-        "--tasks_per_node=3",
-    )
-    assert done.returncode == 1
-    (log,) = (tmp_path / "run" / "slurm").glob("*_0_log.err")
-    assert "batch_size is 16; expected a multiple of the 3 devices" in log.read_text()
-
-
 def test_a_sweep_is_shown_as_an_array(tmp_path):
     sweep = "--sweep=configs/sweeps/penalty_weight.py"
     seeds = "--config.seeds=3"
@@ -470,9 +452,3 @@ def test_a_sweep_is_shown_as_an_array(tmp_path):
     assert "#SBATCH --array=0-14%15\n" in done.stdout
     assert re.search(r"--sweep_run=\S+/seed_2\n", done.stdout)
     assert not workdir.exists()
-
-
-def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path):
-    done = launch(CONFIG, f"--workdir={tmp_path / 'run'}", "--nodes=2")
-    assert_one_line(done, "--nodes needs --cluster=slurm or --cluster=local")
-    assert not any(tmp_path.iterdir())

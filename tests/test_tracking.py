@@ -174,13 +174,6 @@ def test_the_server_tells_what_it_has(make):
     assert run.events == [(4, {"loss": 2.0}), (5, {"loss": 2.5}), 0]
 
 
-def test_a_run_that_tracks_nothing_notes_nothing(make, tmp_path):
-    tracker = make(Run(disabled=True))
-    tracker.write(1, {"loss": 0.5})
-    tracker.close()
-    assert noted(tmp_path) == 0
-
-
 def test_an_error_is_told(make):
     run = Run()
     tracker = make(run)

@@ -2,8 +2,9 @@
 
     python -m configs.results.keep NAME "no penalty=runs/simclr" "penalty=runs/quick"
 
-writes NAME.csv: the numbers of the summary of each run, and of all but the first the
-paired differences to it, seed by seed, with 95 % intervals of Student's t.
+writes NAME.csv, which must not exist: the numbers of the summary of each run, and of
+all but the first the paired differences to it, seed by seed, with 95 % intervals of
+Student's t.
 """
 
 import csv
@@ -39,7 +40,7 @@ def rows_of(names: list[str], runs: list[Run]) -> list[Row]:
     facts = {run.name: _facts(run) for run in runs}
     words = Words(runs)
     return [
-        {"run": shown[row["run"]], "metric": words.metric(row["metric"])}
+        {"run": shown[row["run"]], "metric": words.word(row["metric"])}
         | {"at": words.place({name: row[name] for name in ("target", *SUMMARY)})}
         | _text(row)
         | {"n": str(row["n"])}
@@ -74,7 +75,7 @@ def main(name: str, *labelled: str) -> None:
     """Writes the file of runs that are given as LABEL=WORKDIR."""
     labels, workdirs = zip(*(one.split("=", 1) for one in labelled), strict=True)
     rows = rows_of(list(labels), read_runs(workdirs))
-    with (FOLDER / f"{name}.csv").open("w", newline="") as file:
+    with (FOLDER / f"{name}.csv").open("x", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

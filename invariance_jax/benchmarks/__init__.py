@@ -3,29 +3,37 @@
 README.md in this folder lists them, with the command and the numbers of each.
 """
 
-NAMES = "render augment steps penalty loss probe scaling restart".split()
+MODULES = {
+    "render": "render",
+    "augment": "augment",
+    "steps": "steps",
+    "penalty": "steps",
+    "loss": "loss",
+    "probe": "probe",
+    "scaling": "steps",
+    "restart": "restart",
+    "gpu": "gpu",
+    "gpu_peers": "gpu",
+}
+"""Name -> module in this folder, whose function `time_NAME` yields rows of a table."""
+
 ON_GPU, NEED_TORCH = ("gpu", "gpu_peers"), ("steps", "probe", "gpu_peers")
 
 
 def check_names(arguments: list[str], has_torch: bool) -> list[str]:
-    """Returns the benchmarks that the command line names.
+    """Returns the benchmarks that a command line names; "all" are those that can run.
 
-    Args:
-      arguments: what the flags leave of it.
-      has_torch: whether PyTorch is installed; else `all` leaves out what needs it.
-
-    Raises:
-      ValueError: if there is no such benchmark, or it needs PyTorch.
+    Raises ValueError if there is no such benchmark, or it needs PyTorch.
     """
-    choices = (*NAMES, *ON_GPU, "all")
-    if len(arguments) != 1 or arguments[0] not in choices:
+    if len(arguments) != 1 or arguments[0] not in (*MODULES, "all"):
         found = " ".join(arguments) or "nothing"
         raise ValueError(
-            f"the benchmark is {found!r}; expected one of {', '.join(choices)}."
+            f"the benchmark is {found!r}; expected one of {', '.join(MODULES)}, all."
         )
+    lacking = () if has_torch else NEED_TORCH
     if arguments == ["all"]:
-        return [name for name in NAMES if has_torch or name not in NEED_TORCH]
-    if arguments[0] in NEED_TORCH and not has_torch:
+        return [name for name in MODULES if name not in (*ON_GPU, *lacking)]
+    if arguments[0] in lacking:
         raise ValueError(
             f"the benchmark {arguments[0]} compares with PyTorch, which is not "
             "installed; expected python -m pip install -e '.[benchmarks]' before it."

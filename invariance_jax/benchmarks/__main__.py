@@ -11,8 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from invariance_jax.benchmarks import check_names, timing
-from invariance_jax.benchmarks.runs import configuration
+from invariance_jax.benchmarks import MODULES, check_names, timing
 from invariance_jax.benchmarks.timing import Options, Timer
 from invariance_jax.runtime import startup
 from invariance_jax.settings.command_line import define_config
@@ -44,7 +43,7 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"--json is {_JSON.value!r}; expected a file in a folder.")
     options = Options(
         Timer(_REPEATS.value, _MIN_SECONDS.value),
-        _CONFIG.value or configuration("spirograph", "quick"),
+        _CONFIG.value or timing.configuration("spirograph", "quick"),
         tuple(_CASES.value),
         _SECONDS.value,
     )
@@ -52,7 +51,8 @@ def main(arguments: list[str]) -> None:
     rows = []
     for name in names:
         # Imported when it is asked for: PyTorch shall not stand beside `gpu`.
-        for row in importlib.import_module(f"{__package__}.{name}").run(options):
+        module = importlib.import_module(f"{__package__}.{MODULES[name]}")
+        for row in getattr(module, f"time_{name}")(options):
             print(json.dumps(row), flush=True)
             rows.append(row)
     facts = timing.machine()

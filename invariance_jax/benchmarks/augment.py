@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from invariance_jax.benchmarks.timing import Options, Row, check_same, compare
+from invariance_jax.benchmarks.timing import Options, Row, check_same
 from invariance_jax.transforms import image
 from invariance_jax.types import Array
 
@@ -30,23 +30,18 @@ TOLERANCE = 0.1
 """Of the standard deviation of all views, which are drawn at random."""
 
 
-def run(
+def time_augment(
     options: Options, *, batch_size: int = 512, image_size: int = 32, workers: int = 2
 ) -> Iterator[Row]:
-    """Yields the peer over ours.
-
-    Raises:
-      ValueError: if the standard deviation of all views is another.
-    """
+    """Yields the peer over ours."""
     shape = batch_size, image_size, image_size, 3
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     ours = make_ours(images)
     with make_peer(images, workers) as peer:
         check_same("deviations", np.std(peer()), np.std(ours()), TOLERANCE)
-        times = options.timer(peer, ours)
-    name = f"Pillow, {workers} processes"
-    case = f"{batch_size} views, {image_size} x {image_size}"
-    yield compare(case, (name, times[0]), ("ours", times[1]), "target 5")
+        case = f"{batch_size} views, {image_size} x {image_size}"
+        pillow = f"Pillow, {workers} processes", peer
+        yield options.versus(case, pillow, ("ours", ours), "target 5")
 
 
 def make_ours(images: np.ndarray) -> Callable[[], Array]:

@@ -1,12 +1,10 @@
-"""Training steps on a GPU: time, share of a matrix product's rate, memory.
+"""Training steps on a GPU: time, share of a matrix product's rate, memory; PyTorch's.
 
 The cases come most important first; one that there is no time for is named and left
-out. `gpu_peers` compares with PyTorch, in a process of its own, since what one library
-leaves in the memory of the device decides what fits for the other.
+out.
 """
 
 import functools
-import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -14,64 +12,71 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
-from invariance_jax.benchmarks.runs import Training, configuration
-from invariance_jax.benchmarks.timing import Options, Row, product_rate
+from invariance_jax.benchmarks.runs import Training
+from invariance_jax.benchmarks.timing import Options, Row, configuration, product_rate
 from invariance_jax.settings import Config
 
 STEPS, SECONDS = 8, 0.3
 """Most steps of one call, and how long a call of fewer may take."""
 
-PRECISIONS, KINDS = ("bfloat16", "float32"), ("penalized", "plain")
+CASES = """
+spirograph resnet18 512 bfloat16 penalized
+spirograph resnet18 512 bfloat16 plain
+spirograph resnet18 512 float32 penalized
+cifar10 resnet18 512 bfloat16 penalized
+spirograph resnet18 512 float32 plain
+cifar10 resnet18 512 bfloat16 plain
+cifar10 resnet18 512 float32 penalized
+cifar10 resnet18 512 float32 plain
+cifar10 resnet50 512 bfloat16 penalized
+cifar10 resnet50 512 bfloat16 plain
+cifar10 resnet50 512 bfloat16 penalized rematerialized
+cifar10 resnet50 512 bfloat16 plain rematerialized
+cifar10 resnet18 4096 bfloat16 penalized
+cifar10 resnet18 4096 bfloat16 plain
+cifar10 resnet18 4096 float32 penalized
+cifar10 resnet18 4096 float32 plain
+cifar10 resnet50 4096 bfloat16 penalized
+cifar10 resnet50 4096 bfloat16 plain
+cifar10 resnet50 4096 float32 penalized
+cifar10 resnet50 4096 float32 plain
+cifar10 resnet50 512 float32 penalized
+cifar10 resnet50 512 float32 plain
+""".strip().splitlines()
+"""RUN ENCODER BATCH PRECISION KIND, the most important first."""
 
-_FIRST = (
-    "spirograph resnet18 512 bfloat16 penalized",
-    "spirograph resnet18 512 bfloat16 plain",
-    "spirograph resnet18 512 float32 penalized",
-    "cifar10 resnet18 512 bfloat16 penalized",
-)
+
+def time_gpu(options: Options) -> Iterator[Row]:
+    """Yields the steps of the paper's runs, each when it is measured."""
+    _check_gpu(0.92)
+    yield from measure_all(chosen(CASES, options.cases), options)
 
 
-def run(options: Options) -> Iterator[Row]:
-    """Yields the steps of the paper's runs, each when it is measured.
+def time_gpu_peers(options: Options) -> Iterator[Row]:
+    """Yields PyTorch over ours: tuned, in bfloat16, and then the authors' in float32.
 
-    Raises:
-      ValueError: if there is no GPU, or no case of these names.
+    In a process of its own, since what one library leaves in the memory of the device
+    decides what fits for the other.
     """
-    check_gpu(0.92)
-    yield from measure_all(chosen(case_names(), options.cases), options)
+    from invariance_jax.benchmarks.steps import against_torch  # with PyTorch
+
+    _check_gpu(0.4)
+    for precision in chosen(["bfloat16", "float32"], options.cases):
+        config, tuned = configuration("spirograph"), precision == "bfloat16"
+        config.precision = precision
+        few = options.at_most(5)
+        yield from against_torch(few, config, device="cuda", tuned=tuned)
 
 
-def check_gpu(share: float) -> None:
+def _check_gpu(share: float) -> None:
     """Gives JAX a share of the memory; raises a ValueError if there is no GPU."""
     os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", str(share))
     if jax.default_backend() != "gpu":
         raise ValueError(f"this benchmark needs a GPU; found {jax.devices()}.")
 
 
-def case_names() -> tuple[str, ...]:
-    """Returns "RUN ENCODER BATCH PRECISION KIND", the most important first."""
-    small = itertools.product(("spirograph", "cifar10"), PRECISIONS, KINDS)
-    large = itertools.product(("", " rematerialized"), KINDS)
-    huge = itertools.product(("resnet18", "resnet50"), PRECISIONS, KINDS)
-    names = (
-        *_FIRST,
-        *(f"{run} resnet18 512 {precision} {kind}" for run, precision, kind in small),
-        *(f"cifar10 resnet50 512 bfloat16 {kind}{again}" for again, kind in large),
-        *(
-            f"cifar10 {encoder} 4096 {precision} {kind}"
-            for encoder, precision, kind in huge
-        ),
-        *(f"cifar10 resnet50 512 float32 {kind}" for kind in KINDS),
-    )
-    return tuple(dict.fromkeys(names))
-
-
 def chosen(names: Iterable[str], texts: tuple[str, ...]) -> list[str]:
-    """Returns the names that have one of the texts, all of them if there are none.
-
-    Raises:
-      ValueError: if there is no such name.
-    """
+    """Returns the names that have one of the texts, all of them if there are none."""
     picked = [n for n in names if not texts or any(text in n for text in texts)]
     if not picked:
         raise ValueError(f"--cases is {texts}; expected parts of: {', '.join(names)}.")
@@ -89,11 +94,7 @@ def make_config(name: str) -> Config:
 
 
 def measure_all(names: Iterable[str], options: Options) -> Iterator[Row]:
-    """Yields what is measured of each case, until the time is over.
-
-    A case that fails, as one that does not fit into the memory, is told; the others are
-    measured.
-    """
+    """Yields what is measured of each case until the time is over, or how it failed."""
     clock = options.timer.clock
     start = clock()
     for name in names:
@@ -117,7 +118,7 @@ def measure(name: str, config: Config, options: Options) -> Row:
     one = time.perf_counter() - compiled
     count = min(max(round(SECONDS / one), 1), STEPS)
     call = functools.partial(training, count)
-    times = options.timer.at_most(3)(call)[0] / count
+    times = options.at_most(3).timer(call)[0] / count
     training.check_finite()
     median, derived = float(np.median(times)), training.settings.derived
     share = training.flops / median / product_rate(config.precision)

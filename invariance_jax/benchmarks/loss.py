@@ -11,21 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invariance_jax.benchmarks import peers
-from invariance_jax.benchmarks.timing import (
-    Options,
-    Row,
-    check_same,
-    compare,
-    has_torch,
-)
+from invariance_jax.benchmarks import peers, timing
+from invariance_jax.benchmarks.timing import Options, Row
 from invariance_jax.losses import nt_xent
 from invariance_jax.types import Array
 
 TEMPERATURE, TOLERANCE = 0.5, 1e-4
 
 
-def run(
+def time_loss(
     options: Options,
     *,
     sizes: Sequence[int] = (4096, 16384),
@@ -35,15 +29,6 @@ def run(
     """Yields PyTorch over ours, and blocks of anchors over all of them at once.
 
     Ours tells the memory that it takes beside inputs and results.
-
-    Args:
-      options: see there.
-      sizes: numbers of projections, of both views together.
-      features: of a projection.
-      block_size: anchors of a block.
-
-    Raises:
-      ValueError: if the peer or the blocks have another gradient.
     """
     for size in sizes:
         generator = np.random.default_rng(0)
@@ -51,13 +36,12 @@ def run(
         z2 = z1 + generator.normal(size=z1.shape).astype(np.float32)
         whole, name = _make_ours(z1, z2, None)
         others = dict([_make_ours(z1, z2, block_size)[::-1]])
-        if has_torch():
+        if timing.has_torch():
             others["PyTorch"] = peers.make_nt_xent_gradient(z1, z2, TEMPERATURE)
         for other, call in others.items():
-            check_same("gradients", call(), whole(), TOLERANCE)
-            first, second = options.timer.at_most(5)(call, whole)
+            timing.check_same("gradients", call(), whole(), TOLERANCE)
             case = f"NT-Xent and gradient, {size} projections"
-            yield compare(case, (other, first), (name, second))
+            yield options.at_most(5).versus(case, (other, call), (name, whole))
 
 
 def _make_ours(

@@ -13,7 +13,7 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -32,16 +32,9 @@ DIRECTIONS = 100
 
 
 def broadcast(xp: ModuleType, parameters: Any, image_size: int, num_points: int) -> Any:
-    """Returns Spirograph images by way of an array `[points, B, S, S]`.
+    """Returns Spirograph images `[B, S, S, 3]` by way of an array `[points, B, S, S]`.
 
-    Args:
-      xp: numpy or torch, which call these functions by the same names.
-      parameters: float32 `[B, 10]`, in the order of `spirograph.PARAMETERS`.
-      image_size: S.
-      num_points: points on the curve.
-
-    Returns:
-      float32 `[B, S, S, 3]`.
+    Of parameters float32 `[B, 10]`, by numpy or torch, whose functions have one name.
     """
     m, b, h, sigma = parameters.T[:4]
     angle = xp.linspace(0, 2 * np.pi, num_points, dtype=xp.float32)[:, None]
@@ -80,12 +73,8 @@ def make_render(
 def make_encoder(name: str, image_size: int) -> nn.Module:
     """Returns the layers of an encoder with 512 features; `encode` applies them.
 
-    That is "resnet18", whose tensors have the names of
-    `models.weights.to_torch_state_dict`, or "mlp", of three layers, each with
-    normalization and ReLU.
-
-    Raises:
-      ValueError: if there is no such encoder.
+    The tensors of "resnet18" have the names of `models.weights.to_torch_state_dict`;
+    "mlp" has three layers, each with normalization and ReLU.
     """
     if name == "resnet18":
         return _resnet18()
@@ -102,24 +91,19 @@ def make_encoder(name: str, image_size: int) -> nn.Module:
 def _resnet18() -> nn.Module:
     stem = {"conv1": _conv(3, 64, 3), "bn1": nn.BatchNorm2d(64)}
     parts, inputs = {"stem": nn.ModuleDict(stem)}, 64
-    for stage, stride in enumerate((1, 2, 2, 2)):
-        width = 64 * 2**stage
-        blocks = _block(inputs, width, stride), _block(width, width, 1)
-        parts[f"layer{stage + 1}"], inputs = nn.ModuleList(blocks), width
+    for stage, width in enumerate((64, 128, 256, 512), start=1):
+        blocks = []
+        for stride in (1 if stage == 1 else 2, 1):
+            layers = {"conv1": _conv(inputs, width, 3, stride)}
+            layers |= {"conv2": _conv(width, width, 3)}
+            layers |= {name: nn.BatchNorm2d(width) for name in ("bn1", "bn2")}
+            if stride > 1:
+                shortcut = _conv(inputs, width, 1, stride), nn.BatchNorm2d(width)
+                layers["downsample"] = nn.Sequential(*shortcut)
+            blocks.append(nn.ModuleDict(layers))
+            inputs = width
+        parts[f"layer{stage}"] = nn.ModuleList(blocks)
     return nn.ModuleDict(parts)
-
-
-def _block(inputs: int, width: int, stride: int) -> nn.Module:
-    layers = {
-        "conv1": _conv(inputs, width, 3, stride),
-        "bn1": nn.BatchNorm2d(width),
-        "conv2": _conv(width, width, 3),
-        "bn2": nn.BatchNorm2d(width),
-    }
-    if stride > 1:
-        shortcut = _conv(inputs, width, 1, stride), nn.BatchNorm2d(width)
-        layers["downsample"] = nn.Sequential(*shortcut)
-    return nn.ModuleDict(layers)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
@@ -129,32 +113,22 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
 
 
 def encode(encoder: nn.Module, images: Tensor, *, tuned: bool = False) -> Tensor:
-    """Returns h `[B, D]`, float32, of images `[B, S, S, 3]`.
-
-    Args:
-      encoder: the result of `make_encoder`.
-      images: the images.
-      tuned: whether they are laid out channels-last and computed with in bfloat16.
-    """
+    """Returns h `[B, D]` of images `[B, S, S, 3]`; tuned: channels-last, bfloat16."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=tuned):
         if isinstance(encoder, nn.Sequential):
             return encoder(images).float()
         x = images.permute(0, 3, 1, 2).contiguous(memory_format=_layout(tuned))
-        return _apply_resnet(encoder, x).float()
+        stem, *stages = encoder.values()
+        x = stem["bn1"](stem["conv1"](x)).relu()
+        for block in (block for stage in stages for block in stage):
+            y = block["bn1"](block["conv1"](x)).relu()
+            y = block["bn2"](block["conv2"](y))
+            x = (y + (block["downsample"](x) if "downsample" in block else x)).relu()
+        return x.mean((2, 3)).float()
 
 
 def _layout(tuned: bool) -> torch.memory_format:
     return torch.channels_last if tuned else torch.contiguous_format
-
-
-def _apply_resnet(encoder: nn.ModuleDict, x: Tensor) -> Tensor:
-    stem, *stages = encoder.values()
-    x = stem["bn1"](stem["conv1"](x)).relu()
-    for block in (block for stage in stages for block in stage):
-        y = block["bn1"](block["conv1"](x)).relu()
-        y = block["bn2"](block["conv2"](y))
-        x = (y + (block["downsample"](x) if "downsample" in block else x)).relu()
-    return x.mean((2, 3))
 
 
 def represent(
@@ -165,17 +139,6 @@ def represent(
     encoder.load_state_dict({n: torch.tensor(w) for n, w in weights.items()})
     with torch.inference_mode():
         return np.asarray(encode(encoder, torch.tensor(images)))
-
-
-def make_head(features: int) -> nn.Module:
-    """Returns the projection head, h `[B, D]` -> z `[B, 128]`."""
-    return nn.Sequential(
-        nn.Linear(features, features, bias=False),
-        nn.BatchNorm1d(features),
-        nn.ReLU(),
-        nn.Linear(features, 128, bias=False),
-        nn.BatchNorm1d(128, affine=False),
-    )
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
@@ -200,15 +163,10 @@ def make_nt_xent_gradient(
 
 
 def penalty(h: Tensor, alpha: Tensor, others: Tensor) -> Tensor:
-    """Returns the squared change of a sign projection of n(h), by its gradient.
+    """Returns the squared changes `[K, B]` of a sign projection of n(h), by a gradient.
 
-    Args:
-      h: `[B, D]`, computed from alpha.
-      alpha: `[B, P]`, a leaf that requires its gradient.
-      others: `[K, B, P]`, the other ends.
-
-    Returns:
-      `[K, B]`, with a graph for the second backward pass.
+    Of h `[B, D]` of the leaf alpha `[B, P]`, towards the other ends `[K, B, P]`; with a
+    graph for the second backward pass.
     """
     normalized = nn.functional.normalize(h.float(), dim=1)
     signs = 2 * torch.randint_like(normalized, 2) - 1
@@ -217,44 +175,25 @@ def penalty(h: Tensor, alpha: Tensor, others: Tensor) -> Tensor:
     return (gradient * (others - alpha.detach())).sum(-1) ** 2
 
 
-class Recipe(NamedTuple):
-    """What a configuration says of a step."""
-
-    temperature: float
-    weight: float
-    example_limit: float
-    batch_limit: float
-    optimizer: Callable[[list[Tensor], int], Callable[[], object]]
-
-
 def make_step(
     name: str,
     *,
     batch_size: int,
-    image_size: int = 32,
+    image_size: int,
     penalized: bool,
     device: str = "cpu",
     tuned: bool = False,
 ) -> Callable[[], float]:
-    """Returns a function that trains a network of its own for one step.
+    """Returns a function that trains an encoder for one step, and returns the loss.
 
-    Args:
-      name: of the encoder.
-      batch_size: B.
-      image_size: S, pixels per side.
-      penalized: whether the loss has the penalty.
-      device: "cpu", with as many threads as cores, or "cuda".
-      tuned: whether it may do what the authors did not: channels-last, the encoder in
-        bfloat16, and compiled programs where these allow the derivative. For a GPU.
-
-    Returns:
-      `() -> loss` of the step, from before the update.
+    Tuned, it does what the authors did not: channels-last, the encoder in bfloat16, and
+    compiled programs where these allow the derivative. That is for a GPU.
     """
     torch.manual_seed(0)
     torch.set_num_threads(os.cpu_count() or 1)
     torch.backends.cudnn.benchmark = True  # as the authors
     torch.set_float32_matmul_precision("high" if tuned else "highest")
-    encoder, head = make_encoder(name, image_size), make_head(512)
+    encoder, head = make_encoder(name, image_size), _make_head(512)
     encoder.to(device, memory_format=_layout(tuned))
     head.to(device)
     for layer in encoder.modules() if tuned else ():
@@ -262,9 +201,11 @@ def make_step(
             # A compiled pass would change them under the graph of one that is not.
             layer.track_running_stats = False
             layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-    recipe = RECIPES["mlp" if name == "mlp" else "resnet"]
     parameters = [*encoder.parameters(), *head.parameters()]
-    update = recipe.optimizer(parameters, batch_size)
+    update = _lars(parameters, batch_size)
+    if name == "mlp":
+        rate = 2e-3 * batch_size / 256
+        update = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-6).step
 
     def view(x: Tensor, alpha: Tensor) -> Tensor:
         columns = x[:, :2], alpha[:, :1], x[:, 2:], alpha[:, 1:]
@@ -273,38 +214,42 @@ def make_step(
 
     compiled = _compile(view) if tuned else view
     # A compiled function has no second derivative: the penalized view is not compiled.
-    views = view if penalized else compiled, compiled
+    first_view = view if penalized else compiled
+
+    def loss() -> Tensor:
+        x = _uniform(TARGETS, batch_size)
+        first, second = (_uniform(NUISANCE, batch_size) for _ in range(2))
+        first.requires_grad_(penalized)
+        h1, h2 = first_view(x, first), compiled(x, second)
+        temperature = 0.2 if name == "mlp" else 0.5
+        loss = nt_xent(head(h1), head(h2), temperature)
+        if not penalized:
+            return loss
+        terms = penalty(h1, first, _uniform(NUISANCE, DIRECTIONS, batch_size))
+        if name == "mlp":
+            return loss + 0.3 * terms.clamp(max=0.5).mean()
+        return loss + 0.01 * terms.mean().clamp(max=1000.0)
 
     def step() -> float:
         with torch.device(device):
             for parameter in parameters:
                 parameter.grad = None
-            loss = _loss(views, head, recipe, batch_size, penalized)
-            loss.backward()
+            found = loss()
+            found.backward()
             update()
-            return float(loss.detach())
+            return float(found.detach())
 
     return step
 
 
-def _loss(
-    views: tuple[Callable[[Tensor, Tensor], Tensor], ...],
-    head: nn.Module,
-    recipe: Recipe,
-    batch_size: int,
-    penalized: bool,
-) -> Tensor:
-    """Returns the loss of views that are drawn anew."""
-    x = _uniform(TARGETS, batch_size)
-    first, second = (_uniform(NUISANCE, batch_size) for _ in range(2))
-    first.requires_grad_(penalized)
-    h1, h2 = views[0](x, first), views[1](x, second)
-    loss = nt_xent(head(h1), head(h2), recipe.temperature)
-    if not penalized:
-        return loss
-    terms = penalty(h1, first, _uniform(NUISANCE, DIRECTIONS, batch_size))
-    limited = terms.clamp(max=recipe.example_limit).mean()
-    return loss + recipe.weight * limited.clamp(max=recipe.batch_limit)
+def _make_head(features: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(features, features, bias=False),
+        nn.BatchNorm1d(features),
+        nn.ReLU(),
+        nn.Linear(features, 128, bias=False),
+        nn.BatchNorm1d(128, affine=False),
+    )
 
 
 def _uniform(columns: Sequence[int], *shape: int) -> Tensor:
@@ -341,32 +286,13 @@ def _lars(parameters: list[Tensor], batch_size: int) -> Callable[[], object]:
     return torch.no_grad()(update)
 
 
-def _adamw(parameters: list[Tensor], batch_size: int) -> Callable[[], object]:
-    rate = 2e-3 * batch_size / 256
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=1e-6)
-    return lambda: optimizer.step()
-
-
-RECIPES = {
-    "resnet": Recipe(0.5, 0.01, float("inf"), 1000.0, _lars),
-    "mlp": Recipe(0.2, 0.3, 0.5, float("inf"), _adamw),
-}
-"""Kind of encoder -> its configuration."""
-
-
 def make_probe(
     h: np.ndarray, y: np.ndarray, *, l2: float, steps: int
 ) -> Callable[[], tuple[Tensor, Tensor]]:
     """Returns a function that fits a probe with L-BFGS, PyTorch's defaults, from zero.
 
-    Args:
-      h: features float32 `[N, D]`.
-      y: targets float32 `[N, T]`: ridge; or labels int32 `[N]`: logistic.
-      l2: weight of the penalty on the kernel.
-      steps: of up to 20 iterations each.
-
-    Returns:
-      `() -> (kernel [D, T or C], bias [T or C])`.
+    Ridge of targets float32 `[N, T]`, logistic of labels int32 `[N]`, in steps of up to
+    20 iterations each; it returns the kernel `[D, T or C]` and the bias `[T or C]`.
     """
     features, regresses = torch.tensor(h), y.ndim > 1
     wanted = torch.tensor(y, dtype=torch.float32 if regresses else torch.int64)
@@ -393,13 +319,9 @@ def make_probe(
 
 
 def make_averages(x: np.ndarray, num_views: Sequence[int]) -> Callable[[], Tensor]:
-    """Returns `() -> [len(num_views), B, 512]`, the features of the MLP averaged.
+    """Returns `() -> [len(num_views), B, 512]`, features of the MLP averaged over M.
 
-    The M views of each of num_views are drawn and encoded anew.
-
-    Args:
-      x: float32 `[B, 4]`, the targets.
-      num_views: the numbers M.
+    The views of targets float32 `[B, 4]` are drawn and encoded anew for each M.
     """
     encoder, parameters = make_encoder("mlp", 32).eval(), torch.empty(len(x), 10)
     parameters[:, TARGETS] = torch.tensor(x)

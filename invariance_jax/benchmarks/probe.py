@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax.benchmarks import peers
-from invariance_jax.benchmarks.timing import Options, Row, compare
+from invariance_jax.benchmarks.timing import Options, Row
 from invariance_jax.evaluation import average_features, fit_logistic, fit_ridge
 from invariance_jax.evaluation.probes import LinearProbe
 from invariance_jax.models import create_encoder
@@ -29,7 +29,7 @@ NUM_VIEWS = (1, 2, 3, 4, 5, 10, 20, 30)
 """The numbers of averaged views of the paper's Spirograph sweep."""
 
 
-def run(
+def time_probe(
     options: Options,
     *,
     examples: int = 20_000,
@@ -37,37 +37,26 @@ def run(
     steps: int = 500,
     averaged: int = 256,
 ) -> Iterator[Row]:
-    """Yields the peer over ours, of both probes and of a sweep of averages.
-
-    Args:
-      options: see there.
-      examples: N, rows of the features that probes are fitted on.
-      features: D.
-      steps: of the peer's L-BFGS.
-      averaged: examples whose features are averaged.
-
-    Raises:
-      ValueError: if our objective is larger than the peer's.
-    """
-    timer = options.timer.at_most(3)
+    """Yields the peer over ours, of both probes and of a sweep of averages."""
+    few = options.at_most(3)
     h, targets, labels = make_features(examples, features)
     for kind, y in (("ridge", targets), ("logistic", labels)):
-        calls = peers.make_probe(h, y, l2=L2[kind], steps=steps), make_fit(kind, h, y)
-        peer, ours = (objective(kind, call(), h, y) for call in calls)
+        theirs = peers.make_probe(h, y, l2=L2[kind], steps=steps)
+        own = make_fit(kind, h, y)
+        peer, ours = (objective(kind, call(), h, y) for call in (theirs, own))
         if not ours <= peer * (1 + 1e-6):
             raise ValueError(
                 f"the objective of our {kind} probe is {ours}; expected at most that "
                 f"of the peer, {peer}."
             )
-        times, case = timer(*calls), f"{kind} regression on {examples} x {features}"
-        first = f"PyTorch, objective {peer:.7g}", times[0]
-        second = f"ours, objective {ours:.7g}", times[1]
-        yield compare(case, first, second, "target 20")
-    peer_averages = peers.make_averages(draw_targets(averaged), NUM_VIEWS)
-    times = timer(peer_averages, make_averages(averaged))
+        first = f"PyTorch, objective {peer:.7g}", theirs
+        second = f"ours, objective {ours:.7g}", own
+        case = f"{kind} regression on {examples} x {features}"
+        yield few.versus(case, first, second, "target 20")
     case = f"features of {averaged} examples over up to {NUM_VIEWS[-1]} views"
-    first, second = ("PyTorch, each M anew", times[0]), ("ours, one pass", times[1])
-    yield compare(case, first, second, "target 20")
+    averages = peers.make_averages(draw_targets(averaged), NUM_VIEWS)
+    sweep = "ours, one pass", make_averages(averaged)
+    yield few.versus(case, ("PyTorch, each M anew", averages), sweep, "target 20")
 
 
 def make_features(
@@ -75,9 +64,8 @@ def make_features(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns features like those of an encoder that ends in a ReLU, and what to fit.
 
-    Returns:
-      h float32 `[N, D]`, of latent variables whose variance falls as 1 / k and noise;
-      4 regression targets float32 `[N, 4]`; labels of 10 classes int32 `[N]`.
+    h float32 `[N, D]`, of latent variables whose variance falls as 1 / k and noise; 4
+    regression targets float32 `[N, 4]`; labels of 10 classes int32 `[N]`.
     """
     generator = np.random.default_rng(0)
     latent = generator.normal(size=(examples, 64)) / np.sqrt(np.arange(1, 65))
@@ -107,16 +95,7 @@ def make_fit(kind: str, h: np.ndarray, y: np.ndarray) -> Callable[[], LinearProb
 def objective(
     kind: str, probe: tuple[Any, Any] | LinearProbe, h: np.ndarray, y: np.ndarray
 ) -> float:
-    """Returns the objective of a probe, in float64.
-
-    That is the mean squared error or cross-entropy (nats), plus the penalty.
-
-    Args:
-      kind: "ridge" or "logistic".
-      probe: kernel `[D, T or C]` and bias `[T or C]`.
-      h: features `[N, D]`.
-      y: targets `[N, T]`, or labels `[N]`.
-    """
+    """Returns the mean squared error or cross-entropy, plus the penalty, in float64."""
     kernel, bias = (np.asarray(part, np.float64) for part in probe)
     outputs = h.astype(np.float64) @ kernel + bias
     if kind == "ridge":

@@ -11,16 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from invariance_jax.benchmarks import peers
+from invariance_jax.benchmarks import peers, timing
 from invariance_jax.benchmarks.peers import NUISANCE, TARGETS
-from invariance_jax.benchmarks.timing import (
-    Options,
-    Row,
-    check_same,
-    compare,
-    copy_rate,
-    has_torch,
-)
+from invariance_jax.benchmarks.timing import Options, Row
 from invariance_jax.transforms import View, spirograph
 from invariance_jax.types import Array
 
@@ -28,7 +21,7 @@ TOLERANCE = 1e-3
 """Of two renderers in float32; b = .1 turns an ulp of it into 1e-4."""
 
 
-def run(
+def time_render(
     options: Options,
     *,
     batch_size: int = 512,
@@ -38,9 +31,6 @@ def run(
     """Yields peers over ours, of images and of their derivative, and ours over ours.
 
     The derivative is the `jax.jvp` along a direction of the nuisance, images included.
-
-    Raises:
-      ValueError: if a peer draws other images.
     """
     size = image_size, num_points
     parameters, ends = (draw_parameters(batch_size, seed) for seed in (0, 1))
@@ -51,22 +41,22 @@ def run(
     renderers: dict[str, Callable[[], Any]] = {
         "NumPy": lambda: peers.broadcast(np, parameters, *size)
     }
-    if has_torch():
+    if timing.has_torch():
         renderers["PyTorch"] = peers.make_render(parameters, None, *size)
     for name, peer in renderers.items():
-        check_same("images", peer(), render(), TOLERANCE)
+        timing.check_same("images", peer(), render(), TOLERANCE)
         theirs, ours = options.timer(peer, render)
-        share = written / np.median(ours) / copy_rate()
+        share = written / np.median(ours) / timing.copy_rate()
         note = f"target 100; ours at {share:.0%} of the rate of a copy"
-        yield compare(case, (name, theirs), ("ours", ours), note)
+        yield timing.compare(case, (name, theirs), ("ours", ours), note)
     case += " and derivatives"
-    if has_torch():
+    if timing.has_torch():
         peer = peers.make_render(parameters, direction, *size)
-        check_same("derivatives", peer()[1], derivative()[1], TOLERANCE)
-        theirs, ours = options.timer(peer, derivative)
-        yield compare(case, ("PyTorch", theirs), ("ours", ours), "target 100")
-    both, images = options.timer(derivative, render)
-    yield compare(case, ("ours", both), ("images only", images))
+        timing.check_same("derivatives", peer()[1], derivative()[1], TOLERANCE)
+        yield options.versus(
+            case, ("PyTorch", peer), ("ours", derivative), "target 100"
+        )
+    yield options.versus(case, ("ours", derivative), ("images only", render))
 
 
 def draw_parameters(batch_size: int, seed: int) -> np.ndarray:

@@ -35,34 +35,25 @@ train.run(read_config(sys.argv[1]), sys.argv[1])
 _NEVER, _SECONDS = 10**6, 600.0
 
 
-def run(options: Options) -> Iterator[Row]:
-    """Yields cold over warm restarts, and a whole write over the wait for it.
-
-    Raises:
-      RuntimeError: if a run of the configuration fails.
-    """
+def time_restart(options: Options) -> Iterator[Row]:
+    """Yields cold over warm restarts, and a whole write over the wait for it."""
     rounds = range(options.timer.repeats)
     with tempfile.TemporaryDirectory() as folder:
         stopped = Stopped(options.config, Path(folder))
         pairs = [[stopped.restart(warm=warm) for warm in (False, True)] for _ in rounds]
         cold, warm = np.transpose(pairs)
-        first, second = ("programs compiled", cold), ("programs kept", warm)
-        yield compare("restart to the first step", first, second)
+        kept = "programs kept", warm
+        yield compare("restart to the first step", ("programs compiled", cold), kept)
         write, wait = time_saves(options.config, Path(folder, "saves"), len(rounds))
-        first, second = ("whole write", write), ("wait of the loop", wait)
-        yield compare("checkpoint", first, second)
+        waited = "wait of the loop", wait
+        yield compare("checkpoint", ("whole write", write), waited)
 
 
 class Stopped:
     """A run that was stopped by a signal, with the programs that it compiled."""
 
     def __init__(self, config: Config, folder: Path):
-        """Starts a run and stops it after a step.
-
-        Args:
-          config: of the run; its length and cadences are replaced.
-          folder: where its files go.
-        """
+        """Starts a run, with another length and cadences, and stops it after a step."""
         self._now, self._kept = folder / "now", folder / "kept"
         endless = copy.deepcopy(config)
         endless.epochs, endless.steps, endless.seeds = None, _NEVER, 1
@@ -117,13 +108,7 @@ class Stopped:
 def time_saves(
     config: Config, workdir: Path, repeats: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the seconds of whole writes, `[R]`, and of the waits for them.
-
-    Args:
-      config: of the run whose first state is saved.
-      workdir: a new folder.
-      repeats: R.
-    """
+    """Returns the seconds of whole writes, `[R]`, and of the waits for them."""
     checkpoints = Checkpoints(workdir, keep=2)
     state, times = initial_state(build(resolve(config))), []
     for step in range(repeats + 1):

@@ -1,54 +1,65 @@
-"""Training steps against PyTorch's, plain and with the penalty.
+"""Training steps: against PyTorch's, in the forms of the penalty, on several devices.
 
-The peer runs the authors' algorithm: views of the broadcasting renderer, the penalty by
-a second backward pass. Ours is the step of a configuration. Before anything is timed,
-both encoders are compared: the same weights give the same representation.
+PyTorch runs the authors' algorithm: views of the broadcasting renderer, the penalty by
+a second backward pass. Ours are the steps of a real run, mapped over the devices. The
+penalty adds a forward-mode derivative to the first of two views, and its share of the
+backward pass: of six parts (two views forward, and twice that backward) three more,
+hence 1.5. One step in n needs an n-th of that; two averaged views on each side twelve.
+
+Simulated devices share the cores of one machine, so that more of them are not faster:
+what is seen is the price of dividing the batch, the collectives and the work that every
+device does for all of it.
 """
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import jax
 import numpy as np
 
-from invariance_jax.benchmarks import peers
-from invariance_jax.benchmarks.runs import Training, configuration, describe
-from invariance_jax.benchmarks.timing import (
-    Options,
-    Row,
-    check_same,
-    compare,
-    product_rate,
-)
+from invariance_jax.benchmarks import peers, timing
+from invariance_jax.benchmarks.runs import Training
+from invariance_jax.benchmarks.timing import Options, Row
 from invariance_jax.models import create_encoder
 from invariance_jax.models.weights import to_torch_state_dict
-from invariance_jax.settings import Config
+from invariance_jax.runtime.devices import simulate
+from invariance_jax.settings import Config, change
+from invariance_jax.training import parallel
+
+FORMS: Mapping[str, Mapping[str, object]] = {
+    "plain": {"penalty.weight": 0.0},
+    "penalized": {},
+    "penalty in every second step": {"penalty.every_steps": 2},
+    "penalty in every fourth step": {"penalty.every_steps": 4},
+    "consistency": {"penalty.kind": "consistency", "penalty.directions": 1},
+    "two views averaged": {"penalty.weight": 0.0, "average_views": 2},
+}
+"""Name -> what it changes in the configuration."""
 
 
-def run(options: Options, *, resnet_batch: int = 64) -> Iterator[Row]:
+def describe(config: Config) -> str:
+    """Returns what the time of a step depends on most, as the case of a row."""
+    encoder = config.encoder.name
+    return f"step, {encoder}, batch {config.batch_size}, {config.precision}"
+
+
+def time_steps(options: Options, *, resnet_batch: int = 64) -> Iterator[Row]:
     """Yields PyTorch over ours: the run of the configuration, and of the ResNet-18."""
     yield from against_torch(options, options.config)
-    resnet = configuration("spirograph")
+    resnet = timing.configuration("spirograph")
     resnet.batch_size = resnet_batch
-    few = options._replace(timer=options.timer.at_most(5))
-    yield from against_torch(few, resnet)
+    yield from against_torch(options.at_most(5), resnet)
 
 
 def against_torch(
     options: Options, config: Config, *, device: str = "cpu", tuned: bool = False
 ) -> Iterator[Row]:
-    """Yields PyTorch over ours, plain and penalized.
+    """Yields PyTorch on a device over ours, plain and penalized.
 
-    Args:
-      options: see there.
-      config: a Spirograph run with a penalty.
-      device: of PyTorch, "cpu" or "cuda".
-      tuned: see `peers.make_step`.
-
-    Raises:
-      ValueError: if the peer has no such encoder, or computes another representation.
-      FloatingPointError: if a loss stops being finite.
+    Before anything is timed, the same weights must give the same representation.
     """
     name, size = config.encoder.name, config.data.image_size
     assert size is not None
@@ -68,8 +79,8 @@ def against_torch(
         )
         theirs, seconds = options.timer(peer, ours)
         ours.check_finite()
-        share = ours.flops / np.median(seconds) / product_rate(config.precision)
-        yield compare(
+        share = ours.flops / np.median(seconds) / timing.product_rate(config.precision)
+        yield timing.compare(
             f"{describe(config)}, {kind}",
             ("PyTorch, tuned" if tuned else "PyTorch", theirs),
             ("ours", seconds),
@@ -78,11 +89,7 @@ def against_torch(
 
 
 def check_encoder(name: str, image_size: int) -> None:
-    """Checks that the peer's encoder, "resnet18" or "resnet50", is ours.
-
-    Raises:
-      ValueError: if representations of the same images differ.
-    """
+    """Refuses a peer whose ResNet gives other representations than ours."""
     generator = np.random.default_rng(0)
     images = generator.random((4, image_size, image_size, 3), np.float32)
     encoder = create_encoder(name)
@@ -92,4 +99,64 @@ def check_encoder(name: str, image_size: int) -> None:
         represent = jax.jit(functools.partial(encoder.apply, train=False))
         expected = represent(variables, images)
     found = peers.represent(name, to_torch_state_dict(variables), images)
-    check_same("representations", found, expected, 1e-3)
+    timing.check_same("representations", found, expected, 1e-3)
+
+
+def time_penalty(options: Options, *, num_steps: int = 4) -> Iterator[Row]:
+    """Yields each form of the step over the plain one, in calls of a multiple of 4."""
+    weight = options.config.penalty.weight
+    if not weight > 0:
+        raise ValueError(
+            f"penalty.weight is {weight!r}; expected a positive number, since the "
+            "penalized step is what is timed."
+        )
+    runs = {}
+    for name, changes in FORMS.items():
+        config = copy.deepcopy(options.config)
+        for key, value in changes.items():
+            change(config, key, value)
+        runs[name] = Training(config)
+    plain, *others = _per_step(options, [*runs.values()], num_steps)
+    case = describe(options.config)
+    for name, seconds in zip([*runs][1:], others, strict=True):
+        note = "target: at most 1.5" if name == "penalized" else ""
+        yield timing.compare(case, (name, seconds), ("plain", plain), note)
+
+
+def _per_step(
+    options: Options, runs: Sequence[Training], *num_steps: int
+) -> np.ndarray:
+    """Returns the seconds of a step of each run, in calls of as many steps."""
+    counts = np.broadcast_to(num_steps, len(runs))
+    calls = (functools.partial(r, int(n)) for r, n in zip(runs, counts, strict=True))
+    times = options.timer(*calls) / counts[:, None]
+    for each in runs:
+        each.check_finite()
+    return times
+
+
+def time_scaling(
+    options: Options, *, counts: Sequence[int] = (2, 4, 8), num_steps: int = 8
+) -> Iterator[Row]:
+    """Yields several devices over one at the same batch, and calls of one step."""
+    context, most = get_context("spawn"), max(counts)
+    # In a process of its own, since the devices of this one are what they are.
+    with ProcessPoolExecutor(
+        1, mp_context=context, initializer=simulate, initargs=(most,)
+    ) as pool:
+        devices, steps = (1, 1, *counts), (1, *[num_steps] * (1 + len(counts)))
+        measured = pool.submit(_on_devices, options.at_most(5), devices, steps)
+        single, one, *others = measured.result()
+    case = describe(options.config)
+    for count, seconds in zip(counts, others, strict=True):
+        yield timing.compare(case, (f"{count} devices", seconds), ("1 device", one))
+    several = f"{num_steps} steps in one call"
+    yield timing.compare(case, ("a call for each step", single), (several, one))
+
+
+def _on_devices(
+    options: Options, devices: Sequence[int], num_steps: Sequence[int]
+) -> np.ndarray:
+    timing.keep_freed_memory()
+    every = [parallel.all_devices(count) for count in devices]
+    return _per_step(options, [Training(options.config, d) for d in every], *num_steps)

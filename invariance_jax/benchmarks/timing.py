@@ -6,6 +6,7 @@ taken of neighbouring measurements; its median, smallest and largest value are s
 
 import ctypes
 import functools
+import importlib
 import importlib.util
 import math
 import os
@@ -13,6 +14,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -32,21 +34,11 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGE = -1, -3, 2**31 - 1
 
 
 class Timer(NamedTuple):
-    """Times calls in turns.
+    """Times calls in turns."""
 
-    Attributes:
-      repeats: R, rounds.
-      min_seconds: least time of one measurement, of as many calls as that takes.
-      clock: the time in seconds.
-    """
-
-    repeats: int
-    min_seconds: float
+    repeats: int  # R, rounds
+    min_seconds: float  # least time of one measurement, of as many calls as it takes
     clock: Callable[[], float] = time.perf_counter
-
-    def at_most(self, repeats: int) -> "Timer":
-        """Returns a timer of no more rounds than these."""
-        return self._replace(repeats=min(self.repeats, repeats))
 
     def __call__(self, *calls: Callable[[], object]) -> np.ndarray:
         """Returns the seconds of each call in each round, `[len(calls), R]`.
@@ -75,19 +67,39 @@ class Timer(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What the command line says of a benchmark.
-
-    Attributes:
-      timer: times calls.
-      config: the run whose steps are timed.
-      cases: parts of the names of the cases to measure, (): all of them.
-      seconds: after so many no further case is begun, where there are many.
-    """
+    """What the command line says of a benchmark."""
 
     timer: Timer
-    config: Config
-    cases: tuple[str, ...] = ()
-    seconds: float = math.inf
+    config: Config  # the run whose steps are timed
+    cases: tuple[str, ...] = ()  # parts of the names of the cases, (): all of them
+    seconds: float = math.inf  # after which no further case is begun
+
+    def at_most(self, repeats: int) -> "Options":
+        """Returns options with no more rounds than these."""
+        rounds = min(self.timer.repeats, repeats)
+        return self._replace(timer=self.timer._replace(repeats=rounds))
+
+    def versus(
+        self,
+        case: str,
+        first: tuple[str, Callable[[], object]],
+        second: tuple[str, Callable[[], object]],
+        note: str = "",
+    ) -> Row:
+        """Returns a row of the first named call over the second."""
+        times = self.timer(first[1], second[1])
+        return compare(case, (first[0], times[0]), (second[0], times[1]), note)
+
+
+def configuration(name: str, *variant: str) -> Config:
+    """Returns a configuration of the checkout that is the current directory."""
+    path = Path("configs", f"{name}.py")
+    if not path.is_file():
+        raise ValueError(
+            f"there is no {path}; expected to be started in a checkout of the project."
+        )
+    config: Config = importlib.import_module(f"configs.{name}").get_config(*variant)
+    return config
 
 
 def compare(
@@ -98,11 +110,7 @@ def compare(
 ) -> Row:
     """Returns a row: the time of the first call over that of the second.
 
-    Args:
-      case: what is compared.
-      first: a name, and seconds `[R]`.
-      second: another name, and seconds of the same rounds.
-      note: what else the row says, such as a target.
+    Each has a name, and seconds `[R]` of the same rounds.
     """
     quotients = first[1] / second[1]
     return {
@@ -139,11 +147,9 @@ def _text(cell: str | float) -> str:
 def check_same(
     what: str, found: ArrayLike, expected: ArrayLike, tolerance: float
 ) -> None:
-    """Checks that a peer computes what ours does.
+    """Refuses a peer that computes something else than ours.
 
-    Raises:
-      ValueError: if it is of another shape, or differs by more than the tolerance, a
-        share of the largest entry of ours.
+    The tolerance is a share of the largest entry of ours.
     """
     one, other = np.asarray(found), np.asarray(expected)
     difference = np.inf
@@ -158,11 +164,7 @@ def check_same(
 
 @functools.cache
 def product_rate(precision: str) -> float:
-    """Returns the operations per second of a large matrix product on the device.
-
-    Args:
-      precision: of a run, "float32" (as JAX multiplies by default) or "bfloat16".
-    """
+    """Returns the operations per second of a large matrix product on the device."""
     size, products = (8192, 20) if jax.default_backend() == "gpu" else (2048, 1)
     # Random: a device draws less power for ones, and is faster than it is for a step.
     a = jax.random.normal(jax.random.key(0), (size, size), precision) / size**0.5
@@ -204,10 +206,7 @@ def has_torch() -> bool:
 
 
 def machine() -> dict[str, object]:
-    """Returns what the times depend on: commit, versions, devices, cores, load.
-
-    The load is the mean number of waiting processes over the last minute.
-    """
+    """Returns what the times depend on; load: processes that wait, over a minute."""
     facts: dict[str, object] = {
         **provenance()["environment"],
         "processor": platform.machine(),

@@ -5,30 +5,28 @@ together with --train: a folder of image files, or of class folders of them.
 """
 
 import argparse
-import io
-import os
 import sys
 from pathlib import Path
 
 from invariance_jax.data import loading, preparation, sets
+from invariance_jax.runtime import terminal
 
 
 def main(arguments: list[str]) -> None:
     """Prepares the set and prints what there is now."""
     options = _parse(arguments)
+    name, data_dir = options.name, options.data_dir
     if options.train is None:
-        path = preparation.prepare(
-            options.name, data_dir=options.data_dir, source=options.source
-        )
+        path = preparation.prepare(name, data_dir=data_dir, source=options.source)
     else:
         path = preparation.prepare_folder(
-            options.name,
-            options.data_dir,
+            name,
+            data_dir,
             train=options.train,
             test=options.test,
             image_size=options.image_size,
         )
-    print(_summary(options.name, path), flush=True)
+    print(_summary(name, path), flush=True)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -37,18 +35,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         description="Prepares a data set, without TensorFlow.",
         allow_abbrev=False,
     )
-    known = ", ".join(sets.RESERVED)
     flags = {
-        "name": f"{known}; or a new name, with --train",
+        "name": f"{', '.join(sets.RESERVED)}; or a new name, with --train",
         "--data_dir": "folder of the prepared sets (default: that of TFDS)",
         "--source": "folder of the original files, instead of a download",
         "--train": "folder of training images, or of a folder of them for each class",
         "--test": "folder of test images (default: a tenth of the training images)",
+        "--image_size": "scale and crop the images of folders to this side (pixels)",
     }
     for flag, meaning in flags.items():
-        parser.add_argument(flag, help=meaning)
-    meaning = "scale and crop the images of the folders to this side (pixels)"
-    parser.add_argument("--image_size", type=int, help=meaning)
+        kind = int if flag == "--image_size" else str
+        parser.add_argument(flag, help=meaning, type=kind)
     options = parser.parse_args(arguments)
     if options.train is None and (options.test, options.image_size) != (None, None):
         parser.error("--test and --image_size go with --train")
@@ -72,22 +69,12 @@ def _summary(name: str, path: Path) -> str:
     )
 
 
-def _start() -> None:
-    """Runs main; an error of the user's becomes one line and exit status 1."""
+if __name__ == "__main__":
+    terminal.forgive()
     try:
-        # A path may hold what the terminal cannot show.
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")
         main(sys.argv[1:])
-    except BrokenPipeError:
-        # Nobody reads what was prepared; nor may the flush at exit fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError, MemoryError) as error:
         sys.exit(f"error: {' '.join(str(error).split()) or type(error).__name__}")
     except KeyboardInterrupt:
         print("interrupted; no set was left half-written", file=sys.stderr)
         sys.exit(130)
-
-
-if __name__ == "__main__":
-    _start()

@@ -32,9 +32,6 @@ from invariance_jax.data.subsets import hold_out
 
 SPLITS = ("train", "validation", "test")
 
-# Where a set has no test split, its validation split is one.
-_TEST_SPLITS = ("test", "validation")
-
 
 def describe(
     name: str, *, data_dir: str | os.PathLike[str] | None = None
@@ -64,16 +61,9 @@ def describe(
     found = _open(name, root)
     fixed = known(found.name)
     mean, std = (fixed.mean, fixed.std) if fixed else found.moments or _moments(found)
-    return Description(
-        name,
-        found.image_shape,
-        len(found.class_names) or None,
-        _size(found.train),
-        _size(found.test),
-        mean,
-        std,
-        found.class_names,
-    )
+    classes = found.class_names
+    sizes = len(classes) or None, _size(found.train), _size(found.test)
+    return Description(name, found.image_shape, *sizes, mean, std, classes)
 
 
 def load_arrays(
@@ -161,27 +151,19 @@ def _open(name: str, root: Path) -> _Set:
     """Returns what the files of a prepared set tell, checked."""
     builder, features, metadata = _read(name, root)
     splits = builder.info.splits
-    test = next((split for split in _TEST_SPLITS if split in splits), None)
+    test = next((split for split in ("test", "validation") if split in splits), None)
     if "train" not in splits or test is None:
         raise ValueError(
             f"{name} must have the splits train and test (or validation); found "
             f"{', '.join(sorted(splits))}."
         )
-    image_shape, class_names = _check_features(name, features)
-    mean, std = metadata.get("mean"), metadata.get("std")
-    return _Set(
-        builder.name,
-        image_shape,
-        class_names,
-        train=_shards(splits["train"]),
-        test=_shards(splits[test]),
-        moments=(tuple(mean), tuple(std)) if mean and std else None,
+    train, tested = (
+        tuple(Shard(Path(f.filename), f.examples_in_shard) for f in s.file_instructions)
+        for s in (splits["train"], splits[test])
     )
-
-
-def _shards(split: Any) -> tuple[Shard, ...]:
-    files = split.file_instructions
-    return tuple(Shard(Path(file.filename), file.examples_in_shard) for file in files)
+    mean, std = metadata.get("mean"), metadata.get("std")
+    moments = (tuple(mean), tuple(std)) if mean and std else None
+    return _Set(builder.name, *_check(name, features), train, tested, moments)
 
 
 def _read(name: str, root: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -211,7 +193,7 @@ def _read(name: str, root: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     return builder, features, metadata
 
 
-def _check_features(
+def _check(
     name: str, features: dict[str, Any]
 ) -> tuple[tuple[int, int, int], tuple[str, ...]]:
     """Returns the shape of the images and the names of the classes."""

@@ -6,7 +6,7 @@ A set is written in the format array_record, into a temporary folder that is ren
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,14 +91,11 @@ def prepare_arrays(
       OSError: if the set cannot be written.
     """
     root = _folder_for_new(name, data_dir)
-    splits = {
-        split: _check_split(split, pair)
-        for split, pair in (("train", train), ("test", test))
-    }
-    names = _check_together(splits, class_names)
+    splits = {"train": _check_split("train", train), "test": _check_split("test", test)}
+    names = _check_together(splits["train"], splits["test"], class_names)
     from invariance_jax.data import records
 
-    return records.write_arrays(name, root, splits, names)
+    return records.write(records.Builder(name, root, splits, names))
 
 
 def prepare_folder(
@@ -153,9 +150,7 @@ def _folder_for_new(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
             f"found {name!r}."
         )
     if name in RESERVED:
-        raise ValueError(
-            f"name {name!r} is taken; all that are: {', '.join(RESERVED)}."
-        )
+        raise ValueError(f"name {name!r} is taken; so are: {', '.join(RESERVED)}.")
     root = folder_of_sets(data_dir)
     existing = find(root, name)
     if existing is not None:
@@ -190,10 +185,9 @@ def _check_split(split: str, pair: object) -> Split:
 
 
 def _check_together(
-    splits: Mapping[str, Split], class_names: Sequence[str] | None
+    train: Split, test: Split, class_names: Sequence[str] | None
 ) -> list[str]:
     """Returns the names of the classes; none if there are no labels."""
-    train, test = splits["train"], splits["test"]
     if train.images.shape[1:] != test.images.shape[1:]:
         raise ValueError(
             "images of train and test must have one shape [H, W, C]; found "
@@ -229,6 +223,5 @@ def _check_together(
             f"labels of test must be among those of train, 0 to {num_classes - 1}; "
             f"found {len(unknown)} others, such as {unknown[:5].tolist()}."
         )
-    if class_names is None:
-        class_names = [str(number) for number in range(num_classes)]
-    return checks.class_names(class_names)
+    numbers = [str(number) for number in range(num_classes)]
+    return checks.class_names(numbers if class_names is None else class_names)

@@ -32,8 +32,11 @@ _MODES = {1: "L", 3: "RGB"}
 
 with registered.skip_registration():
 
-    class _Arrays(tfds.core.GeneratorBasedBuilder):
-        """A set of the user's own, in the order of its arrays."""
+    class Builder(tfds.core.GeneratorBasedBuilder):
+        """A set of images, whose files have the order of its arrays.
+
+        Of the splits "train" and "test"; without class names, there are no labels.
+        """
 
         VERSION = tfds.core.Version("1.0.0")
 
@@ -44,6 +47,7 @@ with registered.skip_registration():
             splits: Mapping[str, Split],
             class_names: Sequence[str],
         ) -> None:
+            """Takes the splits; `write` writes them."""
             self.name, self._splits, self._class_names = name, splits, class_names
             super().__init__(data_dir=data_dir, file_format=FORMAT)
 
@@ -74,13 +78,6 @@ with registered.skip_registration():
             for index, image in enumerate(encode(images)):
                 label = {} if labels is None else {"label": int(labels[index])}
                 yield index, {"image": image, **label}
-
-
-def write_arrays(
-    name: str, data_dir: Path, splits: Mapping[str, Split], class_names: Sequence[str]
-) -> Path:
-    """Writes the splits "train" and "test"; no class names go with no labels."""
-    return write(_Arrays(name, data_dir, splits, class_names))
 
 
 def write(builder: tfds.core.DatasetBuilder) -> Path:
@@ -118,19 +115,20 @@ class _Terminal(io.TextIOBase):
     def __init__(self) -> None:
         self._file = sys.stderr
 
-    def write(self, text: str) -> int:
+    def _try(self, method: str, *arguments: object) -> object:
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            self._file.write(text)
+            return getattr(self._file, method)(*arguments)
+        return None
+
+    def write(self, text: str) -> int:
+        self._try("write", text)
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            self._file.flush()
+        self._try("flush")
 
     def isatty(self) -> bool:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            return self._file.isatty()
-        return False
+        return bool(self._try("isatty"))
 
 
 def progress(counts: Iterable[int], total: int, title: str) -> None:
@@ -176,10 +174,8 @@ def decode(
         records = _records(path, source, positions)
         for position, record in zip(positions, records, strict=True):
             index = start + position
-            try:
+            with _blaming(path, position):
                 labels[index] = _decode(record, images[index], num_classes)
-            except Exception as error:  # Pillow and protobuf each raise their own
-                raise _corrupt(path, position, error) from error
         return len(positions)
 
     chunks = [
@@ -209,23 +205,25 @@ def _open(shard: Shard) -> ArrayRecordDataSource:
     return source
 
 
+@contextlib.contextmanager
+def _blaming(path: Path, position: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # array_record, Pillow and protobuf each raise their own
+        text = f"{path}: record {position} is corrupt: {checks.reason(error)}"
+        raise ValueError(text) from error
+
+
 def _records(
     path: Path, source: ArrayRecordDataSource, positions: range
 ) -> list[bytes]:
     try:
         return list(source.__getitems__(positions))
     except Exception:
-        # One by one, to find the record.
-        for position in positions:
-            try:
+        for position in positions:  # one by one, to find the record
+            with _blaming(path, position):
                 source[position]
-            except Exception as error:
-                raise _corrupt(path, position, error) from error
         raise
-
-
-def _corrupt(path: Path, position: int, error: Exception) -> ValueError:
-    return ValueError(f"{path}: record {position} is corrupt: {checks.reason(error)}")
 
 
 def _decode(record: bytes, image: np.ndarray, num_classes: int | None) -> int:

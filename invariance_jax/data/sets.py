@@ -126,12 +126,10 @@ def find(root: Path, name: str) -> Path | None:
     """Returns the folder of the highest version of a prepared set, or None."""
     name, _, wanted = name.partition(":")
     # The temporary folder of a set that is being written begins with a word.
-    number = re.compile(r"\d+\.\d+\.\d+")
     versions = {
         tuple(map(int, path.parent.name.split("."))): path.parent
         for path in (root / name).glob("*/dataset_info.json")
-        if number.fullmatch(path.parent.name)
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
+        and wanted in ("", path.parent.name)
     }
-    if wanted:
-        return next((p for p in versions.values() if p.name == wanted), None)
     return versions[max(versions)] if versions else None

@@ -5,6 +5,7 @@ records) with another reader of the files: TFDS reads them through TensorFlow.
 Deviation: SVHN comes without the 1.3 GB of its split `extra`.
 """
 
+import contextlib
 import gzip
 import hashlib
 import tarfile
@@ -31,19 +32,14 @@ Columns = dict[str, Sequence[object] | np.ndarray]
 
 
 class Source(NamedTuple):
-    """The original files of a set.
+    """The original files of a set."""
 
-    Attributes:
-      home: address of the folder that has them.
-      files: their names.
-      read: (builder, file name -> path, split) -> columns.
-      contents: name of a gzip file -> SHA-256 of what it holds, for files that others
-        have compressed again.
-    """
-
-    home: str
+    home: str  # address of the folder that has them
     files: tuple[str, ...]
+    # (builder, file name -> path, split) -> columns
     read: Callable[[DatasetBuilder, dict[str, Path], str], Columns]
+    # Name of a gzip file -> SHA-256 of what it holds, for files that others have
+    # compressed again.
     contents: Mapping[str, str] = {}
 
 
@@ -78,9 +74,7 @@ def _generate(
 
 
 def _locate(
-    builder: DatasetBuilder,
-    folder: Path | None,
-    dl_manager: DownloadManager,
+    builder: DatasetBuilder, folder: Path | None, dl_manager: DownloadManager
 ) -> dict[str, Path]:
     """Returns file name -> path of the original files, verified."""
     manual = Path(dl_manager.download_dir) / "manual"
@@ -101,17 +95,14 @@ def _locate(
             f"{', '.join(missing)}."
         )
     if missing:
-        found |= _download(builder, dl_manager, missing, folders[0])
+        found |= _download(builder.name, dl_manager, missing, folders[0])
     return found
 
 
 def _download(
-    builder: DatasetBuilder,
-    dl_manager: DownloadManager,
-    files: list[str],
-    folder: Path,
+    name: str, dl_manager: DownloadManager, files: list[str], folder: Path
 ) -> dict[str, Path]:
-    name, home = builder.name, SOURCES[builder.name].home
+    home = SOURCES[name].home
     urls = {file: urljoin(home, file) for file in files}
     try:
         # TFDS would try eleven times, for minutes.
@@ -131,14 +122,21 @@ def _verify(builder: DatasetBuilder, path: Path) -> None:
     registered = checksums.get_all_url_infos() | builder.url_infos
     expected = registered[urljoin(source.home, path.name)]
     found = checksums.compute_url_info(path)
-    if found == expected:
+    if found == expected or hash_of_content(path) == source.contents.get(path.name, ""):
         return
-    if hash_of_content(path) != source.contents.get(path.name, ""):
-        raise ValueError(
-            f"{path} is not the original file of {builder.name}: it has "
-            f"{int(found.size)} bytes and SHA-256 {found.checksum}; expected "
-            f"{int(expected.size)} bytes and {expected.checksum}."
-        )
+    raise ValueError(
+        f"{path} is not the original file of {builder.name}: it has "
+        f"{int(found.size)} bytes and SHA-256 {found.checksum}; expected "
+        f"{int(expected.size)} bytes and {expected.checksum}."
+    )
+
+
+def hash_of_content(path: Path) -> str | None:
+    """Returns the SHA-256 of what a gzip file holds, None if it is no gzip file."""
+    with contextlib.suppress(Exception), gzip.open(path) as file:
+        # In parts: the content of a file that is not known yet may be of any size.
+        return hashlib.file_digest(file, "sha256").hexdigest()
+    return None
 
 
 def _read_cifar(builder: DatasetBuilder, paths: dict[str, Path], split: str) -> Columns:
@@ -225,13 +223,3 @@ SOURCES = {
     ),
 }
 """Name -> original files of the sets that are prepared without TensorFlow."""
-
-
-def hash_of_content(path: Path) -> str | None:
-    """Returns the SHA-256 of what a gzip file holds, None if it is no gzip file."""
-    try:
-        # In parts: the content of a file that is not known yet may be of any size.
-        with gzip.open(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except Exception:
-        return None

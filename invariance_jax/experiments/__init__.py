@@ -48,11 +48,7 @@ _KEY = "evaluation.experiments"
 
 
 def load(task: Task) -> dict[str, Experiment]:
-    """Returns name -> function of the experiments that a run asks for.
-
-    Raises:
-      ValueError: if a user's own cannot be imported.
-    """
+    """Returns name -> function of the experiments that a run asks for."""
     return {
         name: EXPERIMENTS.get(name) or plugins.load(_KEY, name) for name in wanted(task)
     }
@@ -68,11 +64,7 @@ def sources(experiments: Mapping[str, Experiment]) -> dict[str, str]:
 
 
 def measure(name: str, experiment: Experiment, context: Context) -> ExperimentResult:
-    """Returns the result of an experiment, checked.
-
-    Raises:
-      ValueError: if a user's own returns something else.
-    """
+    """Returns the result of an experiment, checked, with Python's own numbers."""
     found = experiment(context)
     where = f"{_KEY} has {name!r}, which returned"
     if not isinstance(found, ExperimentResult) or not isinstance(found.rows, Sequence):
@@ -81,21 +73,16 @@ def measure(name: str, experiment: Experiment, context: Context) -> ExperimentRe
 
 
 def _checked(row: Row, where: str) -> Row:
-    """Returns a row with Python's own numbers."""
     try:
         metric, value, at = row
-        number = np.asarray(value, np.float64)
-        place = {
-            name: one.item() if isinstance(one, np.generic) else one
-            for name, one in at.items()
-        }
+        at = {k: v.item() if isinstance(v, np.generic) else v for k, v in at.items()}
+        named = all(isinstance(name, str) for name in (metric, *at)) and metric
+        plain = all(type(one) in (str, int, float) for one in at.values())
+        if named and plain:
+            return Row(metric, np.asarray(value, np.float64)[()].item(), at)
     except (AttributeError, TypeError, ValueError):
-        metric, number, place = "", np.zeros(()), {}
-    texts = isinstance(metric, str) and all(isinstance(name, str) for name in place)
-    plain = all(type(one) in (str, int, float) for one in place.values())
-    if not (metric and texts and plain and number.ndim == 0):
-        raise ValueError(
-            f"{where} the row {row!r}; expected Row(metric, value, at): a name, a "
-            "number, and a dictionary of names to texts or numbers."
-        )
-    return Row(metric, float(number), place)
+        pass
+    raise ValueError(
+        f"{where} the row {row!r}; expected Row(metric, value, at): a name, a number, "
+        "and a dictionary of names to texts or numbers."
+    )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax.experiments.context import STREAMS, Context, part_of
-from invariance_jax.runs.results import ExperimentResult, Row, rows_of
+from invariance_jax.runs.results import ExperimentResult, rows_of
 
 _log = logging.getLogger(__name__)
 
@@ -31,32 +31,26 @@ def run(context: Context) -> ExperimentResult:
         for number in numbers if context.task.targets else numbers[-1:]:
             rows += context.selected(number)
     if "all" in chosen.families and chosen.num_views[0] == 1:
-        rows += _ensembles(context)
+        for views, values in zip(context.num_views, _ensembles(context), strict=True):
+            rows += rows_of(values, views=views, probe="ensemble")
     else:
         _log.info("no averaged predictions: they need the family 'all' and M = 1")
     return ExperimentResult(rows)
 
 
-def _ensembles(context: Context) -> list[Row]:
-    """Returns the quality of the mean prediction of a probe on one view."""
+def _ensembles(context: Context) -> list[dict[str, float]]:
+    """Returns the quality of the mean prediction of a probe on one view, for each M."""
     task, probe, y = context.task, context.scored(0).probe, context.y("test")
-    views = context.num_views
     if task.targets:
         # A linear probe of the mean is the mean of its predictions.
         scored = [task.score(probe, h, y) for h in context.features("test")]
-        each = [{"mse": one.values["mse"]} for one in scored]
-    else:
-        means = context.encoder.probabilities(
-            context.variables,
-            probe,
-            context.test.x,
-            num_views=views,
-            stream=STREAMS["test"],
-        )
-        logits = np.log(np.maximum(means, np.finfo(means.dtype).tiny))
-        each = [task.quality(jnp.asarray(one), jnp.asarray(y)) for one in logits]
-    return [
-        row
-        for count, values in zip(views, each, strict=True)
-        for row in rows_of(values, views=count, probe="ensemble")
-    ]
+        return [{"mse": one.values["mse"]} for one in scored]
+    means = context.encoder.probabilities(
+        context.variables,
+        probe,
+        context.test.x,
+        num_views=context.num_views,
+        stream=STREAMS["test"],
+    )
+    logits = np.log(np.maximum(means, np.finfo(means.dtype).tiny))
+    return [task.quality(jnp.asarray(one), jnp.asarray(y)) for one in logits]

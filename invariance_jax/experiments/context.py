@@ -100,19 +100,23 @@ class Context:
         probe = self.task.fit(h, self.y("train"))
         return self.task.score(probe, h_test, self.y("test"))
 
+    def both(self, number: int, family: str = "all") -> tuple[np.ndarray, np.ndarray]:
+        """Returns training and test features averaged over `num_views[number]`."""
+        h, h_test = (self.features(split, family) for split in STREAMS)
+        return h[number], h_test[number]
+
     def scored(self, number: int, family: str = "all") -> Scored:
         """Returns the probe on features averaged over `num_views[number]`."""
         place = number % len(self.num_views), family
         if place not in self._scored:
-            h, h_test = (self.features(s, family)[number] for s in ("train", "test"))
-            self._scored[place] = self.fit_and_score(h, h_test)
+            self._scored[place] = self.fit_and_score(*self.both(number, family))
         return self._scored[place]
 
     def selected(self, number: int) -> list[Row]:
         """Returns `select` of features averaged over `num_views[number]`."""
         if number not in self._selected:
-            h, h_test = (self.features(split)[number] for split in ("train", "test"))
-            self._selected[number] = self.select(h, h_test, self.num_views[number])
+            views = self.num_views[number]
+            self._selected[number] = self.select(*self.both(number), views)
         return self._selected[number]
 
     def select(self, h: np.ndarray, h_test: np.ndarray, views: int | str) -> list[Row]:

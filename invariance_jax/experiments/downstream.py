@@ -7,6 +7,8 @@ targets; of images `accuracy@plain`, `cross_entropy@plain`, `knn20@plain`. A bas
 "pixels" or "untrained", comes before the `@`.
 """
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,10 +30,10 @@ def run(context: Context) -> ExperimentResult:
     if not context.is_plain:
         rows += [row for name in baselines for row in _averaged(context, name)]
         return ExperimentResult(rows)
-    h, h_test = (context.plain(split) for split in ("train", "test"))
+    h, h_test = map(context.plain, STREAMS)
     rows += _plain(context, h, h_test) + context.select(h, h_test, "plain")
     for name in baselines:
-        h, h_test = (_baseline(context, name, split) for split in ("train", "test"))
+        h, h_test = (_baseline(context, name, split) for split in STREAMS)
         rows += _plain(context, h, h_test, encoder=name)
     return ExperimentResult(rows)
 
@@ -41,13 +43,10 @@ def _averaged(context: Context, name: str) -> list[Row]:
     sweep, encoder = context.settings.evaluation.num_views, context.encoder
     views, each, rows = tuple(sorted({sweep[0], sweep[-1]})), [], []
     for split, stream in STREAMS.items():
-        x = context.examples(split).x
-        if name == "pixels":
-            h = encoder.pixels(x, num_views=views, stream=stream)
-        else:
-            variables = context.untrained
-            h = encoder.features(variables, x, num_views=views, stream=stream)
-        each.append(h)
+        features = encoder.pixels
+        if name == "untrained":
+            features = functools.partial(encoder.features, context.untrained)
+        each.append(features(context.examples(split).x, num_views=views, stream=stream))
     for count, h, h_test in zip(views, *each, strict=True):
         found = context.fit_and_score(h, h_test).values
         rows += rows_of(overall(found), views=count, encoder=name)
@@ -67,15 +66,11 @@ def _plain(
 ) -> list[Row]:
     """Returns linear and kNN results on the features of plain images."""
     values, chosen = context.fit_and_score(h, h_test).values, context.settings
-    arrays = [
-        jnp.asarray(array)
-        for array in (h, context.y("train"), h_test, context.y("test"))
-    ]
+    known = (h, context.y("train"), h_test, context.y("test"))
+    arrays = list(map(jnp.asarray, known))
     for k in chosen.evaluation.neighbors:
-        for name, temperature in (
-            (f"knn{k}", chosen.evaluation.neighbor_temperature),
-            (f"knn{k}_majority", None),
-        ):
+        weighted = chosen.evaluation.neighbor_temperature
+        for name, temperature in (("", weighted), ("_majority", None)):
             accuracy = evaluation.knn_accuracy(*arrays, k=k, temperature=temperature)
-            values[name] = float(accuracy)
+            values[f"knn{k}{name}"] = float(accuracy)
     return rows_of(values, views="plain", encoder=encoder)

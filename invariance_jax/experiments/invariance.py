@@ -45,7 +45,7 @@ def run(context: Context) -> ExperimentResult:
         h = whole if family == "all" else views(context.variables, x, family=family)
         at = {} if family == "all" else {"family": family}
         numbers = _numbers(evaluation.invariance(l2_normalize(h)))
-        rows += [Row(f"variance.{name}", value, at) for name, value in numbers.items()]
+        rows += _rows({f"variance.{name}": v for name, v in numbers.items()}, **at)
     rows += _by_parameter(context, x, whole)
     for step, variables in checkpoints(context):
         h = views(variables, x)
@@ -63,7 +63,7 @@ def _by_parameter(context: Context, x: np.ndarray, whole: Array) -> list[Row]:
         totals[of] = found.total
         values = _numbers(found) | {"paired": float(evaluation.paired_change(h))}
         rows += _rows(values, table="parameters", parameter="all", of=of)
-    names, redrawn = context.parts.transformation.names, _map_redrawn(context)
+    names, redrawn = context.parts.transformation.names, _redraw(context)
     for name, chosen in zip(names, np.eye(len(names), dtype=bool), strict=True):
         part = jnp.asarray(redrawn((context.variables, chosen), x, STREAMS["test"]))
         for of, normalize in _OF.items():
@@ -86,7 +86,7 @@ def checkpoints(context: Context) -> Iterator[tuple[int, Variables]]:
         kept.close()
 
 
-def _map_redrawn(context: Context) -> Mapped:
+def _redraw(context: Context) -> Mapped:
     """Returns the function from variables and chosen columns of alpha to h."""
     encoder, transformation = context.encoder, context.parts.transformation
     count = context.settings.evaluation.variance_views

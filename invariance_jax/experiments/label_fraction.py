@@ -16,11 +16,13 @@ def run(context: Context) -> ExperimentResult:
     next: of images the same share of each class, of Spirograph the first examples. The
     features are of plain images and averaged over the last M of `evaluation.num_views`;
     where no view is plain, over the first M and the last.
-
-    Raises:
-      ValueError: if a share leaves a class without an example; it names the key.
     """
-    rows, y, features = [], context.y("train"), _features(context)
+    numbers = (-1,) if context.is_plain else (0, -1)
+    features: dict[str | int, tuple[np.ndarray, np.ndarray]] = {}
+    if context.is_plain:
+        features["plain"] = context.plain("train"), context.plain("test")
+    features |= {context.num_views[number]: context.both(number) for number in numbers}
+    rows, y = [], context.y("train")
     for fraction in context.settings.evaluation.label_fractions:
         seen = context.task.labeled(y, fraction)
         for views, (h, h_test) in features.items():
@@ -28,16 +30,3 @@ def run(context: Context) -> ExperimentResult:
             scored = context.task.score(probe, h_test, context.y("test"))
             rows += rows_of(scored.values, fraction=fraction, views=views)
     return ExperimentResult(rows)
-
-
-def _features(context: Context) -> dict[str | int, tuple[np.ndarray, np.ndarray]]:
-    """Returns views -> features of the training and of the test examples."""
-    kinds: dict[str | int, tuple[np.ndarray, np.ndarray]] = {}
-    numbers = [0, -1]
-    if context.is_plain:
-        kinds["plain"] = context.plain("train"), context.plain("test")
-        numbers = [-1]
-    for number in numbers:
-        h, h_test = (context.features(split)[number] for split in ("train", "test"))
-        kinds[context.num_views[number]] = h, h_test
-    return kinds

@@ -20,27 +20,15 @@ _HELD_OUT = 5  # one in
 def run(context: Context) -> ExperimentResult:
     """Returns how well a linear probe predicts each parameter of one view.
 
-    Ridge regression in float64 on the CPU, on features with mean 0 and variance 1; l2
-    is chosen for each parameter on the last fifth of the probe's training examples. The
-    prediction is compared with a constant one, the mean over the training views.
-
     Of images it predicts the alpha that was drawn, also where a gate switched the
     jitter off: a view without jitter tells nothing of it, so that r2 stays below about
     the share of views that are jittered. The columns of a crop box are predicted in
     pixels.
-
-    Returns:
-      Rows for each parameter: mse and constant, in its squared units, r2 and the chosen
-      l2. None if the transformation has no alpha.
     """
     names = context.parts.transformation.names
     if not names:
         return ExperimentResult([])
-    arrays = [
-        array
-        for split in ("train", "test")
-        for array in (features(context, split), draw_alpha(context, split))
-    ]
+    arrays = [f(context, split) for split in STREAMS for f in (features, draw_alpha)]
     found = predict_nuisance(*arrays, l2=context.settings.evaluation.nuisance_l2)
     return ExperimentResult(
         [
@@ -61,8 +49,10 @@ def predict_nuisance(
 ) -> dict[str, np.ndarray]:
     """Returns how well alpha `[N, P]` is predicted from features of unseen views.
 
-    The values, each `[P]`, are mse, constant (the mse of the mean of alpha), r2 and the
-    chosen l2.
+    Ridge regression in float64 on the CPU, on features with mean 0 and variance 1; l2
+    is chosen for each parameter on the last fifth of the training examples. The values,
+    each `[P]`, are mse, in squared units of the parameter, constant (that of the mean
+    of alpha), r2 and the chosen l2.
     """
     cpu = jax.local_devices(backend="cpu")[0]
     with jax.enable_x64(True), jax.default_device(cpu):

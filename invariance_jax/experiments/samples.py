@@ -19,14 +19,10 @@ _QUERIES, _NEIGHBORS = 10, 7
 def write(context: Context, *, predictions: bool) -> None:
     """Writes `samples.npz` into the work directory; every process calls it.
 
-    Args:
-      context: the encoder and its examples.
-      predictions: whether those of the probes are written too, at the smallest M and at
-        the largest.
+    Predictions are those of the probes at the smallest M and at the largest.
     """
-    arrays: dict[str, Any] = _views(context)
-    arrays |= _projection(context) | _neighbors(context)
-    arrays |= _predictions(context) if predictions else {}
+    arrays: dict[str, Any] = _views(context) | _neighbors(context)
+    arrays |= _projection(context) | (_predictions(context) if predictions else {})
     if is_main_process():
         content = io.BytesIO()
         np.savez_compressed(content, **arrays)
@@ -83,11 +79,7 @@ def _projection(context: Context) -> dict[str, np.ndarray]:
 
 
 def principal_components(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first two principal components of features, `[N, 2]`, and shares.
-
-    The shares `[2]` are those of the variance that each explains, 0 for a component
-    that is not there.
-    """
+    """Returns two principal components, `[N, 2]`, and their shares of the variance."""
     centred = h - h.mean(axis=0)
     left, scale, right = np.linalg.svd(centred, full_matrices=False)
     # The sign of a component is free: its largest loading is positive.
@@ -126,10 +118,8 @@ def nearest(h: np.ndarray, *, queries: int, count: int) -> np.ndarray:
 
 def _pictures(context: Context, rows: np.ndarray) -> np.ndarray:
     """Returns plain images, or the first view of the evaluation where none is plain."""
-    transformation, key = (
-        context.parts.transformation,
-        context.encoder.key(STREAMS["test"]),
-    )
+    transformation = context.parts.transformation
+    key = context.encoder.key(STREAMS["test"])
 
     @jax.jit
     def draw(x: Array, indices: Array) -> Array:
@@ -138,5 +128,4 @@ def _pictures(context: Context, rows: np.ndarray) -> np.ndarray:
         view = evaluation.sample_view(key, transformation, indices, view=0)
         return transformation.apply(x, view)
 
-    images = draw(context.test.x[rows], rows.astype(np.int32))
-    return context.task.displayed(images)
+    return context.task.displayed(draw(context.test.x[rows], rows.astype(np.int32)))

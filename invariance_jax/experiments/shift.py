@@ -26,33 +26,35 @@ _Point = tuple[str, str, float]
 
 
 def run(context: Context) -> ExperimentResult:
-    """Returns the quality of both heads over the grids of `evaluation.shifts`.
+    """Returns the quality of both heads, "refitted" and "fixed", over the shifts.
 
     The unshifted distribution is a point of every grid, added where it is missing. Of
     images it is that of the colour jitter of plain images, applied to every view,
     without grayscale, crop and flip; the fixed head is fitted at the strength of the
-    training.
-
-    Returns:
-      Rows for each point, head ("refitted" or "fixed") and M, the first and the last
-      of `evaluation.num_views`: the metrics of the probe. None where the augmentation
-      is a user's own.
+    training. Views are averaged over the first and the last M. There is no row where
+    the augmentation is a user's own.
     """
     grids, base = context.settings.evaluation.shifts, context.task.shiftable()
     if base is None:
         _log.info("no shifts: augmentation.name is MODULE:FUNCTION")
     if base is None or not grids:
         return ExperimentResult([])
-    rows, shifted = [], Shifted(context, base)
-    heads = _unshifted(context, shifted)
+    rows, features = [], Shifted(context, base)
+    task, y = context.task, context.y("test")
+    heads = _unshifted(context, features)
     for what, how, grid in grids:
         start = unshifted_value(context.settings, how)
         for value in sorted({*grid} | {start}):
             found = {"refitted": heads, "fixed": heads}
             if value != start:
-                found = _score(context, shifted, heads, (what, how, value))
+                h, h_test = (features(split, (what, how, value)) for split in STREAMS)
+                found["refitted"] = list(map(context.fit_and_score, h, h_test))
+                found["fixed"] = [
+                    task.score(head.probe, one, y)
+                    for head, one in zip(heads, h_test, strict=True)
+                ]
             for head, each in found.items():
-                for views, one in zip(shifted.num_views, each, strict=True):
+                for views, one in zip(features.num_views, each, strict=True):
                     at: dict[str, Value] = {"parameter": what, "how": how}
                     at |= {"shift": value, "head": head, "views": views}
                     rows += rows_of(one.values, **at)
@@ -69,29 +71,17 @@ def unshifted_value(settings: Settings, how: str) -> float:
 def move_and_scale(
     names: tuple[str, ...], what: str, how: str, value: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the arguments of `transforms.shifts.shift` at a point, float32 `[P]`.
-
-    Args:
-      names: of the columns of alpha; of images those of the jitter.
-      what: a parameter, "foreground" or "background"; "color" is all columns.
-      how: "move", "widen" or "strength".
-      value: the point.
-    """
+    """Returns the arguments of `transforms.shifts.shift` at a point, float32 `[P]`."""
     move, scale = np.zeros(len(names), np.float32), np.ones(len(names), np.float32)
     if how == "strength":  # of a jitter of strength 1
         return move, np.float32(value) * scale
-    columns = shifts.find_columns(names, what=what)
-    if how == "move":
-        return np.where(columns, np.float32(value), move), scale
-    return move, np.where(columns, np.float32(value), scale)
+    changed = move if how == "move" else scale
+    changed[np.asarray(shifts.find_columns(names, what=what))] = value
+    return move, scale
 
 
 class Shifted:
-    """Features of views of a shifted distribution, averaged over the first and last M.
-
-    Attributes:
-      num_views: these M.
-    """
+    """Features of views of a shifted distribution, averaged over `num_views`."""
 
     def __init__(self, context: Context, base: Transformation):
         """Takes the transformation whose distribution is shifted; computes nothing."""
@@ -123,25 +113,9 @@ class Shifted:
         )
 
 
-def _unshifted(context: Context, shifted: Shifted) -> list[Scored]:
+def _unshifted(context: Context, features: Shifted) -> list[Scored]:
     """Returns the probes on views of the training distribution, one for each M."""
     if context.task.shiftable() is context.parts.transformation:
-        return [context.scored(context.num_views.index(m)) for m in shifted.num_views]
+        return [context.scored(context.num_views.index(m)) for m in features.num_views]
     point = "color", "strength", unshifted_value(context.settings, "strength")
-    each = zip(shifted("train", point), shifted("test", point), strict=True)
-    return [context.fit_and_score(h, h_test) for h, h_test in each]
-
-
-def _score(
-    context: Context, shifted: Shifted, heads: list[Scored], point: _Point
-) -> dict[str, list[Scored]]:
-    h, h_test = (shifted(split, point) for split in ("train", "test"))
-    score, y = context.task.score, context.y("test")
-    return {
-        "refitted": [
-            context.fit_and_score(*one) for one in zip(h, h_test, strict=True)
-        ],
-        "fixed": [
-            score(head.probe, one, y) for head, one in zip(heads, h_test, strict=True)
-        ],
-    }
+    return list(map(context.fit_and_score, *(features(s, point) for s in STREAMS)))

@@ -1,8 +1,6 @@
 """Draws the report of one finished run, or the comparison of several.
 
-`run` writes `report.html` (one file that a browser opens without a network), its
-figures as PNG, and its tables as CSV. `table` and `comparison_text` are what a terminal
-shows at the end. Nothing is measured here: numbers come from `results.json`.
+Nothing is measured here: all numbers come from the `results.json` of the runs.
 """
 
 import os
@@ -21,12 +19,16 @@ def run(
 ) -> Path | epath.Path:
     """Returns the path of the report that it wrote, `report.html` in `out`.
 
-    Writes `report.html`, `figures/*.png` and `tables/*.csv` and no other file; all work
-    directories are read and checked before the first is written.
+    Writes `report.html` (one file that a browser opens without a network),
+    `figures/*.png` and `tables/*.csv` and no other file; all work directories are read
+    and checked before the first is written.
 
     Args:
       workdirs: finished work directories; several are compared, to the first.
       out: the directory to write to, made if needed; may be a work directory.
+
+    Returns:
+      The path of `report.html`.
 
     Raises:
       ValueError: if a work directory is missing, unfinished, given twice or of another
@@ -39,38 +41,21 @@ def run(
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Returns the main numbers of one run as up to three lines, for a terminal.
-
-    Args:
-      results: the content of a `results.json`.
-
-    Raises:
-      ValueError: if the format is another one, or a row is not as documented.
-    """
+    """Returns the main numbers of a `results.json` as up to three lines of text."""
     from invariance_jax.report import compare, read
 
     return compare.terminal_text(read.check_results(results))
 
 
 def comparison_text(workdirs: Sequence[str | os.PathLike[str]]) -> str:
-    """Returns the main numbers of several runs and their differences, for a terminal.
-
-    Args:
-      workdirs: finished work directories; the others are compared to the first.
-
-    Raises:
-      ValueError: as `run`.
-    """
+    """Returns the main numbers of several runs, and their differences to the first."""
     from invariance_jax.report import compare, read
 
     return compare.Comparison(read.read_runs(workdirs)).text()
 
 
 def _import_matplotlib() -> None:
-    """Imports Matplotlib, which an unknown MPLBACKEND would stop.
-
-    Nothing here uses a backend; whoever does later has the one that was asked for.
-    """
+    """Imports Matplotlib, which an unknown MPLBACKEND would stop; none is used here."""
     backend = os.environ.get("MPLBACKEND")
     if not backend or "matplotlib" in sys.modules:
         return

@@ -1,27 +1,50 @@
-"""Puts the page of some runs together and writes it, its figures and its tables."""
+"""Puts the page of some runs together and writes it, its figures and its tables.
+
+The page has no script, and its own security policy forbids it to load or run anything.
+Whatever comes from a run is escaped.
+"""
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
+import jinja2
 import pandas as pd
 from etils import epath
 
 from invariance_jax.report import commands, pictures, tables
 from invariance_jax.report.aggregate import in_summary, select
-from invariance_jax.report.compare import Comparison, headlines, over
+from invariance_jax.report.compare import Comparison, Headline, headlines, over
 from invariance_jax.report.draw import Shown, figure
-from invariance_jax.report.page import Group, Part, contents, page
 from invariance_jax.report.read import Run, read_runs
 from invariance_jax.report.sections import AVERAGING, SECTIONS, Spec, section_of
 from invariance_jax.report.style import Picture
+from invariance_jax.report.tables import Table
 from invariance_jax.report.words import is_share
 from invariance_jax.runs.results import Json
 from invariance_jax.runtime.files import plain_path, write_bytes, write_text
 
 _TRAINING = {"move": 0.0, "widen": 1.0}
 """Where the training distribution is on the axis of a shift, by the kind of shift."""
+
+
+class Group(NamedTuple):
+    """Parts of the page that belong together.
+
+    The kind is "section"; "pair", beside each other where there is room; "folded", away
+    under its title; or that of texts: "note", "commands", "headlines".
+    """
+
+    kind: str
+    title: str
+    parts: Sequence["Part | Headline | str"]
+    text: str = ""
+
+
+Part = Table | Picture | Group
 
 
 def write(
@@ -38,7 +61,7 @@ def write(
         title = f"Comparison of {len(runs)} runs"
     for name in ("figures", "tables"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    for part in contents([*first, *sections]):
+    for part in _contents([*first, *sections]):
         # An experiment of a user's own may have any name.
         stem = re.sub(r"[^\w.-]+", "_", part.name)[:100]
         if isinstance(part, Picture):
@@ -46,8 +69,22 @@ def write(
         elif stem:
             _write_csv(folder, stem, part.source)
     _write_csv(folder, "results", pd.concat([run.rows for run in runs]))
-    write_text(folder / "report.html", page(title, subtitle, first, sections))
+    source = resources.files(__package__).joinpath("page.html").read_text("utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    values = {"title": title, "subtitle": subtitle, "first": first}
+    values["sections"] = [section for section in sections if section.parts]
+    page = environment.from_string(source).render(values)
+    write_text(folder / "report.html", page)
     return plain_path(folder / "report.html")
+
+
+def _contents(parts: Sequence[Part | Headline | str]) -> Iterator[Table | Picture]:
+    """Yields all tables and pictures of parts of the page."""
+    for part in parts:
+        if isinstance(part, Group):
+            yield from _contents(part.parts)
+        elif isinstance(part, Table | Picture):
+            yield part
 
 
 def _write_csv(folder: epath.Path, name: str, frame: pd.DataFrame) -> None:
@@ -73,21 +110,19 @@ class _Report:
 
     def parts(self) -> tuple[list[Part], list[Group]]:
         """Returns the first screen and the sections."""
-        (run, *others) = self.runs
-        task = [*_known(*tables.downstream(self.table, self.runs, self.words))]
-        embeddings, details = list[Part](), list[Part]()
-        beside = Group("pair", "", _known(self._averaging(), pictures.views(run)))
-        if others:
-            first, details = [*self._compared(), beside], self._details()
+        run, task = self.runs[0], tables.downstream(self.table, self.runs, self.words)
+        beside = Group("pair", "", [*self._averaging(), *pictures.views(run)])
+        if len(self.runs) > 1:
+            first, embeddings = [*self._compared(), beside], list[Group]()
+            found, details = list[Part](task), self._details()
         else:
             own = self.table[self.table["run"] == run.name]
             first = [Group("headlines", "", headlines(own, run.settings)), beside]
-            _, predictions, confusion, *rest = pictures.OF_ONE
-            task += _known(predictions(run), confusion(run))
-            found = _known(*(picture(run) for picture in rest))
-            embeddings = [Group("pair", "", found)] if found else []
+            found, details = [*task, *pictures.quality(run)], []
+            each = pictures.embeddings(run)
+            embeddings = [Group("pair", "", each)] if each else []
         return first, [
-            Group("section", "Downstream task", task),
+            Group("section", "Downstream task", found),
             Group("section", "Embeddings", embeddings),
             *self._experiments(),
             Group("section", "Training", self._training()),
@@ -95,7 +130,7 @@ class _Report:
             Group("section", "Settings", self._settings()),
         ]
 
-    def _averaging(self) -> Picture | None:
+    def _averaging(self) -> list[Picture]:
         """Returns the figure of averaging, of several runs with one curve for each."""
         table = self.table[in_summary(self.table)]
         if len(self.runs) > 1:
@@ -117,31 +152,28 @@ class _Report:
             line=0.0,
         )
         dots = figure(spec, self.shown._replace(table=found))
-        return _known(self.comparison.main(), dots)
+        return [*self.comparison.main(), *dots]
 
-    def _experiments(self) -> list[Group]:
-        """Returns a section for every experiment that some run has measured."""
+    def _experiments(self) -> Iterator[Group]:
+        """Yields a section for every experiment that some run has measured."""
         found = {*self.table[self.table["run"].isin(self.shown.names)]["experiment"]}
         order = [name for name in SECTIONS if name in {*found, "averaging"}]
-        order += sorted(found - {*SECTIONS, "downstream", "training"})
-        sections = []
-        for name in order:
+        for name in order + sorted(found - {*SECTIONS, "downstream", "training"}):
             rows = self.table[self.table["experiment"] == name]
-            section, every = section_of(name, rows), list[Part]()
+            section, every = section_of(name, rows), list[Table]()
             if name == "averaging":  # some of its numbers are "downstream"'s too
                 rows = self.table[in_summary(self.table) & self.table["views"].notna()]
             else:
-                every += tables.every_number(rows, self.words, name, section.note)
+                every = tables.every_number(rows, self.words, name, section.note)
             shown = self.shown._replace(table=rows)
-            parts = _known(*(figure(spec, shown) for spec in section.figures))
-            parts += [Group("folded", "Every number", every)] if every else []
+            parts: list[Part] = [p for s in section.figures for p in figure(s, shown)]
+            if every:
+                parts.append(Group("folded", "Every number", every))
             each = [commands.of_experiment(run, name) for run in self.runs]
             lines = Group("commands", "", [*dict.fromkeys(filter(None, each))])
-            parts += (
-                [Group("folded", "Command", [lines])] if parts and lines.parts else []
-            )
-            sections.append(Group("section", section.title, parts, section.text))
-        return sections
+            if parts and lines.parts:
+                parts.append(Group("folded", "Command", [lines]))
+            yield Group("section", section.title, parts, section.text)
 
     def _training(self) -> list[Part]:
         last = self.table[self.table["experiment"] == "training"]
@@ -151,26 +183,26 @@ class _Report:
             for run in self.runs
             for file, count in run.skipped.items()
         ]
-        note = Group("note", "", skipped) if skipped else None
-        return _known(pictures.training(self.runs), table, note)
+        notes = [Group("note", "", skipped)] if skipped else []
+        return [*pictures.training(self.runs), *table, *notes]
 
     def _details(self) -> list[Part]:
         """Returns settings that differ, differences, and the pictures of each run."""
-        parts = _known(self.comparison.settings(), self.comparison.differences())
-        for number, run in enumerate(self.runs):
-            found = [picture(run) for picture in pictures.OF_ONE]
-            suffix = f"-{number + 1}-{run.name}"
-            named = [one._replace(name=one.name + suffix) for one in found if one]
-            parts += (
-                [Group("folded", f"Pictures of {run.name}", named)] if named else []
-            )
+        parts: list[Part] = [self.comparison.settings(), self.comparison.differences()]
+        for number, run in enumerate(self.runs, start=1):
+            found = [*pictures.views(run), *pictures.quality(run)]
+            found += pictures.embeddings(run)
+            suffix = f"-{number}-{run.name}"
+            named = [one._replace(name=one.name + suffix) for one in found]
+            if named:
+                parts.append(Group("folded", f"Pictures of {run.name}", named))
         return parts
 
     def _settings(self) -> list[Part]:
         """Returns what made each run and what it was made with."""
         parts: list[Part] = []
-        for number, run in enumerate(self.runs):
-            name = "config" + f"-{number + 1}-{run.name}" * (len(self.runs) > 1)
+        for number, run in enumerate(self.runs, start=1):
+            name = "config" + f"-{number}-{run.name}" * (len(self.runs) > 1)
             own = [
                 Group("commands", "", commands.of_run(run)),
                 Group("folded", "Environment and time", [tables.facts(_facts(run))]),
@@ -179,10 +211,6 @@ class _Report:
             ]
             parts += own if len(self.runs) == 1 else [Group("folded", run.name, own)]
         return parts
-
-
-def _known(*found: Part | None) -> list[Part]:
-    return [one for one in found if one is not None]
 
 
 def _facts(run: Run) -> Json:

@@ -10,30 +10,20 @@ _OTHERS = ("mode", "out", _KEY, "cluster", "sweep_run")
 
 
 def of_run(run: Run) -> list[str]:
-    """Returns the recorded commands of a run: that of its training, of its evaluation.
-
-    One if they are the same, none if none is recorded.
-    """
-    found = [run.saved.get("command"), run.results.get("command")]
-    return list(dict.fromkeys(_join(_split(str(c))) for c in found if c))
+    """Returns the recorded commands of training and evaluation, one if they are one."""
+    found = filter(None, [run.saved.get("command"), run.results.get("command")])
+    return list(dict.fromkeys(_join(shlex.split(command)) for command in found))
 
 
 def of_experiment(run: Run, experiment: str) -> str | None:
-    """Returns the command that measures one experiment alone, None if not known.
-
-    It is made of the one that measured it, or of that of the run.
-    """
+    """Returns the command that measures one experiment alone, None if not known."""
     measured = run.results["experiments"].get(experiment) or {}
     found = [measured.get("command"), run.saved.get("command")]
-    recorded = [_split(str(c)) for c in (*found, run.results.get("command")) if c]
+    recorded = [shlex.split(c) for c in (*found, run.results.get("command")) if c]
     # Without a configuration a command cannot change which experiments are measured.
-    recorded.sort(
-        key=lambda words: not any(w.split("=")[0] == "--config" for w in words)
-    )
-    if not recorded:
-        return None
+    recorded.sort(key=lambda words: "--config" not in [w.split("=")[0] for w in words])
     kept, skips = [], False
-    for word in recorded[0]:
+    for word in recorded[0] if recorded else ():
         name, equals, _ = word.lstrip("-").partition("=")
         if word.startswith("-") and name in _OTHERS:
             skips = not equals  # the value is the next word
@@ -41,15 +31,7 @@ def of_experiment(run: Run, experiment: str) -> str | None:
             skips = False
         else:
             kept.append(word)
-    return _join([*kept, "--mode=evaluate", f"--{_KEY}={experiment}"])
-
-
-def _split(command: str) -> list[str]:
-    """Returns the words of a command, which was recorded by `shlex.join`."""
-    try:
-        return shlex.split(command)
-    except ValueError:
-        return command.split()
+    return _join([*kept, "--mode=evaluate", f"--{_KEY}={experiment}"]) if kept else None
 
 
 def _join(words: Sequence[str]) -> str:
@@ -58,7 +40,7 @@ def _join(words: Sequence[str]) -> str:
     >>> _join(["launch.py", "--workdir", "my runs/a"])
     "python launch.py --workdir 'my runs/a'"
     """
-    program = ["python"] if words and words[0].endswith(".py") else []
+    program = ["python"] if words[0].endswith(".py") else []
     return " ".join(map(_quote, [*program, *words]))
 
 

@@ -5,15 +5,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from invariance_jax.report import paper, tables
-from invariance_jax.report.aggregate import (
-    in_summary,
-    long_table,
-    over_seeds,
-    paired,
-    select,
-    show,
-)
+from invariance_jax.report import aggregate, paper, tables
+from invariance_jax.report.aggregate import select, show
 from invariance_jax.report.read import Run
 from invariance_jax.report.tables import Table
 from invariance_jax.report.words import Words
@@ -33,7 +26,7 @@ class Headline(NamedTuple):
 
 def _main(table: pd.DataFrame) -> pd.DataFrame:
     none = dict.fromkeys(("target", "family", "encoder", "probe"))
-    return select(table[in_summary(table)], none)
+    return select(table[aggregate.in_summary(table)], none)
 
 
 def places(table: pd.DataFrame) -> list[Place]:
@@ -73,25 +66,23 @@ def main_numbers(
 
 
 def headlines(table: pd.DataFrame, settings: Json) -> list[Headline]:
-    """Returns the main numbers of the one run of aggregated rows.
-
-    Args:
-      table: the rows.
-      settings: those of the evaluation.
-    """
+    """Returns the main numbers of one run, from its rows and evaluation settings."""
     remarks = {"normalized variance": "0: invariant; 1: knows only the view"}
     constant = select(table, {"metric": "mse.constant"})["mean"]
     if len(constant):
         remarks["MSE"] = f"constant predictor: {show(constant.iloc[0])}"
     if settings.get("classes"):
         remarks["accuracy"] = f"chance: {show(1 / len(settings['classes']))}"
+    found = main_numbers(table, places(table), Words())
     return [
         Headline(
-            row["metric"],
-            show(row["mean"], row["standard_error"]),
-            next((v for k, v in remarks.items() if row["metric"].startswith(k)), ""),
+            title,
+            show(mean, error),
+            next((v for k, v in remarks.items() if title.startswith(k)), ""),
         )
-        for row in main_numbers(table, places(table), Words()).to_dict("records")
+        for title, mean, error in zip(
+            found["metric"], found["mean"], found["standard_error"], strict=True
+        )
     ]
 
 
@@ -102,10 +93,12 @@ def over(n: int, split: str) -> str:
 
 def terminal_text(results: Json) -> str:
     """Returns the main numbers of a checked `results.json`, a line each."""
-    settings = results.get("settings") or {}
-    found = headlines(over_seeds(long_table([results["rows"]])), settings)
+    settings = results["settings"]
+    found = headlines(
+        aggregate.over_seeds(aggregate.long_table([results["rows"]])), settings
+    )
     width = max((len(one.title) for one in found), default=0)
-    n, split = len(results["seeds"]) or 1, str(settings.get("split") or "test")
+    n, split = len(results["seeds"]), str(settings.get("split") or "test")
     lines = [f"{one.title:<{width}}  {one.number}" for one in found]
     lines[:1] = [f"{line}  ({over(n, split)})" for line in lines[:1]]
     return "\n".join(lines) or "no results"
@@ -116,22 +109,21 @@ class Comparison:
 
     def __init__(self, runs: Sequence[Run]):
         """Aggregates the runs, and pairs them by their seeds."""
-        rows = long_table([run.rows for run in runs])
-        own = over_seeds(rows)
+        rows = aggregate.long_table([run.rows for run in runs])
+        own = aggregate.over_seeds(rows)
         self.table = pd.concat([own, paper.rows(runs)], ignore_index=True)
         self.runs, self.first, self.words = runs, runs[0].name, Words(runs)
-        self.pairs = paired(rows, self.first)
+        self.pairs = aggregate.paired(rows, self.first)
         each = [places(own[own["run"] == run.name]) for run in runs]
         self._places = list(dict.fromkeys(place for found in each for place in found))
 
-    def main(self) -> Table | None:
+    def main(self) -> list[Table]:
         """Returns one row for each run and for the paper's: the main numbers."""
-        note = "Mean ± standard error over seeds"
         splits = {run.name: run.split for run in self.runs}
-        if len({*splits.values()}) == 1:
-            note += f", {self.runs[0].split} split."
-        else:
-            note += f"; different splits, not to be compared: {tables.joined(splits)}."
+        seeds = f", {self.runs[0].split} split."
+        if len({*splits.values()}) > 1:
+            seeds = f"; different splits, not to be compared: {tables.joined(splits)}."
+        note = "Mean ± standard error over seeds" + seeds
         found = main_numbers(self.table, self._places, self.words)
         found = found.assign(seeds=found.groupby("run")["n"].transform("max"))
         index = ["run", "seeds"]
@@ -144,7 +136,8 @@ class Comparison:
     def differences(self) -> Table:
         """Returns the paired differences of the main numbers; its file has them all."""
         found = self.main_differences()
-        interval = found["low"].map(show) + " to " + found["high"].map(show)
+        ends = zip(found["low"].map(show), found["high"].map(show), strict=True)
+        interval = pd.Series([" to ".join(pair) for pair in ends], found.index, str)
         texts = {
             "run": found["run"],
             "number": found["metric"],
@@ -161,10 +154,7 @@ class Comparison:
         return table._replace(source=source, words=2)
 
     def settings(self) -> Table:
-        """Returns the keys whose values are not the same in all runs.
-
-        Those of the evaluation are as it was made, which may be after the training.
-        """
+        """Returns the keys whose values differ; those of evaluation as it was made."""
         each = {}
         for run in self.runs:
             own = {f"evaluation.{k}": v for k, v in run.settings.items()}
@@ -176,6 +166,6 @@ class Comparison:
 
     def text(self) -> str:
         """Returns the main numbers and their differences, for a terminal."""
-        main, differences = self.main(), self.differences()
-        shown = [table for table in (main, differences) if table and len(table.texts)]
+        differences = self.differences()
+        shown = [table for table in [*self.main(), differences] if len(table.texts)]
         return "\n\n".join([*map(tables.as_text, shown), differences.note])

@@ -6,7 +6,6 @@ seeds, or the intervals of differences.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,28 +17,29 @@ from matplotlib.ticker import FuncFormatter
 from invariance_jax.report import paper, style
 from invariance_jax.report.aggregate import of_paper, select
 from invariance_jax.report.sections import Spec
-from invariance_jax.report.style import FAINT, TEXT, WIDTH, Picture, Style, label
+from invariance_jax.report.style import (
+    FAINT,
+    NARROW,
+    TEXT,
+    WIDTH,
+    Picture,
+    Style,
+    label,
+)
 from invariance_jax.report.words import Words, is_share
 
 _ACROSS: Style = {"color": FAINT, "linewidth": 1.0, "linestyle": (0, (6, 3))}
+_PLAIN: Style = {"linewidth": 1.1, "linestyle": ":"}
 
 
 class Shown(NamedTuple):
-    """What figures are drawn of.
+    """What figures are drawn of."""
 
-    Attributes:
-      table: aggregated rows, those of the paper among them.
-      names: of the runs.
-      words: for people.
-      training: where the training distribution is, by the coordinate "how".
-      constant: the error of a constant predictor; NaN if there is none.
-    """
-
-    table: pd.DataFrame
-    names: list[str]
+    table: pd.DataFrame  # aggregated rows, those of the paper among them
+    names: list[str]  # of the runs
     words: Words
-    training: Mapping[str, float]
-    constant: float
+    training: Mapping[str, float]  # where its distribution is, by "how"
+    constant: float  # the error of a constant predictor; NaN if there is none
 
 
 class _Panel(NamedTuple):
@@ -48,20 +48,20 @@ class _Panel(NamedTuple):
     at: dict[str, Any]
 
 
-def figure(spec: Spec, shown: Shown) -> Picture | None:
-    """Returns the picture of a declaration, None where no run has measured it."""
+@style.looks()
+def figure(spec: Spec, shown: Shown) -> list[Picture]:
+    """Returns the picture of a declaration, none where no run has measured it."""
     panels = [*_panels(spec, shown)]
     if not panels:
-        return None
+        return []
     rows = pd.concat([panel.rows for panel in panels])
-    bars = "Bars: standard error over seeds."
+    texts = [spec.caption, paper.note(rows, brief=True)]
     if "low" in rows:
-        bars = "Bars: 95 % intervals of Student's t over pairs of seeds."
-    elif rows[~of_paper(rows)]["standard_error"].isna().all():
-        bars = ""
-    texts = filter(None, [spec.caption, bars, paper.note(rows, brief=True)])
-    draw = partial(_draw, spec, panels, shown)
-    return style.render(spec.name, spec.title, " ".join(texts), draw)
+        texts.insert(1, "Bars: 95 % intervals of Student's t over pairs of seeds.")
+    elif rows[~of_paper(rows)]["standard_error"].notna().any():
+        texts.insert(1, "Bars: standard error over seeds.")
+    drawn = _draw(spec, panels, shown)
+    return style.picture(spec.name, spec.title, " ".join(filter(None, texts)), drawn)
 
 
 def _panels(spec: Spec, shown: Shown) -> Iterator[_Panel]:
@@ -74,18 +74,16 @@ def _panels(spec: Spec, shown: Shown) -> Iterator[_Panel]:
         table = table[~of_paper(table)]
     for metrics in spec.metrics:
         rows = table[table["metric"].isin(metrics)]
-        # By the first of the coordinates, in the order of the file.
-        by_first = rows.groupby(panels[:1], sort=False) if panels else [((), rows)]
-        for _, part in by_first:
-            places = (
-                part[panels].drop_duplicates().to_dict("records") if panels else [{}]
-            )
-            for place in places:
-                at = {str(name): value for name, value in place.items()}
-                found = select(part, at)
-                values = found[~of_paper(found)][spec.x].nunique()
-                if values >= (1 if spec.dots else 2):
-                    yield _Panel(found, metrics, at)
+        places = rows[panels].drop_duplicates()
+        if panels:  # by the first of the coordinates, in the order of the file
+            first = pd.factorize(places[panels[0]])[0]
+            places = places.iloc[np.argsort(first, kind="stable")]
+        for place in places.to_dict("records") if panels else [{}]:
+            at = {str(name): value for name, value in place.items()}
+            found = select(rows, at)
+            values = found[~of_paper(found)][spec.x].nunique()
+            if values >= (1 if spec.dots else 2):
+                yield _Panel(found, metrics, at)
 
 
 def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
@@ -94,7 +92,8 @@ def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
     height = 3.3 if columns == 1 else 2.7
     if spec.dots:
         height = 0.8 + len(names) * (0.1 + 0.17 * min(len(shown.names), 4))
-    size, share = (WIDTH / max(columns, 2), height), spec.share or spec.dots
+    width, share = WIDTH / columns, spec.share or spec.dots
+    size = NARROW if columns == 1 else width, height
     figure, grid = style.subplots(len(panels), columns, size, sharey=share)
     entries: dict[str, Style] = {}
     looks: dict[str, int] = {}
@@ -104,15 +103,12 @@ def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
             entries[name] = look
             if spec.dots:
                 place = 0.75 * (0.5 - (number + 0.5) / len(curves)) * (spec.x != "run")
-                y = place - rows[spec.x].map(names.index).astype(float)
-                _draw_points(axes, rows, y, look, dots=True)
+                at = place - rows[spec.x].map(names.index).astype(float)
             else:
+                at = pd.to_numeric(rows[spec.x], errors="coerce")
                 for level in rows["mean"][rows[spec.x] == "plain"]:
-                    axes.axhline(
-                        level, color=look["color"], linewidth=1.1, linestyle=":"
-                    )
-                x = pd.to_numeric(rows[spec.x], errors="coerce")
-                _draw_points(axes, rows, x, look, dots=False)
+                    axes.axhline(level, **_PLAIN, color=look["color"])
+            _draw_points(axes, rows, at, look, dots=spec.dots)
         entries |= _marks(axes, spec, panel, shown)
         (_finish_dots if spec.dots else _finish)(axes, spec, panel, shown.words)
         if spec.dots:
@@ -163,7 +159,7 @@ def _draw_points(
 
 
 def _with_ends(rows: pd.DataFrame) -> pd.DataFrame:
-    """Returns finite points with the ends of their bars."""
+    """Returns the finite points with the ends of their bars."""
     rows = rows[np.isfinite(rows["mean"])]
     mean, error = rows["mean"], rows["standard_error"]
     low, high = rows.get("low", mean - error), rows.get("high", mean + error)
@@ -180,7 +176,7 @@ def _marks(axes: Axes, spec: Spec, panel: _Panel, shown: Shown) -> dict[str, Sty
         entries["training distribution"] = {**_ACROSS, "linestyle": (0, (1, 2))}
         axes.axvline(training, **entries["training distribution"], zorder=1)
     if (panel.rows[spec.x] == "plain").any():
-        entries["plain images"] = {**_ACROSS, "color": TEXT, "linestyle": ":"}
+        entries["plain images"] = {**_PLAIN, "color": TEXT}
     is_mean = panel.metrics == ("mse",) and "target" in spec.where
     if is_mean and panel.rows["mean"].max() > 0.3 * shown.constant:
         axes.axhline(shown.constant, **_ACROSS, zorder=1)

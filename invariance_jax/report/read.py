@@ -7,7 +7,6 @@ aggregated `results.json` in the directory itself.
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -47,34 +46,22 @@ _DIMENSIONS = {name: n for n, names in _ARRAYS.items() for name in names.split()
 
 
 class Run(NamedTuple):
-    """One finished work directory.
+    """One finished work directory."""
 
-    Attributes:
-      name: what tells it from the other runs of the report.
-      path: the work directory.
-      config: dotted key -> value.
-      saved: the other entries of `config.json`: derived, environment, command.
-      results: `results.json` without its rows.
-      rows: the long table, columns `KEYS` and coordinates (NaN where absent).
-      log: the training logs, columns seed, step, name, value.
-      skipped: file -> its lines that could not be read, if there are any.
-      samples: the arrays of `samples.npz`.
-    """
-
-    name: str
+    name: str  # what tells it from the other runs of the report
     path: epath.Path
-    config: Json
-    saved: Json
-    results: Json
-    rows: pd.DataFrame
-    log: pd.DataFrame
-    skipped: dict[str, int]
-    samples: dict[str, np.ndarray]
+    config: Json  # dotted key -> value
+    saved: Json  # the rest of `config.json`: derived, environment, command
+    results: Json  # `results.json` without its rows
+    rows: pd.DataFrame  # the long table: `KEYS` and coordinates, NaN where absent
+    log: pd.DataFrame  # the training logs: seed, step, name, value
+    skipped: dict[str, int]  # file -> its lines that could not be read
+    samples: dict[str, np.ndarray]  # of `samples.npz`
 
     @property
     def settings(self) -> Json:
         """The settings of the evaluation."""
-        return _mapping(self.results.get("settings"))
+        return self.results["settings"]
 
     @property
     def n(self) -> int:
@@ -100,53 +87,44 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Json:
     """
     flat: Json = {}
     for key, value in config.items():
-        is_section = isinstance(value, Mapping) and len(value) > 0
-        flat |= (
-            flatten(value, f"{prefix}{key}.") if is_section else {prefix + key: value}
-        )
+        nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return flat
 
 
 def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
-    """Returns the runs of finished work directories, in the order given.
-
-    Raises:
-      ValueError: for no directory, one given twice, or one that is missing, unfinished,
-        unreadable or of another format.
-    """
+    """Returns the runs of finished work directories, in the order given."""
     if isinstance(workdirs, str | os.PathLike) or not workdirs:
         raise ValueError(
             f"workdirs must be a list of one or more directories, found {workdirs!r}"
         )
     paths = [absolute(workdir) for workdir in workdirs]
-    twice = [path for path, count in Counter(paths).items() if count > 1]
-    if twice:
-        raise ValueError(f"work directory {twice[0]} is given twice; give each once")
-    return [_read(p, name) for p, name in zip(paths, _names(paths), strict=True)]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise ValueError(f"work directory {path} is given twice; give each once")
+    # What begins with "paper, " are rows of the paper.
+    names = [name.replace("paper, ", "paper,") for name in _names(paths)]
+    return [_read(path, name) for path, name in zip(paths, names, strict=True)]
 
 
 def _names(paths: Sequence[epath.Path]) -> list[str]:
     """Returns the labels of a sweep, or the last parts that tell the paths apart."""
-    labels = [_label(path) for path in paths] if len(paths) > 1 else []
-    if labels and "" not in labels and len({*labels}) == len(labels):
-        return [label.replace("paper, ", "paper,") for label in labels]
+    labels = [_label(path) for path in paths] if len(paths) > 1 else [""]
+    if "" not in labels and len({*labels}) == len(labels):
+        return labels
     names = []
     for path in paths:
-        for depth in range(1, len(path.parts) + 1):
-            end = path.parts[-depth:]
-            if sum(other.parts[-depth:] == end for other in paths) == 1:
-                break
-        # What begins with "paper, " are rows of the paper.
-        names.append("/".join(end).replace("//", "/").replace("paper, ", "paper,"))
+        ends = ((n, path.parts[-n:]) for n in range(1, len(path.parts) + 1))
+        end = next(e for n, e in ends if [p.parts[-n:] for p in paths].count(e) == 1)
+        names.append("/".join(end).replace("//", "/"))
     return names
 
 
 def _label(path: epath.Path) -> str:
     """Returns the label that the sweep of a work directory gave it, empty if none."""
     record = path.parent / "sweep.json"
-    content = _read_json(record) if record.is_file() else {}
-    variant = _mapping(content.get("variants")).get(path.name)
-    return str(_mapping(variant).get("label") or "")
+    variants = _read_json(record).get("variants", {}) if record.is_file() else {}
+    return str(variants.get(path.name, {}).get("label") or "")
 
 
 def _read_json(path: epath.Path) -> Json:
@@ -176,31 +154,20 @@ def _read(path: epath.Path, name: str) -> Run:
     folders = [path / f"seed_{seed}" for seed in seeds] if len(seeds) > 1 else [path]
     skipped: dict[str, int] = {}
     log = pd.concat([_read_log(folder, path, skipped) for folder in folders])
-    config, rows = flatten(_mapping(saved.pop("config", None))), results.pop("rows")
+    config, rows = flatten(saved.pop("config", {})), results.pop("rows")
     samples = _read_samples(folders[0])
     return Run(name, path, config, saved, results, rows, log, skipped, samples)
-
-
-def _mapping(value: Any) -> Json:
-    return dict(value) if isinstance(value, Mapping) else {}
 
 
 def check_results(
     content: Mapping[str, Any], where: str = "results", run: str = ""
 ) -> Json:
-    """Returns the content of a `results.json`, checked, its rows as a table.
+    """Returns the content of a `results.json`, checked, its rows as a table of a run.
 
-    Args:
-      content: the parsed file.
-      where: what an error calls it.
-      run: the name of the run, a column of the rows.
-
-    Raises:
-      ValueError: if the format is another one, or a row is not as documented; the
-        first one is named.
+    An error names the first row that is not as documented.
     """
     if content.get("format") != FORMAT:
-        versions = _mapping(_mapping(content.get("environment")).get("versions"))
+        versions = (content.get("environment") or {}).get("versions") or {}
         wrote = versions.get("invariance_jax", "that wrote it")
         raise ValueError(
             f"{where} has format {content.get('format')!r}, this version reads "
@@ -210,16 +177,11 @@ def check_results(
     if not isinstance(rows, list):
         raise ValueError(f"{where} must have a list of rows, found {str(rows)[:80]}")
     found = [_row(row, f"{where}: row {n}") for n, row in enumerate(rows, start=1)]
-    entries = _mapping(content.get("experiments"))
     # As objects, so that a number M of views stays an integer beside "plain".
     columns = None if found else [*KEYS]
     frame = pd.DataFrame(found, columns=columns, dtype=object).assign(run=run)
-    return {
-        **content,
-        "seeds": list(content.get("seeds") or ()),
-        "experiments": {name: _mapping(entry) for name, entry in entries.items()},
-        "rows": frame.astype({"value": float, "seed": int}),
-    }
+    known = {"seeds": [], "settings": {}, "experiments": {}, **content}
+    return {**known, "rows": frame.astype({"value": float, "seed": int})}
 
 
 def _row(row: Any, where: str) -> Json:
@@ -246,24 +208,22 @@ def _read_log(
 ) -> pd.DataFrame:
     """Returns the training log of a seed; counts the lines that cannot be read."""
     path = folder / "metrics.jsonl"
-    values: dict[tuple[str, int], float] = {}
-    content = path.read_bytes() if path.is_file() else b""
-    for line in content.decode(errors="replace").splitlines():
+    content = path.read_bytes().decode(errors="replace") if path.is_file() else ""
+    rows = []
+    for line in filter(str.strip, content.splitlines()):
         try:
-            record = json.loads(line)
-            step = int(record.pop("step"))
-            values |= {
-                (name, step): float(value)
-                for name, value in record.items()
-                if type(value) in (int, float)
-            }
+            row = json.loads(line)
+            numbers = {k: v for k, v in row.items() if type(v) in (int, float)}
+            rows.append({**numbers, "step": int(row["step"])})
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             # A run that was killed while it wrote leaves a torn line.
-            if line.strip():
-                file = str(path.relative_to(workdir))
-                skipped[file] = skipped.get(file, 0) + 1
-    rows = [(folder.name, step, name, v) for (name, step), v in values.items()]
-    return pd.DataFrame(rows, columns=["seed", "step", "name", "value"])
+            file = str(path.relative_to(workdir))
+            skipped[file] = skipped.get(file, 0) + 1
+    table = pd.DataFrame(rows, columns=None if rows else ["step"])
+    long = table.melt("step", var_name="name").dropna()
+    long = long.drop_duplicates(["step", "name"], keep="last")  # of a restart
+    long.insert(0, "seed", folder.name)
+    return long.astype({"value": float})
 
 
 def _read_samples(folder: epath.Path) -> dict[str, np.ndarray]:

@@ -12,39 +12,22 @@ from invariance_jax.report.aggregate import Where, coordinates
 
 
 class Spec(NamedTuple):
-    """A figure: curves over a numeric coordinate, or dots of categories.
+    """A figure: curves over a numeric coordinate, or dots of categories."""
 
-    Attributes:
-      name: stem of its file.
-      title: heading.
-      caption: one or two sentences.
-      x: the coordinate.
-      label: the text at x; may name coordinates of the panel in braces.
-      metrics: a panel for each; the metrics of one panel are curves.
-      where: which rows are shown.
-      panels: coordinates whose values have panels of their own.
-      curves: coordinates whose values have curves of their own.
-      dots: whether the values of x stand below each other.
-      log: whether x is logarithmic.
-      line: a level of the metrics that is marked, if there is one.
-      share: whether the panels have the same limits.
-      columns: most panels beside each other.
-    """
-
-    name: str
+    name: str  # stem of its file
     title: str
     caption: str
-    x: str
-    label: str = ""
-    metrics: tuple[tuple[str, ...], ...] = (("mse",), ("accuracy",))
-    where: Where = {"target": None}
-    panels: tuple[str, ...] = ()
-    curves: tuple[str, ...] = ()
-    dots: bool = False
-    log: bool = False
-    line: float | None = None
-    share: bool = False
-    columns: int = 3
+    x: str  # the coordinate
+    label: str = ""  # the text at x; may name coordinates of the panel in braces
+    metrics: tuple[tuple[str, ...], ...] = (("mse",), ("accuracy",))  # of each panel
+    where: Where = {"target": None}  # which rows are shown
+    panels: tuple[str, ...] = ()  # coordinates whose values have panels of their own
+    curves: tuple[str, ...] = ()  # coordinates whose values have curves of their own
+    dots: bool = False  # whether the values of x stand below each other
+    log: bool = False  # whether x is logarithmic
+    line: float | None = None  # a level of the metrics that is marked
+    share: bool = False  # whether the panels have the same limits
+    columns: int = 3  # most panels beside each other
 
 
 class Section(NamedTuple):

@@ -7,10 +7,11 @@ another value where the reader's screen is dark.
 """
 
 import base64
+import contextlib
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -24,8 +25,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-WIDTH = 11.4
-"""Of a figure as wide as the page, inches: so all have letters of one size."""
+WIDTH, NARROW = 11.4, 4.6
+"""Of figures as wide as the page and as a phone, inches, with letters of one size."""
+
+_SMALLEST = 0.72  # share of its size to which a figure shrinks: to letters of 9 pixels
 
 PAGE, TEXT, FAINT = "#fefefe", "#1b1f24", "#6f6f6f"
 
@@ -45,13 +48,14 @@ Style = dict[str, Any]
 
 
 class Picture(NamedTuple):
-    """A finished figure: stem of its file, heading, caption, SVG for the page, PNG."""
+    """A finished figure."""
 
-    name: str
+    name: str  # stem of its file
     title: str
     caption: str
-    svg: str
+    svg: str  # for the page
     png: bytes
+    least: int  # pixels of a screen that it is at least wide
     kind: str = "figure"
 
     @property
@@ -61,9 +65,9 @@ class Picture(NamedTuple):
         return f"data:image/svg+xml;base64,{content}"
 
 
-def render(name: str, title: str, caption: str, draw: Callable[[], Figure]) -> Picture:
-    """Returns a drawn figure, the same whatever Matplotlib's settings are here."""
-    png, svg = io.BytesIO(), io.StringIO()
+@contextlib.contextmanager
+def looks() -> Iterator[None]:
+    """Makes Matplotlib draw as `report.mplstyle` says, whatever is set here."""
     own = resources.files(__package__).joinpath("report.mplstyle")
     with matplotlib.rc_context(), warnings.catch_warnings():
         # Of a letter that the font lacks, the PNG shows a box.
@@ -71,12 +75,19 @@ def render(name: str, title: str, caption: str, draw: Callable[[], Figure]) -> P
         matplotlib.rcdefaults()
         with resources.as_file(own) as path:
             matplotlib.rc_file(path, use_default_template=False)
-        figure = draw()
-        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-        figure.set_layout_engine("none")  # it is slow, and done
-        empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(svg, metadata=empty)
-    return Picture(name, title, caption, _adaptive(svg.getvalue()), png.getvalue())
+        yield
+
+
+def picture(name: str, title: str, caption: str, figure: Figure) -> list[Picture]:
+    """Returns a figure that was drawn within `looks`."""
+    png, svg = io.BytesIO(), io.StringIO()
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    figure.set_layout_engine("none")  # it is slow, and done
+    empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    FigureCanvasSVG(figure).print_svg(svg, metadata=empty)
+    least = round(_SMALLEST * 96 * figure.get_figwidth())
+    adaptive = _adaptive(svg.getvalue())
+    return [Picture(name, title, caption, adaptive, png.getvalue(), least)]
 
 
 def _adaptive(svg: str) -> str:
@@ -161,11 +172,9 @@ def subplots(
 
 def add_legend(figure: Figure, entries: Mapping[str, Style]) -> None:
     """Adds a legend under the axes, for which the figure grows."""
-    longest = max(map(len, entries), default=0)
-    fitting = int(figure.get_figwidth() / (0.5 + 0.08 * longest))
+    fitting = int(figure.get_figwidth() / (0.5 + 0.08 * max(map(len, entries))))
     columns = max(1, min(5, len(entries), fitting))
     lines = -(-len(entries) // columns)
     figure.set_figheight(figure.get_figheight() + 0.2 + 0.19 * lines)
-    handles = [Line2D([], [], **style) for style in entries.values()]
-    names = [label(name) for name in entries]
-    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    handles = [Line2D([], [], label=label(n), **style) for n, style in entries.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)

@@ -1,41 +1,27 @@
 """Tables of aggregated rows, for the page, for a terminal and as CSV."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
 from invariance_jax.report import paper
-from invariance_jax.report.aggregate import (
-    coordinates,
-    of_paper,
-    select,
-    show,
-)
+from invariance_jax.report.aggregate import coordinates, of_paper, select, show
 from invariance_jax.report.read import NUMBERS, SUMMARY, Run
 from invariance_jax.report.words import Words
 
 
 class Table(NamedTuple):
-    """A titled table of the page.
+    """A titled table of the page."""
 
-    Attributes:
-      name: stem of its file; empty if it has none.
-      title: heading.
-      note: what is said below it.
-      texts: its cells.
-      source: what its file holds.
-      words: how many of the columns, from the left, are words.
-      faint: which rows are the paper's.
-    """
-
-    name: str
+    name: str  # stem of its file; empty if it has none
     title: str
     note: str
-    texts: pd.DataFrame
-    source: pd.DataFrame
-    words: int
-    faint: Sequence[bool]
+    texts: pd.DataFrame  # its cells
+    source: pd.DataFrame  # what its file holds
+    words: int  # how many of the columns, from the left, are words
+    faint: Sequence[bool]  # which rows are the paper's
     kind: str = "table"
 
 
@@ -55,33 +41,29 @@ def numbers(
     name: str,
     title: str = "",
     note: str = "",
-) -> Table | None:
-    """Returns a table with a column for each metric and target, None without rows.
+) -> list[Table]:
+    """Returns a table with a column for each metric and target; none without rows.
 
-    A row for each value of some columns of the aggregated rows; of "run" only if there
-    are several.
+    A row for each value of the columns of the index; of "run" if there are several.
     """
     if rows.empty:
-        return None
-    index = [n for n in index if n in rows and rows[n].notna().any()]
-    index = [n for n in index if n != "run" or rows[n].nunique() > 1]
-    targets = [words.value("target", target) for target in rows["target"]]
-    metrics = map(words.word, rows["metric"])
-    heads = [f"{m} of {t}" if t else m for m, t in zip(metrics, targets, strict=True)]
+        return []
+    index = [n for n in index if n in rows and rows[n].nunique() > int(n == "run")]
+    targets = rows["target"].map(lambda t: words.value("target", t))
+    heads = rows["metric"].map(words.word) + (" of " + targets).where(targets != "", "")
     cells = [*map(show, rows["mean"], rows["standard_error"])]
-    texts = [[words.value(n, value) for value in rows[n]] for n in index]
+    # Numbers as names, as words of two columns may be the same.
+    texts = [rows[n].map(lambda v, n=n: words.value(n, v)) for n in index]
     long = pd.DataFrame(dict(enumerate([of_paper(rows), *texts])))
-    places = [*long.columns]
-    long = long.assign(head=heads, cell=cells)
+    places, long = [*long.columns], long.assign(head=heads, cell=cells)
     wide = long.pivot_table(
         "cell", places, "head", aggfunc="first", sort=False, fill_value=""
     )
     wide = wide[[*dict.fromkeys(heads)]].reset_index()
-    faint = [*wide.iloc[:, 0]]
-    wide = wide.iloc[:, 1:]
+    faint, wide = [*wide.iloc[:, 0]], wide.iloc[:, 1:]
     wide.columns = [*map(words.word, index), *wide.columns[len(index) :]]
     note = " ".join(filter(None, [note, paper.note(rows)]))
-    return Table(name, title, note, wide, tidy(rows), len(index), faint)
+    return [Table(name, title, note, wide, tidy(rows), len(index), faint)]
 
 
 def tidy(table: pd.DataFrame) -> pd.DataFrame:
@@ -98,40 +80,33 @@ def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[T
     is_task = table["experiment"].isin(["downstream", "averaging"])
     is_task &= table["views"].notna() & (table["metric"] != "gradient_norm")
     rows = table[is_task]
+    rows = rows.assign(features=[words.features(r) for r in rows.to_dict("records")])
     views = pd.to_numeric(rows["views"], errors="coerce")
-    each = views.groupby(rows["run"])
-    is_end = views.isna() | (views == each.transform("min"))
-    is_end |= views == each.transform("max")
-    kinds = [words.features(row) for row in rows.to_dict("records")]
-    runs_in_order = [*dict.fromkeys(rows["run"])]
-    order = [
-        (runs_in_order.index(run), kind != "encoder", kind, m)
-        for run, kind, m in zip(rows["run"], kinds, views.fillna(0), strict=True)
-    ]
-    rows = rows.assign(
-        features=kinds, order=pd.Series(order, rows.index), is_end=is_end
-    ).sort_values("order", kind="stable")
-    is_own, is_end = ~of_paper(rows), rows.pop("is_end")
-    del rows["order"]
-    note, index = "M: number of averaged views.", ["run", "features", "views"]
+    ends = views.groupby(rows["run"]).agg(["min", "max"]).loc[rows["run"]].to_numpy()
+    is_end = views.isna() | (ends == views.to_numpy()[:, None]).any(axis=1)
+    order = pd.DataFrame({"run": pd.factorize(rows["run"])[0]}, rows.index)
+    order = order.assign(other=rows["features"] != "encoder", features=rows["features"])
+    order = order.assign(views=views.fillna(0))
+    order = order.sort_values([*order.columns], kind="stable")
+    rows, is_end = rows.loc[order.index], is_end.loc[order.index]
+    note, index = "M: number of averaged views.", ["features", "views"]
     if len(runs) > 1:
-        rows = rows[is_end & (rows["features"] == "encoder")]
+        rows, index = rows[is_end & (rows["features"] == "encoder")], ["run", *index]
     else:
         constant = select(table, {"metric": "mse.constant"}).assign(
             metric="mse", features="constant predictor", standard_error=float("nan")
         )
-        grey = rows[is_end & ~is_own]  # the paper's name is enough
-        rows = pd.concat([rows[is_own], constant, grey.assign(features=grey["run"])])
-        index = index[1:]
+        grey = rows[is_end & of_paper(rows)]  # the paper's name is enough
+        parts = [rows[~of_paper(rows)], constant, grey.assign(features=grey["run"])]
+        rows = pd.concat(parts)
         if (rows["probe"] == "selected").any():
             note += " A probe with its own l2 chose it on held-out training examples."
     is_r2 = rows["metric"] == "r2"
     title = "Share of the variance that is explained"
-    found = [
-        numbers(rows[~is_r2], words, index, name="downstream", note=note),
-        numbers(rows[is_r2], words, index, name="r_squared", title=title),
+    return [
+        *numbers(rows[~is_r2], words, index, name="downstream", note=note),
+        *numbers(rows[is_r2], words, index, name="r_squared", title=title),
     ]
-    return [one for one in found if one is not None]
 
 
 def every_number(rows: pd.DataFrame, words: Words, name: str, note: str) -> list[Table]:
@@ -140,11 +115,11 @@ def every_number(rows: pd.DataFrame, words: Words, name: str, note: str) -> list
     names = ["run", *sorted(known, key=SUMMARY.__contains__)]  # its own first
     rows = rows[rows["metric"] != "gradient_norm"]
     kinds = rows[names].notna().astype(int).astype(str).agg("".join, axis=1)
-    found = [
-        numbers(part, words, names, name=f"{name}_{number + 1}", note=note)
-        for number, (_, part) in enumerate(rows.groupby(kinds, sort=False))
+    return [
+        table
+        for number, (_, part) in enumerate(rows.groupby(kinds, sort=False), start=1)
+        for table in numbers(part, words, names, name=f"{name}_{number}", note=note)
     ]
-    return [one for one in found if one is not None]
 
 
 def joined(value: object) -> str:
@@ -156,8 +131,7 @@ def joined(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {joined(entry)}" for key, entry in value.items())
     if isinstance(value, list | tuple):
-        texts = [joined(entry) for entry in value]
-        counts = {text: texts.count(text) for text in texts}
+        counts = Counter(map(joined, value))
         return ", ".join(f"{n} x {t}" if n > 1 else t for t, n in counts.items())
     return str(value)
 

@@ -94,10 +94,8 @@ class Words:
 
     def axis(self, name: str, target: object = None) -> str:
         """Returns the text at the axis of a metric, with its unit."""
-        unit = self.unit(target)
-        if name == "mse" and unit:
-            return f"MSE, ({unit})²"
-        return _AXES.get(name, self.word(name))
+        unit = self.unit(target) if name == "mse" else ""
+        return f"MSE, ({unit})²" if unit else _AXES.get(name, self.word(name))
 
     def unit(self, parameter: object) -> str:
         """Returns the unit of a parameter, empty if it is not known."""
@@ -107,22 +105,18 @@ class Words:
         """Returns the value of a coordinate in words; empty where it is absent."""
         if is_absent(value):
             return ""
-        if name in ("parameter", "parameters") and value == "h" and self.spirograph:
-            return "h (hole)"
-        return (
-            _VALUES.get((name, value), str(value))
-            if isinstance(value, str)
-            else (f"{value:,}" if isinstance(value, int) else f"{value:g}")
-        )
+        if isinstance(value, str):
+            if self.spirograph and value == "h" and name.startswith("parameter"):
+                return "h (hole)"
+            return _VALUES.get((name, value), value)
+        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
     def place(self, at: Mapping[str, object]) -> str:
         """Returns coordinates in words, such as "b, crop and flip only, M = 8"."""
         texts = [
-            self.value(name, value)
-            if isinstance(value, str)
-            else f"{self.word(name)} = {self.value(name, value)}"
-            for name, value in at.items()
-            if not is_absent(value)
+            f"{'' if isinstance(v, str) else self.word(n) + ' = '}{self.value(n, v)}"
+            for n, v in at.items()
+            if not is_absent(v)
         ]
         return ", ".join(texts)
 

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from invariance_jax.runs.workdir import Owner
-from invariance_jax.runtime.files import is_url, sync, work_folder
+from invariance_jax.runtime.files import AnyPath, is_url, sync, work_folder
 from invariance_jax.runtime.processes import any_process, is_main_process
 
 _log = logging.getLogger(__name__)
@@ -43,27 +43,26 @@ class Checkpoint(NamedTuple, Generic[State]):
 class Damaged(ValueError):
     """A checkpoint that is not what was saved."""
 
+    def __init__(self, path: epath.Path, what: str):
+        """Takes its folder, and what is damaged in words."""
+        super().__init__(
+            f"the checkpoint {path} is damaged: {what}; training goes on from an older "
+            "one (--mode=train), with the same numbers."
+        )
+
 
 class Checkpoints:
     """The checkpoints of one work directory, a folder for each step."""
 
     def __init__(
         self,
-        workdir: str | os.PathLike[str],
+        workdir: AnyPath,
         *,
         keep: int | None = None,
         keep_every_steps: int | None = None,
-        owner: Owner | None = None,
+        owner: Owner | None = None,  # None: they are only read
     ):
-        """Opens the folder; nothing is written before the first save.
-
-        Args:
-          workdir: the work directory of the run.
-          keep: newest checkpoints that are kept; None keeps all.
-          keep_every_steps: checkpoints at multiples of it are kept for good.
-          owner: the start of the run that writes them; what an earlier one, cut off
-            while it was writing, has left behind is removed. None: they are only read.
-        """
+        """Opens the folder; nothing is written before the first save."""
         self.directory = work_folder(workdir) / "checkpoints"
         self._keep, self._owner = keep, owner
         self._manager = ocp.CheckpointManager(
@@ -101,13 +100,7 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, *, note: dict[str, Any] | None = None
     ) -> None:
-        """Saves a state and a note, which `json` takes, in the background.
-
-        Raises:
-          FloatingPointError: if an array is not finite; then nothing is written and the
-            older checkpoints stay.
-          OSError: if the work directory is another start's by now.
-        """
+        """Saves a state and a note, which `json` takes, in the background."""
         arrays = _flatten(state)
         for name, array in arrays.items():
             floating = np.issubdtype(array.dtype, np.floating)
@@ -164,10 +157,6 @@ class Checkpoints:
         """Returns the newest checkpoint that is whole, None if there is none at all.
 
         A damaged one is said, and the one before it is taken.
-
-        Raises:
-          ValueError: if there are checkpoints and all are damaged, or one has arrays of
-            other names or shapes than `like`.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -188,12 +177,7 @@ class Checkpoints:
         return None
 
     def restore(self, like: State, *, step: int | None = None) -> Checkpoint[State]:
-        """Returns the checkpoint of a step, or the newest, exactly as it was saved.
-
-        Raises:
-          ValueError: if there is no such checkpoint, it is damaged, or its arrays have
-            other names or shapes than `like`.
-        """
+        """Returns the checkpoint of a step, or the newest, exactly as it was saved."""
         steps = self.steps()
         step = max(steps, default=None) if step is None else step
         if step not in steps:
@@ -209,17 +193,17 @@ class Checkpoints:
             arrays = self._manager.restore(step, args=ocp.args.StandardRestore())
             metadata = self._manager.metadata(step).custom_metadata
         except Exception as error:  # orbax has none of its own
-            raise _damaged(path, f"cannot be read: {type(error).__name__}") from error
+            raise Damaged(path, f"cannot be read: {type(error).__name__}") from error
         whole = dict(metadata or {})
         if whole != _seal(whole):
-            raise _damaged(path, "its note in _CHECKPOINT_METADATA is damaged")
+            raise Damaged(path, "its note in _CHECKPOINT_METADATA is damaged")
         if whole["step"] != step:
-            raise _damaged(path, f"it holds step {whole['step']}")
+            raise Damaged(path, f"it holds step {whole['step']}")
         expected = _flatten(like)
         _check_same(expected, arrays, path)
         for name, digest in _hashes(arrays).items():
             if whole["hashes"].get(name) != digest:
-                raise _damaged(path, f"{name} is not what was saved")
+                raise Damaged(path, f"{name} is not what was saved")
         leaves = [np.asarray(arrays[name]) for name in expected]
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
         return Checkpoint(step, state, whole["note"])
@@ -227,13 +211,6 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the background and closes."""
         self._manager.close()
-
-
-def _damaged(path: epath.Path, what: str) -> Damaged:
-    return Damaged(
-        f"the checkpoint {path} is damaged: {what}; training goes on from an older one "
-        "(--mode=train), with the same numbers."
-    )
 
 
 def _flatten(tree: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from tensorboardX import SummaryWriter
 
 from invariance_jax.runs.tracking import Tracker
 from invariance_jax.runs.workdir import Owner
-from invariance_jax.runtime.files import is_url, named, sync, write_text
+from invariance_jax.runtime.files import AnyPath, is_url, named, sync, write_text
 from invariance_jax.runtime.processes import is_main_process
 from invariance_jax.settings import Settings
 
@@ -22,8 +22,7 @@ _FILE = "metrics.jsonl"
 class MetricsWriter:
     """Appends rows of numbers to the log of a work directory, in the main process.
 
-    Rows after the step that a run starts from are removed when it opens, since the run
-    will write them again: no step is logged twice and none is missing.
+    Those after the step that a run starts from are removed: it writes them again.
     """
 
     def __init__(
@@ -31,17 +30,10 @@ class MetricsWriter:
         owner: Owner,
         *,
         first_step: int,
-        rows: int = 0,
+        rows: int = 0,  # how many there were until then
         settings: Settings | None = None,
     ):
-        """Opens the log, and warns if it lacks rows that it had.
-
-        Args:
-          owner: the start of the run.
-          first_step: finished steps of the state that the run starts from.
-          rows: how many there were until then, as `count` said.
-          settings: those of the run; its `logging.wandb_project` gets the rows too.
-        """
+        """Opens the log, and warns if it lacks rows that it had."""
         self._owner, self._kept = owner, list[str]()
         self._board, self._tracker = None, None
         if not is_main_process():
@@ -77,11 +69,7 @@ class MetricsWriter:
         return len(self._kept)
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
-        """Writes one row; a value of None is a number that is not known.
-
-        Raises:
-          OSError: if the work directory is another start's by now, or the disk is full.
-        """
+        """Writes one row; a value of None is a number that is not known."""
         if self._board is None:
             return
         self._owner.check()
@@ -108,12 +96,8 @@ class MetricsWriter:
             self._tracker.close()
 
 
-def final_metrics(workdir: str | os.PathLike[str], *, step: int) -> dict[str, float]:
-    """Returns `loss.final` and `penalty.final`, those of the last rows until a step.
-
-    A killed run has more rows after its checkpoint. Raises ValueError if a row cannot
-    be read; without a log, there are none.
-    """
+def final_metrics(workdir: AnyPath, *, step: int) -> dict[str, float]:
+    """Returns `loss.final` and `penalty.final`, those of the last rows until a step."""
     path = epath.Path(workdir) / _FILE
     found, bad = _read(path)
     for number, what in bad:
@@ -132,10 +116,7 @@ def final_metrics(workdir: str | os.PathLike[str], *, step: int) -> dict[str, fl
 def _read(
     path: epath.Path,
 ) -> tuple[list[tuple[str, dict[str, Any]]], list[tuple[int, str]]]:
-    """Returns the rows of a log, and number and content of each line that is none.
-
-    A last line that was cut off by a crash is neither.
-    """
+    """Returns the rows of a log, and number and content of each line that is none."""
     text = path.read_bytes().decode(errors="replace") if path.exists() else ""
     lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("}\n"):

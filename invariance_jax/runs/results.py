@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from invariance_jax.runs.workdir import provenance
-from invariance_jax.runtime.files import write_json
+from invariance_jax.runtime.files import AnyPath, write_json
 from invariance_jax.settings import KEYS, plugins
 from invariance_jax.settings.rules import is_asked
 from invariance_jax.settings.schema import EXPERIMENTS, WITH_PROBE, tuples
@@ -59,11 +58,7 @@ class Row(NamedTuple):
 
 
 class ExperimentResult(NamedTuple):
-    """What an experiment has measured on one seed.
-
-    Attributes:
-      rows: all numbers.
-    """
+    """What an experiment has measured on one seed."""
 
     rows: Sequence[Row]
 
@@ -82,10 +77,7 @@ def rows_of(values: Mapping[str, float], **at: Value | None) -> list[Row]:
 
 
 def wanted(task: Task) -> tuple[str, ...]:
-    """Returns the experiments that a run asks for, built-in ones first.
-
-    Without labels, those that need them are left out.
-    """
+    """Returns the experiments that are asked for, of those that the labels allow."""
     settings = task.settings
     built_in = [
         name
@@ -96,11 +88,7 @@ def wanted(task: Task) -> tuple[str, ...]:
 
 
 def settings_of(task: Task, step: int) -> Json:
-    """Returns the settings of an evaluation of the checkpoint of a step.
-
-    They are the keys of the section, the step, the numbers of examples (those of the
-    training split before `evaluation.label_fraction`) and the targets or classes.
-    """
+    """Returns how the checkpoint of a step is measured: keys, examples, names."""
     chosen, sizes = task.settings.evaluation, task.settings.data
     train, test = sizes.train_examples or 0, getattr(sizes, f"{chosen.split}_examples")
     names = {"targets": task.targets, "classes": task.classes}
@@ -127,14 +115,9 @@ def table(experiment: str, rows: Iterable[Row], *, seed: int) -> list[Json]:
     ]
 
 
-def make_record(name: str, rows: list[Json], seconds: float) -> Json:
-    """Returns what is kept of an experiment, but for how it was asked for.
-
-    That is "settings", those of the evaluation, and "source", the result of
-    `experiments.sources`.
-    """
-    found = {"format": FORMAT, "name": name, "rows": rows, "seconds": seconds}
-    return found | provenance()
+def make_record(name: str, rows: list[Json], **how: float | str | Json) -> Json:
+    """Returns what is kept of an experiment: rows, and how they were measured."""
+    return {"format": FORMAT, "name": name, "rows": rows, **how, **provenance()}
 
 
 def write_record(workdir: epath.Path, record: Json) -> None:
@@ -148,16 +131,7 @@ def write_record(workdir: epath.Path, record: Json) -> None:
 def read_records(
     workdir: epath.Path, settings: Json, sources: Mapping[str, str]
 ) -> dict[str, Json]:
-    """Returns experiment -> its record, of those that were measured in the same way.
-
-    Args:
-      workdir: the work directory of one seed.
-      settings: those of the evaluation.
-      sources: experiment -> the source of its code now, of those that are asked for.
-
-    Raises:
-      ValueError: if a file is damaged; it is named.
-    """
+    """Returns experiment -> its record, of those that were measured in the same way."""
     folder, found = workdir / "experiments", {}
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in [path for path in files if path.suffix == ".json"]:
@@ -184,7 +158,7 @@ def _difference(name: str, settings: Json, found: Json) -> str | None:
     """Returns the first key of two evaluations that changes the experiment, if any."""
     for key in sorted({*settings, *found}):
         declared = KEYS.get(f"evaluation.{key}")
-        readers = declared.key.readers if declared else None
+        readers = declared.readers if declared else None
         reads = readers is None or name in readers
         # A key that earlier versions lack is one that was empty then.
         values = [tuples(one.get(key, ())) for one in (settings, found)]
@@ -196,14 +170,7 @@ def _difference(name: str, settings: Json, found: Json) -> str | None:
 def of_seed(
     seed: int, settings: Json, records: Mapping[str, Json], more: Iterable[Row]
 ) -> Json:
-    """Returns the content of the `results.json` of one seed.
-
-    Args:
-      seed: of the run.
-      settings: those of the evaluation.
-      records: experiment -> its record.
-      more: the rows of the experiment "training".
-    """
+    """Returns the content of the `results.json` of one seed."""
     own = sorted({*records} - {*EXPERIMENTS})
     names = [name for name in (*EXPERIMENTS, *own) if name in records]
     rows = [row for name in names for row in records[name]["rows"]]
@@ -215,14 +182,7 @@ def of_seed(
 
 
 def aggregate(each: Sequence[Json]) -> Json:
-    """Returns the results over seeds: the rows of all of them.
-
-    Args:
-      each: the content of `results.json` of every seed.
-
-    Raises:
-      ValueError: if the seeds were evaluated in different ways; the key is named.
-    """
+    """Returns the results over seeds: the rows of all of them."""
     first = each[0]
     for other in each[1:]:
         for key in {**first["settings"], **other["settings"]}:
@@ -258,7 +218,7 @@ def _whole(
     }
 
 
-def write_results(workdir: str | os.PathLike[str], content: Json) -> None:
+def write_results(workdir: AnyPath, content: Json) -> None:
     """Writes `results.json` into a work directory."""
     write_json(epath.Path(workdir) / "results.json", content)
 
@@ -266,8 +226,7 @@ def write_results(workdir: str | os.PathLike[str], content: Json) -> None:
 def summary(rows: Iterable[Json]) -> dict[str, Json]:
     """Returns name -> mean, standard error (ddof 1; None for one seed) and n.
 
-    Of what two experiments measured, the first one counts; of what some seeds lack,
-    there is no entry; where a value is None, the mean is too.
+    Of what two experiments measured, the first counts; what a seed lacks is left out.
     """
     found: dict[str, dict[int, float | None]] = {}
     for row in rows:

@@ -49,12 +49,9 @@ def check_tracking(settings: Settings) -> None:
 class Tracker:
     """Copies the rows of a work directory to a run of Weights & Biases.
 
-    The work directory keeps the id of the run and the last step that is surely there,
-    so that a later start goes on with the same run and sends what it lacks, and nothing
-    twice, though it trains some steps again. Whether rows go to a server or into a
-    folder says `WANDB_MODE`, as usual; into a folder also where no server answers. The
-    server tells what it has; a folder does not, and one that a kill cuts off lacks
-    rows: there, all are written at the end.
+    `wandb.json` keeps its id and the last step that is surely there, so that a later
+    start sends what is missing, and nothing twice. A server tells what it has; a folder
+    (`WANDB_MODE`) does not, and loses rows in a kill: there all are written at the end.
     """
 
     def __init__(self, settings: Settings, workdir: epath.Path, rows: Iterable[str]):

@@ -16,7 +16,7 @@ import jax
 from etils import epath
 
 from invariance_jax import __version__
-from invariance_jax.runtime.files import work_folder, write_json
+from invariance_jax.runtime.files import AnyPath, read_json, work_folder, write_json
 from invariance_jax.runtime.processes import is_main_process
 from invariance_jax.settings import KEYS, Config, Settings, flatten, from_dict, to_dict
 
@@ -49,7 +49,7 @@ class Owner(NamedTuple):
             )
 
 
-def claim(settings: Settings, workdir: str | os.PathLike[str]) -> Owner:
+def claim(settings: Settings, workdir: AnyPath) -> Owner:
     """Makes a new folder, or one of the same run, this start's; errors as of `check`.
 
     Every process checks, the main one writes `config.json`.
@@ -67,16 +67,11 @@ def claim(settings: Settings, workdir: str | os.PathLike[str]) -> Owner:
             "jax": _of_jax(),
         }
         write_json(path, content | provenance())
-    return Owner(folder, str(_read(path).get("start")))
+    return Owner(folder, str(read_json(path).get("start")))
 
 
-def check(settings: Settings, workdir: str | os.PathLike[str]) -> None:
-    """Checks that `claim` would succeed; writes nothing.
-
-    Raises:
-      ValueError: if the work directory is a file, or holds a run whose training keys
-        differ (the first one is named), or checkpoints without a configuration.
-    """
+def check(settings: Settings, workdir: AnyPath) -> None:
+    """Checks that `claim` would succeed; writes nothing."""
     folder = work_folder(workdir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"workdir is {folder}, a file; expected a folder.")
@@ -89,13 +84,8 @@ def check(settings: Settings, workdir: str | os.PathLike[str]) -> None:
         )
 
 
-def check_same_run(settings: Settings, workdir: str | os.PathLike[str]) -> None:
-    """Checks that a work directory holds the run of these settings.
-
-    Raises:
-      ValueError: if it holds no run, or one whose training keys differ or whose numbers
-        were drawn in another way; the first difference is named.
-    """
+def check_same_run(settings: Settings, workdir: AnyPath) -> None:
+    """Checks that a work directory holds the run of these settings."""
     found, of_jax = _read_run(workdir)
     name = first_difference(settings, found)
     if found.seeds != settings.seeds and 1 in (found.seeds, settings.seeds):
@@ -119,24 +109,18 @@ def check_same_run(settings: Settings, workdir: str | os.PathLike[str]) -> None:
 def first_difference(one: Config, other: Config) -> str | None:
     """Returns the first training key in which two configurations differ, if any."""
     values, others = flatten(one), flatten(other)
-    for name, declared in KEYS.items():
-        if not declared.key.free and values[name] != others[name]:
+    for name, key in KEYS.items():
+        if not key.free and values[name] != others[name]:
             return name
     return None
 
 
-def read_config(workdir: str | os.PathLike[str]) -> Config:
-    """Returns the configuration of the run in a work directory, as it was resolved.
-
-    Raises:
-      ValueError: if there is none, it is damaged, or another version wrote it.
-    """
+def read_config(workdir: AnyPath) -> Config:
+    """Returns the configuration of the run in a work directory, as it was resolved."""
     return _read_run(workdir)[0]
 
 
-def one_per_seed(
-    config: Config, workdir: str | os.PathLike[str]
-) -> list[tuple[Config, epath.Path]]:
+def one_per_seed(config: Config, workdir: AnyPath) -> list[tuple[Config, epath.Path]]:
     """Returns the configuration and folder of each seed; of one seed, the arguments."""
     folder = work_folder(workdir)
     if config.seeds == 1:
@@ -150,8 +134,7 @@ def one_per_seed(
 
 
 def provenance() -> dict[str, Any]:
-    """Returns the command of this process, and its environment: commit, versions,
-    devices and number of processes."""
+    """Returns the command of this process; commit, versions, devices and processes."""
     versions = {"invariance_jax": __version__}
     versions |= {name: metadata.version(name) for name in _PACKAGES}
     environment = {
@@ -173,12 +156,12 @@ def _of_jax() -> dict[str, Any]:
     return {name: jax.config.values[name] for name in _OF_JAX}
 
 
-def _read_run(workdir: str | os.PathLike[str]) -> tuple[Config, dict[str, Any]]:
+def _read_run(workdir: AnyPath) -> tuple[Config, dict[str, Any]]:
     """Returns the configuration of a run, and that of JAX that goes with it."""
     path = work_folder(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{path.parent} holds no run: there is no config.json.")
-    content = _read(path)
+    content = read_json(path)
     number = content.get("format", FORMAT)
     if number != FORMAT:
         environment = content.get("environment") or {}
@@ -190,13 +173,6 @@ def _read_run(workdir: str | os.PathLike[str]) -> tuple[Config, dict[str, Any]]:
     try:
         return from_dict(content["config"]), dict(content["jax"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
-
-
-def _read(path: epath.Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}.") from error
 
 

@@ -21,9 +21,9 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from invariance_jax.runtime.files import absolute, is_url, private_folder
+from invariance_jax.runtime.files import AnyPath, absolute, is_url, private_folder
 from invariance_jax.runtime.processes import is_main_process
-from invariance_jax.settings.rules import OFF
+from invariance_jax.settings.schema import OFF
 
 _log = logging.getLogger(__name__)
 
@@ -40,32 +40,20 @@ _OPTIONS = {
 
 
 @contextlib.contextmanager
-def compilation_kept(
-    chosen: str | None, workdir: str | os.PathLike[str]
-) -> Iterator[None]:
-    """Keeps what is compiled within; JAX's configuration is restored afterwards.
-
-    Args:
-      chosen: the key `compilation_cache`. None: where JAX was configured to outside, or
-        else in the user's cache folder.
-      workdir: the work directory, of several seeds the parent.
-
-    Yields:
-      Nothing.
-
-    Raises:
-      ValueError: if others may write to the folder.
-    """
+def compilation_kept(chosen: str | None, workdir: AnyPath) -> Iterator[None]:
+    """Keeps what is compiled within; JAX's configuration is restored afterwards."""
     with contextlib.ExitStack() as stack:
         if chosen is None and jax.config.values[_DIR] is None:
             chosen = _own_folder(workdir, stack)
         elif chosen not in (None, OFF) and not is_url(chosen):
             private_folder(Path(chosen))
-        if chosen == OFF:
-            stack.enter_context(_configured({"jax_enable_compilation_cache": False}))
-        elif chosen is not None:
-            values = {_DIR: chosen, "jax_enable_compilation_cache": True, **_OPTIONS}
-            stack.enter_context(_configured(values))
+        if chosen is not None:
+            values: dict[str, Any] = {"jax_enable_compilation_cache": chosen != OFF}
+            values |= {_DIR: chosen, **_OPTIONS} if chosen != OFF else {}
+            stack.callback(
+                _configure, {name: jax.config.values[name] for name in values}
+            )
+            _configure(values)
         yield
 
 
@@ -75,7 +63,7 @@ def cache_root() -> Path:
     return Path(found).absolute() / "invariance_jax"
 
 
-def _own_folder(workdir: str | os.PathLike[str], stack: contextlib.ExitStack) -> str:
+def _own_folder(workdir: AnyPath, stack: contextlib.ExitStack) -> str:
     """Returns the folder of a work directory, ready for use; "off" if none can be."""
     path = os.fspath(absolute(workdir))
     name = hashlib.sha256(path.encode()).hexdigest()[:16]
@@ -106,16 +94,6 @@ def _clean(root: Path, folder: Path, stack: contextlib.ExitStack) -> None:
             path.unlink()
     running.touch()
     stack.callback(running.unlink, missing_ok=True)
-
-
-@contextlib.contextmanager
-def _configured(values: dict[str, Any]) -> Iterator[None]:
-    before = {name: jax.config.values[name] for name in values}
-    try:
-        _configure(values)
-        yield
-    finally:
-        _configure(before)
 
 
 def _configure(values: dict[str, Any]) -> None:

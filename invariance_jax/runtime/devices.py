@@ -10,10 +10,10 @@ _DETERMINISTIC = (
 )
 
 
-def all_devices() -> list[jax.Device]:
-    """Returns the devices of all processes; raises ValueError if there are none."""
+def all_devices(count: int | None = None) -> tuple[jax.Device, ...]:
+    """Returns the devices of all processes, or the first of them."""
     try:
-        return jax.devices()
+        found = jax.devices()
     except (AssertionError, RuntimeError) as error:  # JAX has no exception for it
         asked = jax.config.values["jax_platforms"]
         raise ValueError(
@@ -21,13 +21,15 @@ def all_devices() -> list[jax.Device]:
             f"{f' ({error})' if str(error) else ''}; expected a platform of this "
             "machine, or none: cpu always works."
         ) from error
+    if count is not None and not 0 < count <= len(found):
+        raise ValueError(
+            f"asked for {count} devices; expected 1 to {len(found)}, what is there."
+        )
+    return tuple(found[:count])
 
 
 def simulate(count: int) -> None:
-    """Gives this process a number of CPU devices, and no others.
-
-    Raises ValueError if it is not positive, or the process has used others already.
-    """
+    """Gives this process a number of CPU devices, and no others."""
     if count < 1:
         raise ValueError(f"--check_devices is {count}; expected a positive number.")
     if not have_started():
@@ -42,11 +44,7 @@ def simulate(count: int) -> None:
 
 
 def make_deterministic(deterministic: bool) -> None:
-    """Sets XLA's deterministic operations if the key `deterministic` asks for them.
-
-    They are added to `XLA_FLAGS`, which is read when the first device is used. Raises
-    ValueError if GPUs were used without them.
-    """
+    """Adds deterministic flags to XLA, which reads them once, if they are asked for."""
     found = os.environ.get("XLA_FLAGS", "").split()
     missing = [flag for flag in _DETERMINISTIC if flag not in found]
     if not (deterministic and missing):

@@ -15,19 +15,22 @@ from typing import IO, Any
 
 from etils import epath
 
+AnyPath = str | os.PathLike[str]
+"""A path, or the URL of an object store."""
 
-def is_url(path: str | os.PathLike[str]) -> bool:
+
+def is_url(path: AnyPath) -> bool:
     """Returns whether a path is one of an object store."""
     return "://" in os.fspath(path)
 
 
-def absolute(path: str | os.PathLike[str]) -> epath.Path:
+def absolute(path: AnyPath) -> epath.Path:
     """Returns a path that holds from any folder, without `~`; a URL stays as it is."""
     found = epath.Path(os.path.expanduser(path))
     return found if is_url(found) else found.resolve()
 
 
-def work_folder(path: str | os.PathLike[str]) -> epath.Path:
+def work_folder(path: AnyPath) -> epath.Path:
     """Returns the absolute path of a folder that runs and reports may use."""
     if is_url(path) and not os.fspath(path).startswith("gs://"):
         raise ValueError(
@@ -61,17 +64,25 @@ def private_folder(path: Path) -> Path:
     return path
 
 
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; raises ValueError if it holds none."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
+
+
+def write_json(path: AnyPath, content: Any) -> None:
     """Writes what `json` takes in one move."""
     write_text(path, json.dumps(content, indent=2, default=list) + "\n")
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_text(path: AnyPath, text: str) -> None:
     """Writes a file of text in one move."""
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+def write_bytes(path: AnyPath, content: bytes) -> None:
     """Writes a file in one move: if it cannot be written, a former content stays."""
     file_path = epath.Path(path)
     # Another job may write the same file at the same time.
@@ -87,7 +98,7 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def named(path: str | os.PathLike[str]) -> Iterator[None]:
+def named(path: AnyPath) -> Iterator[None]:
     """Names a file in an error of the system that does not, as at a full disk."""
     try:
         yield

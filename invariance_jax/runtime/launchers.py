@@ -60,10 +60,7 @@ def from_flags(
 
 
 def from_environment(environment: Mapping[str, str]) -> Launcher | None:
-    """Returns the launcher that has left its variables, None if there is none.
-
-    Raises ValueError if one that belongs to it is missing or not a number.
-    """
+    """Returns the launcher that has left its variables, None if there is none."""
     if "JAX_NUM_PROCESSES" in environment:
         address = _address(environment, "expected HOST:PORT.")
         numbers = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -75,17 +72,9 @@ def from_environment(environment: Mapping[str, str]) -> Launcher | None:
         return _slurm(environment)
     several = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
     names = {"TPU_NAME", "MEGASCALE_COORDINATOR_ADDRESS"}
-    if several or names & {*environment} or _has_tpu():
-        return Launcher("a TPU pod")
-    return None
-
-
-def _has_tpu() -> bool:
-    """Returns whether this machine has TPUs, of an older or newer kind."""
-    if importlib.util.find_spec("libtpu") is None:
-        return False
-    devices = Path("/dev")
-    return any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
+    tpus = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev").glob("vfio/[0-9]*")]
+    here = tpus and importlib.util.find_spec("libtpu") is not None
+    return Launcher("a TPU pod") if several or here or names & {*environment} else None
 
 
 def _open_mpi(environment: Mapping[str, str]) -> Launcher | None:

@@ -40,10 +40,9 @@ class Preempted(Exception):
 
 
 class Watch:
-    """A context in which the signals are noted instead of ending the process.
+    """Notes signals instead of ending the process; what one context notes, all know.
 
-    Contexts may be nested: what one of them notes, all know. In a thread other than the
-    main one, where Python allows no handlers, nothing is noted.
+    In a thread other than the main one Python allows no handlers: nothing is noted.
     """
 
     _open: ClassVar[int] = 0

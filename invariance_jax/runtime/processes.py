@@ -30,11 +30,7 @@ def any_process(flag: bool) -> bool:
 
 
 def from_main(tree: Tree) -> Tree:
-    """Returns the tree of the main process, in every process.
-
-    Args:
-      tree: pytree of NumPy arrays of one replica, the same shapes in every process.
-    """
+    """Returns the tree of the main process, in every process."""
     if jax.process_count() == 1:
         return tree
     found: Tree = multihost_utils.broadcast_one_to_all(tree)

@@ -8,6 +8,7 @@ from typing import Self
 import jax
 from etils import epath
 
+from invariance_jax.runtime.files import AnyPath
 from invariance_jax.runtime.processes import is_main_process
 
 _log = logging.getLogger(__name__)
@@ -16,24 +17,11 @@ _log = logging.getLogger(__name__)
 class Profiler:
     """A context that writes a `jax.profiler` trace of `logging.profile_steps`.
 
-    Only process 0 writes. A run that goes on after the first of them has been taken
-    has no trace of exactly these steps: it says so and writes none.
+    A run that goes on after the first of these steps says so and writes none.
     """
 
-    def __init__(
-        self,
-        ends: tuple[int, ...],
-        workdir: str | os.PathLike[str],
-        *,
-        first_step: int,
-    ):
-        """Prepares the trace; nothing is written yet.
-
-        Args:
-          ends: finished steps before the first and after the last traced one; (): none.
-          workdir: the work directory of the run.
-          first_step: finished steps of the state that the run starts from.
-        """
+    def __init__(self, ends: tuple[int, ...], workdir: AnyPath, *, first_step: int):
+        """Prepares the trace; nothing is written yet."""
         self._folder = os.fspath(epath.Path(workdir) / "profile")
         if ends and first_step > ends[0]:
             _log.info("no trace: the run goes on at step %d of %s", first_step, ends)

@@ -53,11 +53,7 @@ _EXPECTED = (flags.Error, FloatingPointError, OSError, ValueError)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a program on what its flags leave, with an exit status for each end.
-
-    An error is one line and status 1, with its traceback at `--verbosity=1`; a run that
-    was asked to stop and will continue has the status of `preemption.Preempted`.
-    """
+    """Runs a program on what its flags leave; an error is one line, and status 1."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     terminal.forgive()
     log = logging.getLogger("invariance_jax")
@@ -112,11 +108,7 @@ def _fail(message: str, status: int = 1) -> None:
 
 
 def parse(arguments: list[str]) -> list[str]:
-    """Parses the flags; returns what is not one, the program first.
-
-    Raises ValueError if a key is unknown, or changed without a configuration, or the
-    configuration cannot be loaded.
-    """
+    """Parses the flags; returns what is not one, the program first."""
     # A file of flags may hold any of them, also the configuration.
     arguments = flags.FLAGS.read_flags_from_files(arguments)
     sys.argv[:] = arguments
@@ -147,12 +139,10 @@ class _ConfigFile(flags.ArgumentParser[Config]):
 
 
 def initialize() -> bool:
-    """Meets the other processes of the run, if there are any, and logs who is there.
+    """Meets the other processes of the run; returns whether this one writes and speaks.
 
     Must come before anything that asks for devices. From here on, signals ask for a
-    stop, see `runtime.preemption`. Only the main process says anything. If a process
-    does not come in time, the others end with an error that names what was found.
-    Returns whether this is the main process, the one that writes.
+    stop, see `runtime.preemption`.
     """
     given = (_ADDRESS.value, _COUNT.value, _INDEX.value)
     launcher = from_flags(*given) or from_environment(os.environ)

@@ -25,10 +25,9 @@ class _Forgiving(io.TextIOWrapper):
 
 
 def forgive() -> None:
-    """Makes stdout and stderr of this process streams whose failures do not matter.
+    """Makes stdout and stderr streams whose failures do not matter.
 
-    A character that their encoding lacks is replaced. Streams that are closed are
-    opened: else the next file would get their number, and the text of the libraries.
+    One that is closed is opened: else the next file would get its number, and the text.
     """
     for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         try:
@@ -66,11 +65,7 @@ class _Lines(io.StringIO):
 def progress(
     name: str, total: int, *, unit: str, initial: int = 0, silent: bool = False
 ) -> "tqdm[Any]":
-    """Returns a progress bar with the time left; in a file, a line now and then.
-
-    The name says what is going on, such as "training"; of the total, the initial units,
-    such as "step", are done. All processes but the main one are silent.
-    """
+    """Returns a progress bar with the time left; in a file, a line now and then."""
     terminal = sys.stderr.isatty()
     return tqdm(
         desc=name,

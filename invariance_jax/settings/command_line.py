@@ -1,6 +1,8 @@
 """The keys on the command line: `--config.KEY=VALUE`, and their help."""
 
 import ast
+import inspect
+import itertools
 import textwrap
 from typing import Any
 
@@ -8,16 +10,13 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
-from invariance_jax.settings.rules import expectation, type_name
+from invariance_jax.settings import schema
 from invariance_jax.settings.schema import KEYS, Config, closest
+from invariance_jax.settings.values import expectation, type_name
 
 
 class _Values(flags.ArgumentParser[Any]):
-    """Reads a value as Python writes it; `resolve` checks its type and range.
-
-    "None" is None, tuples need neither parentheses nor quotes, and keyword arguments
-    are written as in a call.
-    """
+    """Reads a value as Python writes it, tuples without parentheses and quotes too."""
 
     def __init__(self, annotation: Any):
         self._origin = getattr(annotation, "__origin__", annotation)
@@ -63,33 +62,43 @@ def _keywords(text: str) -> Any:
 
 def define_config(name: str, help_string: str) -> flags.FlagHolder[Config]:
     """Defines the flag of a configuration file whose keys the command line changes."""
-    for declared in KEYS.values():
-        annotation = config_path.normalize_type(declared.type)
+    for key in KEYS.values():
+        annotation = config_path.normalize_type(key.type)
         if annotation is not bool:
             parser = _Values(annotation)
             config_flags.register_flag_parser_for_type(annotation, parser)
     return config_flags.DEFINE_config_file(name, None, help_string)
 
 
+def meanings() -> dict[str, str]:
+    """Returns key -> the text below its declaration, or that of its section."""
+    found = {}
+    module = ast.parse(inspect.getsource(schema))
+    for section in (node for node in module.body if isinstance(node, ast.ClassDef)):
+        for one, text in itertools.pairwise(section.body):
+            match one, text:
+                case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(words))):
+                    found[section.name, name] = " ".join(words.split())
+    return {
+        name: found.get((key.section.__name__, name.split(".")[-1]))
+        or inspect.getdoc(key.section)
+        or ""
+        for name, key in KEYS.items()
+    }
+
+
 def key_help(prefix: str = "") -> str:
-    """Returns name, type, range, default, unit and meaning of the keys.
-
-    Args:
-      prefix: what their dotted names start with; empty: all keys.
-
-    Raises:
-      ValueError: if no key starts so; it names the closest.
-    """
-    chosen = [one for name, one in KEYS.items() if name.startswith(prefix)]
+    """Returns name, type, range, default, unit and meaning of keys with a prefix."""
+    chosen = [key for name, key in KEYS.items() if name.startswith(prefix)]
     if not chosen:
         raise ValueError(f"no key starts with {prefix!r}; {closest(prefix, KEYS)}.")
-    lines = []
-    for one in chosen:
-        unit = f" [{one.key.unit}]" if one.key.unit else ""
-        lines.append(f"{one.name}: {type_name(one.type)} = {one.default!r}{unit}")
-        free = " May change between two starts." if one.key.free else ""
-        text = f"{one.key.meaning} Takes {expectation(one)}.{free}"
+    lines, texts = [], meanings()
+    for key in chosen:
+        unit = f" [{key.unit}]" if key.unit else ""
+        lines.append(f"{key.name}: {type_name(key.type)} = {key.default!r}{unit}")
+        free = " May change between two starts." if key.free else ""
+        text, indent = f"{texts[key.name]} Takes {expectation(key)}.{free}", " " * 4
         lines += textwrap.wrap(
-            text, 84, initial_indent="    ", subsequent_indent="    "
+            text, 84, initial_indent=indent, subsequent_indent=indent
         )
     return "\n".join(lines)

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-_FORM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+FORM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+"""MODULE:FUNCTION, both of which can be names of Python."""
 
 
 def is_own(name: str) -> bool:
@@ -19,21 +20,8 @@ def is_own(name: str) -> bool:
     return ":" in name
 
 
-def is_well_formed(name: str) -> bool:
-    """Returns whether both parts of MODULE:FUNCTION can be names of Python."""
-    return _FORM.fullmatch(name) is not None
-
-
 def load(key: str, name: str) -> Callable[..., Any]:
-    """Returns the function that a key names.
-
-    Args:
-      key: dotted, for the error.
-      name: "MODULE:FUNCTION".
-
-    Raises:
-      ValueError: if the module cannot be imported or has no such function.
-    """
+    """Returns the function that a key names."""
     module_name, _, path = name.partition(":")
     folder = os.getcwd()
     if folder not in sys.path:
@@ -55,17 +43,7 @@ def load(key: str, name: str) -> Callable[..., Any]:
 
 
 def call(key: str, name: str, *arguments: Any, **kwargs: Any) -> Any:
-    """Returns what the function that a key names returns.
-
-    Args:
-      key: dotted, such as "encoder.name".
-      name: "MODULE:FUNCTION".
-      *arguments: its positional arguments.
-      **kwargs: its keyword arguments, those of the program and of `SECTION.kwargs`.
-
-    Raises:
-      ValueError: if it cannot be imported or does not take these arguments.
-    """
+    """Returns what the function that a key names returns."""
     function = load(key, name)
     try:
         inspect.signature(function).bind(*arguments, **kwargs)

@@ -5,14 +5,17 @@ older run lacks and what may change between two starts of a run follow from it.
 Files in `configs/` and the command line change values; they never add a key.
 """
 
+import copy
 import difflib
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, NamedTuple
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, NamedTuple, TypeVar
 
 from invariance_jax.losses.invariance import LIMIT_SHAPES, NORMALIZATIONS
 from invariance_jax.models.registry import ENCODERS, PRECISIONS
 from invariance_jax.models.resnet import STEMS
+from invariance_jax.models.vit import POOLS
 from invariance_jax.transforms import spirograph
 from invariance_jax.transforms.distributions import FAMILIES as DIFFERENTIABLE
 
@@ -37,415 +40,286 @@ MOST = 2**31 - 1
 """The largest integer of a key, unless it says another: indices are int32."""
 
 
+OFF = "off"
+"""The value of `compilation_cache` that keeps nothing."""
+
+
+T = TypeVar("T")
+
+
 class Key(NamedTuple):
-    """What the declaration of a key says beside its type and default.
+    """The declaration of a key; its meaning is the text below it."""
 
-    Attributes:
-      meaning: one or two sentences; quoted words are the names that it may be.
-      unit: of a number; empty where it counts what the meaning says.
-      above: numbers are greater than this.
-      least: numbers are this or more.
-      below: numbers are less than this.
-      most: numbers are this or less.
-      choices: the names that it, or each entry of a tuple, may be.
-      own: whether MODULE:FUNCTION may stand in place of a name.
-      path: whether it is a file or folder, made absolute.
-      increasing: whether the entries of a tuple increase.
-      empty: whether a tuple may be empty.
-      free: whether it may change between two starts of a run.
-      readers: the experiments whose numbers it changes; None: all of them.
-    """
-
-    meaning: str
+    name: str  # dotted
+    type: Any  # its annotation
+    default: Any
+    section: type  # the class that declares it
     unit: str = ""
-    above: float | None = None
-    least: float | None = None
-    below: float | None = None
-    most: float | None = None
-    choices: tuple[str, ...] = ()
-    own: bool = False
-    path: bool = False
-    increasing: bool = False
-    empty: bool = False
-    free: bool = False
-    readers: tuple[str, ...] | None = None
+    above: float | None = None  # numbers, also those of a tuple, are greater than this
+    least: float | None = None  # or this
+    below: float | None = None  # less than this
+    most: float | None = None  # or this
+    choices: tuple[str, ...] = ()  # the names that it, or an entry of a tuple, may be
+    own: bool = False  # whether MODULE:FUNCTION may stand in place of a name
+    path: bool = False  # whether it is a file or folder, made absolute
+    increasing: bool = False  # whether the entries of a tuple increase
+    empty: bool = False  # whether a tuple may be empty
+    free: bool = False  # whether it may change between two starts of a run
+    readers: tuple[str, ...] | None = None  # experiments that it changes; None: all
 
 
-def key(default: Any, meaning: str, **options: Any) -> Any:
-    """Declares a key; the options are the attributes of `Key`."""
-    metadata = {"key": Key(meaning, **options)}
+def key(default: T, **options: object) -> T:
+    """Declares a key that has more than a type and a default: options of `Key`."""
     if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return field(default_factory=lambda: copy.copy(default), metadata=options)
+    return field(default=default, metadata=options)
 
 
-def section(factory: type, *, free: bool = False) -> Any:
+def section(factory: type[T], *, free: bool = False) -> T:
     """Declares a section; the keys of a free one may change between two starts."""
     return field(default_factory=factory, metadata={"free": free})
-
-
-def _pair(low: float, high: float, unit: str) -> Any:
-    return key((low, high), "Ends of the uniform distribution.", unit=unit)
-
-
-_KWARGS = "Keyword arguments of {}, if it is MODULE:FUNCTION."
 
 
 @dataclass(slots=True)
 class Method:
     """The self-supervised objective."""
 
-    name: str = key(
-        "simclr",
-        'The objective: "simclr" (the paper), or MODULE:FUNCTION, which returns a '
-        "Method.",
-        choices=("simclr",),
-        own=True,
-    )
-    kwargs: dict[str, Any] = key({}, _KWARGS.format("method.name"))
+    name: str = key("simclr", choices=("simclr",), own=True)
+    """Objective: "simclr" (the paper), or MODULE:FUNCTION, which returns a Method."""
+    kwargs: dict[str, Any] = key({})
+    """Keyword arguments of method.name, if it is MODULE:FUNCTION."""
 
 
 @dataclass(slots=True)
 class Penalty:
     """The invariance penalty."""
 
-    kind: str = key(
-        "gradient",
-        '"gradient" (the paper), or "consistency": the squared distance of n(h) of the '
-        "two views, without a derivative.",
-        choices=("gradient", "consistency"),
-    )
-    weight: float = key(
-        0.01,
-        "Weight in the loss, lambda of the paper; 0: no penalty.",
-        least=0,
-    )
-    example_limit: float | None = key(
-        None, "Largest penalty of one example in one direction; 0: no limit.", least=0
-    )
-    batch_limit: float | None = key(
-        None,
-        "Largest value of the batch mean, above which its gradient is zero; 0: no "
-        "limit.",
-        least=0,
-    )
-    limit_shape: str = key(
-        "hard",
-        'How example_limit c acts on a penalty q: "hard" cuts it off at c, "log" is '
-        "c log(1 + q / c).",
-        choices=LIMIT_SHAPES,
-    )
-    estimator: str = key(
-        "directional",
-        '"directional": the squared derivative; "sign" (the paper): that of one random '
-        "sign projection, the same in expectation.",
-        choices=("directional", "sign"),
-    )
-    parameters: tuple[str, ...] = key(
-        (),
-        'Parameters along which the derivative is taken, as "h" or "rback" of '
-        'Spirograph, "hue" or "crop.top" of images; (): all.',
-        empty=True,
-    )
-    at: str = key(
-        "h",
-        'Where the penalty acts: the representation "h" (the paper) or the projection '
-        '"z".',
-        choices=("h", "z"),
-    )
-    views: int = key(
-        1, "Penalized views: 1 (the paper), or 2, whose mean is taken.", least=1, most=2
-    )
-    every_steps: int = key(
-        1, "Steps from one with the penalty, n times as heavy, to the next.", least=1
-    )
-    directions: int = key(
-        1,
-        "K, directions alpha' - alpha per example and step.",
-        least=1,
-        most=10_000,
-    )
-    normalization: str = key(
-        "l2",
-        'What the squared change is measured against: "l2" (the paper), "none" or '
-        '"batch".',
-        choices=NORMALIZATIONS,
-    )
-    warmup_steps: int = key(
-        0, "Steps over which the weight rises linearly from 0.", least=0
-    )
-    batch_statistics: str = key(
-        "coupled",
-        '"coupled" differentiates batch statistics along alpha, "example" holds them.',
-        choices=("coupled", "example"),
-    )
+    kind: str = key("gradient", choices=("gradient", "consistency"))
+    """What it squares: "gradient" (the paper), or "consistency", the distance of n(h)
+    of the two views, without a derivative."""
+    weight: float = key(0.01, least=0)
+    """Weight in the loss, lambda of the paper; 0: no penalty."""
+    example_limit: float | None = key(None, least=0)
+    """Largest penalty of one example in one direction; 0: no limit."""
+    batch_limit: float | None = key(None, least=0)
+    """Largest batch mean, above which its gradient is zero; 0: no limit."""
+    limit_shape: str = key("hard", choices=LIMIT_SHAPES)
+    """How example_limit c acts on a penalty q: "hard" cuts it off at c, "log" is
+    c log(1 + q / c)."""
+    estimator: str = key("directional", choices=("directional", "sign"))
+    """What is squared: "directional", the derivative; "sign" (the paper), that of one
+    random sign projection, the same in expectation."""
+    parameters: tuple[str, ...] = key((), empty=True)
+    """Parameters along which the derivative is taken, as "h" or "rback" of Spirograph,
+    "hue" or "crop.top" of images; (): all."""
+    at: str = key("h", choices=("h", "z"))
+    """Where it acts: the representation "h" (the paper) or the projection "z"."""
+    views: int = key(1, least=1, most=2)
+    """Penalized views: 1 (the paper), or 2, whose mean is taken."""
+    every_steps: int = key(1, least=1)
+    """Steps from one with the penalty, n times as heavy, to the next."""
+    directions: int = key(1, least=1, most=10_000)
+    """K, directions alpha' - alpha per example and step."""
+    normalization: str = key("l2", choices=NORMALIZATIONS)
+    """What the change is measured against: "l2" (the paper), "none" or "batch"."""
+    warmup_steps: int = key(0, least=0)
+    """Steps over which the weight rises linearly from 0."""
+    batch_statistics: str = key("coupled", choices=("coupled", "example"))
+    """Along alpha, "coupled" differentiates batch statistics, "example" holds them."""
 
 
 @dataclass(slots=True)
 class Encoder:
     """The network from images to representations."""
 
-    name: str = key(
-        "resnet18",
-        "Architecture, or MODULE:FUNCTION, which returns a flax module.",
-        choices=ENCODERS,
-        own=True,
-    )
-    kwargs: dict[str, Any] = key({}, _KWARGS.format("encoder.name"))
-    stem: str = key(
-        "cifar",
-        'First layers of a ResNet: "cifar" (3x3, stride 1) or "imagenet" (7x7, '
-        "max-pool).",
-        choices=STEMS,
-    )
-    weights: str | None = key(
-        None,
-        "File of a PyTorch state dict to start from, .npz or .safetensors.",
-        path=True,
-    )
-    width: int = key(512, "Features per layer of the MLP.", least=1, most=65_536)
-    depth: int = key(3, "Layers of the MLP.", least=1, most=1000)
-    final: str = key(
-        "linear",
-        'End of the MLP: "linear" or "norm_relu".',
-        choices=("linear", "norm_relu"),
-    )
-    rematerialize: bool = key(
-        False,
-        "Whether the backward pass computes the activations within a residual block "
-        "again: less memory, more time.",
-    )
-    projection: int = key(128, "Features of the projection z.", least=1, most=65_536)
+    name: str = key("resnet18", choices=ENCODERS, own=True)
+    """Architecture, or MODULE:FUNCTION, which returns a flax module."""
+    kwargs: dict[str, Any] = key({})
+    """Keyword arguments of encoder.name, if it is MODULE:FUNCTION."""
+    stem: str = key("cifar", choices=STEMS)
+    """Start of a ResNet: "cifar" (3x3, stride 1) or "imagenet" (7x7, max-pool)."""
+    weights: str | None = key(None, path=True)
+    """File of a PyTorch state dict to start from, .npz or .safetensors."""
+    width: int | None = key(None, least=1, most=65_536)
+    """Channels of the first stage of a ResNet (64), features per layer of the MLP (512)
+    or of a vision transformer (192, 384); None: those."""
+    depth: int | None = key(None, least=1, most=1000)
+    """Layers of the MLP (3) or blocks of a vision transformer (12); None: those."""
+    patch_size: int = key(4, least=1, unit="pixels")
+    """Side of the patches of a vision transformer."""
+    pool: str = key("token", choices=POOLS)
+    """End of a vision transformer: the class "token" or the "mean" of the patches."""
+    final: str = key("linear", choices=("linear", "norm_relu"))
+    """End of the MLP: "linear" or "norm_relu"."""
+    rematerialize: bool = False
+    """Whether the backward pass computes the activations within a residual block again:
+    less memory, more time."""
+    projection: int = key(128, least=1, most=65_536)
+    """Features of the projection z."""
 
 
 @dataclass(slots=True)
 class BatchNorm:
     """Batch normalization of the encoder."""
 
-    group_size: int = key(
-        0,
-        "Examples that share statistics, counted over all devices; 0: the whole batch.",
-        least=0,
-    )
+    group_size: int = key(0, least=0)
+    """Examples that share statistics, counted over all devices; 0: the whole batch."""
 
 
 @dataclass(slots=True)
 class Optimizer:
     """Optimizer and learning rate."""
 
-    name: str = key("lars", "Optimizer.", choices=("lars", "adamw"))
-    learning_rate: float = key(
-        1.5,
-        "Peak learning rate for a batch of 256; it grows in proportion to batch_size.",
-        above=0,
-        most=1e6,
-    )
-    schedule: str = key(
-        "paper",
-        '"paper" (per epoch, ten epochs of warm-up) or "warmup_cosine" (per step).',
-        choices=("paper", "warmup_cosine"),
-    )
-    warmup_fraction: float = key(
-        0.1,
-        'Share of the steps in which "warmup_cosine" rises from 0.',
-        least=0,
-        below=1,
-    )
-    weight_decay: float = key(1e-6, "Weight decay of all parameters.", least=0)
-    momentum: float = key(0.9, "Momentum of LARS.", least=0, below=1)
-    trust_coefficient: float = key(1e-3, "Trust coefficient of LARS.", above=0)
+    name: str = key("lars", choices=("lars", "adamw"))
+    """Optimizer."""
+    learning_rate: float = key(1.5, above=0, most=1e6)
+    """Peak learning rate for a batch of 256; it grows in proportion to batch_size."""
+    schedule: str = key("paper", choices=("paper", "warmup_cosine"))
+    """Form: "paper" (per epoch, ten of them warm-up) or "warmup_cosine" (per step)."""
+    warmup_fraction: float = key(0.1, least=0, below=1)
+    """Share of the steps in which "warmup_cosine" rises from 0."""
+    weight_decay: float = key(1e-6, least=0)
+    """Weight decay of all parameters."""
+    momentum: float = key(0.9, least=0, below=1)
+    """Momentum of LARS."""
+    trust_coefficient: float = key(1e-3, above=0)
+    """Trust coefficient of LARS."""
 
 
 @dataclass(slots=True)
 class Bounds:
-    """Spirograph: the distribution of each parameter."""
+    """Spirograph: ends of the uniform distribution of each parameter."""
 
-    m: tuple[float, float] = _pair(2.0, 5.0, "plane units")
-    b: tuple[float, float] = _pair(0.1, 1.1, "plane units")
-    h: tuple[float, float] = _pair(0.5, 2.5, "plane units")
-    sigma: tuple[float, float] = _pair(0.25, 1.0, "squared plane units")
-    rfore: tuple[float, float] = _pair(0.4, 1.0, "intensity")
-    rback: tuple[float, float] = _pair(0.0, 0.6, "intensity")
-    gfore: tuple[float, float] = _pair(0.4, 1.0, "intensity")
-    gback: tuple[float, float] = _pair(0.0, 0.6, "intensity")
-    bfore: tuple[float, float] = _pair(0.4, 1.0, "intensity")
-    bback: tuple[float, float] = _pair(0.0, 0.6, "intensity")
+    m: tuple[float, float] = key((2.0, 5.0), unit="plane units")
+    b: tuple[float, float] = key((0.1, 1.1), unit="plane units")
+    h: tuple[float, float] = key((0.5, 2.5), unit="plane units")
+    sigma: tuple[float, float] = key((0.25, 1.0), unit="squared plane units")
+    rfore: tuple[float, float] = key((0.4, 1.0), unit="intensity")
+    rback: tuple[float, float] = key((0.0, 0.6), unit="intensity")
+    gfore: tuple[float, float] = key((0.4, 1.0), unit="intensity")
+    gback: tuple[float, float] = key((0.0, 0.6), unit="intensity")
+    bfore: tuple[float, float] = key((0.4, 1.0), unit="intensity")
+    bback: tuple[float, float] = key((0.0, 0.6), unit="intensity")
 
 
 @dataclass(slots=True)
 class Data:
     """The data set."""
 
-    name: str = key(
-        "spirograph",
-        '"spirograph", or an image set: "cifar10", "cifar100", "mnist", '
-        '"fashion_mnist", "svhn_cropped" or one that was prepared.',
-    )
-    data_dir: str | None = key(
-        None, "Folder of the prepared image sets.", path=True, free=True
-    )
-    train_examples: int | None = key(
-        100_000,
-        "Training examples; None: all images that are not held out.",
-        least=1,
-        most=2**30,
-    )
-    validation_examples: int = key(
-        20_000,
-        "Validation examples; images are held out of the training split.",
-        least=0,
-        most=2**30,
-    )
-    test_examples: int | None = key(
-        20_000, "Test examples; None: all images.", least=1, most=2**30, free=True
-    )
-    image_size: int | None = key(
-        32,
-        "Side of a view; None: the shorter side of the set's images.",
-        unit="pixels",
-        least=1,
-        most=4096,
-    )
-    num_classes: int | None = key(
-        None, "Classes of an image set; None: read from it.", least=1, most=10_000_000
-    )
-    source_size: tuple[int, int] | None = key(
-        None,
-        "Rows and columns of an image set; None: read from it.",
-        unit="pixels",
-        least=1,
-        most=65_536,
-    )
-    channels: int | None = key(
-        None, "Channels of an image set; None: read from it.", least=1, most=3
-    )
+    name: str = "spirograph"
+    """The set "spirograph", or images: "cifar10", "cifar100", "mnist", "fashion_mnist",
+    "svhn_cropped" or a set that was prepared."""
+    data_dir: str | None = key(None, path=True, free=True)
+    """Folder of the prepared image sets."""
+    train_examples: int | None = key(100_000, least=1, most=2**30)
+    """Training examples; None: all images that are not held out."""
+    validation_examples: int = key(20_000, least=0, most=2**30)
+    """Validation examples; images are held out of the training split."""
+    test_examples: int | None = key(20_000, least=1, most=2**30, free=True)
+    """Test examples; None: all images."""
+    image_size: int | None = key(32, unit="pixels", least=1, most=4096)
+    """Side of a view; None: the shorter side of the set's images."""
+    num_classes: int | None = key(None, least=1, most=10_000_000)
+    """Classes of an image set; None: read from it."""
+    source_size: tuple[int, int] | None = key(None, unit="pixels", least=1, most=65_536)
+    """Rows and columns of an image set; None: read from it."""
+    channels: int | None = key(None, least=1, most=3)
+    """Channels of an image set; None: read from it."""
     mean: tuple[float, float, float] | None = key(
-        None,
-        "Mean of each channel of an image set; None: read from it.",
-        unit="intensity in [0, 1]",
-        least=0,
-        most=1,
+        None, unit="intensity in [0, 1]", least=0, most=1
     )
+    """Mean of each channel of an image set; None: read from it."""
     std: tuple[float, float, float] | None = key(
-        None,
-        "Standard deviation of each channel; None: read from the set.",
-        unit="intensity in [0, 1]",
-        above=0,
-        most=1,
+        None, unit="intensity in [0, 1]", above=0, most=1
     )
-    seed: int = key(0, "Spirograph: seed of the targets.", least=0, most=2**32 - 1)
+    """Standard deviation of each channel; None: read from the set."""
+    seed: int = key(0, least=0, most=2**32 - 1)
+    """Spirograph: seed of the targets."""
     targets: tuple[str, ...] = key(
-        ("m", "b", "sigma", "rfore"),
-        "Spirograph: the regression targets; the other parameters are the nuisance.",
-        choices=spirograph.PARAMETERS,
+        ("m", "b", "sigma", "rfore"), choices=spirograph.PARAMETERS
     )
+    """Spirograph: the regression targets; the other parameters are the nuisance."""
     bounds: Bounds = section(Bounds)
-    num_points: int = key(40, "Spirograph: points on the curve.", least=2, most=100_000)
-    extent: float = key(
-        6.0, "Spirograph: half side of the shown square.", unit="plane units", above=0
-    )
-    normalization: str = key(
-        "row",
-        'Spirograph: where the maximum intensity becomes 1, "row" (the released code) '
-        'or "image".',
-        choices=spirograph.NORMALIZATIONS,
-    )
+    num_points: int = key(40, least=2, most=100_000)
+    """Spirograph: points on the curve."""
+    extent: float = key(6.0, unit="plane units", above=0)
+    """Spirograph: half side of the shown square."""
+    normalization: str = key("row", choices=spirograph.NORMALIZATIONS)
+    """Spirograph: where the maximum intensity becomes 1, "row" (the released code) or
+    "image"."""
 
 
 @dataclass(slots=True)
 class Augmentation:
     """Views of images; Spirograph reads none of these keys."""
 
-    name: str = key(
-        "image",
-        '"image": crop, flip, affine map and colours as the keys below say; or '
-        "MODULE:FUNCTION, which returns a Transformation and reads none of them.",
-        choices=("image",),
-        own=True,
-    )
-    kwargs: dict[str, Any] = key({}, _KWARGS.format("augmentation.name"))
-    differentiate: tuple[str, ...] = key(
-        ("color",), "Parts that are differentiated.", choices=DIFFERENTIABLE, empty=True
-    )
-    crop: bool = key(True, "Whether views are random resized crops.")
-    crop_area: tuple[float, float] = key(
-        (0.08, 1.0), "Ends of the crop's share of the area.", above=0, most=1
-    )
-    crop_aspect: tuple[float, float] = key(
-        (3 / 4, 4 / 3), "Ends of the crop's width over height.", above=0
-    )
-    resampling: str = key(
-        "lanczos3", "Kernel of the resize.", choices=("lanczos3", "bilinear")
-    )
-    flip: bool = key(True, "Whether every second view is flipped horizontally.")
-    rotation: float = key(
-        0.0, "Half width of the angle of the affine map.", unit="radians", least=0
-    )
-    scaling: float = key(0.0, "Half width of its scale about 1.", least=0, below=1)
-    shear: float = key(0.0, "Half width of its shear.", least=0)
-    translation: float = key(
-        0.0, "Half width of its shift.", unit="sides of the image", least=0
-    )
-    colorize: bool = key(
-        False, "Whether grey images get random foreground and background colours."
-    )
-    strength: float = key(
-        0.5,
-        "Colour jitter: brightness, contrast and saturation 1 +- .8 strength, hue "
-        "+- .2 strength turns.",
-        least=0,
-    )
-    jitter_probability: float = key(
-        0.8, "Share of the views that are jittered.", least=0, most=1
-    )
-    gray_probability: float = key(
-        0.2, "Share of the views that are made grey.", least=0, most=1
-    )
+    name: str = key("image", choices=("image",), own=True)
+    """Views: "image", with crop, flip, affine map and colours as the keys below say; or
+    MODULE:FUNCTION, which returns a Transformation and reads none of them."""
+    kwargs: dict[str, Any] = key({})
+    """Keyword arguments of augmentation.name, if it is MODULE:FUNCTION."""
+    differentiate: tuple[str, ...] = key(("color",), choices=DIFFERENTIABLE, empty=True)
+    """Parts that are differentiated."""
+    crop: bool = True
+    """Whether views are random resized crops."""
+    crop_area: tuple[float, float] = key((0.08, 1.0), above=0, most=1)
+    """Ends of the crop's share of the area."""
+    crop_aspect: tuple[float, float] = key((3 / 4, 4 / 3), above=0)
+    """Ends of the crop's width over height."""
+    resampling: str = key("lanczos3", choices=("lanczos3", "bilinear"))
+    """Kernel of the resize."""
+    flip: bool = True
+    """Whether every second view is flipped horizontally."""
+    rotation: float = key(0.0, unit="radians", least=0)
+    """Half width of the angle of the affine map."""
+    scaling: float = key(0.0, least=0, below=1)
+    """Half width of its scale about 1."""
+    shear: float = key(0.0, least=0)
+    """Half width of its shear."""
+    translation: float = key(0.0, unit="sides of the image", least=0)
+    """Half width of its shift."""
+    colorize: bool = False
+    """Whether grey images get random foreground and background colours."""
+    strength: float = key(0.5, least=0)
+    """Colour jitter: brightness, contrast and saturation 1 +- .8 strength, hue +- .2
+    strength turns."""
+    jitter_probability: float = key(0.8, least=0, most=1)
+    """Share of the views that are jittered."""
+    gray_probability: float = key(0.2, least=0, most=1)
+    """Share of the views that are made grey."""
 
 
 @dataclass(slots=True)
 class Checkpoints:
     """What is kept of the training."""
 
-    every_steps: int = key(
-        1000, "Steps between checkpoints; the last one is always written.", least=1
-    )
-    keep: int = key(2, "Newest checkpoints that are kept.", least=1)
-    keep_every_steps: int | None = key(
-        None,
-        "Steps between checkpoints that are kept for good, which the experiment "
-        "invariance measures too; None: none.",
-        least=1,
-    )
+    every_steps: int = key(1000, least=1)
+    """Steps between checkpoints; the last one is always written."""
+    keep: int = key(2, least=1)
+    """Newest checkpoints that are kept."""
+    keep_every_steps: int | None = key(None, least=1)
+    """Steps between checkpoints that are kept for good, which the experiment invariance
+    measures too; None: none."""
 
 
 @dataclass(slots=True)
 class Logging:
     """What is written while a run trains."""
 
-    every_steps: int = key(100, "Steps between rows of metrics.jsonl.", least=1)
-    probe_every_steps: int = key(
-        1000,
-        "Steps between online probes (error or accuracy, normalized variance); 0: "
-        "never.",
-        least=0,
-    )
-    probe_train_examples: int = key(
-        4000, "Training examples of the online probe.", least=1
-    )
-    probe_validation_examples: int = key(
-        1000, "Validation examples of the online probe.", least=2
-    )
-    profile_steps: str = key(
-        "",
-        'Steps "a:b", from a to before b and counted from 0, of which a trace is '
-        "written to profile/ in the work directory; empty: none.",
-    )
-    wandb_project: str | None = key(
-        None,
-        "Project of Weights & Biases that also gets the rows; WANDB_MODE in the "
-        'environment chooses "online" or "offline".',
-    )
+    every_steps: int = key(100, least=1)
+    """Steps between rows of metrics.jsonl."""
+    probe_every_steps: int = key(1000, least=0)
+    """Steps between online probes (quality, normalized variance); 0: never."""
+    probe_train_examples: int = key(4000, least=1)
+    """Training examples of the online probe."""
+    probe_validation_examples: int = key(1000, least=2)
+    """Validation examples of the online probe."""
+    profile_steps: str = ""
+    """Steps "a:b", from a to before b and counted from 0, of which a trace is written
+    to profile/ in the work directory; empty: none."""
+    wandb_project: str | None = None
+    """Project of Weights & Biases that also gets the rows; WANDB_MODE in the
+    environment chooses "online" or "offline"."""
 
 
 @dataclass(slots=True)
@@ -454,136 +328,88 @@ class Evaluation:
 
     experiments: tuple[str, ...] = key(
         ("downstream", "averaging", "invariance"),
-        'What is measured; "all": every built-in experiment; MODULE:FUNCTION: one of '
-        "your own.",
         choices=(*EXPERIMENTS, "all"),
         own=True,
         readers=(),
     )
-    split: str = key(
-        "test",
-        'The split: "test", or "validation" to choose settings.',
-        choices=("validation", "test"),
-    )
+    """What is measured; "all": every built-in experiment; MODULE:FUNCTION: one of your
+    own."""
+    split: str = key("test", choices=("validation", "test"))
+    """The split: "test", or "validation" to choose settings."""
     num_views: tuple[int, ...] = key(
         (1, 2, 3, 4, 5, 10, 20, 30),
-        "Numbers M of averaged views.",
         least=1,
         most=100_000,
         increasing=True,
         readers=_WITH_FEATURES,
     )
+    """Numbers M of averaged views."""
     families: tuple[str, ...] = key(
-        ("all",),
-        'Views that are averaged: "all", and of images "color" and "crop" (with flip '
-        "and affine map).",
-        choices=("all", "color", "crop"),
-        readers=("averaging", "invariance"),
+        ("all",), choices=("all", "color", "crop"), readers=("averaging", "invariance")
     )
-    l2: float = key(
-        1e-8,
-        "L2 weight of the probe: ridge, for images logistic.",
-        least=0,
-        readers=WITH_PROBE,
-    )
+    """Views that are averaged: "all", and of images "color" and "crop" (with flip and
+    affine map)."""
+    l2: float = key(1e-8, least=0, readers=WITH_PROBE)
+    """L2 weight of the probe: ridge, for images logistic."""
     l2_grid: tuple[float, ...] = key(
-        (),
-        "L2 weights among which a second probe chooses its own, on the last tenth of "
-        "the training examples; (): there is none.",
-        least=0,
-        empty=True,
-        readers=("downstream", "averaging"),
+        (), least=0, empty=True, readers=("downstream", "averaging")
     )
-    train_examples: int | None = key(
-        None,
-        "Training examples of the probe; None: all.",
-        least=1,
-        readers=_WITH_FEATURES,
-    )
-    test_examples: int | None = key(
-        None, "Examples of the split that are measured; None: all.", least=2
-    )
-    label_fraction: float = key(
-        1.0,
-        "Images: share of the labels that the probe sees, the same in each class.",
-        above=0,
-        most=1,
-        readers=_WITH_FEATURES,
-    )
+    """L2 weights among which a second probe chooses its own, on the last tenth of the
+    training examples; (): there is none."""
+    train_examples: int | None = key(None, least=1, readers=_WITH_FEATURES)
+    """Training examples of the probe; None: all."""
+    test_examples: int | None = key(None, least=2)
+    """Examples of the split that are measured; None: all."""
+    label_fraction: float = key(1.0, above=0, most=1, readers=_WITH_FEATURES)
+    """Images: share of the labels that the probe sees, the same in each class."""
     neighbors: tuple[int, ...] = key(
-        (20, 200),
-        "Images: neighbours k of the kNN probe.",
-        least=1,
-        increasing=True,
-        empty=True,
-        readers=("downstream",),
+        (20, 200), least=1, increasing=True, empty=True, readers=("downstream",)
     )
-    neighbor_temperature: float = key(
-        0.07,
-        "Temperature of the kNN probe's weights.",
-        above=0,
-        readers=("downstream",),
-    )
+    """Images: neighbours k of the kNN probe."""
+    neighbor_temperature: float = key(0.07, above=0, readers=("downstream",))
+    """Temperature of the kNN probe's weights."""
     baselines: tuple[str, ...] = key(
-        (),
-        "What is evaluated beside the encoder.",
-        choices=("pixels", "untrained"),
-        empty=True,
-        readers=("downstream",),
+        (), choices=("pixels", "untrained"), empty=True, readers=("downstream",)
     )
-    batch_size: int = key(1000, "Examples per call and device.", least=1, readers=())
-    variance_views: int = key(
-        16,
-        "Views per example from which the variance of n(h) is measured.",
-        least=2,
-        most=100_000,
-        readers=_OF_VIEWS,
-    )
-    variance_examples: int = key(
-        1000,
-        "Examples from which the variance of n(h) is measured.",
-        least=2,
-        readers=_OF_VIEWS,
-    )
+    """What is evaluated beside the encoder."""
+    batch_size: int = key(1000, least=1, readers=())
+    """Examples per call and device."""
+    variance_views: int = key(16, least=2, most=100_000, readers=_OF_VIEWS)
+    """Views per example from which the variance of n(h) is measured."""
+    variance_examples: int = key(1000, least=2, readers=_OF_VIEWS)
+    """Examples from which the variance of n(h) is measured."""
     shifts: tuple[tuple[str, str, tuple[float, ...]], ...] = key(
         (
             ("h", "move", (-0.5, -0.3, -0.1, 0.1, 0.3, 0.5)),
             ("background", "move", (0.0, 0.1, 0.2, 0.3, 0.4)),
             ("h", "widen", (1.25, 1.5)),
         ),
-        "Shifts of the distribution of a parameter, rows (what, how, values): what is "
-        'a parameter, "foreground" or "background"; "move" adds a value, "widen" '
-        "multiplies the distance from the middle. Of images ('color', 'strength', "
-        "values).",
         empty=True,
         readers=("shift",),
     )
+    """Shifts of the distribution of a parameter, rows (what, how, values): what is a
+    parameter, "foreground" or "background"; "move" adds a value, "widen" multiplies the
+    distance from the middle. Of images ('color', 'strength', values)."""
     label_fractions: tuple[float, ...] = key(
         (0.05, 0.1, 0.2, 0.5, 1.0),
-        "Shares of the training examples that the probe of label_fraction sees: of "
-        "images the same in each class, of Spirograph the first ones.",
         above=0,
         most=1,
         increasing=True,
         readers=("label_fraction",),
     )
+    """Shares of the training examples that the probe of label_fraction sees: of images
+    the same in each class, of Spirograph the first ones."""
     linearization_steps: tuple[float, ...] = key(
-        (0.01, 0.03, 0.1, 0.3, 1.0),
-        "Lengths of the step from alpha to another draw, as shares of it, at which "
-        "linearization compares the first-order change with the true one.",
-        above=0,
-        most=1,
-        readers=("linearization",),
+        (0.01, 0.03, 0.1, 0.3, 1.0), above=0, most=1, readers=("linearization",)
     )
+    """Lengths of the step from alpha to another draw, as shares of it, at which
+    linearization compares the first-order change with the true one."""
     nuisance_l2: tuple[float, ...] = key(
-        (1e-6, 1e-4, 1e-2, 1.0),
-        "L2 weights among which nuisance_prediction chooses on held-out examples.",
-        least=0,
-        readers=("nuisance_prediction",),
+        (1e-6, 1e-4, 1e-2, 1.0), least=0, readers=("nuisance_prediction",)
     )
-    seed: int = key(
-        0, "Seed of the views that are drawn for evaluation.", least=0, most=2**32 - 1
-    )
+    """L2 weights among which nuisance_prediction chooses on held-out examples."""
+    seed: int = key(0, least=0, most=2**32 - 1)
+    """Seed of the views that are drawn for evaluation."""
 
 
 @dataclass(slots=True)
@@ -591,84 +417,49 @@ class Embedding:
     """What `--mode=embed` writes."""
 
     splits: tuple[str, ...] = key(
-        ("train", "test"),
-        "Splits whose representations are written.",
-        choices=("train", "validation", "test"),
+        ("train", "test"), choices=("train", "validation", "test")
     )
-    num_views: int | None = key(
-        None,
-        "Averaged views; 0: the plain image. None: the plain image, or one view where "
-        "none is plain (Spirograph).",
-        least=0,
-        most=100_000,
-    )
+    """Splits whose representations are written."""
+    num_views: int | None = key(None, least=0, most=100_000)
+    """Averaged views; 0: the plain image. None: the plain image, or one view where none
+    is plain (Spirograph)."""
 
 
 @dataclass(slots=True)
 class Config:
     """A configuration. The defaults are the paper's Spirograph run, less a length."""
 
-    seed: int = key(
-        0,
-        "Seed of initialization, data order and views.",
-        least=0,
-        most=2**32 - 1,
-    )
-    seeds: int = key(
-        1,
-        "Runs, with seeds seed, seed + 1, ..., aggregated with a standard error.",
-        least=1,
-        most=10_000,
-        free=True,
-    )
-    batch_size: int = key(512, "Examples per step over all devices.", least=2)
-    epochs: int | None = key(
-        None, "Length of training; give this or steps.", unit="epochs", least=1
-    )
-    steps: int | None = key(
-        None, "Length of training; give this or epochs.", unit="steps", least=1
-    )
-    temperature: float = key(0.5, "Temperature of the contrastive loss.", above=0)
-    precision: str = key(
-        "float32",
-        '"float32", or "bfloat16" for the encoder\'s products and convolutions.',
-        choices=tuple(PRECISIONS),
-    )
-    steps_per_call: int = key(
-        100,
-        "Most training steps that one call to the devices runs.",
-        least=1,
-        free=True,
-    )
-    deterministic: bool = key(
-        False,
-        "Whether GPUs use only operations that repeat their bits (CPUs and TPUs always "
-        "do).",
-    )
-    compilation_cache: str | None = key(
-        None,
-        'Folder in which compiled programs are kept for the next start; "off": none. '
-        "None: the user's cache folder.",
-        path=True,
-        free=True,
-    )
-    average_views: int = key(
-        1,
-        "Views on each side of the loss whose representations are averaged; the "
-        "penalty acts on the first of each side.",
-        least=1,
-        most=1000,
-    )
-    microbatches: int = key(
-        1,
-        "Parts into which each device splits its share of the batch, one after the "
-        "other in memory; the loss still sees the whole batch. Exact where "
-        "batchnorm.group_size divides a part, or nothing normalizes.",
-        least=1,
-    )
-    similarity_block: int = key(
-        0, "Anchors per block of NT-Xent's similarities; 0: all at once.", least=0
-    )
+    seed: int = key(0, least=0, most=2**32 - 1)
+    """Seed of initialization, data order and views."""
+    seeds: int = key(1, least=1, most=10_000, free=True)
+    """Runs, with seeds seed, seed + 1, ..., aggregated with a standard error."""
+    batch_size: int = key(512, least=2)
+    """Examples per step over all devices."""
+    epochs: int | None = key(None, unit="epochs", least=1)
+    """Length of training; give this or steps."""
+    steps: int | None = key(None, unit="steps", least=1)
+    """Length of training; give this or epochs."""
+    temperature: float = key(0.5, above=0)
+    """Temperature of the contrastive loss."""
+    precision: str = key("float32", choices=tuple(PRECISIONS))
+    """Dtype: "float32", or "bfloat16" for the encoder's products and convolutions."""
+    steps_per_call: int = key(100, least=1, free=True)
+    """Most training steps that one call to the devices runs."""
+    deterministic: bool = False
+    """Whether GPUs use only operations that repeat their bits (CPUs and TPUs always
+    do)."""
+    compilation_cache: str | None = key(None, path=True, free=True)
+    """Folder in which compiled programs are kept for the next start; "off": none. None:
+    the user's cache folder."""
+    average_views: int = key(1, least=1, most=1000)
+    """Views on each side of the loss whose representations are averaged; the penalty
+    acts on the first of each side."""
+    microbatches: int = key(1, least=1)
+    """Parts into which each device splits its share of the batch, one after the other
+    in memory; the loss still sees the whole batch. Exact where batchnorm.group_size
+    divides a part, or nothing normalizes."""
+    similarity_block: int = key(0, least=0)
+    """Anchors per block of NT-Xent's similarities; 0: all at once."""
     method: Method = section(Method)
     penalty: Penalty = section(Penalty)
     encoder: Encoder = section(Encoder)
@@ -683,20 +474,12 @@ class Config:
 
 
 class Derived(NamedTuple):
-    """What follows from the keys; `check.resolve` computes it.
+    """What follows from the keys; `rules.resolve` computes it."""
 
-    Attributes:
-      steps: of the whole run.
-      steps_per_epoch: batches that the training examples fill.
-      peak_learning_rate: that of the batch.
-      profile_steps: finished steps before the first and after the last traced one; ():
-        none.
-    """
-
-    steps: int
-    steps_per_epoch: int
-    peak_learning_rate: float
-    profile_steps: tuple[int, ...]
+    steps: int  # of the whole run
+    steps_per_epoch: int  # batches that the training examples fill
+    peak_learning_rate: float  # that of the batch
+    profile_steps: tuple[int, ...]  # finished before and after those traced; (): none
 
 
 @dataclass(slots=True)
@@ -706,37 +489,23 @@ class Settings(Config):
     derived: Derived = field(default=Derived(0, 0, 0.0, ()))
 
 
-class Declared(NamedTuple):
-    """A key of the configuration.
-
-    Attributes:
-      name: dotted.
-      type: its annotation.
-      default: the value that it has if nobody changes it.
-      key: the rest of its declaration.
-    """
-
-    name: str
-    type: Any
-    default: Any
-    key: Key
-
-
-def _declared(node: Any, prefix: str, free: bool) -> Iterator[Declared]:
-    for one in fields(node):
-        value, name = getattr(node, one.name), prefix + one.name
+def _keys(holder: Any, prefix: str, free: bool) -> Iterator[Key]:
+    for one in fields(holder):
+        value, name = getattr(holder, one.name), prefix + one.name
+        options = {**one.metadata, "free": free or one.metadata.get("free", False)}
         if is_dataclass(value):
-            inner = free or one.metadata["free"]
-            yield from _declared(value, f"{name}.", inner)
-        elif "key" in one.metadata:
-            found: Key = one.metadata["key"]
-            yield Declared(
-                name, one.type, value, found._replace(free=free or found.free)
-            )
+            yield from _keys(value, f"{name}.", options["free"])
+        else:
+            yield Key(name, one.type, value, type(holder), **options)
 
 
-KEYS: dict[str, Declared] = {one.name: one for one in _declared(Config(), "", False)}
+KEYS: dict[str, Key] = {one.name: one for one in _keys(Config(), "", False)}
 """Dotted name -> declaration, of every key."""
+
+
+def get(config: Config, name: str) -> Any:
+    """Returns the value of a key, or a section."""
+    return operator.attrgetter(name)(config)
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -744,63 +513,24 @@ def flatten(config: Config) -> dict[str, Any]:
     return {name: get(config, name) for name in KEYS}
 
 
-def get(config: Config, name: str) -> Any:
-    """Returns the value of a key.
-
-    Args:
-      config: a configuration.
-      name: dotted.
-    """
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def change(config: Config, name: str, value: Any) -> None:
-    """Sets a key of a configuration; `resolve` checks the value.
-
-    Args:
-      config: a configuration.
-      name: dotted.
-      value: the new one.
-
-    Raises:
-      ValueError: if there is no such key; it names the closest.
-    """
+def change(config: Config, name: str, value: object) -> None:
+    """Sets a key of a configuration; `resolve` checks the value."""
     if name not in KEYS:
         raise ValueError(f"{name} is not a key; {closest(name, KEYS)}.")
     *sections, last = name.split(".")
-    holder: Any = config
-    for part in sections:
-        holder = getattr(holder, part)
-    setattr(holder, last, value)
+    setattr(get(config, ".".join(sections)) if sections else config, last, value)
 
 
-def closest(name: str, names: Any) -> str:
-    """Returns a hint, "the closest is NAME", at what a misspelt name may mean.
-
-    Args:
-      name: as it was found.
-      names: those that there are.
-    """
+def closest(name: str, names: Iterable[str]) -> str:
+    """Returns a hint, "the closest is NAME", at what a misspelt name may mean."""
     (found,) = difflib.get_close_matches(name, [*names], n=1, cutoff=0.0)
     return f"the closest is {found}"
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Returns a configuration as nested dictionaries, without what is derived."""
-    return _nested(flatten(config))
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        *sections, last = name.split(".")
-        holder = nested
-        for part in sections:
-            holder = holder.setdefault(part, {})
-        holder[last] = value
+    nested = asdict(config)
+    nested.pop("derived", None)
     return nested
 
 
@@ -808,19 +538,12 @@ def from_dict(nested: dict[str, Any]) -> Config:
     """Returns the configuration of nested dictionaries, such as those of JSON.
 
     A key that is missing, as it is younger than the run, has its default.
-
-    Args:
-      nested: section -> key -> value.
-
-    Raises:
-      ValueError: if it has a key that there is not; it names the closest.
     """
     config = Config()
 
     def walk(node: dict[str, Any], prefix: str) -> None:
         for name, value in node.items():
-            inner = isinstance(value, dict) and prefix + name not in KEYS
-            if inner:
+            if isinstance(value, dict) and prefix + name not in KEYS:
                 walk(value, f"{prefix}{name}.")
             else:
                 change(config, prefix + name, tuples(value))

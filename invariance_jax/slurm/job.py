@@ -24,20 +24,14 @@ _SECONDS = 60  # the longest that the controller of SLURM is waited for
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """One start of a program in a folder, that is pickled here and called on nodes.
-
-    The arguments are the command line without the flags of the submission.
-    """
+    """A command line without the submission, pickled here and called on nodes."""
 
     program: str
     arguments: tuple[str, ...]
     folder: str
 
     def __call__(self) -> None:
-        """Runs the program within this process; exits with its status unless it is 0.
-
-        After a preemption, a job that is queued again exits with 0.
-        """
+        """Runs the program within this process; exits with its status if not 0."""
         try:
             for number in WARNINGS:
                 signal.signal(number, _leave)
@@ -68,10 +62,9 @@ def _ignore_warnings() -> None:
 
 
 def _preempted() -> None:
-    """Queues the job again; always raises SystemExit.
+    """Queues the job again, and exits with 0.
 
-    A task of a SLURM job leaves with 0: with another status it would end the job before
-    the others have saved and task 0 has asked for the requeue.
+    Another status of one task would end the job before the others have saved.
     """
     _ignore_warnings()  # `scontrol` inherits that
     if int(os.environ.get("SLURM_PROCID", 0)) == 0:
@@ -88,11 +81,7 @@ def job_id() -> str:
 
 
 def requeue(job: str) -> bool:
-    """Queues a job again if SLURM still runs it, and returns whether it did.
-
-    A job that was cancelled, has met its time limit or was queued again by SLURM itself
-    is left alone. Where SLURM does not answer, the process exits with `PREEMPTED`.
-    """
+    """Queues a job again if SLURM still runs it, and returns whether it did."""
     found = re.search(r"\bJobState=(\w+)", _scontrol("show", "job", job, "--oneliner"))
     state = found.group(1) if found else "unknown"
     if state != "RUNNING":

@@ -10,12 +10,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from invariance_jax.runtime.preemption import (
-    INTERRUPTED,
-    PREEMPTED,
-    SIGNALS,
-    WARNINGS,
-)
+from invariance_jax.runtime.preemption import INTERRUPTED, PREEMPTED, SIGNALS, WARNINGS
 from invariance_jax.slurm.job import Launch
 from invariance_jax.slurm.options import Request
 
@@ -25,11 +20,7 @@ _GRACE_SECONDS = 120.0
 
 
 def run(launch: Launch, folder: Path, request: Request) -> int:
-    """Runs the processes of a job to their end; a signal to this one is passed on.
-
-    Returns the exit status: 0, that of the first process that failed, or of those that
-    a signal has stopped. The logs are in the folder.
-    """
+    """Runs the processes of a job to their end; returns its exit status."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     count = request.tasks_per_node
     print(f"job {name}: {count} process(es) here, logs {log_pattern(folder, name)}")
@@ -59,7 +50,8 @@ def run(launch: Launch, folder: Path, request: Request) -> int:
                 process_group=0,  # Ctrl-C comes through this process, once
             )
             processes.append(process)
-            stack.callback(_end, process)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
         return _wait(processes)
 
 
@@ -106,11 +98,6 @@ def _status(process: subprocess.Popen[bytes]) -> int | None:
     # A warning that kills came before the run had handlers: nothing was begun. Another
     # signal is told as a shell does.
     return PREEMPTED if -code in WARNINGS else 128 - code
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()
 
 
 def _free_port() -> int:

@@ -93,10 +93,7 @@ class Request(NamedTuple):
 
 
 def read(mode: str) -> Request | None:
-    """Returns what the command line asks for; None without `--cluster`.
-
-    Raises ValueError if a flag is at odds with another or with the mode.
-    """
+    """Returns what the command line asks for, checked; None without `--cluster`."""
     cluster = _CLUSTER.value
     for name in (*_FOR_BOTH, *_FOR_SLURM):
         if flags.FLAGS[name].present and cluster is None:
@@ -111,11 +108,16 @@ def read(mode: str) -> Request | None:
         )
     if cluster == "local" and _NODES.value > 1:
         raise ValueError(f"--nodes is {_NODES.value}; expected 1 of --cluster=local")
+    gpus, tasks = _GPUS.value, _TASKS.value
+    if None not in (gpus, tasks) and tasks not in (1, gpus):
+        raise ValueError(
+            f"--tasks_per_node is {tasks}; expected 1 or {gpus}, one per GPU"
+        )
     return Request(
         cluster=cluster,
         nodes=_NODES.value,
-        gpus_per_node=_GPUS.value,
-        tasks_per_node=_tasks(),
+        gpus_per_node=gpus,
+        tasks_per_node=tasks or gpus or 1,
         minutes=_minutes(),
         signal_delay=_SIGNAL_DELAY.value,
         setup=tuple(_SETUP.value),
@@ -137,15 +139,6 @@ def own_arguments(arguments: Sequence[str]) -> list[str]:
         elif not found.group(3) and not flags.FLAGS[found.group(2)].boolean:
             next(words, None)
     return kept
-
-
-def _tasks() -> int:
-    gpus, tasks = _GPUS.value, _TASKS.value
-    if None not in (gpus, tasks) and tasks not in (1, gpus):
-        raise ValueError(
-            f"--tasks_per_node is {tasks}; expected 1 or {gpus}, one per GPU"
-        )
-    return tasks or gpus or 1
 
 
 def _minutes() -> int | None:

@@ -32,12 +32,7 @@ from invariance_jax.sweeps.plan import Plan, Run, begin
 
 
 def submit(request: Request, plan: Plan, mode: str) -> int:
-    """Submits runs: one job, or for a sweep an array of jobs; says where the logs are.
-
-    With the cluster "local" the runs are made one after the other before it returns.
-    Returns the exit status: of the first run that failed here; 0 for SLURM. Raises
-    ValueError if a run cannot be made as asked for, or SLURM refuses the job.
-    """
+    """Submits runs, a sweep as an array, or makes them here; returns the status."""
     folder = _folder(request, plan.workdir)
     for run in plan.runs:
         _check_run(request, run, mode)

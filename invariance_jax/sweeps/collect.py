@@ -5,7 +5,6 @@ that are not what `sweep.json` says, or were evaluated in different ways, are ne
 mixed.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from etils import epath
 
 from invariance_jax.runs import results
 from invariance_jax.runs.workdir import first_difference, one_per_seed, read_config
-from invariance_jax.runtime.files import work_folder, write_json
+from invariance_jax.runtime.files import read_json, work_folder, write_json
 from invariance_jax.settings import (
     Config,
     Settings,
@@ -35,10 +34,7 @@ _log = logging.getLogger(__name__)
 def finished(workdirs: Sequence[str]) -> list[epath.Path]:
     """Returns work directories, the parent of a sweep replaced by what it has finished.
 
-    The first of a sweep is what the others are compared to. Says which runs are
-    missing. Writes the `config.json` and the aggregated `results.json` of variants over
-    several seeds. Raises ValueError if no variant of a sweep is finished, or one of
-    them is another run than `sweep.json` says or was evaluated in another way.
+    Writes the `config.json` and `results.json` of variants over several seeds.
     """
     found = []
     for workdir in map(work_folder, workdirs):
@@ -52,8 +48,8 @@ def finished(workdirs: Sequence[str]) -> list[epath.Path]:
 def read_record(parent: epath.Path) -> dict[str, Any]:
     """Returns the content of the `sweep.json` of a sweep, checked."""
     path = parent / "sweep.json"
+    content = read_json(path)
     try:
-        content = dict(json.loads(path.read_text()))
         number = content["format"]
         if number == FORMAT:
             for one in content["variants"].values():
@@ -120,12 +116,7 @@ def _read(config: Config, workdir: epath.Path) -> dict[str, Any] | None:
 
 def _results(workdir: epath.Path) -> dict[str, Any] | None:
     path = workdir / "results.json"
-    if not path.exists():
-        return None
-    try:
-        return dict(tuples(json.loads(path.read_text())))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
+    return dict(tuples(read_json(path))) if path.exists() else None
 
 
 def _differences(
@@ -154,6 +145,6 @@ def _aggregate(
     variant: epath.Path,
 ) -> None:
     """Makes the folder of a variant the work directory of a run over seeds."""
-    content = json.loads((paths[0] / "config.json").read_text())
+    content = read_json(paths[0] / "config.json")
     write_json(variant / "config.json", content | {"config": to_dict(config)})
     results.write_results(variant, results.aggregate(each))

@@ -9,8 +9,9 @@ as the work directory of a run, over several seeds if there are several.
 finished, to be compared with the first.
 """
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -18,7 +19,6 @@ from etils import epath
 
 from invariance_jax.runs.workdir import check, command, one_per_seed
 from invariance_jax.runtime.files import work_folder, write_json
-from invariance_jax.runtime.processes import is_main_process
 from invariance_jax.settings import Config, to_dict
 from invariance_jax.sweeps.collect import FORMAT, is_evaluated, read_record
 from invariance_jax.sweeps.variants import (
@@ -57,12 +57,7 @@ class Plan(NamedTuple):
 def plan(config: Config | None, workdir: str, mode: str) -> Plan:
     """Returns the runs that the command line asks for; writes nothing.
 
-    Without `--sweep` the one that the command line names, as it is. Finished are, in
-    the modes `all` and `evaluate`, the runs that have these results.
-
-    Raises:
-      ValueError: if the sweep cannot be read, a key or value of it is wrong, or a
-        folder holds another run.
+    In the modes `all` and `evaluate`, those of a sweep that have results are left out.
     """
     parent = work_folder(workdir)
     if _SWEEP.value is None:
@@ -108,25 +103,18 @@ def begin(chosen: Plan) -> None:
         write_json(epath.Path(chosen.workdir) / "sweep.json", chosen.record)
 
 
-def run_each(chosen: Plan, program: Callable[[Config | None, str], None]) -> list[str]:
-    """Makes the runs one after the other; returns what those that diverged said.
-
-    One run that diverges does not stop the others; without a sweep, it raises.
-    """
-    if is_main_process():
-        begin(chosen)
-    errors = []
-    for number, run in enumerate(chosen.runs):
-        if run.name is not None:
-            _log.info("%s: run %d of %d", run.name, number + 1, len(chosen.runs))
-        try:
-            program(run.config, run.workdir)
-        except FloatingPointError as error:
-            if run.name is None:
-                raise
-            errors.append(f"{run.name}: {error}")
-            _log.error("%s", errors[-1])
-    return errors
+@contextlib.contextmanager
+def kept_going(run: Run, errors: list[str]) -> Iterator[None]:
+    """Notes that a run of a sweep diverged; without a sweep, it raises."""
+    if run.name is not None:
+        _log.info("%s", run.name)
+    try:
+        yield
+    except FloatingPointError as error:
+        if run.name is None:
+            raise
+        errors.append(f"{run.name}: {error}")
+        _log.error("%s", errors[-1])
 
 
 def _check_parent(parent: epath.Path, variants: Mapping[str, Variant]) -> None:

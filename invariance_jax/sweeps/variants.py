@@ -64,9 +64,7 @@ def _is_named(tree: Any) -> bool:
 def make_variants(config: Config, sweep: Sweep) -> dict[str, Variant]:
     """Returns folder -> variant of a configuration, the last key of a grid the fastest.
 
-    The values of "seed" of a grid are the seeds of every variant; the folder of the
-    only variant of a grid over seeds is ".". Raises ValueError if there are too many, a
-    key is unknown or a value is wrong.
+    The values of "seed" are the seeds of every variant; alone, they are in folder ".".
     """
     base, axes = copy.deepcopy(config), dict(sweep)
     if "seed" in axes:

@@ -10,25 +10,13 @@ __all__ = ["Examples", "Scored", "Task", "make_task", "open_set"]
 
 
 def make_task(settings: Settings) -> Task:
-    """Returns the task of a run; no file is read.
-
-    Args:
-      settings: the result of `settings.resolve`.
-
-    Raises:
-      ValueError: if `evaluation.experiments` asks for probes of images that have no
-        labels.
-    """
+    """Returns the task of a run; no file is read."""
     of_images = settings.data.name != "spirograph"
     return ImageTask(settings) if of_images else SpirographTask(settings)
 
 
 def open_set(settings: Settings) -> Settings:
-    """Returns the settings, after a known image set is downloaded and prepared.
-
-    Raises:
-      ValueError: if it cannot be downloaded or read.
-    """
+    """Returns the settings, after a known image set is downloaded and prepared."""
     if settings.data.name in data.NAMES:
         data.prepare(settings.data.name, data_dir=settings.data.data_dir)
     return settings

@@ -111,11 +111,7 @@ class ImageTask(Task):
         return own
 
     def shiftable(self) -> Transformation | None:
-        """Returns colour jitter of strength 1 of plain images, of every view.
-
-        None where the augmentation is a user's own, as the strength that it was trained
-        with is not known.
-        """
+        """Returns colour jitter of strength 1; None of an own augmentation."""
         if plugins.is_own(self.settings.augmentation.name):
             return None
         chosen = self.settings.data
@@ -168,7 +164,7 @@ class ImageTask(Task):
     def select(
         self, h: np.ndarray, y: np.ndarray, h_test: np.ndarray, y_test: np.ndarray
     ) -> dict[str, float]:
-        """Returns what `score` does, and the l2."""
+        """See `Task.select`; with the l2."""
         if not self.settings.evaluation.l2_grid:
             return {}
         probe, l2 = evaluation.fit_logistic_selected(

@@ -78,9 +78,6 @@ class Task(abc.ABC):
 
         Images come in a fixed random order, so that the first of them are a fair sample
         of a set that is sorted by class; or, if in_order, as the set has them.
-
-        Raises:
-          ValueError: if an image set cannot be read.
         """
 
     @abc.abstractmethod
@@ -88,11 +85,7 @@ class Task(abc.ABC):
         """Returns examples `x [count, ...]` of the right shape; no image is read."""
 
     def transformation(self, family: str = "all") -> Transformation:
-        """Returns the views of a run, or the part of them of a family.
-
-        Raises:
-          ValueError: if a user's own transformation breaks a promise of the protocol.
-        """
+        """Returns the views of a run, or the part of them of a family."""
         if family not in self._transformations:
             self._transformations[family] = self._make_transformation(family)
         return self._transformations[family]
@@ -110,26 +103,15 @@ class Task(abc.ABC):
 
         The first `evaluation.train_examples`, and of images `evaluation.label_fraction`
         of each class.
-
-        Raises:
-          ValueError: if that leaves a class without an example; it names the key.
         """
         return train.first(self.settings.evaluation.train_examples)
 
     @abc.abstractmethod
     def labeled(self, y: np.ndarray, fraction: float) -> np.ndarray:
-        """Returns the indices int64 `[n]`, increasing, of a share of the examples.
-
-        Raises:
-          ValueError: if a class would be left without an example; it names the key.
-        """
+        """Returns the indices int64 `[n]`, increasing, of a share of the examples."""
 
     def check_fractions(self, train: Examples) -> None:
-        """Checks that the shares of the labels that are asked for reach every class.
-
-        Raises:
-          ValueError: if they do not; it names the key.
-        """
+        """Checks that the shares of the labels that are asked for reach every class."""
         y = self.probe_examples(train).y
         if y is not None and is_asked(self.settings, "label_fraction"):
             self.labeled(y, self.settings.evaluation.label_fractions[0])
@@ -161,9 +143,6 @@ class Task(abc.ABC):
 
         That is one whose views of one example differ as much as those of two, or whose
         probe has half of the constant predictor's error, or twice its accuracy.
-
-        Args:
-          values: name in the summary -> number.
         """
         return values.get("variance.normalized", 0.0) > 0.5
 

@@ -53,12 +53,7 @@ class InMemory:
     """A training set of which each device holds a copy."""
 
     def __init__(self, x: np.ndarray, replicate: Callable[..., Any]):
-        """Takes the examples; they are copied to the devices when they are asked for.
-
-        Args:
-          x: `[N, ...]`.
-          replicate: `parallel.replicate`.
-        """
+        """Takes the examples, `[N, ...]`; `parallel.replicate` copies them later."""
         self._x, self._replicate, self._copies = x, replicate, None
 
     @property
@@ -80,12 +75,7 @@ class InMemory:
 def make_sampler(*, num_examples: int, batch_size: int) -> Sampler:
     """Returns the sampler of epochs over random permutations.
 
-    An epoch is num_examples // batch_size steps; the remainder of a permutation is left
-    out, another one in each epoch.
-
-    Args:
-      num_examples: N, size of the training set.
-      batch_size: B, at most N.
+    The remainder of a permutation is left out, another one in each epoch.
     """
     steps_per_epoch = num_examples // batch_size
 
@@ -100,19 +90,11 @@ def make_sampler(*, num_examples: int, batch_size: int) -> Sampler:
 
 
 def shuffle(key: Key, positions: Array, *, num_examples: int) -> Array:
-    """Returns where a random permutation of range(num_examples) sends the positions.
+    """Returns where a random permutation of range(N), N <= 2**30, sends the positions.
 
     A Feistel network permutes the smallest power of 4 that is large enough, and is
     applied again to what falls outside (cycle walking). Unlike sorting random numbers
     it needs no array of num_examples, so it is cheap inside a step.
-
-    Args:
-      key: chooses the permutation.
-      positions: int32 `[B]`, in [0, num_examples).
-      num_examples: N, at most 2**30.
-
-    Returns:
-      int32 `[B]`, in [0, N), different for different positions.
     """
     half_bits = max(1, (max(num_examples - 1, 1).bit_length() + 1) // 2)
     mask = jnp.uint32(2**half_bits - 1)

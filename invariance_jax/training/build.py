@@ -146,6 +146,8 @@ def _make_encoder(settings: Settings, tangent: str, axis_name: str | None) -> nn
         chosen.name,
         stem=chosen.stem,
         width=chosen.width,
+        patch_size=chosen.patch_size,
+        pool=chosen.pool,
         depth=chosen.depth,
         final=chosen.final,
         norm_group_size=settings.batchnorm.group_size,
@@ -314,10 +316,10 @@ def read_weights(settings: Settings) -> dict[str, Any] | None:
         return None
     state_dict = weights.load_state_dict(path)
     found = weights.identify(state_dict)
-    if found != (chosen.name, chosen.stem):
+    expected = weights.Architecture(chosen.name, chosen.stem, chosen.width or 64)
+    if found != expected:
         raise ValueError(
-            f"encoder.weights is {path}, which holds {found.name} with the "
-            f"{found.stem} stem; expected {chosen.name} with the {chosen.stem} stem."
+            f"encoder.weights is {path}, which holds {found}; expected {expected}."
         )
     return weights.from_torch_state_dict(state_dict)
 

@@ -15,15 +15,10 @@ from invariance_jax.training.build import Parts, build, state_shapes
 
 
 class Operations(NamedTuple):
-    """Floating-point operations of a step, a multiply-add as two.
+    """Floating-point operations of a step, a multiply-add as two."""
 
-    Attributes:
-      example: of encoder and heads, for one example of the batch.
-      pair: of the similarities, for one example with one other.
-    """
-
-    example: float
-    pair: float
+    example: float  # of encoder and heads, for one example of the batch
+    pair: float  # of the similarities, for one example with one other
 
     def of_batch(self, size: int) -> float:
         """Returns the operations of a step of so many examples."""
@@ -33,10 +28,8 @@ class Operations(NamedTuple):
 def count_operations(parts: Parts) -> Operations:
     """Returns the operations of a step, counted from the shapes of its layers.
 
-    Those of the convolutions and matrix products of encoder and heads, and of the
-    similarities of SimCLR: forward and twice that backward, and the same again for each
-    view along which the encoder is differentiated. The exact count is a little lower,
-    as the first layer needs no gradient of its input; recomputation is not counted.
+    Those of convolutions, matrix products and similarities: forward, twice that
+    backward, and the same again for each view that is differentiated.
     """
     settings, transformation = parts.settings, parts.transformation
 
@@ -58,16 +51,7 @@ def count_operations(parts: Parts) -> Operations:
 
 
 def products(module: nn.Module, x: Any) -> tuple[Any, int]:
-    """Returns what a module makes of examples, as a shape, and its multiplications.
-
-    Args:
-      module: called with `(x, train=False)`.
-      x: array or shape `[B, ...]`.
-
-    Returns:
-      The shape of the result, and the multiplications of one example in the layers
-      that have a `kernel`.
-    """
+    """Returns what a module makes of examples, as a shape, and its multiplications."""
 
     def init(x: Any) -> Any:
         return module.init_with_output(
@@ -84,44 +68,29 @@ def products(module: nn.Module, x: Any) -> tuple[Any, int]:
     return result, count
 
 
-def limit(device: jax.Device) -> int | None:
-    """Returns the memory of a device in bytes, None if it does not tell."""
-    return (device.memory_stats() or {}).get("bytes_limit")
-
-
-def check_data(num_bytes: int, devices: Sequence[jax.Device]) -> None:
-    """Checks that a data set fits into the memory of each device.
-
-    Args:
-      num_bytes: of what every device would hold.
-      devices: the devices of all processes; those of others, and one that does not
-        tell its memory, are passed over.
-
-    Raises:
-      ValueError: if the data takes more than half of the memory of a device.
-    """
+def check_memory(
+    num_bytes: int, devices: Sequence[jax.Device], *, what: str, share: float = 1.0
+) -> None:
+    """Raises ValueError if something takes more than a share of a device's memory."""
     for device in _local(devices):
-        memory = limit(device)
-        if memory is not None and num_bytes > memory // 2:
+        memory = (device.memory_stats() or {}).get("bytes_limit")
+        if memory is not None and num_bytes > share * memory:
             raise ValueError(
-                f"the training images take {num_bytes / 1e9:.3g} GB of the "
-                f"{memory / 1e9:.3g} GB of {device}, more than half; lower "
-                "data.train_examples, prepare smaller images, or use a device with "
-                "more memory."
+                f"{what} {num_bytes / 1e9:.3g} GB of the {memory / 1e9:.3g} GB of "
+                f"{device}{', more than half' if share < 1 else ''}; lower batch_size "
+                "or data.train_examples, prepare smaller images, or use more devices "
+                "or ones with more memory."
             )
 
 
+def check_data(num_bytes: int, devices: Sequence[jax.Device]) -> None:
+    """Checks that a data set fits into the memory of each device."""
+    what = "the training images take"
+    check_memory(num_bytes, devices, what=what, share=0.5)
+
+
 def compile_train(parts: Parts, batches: Batches, devices: Sequence[jax.Device]) -> Any:
-    """Returns the program that trains, made without any array on a device.
-
-    Args:
-      parts: of one replica.
-      batches: the rows, of which only the shape is asked.
-      devices: the devices of all processes.
-
-    Returns:
-      A `jax.stages.Compiled`, of one device.
-    """
+    """Returns the program that trains, made without any array on a device."""
     mapped = build(parts.settings, axis_name=parallel.AXIS_NAME)
     train = parallel.map_train(
         mapped.make_step(), mapped.make_draw(), mapped.make_sampler(), batches, devices

@@ -42,13 +42,7 @@ class FrozenEncoder:
         *,
         between: Callable[[], None] = lambda: None,
     ):
-        """Builds the functions; nothing is compiled before the first use.
-
-        Args:
-          parts: those of the run.
-          devices: the devices of all processes.
-          between: called before each batch; what it raises ends the computation.
-        """
+        """Builds the functions; nothing is compiled before the first use."""
         self._parts, self._chosen = parts, parts.settings.evaluation
         self._make_map = functools.partial(make_map, devices=devices, between=between)
         self._plain = self.map(self._encode_plain, axis=0)
@@ -86,10 +80,7 @@ class FrozenEncoder:
         num_views: tuple[int, ...],
         stream: int,
     ) -> np.ndarray:
-        """Returns a logistic probe's probabilities averaged, `[len(num_views), N, C]`.
-
-        The views are those of `features`.
-        """
+        """Returns averaged probabilities of a probe, `[len(num_views), N, C]`."""
         mapped = self._averaged(self._classify, num_views, "all")
         return mapped((variables, probe), x, stream)
 
@@ -115,12 +106,9 @@ class FrozenEncoder:
     ) -> Mapped:
         """Returns a function of the examples of a data set, computed batch by batch.
 
-        Args:
-          function: `(variables, x [B, ...], indices int32 [B], stream) -> [..., B,
-            ...]`, pure; variables is any pytree, and what it holds is not part of the
-            compiled program.
-          axis: the axis of the result that counts examples.
-          batch_size: examples per device; None: `evaluation.batch_size`.
+        The function is pure, `(variables, x [B, ...], indices int32 [B], stream) ->
+        [..., B, ...]`; variables is any pytree that is no part of the compiled program,
+        the axis that of the examples in the result, batch_size that of one device.
         """
         size = batch_size or self._chosen.batch_size
         return functools.partial(self._make_map(function, axis=axis), batch_size=size)

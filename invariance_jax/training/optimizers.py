@@ -28,17 +28,7 @@ def lars(
     momentum: float,
     trust_coefficient: float,
 ) -> optax.GradientTransformation:
-    """Returns LARS with layer-wise rates for every parameter array.
-
-    Args:
-      learning_rate: scalar or schedule.
-      weight_decay: w.
-      momentum: mu.
-      trust_coefficient: c.
-
-    Returns:
-      An optax transformation; its update needs the parameters.
-    """
+    """Returns LARS with layer-wise rates for every parameter array."""
 
     def scale(gradient: Array, parameter: Array) -> Array:
         size, slope = jnp.linalg.norm(parameter), jnp.linalg.norm(gradient)
@@ -63,14 +53,6 @@ def paper_schedule(
     """Returns the authors' schedule: constant within an epoch, cosine under a ramp.
 
     In epoch e: `min(peak (1 + cos(pi e / epochs)) / 2, peak (1 + e) / 10)`.
-
-    Args:
-      peak: full learning rate.
-      epochs: length of training.
-      steps_per_epoch: steps that share a learning rate.
-
-    Returns:
-      `step -> learning rate`.
     """
 
     def schedule(step: Array) -> Array:
@@ -82,14 +64,7 @@ def paper_schedule(
 
 
 def make_schedule(settings: Settings) -> optax.Schedule:
-    """Returns the learning rate as a function of the step.
-
-    Args:
-      settings: the result of `settings.resolve`.
-
-    Returns:
-      `step -> learning rate`.
-    """
+    """Returns the learning rate as a function of the step."""
     optimizer, derived = settings.optimizer, settings.derived
     peak, steps = derived.peak_learning_rate, derived.steps
     if optimizer.schedule == "paper":
@@ -103,14 +78,7 @@ def make_schedule(settings: Settings) -> optax.Schedule:
 
 
 def make_optimizer(settings: Settings) -> optax.GradientTransformation:
-    """Returns the optimizer that the settings name, with its schedule.
-
-    Args:
-      settings: the result of `settings.resolve`.
-
-    Returns:
-      An optax transformation; its update needs the parameters.
-    """
+    """Returns the optimizer that the settings name, with its schedule."""
     optimizer, schedule = settings.optimizer, make_schedule(settings)
     if optimizer.name == "lars":
         return lars(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from invariance_jax.runtime.devices import all_devices as devices_of_all
 from invariance_jax.training.batches import Batches, Sampler
 from invariance_jax.training.draws import Draws
 from invariance_jax.training.step import Metrics, TrainState
@@ -22,15 +23,7 @@ AXIS_NAME = "replicas"
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Returns the tree with every array copied to each device, axis 0 the replicas.
-
-    Args:
-      tree: pytree of arrays of one replica.
-      devices: the devices of all processes.
-
-    Returns:
-      The tree, leaves with the local devices as axis 0, ready for the mapped functions.
-    """
+    """Returns the tree with every array copied to each device, axis 0 the replicas."""
     return _copy(tuple(devices))(np.arange(len(_local_positions(devices))), tree)
 
 
@@ -52,14 +45,7 @@ def _copy(devices: tuple[jax.Device, ...]) -> Callable[[np.ndarray, Any], Any]:
 
 
 def one_replica(tree: Any) -> Any:
-    """Returns the first local replica of a replicated tree, as NumPy arrays.
-
-    Args:
-      tree: pytree of replicated arrays.
-
-    Returns:
-      The tree without the axis of replicas, on the host.
-    """
+    """Returns the first local replica of a replicated tree, as NumPy arrays."""
     shards = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, tree)
     return jax.tree.map(lambda shard: np.asarray(shard)[0], shards)
 
@@ -73,19 +59,7 @@ def make_train(
 ) -> Callable[[TrainState, Key, int, int], tuple[TrainState, Metrics]]:
     """Returns `train(state, key, first, num_steps)`, several steps in one call.
 
-    The number of steps is not part of the compiled program: any number of steps per
-    call gives the same numbers, and compiles once.
-
-    Args:
-      step: the step of one replica, with AXIS_NAME as its axis name.
-      draw: `(key, step) -> Draws` for the global batch.
-      sampler: `(key, step) -> indices` of the global batch.
-      batches: the rows of the examples.
-      devices: the devices of all processes.
-
-    Returns:
-      `(replicated state, key, its step, num_steps) -> (replicated state, replicated
-      metrics)`; the state is donated, the metrics are sums over the steps.
+    The state is donated, metrics are summed; any number of steps compiles once.
     """
     mapped = map_train(step, draw, sampler, batches, devices)
     # Programs that wait in a queue meet in any order on the CPUs of several processes,
@@ -156,18 +130,10 @@ def make_map(
 ) -> Callable[..., np.ndarray]:
     """Returns a function of the examples of a data set, computed batch by batch.
 
-    Every example is computed once, and every process gets all results; the last batch
-    is filled up with repetitions that are cut off again.
-
-    Args:
-      function: `(variables, x [B, ...], indices int32 [B], stream) -> [..., B, ...]`.
-      devices: the devices of all processes.
-      axis: the axis of the result that counts examples.
-      between: called before each batch; what it raises ends the computation.
-
-    Returns:
-      `(variables of one replica, x [N, ...], stream, *, batch_size per device)
-      -> results [..., N, ...]` on the host.
+    The function is `(variables, x [B, ...], indices int32 [B], stream) -> [..., B,
+    ...]`; examples are on that axis of its result. Every example is computed once, and
+    every process gets all results; the last batch is filled up with repetitions. What
+    `between`, called before each batch, raises ends the computation.
     """
 
     def gathered(variables: Any, x: Array, indices: Array, stream: Array) -> Array:
@@ -198,22 +164,5 @@ def make_map(
     return map_examples
 
 
-@functools.cache
-def all_devices(count: int | None = None) -> tuple[jax.Device, ...]:
-    """Returns the devices of all processes, or the first of them.
-
-    Args:
-      count: number of devices.
-
-    Returns:
-      The devices.
-
-    Raises:
-      ValueError: if there are fewer.
-    """
-    devices = jax.devices()
-    if count is not None and not 0 < count <= len(devices):
-        raise ValueError(
-            f"asked for {count} devices; expected 1 to {len(devices)}, what is there."
-        )
-    return tuple(devices[:count])
+all_devices = functools.cache(devices_of_all)
+"""The devices of all processes, or the first of them."""

@@ -27,16 +27,7 @@ class Rows:
         first_step: int,
         pending: dict[str, Any],
     ):
-        """Begins after the last row.
-
-        Args:
-          writer: of the log.
-          bar: the progress bar.
-          schedule: step -> learning rate.
-          batch_size: examples per step.
-          first_step: finished steps of the state that training starts from.
-          pending: what `pending` was at that step.
-        """
+        """Begins after the last row."""
         self._writer, self._bar, self._schedule = writer, bar, schedule
         self._batch_size, self._last = batch_size, first_step
         self._sums: list[Any] = []
@@ -61,14 +52,7 @@ class Rows:
         return dict(self._pending)  # orbax writes it later
 
     def write(self, step: int) -> None:
-        """Writes a row, unless there is nothing to add.
-
-        Args:
-          step: finished steps.
-
-        Raises:
-          FloatingPointError: if a mean is not finite; then there is no row.
-        """
+        """Writes a row, unless there is nothing to add."""
         sums = self.pending()
         if not sums:
             return

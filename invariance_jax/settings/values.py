@@ -1,0 +1,139 @@
+"""What one key takes: its type and range, in words and as a check."""
+
+import json
+import math
+import os
+import types
+import typing
+from typing import Any
+
+import numpy as np
+
+from invariance_jax.settings import plugins
+from invariance_jax.settings.schema import MOST, OFF, Key, closest
+
+_TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
+_WORDS = {
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    bool: "True or False",
+    dict: "keyword arguments: a dictionary of plain values",
+}
+_ENTRIES = {int: "integers", float: "numbers", str: "names"}
+
+
+class Bad(Exception):
+    """A value that is not what its key takes; the text goes after `expectation`."""
+
+
+def parts(annotation: Any) -> tuple[Any, tuple[Any, ...], bool]:
+    """Returns the plain type, those of a tuple's entries, and whether None may be."""
+    optional = isinstance(annotation, types.UnionType)
+    inner = typing.get_args(annotation)[0] if optional else annotation
+    return typing.get_origin(inner) or inner, typing.get_args(inner), optional
+
+
+def type_name(annotation: Any) -> str:
+    """Returns the type of a key as Python writes it, such as "int | None"."""
+    plain = isinstance(annotation, type) and not typing.get_args(annotation)
+    return annotation.__name__ if plain else str(annotation).replace("typing.", "")
+
+
+def expectation(key: Key) -> str:
+    """Returns in words what a key takes: its type and range."""
+    plain, entries, optional = parts(key.type)
+    words = _WORDS.get(plain, "")
+    if key.choices:
+        several = "a tuple of" if plain is tuple else "one of"
+        own = " or MODULE:FUNCTION" if key.own else ""
+        words = f"{several} {', '.join(map(repr, key.choices))}{own}"
+    elif plain is tuple:
+        several = "a tuple of" if ... in entries else str(len(entries))
+        words = f"{several} {_ENTRIES.get(entries[0], 'rows')}"
+    if key.increasing:
+        words = words.replace("a tuple", "an increasing tuple")
+    limits = {"more than": key.above, "less than": key.below, "at most": key.most}
+    if key.least is not None and key.most is not None:
+        words += f", from {key.least:.10g} to {limits.pop('at most'):.10g}"
+    elif key.least is not None:
+        words += f", {key.least:g} or more"
+    for text, limit in limits.items():
+        words += "" if limit is None else f", {text} {limit:g}"
+    return words + ", or None" * optional
+
+
+def convert(key: Key, value: Any) -> Any:
+    """Returns a value in the type of its key; raises `Bad` if it is none of it."""
+    found = _convert(key.type, key, value)
+    if isinstance(found, tuple):
+        several = len({*map(json.dumps, found)}) < len(found)
+        if several and parts(key.type)[1][0] is str:
+            raise Bad(", each once")
+        ordered = not key.increasing or list(found) == sorted({*found})
+        if not ordered or not (found or key.empty):
+            raise Bad
+    if key.path and isinstance(found, str) and found != OFF and "://" not in found:
+        return os.path.abspath(os.path.expanduser(found))
+    return found
+
+
+def _convert(annotation: Any, key: Key, value: Any) -> Any:
+    plain, entries, optional = parts(annotation)
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if value is None and optional:
+        return None
+    if plain is tuple:
+        if not isinstance(value, tuple | list):
+            raise Bad
+        each = entries[:1] * len(value) if ... in entries else entries
+        if len(each) != len(value):
+            raise Bad
+        return tuple(_convert(one, key, v) for one, v in zip(each, value, strict=True))
+    if plain is float and type(value) is int:
+        value = float(value)
+    if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
+        raise Bad
+    if plain is dict:
+        _check_kwargs(value)
+    elif plain is str:
+        _check_choice(key, value)
+    elif plain is not bool:
+        _check_range(key, value)
+    return value
+
+
+def _check_kwargs(value: dict[Any, Any]) -> None:
+    try:
+        json.dumps(value)
+        plain = all(map(str.isidentifier, value))
+    except (TypeError, ValueError):
+        plain = False
+    if not plain:
+        raise Bad
+
+
+def _check_choice(key: Key, value: str) -> None:
+    if key.choices and value not in key.choices:
+        if not (key.own and plugins.is_own(value)):
+            raise Bad(f"; {closest(value, key.choices)}")
+        if not plugins.FORM.fullmatch(value):
+            raise Bad(", both names of Python")
+
+
+def _check_range(key: Key, value: int | float) -> None:
+    if isinstance(value, float):
+        # What the devices compute with.
+        if not math.isfinite(value) or abs(value) > _HUGE or 0 < abs(value) < _TINY:
+            raise Bad(", as float32")
+    elif abs(value) > (key.most or MOST):
+        raise Bad("" if key.most else f", at most {MOST}")
+    if (
+        (key.above is not None and value <= key.above)
+        or (key.least is not None and value < key.least)
+        or (key.below is not None and value >= key.below)
+        or (key.most is not None and value > key.most)
+    ):
+        raise Bad
