@@ -367,7 +367,7 @@ def _torch_order(name: str) -> tuple[Any, ...]:
 def _closest(tensors: Mapping[str, Any]) -> Architecture:
     """Returns the architecture that shares most tensors, by name and shape."""
     found = {(name, np.shape(array)) for name, array in tensors.items()}
-    width = [*np.shape(tensors.get("conv1.weight")), 64][0]
+    width = [*np.shape(tensors.get("conv1.weight", 0)), 64][0]
     shared = {}
     for architecture in itertools.starmap(
         Architecture, itertools.product(RESNETS, STEMS, [width])

@@ -170,7 +170,7 @@ def _check_own(settings: Settings, problems: _Problems) -> None:
     readable = not encoder.weights or encoder.name in RESNETS
     require(readable, "encoder.weights", expected)
     if encoder.name in VITS:
-        divides = not size % encoder.patch_size
+        divides = not (size or 0) % encoder.patch_size
         expected = f"a divisor of data.image_size, {size}"
         require(divides, "encoder.patch_size", expected)
         heads = not (encoder.width or 0) % HEAD_FEATURES
