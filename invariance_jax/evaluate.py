@@ -171,7 +171,8 @@ def load_parts(
             f"{epath.Path(workdir) / f'seed_{settings.seed}'}."
         )
     parts = build(settings)
-    return encoder_variables(restore(parts, work_folder(workdir), step)), config, parts
+    state = restore(parts, work_folder(workdir), step)
+    return encoder_variables(state, settings.evaluation.network), config, parts
 
 
 def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> TrainState:
@@ -203,7 +204,8 @@ def _evaluate(
         _log.info("%s: %s is measured already", workdir, name)
     predicts = "averaging" in (missing if sampled else functions)
     if missing or not sampled:
-        views, variables = parts.settings.evaluation.num_views, encoder_variables(state)
+        views = parts.settings.evaluation.num_views
+        variables = encoder_variables(state, parts.settings.evaluation.network)
         few = not predicts and {*missing} <= _OF_FEW_VIEWS
         num_views = views[:1] if few else views
         context = Context(parts, workdir, encoder, variables, num_views=num_views)

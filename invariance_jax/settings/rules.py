@@ -22,6 +22,7 @@ from invariance_jax.settings import plugins
 from invariance_jax.settings.schema import (
     KEYS,
     MOST,
+    WITH_SIMILARITIES,
     Config,
     Data,
     Declared,
@@ -304,6 +305,10 @@ def _check_objective(settings: Settings, problems: _Problems) -> None:
     require(divides, "batchnorm.group_size", group, expected)
     parts = settings.microbatches
     require(batch % parts == 0, "microbatches", parts, f"a divisor of {batch}")
+    method, block = settings.method.name, settings.similarity_block
+    compares = method in WITH_SIMILARITIES or plugins.is_own(method)
+    expected = f"0, as method.name {method!r} has no similarities"
+    require(block == 0 or compares, "similarity_block", block, expected)
     if parts > 1 and penalty.weight > 0:
         whole = "1, as {} needs the whole batch"
         at_z, of_batch = penalty.at == "z", penalty.normalization == "batch"
@@ -328,7 +333,7 @@ def _check_objective(settings: Settings, problems: _Problems) -> None:
 def _check_own(settings: Settings, problems: _Problems) -> None:
     """Checks what goes with parts that are the user's own."""
     require, statistics = problems.require, settings.penalty.batch_statistics
-    for part in ("method", "encoder", "augmentation"):
+    for part in ("encoder", "augmentation"):
         chosen = getattr(settings, part)
         if not plugins.is_own(chosen.name):
             expected = f"{{}}, as {part}.name is {chosen.name!r}"

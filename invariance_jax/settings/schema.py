@@ -27,6 +27,9 @@ EXPERIMENTS = (
 )
 """The built-in experiments, in the order in which they are measured and reported."""
 
+WITH_SIMILARITIES = ("simclr", "dcl", "moco_v3")
+"""The built-in methods that compare each example to all others."""
+
 WITH_PROBE = ("downstream", "averaging", "shift", "label_fraction")
 """Those of them that need targets or labels."""
 
@@ -97,12 +100,23 @@ class Method:
 
     name: str = key(
         "simclr",
-        'The objective: "simclr" (the paper), or MODULE:FUNCTION, which returns a '
-        "Method.",
-        choices=("simclr",),
+        'The objective: "simclr" (the paper) or another of training.methods, or '
+        "MODULE:FUNCTION, which returns a Method.",
+        choices=(
+            *WITH_SIMILARITIES,
+            "byol",
+            "simsiam",
+            "barlow_twins",
+            "vicreg",
+        ),
         own=True,
     )
-    kwargs: dict[str, Any] = key({}, _KWARGS.format("method.name"))
+    kwargs: dict[str, Any] = key(
+        {},
+        "Keyword arguments of the function of this name: widths of the heads, weights, "
+        "momentum; those that are not given are its paper's, which training.methods "
+        "declares.",
+    )
 
 
 @dataclass(slots=True)
@@ -215,7 +229,13 @@ class Encoder:
         "Whether the backward pass computes the activations within a residual block "
         "again: less memory, more time.",
     )
-    projection: int = key(128, "Features of the projection z.", least=1, most=65_536)
+    projection: int | None = key(
+        None,
+        "Features of the projection z; None: those of the method's paper (simclr: "
+        "128).",
+        least=1,
+        most=65_536,
+    )
 
 
 @dataclass(slots=True)
@@ -254,6 +274,16 @@ class Optimizer:
     weight_decay: float = key(1e-6, "Weight decay of all parameters.", least=0)
     momentum: float = key(0.9, "Momentum of LARS.", least=0, below=1)
     trust_coefficient: float = key(1e-3, "Trust coefficient of LARS.", above=0)
+    exclude: tuple[str, ...] = key(
+        (),
+        "Parameters without weight decay and without the layer-wise rate of LARS: "
+        '"bias", "norm" (scale and bias of normalization).',
+        choices=("bias", "norm"),
+        empty=True,
+    )
+    clip_norm: float | None = key(
+        None, "Largest norm of the gradient of all parameters; None: no limit.", above=0
+    )
 
 
 @dataclass(slots=True)
@@ -465,6 +495,12 @@ class Evaluation:
         'The split: "test", or "validation" to choose settings.',
         choices=("validation", "test"),
     )
+    network: str = key(
+        "online",
+        'The network that is evaluated, embedded, exported and loaded: "online", or '
+        '"target", the exponential average that moco_v3 and byol have.',
+        choices=("online", "target"),
+    )
     num_views: tuple[int, ...] = key(
         (1, 2, 3, 4, 5, 10, 20, 30),
         "Numbers M of averaged views.",
@@ -667,7 +703,7 @@ class Config:
         least=1,
     )
     similarity_block: int = key(
-        0, "Anchors per block of NT-Xent's similarities; 0: all at once.", least=0
+        0, "Anchors per block of the loss's similarities; 0: all at once.", least=0
     )
     method: Method = section(Method)
     penalty: Penalty = section(Penalty)

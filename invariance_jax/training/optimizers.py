@@ -8,6 +8,7 @@ learning rate.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +21,9 @@ from invariance_jax.types import Array
 _LARS_EPSILON = 1e-8
 _WARMUP_EPOCHS = 10
 
+Mask = Callable[[Any], Any]
+"""Parameters -> a boolean for each array of them."""
+
 
 def lars(
     learning_rate: optax.ScalarOrSchedule,
@@ -27,6 +31,7 @@ def lars(
     weight_decay: float,
     momentum: float,
     trust_coefficient: float,
+    mask: Mask | None = None,
 ) -> optax.GradientTransformation:
     """Returns LARS with layer-wise rates for every parameter array.
 
@@ -35,6 +40,8 @@ def lars(
       weight_decay: w.
       momentum: mu.
       trust_coefficient: c.
+      mask: parameters -> whether r and w act on each of them; the others get r = 1 and
+        w = 0. None: on all.
 
     Returns:
       An optax transformation; its update needs the parameters.
@@ -50,8 +57,9 @@ def lars(
     def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
         return jax.tree.map(scale, updates, params), state
 
+    adapt = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
     return optax.chain(
-        optax.GradientTransformation(lambda params: optax.EmptyState(), update),
+        adapt if mask is None else optax.masked(adapt, mask),
         optax.trace(decay=momentum),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -82,14 +90,7 @@ def paper_schedule(
 
 
 def make_schedule(settings: Settings) -> optax.Schedule:
-    """Returns the learning rate as a function of the step.
-
-    Args:
-      settings: the result of `settings.resolve`.
-
-    Returns:
-      `step -> learning rate`.
-    """
+    """Returns the learning rate as a function of the step."""
     optimizer, derived = settings.optimizer, settings.derived
     peak, steps = derived.peak_learning_rate, derived.steps
     if optimizer.schedule == "paper":
@@ -102,21 +103,68 @@ def make_schedule(settings: Settings) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)
 
 
-def make_optimizer(settings: Settings) -> optax.GradientTransformation:
+def make_optimizer(
+    settings: Settings, *, constant_rate: str | None = None
+) -> optax.GradientTransformation:
     """Returns the optimizer that the settings name, with its schedule.
 
     Args:
       settings: the result of `settings.resolve`.
-
-    Returns:
-      An optax transformation; its update needs the parameters.
+      constant_rate: the part of the heads that keeps the peak learning rate in every
+        step; None: there is none.
     """
-    optimizer, schedule = settings.optimizer, make_schedule(settings)
-    if optimizer.name == "lars":
+    scheduled = _with_rate(settings, make_schedule(settings))
+    if constant_rate is not None:
+        constant = _with_rate(settings, settings.derived.peak_learning_rate)
+
+        def labels(params: Any) -> Any:
+            def label(path: Any, _: Any) -> str:
+                inside = _names(path)[:2] == ("heads", constant_rate)
+                return "constant" if inside else "scheduled"
+
+            return jax.tree_util.tree_map_with_path(label, params)
+
+        both = {"scheduled": scheduled, "constant": constant}
+        scheduled = optax.multi_transform(both, labels)
+    limit = settings.optimizer.clip_norm
+    if limit is None:
+        return scheduled
+    return optax.chain(optax.clip_by_global_norm(limit), scheduled)
+
+
+def _with_rate(
+    settings: Settings, rate: optax.ScalarOrSchedule
+) -> optax.GradientTransformation:
+    chosen = settings.optimizer
+    mask = _not_named(chosen.exclude) if chosen.exclude else None
+    if chosen.name == "lars":
         return lars(
-            schedule,
-            weight_decay=optimizer.weight_decay,
-            momentum=optimizer.momentum,
-            trust_coefficient=optimizer.trust_coefficient,
+            rate,
+            weight_decay=chosen.weight_decay,
+            momentum=chosen.momentum,
+            trust_coefficient=chosen.trust_coefficient,
+            mask=mask,
         )
-    return optax.adamw(schedule, weight_decay=optimizer.weight_decay)
+    return optax.adamw(rate, weight_decay=chosen.weight_decay, mask=mask)
+
+
+def _not_named(exclude: tuple[str, ...]) -> Mask:
+    """Returns the mask of parameters but "bias", or "norm": scale and its bias."""
+
+    def mask(params: Any) -> Any:
+        paths = jax.tree_util.tree_leaves_with_path(params)
+        names = {_names(path) for path, _ in paths}
+
+        def is_kept(path: Any, _: Any) -> bool:
+            *module, name = _names(path)
+            is_norm = (*module, "scale") in names
+            named = {"norm": is_norm, "bias": name == "bias"}
+            return not any(named[key] for key in exclude)
+
+        return jax.tree_util.tree_map_with_path(is_kept, params)
+
+    return mask
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(key.key for key in path)

@@ -106,6 +106,9 @@ def make_step(
         }
         if target is not None:
             target = _follow(objective, target, params, state.step)
+            apart = jax.tree.map(jnp.subtract, target.params, params)
+            apart = optax.global_norm(apart) / optax.global_norm(params)
+            metrics["target_distance"] = (apart, one)
         outputs = terms.outputs if state.target is None else seen
         memory = _remember(objective, state.memory, outputs)
         state = TrainState(state.step + 1, params, stats, opt_state, target, memory)
