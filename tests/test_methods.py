@@ -15,6 +15,7 @@ from test_parallel import Case, assert_close
 from test_train import final_state
 from tiny import tiny_config
 
+from configs.sweeps.methods import get_sweep
 from invariance_jax import evaluate, train
 from invariance_jax.settings import KEYS, resolve
 from invariance_jax.training.build import build, check_own_parts
@@ -149,6 +150,13 @@ def test_the_heads_are_those_of_the_paper(name):
 
 def test_the_settings_offer_every_method():
     assert {*KEYS["method.name"].key.choices} == {*METHODS} == {*KWARGS}
+
+
+def test_the_sweep_of_methods_can_be_built():
+    found = get_sweep()
+    assert {changes["method.name"] for changes in found.values()} == {*METHODS}
+    for changes in found.values():
+        build(resolve(tiny_config(changes)))
 
 
 def test_simsiam_holds_what_it_predicts(x64):

@@ -166,24 +166,15 @@ def moco_v3(
     head = functools.partial(ProjectionHead, tangent=tangent, axis_name=axis_name)
     heads = PredictedProjection(head(hidden, output, layers), head(hidden, output))
 
-    def loss(
-        own: Any,
-        other: Any,
-        target_own: Any,
-        target_other: Any,
-        _: Any,
-        /,
-        *,
-        axis_name: str | None,
-    ) -> Array:
-        contrast = functools.partial(
-            losses.info_nce,
-            temperature=temperature,
-            block_size=block_size,
-            axis_name=axis_name,
-        )
-        one = contrast(own["p"], target_other["z"])
-        return 2 * temperature * (one + contrast(other["p"], target_own["z"]))
+    nce = functools.partial(
+        losses.info_nce, temperature=temperature, block_size=block_size
+    )
+
+    def loss(own: Any, other: Any, *rest: Any, axis_name: str | None) -> Array:
+        target_own, target_other, _ = rest
+        one = nce(own["p"], target_other["z"], axis_name=axis_name)
+        two = nce(other["p"], target_own["z"], axis_name=axis_name)
+        return 2 * temperature * (one + two)
 
     return Method(heads, loss, rising(momentum, steps=steps))
 
@@ -287,17 +278,11 @@ def make_method(
     tangent: str = "coupled",
     axis_name: str | None = None,
 ) -> Method:
-    """Returns the method that the settings name.
+    """Returns the method that the settings name, for a representation `[B, features]`.
 
-    Args:
-      settings: the result of `resolve`.
-      features: D of the representation.
-      tangent: of batch normalization in the heads, "coupled" or "example".
-      axis_name: the mapped axis over which the batch is spread; None: one replica.
-
-    Raises:
-      ValueError: if its keyword arguments are not what it takes, or a function of the
-        user's own cannot be called or returns something else.
+    The tangent is that of batch normalization in the heads. Raises ValueError if its
+    keyword arguments are not what it takes, or a function of the user's own cannot be
+    called or returns something else.
     """
     name, kwargs = settings.method.name, settings.method.kwargs
     if not plugins.is_own(name):

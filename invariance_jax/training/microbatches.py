@@ -20,22 +20,14 @@ from invariance_jax.types import Array
 
 
 def make_gradient(objective: Objective, count: int) -> Callable[..., tuple[Any, Any]]:
-    """Returns the gradient of an objective with respect to the parameters.
+    """Returns the gradient of an objective as `jax.grad(objective, has_aux=True)` does.
 
     With several parts it is that of the whole batch if no example meets another within
     the encoder: if nothing normalizes, or the groups of BatchNorm divide a part. Else
     batch statistics are those of a part. The heads normalize over the whole batch, so
     the penalty must not act on z, nor be measured against the variance over the batch
-    (`settings.rules` refuses both). Costs one more forward pass.
-
-    Args:
-      objective: the loss of the examples of this replica.
-      count: parts, a divisor of their number.
-
-    Returns:
-      `(params, stats, weight, x, draws, target, memory) -> (gradient, (terms, stats))`,
-      as `jax.grad(objective, has_aux=True)`; the running statistics move to the mean of
-      what the parts move them to.
+    (`settings.rules` refuses both). The running statistics move to the mean of what the
+    parts move them to. Costs one more forward pass.
     """
     if count == 1:
         return jax.grad(objective, has_aux=True)

@@ -92,20 +92,11 @@ class Objective:
         target: tuple[Any, Any],
         memory: Any,
     ) -> tuple[Array, tuple[Terms, Variables]]:
-        """Returns the loss.
+        """Returns `(loss, (terms, stats))` of the examples of this replica.
 
-        Args:
-          params: of encoder and heads.
-          stats: their running statistics.
-          weight: `[]`, of the penalty.
-          x: `[B, ...]`, the examples of this replica.
-          draws: their draws.
-          target: outputs of the target network of both sides, or (None, None).
-          memory: of the method.
-
-        Returns:
-          `(loss, (terms, stats))`: the mean over replicas of its gradient is that of
-          the joined batch; every forward pass moves the running statistics.
+        The mean over replicas of its gradient is that of the joined batch; every
+        forward pass moves the running statistics. The target is what its network makes
+        of both sides, or (None, None); the weight is that of the penalty.
         """
         sides, stats = self.encode(params, stats, x, draws)
         return self.couple(params, stats, weight, sides, target, memory)
@@ -238,12 +229,7 @@ class Objective:
 
 
 def batch_mean(values: Array, axis_name: str | None) -> Array:
-    """Returns the mean over the batch of all replicas.
-
-    Args:
-      values: `[B]`, of this replica.
-      axis_name: the mapped axis over which the batch is spread; None: one replica.
-    """
+    """Returns the mean of values `[B]` over the batch of all replicas."""
     local = jnp.mean(values)
     return local if axis_name is None else jax.lax.pmean(local, axis_name)
 

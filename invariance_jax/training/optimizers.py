@@ -1,10 +1,10 @@
 """LARS as the paper's runs used it, adamw, and the learning rate schedules.
 
-LARS: You, Gitman, Ginsburg (2017), on every parameter, in the variant of the authors'
-code: `r = c |p| / (|g| + w |p| + 1e-8)` with trust coefficient c and weight decay w, 1
-where |p| or |g| is 0; `m <- mu m + r (g + w p)`; `p <- p - learning_rate m`. It differs
-from `optax.lars` in the norm of the denominator and in the order of momentum and
-learning rate.
+LARS: You, Gitman, Ginsburg (2017), on every parameter that is not excluded, in the
+variant of the authors' code: `r = c |p| / (|g| + w |p| + 1e-8)` with trust coefficient
+c and weight decay w, 1 where |p| or |g| is 0; `m <- mu m + r (g + w p)`; `p <- p -
+learning_rate m`. It differs from `optax.lars` in the norm of the denominator and in the
+order of momentum and learning rate.
 """
 
 import math
@@ -33,18 +33,9 @@ def lars(
     trust_coefficient: float,
     mask: Mask | None = None,
 ) -> optax.GradientTransformation:
-    """Returns LARS with layer-wise rates for every parameter array.
+    """Returns LARS with weight decay w, momentum mu and trust coefficient c.
 
-    Args:
-      learning_rate: scalar or schedule.
-      weight_decay: w.
-      momentum: mu.
-      trust_coefficient: c.
-      mask: parameters -> whether r and w act on each of them; the others get r = 1 and
-        w = 0. None: on all.
-
-    Returns:
-      An optax transformation; its update needs the parameters.
+    A parameter that the mask leaves out has r = 1 and w = 0.
     """
 
     def scale(gradient: Array, parameter: Array) -> Array:
@@ -71,14 +62,6 @@ def paper_schedule(
     """Returns the authors' schedule: constant within an epoch, cosine under a ramp.
 
     In epoch e: `min(peak (1 + cos(pi e / epochs)) / 2, peak (1 + e) / 10)`.
-
-    Args:
-      peak: full learning rate.
-      epochs: length of training.
-      steps_per_epoch: steps that share a learning rate.
-
-    Returns:
-      `step -> learning rate`.
     """
 
     def schedule(step: Array) -> Array:
@@ -106,12 +89,9 @@ def make_schedule(settings: Settings) -> optax.Schedule:
 def make_optimizer(
     settings: Settings, *, constant_rate: str | None = None
 ) -> optax.GradientTransformation:
-    """Returns the optimizer that the settings name, with its schedule.
+    """Returns the optimizer that the settings name; its update needs the parameters.
 
-    Args:
-      settings: the result of `settings.resolve`.
-      constant_rate: the part of the heads that keeps the peak learning rate in every
-        step; None: there is none.
+    A part of the heads may have the peak learning rate in every step.
     """
     scheduled = _with_rate(settings, make_schedule(settings))
     if constant_rate is not None:
