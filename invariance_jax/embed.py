@@ -72,7 +72,7 @@ def _jobs(
         _Job(
             workdir / f"embeddings_{split}_{name}.npz",
             split,
-            encoder_variables(state),
+            encoder_variables(state, settings.evaluation.network),
             json.dumps(made_by | {"split": split}, default=list),
         )
         for split in settings.embedding.splits

@@ -143,7 +143,7 @@ def load_parts(
         )
     parts = build(settings)
     state = restore(parts, work_folder(workdir), step)
-    return parts, config, encoder_variables(state)
+    return parts, config, encoder_variables(state, settings.evaluation.network)
 
 
 def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> TrainState:
@@ -175,7 +175,8 @@ def _evaluate(
         _log.info("%s: %s is measured already", workdir, name)
     predicts = "averaging" in (missing if sampled else functions)
     if missing or not sampled:
-        views, variables = parts.settings.evaluation.num_views, encoder_variables(state)
+        views = parts.settings.evaluation.num_views
+        variables = encoder_variables(state, parts.settings.evaluation.network)
         few = not predicts and {*missing} <= _OF_FEW_VIEWS
         num_views = views[:1] if few else views
         context = Context(parts, workdir, encoder, variables, num_views=num_views)

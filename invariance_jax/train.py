@@ -188,7 +188,8 @@ class _Run(contextlib.ExitStack):
 
     def _probe_row(self, state: TrainState) -> dict[str, float]:
         """Returns the probe's result and variance on a few validation examples."""
-        chosen, variables = self._settings.logging, encoder_variables(state)
+        chosen, network = self._settings.logging, self._settings.evaluation.network
+        variables = encoder_variables(state, network)
         task, encoder = self._parts.task, self._probe
         held_out = task.examples("validation").first(chosen.probe_validation_examples)
         variance = encoder.variance(variables, held_out.x, stream=1)

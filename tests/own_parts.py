@@ -41,6 +41,19 @@ def remembering(*, features, axis_name=None, momentum=0.9) -> Method:
     return Method(Predictor(), loss, lambda step: momentum, memory, update)
 
 
+class Twice(nn.Module):
+    """Two outputs without names."""
+
+    @nn.compact
+    def __call__(self, h, *, train):
+        return h, h
+
+
+def nameless(*, features, axis_name=None) -> Method:
+    """A method without a z, on which no penalty acts."""
+    return remembering(features=features)._replace(heads=Twice())
+
+
 def summed(*, features, axis_name=None) -> Method:
     """A loss that is one number, which is refused."""
     method = remembering(features=features)

@@ -80,6 +80,16 @@ def oracle_dcl(z1: np.ndarray, z2: np.ndarray, *, temperature: float) -> np.ndar
     return losses
 
 
+def oracle_info_nce(q: np.ndarray, k: np.ndarray, *, temperature: float) -> np.ndarray:
+    """`[B]`: minus the log of the softmax of its own key among the keys."""
+    q, k = ([row / math.sqrt(sum(row**2)) for row in rows] for rows in (q, k))
+    losses = np.zeros(len(q))
+    for i, query in enumerate(q):
+        scores = [math.exp(float(query @ key) / temperature) for key in k]
+        losses[i] = -math.log(scores[i] / sum(scores))
+    return losses
+
+
 def oracle_barlow_twins(
     z1: np.ndarray, z2: np.ndarray, *, off_diagonal_weight: float
 ) -> float:

@@ -1,66 +1,324 @@
-"""Methods: target network, memory, outputs of any form, on one replica or several."""
+"""Methods: their losses, target network, memory, on one replica or several."""
+
+import functools
+import math
+import shutil
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from test_parallel import KEY as TRAINING_KEY
 from test_parallel import Case, assert_close
+from test_train import final_state
 from tiny import tiny_config
 
-from invariance_jax.settings import resolve
+from configs.sweeps.methods import get_sweep
+from invariance_jax import evaluate, train
+from invariance_jax.settings import KEYS, resolve
 from invariance_jax.training.build import build, check_own_parts
+from invariance_jax.training.methods import METHODS, make_method
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
-REMEMBERING = {
-    "method.name": "own_parts:remembering",
-    "method.kwargs": {"momentum": 0.75},
+WIDTHS = {"hidden": 6, "layers": 3}
+KWARGS = {
+    "simclr": {},
+    "dcl": {},
+    "moco_v3": {**WIDTHS, "momentum": 0.5},
+    "byol": {"hidden": 6, "momentum": 0.5},
+    "simsiam": {**WIDTHS, "bottleneck": 3},
+    "barlow_twins": {**WIDTHS, "off_diagonal_weight": 0.1},
+    "vicreg": {**WIDTHS, "variance_weight": 20.0},
+}
+"""Every built-in method, with heads that are small."""
+
+WITH_TARGET = ("moco_v3", "byol")
+OWN = "own_parts:remembering"
+methods = pytest.mark.parametrize("name", KWARGS)
+
+
+def named(name):
+    return with_kwargs(name, **KWARGS[name])
+
+
+def with_kwargs(name, **kwargs):
+    return {"method.name": name, "method.kwargs": kwargs}
+
+
+def standardize(rows):
+    mean = rows.sum(0) / len(rows)
+    return (rows - mean) / np.sqrt(((rows - mean) ** 2).sum(0) / len(rows) + 1e-5)
+
+
+def mlp(params, rows, layers, final):
+    """Dense layers; BatchNorm and ReLU after each but the last one."""
+    for layer in range(1, layers + 1):
+        dense, norm = params[f"dense{layer}"], params.get(f"bn{layer}")
+        rows = rows @ dense["kernel"]
+        if layer < layers:
+            rows = np.maximum(standardize(rows) * norm["scale"] + norm["bias"], 0)
+    if final == "norm":
+        return standardize(rows)
+    return rows + dense["bias"] if final == "bias" else rows
+
+
+HEADS = {
+    "simclr": [(2, "norm", [512, 128])],
+    "dcl": [(2, "norm", [512, 128])],
+    "moco_v3": [(3, "norm", [4096, 4096, 256]), (2, "norm", [4096, 256])],
+    "byol": [(2, "none", [4096, 256]), (2, "none", [4096, 256])],
+    "simsiam": [(3, "norm", [2048, 2048, 2048]), (2, "bias", [512, 2048])],
+    "barlow_twins": [(3, "none", [8192, 8192, 8192])],
+    "vicreg": [(3, "none", [8192, 8192, 8192])],
+}
+"""Projector, predictor: layers, what ends them, and the widths of the papers."""
+
+
+def outputs_oracle(name, params, h):
+    """z, and p of a method with a predictor."""
+    projector, *predictor = HEADS[name]
+    if not predictor:
+        return mlp(params, h, *projector[:2]), None
+    z = mlp(params["projector"], h, *projector[:2])
+    return z, mlp(params["predictor"], z, *predictor[0][:2])
+
+
+def loss_oracle(name, own, other, target_own, target_other):
+    (z1, p1), (z2, p2), (t1, _), (t2, _) = own, other, target_own, target_other
+    cosine, temperature = reference.oracle_negative_cosine, {"temperature": 0.2}
+    if name == "moco_v3":
+        contrast = functools.partial(reference.oracle_info_nce, **temperature)
+        return 0.4 * (contrast(p1, t2) + contrast(p2, t1))
+    if name == "byol":
+        return 4 + 2 * cosine(p1, t2) + 2 * cosine(p2, t1)
+    if name == "simsiam":
+        return (cosine(p1, z2) + cosine(p2, z1)) / 2
+    weights = {"invariance_weight": 25.0, "variance_weight": 20.0}
+    oracle, settings = {
+        "simclr": (reference.oracle_nt_xent, temperature),
+        "dcl": (reference.oracle_dcl, temperature),
+        "barlow_twins": (reference.oracle_barlow_twins, {"off_diagonal_weight": 0.1}),
+        "vicreg": (reference.oracle_vicreg, {**weights, "covariance_weight": 1.0}),
+    }[name]
+    return oracle(z1, z2, **settings)
+
+
+@methods
+def test_the_loss_is_that_of_the_paper(name, x64):
+    settings = resolve(tiny_config(named(name) | {"encoder.projection": 4}))
+    method, generator = make_method(settings, 5), np.random.default_rng(0)
+    h = generator.normal(size=(2, 8, 5))
+
+    def start(key):
+        variables = method.heads.init(jax.random.key(key), h[0], train=False)
+        return jax.tree.map(lambda a: a + generator.normal(size=a.shape), variables)
+
+    online, target = start(0), start(1)
+
+    def outputs(variables, h):
+        return method.heads.apply(variables, h, train=True, mutable=["batch_stats"])[0]
+
+    networks = (online, online, target, target)
+    views = (*h, *h)
+    made = [outputs(one, view) for one, view in zip(networks, views, strict=True)]
+    expected = [
+        outputs_oracle(name, jax.tree.map(np.asarray, one["params"]), view)
+        for one, view in zip(networks, views, strict=True)
+    ]
+    found = method.loss(*made, (), axis_name=None)
+    assert found.shape == (8,)
+    wanted = np.mean(loss_oracle(name, *expected))
+    np.testing.assert_allclose(jnp.mean(found), wanted, rtol=1e-9)
+
+
+@methods
+def test_the_heads_are_those_of_the_paper(name):
+    changes = {"method.name": name, "encoder.projection": None}
+    method = make_method(resolve(tiny_config(changes)), 512)
+    h = jax.ShapeDtypeStruct((2, 512), jnp.float32)
+    init = functools.partial(method.heads.init, train=False)
+    params = jax.eval_shape(init, jax.random.key(0), h)["params"]
+    parts = [params[part] for part in ("projector", "predictor") if part in params]
+    for (layers, _, widths), part in zip(HEADS[name], parts or [params], strict=True):
+        found = [part[f"dense{n}"]["kernel"].shape[1] for n in range(1, layers + 1)]
+        assert found == widths
+    assert (method.momentum is not None) == (name in WITH_TARGET)
+
+
+def test_the_settings_offer_every_method():
+    assert {*KEYS["method.name"].key.choices} == {*METHODS} == {*KWARGS}
+
+
+def test_the_sweep_of_methods_can_be_built():
+    found = get_sweep()
+    assert {changes["method.name"] for changes in found.values()} == {*METHODS}
+    for changes in found.values():
+        build(resolve(tiny_config(changes)))
+
+
+def test_simsiam_holds_what_it_predicts(x64):
+    method = make_method(resolve(tiny_config(named("simsiam"))), 5)
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 5)))
+    own, other = ({"z": z, "p": p} for z, p in (rows[:2], rows[2:]))
+
+    def loss(pair):
+        return jnp.mean(method.loss(*pair, None, None, (), axis_name=None))
+
+    for slope in jax.grad(loss)((own, other)):
+        assert not slope["z"].any() and slope["p"].any()
+
+
+def test_the_predictor_of_simsiam_keeps_its_rate():
+    changes = named("simsiam") | {"optimizer.name": "lars", "optimizer.momentum": 0.0}
+    parts = build(resolve(tiny_config(changes)))
+    kernel = {"kernel": jnp.ones((2, 2))}
+    params = {"encoder": kernel, "heads": {"projector": kernel, "predictor": kernel}}
+    state = parts.optimizer.init(params)
+    sizes = []
+    for _ in range(20):
+        updates, state = parts.optimizer.update(params, state, params)
+        sizes.append(jax.tree.map(lambda leaf: float(leaf[0, 0]), updates))
+    kept = [size["heads"]["predictor"]["kernel"] for size in sizes]
+    np.testing.assert_allclose(kept, kept[0], rtol=1e-6)
+    for part in (lambda size: size["encoder"], lambda size: size["heads"]["projector"]):
+        moving = np.array([part(size)["kernel"] for size in sizes])
+        rates = np.array([float(parts.schedule(step)) for step in range(20)])
+        np.testing.assert_allclose(moving, kept[0] * rates / max(rates), rtol=1e-5)
+
+
+COMMON = {
     "optimizer.name": "lars",
     "penalty.weight": 0.5,
+    "batchnorm.group_size": 4,
+    "data.train_examples": 16,
+}
+CASES = {name: COMMON | named(name) for name in KWARGS}
+CASES |= {
+    "own": COMMON | {"method.name": OWN, "method.kwargs": {"momentum": 0.75}},
+    # Two outputs, of which the penalty sees z.
+    "byol at z": CASES["byol"] | {"penalty.at": "z", "penalty.estimator": "sign"},
 }
 
 
-def test_devices_give_the_numbers_of_one(x64):
-    wanted = Case(REMEMBERING).on_the_joined_batch()
-    for (state, metrics), (joined, terms) in zip(
-        Case(REMEMBERING).on_devices(4), wanted, strict=True
-    ):
+@functools.cache
+def joined(name):
+    """The state at the start, and state and metrics after each of five steps."""
+    case = Case(CASES[name], steps=5)
+    return case.start(), list(case.on_the_joined_batch())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_devices_give_the_numbers_of_one(name, x64):
+    found = Case(CASES[name], steps=5).on_devices(4)
+    for (state, metrics), (wanted, terms) in zip(found, joined(name)[1], strict=True):
         assert_close(metrics, terms, 1e-9)
-        assert_close(state, joined, 1e-8)
+        assert_close(state, wanted, 1e-9)
 
 
-def test_microbatches_give_the_step_of_the_whole_batch(x64):
-    groups = {**REMEMBERING, "batchnorm.group_size": 4, "data.train_examples": 16}
-    (whole, _), *_ = Case(groups).on_the_joined_batch()
-    (parts, _), *_ = Case({**groups, "microbatches": 4}).on_the_joined_batch()
+@pytest.mark.parametrize("name", [*KWARGS, "own"])
+def test_microbatches_give_the_step_of_the_whole_batch(name, x64):
+    case = Case(CASES[name] | {"microbatches": 4}, steps=1)
+    ((parts, _),), (whole, _) = case.on_the_joined_batch(), joined(name)[1][0]
     assert_close(parts.params, whole.params, 1e-9)
-    assert_close(parts.target.params, whole.target.params, 1e-9)
+    assert_close(parts.target, whole.target, 1e-9)
     assert_close(parts.memory, whole.memory, 1e-9)
 
 
-def test_the_target_follows_and_the_memory_counts(x64):
-    case = Case(REMEMBERING)
-    states = [case.start()]
-    states += [state for state, _ in case.on_the_joined_batch()]
-    jax.tree.map(
-        np.testing.assert_array_equal, states[0].target.params, states[0].params
-    )
-    for before, after in zip(states, states[1:], strict=False):
+@pytest.mark.parametrize("name", [*WITH_TARGET, "own"])
+def test_the_target_follows(name, x64):
+    start, steps = joined(name)
+    before, (last, metrics) = start, steps[-1]
+    jax.tree.map(np.testing.assert_array_equal, start.target.params, start.params)
+    for step, (after, _) in enumerate(steps):
+        # Of the 20 steps of the run.
+        kept = 0.75 if name == "own" else 1 - (1 + math.cos(math.pi * step / 20)) / 4
         expected = jax.tree.map(
-            lambda old, new: 0.75 * old + 0.25 * new, before.target.params, after.params
+            lambda old, new, m=kept: m * old + (1 - m) * new,
+            before.target.params,
+            after.params,
         )
         assert_close(after.target.params, expected, 1e-12)
-        assert int(after.memory["rows"]) == int(before.memory["rows"]) + 32
-    assert np.abs(states[-1].memory["mean"]).max() > 0
-    still = jax.tree.map(np.array_equal, states[0].target, states[-1].target)
+        before = after
+    still = jax.tree.map(np.array_equal, start.target, last.target)
     assert not any(jax.tree.leaves(still))
+    apart = jax.tree.map(np.subtract, last.target.params, last.params)
+    norms = [
+        math.sqrt(sum((leaf**2).sum() for leaf in jax.tree.leaves(tree)))
+        for tree in (apart, last.params)
+    ]
+    assert metrics["target_distance"][0] == pytest.approx(norms[0] / norms[1])
 
 
-def test_no_gradient_flows_into_the_target(x64):
-    """With momentum 1 and the memory at rest the target is a constant."""
-    case = Case({**REMEMBERING, "method.kwargs": {"momentum": 1.0}})
+def test_the_memory_counts(x64):
+    start, steps = joined("own")
+    rows = [int(state.memory["rows"]) for state in (start, *(s for s, _ in steps))]
+    assert rows == [0, 32, 64, 96, 128, 160]
+    assert np.abs(steps[-1][0].memory["mean"]).max() > 0
+
+
+@pytest.mark.parametrize("name", [*WITH_TARGET, "own"])
+def test_no_gradient_flows_into_the_target(name, x64):
+    """With momentum 1 the target is a constant."""
+    kwargs = CASES[name]["method.kwargs"] | {"momentum": 1.0}
+    case = Case(CASES[name] | {"method.kwargs": kwargs})
     states = [state for state, _ in case.on_the_joined_batch()]
     assert_close(states[-1].target.params, case.start().params, 1e-12)
+
+
+BYOL = named("byol") | {"evaluation.experiments": ("invariance",)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The work directory of a whole run of BYOL."""
+    workdir = tmp_path_factory.mktemp("byol") / "run"
+    train.run(tiny_config(BYOL | {"evaluation.network": "target"}), workdir)
+    return workdir
+
+
+def test_a_run_with_a_target_continues_bit_by_bit(trained, tmp_path):
+    workdir = Path(shutil.copytree(trained, tmp_path / "run"))
+    shutil.rmtree(workdir / "checkpoints" / "20")
+    train.run(tiny_config(BYOL), workdir)
+    found, expected = final_state(workdir, BYOL), final_state(trained, BYOL)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_the_target_is_evaluated_and_loaded_if_it_is_asked_for(trained):
+    state = final_state(trained, BYOL)
+    variables, _ = evaluate.load_variables(trained)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        variables["params"],
+        state.target.params["encoder"],
+    )
+    within = []
+    for network in ("online", "target"):
+        config = tiny_config(BYOL | {"evaluation.network": network})
+        summary = evaluate.run(config, trained)["summary"]
+        within.append(summary["variance.within"]["mean"])
+    assert within[0] != within[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (named("vicreg") | {"evaluation.network": "target"}, "evaluation.network is"),
+        ({"method.kwargs": {"hidden": 3}}, "hidden; expected nothing, as method.name"),
+        (with_kwargs("byol", output=3), "has output; expected hidden, momentum, as"),
+        (with_kwargs("byol", momentum=1.5), "momentum = 1.5; expected a number from 0"),
+        (with_kwargs("byol", hidden=0.5), "hidden = 0.5; expected an integer of 1"),
+        (with_kwargs("vicreg", variance_weight=-1), "expected a number of 0 or more"),
+        (named("byol") | {"similarity_block": 4}, "similarity_block is 4; expected 0"),
+        ({"method.name": "mocov3"}, "method.name is 'mocov3'; expected one of"),
+    ],
+)
+def test_what_does_not_go_with_a_method_is_refused(changes, expected):
+    with pytest.raises(ValueError, match=expected):
+        build(resolve(tiny_config(changes)))
 
 
 @pytest.mark.parametrize(
@@ -71,11 +329,11 @@ def test_no_gradient_flows_into_the_target(x64):
         ({"method.name": "own_parts:gone"}, "own_parts has no gone"),
         ({"method.name": "no_such:f"}, "no_such cannot be imported"),
         (
-            {"method.name": "own_parts:remembering", "penalty.at": "z"},
+            {"method.name": "own_parts:nameless", "penalty.at": "z"},
             "penalty.at is 'z'; expected 'h'",
         ),
         (
-            {"method.name": "own_parts:remembering", "method.kwargs": {"tau": 1}},
+            {"method.name": OWN, "method.kwargs": {"tau": 1}},
             "cannot be called with",
         ),
         ({"encoder.name": "own_parts:nothing"}, "returned None; expected a flax"),
@@ -91,7 +349,7 @@ def test_a_part_that_is_not_what_it_should_be_is_refused(changes, expected):
 
 
 def test_a_memory_that_changes_its_shape_is_refused():
-    parts = build(resolve(tiny_config(REMEMBERING)))
+    parts = build(resolve(tiny_config({"method.name": OWN})))
     method = parts.method._replace(update=lambda memory, outputs: {"mean": 1.0})
     with pytest.raises(ValueError, match="changes the shapes of the memory"):
         check_own_parts(parts._replace(method=method))

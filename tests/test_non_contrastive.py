@@ -1,4 +1,4 @@
-"""Losses without negatives, and DCL: values, derivatives, replicas, refusals."""
+"""Losses but NT-Xent and the penalties: values, derivatives, replicas, refusals."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,15 +8,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import DATA
 from jax.test_util import check_grads
 from reference import (
     oracle_barlow_twins,
     oracle_dcl,
+    oracle_info_nce,
     oracle_negative_cosine,
     oracle_vicreg,
 )
 
-from invariance_jax.losses import barlow_twins, dcl, negative_cosine, nt_xent, vicreg
+from invariance_jax.losses import (
+    barlow_twins,
+    dcl,
+    info_nce,
+    negative_cosine,
+    nt_xent,
+    vicreg,
+)
 
 AXIS = "replicas"
 WEIGHTS = {
@@ -29,6 +38,7 @@ LOSSES: dict[str, tuple[Callable, Callable, dict[str, float]]] = {
     "barlow_twins": (barlow_twins, oracle_barlow_twins, {"off_diagonal_weight": 0.1}),
     "vicreg": (vicreg, oracle_vicreg, WEIGHTS),
     "dcl": (dcl, oracle_dcl, {"temperature": 0.3}),
+    "info_nce": (info_nce, oracle_info_nce, {"temperature": 0.3}),
     "negative_cosine": (negative_cosine, oracle_negative_cosine, {}),
 }
 losses = pytest.mark.parametrize("name", LOSSES)
@@ -62,12 +72,32 @@ def test_the_mean_is_the_loss_of_the_paper(
     np.testing.assert_allclose(mapped[0], found, rtol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["dcl", "negative_cosine"])
+@pytest.mark.parametrize("name", ["dcl", "info_nce", "negative_cosine"])
 def test_each_example_has_its_own_loss(name: str, x64: None) -> None:
     _, oracle, settings = LOSSES[name]
     pair = make_projections()
     expected = oracle(*pair, **settings)
     np.testing.assert_allclose(bound(name)(*pair), expected, rtol=1e-9)
+
+
+# The losses of lightly 1.6.0 (torch 2.14.1) of standard normal z1 and of z2 = z1 + .7
+# noise, float64, and their gradients in both: NTXentLoss(.3), DCLLoss(.3),
+# BarlowTwinsLoss(.1) of 1000 z1 and 1000 z2, as it adds 1e-5 to variances,
+# VICRegLoss(25, 20, 1.5), NegativeCosineSimilarity().
+@pytest.mark.parametrize(
+    "name", ["nt_xent", "dcl", "barlow_twins", "vicreg", "negative_cosine"]
+)
+def test_lightly_has_the_same_losses_and_gradients(name: str, x64: None) -> None:
+    function = partial(nt_xent, temperature=0.3) if name == "nt_xent" else bound(name)
+    with np.load(DATA / "lightly.npz") as released:
+
+        def loss(pair: jax.Array) -> jax.Array:
+            return jnp.mean(function(*pair))
+
+        pair = jnp.stack([released["z1"], released["z2"]])
+        value, slope = jax.jit(jax.value_and_grad(loss))(pair)
+        np.testing.assert_allclose(value, released[name], rtol=1e-6)
+        np.testing.assert_allclose(slope, released[f"{name}_grad"], rtol=0, atol=1e-6)
 
 
 @losses
@@ -82,7 +112,7 @@ def test_derivatives_of_first_and_second_order(name: str, x64: None) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["barlow_twins", "vicreg", "dcl"])
+@pytest.mark.parametrize("name", ["barlow_twins", "vicreg", "dcl", "info_nce"])
 @pytest.mark.parametrize("replicas", [1, 2, 4])
 def test_replicas_give_the_joined_loss_and_gradient(
     name: str, replicas: int, x64: None

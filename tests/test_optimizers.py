@@ -131,3 +131,55 @@ def test_the_optimizer_is_the_one_that_is_named(name):
         strict=True,
     ):
         jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left_out"),
+    [
+        (("bias",), {"encoder.bias", "bn1.bias"}),
+        (("norm",), {"bn1.scale", "bn1.bias"}),
+        (("bias", "norm"), {"encoder.bias", "bn1.scale", "bn1.bias"}),
+    ],
+)
+@pytest.mark.parametrize("name", ["lars", "adamw"])
+def test_what_is_excluded_has_no_decay_and_no_rate_of_its_own(name, exclude, left_out):
+    p = {
+        "encoder": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
+        "bn1": {"scale": jnp.ones(3), "bias": jnp.ones(3)},
+    }
+    base = {"optimizer.name": name, "steps": 5, "optimizer.warmup_fraction": 0.0}
+    rate = make_schedule(resolve(tiny_config(base)))(0)
+
+    def after_a_step(**changes):
+        named = {f"optimizer.{key}": value for key, value in changes.items()}
+        optimizer = make_optimizer(resolve(tiny_config(base | named)))
+        (stepped,) = trajectory(optimizer, p, [p])
+        return flat(stepped)
+
+    everywhere, nowhere = (after_a_step(weight_decay=w) for w in (0.1, 0.0))
+    for leaf, value in after_a_step(weight_decay=0.1, exclude=exclude).items():
+        wanted = everywhere[leaf]
+        if leaf in left_out:  # of LARS the gradient alone
+            wanted = nowhere[leaf] if name == "adamw" else 1 - rate
+            assert not np.allclose(value, everywhere[leaf], rtol=1e-5)
+        np.testing.assert_allclose(value, wanted, rtol=1e-6)
+
+
+def flat(tree):
+    return {
+        f"{module}.{name}": leaf
+        for module, leaves in tree.items()
+        for name, leaf in leaves.items()
+    }
+
+
+def test_a_gradient_is_clipped_as_a_whole():
+    changes = {"optimizer.name": "lars", "steps": 5, "optimizer.exclude": ("bias",)}
+    changes |= {"optimizer.warmup_fraction": 0.0}
+    settings = resolve(tiny_config(changes | {"optimizer.clip_norm": 1.0}))
+    p = {"one": {"bias": jnp.zeros(1)}, "two": {"bias": jnp.zeros(1)}}
+    gradient = {"one": {"bias": jnp.full(1, 3.0)}, "two": {"bias": jnp.full(1, 4.0)}}
+    *_, found = trajectory(make_optimizer(settings), p, [gradient])
+    rate = make_schedule(settings)(0)
+    np.testing.assert_allclose(found["one"]["bias"], -0.6 * rate, rtol=1e-6)
+    np.testing.assert_allclose(found["two"]["bias"], -0.8 * rate, rtol=1e-6)

@@ -59,7 +59,8 @@ def tiny_resnet(settings, axis_name):
 class Case:
     """The parts of a run, in the precision that is enabled."""
 
-    def __init__(self, changes, parts=of_the_settings):
+    def __init__(self, changes, parts=of_the_settings, steps=STEPS):
+        self.steps = steps
         settings = resolve(tiny_config(SMALL | changes))
         self.parts = functools.partial(parts, settings)
         self.alone = self.parts(None)
@@ -92,7 +93,7 @@ class Case:
             indices, draws = sampler(KEY, state.step), draw(KEY, state.step)
             return step(state, jnp.asarray(self.x)[indices], draws)
 
-        for _ in range(STEPS):
+        for _ in range(self.steps):
             state, metrics = advance(state)
             yield jax.tree.map(np.asarray, (state, metrics))
 
@@ -110,7 +111,7 @@ class Case:
         """Yields state and metrics of one replica after each step."""
         devices = parallel.all_devices(count)
         train, state = self.train(devices), parallel.replicate(self.start(), devices)
-        for step in range(STEPS):
+        for step in range(self.steps):
             state, metrics = train(state, KEY, step, 1)
             yield parallel.one_replica((state, metrics))
 

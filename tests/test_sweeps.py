@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 ALONE = sweeps.Run(None, None, "")
 SWEEPS = Path(spirograph.__file__).parent / "sweeps"
 PROJECT = (
-    *("baselines", "directions", "limits", "normalization"),
+    *("baselines", "directions", "limits", "methods", "normalization"),
     *("penalty_weight", "placement", "savings"),
 )
 SMALL = {"steps": 4, "checkpoints.every_steps": 4, "logging.probe_every_steps": 0}

@@ -75,11 +75,12 @@ def _by_parameter(context: Context, x: np.ndarray, whole: Array) -> list[Row]:
 
 def checkpoints(context: Context) -> Iterator[tuple[int, Variables]]:
     """Yields the step and the encoder of each checkpoint; given weights have step 0."""
-    kept = Checkpoints(context.workdir)
+    kept, network = Checkpoints(context.workdir), context.settings.evaluation.network
     try:
         like = state_shapes(context.parts)
         for step in kept.steps():
-            yield step, encoder_variables(kept.restore(like, step=step).state)
+            state = kept.restore(like, step=step).state
+            yield step, encoder_variables(state, network)
         if not kept.steps():
             yield 0, context.variables
     finally:

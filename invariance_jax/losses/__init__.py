@@ -1,6 +1,6 @@
 """Losses of representations: contrastive and not, and the invariance penalties."""
 
-from invariance_jax.losses.contrastive import dcl, nt_xent
+from invariance_jax.losses.contrastive import dcl, info_nce, nt_xent
 from invariance_jax.losses.invariance import consistency, invariance_penalty
 from invariance_jax.losses.non_contrastive import (
     barlow_twins,
@@ -12,6 +12,7 @@ __all__ = [
     "barlow_twins",
     "consistency",
     "dcl",
+    "info_nce",
     "invariance_penalty",
     "negative_cosine",
     "nt_xent",

@@ -1,14 +1,17 @@
-"""Contrastive losses: NT-Xent of SimCLR, and DCL, which has no positive in the sum.
+"""Contrastive losses: NT-Xent of SimCLR, InfoNCE of MoCo v3, and DCL.
 
 Chen, Kornblith, Norouzi, Hinton: A Simple Framework for Contrastive Learning of Visual
 Representations (ICML 2020), as used by Foster, Pukdee, Rainforth (ICLR 2021). Yeh,
-Hong, Hsu, Liu, Chen, LeCun: Decoupled Contrastive Learning (ECCV 2022).
+Hong, Hsu, Liu, Chen, LeCun: Decoupled Contrastive Learning (ECCV 2022). Chen, Xie, He:
+An Empirical Study of Training Self-Supervised Vision Transformers (ICCV 2021).
 
 Of an anchor a with its other view p and the negatives n, cosine similarity s and
-temperature T, DCL is `r = log sum_n exp((s(a, n) - s(a, p)) / T)` and NT-Xent is `log(1
-+ exp(r))`. So nothing cancels where the negatives are far: `log sum - s(a, p) / T`
-would lose the loss of a well trained batch, and its gradient, to rounding.
+temperature T, DCL is `r = log sum_n exp((s(a, n) - s(a, p)) / T)`; NT-Xent and InfoNCE
+are `log(1 + exp(r))`. So nothing cancels where the negatives are far: `log sum - s(a,
+p) / T` would lose the loss of a well trained batch, and its gradient, to rounding.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +63,7 @@ def nt_xent(
     once more with blocks. Memory: one array of the similarities, `[2B, 2B]` on one
     replica, or two of those of a block.
     """
-    ratio = _log_ratio(z1, z2, temperature, block_size, axis_name)
+    ratio = _log_ratios(z1, z2, temperature, block_size, axis_name)
     return jnp.mean(jax.nn.softplus(ratio), axis=0)
 
 
@@ -99,49 +102,113 @@ def dcl(
         raise ValueError(
             f"z1 and z2 must hold 2 or more examples, for negatives; found {len(z1)}."
         )
-    ratio = _log_ratio(z1, z2, temperature, block_size, axis_name)
+    ratio = _log_ratios(z1, z2, temperature, block_size, axis_name)
     return jnp.mean(ratio, axis=0)
 
 
-def _log_ratio(
+def info_nce(
+    q: Array,
+    k: Array,
+    *,
+    temperature: float | Array,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+) -> Array:
+    """Returns the cross-entropy of finding the key of each query among all keys.
+
+    Computes `-log(exp(s(q_i, k_i) / T) / sum_j exp(s(q_i, k_j) / T))` with cosine
+    similarity s. MoCo v3, Chen, Xie, He (2021), multiplies it by 2 T, takes it of both
+    views and holds the keys: pass `jax.lax.stop_gradient(k)`.
+
+    Args:
+      q: `[B, D]`, queries, of one view.
+      k: `[B, D]`, keys, of the other view, in the same order.
+      temperature: T, positive scalar.
+      block_size: as of `nt_xent`.
+      axis_name: as of `nt_xent`; keys come from all replicas.
+
+    Returns:
+      `[B]`, nats, non-negative, for the examples of this replica; at least float32.
+
+    Raises:
+      ValueError: as `nt_xent`.
+
+    Gradients: with respect to both; zero for a zero query.
+    Cost: one product of this replica's queries with all keys, twice that backward.
+    """
+    q, k = _normalized(temperature, q=q, k=k)
+    everyone, first = _gather(k, axis_name)
+    positive = jnp.sum(q * k, axis=1)
+    places = (first + jnp.arange(len(q)))[:, None]
+    return jax.nn.softplus(
+        _log_ratio(q, positive, everyone, places, temperature, block_size)
+    )
+
+
+def _log_ratios(
     z1: Array,
     z2: Array,
     temperature: float | Array,
     block_size: int | None,
     axis_name: str | None,
 ) -> Array:
-    """Returns r of each anchor, `[2, B]`; -inf without negatives."""
-    check_matrix("z1", z1, expected="[B, D]")
-    check_same_shape(z1=z1, z2=z2)
-    check_number("temperature", temperature, low=0, above=True)
-    z1, z2 = promote(z1=z1, z2=z2)
-    z1, z2 = l2_normalize(z1), l2_normalize(z2)
-    batch_size, anchors = len(z1), jnp.concatenate([z1, z2])
-    positive = jnp.tile(jnp.sum(z1 * z2, axis=1), 2)
-    everyone, first = anchors, jnp.zeros((), jnp.int32)
-    if axis_name is not None:
-        everyone = jax.lax.all_gather(anchors, axis_name, tiled=True)
-        first = jax.lax.axis_index(axis_name) * len(anchors)
-    if len(everyone) == 2:
-        return jnp.full((2, 1), -jnp.inf, z1.dtype)
+    """Returns r of both anchors of each example, `[2, B]`, among all other views."""
+    z1, z2 = _normalized(temperature, z1=z1, z2=z2)
+    anchors, positive = jnp.concatenate([z1, z2]), jnp.sum(z1 * z2, axis=1)
+    everyone, first = _gather(anchors, axis_name)
     own = jnp.arange(len(anchors))
     # The own place of an anchor among everyone, and that of its other view.
-    places = first + jnp.stack([own, jnp.roll(own, batch_size)], axis=1)
-    temperature = jnp.asarray(temperature, z1.dtype)
+    places = first + jnp.stack([own, jnp.roll(own, len(z1))], axis=1)
+    positive = jnp.tile(positive, 2)
+    ratios = _log_ratio(anchors, positive, everyone, places, temperature, block_size)
+    return ratios.reshape(2, len(z1))
+
+
+def _normalized(temperature: float | Array, **pair: Array) -> list[Array]:
+    """Returns two matrices of one shape, each row divided by its norm."""
+    check_matrix(*next(iter(pair.items())), expected="[B, D]")
+    check_same_shape(**pair)
+    check_number("temperature", temperature, low=0, above=True)
+    return [l2_normalize(rows) for rows in promote(**pair)]
+
+
+def _gather(rows: Array, axis_name: str | None) -> tuple[Array, Array]:
+    """Returns the rows of all replicas, and where those of this one begin."""
+    if axis_name is None:
+        return rows, jnp.zeros((), jnp.int32)
+    everyone = jax.lax.all_gather(rows, axis_name, tiled=True)
+    return everyone, jax.lax.axis_index(axis_name) * len(rows)
+
+
+def _log_ratio(
+    anchors: Array,
+    positive: Array,
+    everyone: Array,
+    places: Array,
+    temperature: float | Array,
+    block_size: int | None,
+) -> Array:
+    """Returns r of each anchor, `[A]`; -inf without negatives.
+
+    Its similarity to the positive is `[A]`; its negatives are everyone but those at its
+    places, `[A, 1]` or `[A, 2]`.
+    """
+    if len(everyone) == places.shape[1]:
+        return jnp.full(len(anchors), -jnp.inf, anchors.dtype)
+    temperature = jnp.asarray(temperature, anchors.dtype)
 
     def log_ratio(anchor: Array, positive: Array, places: Array) -> Array:
         # "highest": accelerators otherwise round float32 factors to 8 or 11 bits.
         similarity = jnp.matmul(anchor, everyone.T, precision="highest")
         index = jnp.arange(len(everyone))
-        negative = (index != places[0]) & (index != places[1])
+        negative = functools.reduce(jnp.logical_and, [index != n for n in places])
         difference = (similarity - positive) / temperature
         return jax.nn.logsumexp(jnp.where(negative, difference, -jnp.inf))
 
     rows = anchors, positive, places
     if block_size is None:
-        ratios = jax.vmap(log_ratio)(*rows)
-    else:
-        block_size = check_integer("block_size", block_size)
-        again = jax.checkpoint(log_ratio)
-        ratios = jax.lax.map(lambda row: again(*row), rows, batch_size=block_size)
-    return ratios.reshape(2, batch_size)
+        return jax.vmap(log_ratio)(*rows)
+    block_size = check_integer("block_size", block_size)
+    again = jax.checkpoint(log_ratio)
+    ratios: Array = jax.lax.map(lambda row: again(*row), rows, batch_size=block_size)
+    return ratios

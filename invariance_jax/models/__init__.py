@@ -1,9 +1,9 @@
-"""Encoders from images to representations, and the projection head, in flax."""
+"""Encoders from images to representations, and the heads of methods, in flax."""
 
 from invariance_jax.models import weights
 from invariance_jax.models.mlp import MLP
 from invariance_jax.models.normalization import BatchNorm, Moments, group_moments
-from invariance_jax.models.projection import ProjectionHead
+from invariance_jax.models.projection import PredictedProjection, ProjectionHead
 from invariance_jax.models.registry import ENCODERS, create_encoder
 from invariance_jax.models.resnet import ResidualBlock, ResNet
 from invariance_jax.models.vit import ViT
@@ -13,6 +13,7 @@ __all__ = [
     "MLP",
     "BatchNorm",
     "Moments",
+    "PredictedProjection",
     "ProjectionHead",
     "ResNet",
     "ResidualBlock",

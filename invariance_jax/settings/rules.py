@@ -20,6 +20,7 @@ from invariance_jax.settings import plugins
 from invariance_jax.settings.schema import (
     KEYS,
     MOST,
+    WITH_SIMILARITIES,
     Config,
     Data,
     Derived,
@@ -124,6 +125,10 @@ def _check_objective(settings: Settings, problems: _Problems) -> None:
     require(divides, "batchnorm.group_size", expected)
     parts, whole = settings.microbatches, "1, as {} needs the whole batch"
     require(batch % parts == 0, "microbatches", f"a divisor of {batch}")
+    method = settings.method.name
+    compares = method in WITH_SIMILARITIES or plugins.is_own(method)
+    expected = f"0, as method.name {method!r} has no similarities"
+    require(settings.similarity_block == 0 or compares, "similarity_block", expected)
     if parts > 1 and penalty.weight > 0:
         at_z = penalty.at == "z"
         require(not at_z, "microbatches", whole.format("penalty.at 'z'"))
@@ -151,7 +156,8 @@ def _check_own(settings: Settings, problems: _Problems) -> None:
         chosen = getattr(settings, part)
         own[part] = plugins.is_own(chosen.name)
         expected = f"{{}}, as {part}.name is {chosen.name!r}"
-        require(own[part] or not chosen.kwargs, f"{part}.kwargs", expected)
+        fits = own[part] or not chosen.kwargs or part == "method"
+        require(fits, f"{part}.kwargs", expected)
     if settings.penalty.batch_statistics == "example":
         key, why = "penalty.batch_statistics", "'coupled', as {} is MODULE:FUNCTION"
         require(not own["encoder"], key, why.format("encoder.name"))

@@ -30,8 +30,14 @@ EXPERIMENTS = (
 )
 """The built-in experiments, in the order in which they are measured and reported."""
 
+WITH_SIMILARITIES = ("simclr", "dcl", "moco_v3")
+"""The built-in methods that compare each example to all others."""
+
+METHODS = (*WITH_SIMILARITIES, "byol", "simsiam", "barlow_twins", "vicreg")
+"""The built-in methods."""
+
 WITH_PROBE = ("downstream", "averaging", "shift", "label_fraction")
-"""Those of them that need targets or labels."""
+"""The experiments that need targets or labels."""
 
 _WITH_FEATURES = (*WITH_PROBE, "nuisance_prediction")
 _OF_VIEWS = ("invariance", "linearization")
@@ -84,10 +90,12 @@ def section(factory: type[T], *, free: bool = False) -> T:
 class Method:
     """The self-supervised objective."""
 
-    name: str = key("simclr", choices=("simclr",), own=True)
-    """Objective: "simclr" (the paper), or MODULE:FUNCTION, which returns a Method."""
+    name: str = key("simclr", choices=METHODS, own=True)
+    """Objective: "simclr" (the paper) or another of training.methods, or
+    MODULE:FUNCTION, which returns a Method."""
     kwargs: dict[str, Any] = key({})
-    """Keyword arguments of method.name, if it is MODULE:FUNCTION."""
+    """Keyword arguments of the function of this name: widths of the heads, weights,
+    momentum; what is not given is its paper's, as training.methods declares it."""
 
 
 @dataclass(slots=True)
@@ -154,8 +162,8 @@ class Encoder:
     rematerialize: bool = False
     """Whether the backward pass computes the activations within a residual block again:
     less memory, more time."""
-    projection: int = key(128, least=1, most=65_536)
-    """Features of the projection z."""
+    projection: int | None = key(None, least=1, most=65_536)
+    """Features of the projection z; None: the method's paper's (simclr: 128)."""
 
 
 @dataclass(slots=True)
@@ -184,6 +192,11 @@ class Optimizer:
     """Momentum of LARS."""
     trust_coefficient: float = key(1e-3, above=0)
     """Trust coefficient of LARS."""
+    exclude: tuple[str, ...] = key((), choices=("bias", "norm"), empty=True)
+    """Parameters without weight decay and without the layer-wise rate of LARS: "bias",
+    "norm" (scale and bias of normalization)."""
+    clip_norm: float | None = key(None, above=0)
+    """Largest norm of the gradient of all parameters; None: no limit."""
 
 
 @dataclass(slots=True)
@@ -336,6 +349,9 @@ class Evaluation:
     own."""
     split: str = key("test", choices=("validation", "test"))
     """The split: "test", or "validation" to choose settings."""
+    network: str = key("online", choices=("online", "target"))
+    """The network that is evaluated, embedded, exported and loaded: "online", or
+    "target", the exponential average that moco_v3 and byol have."""
     num_views: tuple[int, ...] = key(
         (1, 2, 3, 4, 5, 10, 20, 30),
         least=1,
@@ -459,7 +475,7 @@ class Config:
     in memory; the loss still sees the whole batch. Exact where batchnorm.group_size
     divides a part, or nothing normalizes."""
     similarity_block: int = key(0, least=0)
-    """Anchors per block of NT-Xent's similarities; 0: all at once."""
+    """Anchors per block of the loss's similarities; 0: all at once."""
     method: Method = section(Method)
     penalty: Penalty = section(Penalty)
     encoder: Encoder = section(Encoder)

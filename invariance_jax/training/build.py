@@ -13,7 +13,7 @@ from invariance_jax.settings import Settings, plugins
 from invariance_jax.tasks import Task, make_task
 from invariance_jax.training.batches import Sampler, make_sampler
 from invariance_jax.training.draws import make_draw
-from invariance_jax.training.methods import Method, make_method
+from invariance_jax.training.methods import Method, make_method, projection
 from invariance_jax.training.objective import Objective
 from invariance_jax.training.optimizers import make_optimizer, make_schedule
 from invariance_jax.training.step import TrainState, init_state, make_step
@@ -30,6 +30,7 @@ class Parts(NamedTuple):
       transformation: makes views.
       encoder: images -> h.
       features: D of h.
+      point_features: those of h or z, where the penalty acts.
       method: heads and loss.
       objective: the loss of a batch.
       optimizer: an optax transformation.
@@ -42,6 +43,7 @@ class Parts(NamedTuple):
     transformation: Transformation
     encoder: nn.Module
     features: int
+    point_features: int
     method: Method
     objective: Objective
     optimizer: optax.GradientTransformation
@@ -65,16 +67,14 @@ class Parts(NamedTuple):
 
     def make_draw(self) -> Any:
         """Returns the draws of the views of a global batch, see `training.draws`."""
-        settings, signs = self.settings, None
-        if settings.penalty.estimator == "sign":
-            at_h = settings.penalty.at == "h"
-            signs = self.features if at_h else settings.encoder.projection
+        settings = self.settings
+        signed = settings.penalty.estimator == "sign"
         return make_draw(
             self.transformation,
             batch_size=settings.batch_size,
             directions=settings.penalty.directions,
             derivatives=self.derivatives,
-            sign_features=signs,
+            sign_features=self.point_features if signed else None,
             average_views=settings.average_views,
         )
 
@@ -94,7 +94,7 @@ def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
 
     Raises:
       ValueError: if a part of the user's own cannot be imported or is not what it
-        should be.
+        should be, or the method lacks what a key asks of it.
     """
     task = make_task(settings)
     transformation = task.transformation()
@@ -105,6 +105,11 @@ def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
     h = _representation(settings, alone, images)
     features = int(h.shape[-1])
     method = make_method(settings, features, axis_name=axis_name)
+    if method.momentum is None and settings.evaluation.network == "target":
+        raise ValueError(
+            "evaluation.network is 'target'; expected 'online', as method.name "
+            f"{settings.method.name!r} has no target network."
+        )
     penalized_heads = make_method(
         settings, features, tangent=statistics, axis_name=axis_name
     ).heads
@@ -123,9 +128,10 @@ def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
         transformation,
         encoder,
         features,
+        features if settings.penalty.at == "h" else _projected(settings, h),
         method,
         objective,
-        make_optimizer(settings),
+        make_optimizer(settings, constant_rate=method.constant_rate),
         make_schedule(settings),
         axis_name,
     )
@@ -195,6 +201,29 @@ def _representation(
     return h
 
 
+def _projected(settings: Settings, h: jax.ShapeDtypeStruct) -> int:
+    """Returns the features of z, which a method of the user's own may not have."""
+    heads = make_method(settings, int(h.shape[-1])).heads
+
+    def init(h: Array) -> Any:
+        return heads.init_with_output(jax.random.key(0), h, train=False)[0]
+
+    name = settings.method.name
+    try:
+        z = projection(jax.eval_shape(init, h))
+    except Exception as error:
+        raise ValueError(
+            f"method.name is {name!r}, whose heads cannot be applied to h {h.shape}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if z is None:
+        raise ValueError(
+            f"penalty.at is 'z'; expected 'h', as the outputs of {name!r} are neither "
+            'one matrix z [B, features] nor a dictionary with such an entry "z".'
+        )
+    return int(z.shape[-1])
+
+
 def check_own_parts(parts: Parts) -> None:
     """Checks the parts of the user's own on random inputs, if there are any.
 
@@ -258,11 +287,11 @@ def _check_method(settings: Settings, method: Method, features: int) -> None:
         losses = method.loss(outputs, outputs, target, target, memory, axis_name=None)
         if method.update is not None:
             memory = method.update(memory, (outputs, outputs))
-        return outputs, losses, memory
+        return losses, memory
 
     try:
         h = jax.random.normal(jax.random.key(0), (4, features))
-        outputs, losses, memory = apply(h)
+        losses, memory = apply(h)
     except Exception as error:
         raise ValueError(
             f"method.name is {name!r}, whose heads or loss cannot be applied to h "
@@ -276,13 +305,6 @@ def _check_method(settings: Settings, method: Method, features: int) -> None:
     if jax.tree.map(np.shape, memory) != jax.tree.map(np.shape, method.memory):
         raise ValueError(
             f"method.name is {name!r}, whose update changes the shapes of the memory."
-        )
-    if settings.penalty.at == "z" and not (
-        isinstance(outputs, jax.Array) and outputs.ndim == 2
-    ):
-        raise ValueError(
-            f"penalty.at is 'z'; expected 'h', as the outputs of {name!r} are not one "
-            "array [B, features]."
         )
 
 

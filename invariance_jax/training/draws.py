@@ -55,7 +55,7 @@ def make_draw(
     sign_features: int | None = None,
     average_views: int = 1,
 ) -> Callable[[Key, Array], Draws]:
-    """Returns `draw(key, step)`, the draws of a step for the global batch.
+    """Returns `(key, step int32 []) -> Draws` of the global batch, pure.
 
     An option that adds draws leaves the others as they are.
 
@@ -66,9 +66,6 @@ def make_draw(
       derivatives: sides whose derivative is taken, 0, 1 or 2.
       sign_features: D of the random signs; None: no signs.
       average_views: views on each side.
-
-    Returns:
-      `(key, step int32 []) -> Draws`, pure.
     """
 
     def sample(key: Key) -> View:

@@ -179,7 +179,9 @@ def apply(encoder: nn.Module, variables: Variables, images: Array) -> Array:
     return jnp.asarray(encoder.apply(variables, images, train=False))
 
 
-def encoder_variables(state: TrainState) -> Variables:
+def encoder_variables(state: TrainState, network: str = "online") -> Variables:
     """Returns {"params", "batch_stats"} of the encoder in a state of one replica."""
-    parts = {"params": state.params, "batch_stats": state.batch_stats}
+    chosen = state if network == "online" else state.target
+    assert chosen is not None, "build checks evaluation.network"
+    parts = {"params": chosen.params, "batch_stats": chosen.batch_stats}
     return {name: collection["encoder"] for name, collection in parts.items()}

@@ -1,16 +1,24 @@
 """Self-supervised methods: heads on the representation, and a loss of their outputs.
 
-The invariance penalty is no part of a method, and acts under each of them.
+The invariance penalty is no part of a method, and acts under each of them. Keyword
+defaults are the papers' values; `method.kwargs` changes those that `make_method` does
+not set from other keys. All heads normalize over the whole batch, whatever the group
+size of the encoder.
 """
 
+import functools
+import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import optax
 
-from invariance_jax.losses import nt_xent
-from invariance_jax.models import ProjectionHead
+from invariance_jax import losses
+from invariance_jax.models import PredictedProjection, ProjectionHead
 from invariance_jax.settings import Settings, plugins
 from invariance_jax.types import Array
 
@@ -25,6 +33,7 @@ class Loss(Protocol):
         target_own: Any,
         target_other: Any,
         memory: Any,
+        /,
         *,
         axis_name: str | None,
     ) -> Array:
@@ -50,7 +59,7 @@ class Method(NamedTuple):
 
     Attributes:
       heads: flax module, `heads.apply(variables, h [B, D], train=bool)` -> outputs, a
-        pytree of `[B, ...]`.
+        pytree of `[B, ...]`; the projection z is the one array, or the entry "z".
       loss: see `Loss`.
       momentum: of the target network, step -> m in `target <- m target + (1 - m)
         parameters` after each step; None: there is no target network.
@@ -59,6 +68,8 @@ class Method(NamedTuple):
       update: `(memory, outputs) -> memory` after each step; outputs is the pair of
         both views' outputs of the whole batch, those of the target network if there is
         one. None: the memory stays.
+      constant_rate: a part of the heads' parameters whose learning rate is that of the
+        peak in every step; None: there is none.
     """
 
     heads: nn.Module
@@ -66,49 +77,198 @@ class Method(NamedTuple):
     momentum: optax.Schedule | None = None
     memory: Any = ()
     update: Callable[[Any, Any], Any] | None = None
+    constant_rate: str | None = None
+
+
+def projection(outputs: Any) -> Any:
+    """Returns z of the outputs of heads; None: there is no such matrix."""
+    z = outputs.get("z") if isinstance(outputs, dict) else outputs
+    return z if getattr(z, "ndim", 0) == 2 else None
+
+
+def _of_pair(loss: Callable[..., Array], **settings: Any) -> Loss:
+    """Returns the loss of a method that compares the z of both views alone."""
+
+    def of_outputs(own: Any, other: Any, *_: Any, axis_name: str | None) -> Array:
+        return loss(own, other, axis_name=axis_name, **settings)
+
+    return of_outputs
+
+
+def _toward(own: Any, other: Any, target_own: Any, target_other: Any) -> Array:
+    """Returns minus both cosines of a prediction and the other view's target."""
+    one = losses.negative_cosine(own["p"], target_other["z"])
+    return one + losses.negative_cosine(other["p"], target_own["z"])
+
+
+def rising(momentum: float, *, steps: int) -> optax.Schedule:
+    """Returns a momentum that rises to 1 at the end, along half a cosine.
+
+    `1 - (1 - momentum) (1 + cos(pi step / steps)) / 2`, Grill et al. (2020).
+    """
+
+    def schedule(step: Array) -> Array:
+        # int32 divided is float32, whatever the precision.
+        angle = math.pi / steps * jnp.asarray(step, float)
+        return 1 - (1 - momentum) * (1 + jnp.cos(angle)) / 2
+
+    return schedule
 
 
 def simclr(
     *,
     temperature: float,
-    projection: int,
-    similarity_block: int = 0,
+    output: int = 128,
+    block_size: int | None = None,
     tangent: str = "coupled",
     axis_name: str | None = None,
 ) -> Method:
-    """Returns SimCLR, the method of the paper.
+    """SimCLR, Chen, Kornblith, Norouzi, Hinton (2020): NT-Xent of z.
 
-    Chen, Kornblith, Norouzi, Hinton (2020): NT-Xent of projections z. The head is that
-    of Foster et al. (2021); it normalizes over the whole batch, whatever the group size
-    of the encoder.
-
-    Args:
-      temperature: of the loss.
-      projection: features of z.
-      similarity_block: anchors per block of the similarities; 0: all at once.
-      tangent: of the head's batch normalization, "coupled" or "example".
-      axis_name: the mapped axis over which the batch is spread; None: one replica.
+    The head is that of Foster et al. (2021).
     """
-    head = ProjectionHead(output=projection, tangent=tangent, axis_name=axis_name)
-
-    def loss(
-        own: Any,
-        other: Any,
-        target_own: Any,
-        target_other: Any,
-        memory: Any,
-        *,
-        axis_name: str | None,
-    ) -> Array:
-        return nt_xent(
-            own,
-            other,
-            temperature=temperature,
-            axis_name=axis_name,
-            block_size=similarity_block or None,
-        )
-
+    head = ProjectionHead(output=output, tangent=tangent, axis_name=axis_name)
+    loss = _of_pair(losses.nt_xent, temperature=temperature, block_size=block_size)
     return Method(head, loss)
+
+
+def dcl(
+    *,
+    temperature: float,
+    output: int = 128,
+    block_size: int | None = None,
+    tangent: str = "coupled",
+    axis_name: str | None = None,
+) -> Method:
+    """DCL, Yeh et al. (2022): SimCLR, the positive left out of the sum."""
+    head = ProjectionHead(output=output, tangent=tangent, axis_name=axis_name)
+    loss = _of_pair(losses.dcl, temperature=temperature, block_size=block_size)
+    return Method(head, loss)
+
+
+def moco_v3(
+    *,
+    temperature: float,
+    steps: int,
+    hidden: int = 4096,
+    layers: int = 3,
+    output: int = 256,
+    momentum: float = 0.99,
+    block_size: int | None = None,
+    tangent: str = "coupled",
+    axis_name: str | None = None,
+) -> Method:
+    """MoCo v3, Chen, Xie, He (2021), algorithm 1.
+
+    `2 T` times InfoNCE of p among the target's z of all other views, of both views. The
+    heads are those of its ViT; of its ResNet, the projector has 2 layers.
+    """
+    head = functools.partial(ProjectionHead, tangent=tangent, axis_name=axis_name)
+    heads = PredictedProjection(head(hidden, output, layers), head(hidden, output))
+
+    nce = functools.partial(
+        losses.info_nce, temperature=temperature, block_size=block_size
+    )
+
+    def loss(own: Any, other: Any, *rest: Any, axis_name: str | None) -> Array:
+        target_own, target_other, _ = rest
+        one = nce(own["p"], target_other["z"], axis_name=axis_name)
+        two = nce(other["p"], target_own["z"], axis_name=axis_name)
+        return 2 * temperature * (one + two)
+
+    return Method(heads, loss, rising(momentum, steps=steps))
+
+
+def byol(
+    *,
+    steps: int,
+    hidden: int = 4096,
+    output: int = 256,
+    momentum: float = 0.996,
+    tangent: str = "coupled",
+    axis_name: str | None = None,
+) -> Method:
+    """BYOL, Grill et al. (2020), equation 2 of both views.
+
+    `2 - 2 cos` of the angle between p and the target's z of the other view.
+    """
+    head = functools.partial(ProjectionHead, tangent=tangent, axis_name=axis_name)
+    ends = head(hidden, output, final_norm=False)
+    heads = PredictedProjection(ends, ends.clone())
+
+    def loss(own: Any, other: Any, *rest: Any, axis_name: str | None) -> Array:
+        return 4 + 2 * _toward(own, other, *rest[:2])
+
+    return Method(heads, loss, rising(momentum, steps=steps))
+
+
+def simsiam(
+    *,
+    hidden: int = 2048,
+    layers: int = 3,
+    output: int = 2048,
+    bottleneck: int = 512,
+    tangent: str = "coupled",
+    axis_name: str | None = None,
+) -> Method:
+    """SimSiam, Chen and He (2021), equations 1 to 4.
+
+    The mean over both views of minus the cosine of p and the z of the other view, which
+    is held. The learning rate of the predictor stays constant.
+    """
+    head = functools.partial(ProjectionHead, tangent=tangent, axis_name=axis_name)
+    predictor = head(bottleneck, output, final_norm=False, final_bias=True)
+    heads = PredictedProjection(head(hidden, output, layers), predictor)
+
+    def loss(own: Any, other: Any, *_: Any, axis_name: str | None) -> Array:
+        return _toward(own, other, *jax.lax.stop_gradient((own, other))) / 2
+
+    return Method(heads, loss, constant_rate="predictor")
+
+
+def barlow_twins(
+    *,
+    hidden: int = 8192,
+    layers: int = 3,
+    output: int = 8192,
+    off_diagonal_weight: float = 5e-3,
+    tangent: str = "coupled",
+    axis_name: str | None = None,
+) -> Method:
+    """Barlow Twins, Zbontar et al. (2021), equation 1: correlations of z."""
+    head = functools.partial(ProjectionHead, tangent=tangent, axis_name=axis_name)
+    weights = {"off_diagonal_weight": off_diagonal_weight}
+    loss = _of_pair(losses.barlow_twins, **weights)
+    return Method(head(hidden, output, layers, final_norm=False), loss)
+
+
+def vicreg(
+    *,
+    hidden: int = 8192,
+    layers: int = 3,
+    output: int = 8192,
+    invariance_weight: float = 25.0,
+    variance_weight: float = 25.0,
+    covariance_weight: float = 1.0,
+    tangent: str = "coupled",
+    axis_name: str | None = None,
+) -> Method:
+    """VICReg, Bardes, Ponce, LeCun (2022), equation 6, of the z of its expander."""
+    head = functools.partial(ProjectionHead, tangent=tangent, axis_name=axis_name)
+    weights = {
+        "invariance_weight": invariance_weight,
+        "variance_weight": variance_weight,
+        "covariance_weight": covariance_weight,
+    }
+    loss = _of_pair(losses.vicreg, **weights)
+    return Method(head(hidden, output, layers, final_norm=False), loss)
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    method.__name__: method
+    for method in (simclr, dcl, moco_v3, byol, simsiam, barlow_twins, vicreg)
+}
+"""The built-in methods, by their names in the settings."""
 
 
 def make_method(
@@ -118,36 +278,52 @@ def make_method(
     tangent: str = "coupled",
     axis_name: str | None = None,
 ) -> Method:
-    """Returns the method that the settings name.
+    """Returns the method that the settings name, for a representation `[B, features]`.
 
-    Args:
-      settings: the result of `resolve`.
-      features: D of the representation.
-      tangent: of batch normalization in the heads, "coupled" or "example".
-      axis_name: the mapped axis over which the batch is spread; None: one replica.
-
-    Raises:
-      ValueError: if the user's function cannot be called or returns something else.
+    The tangent is that of batch normalization in the heads. Raises ValueError if its
+    keyword arguments are not what it takes, or a function of the user's own cannot be
+    called or returns something else.
     """
-    chosen = settings.method
-    if not plugins.is_own(chosen.name):
-        return simclr(
-            temperature=settings.temperature,
-            projection=settings.encoder.projection,
-            similarity_block=settings.similarity_block,
-            tangent=tangent,
-            axis_name=axis_name,
-        )
-    method = plugins.call(
-        "method.name",
-        chosen.name,
-        features=features,
-        axis_name=axis_name,
-        **chosen.kwargs,
-    )
+    name, kwargs = settings.method.name, settings.method.kwargs
+    if not plugins.is_own(name):
+        common = {
+            "temperature": settings.temperature,
+            "block_size": settings.similarity_block or None,
+            "steps": settings.derived.steps,
+            "output": settings.encoder.projection,
+            "tangent": tangent,
+            "axis_name": axis_name,
+        }
+        takes = inspect.signature(METHODS[name]).parameters
+        offered = {key: takes[key].default for key in takes if key not in common}
+        for key, value in kwargs.items():
+            _check(name, offered, key, value)
+        given = {key: common[key] for key in common if key in takes}
+        if settings.encoder.projection is None:
+            del given["output"]
+        return METHODS[name](**given, **kwargs)
+    kwargs = {"features": features, "axis_name": axis_name, **kwargs}
+    method = plugins.call("method.name", name, **kwargs)
     if not isinstance(method, Method) or not isinstance(method.heads, nn.Module):
         raise ValueError(
-            f"method.name is {chosen.name!r}, which returned {method!r}; expected a "
+            f"method.name is {name!r}, which returned {method!r}; expected a "
             "Method whose heads are a flax module."
         )
     return method
+
+
+def _check(name: str, offered: dict[str, int | float], key: str, value: Any) -> None:
+    """Checks a keyword argument of a built-in method against its default."""
+    if key not in offered:
+        names = ", ".join(offered) or "nothing"
+        expected = f"{names}, as method.name is {name!r}"
+        raise ValueError(f"method.kwargs has {key}; expected {expected}.")
+    most = 1 if key == "momentum" else math.inf
+    whole, number = isinstance(offered[key], int), isinstance(value, int | float)
+    if whole:
+        fits, expected = type(value) is int and value >= 1, "an integer of 1 or more"
+    else:
+        fits = number and not isinstance(value, bool) and 0 <= value <= most
+        expected = "a number from 0 to 1" if most == 1 else "a number of 0 or more"
+    if not fits:
+        raise ValueError(f"method.kwargs has {key} = {value!r}; expected {expected}.")

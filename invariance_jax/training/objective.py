@@ -19,7 +19,7 @@ import numpy as np
 from invariance_jax.losses import consistency, invariance_penalty
 from invariance_jax.settings.schema import Penalty
 from invariance_jax.training.draws import Draws, Side
-from invariance_jax.training.methods import Method
+from invariance_jax.training.methods import Method, projection
 from invariance_jax.transforms.base import Transformation, View
 from invariance_jax.types import Array
 
@@ -92,20 +92,11 @@ class Objective:
         target: tuple[Any, Any],
         memory: Any,
     ) -> tuple[Array, tuple[Terms, Variables]]:
-        """Returns the loss.
+        """Returns `(loss, (terms, stats))` of the examples of this replica.
 
-        Args:
-          params: of encoder and heads.
-          stats: their running statistics.
-          weight: `[]`, of the penalty.
-          x: `[B, ...]`, the examples of this replica.
-          draws: their draws.
-          target: outputs of the target network of both sides, or (None, None).
-          memory: of the method.
-
-        Returns:
-          `(loss, (terms, stats))`: the mean over replicas of its gradient is that of
-          the joined batch; every forward pass moves the running statistics.
+        The mean over replicas of its gradient is that of the joined batch; every
+        forward pass moves the running statistics. The target is what its network makes
+        of both sides, or (None, None); the weight is that of the penalty.
         """
         sides, stats = self.encode(params, stats, x, draws)
         return self.couple(params, stats, weight, sides, target, memory)
@@ -121,7 +112,7 @@ class Objective:
             at_z = self.penalty.at == "z" and (takes or self._is_consistency())
             represent = self._representation(params, stats, x, held, takes, at_z)
             if takes:
-                penalty, point, (h, stats) = invariance_penalty(
+                penalty, point, (h, outputs, stats) = invariance_penalty(
                     represent,
                     alpha,
                     self._ends(side),
@@ -130,14 +121,13 @@ class Objective:
                     **self._measure(),
                 )
             else:
-                penalty, (point, (h, stats)) = None, represent(alpha)
+                penalty, (point, (h, outputs, stats)) = None, represent(alpha)
             for view in more:
                 images = self.transformation.apply(x, view)
                 another, stats = _apply(self.encoder, "encoder", params, stats, images)
                 h = h + another
             h = h / len(side.views) if more else h
-            outputs = point if at_z and not more else None
-            sides.append(Encoded(h, point, penalty, outputs))
+            sides.append(Encoded(h, point, penalty, None if more else outputs))
         return (sides[0], sides[1]), stats
 
     def couple(
@@ -182,18 +172,21 @@ class Objective:
         held: Any,
         penalized: bool,
         at_z: bool,
-    ) -> Callable[[Array], tuple[Array, tuple[Array, Variables]]]:
-        """Returns alpha -> (where the penalty acts, (h, the statistics after it))."""
+    ) -> Callable[[Array], tuple[Array, tuple[Array, Any, Variables]]]:
+        """Returns alpha -> (where the penalty acts, (h, outputs, statistics)).
+
+        The outputs of the heads are None where the penalty acts on h.
+        """
         encoder = self.penalized if penalized else self.encoder
         heads = self.penalized_heads if penalized else self.method.heads
 
-        def represent(alpha: Array) -> tuple[Array, tuple[Array, Variables]]:
+        def represent(alpha: Array) -> tuple[Array, tuple[Array, Any, Variables]]:
             images = self.transformation.apply(x, View(alpha, held))
             h, moved = _apply(encoder, "encoder", params, stats, images)
             if not at_z:
-                return h, (h, moved)
-            z, moved = _apply(heads, "heads", params, moved, h)
-            return z, (h, moved)
+                return h, (h, None, moved)
+            outputs, moved = _apply(heads, "heads", params, moved, h)
+            return projection(outputs), (h, outputs, moved)
 
         return represent
 
@@ -236,12 +229,7 @@ class Objective:
 
 
 def batch_mean(values: Array, axis_name: str | None) -> Array:
-    """Returns the mean over the batch of all replicas.
-
-    Args:
-      values: `[B]`, of this replica.
-      axis_name: the mapped axis over which the batch is spread; None: one replica.
-    """
+    """Returns the mean of values `[B]` over the batch of all replicas."""
     local = jnp.mean(values)
     return local if axis_name is None else jax.lax.pmean(local, axis_name)
 

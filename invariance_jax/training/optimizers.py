@@ -1,13 +1,14 @@
 """LARS as the paper's runs used it, adamw, and the learning rate schedules.
 
-LARS: You, Gitman, Ginsburg (2017), on every parameter, in the variant of the authors'
-code: `r = c |p| / (|g| + w |p| + 1e-8)` with trust coefficient c and weight decay w, 1
-where |p| or |g| is 0; `m <- mu m + r (g + w p)`; `p <- p - learning_rate m`. It differs
-from `optax.lars` in the norm of the denominator and in the order of momentum and
-learning rate.
+LARS: You, Gitman, Ginsburg (2017), on every parameter that is not excluded, in the
+variant of the authors' code: `r = c |p| / (|g| + w |p| + 1e-8)` with trust coefficient
+c and weight decay w, 1 where |p| or |g| is 0; `m <- mu m + r (g + w p)`; `p <- p -
+learning_rate m`. It differs from `optax.lars` in the norm of the denominator and in the
+order of momentum and learning rate.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +21,9 @@ from invariance_jax.types import Array
 _LARS_EPSILON = 1e-8
 _WARMUP_EPOCHS = 10
 
+Mask = Callable[[Any], Any]
+"""Parameters -> a boolean for each array of them."""
+
 
 def lars(
     learning_rate: optax.ScalarOrSchedule,
@@ -27,8 +31,12 @@ def lars(
     weight_decay: float,
     momentum: float,
     trust_coefficient: float,
+    mask: Mask | None = None,
 ) -> optax.GradientTransformation:
-    """Returns LARS with layer-wise rates for every parameter array."""
+    """Returns LARS with weight decay w, momentum mu and trust coefficient c.
+
+    A parameter that the mask leaves out has r = 1 and w = 0.
+    """
 
     def scale(gradient: Array, parameter: Array) -> Array:
         size, slope = jnp.linalg.norm(parameter), jnp.linalg.norm(gradient)
@@ -40,8 +48,9 @@ def lars(
     def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
         return jax.tree.map(scale, updates, params), state
 
+    adapt = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
     return optax.chain(
-        optax.GradientTransformation(lambda params: optax.EmptyState(), update),
+        adapt if mask is None else optax.masked(adapt, mask),
         optax.trace(decay=momentum),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -77,14 +86,65 @@ def make_schedule(settings: Settings) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)
 
 
-def make_optimizer(settings: Settings) -> optax.GradientTransformation:
-    """Returns the optimizer that the settings name, with its schedule."""
-    optimizer, schedule = settings.optimizer, make_schedule(settings)
-    if optimizer.name == "lars":
+def make_optimizer(
+    settings: Settings, *, constant_rate: str | None = None
+) -> optax.GradientTransformation:
+    """Returns the optimizer that the settings name; its update needs the parameters.
+
+    A part of the heads may have the peak learning rate in every step.
+    """
+    scheduled = _with_rate(settings, make_schedule(settings))
+    if constant_rate is not None:
+        constant = _with_rate(settings, settings.derived.peak_learning_rate)
+
+        def labels(params: Any) -> Any:
+            def label(path: Any, _: Any) -> str:
+                inside = _names(path)[:2] == ("heads", constant_rate)
+                return "constant" if inside else "scheduled"
+
+            return jax.tree_util.tree_map_with_path(label, params)
+
+        both = {"scheduled": scheduled, "constant": constant}
+        scheduled = optax.multi_transform(both, labels)
+    limit = settings.optimizer.clip_norm
+    if limit is None:
+        return scheduled
+    return optax.chain(optax.clip_by_global_norm(limit), scheduled)
+
+
+def _with_rate(
+    settings: Settings, rate: optax.ScalarOrSchedule
+) -> optax.GradientTransformation:
+    chosen = settings.optimizer
+    mask = _not_named(chosen.exclude) if chosen.exclude else None
+    if chosen.name == "lars":
         return lars(
-            schedule,
-            weight_decay=optimizer.weight_decay,
-            momentum=optimizer.momentum,
-            trust_coefficient=optimizer.trust_coefficient,
+            rate,
+            weight_decay=chosen.weight_decay,
+            momentum=chosen.momentum,
+            trust_coefficient=chosen.trust_coefficient,
+            mask=mask,
         )
-    return optax.adamw(schedule, weight_decay=optimizer.weight_decay)
+    return optax.adamw(rate, weight_decay=chosen.weight_decay, mask=mask)
+
+
+def _not_named(exclude: tuple[str, ...]) -> Mask:
+    """Returns the mask of parameters but "bias", or "norm": scale and its bias."""
+
+    def mask(params: Any) -> Any:
+        paths = jax.tree_util.tree_leaves_with_path(params)
+        names = {_names(path) for path, _ in paths}
+
+        def is_kept(path: Any, _: Any) -> bool:
+            *module, name = _names(path)
+            is_norm = (*module, "scale") in names
+            named = {"norm": is_norm, "bias": name == "bias"}
+            return not any(named[key] for key in exclude)
+
+        return jax.tree_util.tree_map_with_path(is_kept, params)
+
+    return mask
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(key.key for key in path)

@@ -64,16 +64,10 @@ def make_step(
     *,
     microbatches: int = 1,
 ) -> Callable[[TrainState, Array, Draws], tuple[TrainState, Metrics]]:
-    """Returns `step(state, x, draws)`, one update of the parameters.
+    """Returns `(state, x [B, ...], draws) -> (state, metrics)`, one update, pure.
 
-    Args:
-      objective: the loss of a batch.
-      optimizer: an optax transformation.
-      microbatches: parts into which the examples of a replica are split.
-
-    Returns:
-      `(state, x [B, ...], draws) -> (state, metrics)`, pure; x and draws are this
-      replica's share, the new state and the metrics are the same on every replica.
+    x and draws are this replica's share, which microbatches splits into parts; the new
+    state and the metrics are the same on every replica.
     """
     penalty, axis_name = objective.penalty, objective.axis_name
     every = penalty.every_steps
@@ -106,12 +100,19 @@ def make_step(
         }
         if target is not None:
             target = _follow(objective, target, params, state.step)
+            apart = jax.tree.map(jnp.subtract, target.params, params)
+            metrics["target_distance"] = (_norm(apart) / _norm(params), one)
         outputs = terms.outputs if state.target is None else seen
         memory = _remember(objective, state.memory, outputs)
         state = TrainState(state.step + 1, params, stats, opt_state, target, memory)
         return state, metrics
 
     return step
+
+
+def _norm(tree: Any) -> Array:
+    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
 
 
 def _target_outputs(
@@ -151,17 +152,7 @@ def _remember(objective: Objective, memory: Any, outputs: Any) -> Any:
 def init_state(
     key: Key, objective: Objective, optimizer: optax.GradientTransformation, x: Array
 ) -> TrainState:
-    """Returns the state before the first step.
-
-    Args:
-      key: random key of the initialization.
-      objective: with no axis name.
-      optimizer: an optax transformation.
-      x: a few examples, `[B, ...]`.
-
-    Returns:
-      The state at step 0; a target network starts as a copy.
-    """
+    """Returns the state at step 0, from a few examples; the target starts as a copy."""
     encoder_key, heads_key, view_key = jax.random.split(key, 3)
     transformation, method = objective.transformation, objective.method
     images = transformation.apply(x, transformation.sample(view_key, len(x)))

@@ -1,0 +1,33 @@
+"""Methods with and without the invariance penalty, their heads narrow enough for CPUs.
+
+    python launch.py --config=configs/spirograph.py:quick --config.seeds=3 \
+        --config.steps=500 --config.evaluation.split=validation \
+        --workdir=runs/methods --sweep=configs/sweeps/methods.py
+
+Fourteen variants of three seeds, each of 500 steps. Not yet run.
+"""
+
+# Widths of z and of the hidden layers, and temperatures of the papers; the learning
+# rate is that of the run.
+METHODS: dict[str, dict[str, object]] = {
+    "simclr": {},
+    "dcl": {"temperature": 0.1},
+    "moco_v3": {"temperature": 1.0, "method.kwargs": {"hidden": 512, "layers": 2}},
+    "byol": {"method.kwargs": {"hidden": 512}},
+    "simsiam": {
+        "encoder.projection": 512,
+        "method.kwargs": {"hidden": 512, "bottleneck": 128},
+    },
+    "barlow_twins": {"encoder.projection": 512, "method.kwargs": {"hidden": 512}},
+    "vicreg": {"encoder.projection": 512, "method.kwargs": {"hidden": 512}},
+}
+
+
+def get_sweep() -> dict[str, dict[str, object]]:
+    """Returns label -> changed keys; the others are compared to the first."""
+    weights = {"no penalty": {"penalty.weight": 0.0}, "penalty": {}}
+    return {
+        f"{name}, {label}": {"method.name": name, **changes, **weight}
+        for name, changes in METHODS.items()
+        for label, weight in weights.items()
+    }
