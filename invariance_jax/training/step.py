@@ -16,7 +16,6 @@ from invariance_jax.training.draws import Draws
 from invariance_jax.training.microbatches import make_gradient
 from invariance_jax.training.objective import (
     Objective,
-    Terms,
     Variables,
     batch_mean,
 )
@@ -75,18 +74,16 @@ def make_step(
     without = replace(objective, penalty=replace(penalty, weight=0.0))
     plain = make_gradient(without, microbatches)
 
-    def gradient(step: Array, *inputs: Any) -> tuple[Any, tuple[Terms, Any]]:
-        if every == 1:
-            return penalized(*inputs)
-        return jax.lax.cond(step % every == 0, penalized, plain, *inputs)
-
     def step(state: TrainState, x: Array, draws: Draws) -> tuple[TrainState, Metrics]:
         due = state.step % every == 0
         ramp = (state.step + 1) / max(penalty.warmup_steps, 1)
         weight = penalty.weight * jnp.minimum(ramp, 1.0) * every * due
         target, seen = _target_outputs(objective, state.target, x, draws)
         inputs = (state.params, state.batch_stats, weight, x, draws, seen, state.memory)
-        grads, (terms, stats) = gradient(state.step, *inputs)
+        if every == 1:
+            grads, (terms, stats) = penalized(*inputs)
+        else:
+            grads, (terms, stats) = jax.lax.cond(due, penalized, plain, *inputs)
         if axis_name is not None:
             grads = jax.lax.pmean(grads, axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
