@@ -44,40 +44,15 @@ _DEVICES = flags.DEFINE_integer(
 
 def main(arguments: list[str]) -> None:
     """Runs the program that the mode names, here or on a cluster."""
-    mode, config = _MODE.value, _CONFIG.value
-    workdirs = [os.fspath(work_folder(one)) for one in _WORKDIR.value or ()]
-    if mode == "keys":
-        print(key_help(*arguments[1:2]))
-        return
-    if len(arguments) > 1:
-        raise ValueError(f"unexpected argument {arguments[1]!r}")
+    mode, config, workdirs = _read(arguments)
     request = options.read(mode)
-    if config is None and mode in ("all", "train", "check"):
-        raise ValueError("--config is missing")
-    if _PROFILE.value is not None:
-        if config is None:
-            raise ValueError("--profile_steps needs --config")
-        config.logging.profile_steps = _PROFILE.value
-    if mode == "check":
-        print(check.table(check.run(config, num_devices=_DEVICES.value)))
-        return
-    if not workdirs:
-        raise ValueError("--workdir is missing")
-    if len(workdirs) > 1 and mode != "report":
-        raise ValueError(f"--mode={mode} takes one --workdir")
     if mode == "report":
-        _report(workdirs)
-    elif mode == "export":
-        print(export.run(workdirs[0], _OUT.value))
-    else:
-        _run(mode, config, workdirs[0], request)
-
-
-def _run(
-    mode: str, config: Config | None, workdir: str, request: options.Request | None
-) -> None:
-    """Trains, evaluates, reports and embeds, or submits that to a cluster."""
-    plan = sweeps.plan(config, workdir, mode)
+        return _report(workdirs)
+    if mode == "export":
+        return print(export.run(workdirs[0], _OUT.value))
+    if mode == "check" and config:
+        return print(check.table(check.run(config, num_devices=_DEVICES.value)))
+    plan = sweeps.plan(config, workdirs[0], mode)
     if request:
         sys.exit(submission.submit(request, plan, mode))
     for run in plan.runs[:1]:
@@ -99,9 +74,31 @@ def _run(
             if mode == "all" and writes:
                 print(f"report: {report.run([run.workdir], run.workdir)}")
     if plan.record and mode == "all" and writes:
-        _report([workdir])
+        _report(workdirs)
     if diverged:
         raise FloatingPointError("\n".join(diverged))
+
+
+def _read(arguments: list[str]) -> tuple[str, Config | None, list[str]]:
+    """Returns mode, configuration and work directories of the command line."""
+    mode, config = _MODE.value, _CONFIG.value
+    if mode == "keys":
+        print(key_help(*arguments[1:2]))
+        sys.exit()
+    if len(arguments) > 1:
+        raise ValueError(f"unexpected argument {arguments[1]!r}")
+    if config is None and mode in ("all", "train", "check"):
+        raise ValueError("--config is missing")
+    if _PROFILE.value is not None:
+        if config is None:
+            raise ValueError("--profile_steps needs --config")
+        config.logging.profile_steps = _PROFILE.value
+    workdirs = [os.fspath(work_folder(one)) for one in _WORKDIR.value or ()]
+    if not workdirs and mode != "check":
+        raise ValueError("--workdir is missing")
+    if len(workdirs) > 1 and mode != "report":
+        raise ValueError(f"--mode={mode} takes one --workdir")
+    return mode, config, workdirs
 
 
 def _report(workdirs: list[str]) -> None:
