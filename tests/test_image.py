@@ -453,7 +453,7 @@ EIGHT_BITS = "must be in .*divide those of 8-bit .*found"
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"differentiate": ("color", "x")}, "unknown family 'x'; expected.*'color'"),
+        ({"differentiate": ("colour",)}, "unknown family 'colour'; expected.*'color'"),
         ({"differentiate": ("color",) * 2}, "must name 'color' once"),
         off("crop", "'crop', which is off"),
         off("affine", "'affine', which is off: give rotation"),
