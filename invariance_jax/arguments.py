@@ -53,6 +53,27 @@ def promote_images(images: Array, *, channels: int | None = None) -> Array:
     return promote(images=images)[0]
 
 
+def promote_rows(
+    images: Array,
+    name: str,
+    values: Array,
+    columns: Sequence[str] = (),
+    *,
+    channels: int | None = None,
+) -> list[Array]:
+    """Returns images as above, and values `[B]` or, with columns, `[B, len(columns)]`.
+
+    Both in one dtype.
+    """
+    images = promote_images(images, channels=channels)
+    expected = (images.shape[0], *([len(columns)] if columns else []))
+    order = f", columns {', '.join(columns)}" if columns else ""
+    check_shape(
+        name, values, expected, expected=f"{list(expected)}, a row per image{order}"
+    )
+    return promote(images=images, **{name: values})
+
+
 def _real_dtype(name: str, array: Array | np.ndarray) -> np.dtype:
     """Returns the dtype that JAX gives to an array of real numbers."""
     dtype = array.dtype

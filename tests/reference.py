@@ -5,20 +5,14 @@ values of the penalty were made.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 
 def oracle_render(
-    parameters: np.ndarray,
-    *,
-    image_size: int = 32,
-    num_points: int = 40,
-    extent: float = 6.0,
-    normalization: str = "row",
-) -> np.ndarray:
+    parameters, *, image_size=32, num_points=40, extent=6.0, normalization="row"
+):
     """Images `[B, S, S, 3]` of parameters `[B, 10]`: a loop over curve points."""
     axis = [
         -extent + 2 * extent * s / max(image_size - 1, 1) for s in range(image_size)
@@ -46,41 +40,27 @@ def oracle_render(
     return images
 
 
-def oracle_nt_xent(z1: np.ndarray, z2: np.ndarray, *, temperature: float) -> np.ndarray:
-    """`[B]`: mean over the two anchors of an example of their cross-entropy."""
-    z1, z2 = np.asarray(z1, np.float64), np.asarray(z2, np.float64)
+def oracle_nt_xent(z1, z2, *, temperature, decoupled=False):
+    """`[B]`: mean over the two anchors of an example of their cross-entropy.
+
+    Decoupled, the positive is left out of the sum.
+    """
     batch_size = len(z1)
-    z = [row / math.sqrt(sum(row**2)) for row in (*z1, *z2)]
+    z = [row / math.sqrt(sum(row**2)) for row in np.float64([*z1, *z2])]
     losses = np.zeros(batch_size)
     for a in range(2 * batch_size):
         positive = (a + batch_size) % (2 * batch_size)
+        left_out = (a, positive) if decoupled else (a,)
         total = 0.0
         for c in range(2 * batch_size):
-            if c != a:
-                total += math.exp(float(z[a] @ z[c]) / temperature)
-        probability = math.exp(float(z[a] @ z[positive]) / temperature) / total
-        losses[a % batch_size] += -math.log(probability) / 2
-    return losses
-
-
-def oracle_dcl(z1: np.ndarray, z2: np.ndarray, *, temperature: float) -> np.ndarray:
-    """`[B]`: as `oracle_nt_xent`, the positive left out of the sum."""
-    z1, z2 = np.asarray(z1, np.float64), np.asarray(z2, np.float64)
-    batch_size = len(z1)
-    z = [row / math.sqrt(sum(row**2)) for row in (*z1, *z2)]
-    losses = np.zeros(batch_size)
-    for a in range(2 * batch_size):
-        positive = (a + batch_size) % (2 * batch_size)
-        total = 0.0
-        for c in range(2 * batch_size):
-            if c not in (a, positive):
+            if c not in left_out:
                 total += math.exp(float(z[a] @ z[c]) / temperature)
         similarity = float(z[a] @ z[positive]) / temperature
         losses[a % batch_size] += (math.log(total) - similarity) / 2
     return losses
 
 
-def oracle_info_nce(q: np.ndarray, k: np.ndarray, *, temperature: float) -> np.ndarray:
+def oracle_info_nce(q, k, *, temperature):
     """`[B]`: minus the log of the softmax of its own key among the keys."""
     q, k = ([row / math.sqrt(sum(row**2)) for row in rows] for rows in (q, k))
     losses = np.zeros(len(q))
@@ -90,9 +70,10 @@ def oracle_info_nce(q: np.ndarray, k: np.ndarray, *, temperature: float) -> np.n
     return losses
 
 
-def oracle_barlow_twins(
-    z1: np.ndarray, z2: np.ndarray, *, off_diagonal_weight: float
-) -> float:
+oracle_dcl = partial(oracle_nt_xent, decoupled=True)
+
+
+def oracle_barlow_twins(z1, z2, *, off_diagonal_weight):
     """The sum over pairs of features, correlations with ddof 0."""
     z1, z2 = np.asarray(z1, np.float64), np.asarray(z2, np.float64)
     loss = 0.0
@@ -110,14 +91,7 @@ def oracle_barlow_twins(
     return loss
 
 
-def oracle_vicreg(
-    z1: np.ndarray,
-    z2: np.ndarray,
-    *,
-    invariance_weight: float,
-    variance_weight: float,
-    covariance_weight: float,
-) -> float:
+def oracle_vicreg(z1, z2, *, invariance_weight, variance_weight, covariance_weight):
     """Means over entries, hinges of deviations, squared covariances, ddof 1."""
     z1, z2 = np.asarray(z1, np.float64), np.asarray(z2, np.float64)
     number, features = z1.shape
@@ -135,7 +109,7 @@ def oracle_vicreg(
     return loss
 
 
-def oracle_negative_cosine(p: np.ndarray, z: np.ndarray) -> np.ndarray:
+def oracle_negative_cosine(p, z):
     """`[B]`: minus the cosine of the angle between two rows."""
     p, z = np.asarray(p, np.float64), np.asarray(z, np.float64)
     return np.array(
@@ -147,16 +121,16 @@ def oracle_negative_cosine(p: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def oracle_penalty(
-    represent: Callable[[np.ndarray], Any],
-    alpha: np.ndarray,
-    alpha_other: np.ndarray,
+    represent,
+    alpha,
+    alpha_other,
     *,
-    signs: np.ndarray | None = None,
-    normalization: str = "l2",
-    example_limit: float = math.inf,
-    limit_shape: str = "hard",
-    step: float = 1e-5,
-) -> np.ndarray:
+    signs=None,
+    normalization="l2",
+    example_limit=math.inf,
+    limit_shape="hard",
+    step=1e-5,
+):
     """`[B]`: mean over `[K, B, P]` others of the squared change, by differences.
 
     With signs `[K, B, D]`, of the square of its projection.
@@ -185,7 +159,7 @@ def oracle_penalty(
     return penalty
 
 
-def oracle_limit(squared: float, limit: float, shape: str) -> float:
+def oracle_limit(squared, limit, shape):
     """The squared change below its limit."""
     if shape == "hard":
         return min(squared, limit)
@@ -193,13 +167,8 @@ def oracle_limit(squared: float, limit: float, shape: str) -> float:
 
 
 def oracle_consistency(
-    h1: np.ndarray,
-    h2: np.ndarray,
-    *,
-    normalization: str = "l2",
-    example_limit: float = math.inf,
-    limit_shape: str = "hard",
-) -> np.ndarray:
+    h1, h2, *, normalization="l2", example_limit=math.inf, limit_shape="hard"
+):
     """`[B]`: the squared distance of two views, in the unit of the normalization."""
     h1, h2 = np.array(h1, np.float64), np.array(h2, np.float64)
     variance = 0.0
@@ -218,7 +187,7 @@ def oracle_consistency(
     return distances
 
 
-def encoder_weights() -> tuple[np.ndarray, np.ndarray]:
+def encoder_weights():
     """W1 `[3072, 16]` and W2 `[16, 8]` of the encoder of the `penalty_*` values."""
     w1 = 0.03 * np.sin(1 + 0.37 * np.arange(3072 * 16, dtype=np.float64))
     w2 = np.sin(2 + 0.73 * np.arange(16 * 8, dtype=np.float64))

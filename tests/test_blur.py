@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from numpy.testing import assert_allclose
 
 from invariance_jax.transforms.blur import gaussian_blur
 
@@ -35,7 +36,7 @@ def oracle(images, sigma):
 
 def test_blur_is_a_convolution_with_reflected_ends(x64):
     found = gaussian_blur(jnp.asarray(IMAGES), jnp.asarray(SIGMA))
-    np.testing.assert_allclose(found, oracle(IMAGES, SIGMA), atol=1e-12)
+    assert_allclose(found, oracle(IMAGES, SIGMA), atol=1e-12)
 
 
 def test_derivatives(x64):
@@ -50,7 +51,7 @@ def test_sigma_0_leaves_an_image_as_it_is_with_finite_derivatives():
         along = jax.jvp(lambda s: gaussian_blur(images, s), (sigma,), (sigma + 1,))[1]
         return jnp.sum(along**2)
 
-    np.testing.assert_allclose(gaussian_blur(images, sigma), images, atol=1e-6)
+    assert_allclose(gaussian_blur(images, sigma), images, atol=1e-6)
     assert np.isfinite(jax.grad(change)(sigma)).all()
 
 
@@ -58,7 +59,7 @@ def test_a_constant_image_stays_and_integers_are_promoted():
     images = jnp.full((2, 4, 4, 1), 7, jnp.uint8)
     found = gaussian_blur(images, jnp.array([1.0, 2.0]))
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, 7, rtol=1e-6)
+    assert_allclose(found, 7, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -301,11 +301,13 @@ def _unwrap(state_dict: Mapping[str, Any], prefix: str | None) -> dict[str, np.n
         if _LAYER.match(name) and not name.endswith("num_batches_tracked")
     }
     if not found:
-        raise ValueError(
-            "no tensor is that of a ResNet; found "
-            f"{', '.join(sorted(flat)[:4]) or 'nothing'}."
-        )
+        raise _no_resnet(flat)
     return found
+
+
+def _no_resnet(tensors: Mapping[str, Any]) -> ValueError:
+    names = ", ".join(sorted(tensors)[:4]) or "nothing"
+    return ValueError(f"no tensor is that of a ResNet; found {names}.")
 
 
 def _flatten(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
@@ -377,8 +379,7 @@ def _closest(tensors: Mapping[str, Any]) -> Architecture:
         shared[architecture] = len(found & wanted), -len(wanted)
     best = max(shared, key=lambda architecture: shared[architecture])
     if shared[best][0] == 0:
-        names = ", ".join(sorted(tensors)[:4]) or "nothing"
-        raise ValueError(f"no tensor is that of a ResNet; found {names}.")
+        raise _no_resnet(tensors)
     return best
 
 

@@ -1,9 +1,9 @@
 """Gaussian blur, differentiable in its width."""
 
-import chex
 import jax.numpy as jnp
 import numpy as np
 
+from invariance_jax.arguments import check_shape, promote
 from invariance_jax.types import Array
 
 # Below it, in squared pixels, the kernel is one pixel; keeps derivatives finite at 0.
@@ -26,25 +26,15 @@ def gaussian_blur(images: Array, sigma: Array) -> Array:
       `[B, H, W, C]`, in the dtype of images, at least float32.
 
     Raises:
-      ValueError: if images or sigma have another shape.
+      ValueError: if images or sigma have another shape or hold no real numbers.
 
     Gradients: with respect to both, of any order; 0 in sigma where it is below .01.
     Cost: `B H W C (H + W)` multiply-adds.
     """
-    chex.assert_rank(
-        images,
-        4,
-        custom_message="images must be [B, H, W, C].",
-        exception_type=ValueError,
-    )
-    chex.assert_shape(
-        sigma,
-        images.shape[:1],
-        custom_message="sigma must be [B], one number per image.",
-        exception_type=ValueError,
-    )
-    dtype = jnp.promote_types(jnp.result_type(images, sigma), jnp.float32)
-    images, sigma = images.astype(dtype), sigma.astype(dtype)
+    check_shape("images", images, (None,) * 4, expected="[B, H, W, C]")
+    size = images.shape[:1]
+    check_shape("sigma", sigma, size, expected="[B], one number per image")
+    images, sigma = promote(images=images, sigma=sigma)
     rows, columns = (_weights(size, sigma) for size in images.shape[1:3])
     return jnp.einsum("bij,bkl,bjlc->bikc", rows, columns, images, optimize=True)
 

@@ -11,12 +11,13 @@ reaches 0 or 1 before the clip, or goes beyond, has derivative 0 by all inputs.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invariance_jax.arguments import check_shape, promote, promote_images
+from invariance_jax.arguments import promote_images, promote_rows
 from invariance_jax.types import Array
 
 JITTER_NAMES = ("brightness", "contrast", "saturation", "hue")
@@ -24,6 +25,8 @@ JITTER_NAMES = ("brightness", "contrast", "saturation", "hue")
 
 COLORIZE_NAMES = ("rfore", "rback", "gfore", "gback", "bfore", "bback")
 """The columns of alpha of `colorize`, in the order of Spirograph."""
+
+_promote = partial(promote_rows, channels=3)
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -51,7 +54,7 @@ def adjust_brightness(images: Array, factor: Array) -> Array:
 
     Gradients: with respect to both; 0 at and beyond the clip points.
     """
-    images, factor = _promote("factor", images, factor)
+    images, factor = _promote(images, "factor", factor)
     return _clip(_per_image(factor) * images)
 
 
@@ -72,7 +75,7 @@ def adjust_contrast(images: Array, factor: Array) -> Array:
 
     Gradients: with respect to both; 0 at and beyond the clip points.
     """
-    images, factor = _promote("factor", images, factor)
+    images, factor = _promote(images, "factor", factor)
     # The mean goes first, one axis at a time: XLA on CPU is four times as fast so.
     rows = jnp.mean(images, axis=1, keepdims=True)
     return _blend(images, _luma(jnp.mean(rows, axis=2, keepdims=True)), factor)
@@ -95,7 +98,7 @@ def adjust_saturation(images: Array, factor: Array) -> Array:
 
     Gradients: with respect to both; 0 at and beyond the clip points.
     """
-    images, factor = _promote("factor", images, factor)
+    images, factor = _promote(images, "factor", factor)
     return _blend(images, _luma(images), factor)
 
 
@@ -118,7 +121,7 @@ def adjust_hue(images: Array, turns: Array) -> Array:
 
     Gradients: with respect to both, of any order.
     """
-    images, turns = _promote("turns", images, turns)
+    images, turns = _promote(images, "turns", turns)
     angle = (2 * math.pi * turns)[:, None, None, None]
     still, cos, sin = (
         jnp.asarray(matrix[None, None, None], turns.dtype)
@@ -166,7 +169,7 @@ def jitter(images: Array, alpha: Array) -> Array:
 
     Gradients: with respect to both; clip points as in the single operations.
     """
-    images, alpha = _promote("alpha", images, alpha, JITTER_NAMES)
+    images, alpha = _promote(images, "alpha", alpha, JITTER_NAMES)
     brightness, contrast, saturation, hue = jnp.unstack(alpha, axis=1)
     images = adjust_brightness(images, brightness)
     images = adjust_contrast(images, contrast)
@@ -193,7 +196,7 @@ def colorize(images: Array, alpha: Array) -> Array:
 
     Gradients: with respect to both, of any order.
     """
-    images, alpha = _promote("alpha", images, alpha, COLORIZE_NAMES)
+    images, alpha = _promote(images, "alpha", alpha, COLORIZE_NAMES)
     intensity = _luma(images)
     fore, back = alpha[:, None, None, 0::2], alpha[:, None, None, 1::2]
     return intensity * fore + (1 - intensity) * back
@@ -221,16 +224,3 @@ def _luma(images: Array) -> Array:
 
 def _per_image(factor: Array) -> Array:
     return factor[:, None, None, None]
-
-
-def _promote(
-    name: str, images: Array, values: Array, columns: tuple[str, ...] = ()
-) -> list[Array]:
-    """Returns images, and values `[B]` or, with columns, `[B, len(columns)]`."""
-    images = promote_images(images, channels=3)
-    expected = (images.shape[0], *([len(columns)] if columns else []))
-    order = f", columns {', '.join(columns)}" if columns else ""
-    check_shape(
-        name, values, expected, expected=f"{list(expected)}, a row per image{order}"
-    )
-    return promote(images=images, **{name: values})

@@ -17,9 +17,8 @@ import numpy as np
 from invariance_jax.arguments import (
     check_choice,
     check_integer,
-    check_shape,
-    promote,
     promote_images,
+    promote_rows,
 )
 from invariance_jax.numerics import safe_divide
 from invariance_jax.types import Array
@@ -72,7 +71,7 @@ def crop_and_resize(
       much smaller than a pixel has large derivatives.
     Cost: `size (H W + size H)` products per image and channel.
     """
-    images, boxes = _promote("boxes", images, boxes, BOX_NAMES)
+    images, boxes = promote_rows(images, "boxes", boxes, BOX_NAMES)
     sides = size if isinstance(size, tuple) else (size, size)
     if len(sides) != 2:
         raise ValueError(f"size must be one number or two; found {size}.")
@@ -225,7 +224,7 @@ def affine(images: Array, alpha: Array) -> Array:
     Gradients: with respect to both. Where a sampled row or column is a whole number,
       as everywhere at the identity, the derivative is the one to its increasing side.
     """
-    images, alpha = _promote("alpha", images, alpha, AFFINE_NAMES)
+    images, alpha = promote_rows(images, "alpha", alpha, AFFINE_NAMES)
     num_rows, num_columns = images.shape[1:3]
     row, column = _source_points(alpha, num_rows, num_columns)
     # One black pixel all around stands for all that is outside.
@@ -272,13 +271,3 @@ def _cell(position: Array, num_pixels: int) -> tuple[Array, Array]:
 def _clip(images: Array) -> Array:
     zero = jnp.zeros((), images.dtype)
     return jax.lax.clamp(zero, images, zero + 1)
-
-
-def _promote(
-    name: str, images: Array, values: Array, columns: tuple[str, ...]
-) -> list[Array]:
-    images = promote_images(images)
-    expected = (images.shape[0], len(columns))
-    order = f"a row per image, columns {', '.join(columns)}"
-    check_shape(name, values, expected, expected=f"{list(expected)}, {order}")
-    return promote(images=images, **{name: values})
