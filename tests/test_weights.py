@@ -58,7 +58,7 @@ def assert_equal(found, expected):
 @pytest.mark.parametrize("name", RESNETS)
 def test_export_has_the_names_shapes_and_order_of_the_authors(name, reference_json):
     state_dict = reference_state_dict(reference_json[name])
-    assert identify(state_dict) == (name, "cifar")
+    assert identify(state_dict) == (name, "cifar", 64)
     variables = from_torch_state_dict(state_dict)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(float)}
     exported = to_torch_state_dict(variables)
