@@ -492,6 +492,16 @@ def test_make_transformation_refuses(settings, message):
         make(PAPER, **settings)
 
 
+@pytest.mark.parametrize(
+    "shape, dtype, message",
+    [
+        ((2, 9, 8, 3), np.uint8, r"x must be \[B, 8, 8, 1 or 3\].* \[2, 9, 8, 3\]"),
+        ((2, 8, 8, 2), np.uint8, r"x must be \[B, 8, 8, 1 or 3\]"),
+        ((2, 8, 8), np.uint8, r"x must be \[B, 8, 8, 1 or 3\]"),
+        ((2, 8, 8, 3), np.int32, "x must be uint8, or floating .* found int32"),
+        ((2, 8, 8, 3), bool, "x must be uint8, or floating .* found bool"),
+    ],
+)
 def test_apply_and_plain_refuse_other_examples(shape, dtype, message):
     transformation, x = make(PAPER), jnp.zeros(shape, dtype)
     view = draw(transformation, 0, 2)

@@ -98,6 +98,25 @@ def test_chunks_do_not_change_the_accuracy(monkeypatch):
     assert knn_accuracy(*sets, k=4, temperature=0.1) == expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": 0}, "k must be an integer from 1 to 60"),
+        ({"k": 61}, "k must be an integer from 1 to 60"),
+        ({"k": 2.0}, "k must be an integer from 1 to 60"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": np.float32(-1)}, "temperature must be above 0; found -1.0"),
+        ({"temperature": jnp.ones(2)}, "temperature must be a number"),
+        ({"h": jnp.ones(60)}, "h must be"),
+        ({"h": jnp.ones((60, 5), bool)}, "h must hold real numbers.*found bool"),
+        ({"labels": np.full(60, 2**63, np.uint64)}, "must fit in int64"),
+        ({"h_test": jnp.ones((23, 6))}, "same features, but have 5 and 6"),
+        ({"labels": jnp.ones(59, int)}, "labels must have one entry for each"),
+        ({"labels": jnp.ones(60)}, "labels must have an integer dtype"),
+        ({"labels_test": jnp.ones(22, int)}, "labels_test must have one entry"),
+    ],
+    ids=str,
+)
 def test_bad_input_is_refused_by_name(changes, message):
     names = ("h", "labels", "h_test", "labels_test")
     given = dict(zip(names, make_sets(), strict=True)) | {"k": 3} | changes
