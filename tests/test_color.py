@@ -18,6 +18,7 @@ from invariance_jax.transforms.color import (
     adjust_saturation,
     colorize,
     jitter,
+    solarize,
     to_grayscale,
 )
 from invariance_jax.transforms.spirograph import PARAMETERS
@@ -114,6 +115,13 @@ def test_reference_values(dtype, tolerance, reference, x64):
     jittered, change = jax.jvp(along, (alpha,), (tangent,))
     check(jittered, "jitter")
     check(change, "jitter_jvp")
+
+
+def test_solarization_inverts_what_reaches_the_threshold():
+    images = jnp.asarray([0.0, 0.25, 0.5, 1.0]).repeat(6).reshape(2, 4, 1, 3)
+    found = solarize(images, jnp.asarray([0.25, 1.5]))
+    assert_array_equal(found[0], jnp.where(images[0] >= 0.25, 1 - images[0], images[0]))
+    assert_array_equal(found[1], images[1])
 
 
 def test_jitter_is_the_operations_in_their_order(x64):

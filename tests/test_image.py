@@ -16,6 +16,7 @@ from invariance_jax.transforms import (
     distributions,
     geometry,
 )
+from invariance_jax.transforms.blur import gaussian_blur
 from invariance_jax.transforms.distributions import FAMILIES
 from invariance_jax.transforms.image import make_transformation
 
@@ -37,6 +38,7 @@ PAPER = {
 
 ALL = {**PAPER, "colorize": True}  # every operation is on
 ALL |= {"rotation": 0.3, "scaling": 0.2, "shear": 0.1, "translation": 0.1}
+ALL |= {"blur_probability": 0.5, "solarize_probability": 0.5}
 
 # nothing is random but what a test adds
 BARE = {**PAPER, "jitter_probability": 0.0, "gray_probability": 0.0}
@@ -96,7 +98,7 @@ def test_names_stand_in_one_order_whatever_the_order_of_the_choice():
     for channel in "rgb":
         expected |= {f"{channel}fore": (0.4, 1), f"{channel}back": (0, 0.6)}
     expected |= {n: (0.6, 1.4) for n in ("brightness", "contrast", "saturation")}
-    expected |= {"hue": (-0.1, 0.1)}
+    expected |= {"hue": (-0.1, 0.1), "blur.sigma": (0.1, 2)}
     assert transformation.names == tuple(expected)
     assert_close(transformation.bounds, list(expected.values()))
 
@@ -256,14 +258,17 @@ def by_hand(x, held, size):
     images = geometry.affine(images, held["affine"])
     images = color.colorize(images, held["colorize"])
     images = gated("jitter", color.jitter(images, held["color"]), images)
-    return normalized(gated("gray", color.to_grayscale(images), images))
+    images = gated("gray", color.to_grayscale(images), images)
+    images = gated("blurred", gaussian_blur(images, held["blur"][:, 0]), images)
+    inverted = color.solarize(images, jnp.full(len(x), 0.5))
+    return normalized(gated("solarize", inverted, images))
 
 
 def test_operations_stand_in_the_documented_order():
     transformation = make(ALL, differentiate=(), gray_probability=0.5)
     x = make_x(8)
     view = draw(transformation, 3, 8)
-    for gate in ("flip", "jitter", "gray"):
+    for gate in ("flip", "jitter", "gray", "blurred", "solarize"):
         assert 0 < view.held[gate].sum() < 8
     assert_close(show(transformation, x, view), by_hand(x, view.held, 8))
 

@@ -249,6 +249,7 @@ CASES = {
             (color.adjust_saturation, {"factor": FACTOR}, {}),
             (color.adjust_hue, {"factor": FACTOR}, {}),
             (color.to_grayscale, {}, {}),
+            (color.solarize, {"threshold": FACTOR}, {}),
             (color.jitter, {"alpha": rows(1.2, 1, 1, 0)}, {}),
             (color.colorize, {"alpha": rows(1, 0, 1, 0, 1, 0)}, {}),
             (geometry.crop_and_resize, {"boxes": rows(1, 1, 5, 4)}, {"size": 4}),

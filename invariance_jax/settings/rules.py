@@ -349,6 +349,10 @@ def make_image_views(settings: Settings, family: str = "all") -> Transformation:
         scaling=augmentation.scaling * geometric,
         shear=augmentation.shear * geometric,
         translation=augmentation.translation * geometric,
+        blur_probability=augmentation.blur_probability * colored,
+        blur_sigma=augmentation.blur_sigma,
+        solarize_probability=augmentation.solarize_probability * colored,
+        solarize_threshold=augmentation.solarize_threshold,
     )
 
 

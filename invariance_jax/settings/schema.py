@@ -300,6 +300,14 @@ class Augmentation:
     """Share of the views that are jittered."""
     gray_probability: float = key(0.2, least=0, most=1)
     """Share of the views that are made grey."""
+    blur_probability: float = key(0.0, least=0, most=1)
+    """Share of the views that are blurred."""
+    blur_sigma: tuple[float, float] = key((0.1, 2.0), unit="pixels", above=0)
+    """Ends of the standard deviation of the blur."""
+    solarize_probability: float = key(0.0, least=0, most=1)
+    """Share of the views of which bright values are inverted."""
+    solarize_threshold: float = key(0.5, least=0, most=1)
+    """The value from which on solarization inverts."""
 
 
 @dataclass(slots=True)

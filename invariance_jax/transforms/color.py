@@ -177,6 +177,25 @@ def jitter(images: Array, alpha: Array) -> Array:
     return adjust_hue(images, hue)
 
 
+def solarize(images: Array, threshold: Array) -> Array:
+    """Returns the images with their bright values inverted, 1 - c where c >= threshold.
+
+    Args:
+      images: float `[B, H, W, 3]`, values in [0, 1].
+      threshold: `[B]`, .5 in BYOL; above 1 nothing changes.
+
+    Returns:
+      `[B, H, W, 3]`, values in [0, 1].
+
+    Raises:
+      ValueError: if images or threshold have another shape, or images are not floating.
+
+    Gradients: with respect to images; that in the threshold is 0.
+    """
+    images, threshold = _promote(images, "threshold", threshold)
+    return jnp.where(images >= _per_image(threshold), 1 - images, images)
+
+
 def colorize(images: Array, alpha: Array) -> Array:
     """Returns grey images drawn in a foreground on a background colour.
 

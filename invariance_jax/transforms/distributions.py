@@ -17,7 +17,7 @@ from invariance_jax.arguments import check_number
 from invariance_jax.transforms import color, geometry
 from invariance_jax.types import Array
 
-FAMILIES = ("crop", "affine", "colorize", "color")
+FAMILIES = ("crop", "affine", "colorize", "color", "blur")
 """What may be differentiated, in the order of the columns of alpha."""
 
 CROP_TRIES = 10
@@ -32,6 +32,7 @@ _SWITCHES = {
     "affine": "give rotation, scaling, shear or translation a range above 0",
     "colorize": "set colorize=True",
     "color": "give jitter_probability a value above 0",
+    "blur": "give blur_probability a value above 0",
 }
 
 
@@ -81,6 +82,22 @@ def colorize_family() -> Family:
       background U(0, .6).
     """
     return _uniform(color.COLORIZE_NAMES, 3 * [[0.4, 1.0], [0.0, 0.6]])
+
+
+def blur_family(*, sigma: tuple[float, float]) -> Family:
+    """Returns the distribution of `blur.gaussian_blur`, uniform.
+
+    Args:
+      sigma: least and greatest standard deviation, pixels, (.1, 2) in SimCLR.
+
+    Returns:
+      `Family`, of one column, "blur.sigma".
+
+    Raises:
+      ValueError: if the ends are not two positive numbers in order.
+    """
+    _check_range("blur_sigma", sigma, math.inf)
+    return _uniform(("blur.sigma",), [list(sigma)])
 
 
 def affine_family(

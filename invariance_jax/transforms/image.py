@@ -21,7 +21,7 @@ from invariance_jax.arguments import (
     check_shape,
     promote,
 )
-from invariance_jax.transforms import color, distributions, geometry
+from invariance_jax.transforms import blur, color, distributions, geometry
 from invariance_jax.transforms.base import Transformation, View
 from invariance_jax.transforms.distributions import FAMILIES
 from invariance_jax.types import Array, Key
@@ -47,6 +47,10 @@ def make_transformation(
     scaling: float = 0.0,
     shear: float = 0.0,
     translation: float = 0.0,
+    blur_probability: float = 0.0,
+    blur_sigma: tuple[float, float] = (0.1, 2.0),
+    solarize_probability: float = 0.0,
+    solarize_threshold: float = 0.5,
 ) -> Transformation:
     """Returns the transformation of images, in this order of operations.
 
@@ -61,7 +65,9 @@ def make_transformation(
     5. "color": `color.jitter` with jitter_probability; with s the strength, brightness,
        contrast and saturation are U(1 - .8 s, 1 + .8 s), hue U(-.2 s, .2 s) turns.
     6. gray: `color.to_grayscale` with gray_probability.
-    7. normalization of each channel, `(image - mean) / std`.
+    7. "blur": `blur.gaussian_blur` with blur_probability, sigma uniform.
+    8. solarization: `color.solarize` with solarize_probability.
+    9. normalization of each channel, `(image - mean) / std`.
 
     The examples x are uint8, or floating in [0, 1], `[B, H, W, 1 or 3]`; uint8 is
     divided by 255, one channel is repeated to three. `plain` is the central square,
@@ -89,11 +95,16 @@ def make_transformation(
       scaling: r below 1, factors are U(1 - r, 1 + r).
       shear: r, slopes are U(-r, r), at most 2.
       translation: r, shares of the sides are U(-r, r), at most 1.
+      blur_probability: of the blur.
+      blur_sigma: least and greatest standard deviation of the blur, pixels of the view.
+      solarize_probability: of the solarization.
+      solarize_threshold: the value from which on it inverts, in [0, 1].
 
     Returns:
       A `Transformation` with the names "crop.top", ..., "affine.rotation", ...,
-      "rfore", ..., "brightness", ..., those that are differentiated. A sampler's draws
-      are float32; apply refuses x of another size or dtype with a ValueError.
+      "rfore", ..., "brightness", ..., "blur.sigma", those that are differentiated. A
+      sampler's draws are float32; apply refuses x of another size or dtype with a
+      ValueError.
 
     Raises:
       ValueError: if an argument is outside its range or in another unit, or
@@ -103,9 +114,17 @@ def make_transformation(
     source, image_size = _source(source_size), check_integer("image_size", image_size)
     check_choice("resampling", resampling, geometry.METHODS)
     _check_channels(mean=mean, std=std)
-    gates = {"flip": flip / 2, "jitter": jitter_probability, "gray": gray_probability}
-    for name in ("jitter", "gray"):
-        check_number(f"{name}_probability", gates[name], low=0, high=1)
+    probabilities = {
+        "jitter": jitter_probability,
+        "gray": gray_probability,
+        "blur": blur_probability,
+        "solarize": solarize_probability,
+    }
+    for name, value in probabilities.items():
+        check_number(f"{name}_probability", value, low=0, high=1)
+    check_number("solarize_threshold", solarize_threshold, low=0, high=1)
+    gates = {"flip": flip / 2} | probabilities
+    gates["blurred"] = gates.pop("blur")  # "blur" is the family
     families = {
         "crop": distributions.crop_family(
             source_size=source,
@@ -118,12 +137,14 @@ def make_transformation(
         ),
         "colorize": distributions.colorize_family(),
         "color": distributions.jitter_family(strength=strength),
+        "blur": distributions.blur_family(sigma=blur_sigma),
     }
     switches = {
         "crop": crop,
         "affine": max(rotation, scaling, shear, translation) > 0,
         "colorize": colorize,
         "color": jitter_probability > 0 or "color" in differentiate,
+        "blur": blur_probability > 0,
     }
     families = {name: families[name] for name in FAMILIES if switches[name]}
     free = distributions.in_order(families, differentiate=differentiate)
@@ -136,6 +157,7 @@ def make_transformation(
         free={name: families.pop(name) for name in free},
         held=families,
         gates={name: gate for name, gate in gates.items() if gate > 0},
+        threshold=solarize_threshold,
     )
     return operations.transformation()
 
@@ -152,6 +174,7 @@ class _Operations:
     free: dict[str, distributions.Family]
     held: dict[str, distributions.Family]
     gates: dict[str, float]
+    threshold: float
 
     def transformation(self) -> Transformation:
         families = list(self.free.values())
@@ -190,7 +213,12 @@ class _Operations:
             )
         else:
             images = self._central_square(images)
-        return self._normalize(_transform(images, parameters))
+        images = _transform(images, parameters)
+        if "solarize" in parameters:
+            threshold = jnp.full(len(images), self.threshold, images.dtype)
+            inverted = color.solarize(images, threshold)
+            images = jnp.where(_gate(parameters["solarize"]), inverted, images)
+        return self._normalize(images)
 
     def plain(self, x: Array) -> Array:
         images = self._floating(x, jnp.float32)
@@ -243,7 +271,7 @@ class _Operations:
 
 
 def _transform(images: Array, parameters: dict[str, Array]) -> Array:
-    """Returns what follows the crop, up to the normalization."""
+    """Returns what follows the crop, up to the solarization."""
     if "flip" in parameters:
         images = geometry.flip_horizontal(images, parameters["flip"])
     if "affine" in parameters:
@@ -257,6 +285,9 @@ def _transform(images: Array, parameters: dict[str, Array]) -> Array:
     if "gray" in parameters:
         gray = color.to_grayscale(images)
         images = jnp.where(_gate(parameters["gray"]), gray, images)
+    if "blurred" in parameters:
+        blurred = blur.gaussian_blur(images, parameters["blur"][:, 0])
+        images = jnp.where(_gate(parameters["blurred"]), blurred, images)
     return images
 
 
