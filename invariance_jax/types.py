@@ -3,7 +3,7 @@
 The glossary of dimension letters is in the docstring of `invariance_jax`.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 
@@ -12,6 +12,10 @@ Array = jax.Array
 
 Key = jax.Array
 """A JAX random key: a typed key array or raw `uint32 [2]`."""
+
+
+PyTree = Any
+"""A pytree of arrays: examples, variables, outputs of heads."""
 
 
 class Encode(Protocol):

@@ -13,14 +13,14 @@ compilation serves every batch of one size.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax.arguments import check_integer, check_shape
-from invariance_jax.types import Array, Encode, Key
+from invariance_jax.types import Array, Encode, Key, PyTree
 
 _LARGEST = 2**32 - 1
 """What a random key takes as the number of an example or a view."""
@@ -30,12 +30,12 @@ class SamplesAndApplies(Protocol):
     """What averaging needs of a transformation: its sampler and the transformation."""
 
     @property
-    def sample(self) -> Callable[[Key, int], Any]:
+    def sample(self) -> Callable[[Key, int], PyTree]:
         """`(key, batch_size) -> view`, a pytree of arrays with leading axis B."""
         ...
 
     @property
-    def apply(self) -> Callable[[Any, Any], Array]:
+    def apply(self) -> Callable[[PyTree, PyTree], Array]:
         """`(x, view) -> images`, `[B, H, W, 3]`."""
         ...
 
@@ -46,7 +46,7 @@ def sample_view(
     indices: Array,
     *,
     view: int | Array,
-) -> Any:
+) -> PyTree:
     """Returns one view's parameters for each example, a function of its identity.
 
     Example i gets `transformation.sample(fold_in(fold_in(key, view), i), 1)`.
@@ -69,7 +69,7 @@ def sample_view(
         view = check_integer("view", view, least=0, most=_LARGEST)
     view_key = jax.random.fold_in(key, view)
 
-    def sample_one(index: Array) -> Any:
+    def sample_one(index: Array) -> PyTree:
         drawn = transformation.sample(jax.random.fold_in(view_key, index), 1)
         return jax.tree.map(lambda leaf: jnp.squeeze(leaf, axis=0), drawn)
 
@@ -80,7 +80,7 @@ def average_features(
     key: Key,
     encode: Encode,
     transformation: SamplesAndApplies,
-    x: Any,
+    x: PyTree,
     *,
     num_views: tuple[int, ...],
     indices: Array | None = None,
@@ -137,7 +137,7 @@ def encode_views(
     key: Key,
     encode: Encode,
     transformation: SamplesAndApplies,
-    x: Any,
+    x: PyTree,
     *,
     num_views: int,
     indices: Array | None = None,
@@ -173,7 +173,7 @@ def _view_encoder(
     key: Key,
     encode: Encode,
     transformation: SamplesAndApplies,
-    x: Any,
+    x: PyTree,
     indices: Array | None,
 ) -> tuple[Callable[[Array], Array], jax.ShapeDtypeStruct]:
     """Returns the map from the number of a view to h, and the shape of h."""
@@ -201,7 +201,7 @@ def _view_encoder(
     return encode_view, h
 
 
-def _batch_size(x: Any) -> int:
+def _batch_size(x: PyTree) -> int:
     """Returns the common leading axis of the leaves of x."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
     sizes = {shape[0] if shape else None for shape in shapes}

@@ -8,7 +8,6 @@ averages over them; one forward-mode derivative gives their expectation exactly.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from invariance_jax.arguments import (
     promote,
 )
 from invariance_jax.numerics import l2_normalize, magnitude, safe_divide
-from invariance_jax.types import Array
+from invariance_jax.types import Array, PyTree
 
 NORMALIZATIONS = ("l2", "none", "batch")
 """What the squared change of the representation is measured against."""
@@ -32,7 +31,7 @@ LIMIT_SHAPES = ("hard", "log")
 
 
 def invariance_penalty(
-    represent: Callable[[Array], Any],
+    represent: Callable[[Array], PyTree],
     alpha: Array,
     alpha_other: Array,
     *,
@@ -87,7 +86,7 @@ def invariance_penalty(
     _check_settings(normalization, example_limit, limit_shape)
     alpha, alpha_other = promote(alpha=alpha, alpha_other=alpha_other)
 
-    def normalized(alpha: Array) -> tuple[Array, tuple[Array, Any]]:
+    def normalized(alpha: Array) -> tuple[Array, tuple[Array, PyTree]]:
         h, aux = represent(alpha) if has_aux else (represent(alpha), None)
         check_shape(
             "h of represent",

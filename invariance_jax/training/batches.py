@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invariance_jax.types import Array, Key
+from invariance_jax.types import Array, Key, PyTree
 
 _FEISTEL_ROUNDS = 6
 
@@ -24,11 +24,11 @@ class Batches(Protocol):
     """The rows of a training set, batch by batch."""
 
     @property
-    def shape(self) -> Any:
+    def shape(self) -> PyTree:
         """What `load` returns of one device, leaves `jax.ShapeDtypeStruct`."""
         ...
 
-    def load(self, step: int, count: int, devices: Sequence[jax.Device]) -> Any:
+    def load(self, step: int, count: int, devices: Sequence[jax.Device]) -> PyTree:
         """Returns what `take` needs for some steps, axis 0 the local devices.
 
         Args:
@@ -38,7 +38,7 @@ class Batches(Protocol):
         """
         ...
 
-    def take(self, loaded: Any, indices: Array, position: Array) -> Array:
+    def take(self, loaded: PyTree, indices: Array, position: Array) -> Array:
         """Returns the rows of a replica for one step.
 
         Args:
@@ -61,7 +61,7 @@ class InMemory:
         """That of the set."""
         return jax.ShapeDtypeStruct(self._x.shape, self._x.dtype)
 
-    def load(self, step: int, count: int, devices: Sequence[jax.Device]) -> Any:
+    def load(self, step: int, count: int, devices: Sequence[jax.Device]) -> PyTree:
         """Returns the copies of the whole set."""
         if self._copies is None:
             self._copies = self._replicate(self._x, devices)

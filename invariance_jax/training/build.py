@@ -18,7 +18,7 @@ from invariance_jax.training.objective import Objective
 from invariance_jax.training.optimizers import make_optimizer, make_schedule
 from invariance_jax.training.step import TrainState, init_state, make_step
 from invariance_jax.transforms import Transformation
-from invariance_jax.types import Array, Key
+from invariance_jax.types import Array, Key, PyTree
 
 
 class Parts(NamedTuple):
@@ -180,7 +180,7 @@ def _representation(
     """Returns the shape of h, which an encoder of the user's own may have wrong."""
     name = settings.encoder.name
 
-    def init(images: Array) -> Any:
+    def init(images: Array) -> PyTree:
         return encoder.init_with_output(jax.random.key(0), images, train=False)[0]
 
     try:
@@ -205,7 +205,7 @@ def _projected(settings: Settings, h: jax.ShapeDtypeStruct) -> int:
     """Returns the features of z, which a method of the user's own may not have."""
     heads = make_method(settings, int(h.shape[-1])).heads
 
-    def init(h: Array) -> Any:
+    def init(h: Array) -> PyTree:
         return heads.init_with_output(jax.random.key(0), h, train=False)[0]
 
     name = settings.method.name
@@ -243,11 +243,11 @@ def _check_encoder(settings: Settings, encoder: nn.Module, parts: Parts) -> None
     name, shape = settings.encoder.name, _view_shapes(parts.task, parts.transformation)
 
     @jax.jit
-    def gradient(x: Array) -> Any:
+    def gradient(x: Array) -> PyTree:
         variables = encoder.init(jax.random.key(1), x, train=True)
 
-        def change(params: Any) -> tuple[Array, Any]:
-            def represent(x: Array) -> Any:
+        def change(params: PyTree) -> tuple[Array, PyTree]:
+            def represent(x: Array) -> PyTree:
                 inputs = {**variables, "params": params}
                 return encoder.apply(inputs, x, train=True, mutable=["batch_stats"])[0]
 
@@ -278,7 +278,7 @@ def _check_method(settings: Settings, method: Method, features: int) -> None:
     name = settings.method.name
 
     @jax.jit
-    def apply(h: Array) -> Any:
+    def apply(h: Array) -> PyTree:
         variables = method.heads.init(jax.random.key(1), h, train=True)
         outputs, _ = method.heads.apply(
             variables, h, train=True, mutable=["batch_stats"]
@@ -327,7 +327,7 @@ def _init(parts: Parts, key: Key) -> TrainState:
     return init_state(key, parts.objective, parts.optimizer, x)
 
 
-def read_weights(settings: Settings) -> dict[str, Any] | None:
+def read_weights(settings: Settings) -> dict[str, PyTree] | None:
     """Returns the variables of the encoder in the file of the settings, if any.
 
     Raises:

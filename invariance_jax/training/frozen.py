@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,15 +14,12 @@ from invariance_jax.training.build import Parts
 from invariance_jax.training.objective import Variables
 from invariance_jax.training.parallel import make_map
 from invariance_jax.training.step import TrainState
-from invariance_jax.types import Array, Key
+from invariance_jax.types import Array, Key, PyTree
 
 VIEWS_BATCH = 100
 """Examples per device of which several views are held at once."""
 
-Tree = Any
-"""Any pytree of arrays."""
-
-Mapped = Callable[[Tree, np.ndarray, int], np.ndarray]
+Mapped = Callable[[PyTree, np.ndarray, int], np.ndarray]
 """(variables, x [N, ...], stream) -> results [..., N, ...] on the host."""
 
 
@@ -99,7 +95,7 @@ class FrozenEncoder:
 
     def map(
         self,
-        function: Callable[[Tree, Array, Array, Array], Array],
+        function: Callable[[PyTree, Array, Array, Array], Array],
         *,
         axis: int,
         batch_size: int | None = None,
@@ -123,13 +119,13 @@ class FrozenEncoder:
 
     def _make_averaged(
         self,
-        encode: Callable[[Tree, Array], Array],
+        encode: Callable[[PyTree, Array], Array],
         num_views: tuple[int, ...],
         family: str,
     ) -> Mapped:
         transformation = self._parts.task.transformation(family)
 
-        def averaged(tree: Tree, x: Array, indices: Array, stream: Array) -> Array:
+        def averaged(tree: PyTree, x: Array, indices: Array, stream: Array) -> Array:
             return evaluation.average_features(
                 self.key(stream),
                 functools.partial(encode, tree),

@@ -20,7 +20,7 @@ import optax
 from invariance_jax import losses
 from invariance_jax.models import PredictedProjection, ProjectionHead
 from invariance_jax.settings import Settings, plugins
-from invariance_jax.types import Array
+from invariance_jax.types import Array, PyTree
 
 
 class Loss(Protocol):
@@ -28,11 +28,11 @@ class Loss(Protocol):
 
     def __call__(
         self,
-        own: Any,
-        other: Any,
-        target_own: Any,
-        target_other: Any,
-        memory: Any,
+        own: PyTree,
+        other: PyTree,
+        target_own: PyTree,
+        target_other: PyTree,
+        memory: PyTree,
         /,
         *,
         axis_name: str | None,
@@ -75,12 +75,12 @@ class Method(NamedTuple):
     heads: nn.Module
     loss: Loss
     momentum: optax.Schedule | None = None
-    memory: Any = ()
-    update: Callable[[Any, Any], Any] | None = None
+    memory: PyTree = ()
+    update: Callable[[PyTree, PyTree], PyTree] | None = None
     constant_rate: str | None = None
 
 
-def projection(outputs: Any) -> Any:
+def projection(outputs: PyTree) -> PyTree:
     """Returns z of the outputs of heads; None: there is no such matrix."""
     z = outputs.get("z") if isinstance(outputs, dict) else outputs
     return z if getattr(z, "ndim", 0) == 2 else None
@@ -89,13 +89,17 @@ def projection(outputs: Any) -> Any:
 def _of_pair(loss: Callable[..., Array], **settings: Any) -> Loss:
     """Returns the loss of a method that compares the z of both views alone."""
 
-    def of_outputs(own: Any, other: Any, *_: Any, axis_name: str | None) -> Array:
+    def of_outputs(
+        own: PyTree, other: PyTree, *_: PyTree, axis_name: str | None
+    ) -> Array:
         return loss(own, other, axis_name=axis_name, **settings)
 
     return of_outputs
 
 
-def _toward(own: Any, other: Any, target_own: Any, target_other: Any) -> Array:
+def _toward(
+    own: PyTree, other: PyTree, target_own: PyTree, target_other: PyTree
+) -> Array:
     """Returns minus both cosines of a prediction and the other view's target."""
     one = losses.negative_cosine(own["p"], target_other["z"])
     return one + losses.negative_cosine(other["p"], target_own["z"])
@@ -170,7 +174,7 @@ def moco_v3(
         losses.info_nce, temperature=temperature, block_size=block_size
     )
 
-    def loss(own: Any, other: Any, *rest: Any, axis_name: str | None) -> Array:
+    def loss(own: PyTree, other: PyTree, *rest: PyTree, axis_name: str | None) -> Array:
         target_own, target_other, _ = rest
         one = nce(own["p"], target_other["z"], axis_name=axis_name)
         two = nce(other["p"], target_own["z"], axis_name=axis_name)
@@ -196,7 +200,7 @@ def byol(
     ends = head(hidden, output, final_norm=False)
     heads = PredictedProjection(ends, ends.clone())
 
-    def loss(own: Any, other: Any, *rest: Any, axis_name: str | None) -> Array:
+    def loss(own: PyTree, other: PyTree, *rest: PyTree, axis_name: str | None) -> Array:
         return 4 + 2 * _toward(own, other, *rest[:2])
 
     return Method(heads, loss, rising(momentum, steps=steps))
@@ -220,7 +224,7 @@ def simsiam(
     predictor = head(bottleneck, output, final_norm=False, final_bias=True)
     heads = PredictedProjection(head(hidden, output, layers), predictor)
 
-    def loss(own: Any, other: Any, *_: Any, axis_name: str | None) -> Array:
+    def loss(own: PyTree, other: PyTree, *_: PyTree, axis_name: str | None) -> Array:
         return _toward(own, other, *jax.lax.stop_gradient((own, other))) / 2
 
     return Method(heads, loss, constant_rate="predictor")

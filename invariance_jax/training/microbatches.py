@@ -9,17 +9,18 @@ gradient on to the parameters.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from invariance_jax.training.draws import Draws
 from invariance_jax.training.objective import Objective
-from invariance_jax.types import Array
+from invariance_jax.types import Array, PyTree
 
 
-def make_gradient(objective: Objective, count: int) -> Callable[..., tuple[Any, Any]]:
+def make_gradient(
+    objective: Objective, count: int
+) -> Callable[..., tuple[PyTree, PyTree]]:
     """Returns the gradient of an objective, as `jax.grad(objective, has_aux=True)`.
 
     With several parts it is that of the whole batch if no example meets another within
@@ -29,14 +30,14 @@ def make_gradient(objective: Objective, count: int) -> Callable[..., tuple[Any, 
         return jax.grad(objective, has_aux=True)
 
     def gradient(
-        params: Any,
-        stats: Any,
+        params: PyTree,
+        stats: PyTree,
         weight: Array,
         x: Array,
         draws: Draws,
-        target: Any,
-        memory: Any,
-    ) -> tuple[Any, Any]:
+        target: PyTree,
+        memory: PyTree,
+    ) -> tuple[PyTree, PyTree]:
         parts = _split((x, draws), count)
         sides, moved = jax.lax.map(
             lambda part: objective.encode(params, stats, *part), parts
@@ -46,7 +47,9 @@ def make_gradient(objective: Objective, count: int) -> Callable[..., tuple[Any, 
         inputs = params, moved, weight, _join(sides), target, memory
         (direct, cotangents), aux = outer(*inputs)
 
-        def add(total: Any, part_and_cotangents: tuple[Any, Any]) -> tuple[Any, None]:
+        def add(
+            total: PyTree, part_and_cotangents: tuple[PyTree, PyTree]
+        ) -> tuple[PyTree, None]:
             part, cotangents = part_and_cotangents
             _, pull = jax.vjp(lambda p: objective.encode(p, stats, *part)[0], params)
             return jax.tree.map(jnp.add, total, *pull(cotangents)), None
@@ -56,10 +59,10 @@ def make_gradient(objective: Objective, count: int) -> Callable[..., tuple[Any, 
     return gradient
 
 
-def _split(tree: Any, count: int) -> Any:
+def _split(tree: PyTree, count: int) -> PyTree:
     """Returns each leaf `[B, ...]` as `[count, B / count, ...]`."""
     return jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), tree)
 
 
-def _join(tree: Any) -> Any:
+def _join(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)

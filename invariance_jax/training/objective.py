@@ -21,9 +21,9 @@ from invariance_jax.settings.schema import Penalty
 from invariance_jax.training.draws import Draws, Side
 from invariance_jax.training.methods import Method, projection
 from invariance_jax.transforms.base import Transformation, View
-from invariance_jax.types import Array
+from invariance_jax.types import Array, PyTree
 
-Variables = dict[str, Any]
+Variables = dict[str, PyTree]
 """{"encoder": ..., "heads": ...}."""
 
 
@@ -40,7 +40,7 @@ class Encoded(NamedTuple):
     h: Array
     point: Array
     penalty: Array | None
-    outputs: Any = None
+    outputs: PyTree = None
 
 
 class Terms(NamedTuple):
@@ -56,7 +56,7 @@ class Terms(NamedTuple):
     method: Array
     penalty: Array
     limited: Array
-    outputs: tuple[Any, Any]
+    outputs: tuple[PyTree, PyTree]
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class Objective:
         weight: Array,
         x: Array,
         draws: Draws,
-        target: tuple[Any, Any],
-        memory: Any,
+        target: tuple[PyTree, PyTree],
+        memory: PyTree,
     ) -> tuple[Array, tuple[Terms, Variables]]:
         """Returns `(loss, (terms, stats))` of the examples of this replica.
 
@@ -136,8 +136,8 @@ class Objective:
         stats: Variables,
         weight: Array,
         sides: tuple[Encoded, Encoded],
-        target: tuple[Any, Any],
-        memory: Any,
+        target: tuple[PyTree, PyTree],
+        memory: PyTree,
     ) -> tuple[Array, tuple[Terms, Variables]]:
         """Returns the loss of sides that are encoded; it sees the whole batch."""
         own, stats = self._outputs(params, stats, sides[0])
@@ -154,7 +154,7 @@ class Objective:
 
     def target_outputs(
         self, params: Variables, stats: Variables, x: Array, draws: Draws
-    ) -> tuple[tuple[Any, Any], Variables]:
+    ) -> tuple[tuple[PyTree, PyTree], Variables]:
         """Returns what a target network makes of both sides, and its statistics."""
         made = []
         plain = replace(self, penalty=replace(self.penalty, weight=0.0))
@@ -169,10 +169,10 @@ class Objective:
         params: Variables,
         stats: Variables,
         x: Array,
-        held: Any,
+        held: PyTree,
         penalized: bool,
         at_z: bool,
-    ) -> Callable[[Array], tuple[Array, tuple[Array, Any, Variables]]]:
+    ) -> Callable[[Array], tuple[Array, tuple[Array, PyTree, Variables]]]:
         """Returns alpha -> (where the penalty acts, (h, outputs, statistics)).
 
         The outputs of the heads are None where the penalty acts on h.
@@ -180,7 +180,7 @@ class Objective:
         encoder = self.penalized if penalized else self.encoder
         heads = self.penalized_heads if penalized else self.method.heads
 
-        def represent(alpha: Array) -> tuple[Array, tuple[Array, Any, Variables]]:
+        def represent(alpha: Array) -> tuple[Array, tuple[Array, PyTree, Variables]]:
             images = self.transformation.apply(x, View(alpha, held))
             h, moved = _apply(encoder, "encoder", params, stats, images)
             if not at_z:
@@ -201,7 +201,7 @@ class Objective:
 
     def _outputs(
         self, params: Variables, stats: Variables, side: Encoded
-    ) -> tuple[Any, Variables]:
+    ) -> tuple[PyTree, Variables]:
         """Returns the outputs of the heads of one side, and the statistics after it."""
         if side.outputs is not None:
             return side.outputs, stats
@@ -241,7 +241,7 @@ def _by_direction(drawn: Array | None) -> Array | None:
 
 def _apply(
     module: nn.Module, part: str, params: Variables, stats: Variables, inputs: Array
-) -> tuple[Any, Variables]:
+) -> tuple[PyTree, Variables]:
     """Returns the training-mode output of one part and all running statistics."""
     outputs, updated = module.apply(
         {"params": params[part], "batch_stats": stats[part]},

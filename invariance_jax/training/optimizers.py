@@ -9,19 +9,18 @@ order of momentum and learning rate.
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from invariance_jax.settings import Settings
-from invariance_jax.types import Array
+from invariance_jax.types import Array, PyTree
 
 _LARS_EPSILON = 1e-8
 _WARMUP_EPOCHS = 10
 
-Mask = Callable[[Any], Any]
+Mask = Callable[[PyTree], PyTree]
 """Parameters -> a boolean for each array of them."""
 
 
@@ -45,7 +44,7 @@ def lars(
         ratio = jnp.where((size > 0) & (slope > 0), ratio, 1)
         return ratio * (gradient + weight_decay * parameter)
 
-    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def update(updates: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         return jax.tree.map(scale, updates, params), state
 
     adapt = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
@@ -97,8 +96,8 @@ def make_optimizer(
     if constant_rate is not None:
         constant = _with_rate(settings, settings.derived.peak_learning_rate)
 
-        def labels(params: Any) -> Any:
-            def label(path: Any, _: Any) -> str:
+        def labels(params: PyTree) -> PyTree:
+            def label(path: PyTree, _: PyTree) -> str:
                 inside = _names(path)[:2] == ("heads", constant_rate)
                 return "constant" if inside else "scheduled"
 
@@ -131,11 +130,11 @@ def _with_rate(
 def _not_named(exclude: tuple[str, ...]) -> Mask:
     """Returns the mask of parameters but "bias", or "norm": scale and its bias."""
 
-    def mask(params: Any) -> Any:
+    def mask(params: PyTree) -> PyTree:
         paths = jax.tree_util.tree_leaves_with_path(params)
         names = {_names(path) for path, _ in paths}
 
-        def is_kept(path: Any, _: Any) -> bool:
+        def is_kept(path: PyTree, _: PyTree) -> bool:
             *module, name = _names(path)
             is_norm = (*module, "scale") in names
             named = {"norm": is_norm, "bias": name == "bias"}
@@ -146,5 +145,5 @@ def _not_named(exclude: tuple[str, ...]) -> Mask:
     return mask
 
 
-def _names(path: Any) -> tuple[str, ...]:
+def _names(path: PyTree) -> tuple[str, ...]:
     return tuple(key.key for key in path)

@@ -17,12 +17,12 @@ from invariance_jax.runtime.devices import all_devices as devices_of_all
 from invariance_jax.training.batches import Batches, Sampler
 from invariance_jax.training.draws import Draws
 from invariance_jax.training.step import Metrics, TrainState
-from invariance_jax.types import Array, Key
+from invariance_jax.types import Array, Key, PyTree
 
 AXIS_NAME = "replicas"
 
 
-def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
+def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     """Returns the tree with every array copied to each device, axis 0 the replicas."""
     return _copy(tuple(devices))(np.arange(len(_local_positions(devices))), tree)
 
@@ -34,7 +34,7 @@ def _local_positions(devices: Sequence[jax.Device]) -> list[int]:
 
 
 @functools.cache
-def _copy(devices: tuple[jax.Device, ...]) -> Callable[[np.ndarray, Any], Any]:
+def _copy(devices: tuple[jax.Device, ...]) -> Callable[[np.ndarray, PyTree], PyTree]:
     return jax.pmap(
         lambda _, tree: tree,
         # The name is part of the sharding: with another one, a step compiles twice.
@@ -44,7 +44,7 @@ def _copy(devices: tuple[jax.Device, ...]) -> Callable[[np.ndarray, Any], Any]:
     )
 
 
-def one_replica(tree: Any) -> Any:
+def one_replica(tree: PyTree) -> PyTree:
     """Returns the first local replica of a replicated tree, as NumPy arrays."""
     shards = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data, tree)
     return jax.tree.map(lambda shard: np.asarray(shard)[0], shards)
@@ -66,7 +66,7 @@ def make_train(
     # and then wait for one another for ever.
     blocks = jax.process_count() > 1 and devices[0].platform == "cpu"
 
-    def train_steps(state: TrainState, key: Key, first: int, num_steps: int) -> Any:
+    def train_steps(state: TrainState, key: Key, first: int, num_steps: int) -> PyTree:
         loaded = batches.load(first, num_steps, devices)
         results = mapped(state, key, loaded, np.int32(num_steps))
         return jax.block_until_ready(results) if blocks else results
@@ -83,7 +83,7 @@ def map_train(
 ) -> Any:
     """Returns what `make_train` calls, num_steps int32 `[]`; it can be lowered."""
 
-    def take_share(tree: Any) -> Any:
+    def take_share(tree: PyTree) -> PyTree:
         replicas = jax.lax.psum(1, AXIS_NAME)
         replica = jax.lax.axis_index(AXIS_NAME)
 
@@ -94,15 +94,15 @@ def map_train(
         return jax.tree.map(share, tree)
 
     def one_step(
-        state: TrainState, key: Key, loaded: Any, position: Array
+        state: TrainState, key: Key, loaded: PyTree, position: Array
     ) -> tuple[TrainState, Metrics]:
         indices, draws = take_share((sampler(key, state.step), draw(key, state.step)))
         return step(state, batches.take(loaded, indices, position), draws)
 
     def train(
-        state: TrainState, key: Key, loaded: Any, num_steps: Array
+        state: TrainState, key: Key, loaded: PyTree, num_steps: Array
     ) -> tuple[TrainState, Metrics]:
-        def body(position: Array, carry: tuple[TrainState, Metrics]) -> Any:
+        def body(position: Array, carry: tuple[TrainState, Metrics]) -> PyTree:
             state, sums = carry
             state, metrics = one_step(state, key, loaded, position)
             return state, jax.tree.map(jnp.add, sums, metrics)
@@ -136,7 +136,7 @@ def make_map(
     `between`, called before each batch, raises ends the computation.
     """
 
-    def gathered(variables: Any, x: Array, indices: Array, stream: Array) -> Array:
+    def gathered(variables: PyTree, x: Array, indices: Array, stream: Array) -> Array:
         part = function(variables, x, indices, stream)
         return jax.lax.all_gather(part, AXIS_NAME, axis=axis, tiled=True)
 
@@ -146,7 +146,7 @@ def make_map(
     own = _local_positions(devices)
 
     def map_examples(
-        variables: Any, x: np.ndarray, stream: int, *, batch_size: int
+        variables: PyTree, x: np.ndarray, stream: int, *, batch_size: int
     ) -> np.ndarray:
         variables = replicate(variables, devices)
         per_device = min(batch_size, -(-len(x) // len(devices)))

@@ -6,7 +6,7 @@ Gradient descent on `training.objective`. One replica; collectives only behind
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from invariance_jax.training.objective import (
     Variables,
     batch_mean,
 )
-from invariance_jax.types import Array, Key
+from invariance_jax.types import Array, Key, PyTree
 
 Metrics = dict[str, tuple[Array, Array]]
 """Name -> (sum, count): the mean over any number of steps is sum / count."""
@@ -52,9 +52,9 @@ class TrainState(NamedTuple):
     step: Array
     params: Variables
     batch_stats: Variables
-    opt_state: Any
+    opt_state: PyTree
     target: Target | None = None
-    memory: Any = ()
+    memory: PyTree = ()
 
 
 def make_step(
@@ -107,14 +107,14 @@ def make_step(
     return step
 
 
-def _norm(tree: Any) -> Array:
+def _norm(tree: PyTree) -> Array:
     squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(jnp.sum(jnp.stack(squares)))
 
 
 def _target_outputs(
     objective: Objective, target: Target | None, x: Array, draws: Draws
-) -> tuple[Target | None, tuple[Any, Any]]:
+) -> tuple[Target | None, tuple[PyTree, PyTree]]:
     """Returns the target network with new statistics, and its outputs."""
     if target is None:
         return None, (None, None)
@@ -133,7 +133,7 @@ def _follow(
     return Target(moved, target.batch_stats)
 
 
-def _remember(objective: Objective, memory: Any, outputs: Any) -> Any:
+def _remember(objective: Objective, memory: PyTree, outputs: PyTree) -> PyTree:
     """Returns the memory of the method after it has seen the outputs of the batch."""
     if objective.method.update is None:
         return memory

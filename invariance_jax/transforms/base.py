@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import checkify
 
 from invariance_jax.arguments import check_integer
-from invariance_jax.types import Array, Key
+from invariance_jax.types import Array, Key, PyTree
 
 
 class View(NamedTuple):
@@ -28,7 +28,7 @@ class View(NamedTuple):
     """
 
     alpha: Array
-    held: Any = ()
+    held: PyTree = ()
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Transformation:
     names: tuple[str, ...]
     bounds: np.ndarray
     sample: Callable[[Key, int], View]
-    apply: Callable[[Any, View], Array]
-    plain: Callable[[Any], Array] | None = None
+    apply: Callable[[PyTree, View], Array]
+    plain: Callable[[PyTree], Array] | None = None
 
 
 _FEW_DRAWS, _DRAWS = 4, 16
@@ -66,7 +66,7 @@ _MOST_ALONE = 8
 
 
 def check_transformation(
-    transformation: Transformation, x: Any, *, seed: int = 0
+    transformation: Transformation, x: PyTree, *, seed: int = 0
 ) -> None:
     """Checks that a transformation of one's own keeps the promises of the protocol.
 
@@ -173,7 +173,7 @@ def _check_view(transformation: Transformation, view: View, batch_size: int) -> 
         )
 
 
-def _check_columns(transformation: Transformation, x: Any, view: View) -> None:
+def _check_columns(transformation: Transformation, x: PyTree, view: View) -> None:
     """Looks for a column of alpha that is not there: JAX takes the last for it."""
     checked = checkify.checkify(transformation.apply, errors=checkify.index_checks)
     try:
@@ -189,7 +189,7 @@ def _check_columns(transformation: Transformation, x: Any, view: View) -> None:
 
 
 def _along(
-    transformation: Transformation, x: Any, view: View
+    transformation: Transformation, x: PyTree, view: View
 ) -> Callable[[Array], Array]:
     """Returns the images as a function of alpha."""
 
@@ -200,7 +200,7 @@ def _along(
 
 
 def _check_derivatives(
-    transformation: Transformation, x: Any, view: View, direction: Array
+    transformation: Transformation, x: PyTree, view: View, direction: Array
 ) -> None:
     """Takes the derivative along alpha, and the gradient of its square."""
     apply = _along(transformation, x, view)
@@ -219,7 +219,7 @@ def _check_derivatives(
         _check_finite(f"the derivative ({promise})", values)
 
 
-def _check_slopes(transformation: Transformation, x: Any, views: list[View]) -> None:
+def _check_slopes(transformation: Transformation, x: PyTree, views: list[View]) -> None:
     """Compares the derivative along each column with differences of the images."""
     low, high = (jnp.asarray(end, jnp.float32) for end in transformation.bounds.T)
 
@@ -268,7 +268,7 @@ def _check_slopes(transformation: Transformation, x: Any, views: list[View]) -> 
 
 
 def _check_alone(
-    name: str, function: Callable[..., Array], images: Array, *examples: Any
+    name: str, function: Callable[..., Array], images: Array, *examples: PyTree
 ) -> None:
     """Compares what examples give alone with what they give among the others."""
     numbers = np.unique(np.linspace(0, len(images) - 1, _MOST_ALONE).astype(int))

@@ -14,7 +14,7 @@ import numpy as np
 
 from invariance_jax.arguments import check_shape, promote
 from invariance_jax.transforms.base import Transformation, View
-from invariance_jax.types import Array, Key
+from invariance_jax.types import Array, Key, PyTree
 
 GROUPS = {
     "foreground": ("rfore", "gfore", "bfore"),
@@ -111,7 +111,7 @@ def redraw(transformation: Transformation, chosen: Array) -> Transformation:
     if chosen.dtype != np.bool_:
         raise ValueError(f"chosen must be bool, one per column; found {chosen.dtype}.")
 
-    def apply(pair: tuple[Any, View], view: View) -> Array:
+    def apply(pair: tuple[PyTree, View], view: View) -> Array:
         x, kept = pair
         alpha = jnp.where(jnp.asarray(chosen)[None], view.alpha, kept.alpha)
         return transformation.apply(x, View(alpha, kept.held))
