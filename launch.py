@@ -42,6 +42,10 @@ _DEVICES = flags.DEFINE_integer(
 )
 
 
+for _name in ("config", "sweep", "cluster"):  # --help lists those of this module
+    flags.declare_key_flag(_name)
+
+
 def main(arguments: list[str]) -> None:
     """Runs the program that the mode names, here or on a cluster."""
     mode, config, workdirs = _read(arguments)

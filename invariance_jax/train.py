@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from invariance_jax import experiments
 from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints
 from invariance_jax.runs.log import MetricsWriter
 from invariance_jax.runs.tracking import check_tracking
@@ -66,6 +67,7 @@ def run(config: Config, workdir: AnyPath) -> None:
             read_weights(settings)
             check_tracking(settings)
             check_own_parts(build(settings))
+            experiments.load(make_task(settings))  # before hours, not after
             each = [
                 (open_set(resolve(one)), path)
                 for one, path in one_per_seed(config, workdir)

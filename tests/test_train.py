@@ -316,3 +316,10 @@ def test_calls_of_a_run_that_continues_are_those_of_the_whole_run():
     assert whole[-1] == 97
     for number, step in enumerate(whole):
         assert list(train.boundaries(settings, step)) == whole[number + 1 :]
+
+
+def test_an_experiment_that_is_not_there_is_told_before_training(tmp_path):
+    changes = {"evaluation.experiments": ("own_parts:absent",)}
+    with pytest.raises(ValueError, match="evaluation.experiments .* has no absent"):
+        train.run(tiny_config(changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

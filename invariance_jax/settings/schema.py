@@ -546,9 +546,9 @@ def change(config: Config, name: str, value: object) -> None:
 
 
 def closest(name: str, names: Iterable[str]) -> str:
-    """Returns a hint, "the closest is NAME", at what a misspelt name may mean."""
-    (found,) = difflib.get_close_matches(name, [*names], n=1, cutoff=0.0)
-    return f"the closest is {found}"
+    """Returns a hint at what a misspelt name may mean, "the closest is NAME"."""
+    found = difflib.get_close_matches(name, [*names], n=1, cutoff=0.4)
+    return f"the closest is {found[0]}" if found else "no name is close to it"
 
 
 def to_dict(config: Config) -> dict[str, Any]:
