@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from invariance_jax import experiments
 from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints
 from invariance_jax.runs.log import MetricsWriter
 from invariance_jax.runs.tracking import check_tracking
@@ -65,7 +66,10 @@ def run(config: Config, workdir: AnyPath) -> None:
             check_devices(settings, jax.device_count())
             read_weights(settings)
             check_tracking(settings)
-            check_own_parts(build(settings))
+            parts = build(settings)
+            cost.check_state(parts)
+            check_own_parts(parts)
+            experiments.load(parts.task)  # what evaluation will look for
             each = [
                 (open_set(resolve(one)), path)
                 for one, path in one_per_seed(config, workdir)

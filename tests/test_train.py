@@ -316,3 +316,10 @@ def test_calls_of_a_run_that_continues_are_those_of_the_whole_run():
     assert whole[-1] == 97
     for number, step in enumerate(whole):
         assert list(train.boundaries(settings, step)) == whole[number + 1 :]
+
+
+def test_what_evaluation_will_look_for_is_there_before_anything_is_written(tmp_path):
+    config = tiny_config({"evaluation.experiments": ("no_such_module:f",)})
+    with pytest.raises(ValueError, match=r"evaluation\.experiments is 'no_such_modu"):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
