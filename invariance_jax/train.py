@@ -66,8 +66,10 @@ def run(config: Config, workdir: AnyPath) -> None:
             check_devices(settings, jax.device_count())
             read_weights(settings)
             check_tracking(settings)
-            check_own_parts(build(settings))
-            experiments.load(make_task(settings))  # before hours, not after
+            parts = build(settings)
+            cost.check_state(parts)
+            check_own_parts(parts)
+            experiments.load(parts.task)  # what evaluation will look for
             each = [
                 (open_set(resolve(one)), path)
                 for one, path in one_per_seed(config, workdir)

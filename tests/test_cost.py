@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 from tiny import tiny_config
 
+from invariance_jax import train
 from invariance_jax.models import create_encoder
 from invariance_jax.settings import resolve
 from invariance_jax.training import cost
@@ -51,3 +52,10 @@ def test_operations_of_a_step(changes, encoders, heads):
     assert found.example == 6 * (encoders * ENCODER + heads * HEAD)
     # Anchors meet all anchors.
     assert found.of_batch(10) - 10 * found.example == 6 * 20**2 * 8
+
+
+def test_a_network_that_the_machine_does_not_hold_is_refused(tmp_path):
+    changes = {"encoder.width": 65_536, "encoder.depth": 40}
+    with pytest.raises(ValueError, match=r"encoder\.width, .* of memory of this mach"):
+        train.run(tiny_config(changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -93,3 +93,9 @@ def test_whether_devices_were_used_is_known():
     code += "print(started(), started(), jax.config.jax_num_cpu_devices == n)\n"
     code += "jax.devices(); print(started(), jax.config.jax_num_cpu_devices == n)"
     assert python(code).split() == ["False", "False", "True", "True", "True"]
+
+
+@pytest.mark.parametrize("count", [0, -1, 10**9])
+def test_as_many_devices_as_no_machine_has_are_not_simulated(count):
+    with pytest.raises(ValueError, match=f"is {count}; expected 1 to 4096"):
+        devices.simulate(count)

@@ -148,7 +148,10 @@ MISTAKES = {
     "no such file": (["--config=configs/none.py"], ["configs/none.py is no file"]),
     "unknown flag": ([CONFIG, "--wrokdir=a"], ["wrokdir"]),
     "no configuration": ([], ["--config is missing"]),
-    "a word too many": ([CONFIG, "now"], ["unexpected argument 'now'"]),
+    "a word too many": (
+        [CONFIG, "now"],
+        ["unexpected argument 'now'; a value with spaces needs quotes"],
+    ),
     "nothing to evaluate": (["--mode=evaluate"], ["holds no run"]),
     "nothing to report": (["--mode=report"], ["does not exist"]),
 }

@@ -114,6 +114,20 @@ def test_gpus_that_cannot_be_shared_are_named():
         from_environment(environment)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLURM_STEP_ID", "batch"),
+        ("SLURM_NODEID", "one"),
+        ("SLURM_STEP_TASKS_PER_NODE", ""),
+        ("SLURM_STEP_TASKS_PER_NODE", "0"),
+    ],
+)
+def test_a_variable_of_slurm_that_is_no_number_is_named(name, value):
+    with pytest.raises(ValueError, match=f"{name} is .*; expected a"):
+        from_environment(SLURM | {name: value})
+
+
 def test_a_variable_that_slurm_should_have_set_is_named():
     environment = {k: v for k, v in SLURM.items() if k != "SLURM_PROCID"}
     with pytest.raises(ValueError, match="SLURM_PROCID is nothing; expected a number"):

@@ -65,8 +65,14 @@ def test_a_last_line_that_was_cut_off_is_removed(tmp_path, torn):
         (lambda content: content[: len(content) // 2], [1, 2], False),
         (lambda content: bytes(10) + content[10:], [2, 3, 4], True),
         (lambda content: b"[]\n" + content, [1, 2, 3, 4], True),
+        (lambda content: b'{"step": 1e999}\n' + content, [1, 2, 3, 4], True),
+        (lambda content: b'{"step": 1, "seconds": ""}\n' + content, [1, 2, 3, 4], True),
+        (lambda content: b"[" * 10**5 + b"\n" + content, [1, 2, 3, 4], True),
     ],
-    ids=["deleted", "emptied", "zeroed", "cut", "begins with zeros", "a line more"],
+    ids=[
+        *("deleted", "emptied", "zeroed", "cut", "begins with zeros", "a line more"),
+        *("an infinite step", "a time that is no number", "a deep line"),
+    ],
 )
 def test_rows_that_are_missing_are_said(tmp_path, caplog, damage, kept, bad):
     count, path = write(tmp_path, 0, [1, 2, 3, 4]), tmp_path / "metrics.jsonl"

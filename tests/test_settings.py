@@ -81,6 +81,8 @@ def bad_values(declared):
         yield from (plain(value) if abs(value) < INF else value for value in beyond)
     if key.choices and plain is str:
         yield from ("no such name", "", key.choices[0].upper())
+    if key.path:
+        yield ""
     if key.own:
         yield from (["a:"], [":b"], "a:b c") if plain is str else ((":b",), ("a:",))
 
@@ -145,6 +147,16 @@ def test_all_bad_keys_are_listed_at_once():
 def test_a_config_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="config is dict; expected"):
         resolve({"seed": 1})
+
+
+@pytest.mark.parametrize("name", ["penalty", "data", "data.bounds"])
+@pytest.mark.parametrize("value", [None, {"weight": 1.0}, 3])
+def test_a_section_that_is_replaced_is_refused_by_name(name, value):
+    config = tiny_config()
+    *outer, last = name.split(".")
+    setattr(config.data if outer else config, last, value)
+    with pytest.raises(ValueError, match=rf"^{name} is .*; expected the section"):
+        resolve(config)
 
 
 def test_a_misspelt_key_is_refused():

@@ -162,6 +162,13 @@ def script(capsys, workdir, **given):
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize("given", [{}, {"slurm_folder": "/tmp/a\n#SBATCH --wrap=id"}])
+def test_a_folder_is_no_line_of_the_script(capsys, tmp_path, given):
+    workdir = tmp_path / ("run" if given else "run\n#SBATCH --wrap=id")
+    with pytest.raises(ValueError, match="is no folder for logs; expected one line"):
+        script(capsys, workdir, **given)
+
+
 def test_a_script_has_what_was_asked_for(capsys, tmp_path):
     found = script(
         capsys,

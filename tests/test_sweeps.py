@@ -181,6 +181,10 @@ MISTAKES = {
         {"seed": tuple(range(10)), "penalty.weight": tuple(range(10**4))},
         "the sweep has 100000 runs; expected at most 1000",
     ),
+    "too many values": (
+        {"penalty.weight": tuple(range(10**5))},
+        "the sweep has 100000 runs; expected at most 1000",
+    ),
 }
 
 
@@ -206,6 +210,11 @@ def test_seeds_are_given_once(plan):
         ("\nimport no_such_module", r", line 2: ModuleNotFoundError: No mod"),
         ("def get_sweep():\n    return 1 / 0", r"line 2: ZeroDivisionError: division"),
         ("def get_sweep():\n    raise SystemExit(3)", r"line 2: SystemExit: 3"),
+        (
+            "def get_sweep():\n    raise OSError('a\\nb')",
+            r"line 2: OSError: a b",
+        ),
+        ("\0", r": SyntaxError: source code string"),
         ("def get_sweep(a): pass", r": TypeError: .*missing 1 required"),
     ],
 )

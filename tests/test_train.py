@@ -318,8 +318,8 @@ def test_calls_of_a_run_that_continues_are_those_of_the_whole_run():
         assert list(train.boundaries(settings, step)) == whole[number + 1 :]
 
 
-def test_an_experiment_that_is_not_there_is_told_before_training(tmp_path):
-    changes = {"evaluation.experiments": ("own_parts:absent",)}
-    with pytest.raises(ValueError, match="evaluation.experiments .* has no absent"):
-        train.run(tiny_config(changes), tmp_path / "run")
+def test_what_evaluation_will_look_for_is_there_before_anything_is_written(tmp_path):
+    config = tiny_config({"evaluation.experiments": ("no_such_module:f",)})
+    with pytest.raises(ValueError, match=r"evaluation\.experiments is 'no_such_modu"):
+        train.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

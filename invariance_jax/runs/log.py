@@ -125,7 +125,8 @@ def _read(
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
+            row.get("seconds", 0.0) + 0.0  # a number
             rows.append((line, {**row, "step": int(row["step"])}))
-        except (KeyError, TypeError, ValueError):
+        except Exception:  # each kind of damage raises its own
             bad.append((number, repr(line.strip()[:40])))
     return rows, bad

@@ -9,6 +9,8 @@ _DETERMINISTIC = (
     "--xla_gpu_exclude_nondeterministic_ops=true",
 )
 
+_MOST = 4096  # devices that are simulated: XLA makes each of them
+
 
 def all_devices(count: int | None = None) -> tuple[jax.Device, ...]:
     """Returns the devices of all processes, or the first of them."""
@@ -30,8 +32,8 @@ def all_devices(count: int | None = None) -> tuple[jax.Device, ...]:
 
 def simulate(count: int) -> None:
     """Gives this process a number of CPU devices, and no others."""
-    if count < 1:
-        raise ValueError(f"--check_devices is {count}; expected a positive number.")
+    if not 0 < count <= _MOST:
+        raise ValueError(f"--check_devices is {count}; expected 1 to {_MOST}.")
     if not have_started():
         jax.config.update("jax_num_cpu_devices", count)
         jax.config.update("jax_platforms", "cpu")

@@ -140,6 +140,6 @@ def _blamed(path: str) -> Iterator[None]:
         lines, text = [one.lineno for one in frames if one.filename == path], str(error)
         if isinstance(error, SyntaxError):
             lines, text = [error.lineno], error.msg
-        where = f", line {lines[-1]}" if lines else ""
-        what = f"{type(error).__name__}: {text}".rstrip(": ")
+        where = f", line {lines[-1]}" if lines and lines[-1] else ""
+        what = " ".join(f"{type(error).__name__}: {text}".split()).rstrip(": ")
         raise ValueError(f"{path}{where}: {what}") from error

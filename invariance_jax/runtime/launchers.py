@@ -101,7 +101,7 @@ def _slurm(environment: Mapping[str, str]) -> Launcher | None:
         return None
     nodes = environment["SLURM_STEP_NODELIST"]
     job = _number(environment, "SLURM_JOB_ID")
-    step = int(environment.get("SLURM_STEP_ID", "0"))
+    step = _number({"SLURM_STEP_ID": "0", **environment}, "SLURM_STEP_ID")
     address = f"{first_host(nodes)}:{_FIRST_PORT + (job + step) % _PORTS}"
     # SLURM shows each task its own devices only, or those of the node to all of them.
     shares: tuple[int, ...] = ()
@@ -118,7 +118,11 @@ def _tasks_on_node(environment: Mapping[str, str]) -> int:
     counts: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks):
         counts += [int(count)] * int(times or 1)
-    node = int(environment.get("SLURM_NODEID", "0"))
+    node = _number({"SLURM_NODEID": "0", **environment}, "SLURM_NODEID")
+    if not counts or 0 in counts:
+        raise ValueError(
+            f"SLURM_STEP_TASKS_PER_NODE is {tasks!r}; expected a list as '8(x2),4'."
+        )
     return counts[min(node, len(counts) - 1)]
 
 

@@ -20,6 +20,7 @@ from invariance_jax.settings import plugins
 from invariance_jax.settings.schema import (
     KEYS,
     MOST,
+    SECTIONS,
     WITH_SIMILARITIES,
     Config,
     Data,
@@ -81,6 +82,12 @@ def resolve(config: Config) -> Settings:
             f"config is {type(config).__name__}; expected what configs.base.get_config "
             "returns."
         )
+    for name, kind in SECTIONS.items():
+        if not isinstance(get(config, name), kind):
+            raise ValueError(
+                f"{name} is {get(config, name)!r}; expected the section that "
+                "configs.base.get_config makes, of which keys are changed."
+            )
     settings = Settings()
     problems = _Problems(config)
     for name, value in flatten(config).items():

@@ -526,6 +526,11 @@ def _keys(holder: Any, prefix: str, free: bool) -> Iterator[Key]:
 KEYS: dict[str, Key] = {one.name: one for one in _keys(Config(), "", False)}
 """Dotted name -> declaration, of every key."""
 
+SECTIONS = {
+    name.rpartition(".")[0]: one.section for name, one in KEYS.items() if "." in name
+}
+"""Dotted name -> class, of every section; one comes before those within it."""
+
 
 def get(config: Config, name: str) -> Any:
     """Returns the value of a key, or a section."""

@@ -74,6 +74,8 @@ def convert(key: Key, value: Any) -> Any:
         ordered = not key.increasing or list(found) == sorted({*found})
         if not ordered or not (found or key.empty):
             raise Bad
+    if key.path and found == "":  # which would be the folder of the start
+        raise Bad
     if key.path and isinstance(found, str) and found != OFF and "://" not in found:
         return os.path.abspath(os.path.expanduser(found))
     return found

@@ -117,7 +117,10 @@ def _folder(request: Request, workdir: str) -> Path:
             "--slurm_folder is missing; expected a folder for scripts and logs, which "
             f"cannot be in {workdir}"
         )
-    return Path(absolute(request.folder or Path(workdir) / "slurm"))
+    folder = Path(absolute(request.folder or Path(workdir) / "slurm"))
+    if not str(folder).isprintable():  # it stands in lines of the script
+        raise ValueError(f"{str(folder)!r} is no folder for logs; expected one line")
+    return folder
 
 
 def _launch(run: Run) -> Launch:

@@ -48,6 +48,8 @@ def read_sweep(path: str) -> Sweep:
             f"get_sweep() of {path} returns {sweep!r}; expected key -> its values, or "
             "label -> {key: value}."
         )
+    lists = [values for values in sweep.values() if isinstance(values, tuple | list)]
+    _check_count(math.prod(max(1, len(values)) for values in lists))
     for key, values in sweep.items():
         if not isinstance(values, tuple | list) or not values:
             raise ValueError(f"{path}: {key} is {values!r}; expected a tuple of values")
@@ -71,8 +73,7 @@ def make_variants(config: Config, sweep: Sweep) -> dict[str, Variant]:
         base.seed, base.seeds = _seeds(config, axes.pop("seed"))
     each = [value for value in axes.values() if not isinstance(value, dict)]
     count = (math.prod(map(len, each)) if each else len(axes)) * base.seeds
-    if count > MOST:
-        raise ValueError(f"the sweep has {count} runs; expected at most {MOST}.")
+    _check_count(count)
     variants: dict[str, Variant] = {}
     for label, changes in _changes(axes):
         variant = copy.deepcopy(base)
@@ -99,6 +100,11 @@ def resolve_variant(label: str, config: Config) -> Settings:
         return resolve(config)
     except ValueError as error:
         raise ValueError(f"sweep: {label}: {error}") from error
+
+
+def _check_count(count: int) -> None:
+    if count > MOST:
+        raise ValueError(f"the sweep has {count} runs; expected at most {MOST}.")
 
 
 def _changes(axes: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """What a training step costs, known before it runs: memory and operations."""
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -87,6 +88,20 @@ def check_data(num_bytes: int, devices: Sequence[jax.Device]) -> None:
     """Checks that a data set fits into the memory of each device."""
     what = "the training images take"
     check_memory(num_bytes, devices, what=what, share=0.5)
+
+
+def check_state(parts: Parts) -> None:
+    """Checks that parameters and optimizer fit into the memory of this machine."""
+    leaves = jax.tree.leaves(state_shapes(parts))
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > there:
+        encoder = parts.settings.encoder
+        raise ValueError(
+            f"encoder.width, encoder.depth are {encoder.width}, {encoder.depth}: "
+            f"parameters and optimizer take {size / 1e9:.3g} GB of the "
+            f"{there / 1e9:.3g} GB of memory of this machine; expected fewer."
+        )
 
 
 def compile_train(parts: Parts, batches: Batches, devices: Sequence[jax.Device]) -> Any:
