@@ -408,7 +408,7 @@ def _fill_in(settings: Settings, problems: _Problems) -> None:
             elif name in ("num_classes", "source_size", "channels"):
                 expected = f"{value}, that of {chosen.name}, or None"
                 require(given == value, f"data.{name}", expected)
-            elif name.endswith("examples") and value > 0:
+            elif name.endswith("examples") and train > 0:
                 expected = f"at most {value}, what {chosen.name} has"
                 require(given <= value, f"data.{name}", expected)
         problems.stop()
