@@ -90,10 +90,7 @@ def _read(arguments: list[str]) -> tuple[str, Config | None, list[str]]:
         print(key_help(*arguments[1:2]))
         sys.exit()
     if len(arguments) > 1:
-        raise ValueError(
-            f"unexpected argument {arguments[1]!r}; a value with spaces needs quotes: "
-            "--config.KEY='(1, 2)'"
-        )
+        raise ValueError(f"unexpected argument {arguments[1]!r}; quote '(1, 2)'")
     if config is None and mode in ("all", "train", "check"):
         raise ValueError("--config is missing")
     if _PROFILE.value is not None:

@@ -150,7 +150,7 @@ MISTAKES = {
     "no configuration": ([], ["--config is missing"]),
     "a word too many": (
         [CONFIG, "now"],
-        ["unexpected argument 'now'; a value with spaces needs quotes"],
+        ["unexpected argument 'now'; quote '(1, 2)'"],
     ),
     "nothing to evaluate": (["--mode=evaluate"], ["holds no run"]),
     "nothing to report": (["--mode=report"], ["does not exist"]),
