@@ -228,6 +228,11 @@ def test_a_folder_whose_number_is_not_the_step_inside_is_not_believed(workdir, c
     assert newest(workdir).step == 10
 
 
+def test_an_empty_folder_hides_no_checkpoint(workdir):
+    (workdir / "checkpoints/40").mkdir()
+    assert opened(workdir, lambda one: one.newest(state(0))).step == 20
+
+
 def test_nothing_begins_anew_over_damaged_checkpoints(workdir):
     for path in (workdir / "checkpoints").rglob("*"):
         if path.is_file():

@@ -67,6 +67,8 @@ class Checkpoints:
         self._keep, self._owner = keep, owner
         self._manager = ocp.CheckpointManager(
             self.directory,
+            # Else orbax guesses from the newest folder, which may be empty.
+            item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 keep_period=keep_every_steps,
