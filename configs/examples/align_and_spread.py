@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/examples/align_and_spread.py --workdir=runs/align
 
-Spirograph, an MLP, on two CPU cores; its full length is not yet run. The penalty acts under it as under
+Spirograph, an MLP, on two CPU cores; no result yet. The penalty acts under it as under
 SimCLR.
 """
 

@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/examples/convnext.py --workdir=runs/convnext
 
-Spirograph on two CPU cores; its full length is not yet run. Layer normalization couples no examples, so
+Spirograph on two CPU cores; no result yet. Layer normalization couples no examples, so
 nothing here needs `axis_name`.
 """
 

@@ -2,7 +2,7 @@
 
     python launch.py --config=configs/examples/rotate_and_blur.py --workdir=runs/rotated
 
-Fashion-MNIST, an MLP, on two CPU cores; its full length is not yet run. `--mode=evaluate`, `embed` and
+Fashion-MNIST, an MLP, on two CPU cores; no result yet. `--mode=evaluate`, `embed` and
 `report` of the run use these views again, since `config.json` names them.
 """
 
