@@ -260,7 +260,8 @@ def weights(tmp_path_factory):
 
 
 def weights_config(data_dir, path, **changes):
-    given = {"encoder.name": "resnet18", "encoder.weights": str(path)}
+    given = {"encoder.name": "resnet18", "encoder.width": None}
+    given |= {"encoder.weights": str(path)}
     given |= {"evaluation.experiments": ("invariance",), "augmentation.crop": False}
     fewer = {"data.train_examples": 12, "data.test_examples": 12, "batch_size": 4}
     fewer |= {"evaluation.variance_examples": 4, "evaluation.num_views": (1,)}

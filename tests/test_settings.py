@@ -240,6 +240,18 @@ def test_resolving_leaves_the_configuration_alone():
         ),
         ({"encoder.weights": "w.npz"}, "encoder.weights is '"),
         (
+            {"encoder.name": "resnet18", "encoder.width": 512},
+            "encoder.width is 512; expected at most 256 for resnet18, or None",
+        ),
+        (
+            {"encoder.name": "vit_tiny", "encoder.width": 96},
+            "encoder.width is 96; expected a multiple of 64",
+        ),
+        (
+            {"encoder.name": "vit_tiny", "encoder.patch_size": 3},
+            "encoder.patch_size is 3; expected a divisor of data.image_size, 8",
+        ),
+        (
             {"optimizer.learning_rate": 1e30},
             "optimizer.learning_rate is 1e+30; expected a number, more than 0",
         ),

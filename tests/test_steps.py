@@ -404,7 +404,7 @@ def test_no_derivative_is_taken_that_is_not_asked_for(case, changes, monkeypatch
     [
         ({}, 7),
         ({"penalty.at": "z"}, 5),
-        ({"encoder.name": "resnet18"}, 512),
+        ({"encoder.name": "resnet18", "encoder.width": 2}, 16),
         ({"penalty.weight": 0.0}, None),
     ],
     ids=str,
