@@ -283,7 +283,7 @@ def trained(tmp_path_factory):
 def test_a_run_with_a_target_continues_bit_by_bit(trained, tmp_path):
     workdir = Path(shutil.copytree(trained, tmp_path / "run"))
     shutil.rmtree(workdir / "checkpoints" / "20")
-    train.run(tiny_config(BYOL), workdir)
+    train.run(tiny_config(BYOL | {"evaluation.network": "target"}), workdir)
     assert_same_run(workdir, trained, step=20)
 
 
