@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
         sweeps.begin(plan)
     diverged: list[str] = []
     for run in plan.runs:
-        with sweeps.kept_going(run, diverged):
+        with sweeps.kept_going(plan, run, diverged):
             if mode in ("all", "train"):
                 assert run.config is not None
                 train.run(run.config, run.workdir)

@@ -11,11 +11,11 @@ from etils import epath
 from invariance_jax.evaluate import prepare, restore
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
+from invariance_jax.runtime.devices import all_devices
 from invariance_jax.runtime.files import AnyPath, plain_path
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.settings import Config, Settings, to_dict
 from invariance_jax.tasks import Task
-from invariance_jax.training import parallel
 from invariance_jax.training.build import Parts, build
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.objective import Variables
@@ -40,7 +40,7 @@ def run(config: Config | None, workdir: AnyPath) -> list[Path | epath.Path]:
     chosen = runs[0][0]
     with Watch() as watch, compilation_kept(chosen.compilation_cache, workdir):
         parts, between = build(chosen), watch.stop_if_asked
-        encoder = FrozenEncoder(parts, parallel.all_devices(), between=between)
+        encoder = FrozenEncoder(parts, all_devices(), between=between)
         views, plain = chosen.embedding.num_views, parts.transformation.plain
         if views == 0 and plain is None:
             raise ValueError(

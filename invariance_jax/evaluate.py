@@ -20,13 +20,12 @@ from invariance_jax.runs.log import final_metrics
 from invariance_jax.runs.workdir import check_same_run, claim, one_per_seed, read_config
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
-from invariance_jax.runtime.devices import make_deterministic
+from invariance_jax.runtime.devices import all_devices, make_deterministic
 from invariance_jax.runtime.files import AnyPath, work_folder
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.runtime.terminal import progress
 from invariance_jax.settings import Config, Settings, resolve
 from invariance_jax.tasks import open_set
-from invariance_jax.training import parallel
 from invariance_jax.training.build import (
     Parts,
     build,
@@ -74,7 +73,7 @@ def run(config: Config | None, workdir: AnyPath) -> results.Json:
         with compilation_kept(runs[0][0].compilation_cache, workdir):
             # Seeds differ in their variables only: one program serves all.
             parts = build(runs[0][0])
-            devices, between = parallel.all_devices(), watch.stop_if_asked
+            devices, between = all_devices(), watch.stop_if_asked
             encoder = FrozenEncoder(parts, devices, between=between)
             each = [
                 _evaluate(parts._replace(settings=one), path, encoder)

@@ -5,6 +5,8 @@ where"), so that no derivative of any order sees an infinity. Conventions: the v
 the singular point is 0 (square root, norm, division by 0), with zero derivatives there.
 Square root and division keep the dtype of their input; what sums over an axis computes
 and returns at least float32, with no entry too large or too small for its square.
+
+Also statistics of a batch that is spread over replicas.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,43 @@ from invariance_jax.arguments import promote
 from invariance_jax.types import Array
 
 
-def magnitude(x: Array, *, axis: int | Sequence[int] | None = None) -> Array:
+def num_replicas(*, axis_name: str | None = None) -> int:
+    """Returns the number of replicas over which a batch is spread.
+
+    Args:
+      axis_name: the mapped axis. None: one replica.
+
+    Returns:
+      A Python integer, 1 or more.
+    """
+    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
+
+
+def batch_mean(
+    x: Array, *, keepdims: bool = False, axis_name: str | None = None
+) -> Array:
+    """Returns the mean over the examples of all replicas.
+
+    Args:
+      x: `[B, ...]`, those of this replica, as many as of every other.
+      keepdims: whether the axis of the examples stays, with length 1.
+      axis_name: the mapped axis over which the batch is spread. None: one replica.
+
+    Returns:
+      The shape of x without (or with 1 at) its first axis.
+
+    Gradients: with respect to x.
+    """
+    mean = jnp.mean(x, axis=0, keepdims=keepdims)
+    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
+
+
+def magnitude(
+    x: Array,
+    *,
+    axis: int | Sequence[int] | None = None,
+    axis_name: str | None = None,
+) -> Array:
     """Returns a power of two near the largest absolute entry, 1 where all are 0.
 
     Dividing by it is exact, and brings the squares of what is tiny or huge into the
@@ -25,6 +63,7 @@ def magnitude(x: Array, *, axis: int | Sequence[int] | None = None) -> Array:
     Args:
       x: floating, any shape.
       axis: the axes over which the largest is taken; None: all.
+      axis_name: the mapped axis over which it is taken too. None: one replica.
 
     Returns:
       The shape of x with length 1 along these axes.
@@ -37,7 +76,8 @@ def magnitude(x: Array, *, axis: int | Sequence[int] | None = None) -> Array:
     # Its ends are those at which 1 / magnitude is finite and no denormal.
     bounded = jnp.clip(largest, info.tiny, 1 / (4 * info.tiny))
     power = jax.lax.reduce_precision(bounded, info.nexp, 0)
-    return jnp.where(largest == 0, 1, power)
+    power = jnp.where(largest == 0, 1, power)
+    return power if axis_name is None else jax.lax.pmax(power, axis_name)
 
 
 def safe_sqrt(x: Array) -> Array:

@@ -17,13 +17,13 @@ from invariance_jax.runs.tracking import check_tracking
 from invariance_jax.runs.workdir import Owner, claim, one_per_seed
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
-from invariance_jax.runtime.devices import make_deterministic
+from invariance_jax.runtime.devices import all_devices, make_deterministic
 from invariance_jax.runtime.files import AnyPath
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.runtime.profiling import Profiler
 from invariance_jax.runtime.terminal import progress
 from invariance_jax.settings import Config, Settings, check_devices, resolve
-from invariance_jax.tasks import Examples, Task, make_task, open_set
+from invariance_jax.tasks import Examples, Task, open_set
 from invariance_jax.training import cost, parallel
 from invariance_jax.training.batches import InMemory
 from invariance_jax.training.build import (
@@ -77,7 +77,7 @@ def run(config: Config, workdir: AnyPath) -> None:
             claim(settings, workdir)
             owned = [(one, claim(one, path)) for one, path in each]
         with compilation_kept(settings.compilation_cache, workdir):
-            train = _read_examples(make_task(settings))
+            train = _read_examples(parts.task)
             batches = InMemory(train.x, parallel.replicate)
             for one, owner in owned:
                 with _Run(one, owner, train, batches, watch) as training:
@@ -98,7 +98,7 @@ class _Run(contextlib.ExitStack):
         super().__init__()
         self._settings, self._owner, self._workdir = settings, owner, owner.workdir
         self._train, self._batches, self._watch = train, batches, watch
-        self._devices = parallel.all_devices()
+        self._devices = all_devices()
         self._parts = build(settings)
         self._probe = FrozenEncoder(self._parts, self._devices)
         kept = settings.checkpoints
@@ -220,7 +220,7 @@ def _read_examples(task: Task) -> Examples:
         )
     task.probe_examples(train)
     task.check_fractions(train)
-    cost.check_data(train.x.nbytes, parallel.all_devices())
+    cost.check_data(train.x.nbytes, all_devices())
     return train
 
 

@@ -24,11 +24,3 @@ class Encode(Protocol):
     def __call__(self, images: Array, /) -> Array:
         """Returns the representations of a batch of views."""
         ...
-
-
-class Represent(Protocol):
-    """A representation as a function of alpha, `[B, P] -> h [B, D]` (or `(h, aux)`)."""
-
-    def __call__(self, alpha: Array, /) -> Array | tuple[Array, object]:
-        """Returns the representations of the views with parameters alpha."""
-        ...

@@ -10,6 +10,7 @@ import numpy as np
 from absl import flags
 
 from invariance_jax.runtime import startup
+from invariance_jax.runtime.devices import all_devices
 from invariance_jax.training import parallel
 
 
@@ -19,7 +20,7 @@ def compute(name, steps, count=None):
     from test_parallel import KEY, Case
     from test_processes import CASES
 
-    case, devices = Case(CASES[name]), parallel.all_devices(count)
+    case, devices = Case(CASES[name]), all_devices(count)
     train = case.train(devices)
     state, metrics = parallel.replicate(case.start(), devices), []
     for step in range(steps):

@@ -12,9 +12,9 @@ from tiny import SEEDS, tiny_config
 
 import invariance_jax
 from invariance_jax import embed, evaluate, evaluation
+from invariance_jax.runtime.devices import all_devices
 from invariance_jax.settings import resolve
 from invariance_jax.tasks import make_task
-from invariance_jax.training import parallel
 from invariance_jax.training.frozen import FrozenEncoder
 
 TARGETS = ("m", "b", "sigma", "rfore")
@@ -157,7 +157,7 @@ def test_devices_do_not_change_the_features(run):
     parts, _, variables = evaluate.load_parts(run[0] / "seed_0")
     x = TASK.examples("test").x[:33]
     one, four = (
-        FrozenEncoder(parts, parallel.all_devices(count)).features(
+        FrozenEncoder(parts, all_devices(count)).features(
             variables, x, num_views=(1, 3), stream=1
         )
         for count in (1, 4)

@@ -27,8 +27,8 @@ from invariance_jax.experiments import (
 )
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.results import summary, table
+from invariance_jax.runtime.devices import all_devices
 from invariance_jax.settings import KEYS, resolve
-from invariance_jax.training import parallel
 from invariance_jax.training.build import build, initial_state
 from invariance_jax.training.frozen import FrozenEncoder, apply, encoder_variables
 from invariance_jax.transforms import View
@@ -64,8 +64,8 @@ def make_context(settings, workdir, state=None):
     return Context(
         parts,
         epath.Path(workdir),
-        FrozenEncoder(parts, parallel.all_devices()),
-        encoder_variables(state or initial_state(parts)),
+        FrozenEncoder(parts, all_devices()),
+        encoder_variables(state or initial_state(parts), "online"),
         num_views=settings.evaluation.num_views,
     )
 
@@ -201,7 +201,7 @@ def test_one_parameter_alone_is_redrawn(context, variances, name, of, normalize)
 def test_every_checkpoint_is_a_row(context, variances, states, of, normalize):
     x, alphas = context.test.x[:EXAMPLES], drawn_alphas(context)
     for step, state in states.items():
-        h = views_of(context, alphas, x, encoder_variables(state))
+        h = views_of(context, alphas, x, encoder_variables(state, "online"))
         within, total = loop_variance(normalize(h))
         found = values_at(variances, table="checkpoints", step=step, of=of)
         expected = {"within": within, "total": total, "normalized": within / total}
@@ -509,7 +509,7 @@ def test_what_an_experiment_reads_is_declared(context, images, kind, name):
     fresh = Context(
         parts,
         known.workdir,
-        FrozenEncoder(parts, parallel.all_devices()),
+        FrozenEncoder(parts, all_devices()),
         known.variables,
         num_views=known.num_views,
     )

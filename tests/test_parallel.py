@@ -12,6 +12,7 @@ import pytest
 from tiny import tiny_config
 
 from invariance_jax.models.resnet import ResNet
+from invariance_jax.runtime.devices import all_devices
 from invariance_jax.settings import resolve
 from invariance_jax.training import parallel
 from invariance_jax.training.batches import InMemory
@@ -109,7 +110,7 @@ class Case:
 
     def on_devices(self, count):
         """Yields state and metrics of one replica after each step."""
-        devices = parallel.all_devices(count)
+        devices = all_devices(count)
         train, state = self.train(devices), parallel.replicate(self.start(), devices)
         for step in range(self.steps):
             state, metrics = train(state, KEY, step, 1)
@@ -213,7 +214,7 @@ def test_devices_give_the_numbers_of_one_for_a_resnet(x64):
 @pytest.fixture(scope="module")
 def float32():
     """A case in the precision of a run, its mapped steps and its devices."""
-    case, devices = Case({}), parallel.all_devices(2)
+    case, devices = Case({}), all_devices(2)
     train = case.train(devices)
 
     def advance(state, num_steps):
@@ -251,7 +252,7 @@ def test_metrics_are_sums_over_the_steps_of_a_call(float32):
 
 
 def test_nothing_is_compiled_after_the_first_call(caplog):
-    case, devices = Case({}), parallel.all_devices(2)
+    case, devices = Case({}), all_devices(2)
     train = case.train(devices)
     state = parallel.replicate(case.start(), devices)
 
@@ -296,7 +297,7 @@ def test_the_state_is_donated(float32):
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_replica_comes_back_as_numpy(count):
     tree = {"a": np.arange(6, dtype=np.int32).reshape(2, 3), "b": np.float32(2)}
-    replicated = parallel.replicate(tree, parallel.all_devices(count))
+    replicated = parallel.replicate(tree, all_devices(count))
     assert {leaf.shape[0] for leaf in jax.tree.leaves(replicated)} == {count}
     found = parallel.one_replica(replicated)
     assert all(
@@ -315,7 +316,7 @@ def remember(variables, x, indices, stream):
 @pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("count", [1, 3, 8, 21])
 def test_a_map_covers_every_example_once_and_in_order(devices, count):
-    mapped = parallel.make_map(remember, parallel.all_devices(devices), axis=1)
+    mapped = parallel.make_map(remember, all_devices(devices), axis=1)
     x = np.arange(100, 100 + count, dtype=np.float32)[:, None]
     found = mapped({"factor": np.float32(2)}, x, 7, batch_size=2)
     np.testing.assert_array_equal(found[0], 2 * x[:, 0])
@@ -329,7 +330,7 @@ def test_a_map_keeps_within_its_batch_size():
         sizes.append(len(x))
         return x
 
-    mapped = parallel.make_map(note, parallel.all_devices(4), axis=0)
+    mapped = parallel.make_map(note, all_devices(4), axis=0)
     x = np.arange(30, dtype=np.float32)[:, None]
     np.testing.assert_array_equal(mapped({}, x, 0, batch_size=3), x)
     np.testing.assert_array_equal(mapped({}, x[:5], 0, batch_size=3), x[:5])
@@ -339,4 +340,4 @@ def test_a_map_keeps_within_its_batch_size():
 @pytest.mark.parametrize("count", [0, 5])
 def test_devices_that_are_not_there_are_refused(count):
     with pytest.raises(ValueError, match=f"asked for {count} devices; expected 1 to 4"):
-        parallel.all_devices(count)
+        all_devices(count)

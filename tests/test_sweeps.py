@@ -319,13 +319,13 @@ def test_a_run_and_a_sweep_do_not_share_a_folder(plan, made):
 
 
 def test_a_run_that_diverges_does_not_stop_the_others(plan):
-    errors = []
-    for run in plan(GRID).runs:
-        with sweeps.kept_going(run, errors):
+    errors, found = [], plan(GRID)
+    for run in found.runs:
+        with sweeps.kept_going(found, run, errors):
             if run.config.seed == 0:
                 raise FloatingPointError("loss is not finite")
     assert errors == [f"{name}: loss is not finite" for name in (RUNS[0], RUNS[2])]
-    with pytest.raises(FloatingPointError), sweeps.kept_going(ALONE, []):
+    with pytest.raises(FloatingPointError), sweeps.kept_going(found, ALONE, []):
         raise FloatingPointError
 
 

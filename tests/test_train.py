@@ -14,6 +14,7 @@ from tiny import tiny_config
 from invariance_jax import train
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.log import MetricsWriter
+from invariance_jax.runtime.devices import all_devices
 from invariance_jax.settings import resolve
 from invariance_jax.training import parallel
 from invariance_jax.training.optimizers import make_schedule
@@ -251,7 +252,7 @@ def log():
 def sums(loss, count):
     names = ("loss", "contrastive", "penalty")
     one = {name: (np.float32(loss * count), np.float32(count)) for name in names}
-    return parallel.replicate(one, parallel.all_devices(2))
+    return parallel.replicate(one, all_devices(2))
 
 
 def test_a_row_is_the_mean_over_its_steps(log):
@@ -266,7 +267,7 @@ def test_a_row_is_the_mean_over_its_steps(log):
 def test_a_row_of_steps_without_the_penalty_leaves_it_out(log):
     log, writer, bar = log
     without = sums(1.0, 1)
-    without["penalty"] = parallel.replicate((0.0, 0.0), parallel.all_devices(2))
+    without["penalty"] = parallel.replicate((0.0, 0.0), all_devices(2))
     log.add(without)
     log.write(5)
     ((_, values),) = writer.rows

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from invariance_jax.runtime.devices import all_devices
 from invariance_jax.settings import Config, check_devices, resolve
 from invariance_jax.training import cost, parallel
 from invariance_jax.training.batches import InMemory
@@ -17,7 +18,7 @@ class Training:
 
     def __init__(self, config: Config, devices: Sequence[jax.Device] = ()):
         """Compiles the steps of a run on some devices, or on all that there are."""
-        self.settings, devices = resolve(config), devices or parallel.all_devices()
+        self.settings, devices = resolve(config), devices or all_devices()
         check_devices(self.settings, len(devices))
         parts, count = build(self.settings), self.settings.data.train_examples
         if self.settings.data.name == "spirograph":

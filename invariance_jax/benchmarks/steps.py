@@ -25,9 +25,8 @@ from invariance_jax.benchmarks.runs import Training
 from invariance_jax.benchmarks.timing import Options, Row
 from invariance_jax.models import create_encoder
 from invariance_jax.models.weights import to_torch_state_dict
-from invariance_jax.runtime.devices import simulate
+from invariance_jax.runtime.devices import all_devices, simulate
 from invariance_jax.settings import Config, change
-from invariance_jax.training import parallel
 
 FORMS: Mapping[str, Mapping[str, object]] = {
     "plain": {"penalty.weight": 0.0},
@@ -158,5 +157,5 @@ def _on_devices(
     options: Options, devices: Sequence[int], num_steps: Sequence[int]
 ) -> np.ndarray:
     timing.keep_freed_memory()
-    every = [parallel.all_devices(count) for count in devices]
+    every = [all_devices(count) for count in devices]
     return _per_step(options, [Training(options.config, d) for d in every], *num_steps)

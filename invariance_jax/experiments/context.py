@@ -59,7 +59,7 @@ class Context:
     @functools.cached_property
     def untrained(self) -> Variables:
         """The variables of the encoder before training."""
-        return encoder_variables(initial_state(self.parts))
+        return encoder_variables(initial_state(self.parts), "online")
 
     @property
     def is_plain(self) -> bool:

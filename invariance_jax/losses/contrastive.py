@@ -23,7 +23,7 @@ from invariance_jax.arguments import (
     check_same_shape,
     promote,
 )
-from invariance_jax.numerics import l2_normalize
+from invariance_jax.numerics import l2_normalize, num_replicas
 from invariance_jax.types import Array
 
 
@@ -97,8 +97,7 @@ def dcl(
     Gradients: with respect to both projections; zero for a zero projection.
     Cost: that of `nt_xent`.
     """
-    replicas = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    if len(z1) * replicas < 2:
+    if len(z1) * num_replicas(axis_name=axis_name) < 2:
         raise ValueError(
             f"z1 and z2 must hold 2 or more examples, for negatives; found {len(z1)}."
         )

@@ -8,6 +8,7 @@ averages over them; one forward-mode derivative gives their expectation exactly.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,13 @@ from invariance_jax.arguments import (
     check_shape,
     promote,
 )
-from invariance_jax.numerics import l2_normalize, magnitude, safe_divide
+from invariance_jax.numerics import (
+    batch_mean,
+    l2_normalize,
+    magnitude,
+    num_replicas,
+    safe_divide,
+)
 from invariance_jax.types import Array, PyTree
 
 NORMALIZATIONS = ("l2", "none", "batch")
@@ -196,21 +203,15 @@ def _in_units_of(
     The variance is sum_d Var(h_d) over the batch of all replicas, with ddof 0, the mean
     over the views. In the unit of their largest entry no square leaves the range.
     """
-    replicas = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    if len(views[0]) * replicas == 1:
+    if len(views[0]) * num_replicas(axis_name=axis_name) == 1:
         raise ValueError(
             'normalization "batch" needs the variance over a batch of 2 or more '
             "examples; found 1."
         )
 
-    def mean(values: Array) -> Array:
-        local = jnp.mean(values, axis=0, keepdims=True)
-        return local if axis_name is None else jax.lax.pmean(local, axis_name)
-
+    mean = partial(batch_mean, keepdims=True, axis_name=axis_name)
     centred = jnp.concatenate([h - mean(h) for h in views], axis=1)
-    unit = magnitude(centred)
-    if axis_name is not None:
-        unit = jax.lax.pmax(unit, axis_name)
+    unit = magnitude(centred, axis_name=axis_name)
     variance = jnp.sum(mean(jnp.square(centred / unit))) / len(views)
     return change / unit.reshape((1,) * change.ndim), variance
 

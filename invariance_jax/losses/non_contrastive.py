@@ -12,6 +12,8 @@ of all replicas, and the mean over replicas of the gradients of the local means 
 gradient of the mean over the joined batch.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -22,8 +24,10 @@ from invariance_jax.arguments import (
     promote,
 )
 from invariance_jax.numerics import (
+    batch_mean,
     l2_normalize,
     magnitude,
+    num_replicas,
     safe_divide,
     safe_sqrt,
 )
@@ -64,13 +68,12 @@ def barlow_twins(
     """
     check_number("off_diagonal_weight", off_diagonal_weight, low=0)
     z1, z2 = _promote_pair(z1, z2, axis_name)
+    mean = partial(batch_mean, keepdims=True, axis_name=axis_name)
     standardized = []
     for z in (z1, z2):
-        centred = z - _mean(z, axis_name)
-        unit = magnitude(centred, axis=0)
-        unit = unit if axis_name is None else jax.lax.pmax(unit, axis_name)
-        centred = centred / unit
-        deviation = safe_sqrt(_mean(jnp.square(centred), axis_name))
+        centred = z - mean(z)
+        centred = centred / magnitude(centred, axis=0, axis_name=axis_name)
+        deviation = safe_sqrt(mean(jnp.square(centred)))
         standardized.append(safe_divide(centred, deviation))
     first, second = standardized
     correlation = _mean_product(first, second, axis_name)
@@ -120,10 +123,10 @@ def vicreg(
     ]:
         check_number(name, weight, low=0)
     z1, z2 = _promote_pair(z1, z2, axis_name)
-    number = len(z1) * _replicas(axis_name)
+    number = len(z1) * num_replicas(axis_name=axis_name)
     variance, covariance = jnp.zeros((2,), z1.dtype)
     for z in (z1, z2):
-        centred = z - _mean(z, axis_name)
+        centred = z - batch_mean(z, keepdims=True, axis_name=axis_name)
         moments = _mean_product(centred, centred, axis_name) * (number / (number - 1))
         deviation = jnp.sqrt(jnp.diagonal(moments) + _VARIANCE_EPSILON)
         variance += jnp.mean(jax.nn.relu(1 - deviation)) / 2
@@ -160,22 +163,12 @@ def negative_cosine(p: Array, z: Array) -> Array:
 def _promote_pair(z1: Array, z2: Array, axis_name: str | None) -> list[Array]:
     check_matrix("z1", z1, expected="[B, D]")
     check_same_shape(z1=z1, z2=z2)
-    if len(z1) * _replicas(axis_name) < 2:
+    if len(z1) * num_replicas(axis_name=axis_name) < 2:
         raise ValueError(
             f"z1 and z2 must hold 2 or more examples, for statistics over them; found "
             f"{len(z1)}."
         )
     return promote(z1=z1, z2=z2)
-
-
-def _replicas(axis_name: str | None) -> int:
-    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
-
-
-def _mean(values: Array, axis_name: str | None) -> Array:
-    """Returns the mean over the examples of all replicas, `[1, D]`."""
-    mean = jnp.mean(values, axis=0, keepdims=True)
-    return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
 
 def _mean_product(a: Array, b: Array, axis_name: str | None) -> Array:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from invariance_jax.numerics import hold_in_first_derivative
+from invariance_jax.numerics import hold_in_first_derivative, num_replicas
 from invariance_jax.types import Array
 
 TANGENTS = ("coupled", "example")
@@ -205,7 +205,7 @@ def _check_features(x: Array) -> None:
 
 def _layout(batch: int, group_size: int, axis_name: str | None) -> tuple[int, int]:
     """Returns the groups within a replica, and the replicas that one group spans."""
-    replicas = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    replicas = num_replicas(axis_name=axis_name)
     size = group_size or batch * replicas
     if size > 0 and batch % size == 0:
         return batch // size, 1

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from invariance_jax.models.mlp import MLP
-from invariance_jax.models.resnet import STEMS, ResNet
+from invariance_jax.models.resnet import STEMS, WIDTH, ResNet
 from invariance_jax.models.vit import ViT
 
 # name -> (stage_sizes, bottleneck)
@@ -107,7 +107,7 @@ def create_encoder(
     return ResNet(
         stage_sizes,
         bottleneck,
-        width or 64,
+        width or WIDTH,
         stem=stem,
         rematerialize=rematerialize,
         **common,

@@ -21,6 +21,9 @@ from invariance_jax.types import Array
 
 STEMS = ("cifar", "imagenet")
 
+WIDTH = 64
+"""Channels of the first stage, those of the paper."""
+
 Factory = Callable[..., nn.Module]
 
 _kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -105,7 +108,7 @@ class ResNet(nn.Module):
 
     stage_sizes: tuple[int, ...]
     bottleneck: bool
-    width: int = 64
+    width: int = WIDTH
     stem: str = "cifar"
     group_size: int = 0
     tangent: str = "coupled"

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax.models.registry import RESNETS, create_encoder
-from invariance_jax.models.resnet import STEMS
+from invariance_jax.models.resnet import STEMS, WIDTH
 
 # What every ResNet has, and no layer of one ends with.
 _ANCHOR = re.compile(r"(?<![^.])layer[1-4]\.0\.conv1\.weight$")
@@ -369,7 +369,7 @@ def _torch_order(name: str) -> tuple[Any, ...]:
 def _closest(tensors: Mapping[str, Any]) -> Architecture:
     """Returns the architecture that shares most tensors, by name and shape."""
     found = {(name, np.shape(array)) for name, array in tensors.items()}
-    width = [*np.shape(tensors.get("conv1.weight", 0)), 64][0]
+    width = [*np.shape(tensors.get("conv1.weight", 0)), WIDTH][0]
     shared = {}
     for architecture in itertools.starmap(
         Architecture, itertools.product(RESNETS, STEMS, [width])

@@ -182,7 +182,7 @@ def _check_own(settings: Settings, problems: _Problems) -> None:
     expected = f"None, as encoder.name is {encoder.name!r}; a ResNet can be read"
     readable = not encoder.weights or encoder.name in RESNETS
     require(readable, "encoder.weights", expected)
-    narrow = encoder.name not in RESNETS or (encoder.width or 64) <= 256
+    narrow = encoder.name not in RESNETS or (encoder.width or 0) <= 256
     expected = f"at most 256 for {encoder.name}, or None, which is 64"
     require(narrow, "encoder.width", expected)
     if encoder.name in VITS:

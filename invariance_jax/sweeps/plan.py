@@ -104,10 +104,11 @@ def begin(chosen: Plan) -> None:
 
 
 @contextlib.contextmanager
-def kept_going(run: Run, errors: list[str]) -> Iterator[None]:
+def kept_going(chosen: Plan, run: Run, errors: list[str]) -> Iterator[None]:
     """Notes that a run of a sweep diverged; without a sweep, it raises."""
     if run.name is not None:
-        _log.info("%s", run.name)
+        number = chosen.runs.index(run) + 1
+        _log.info("%s: run %d of %d", run.name, number, len(chosen.runs))
     try:
         yield
     except FloatingPointError as error:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from invariance_jax.models import create_encoder, weights
+from invariance_jax.models import create_encoder, resnet, weights
 from invariance_jax.settings import Settings, plugins
 from invariance_jax.tasks import Task, make_task
 from invariance_jax.training.batches import Sampler, make_sampler
@@ -338,7 +338,8 @@ def read_weights(settings: Settings) -> dict[str, PyTree] | None:
         return None
     state_dict = weights.load_state_dict(path)
     found = weights.identify(state_dict)
-    expected = weights.Architecture(chosen.name, chosen.stem, chosen.width or 64)
+    width = chosen.width or resnet.WIDTH
+    expected = weights.Architecture(chosen.name, chosen.stem, width)
     if found != expected:
         raise ValueError(
             f"encoder.weights is {path}, which holds {found}; expected {expected}."

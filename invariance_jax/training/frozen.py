@@ -175,7 +175,7 @@ def apply(encoder: nn.Module, variables: Variables, images: Array) -> Array:
     return jnp.asarray(encoder.apply(variables, images, train=False))
 
 
-def encoder_variables(state: TrainState, network: str = "online") -> Variables:
+def encoder_variables(state: TrainState, network: str) -> Variables:
     """Returns {"params", "batch_stats"} of the encoder in a state of one replica."""
     chosen = state if network == "online" else state.target
     assert chosen is not None, "build checks evaluation.network"

@@ -20,6 +20,8 @@ import optax
 from invariance_jax import losses
 from invariance_jax.models import PredictedProjection, ProjectionHead
 from invariance_jax.settings import Settings, plugins
+from invariance_jax.settings.schema import Key
+from invariance_jax.settings.values import Bad, convert
 from invariance_jax.types import Array, PyTree
 
 
@@ -119,7 +121,9 @@ def rising(momentum: float, *, steps: int) -> optax.Schedule:
     return schedule
 
 
-def simclr(
+def contrastive(
+    loss: Callable[..., Array],
+    /,
     *,
     temperature: float,
     output: int = 128,
@@ -127,27 +131,12 @@ def simclr(
     tangent: str = "coupled",
     axis_name: str | None = None,
 ) -> Method:
-    """SimCLR, Chen, Kornblith, Norouzi, Hinton (2020): NT-Xent of z.
+    """SimCLR, Chen, Kornblith, Norouzi, Hinton (2020); DCL, Yeh et al. (2022).
 
-    The head is that of Foster et al. (2021).
+    They differ in the loss of z alone. The head is that of Foster et al. (2021).
     """
     head = ProjectionHead(output=output, tangent=tangent, axis_name=axis_name)
-    loss = _of_pair(losses.nt_xent, temperature=temperature, block_size=block_size)
-    return Method(head, loss)
-
-
-def dcl(
-    *,
-    temperature: float,
-    output: int = 128,
-    block_size: int | None = None,
-    tangent: str = "coupled",
-    axis_name: str | None = None,
-) -> Method:
-    """DCL, Yeh et al. (2022): SimCLR, the positive left out of the sum."""
-    head = ProjectionHead(output=output, tangent=tangent, axis_name=axis_name)
-    loss = _of_pair(losses.dcl, temperature=temperature, block_size=block_size)
-    return Method(head, loss)
+    return Method(head, _of_pair(loss, temperature=temperature, block_size=block_size))
 
 
 def moco_v3(
@@ -269,8 +258,9 @@ def vicreg(
 
 
 METHODS: dict[str, Callable[..., Method]] = {
-    method.__name__: method
-    for method in (simclr, dcl, moco_v3, byol, simsiam, barlow_twins, vicreg)
+    "simclr": functools.partial(contrastive, losses.nt_xent),
+    "dcl": functools.partial(contrastive, losses.dcl),
+    **{one.__name__: one for one in (moco_v3, byol, simsiam, barlow_twins, vicreg)},
 }
 """The built-in methods, by their names in the settings."""
 
@@ -322,12 +312,14 @@ def _check(name: str, offered: dict[str, int | float], key: str, value: Any) -> 
         names = ", ".join(offered) or "nothing"
         expected = f"{names}, as method.name is {name!r}"
         raise ValueError(f"method.kwargs has {key}; expected {expected}.")
-    most = 1 if key == "momentum" else math.inf
-    whole, number = isinstance(offered[key], int), isinstance(value, int | float)
-    if whole:
-        fits, expected = type(value) is int and value >= 1, "an integer of 1 or more"
-    else:
-        fits = number and not isinstance(value, bool) and 0 <= value <= most
-        expected = "a number from 0 to 1" if most == 1 else "a number of 0 or more"
-    if not fits:
-        raise ValueError(f"method.kwargs has {key} = {value!r}; expected {expected}.")
+    kind, expected = type(offered[key]), "a number of 0 or more"
+    least, most = (1 if kind is int else 0), (1 if key == "momentum" else None)
+    if kind is int:
+        expected = "an integer of 1 or more"
+    elif most is not None:
+        expected = "a number from 0 to 1"
+    try:
+        convert(Key("method.kwargs", kind, None, Method, least=least, most=most), value)
+    except Bad:
+        text = f"method.kwargs has {key} = {value!r}; expected {expected}."
+        raise ValueError(text) from None

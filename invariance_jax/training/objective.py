@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax.losses import consistency, invariance_penalty
+from invariance_jax.numerics import batch_mean
 from invariance_jax.settings.schema import Penalty
 from invariance_jax.training.draws import Draws, Side
 from invariance_jax.training.methods import Method, projection
@@ -146,7 +146,7 @@ class Objective:
             own, other, target[0], target[1], memory, axis_name=self.axis_name
         )
         penalty = self._penalty(*sides)
-        limited = batch_mean(penalty, self.axis_name)
+        limited = batch_mean(penalty, axis_name=self.axis_name)
         if self.penalty.batch_limit is not None:
             limited = jnp.minimum(limited, self.penalty.batch_limit)
         loss = jnp.mean(losses) + weight * limited
@@ -226,12 +226,6 @@ class Objective:
             "limit_shape": self.penalty.limit_shape,
             "axis_name": self.axis_name,
         }
-
-
-def batch_mean(values: Array, axis_name: str | None) -> Array:
-    """Returns the mean of values `[B]` over the batch of all replicas."""
-    local = jnp.mean(values)
-    return local if axis_name is None else jax.lax.pmean(local, axis_name)
 
 
 def _by_direction(drawn: Array | None) -> Array | None:

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invariance_jax.runtime.devices import all_devices as devices_of_all
 from invariance_jax.training.batches import Batches, Sampler
 from invariance_jax.training.draws import Draws
 from invariance_jax.training.step import Metrics, TrainState
@@ -162,7 +161,3 @@ def make_map(
         return np.concatenate(results, axis=axis)
 
     return map_examples
-
-
-all_devices = functools.cache(devices_of_all)
-"""The devices of all processes, or the first of them."""

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from invariance_jax.numerics import batch_mean
 from invariance_jax.training.draws import Draws
 from invariance_jax.training.microbatches import make_gradient
 from invariance_jax.training.objective import (
     Objective,
     Variables,
-    batch_mean,
 )
 from invariance_jax.types import Array, Key, PyTree
 
@@ -88,28 +88,29 @@ def make_step(
             grads = jax.lax.pmean(grads, axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        loss = batch_mean(terms.method, axis_name)
+        loss = batch_mean(terms.method, axis_name=axis_name)
         one = jnp.ones_like(loss)
         metrics = {
             "loss": (loss + weight * terms.limited, one),
             "contrastive": (loss, one),
-            "penalty": (batch_mean(terms.penalty, axis_name) * due, one * due),
+            "penalty": (
+                batch_mean(terms.penalty, axis_name=axis_name) * due,
+                one * due,
+            ),
         }
         if target is not None:
             target = _follow(objective, target, params, state.step)
             apart = jax.tree.map(jnp.subtract, target.params, params)
-            metrics["target_distance"] = (_norm(apart) / _norm(params), one)
+            metrics["target_distance"] = (
+                optax.tree.norm(apart) / optax.tree.norm(params),
+                one,
+            )
         outputs = terms.outputs if state.target is None else seen
         memory = _remember(objective, state.memory, outputs)
         state = TrainState(state.step + 1, params, stats, opt_state, target, memory)
         return state, metrics
 
     return step
-
-
-def _norm(tree: PyTree) -> Array:
-    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
 
 
 def _target_outputs(

@@ -208,11 +208,7 @@ class _Operations:
             )
         else:
             images = self._central_square(images)
-        images = _transform(images, parameters)
-        if "solarize" in parameters:
-            threshold = jnp.full(len(images), self.threshold, images.dtype)
-            inverted = color.solarize(images, threshold)
-            images = jnp.where(_gate(parameters["solarize"]), inverted, images)
+        images = _transform(images, parameters, self.threshold)
         return self._normalize(images)
 
     def plain(self, x: Array) -> Array:
@@ -265,8 +261,8 @@ class _Operations:
         return (images - mean) / std
 
 
-def _transform(images: Array, parameters: dict[str, Array]) -> Array:
-    """Returns what follows the crop, up to the solarization."""
+def _transform(images: Array, parameters: dict[str, Array], threshold: float) -> Array:
+    """Returns what follows the crop, up to the normalization."""
     if "flip" in parameters:
         images = geometry.flip_horizontal(images, parameters["flip"])
     if "affine" in parameters:
@@ -283,6 +279,10 @@ def _transform(images: Array, parameters: dict[str, Array]) -> Array:
     if "blurred" in parameters:
         blurred = blur.gaussian_blur(images, parameters["blur"][:, 0])
         images = jnp.where(_gate(parameters["blurred"]), blurred, images)
+    if "solarize" in parameters:
+        at = jnp.full(len(images), threshold, images.dtype)
+        inverted = color.solarize(images, at)
+        images = jnp.where(_gate(parameters["solarize"]), inverted, images)
     return images
 
 
