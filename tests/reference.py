@@ -109,6 +109,22 @@ def oracle_vicreg(z1, z2, *, invariance_weight, variance_weight, covariance_weig
     return loss
 
 
+def oracle_emp_ssl(*z, invariance_weight, distortion):
+    """Coding rates by eigenvalues, and cosines to the mean, patch by patch."""
+    unit = [[row / math.sqrt(sum(row**2)) for row in np.asarray(one)] for one in z]
+    number, features = np.shape(unit[0])
+    loss = 0.0
+    for patch in unit:
+        gram = sum(np.outer(row, row) for row in patch)
+        values = np.linalg.eigvalsh(gram) * features / (number * distortion)
+        loss -= sum(math.log1p(value) for value in values) / 2 / len(unit)
+        for row, *others in zip(patch, *unit, strict=True):
+            mean = sum(others) / len(unit)
+            cosine = sum(row * mean) / math.sqrt(sum(mean**2))
+            loss -= invariance_weight * cosine / number / len(unit)
+    return loss
+
+
 def oracle_negative_cosine(p, z):
     """`[B]`: minus the cosine of the angle between two rows."""
     p, z = np.asarray(p, np.float64), np.asarray(z, np.float64)

@@ -10,9 +10,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from invariance_jax.evaluation.averaging import sample_view
 from invariance_jax.transforms import (
+    Family,
+    Operation,
     View,
     check_transformation,
     color,
+    compose,
     distributions,
     geometry,
 )
@@ -38,7 +41,7 @@ PAPER = {
 
 ALL = {**PAPER, "colorize": True}  # every operation is on
 ALL |= {"rotation": 0.3, "scaling": 0.2, "shear": 0.1, "translation": 0.1}
-ALL |= {"blur_probability": 0.5, "solarize_probability": 0.5}
+ALL |= {f"{name}_probability": 0.5 for name in ("blur", "solarize", "erase")}
 
 # nothing is random but what a test adds
 BARE = {**PAPER, "jitter_probability": 0.0, "gray_probability": 0.0}
@@ -119,12 +122,65 @@ def test_draws_are_uniform_within_the_bounds():
 
 def test_gates_open_with_their_probabilities_independently():
     held = draw(make(PAPER), 1, 4000).held
-    gates = np.stack([held[name] for name in ("flip", "jitter", "gray")], axis=1)
+    gates = np.stack([held["acts"][n] for n in ("flip", "color", "gray")], axis=1)
     assert_close(gates.mean(axis=0), [0.5, 0.8, 0.2], 4 * 0.5 / 4000**0.5)
     assert np.abs(np.corrcoef(gates, rowvar=False) - np.eye(3)).max() < 5 / 4000**0.5
     always = draw(make(BARE, jitter_probability=1.0), 0, 200)
-    assert set(always.held) == {"jitter"} and always.held["jitter"].all()
-    assert draw(make(BARE), 0, 2).held == {}
+    assert set(always.held["acts"]) == {"color"} and always.held["acts"]["color"].all()
+    assert draw(make(BARE), 0, 2).held == {"acts": {}}
+
+
+def test_the_second_view_has_probabilities_of_its_own():
+    both = make(BARE, blur_probability=(1.0, 0.0), solarize_probability=(0.0, 0.3))
+    first, second = both.sample, both.sample_other
+    first, second = (
+        draw_from(jax.random.key(0), 2000) for draw_from in (first, second)
+    )
+    assert first.held["acts"]["blur"].all() and not second.held["acts"]["blur"].any()
+    assert not first.held["acts"]["solarize"].any()
+    share = second.held["acts"]["solarize"].mean()
+    assert_close(share, 0.3, 4 * 0.46 / 2000**0.5)
+    jax.tree.map(assert_array_equal, first.held["blur"], second.held["blur"])
+    assert make(ALL).sample_other is None
+
+
+def test_the_ranges_of_the_jitter_are_those_asked_for():
+    transformation = make(PAPER, jitter_ranges=(0.8, 0.8, 0.4, 0.2))
+    expected = [(0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1)]
+    assert_close(transformation.bounds, expected)
+
+
+def test_own_operations_are_composed():
+    def brighten(images, factor):
+        return images * factor[:, :, None, None]
+
+    bounds = np.array([[0.5, 1.0]])
+    family = Family(("factor",), bounds, 1, lambda unit: 0.5 + unit / 2)
+    mirror = Operation("mirror", lambda images, _: images[:, :, ::-1], probability=0.5)
+    transformation = compose(
+        [Operation("brighten", brighten, family, 0.7), mirror],
+        differentiate=("brighten",),
+    )
+    x = make_x(4).astype(jnp.float32) / 255
+    check_transformation(transformation, x)
+    view = draw(transformation, 1, 4)
+    acts = view.held["acts"]
+    assert 0 < acts["mirror"].sum() < 4 and 0 < acts["brighten"].sum() < 4
+    expected = [
+        (image[:, ::-1] if mirrored else image) * (factor if brighter else 1)
+        for image, factor, mirrored, brighter in zip(
+            np.asarray(x),
+            np.asarray(view.alpha),
+            acts["mirror"],
+            acts["brighten"],
+            strict=True,
+        )
+    ]
+    assert_close(show(transformation, x, view), np.stack(expected))
+    with pytest.raises(ValueError, match="differentiate is .*'mirror'"):
+        compose([mirror], differentiate=("mirror",))
+    with pytest.raises(ValueError, match="mirror_probability must be in"):
+        compose([mirror._replace(probability=1.5)], differentiate=())
 
 
 def test_the_choice_of_what_is_differentiated_does_not_change_the_draws():
@@ -133,8 +189,8 @@ def test_the_choice_of_what_is_differentiated_does_not_change_the_draws():
     view = draw(make(ALL, differentiate=free), 4, 6)
     drawn = jnp.concatenate([held[name] for name in free], axis=1)
     assert_array_equal(view.alpha, drawn)
-    for name in ("crop", "flip", "jitter", "gray"):
-        assert_array_equal(view.held[name], held[name])
+    for name in ("crop", "acts"):
+        jax.tree.map(assert_array_equal, view.held[name], held[name])
     x = make_x(6)
     one, other = make(ALL, differentiate=()), make(ALL, differentiate=free)
     empty = View(jnp.zeros((6, 0)), held)
@@ -246,30 +302,41 @@ def test_boxes_have_whole_pixels_unless_they_are_differentiated():
     assert_array_equal(one.held["crop"], [[0, 0, 1, 1]] * 50)
 
 
+def erased_by_hand(images, boxes):
+    """The mean colour in every box, one after the other."""
+    images = np.array(images)
+    for image, (top, left, height, width) in zip(
+        images, boxes.astype(int), strict=True
+    ):
+        image[top : top + height, left : left + width] = MEAN
+    return images
+
+
 def by_hand(x, held, size):
     """All operations in the order of the paper, from the public functions."""
 
     def gated(name, changed, images):
-        return jnp.where(held[name][:, None, None, None], changed, images)
+        return jnp.where(held["acts"][name][:, None, None, None], changed, images)
 
     images = x.astype(jnp.float32) / 255
     images = geometry.crop_and_resize(images, held["crop"], size=size)
-    images = geometry.flip_horizontal(images, held["flip"])
+    images = geometry.flip_horizontal(images, held["acts"]["flip"])
     images = geometry.affine(images, held["affine"])
     images = color.colorize(images, held["colorize"])
-    images = gated("jitter", color.jitter(images, held["color"]), images)
+    images = gated("color", color.jitter(images, held["color"]), images)
     images = gated("gray", color.to_grayscale(images), images)
-    images = gated("blurred", gaussian_blur(images, held["blur"][:, 0]), images)
+    images = gated("blur", gaussian_blur(images, held["blur"][:, 0]), images)
     inverted = color.solarize(images, jnp.full(len(x), 0.5))
-    return normalized(gated("solarize", inverted, images))
+    images = gated("solarize", inverted, images)
+    return normalized(gated("erase", erased_by_hand(images, held["erase"]), images))
 
 
 def test_operations_stand_in_the_documented_order():
     transformation = make(ALL, differentiate=(), gray_probability=0.5)
     x = make_x(8)
     view = draw(transformation, 3, 8)
-    for gate in ("flip", "jitter", "gray", "blurred", "solarize"):
-        assert 0 < view.held[gate].sum() < 8
+    for gate in ("flip", "color", "gray", "blur", "solarize", "erase"):
+        assert 0 < view.held["acts"][gate].sum() < 8
     assert_close(show(transformation, x, view), by_hand(x, view.held, 8))
 
 
@@ -277,7 +344,7 @@ def test_crop_only_views_are_resized_boxes():
     settings = {"crop": True, "resampling": "bilinear", "image_size": 6}
     crop_only = make(BARE, **settings, differentiate=())
     view = draw(crop_only, 0, 5)
-    assert view.alpha.shape == (5, 0) and set(view.held) == {"crop"}
+    assert view.alpha.shape == (5, 0) and set(view.held) == {"crop", "acts"}
     x, boxes = make_x(5), view.held["crop"]
     expected = geometry.crop_and_resize(x / 255, boxes, size=6, method="bilinear")
     assert_close(show(crop_only, x, view), normalized(expected))
@@ -358,9 +425,11 @@ def test_flips_about_half():
     view = draw(flipping, 0, 20)
     images, plain = show(flipping, x, view), flipping.plain(x)
     assert_close(plain, (x / 255 - 0.3) / 0.5)  # one of each for all channels
-    for image, still, flip in zip(images, plain, view.held["flip"], strict=True):
+    for image, still, flip in zip(
+        images, plain, view.held["acts"]["flip"], strict=True
+    ):
         assert_array_equal(image, still[:, ::-1] if flip else still)
-    assert 4 < view.held["flip"].sum() < 16
+    assert 4 < view.held["acts"]["flip"].sum() < 16
 
 
 def along_and_gradient(transformation, x, view, directions):
@@ -519,11 +588,11 @@ def test_apply_and_plain_refuse_other_examples(shape, dtype, message):
 
 def test_apply_refuses_another_view():
     alpha, held = draw(make(PAPER), 0, 2)
-    names = r"view.held must have \['crop', 'flip', 'gray', 'jitter'\]"
+    names = r"view.held must have \['acts', 'crop'\], with 'acts' of \['color', 'flip'"
     for view, message in [
         (View(alpha[:, :3], held), r"alpha must be \[2, 4\]"),
         (View(alpha[:1], held), r"alpha must be \[2, 4\]"),
-        (View(alpha), names),
+        (View(alpha, {}), names),
         (View(alpha, {"crop": held["crop"]}), names),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -20,6 +20,7 @@ from configs.sweeps.methods import get_sweep
 from invariance_jax import evaluate, train
 from invariance_jax.settings import KEYS, resolve
 from invariance_jax.training.build import build, check_own_parts
+from invariance_jax.training.draws import Draws, Side
 from invariance_jax.training.methods import METHODS, make_method
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
@@ -33,6 +34,7 @@ KWARGS = {
     "simsiam": {**WIDTHS, "bottleneck": 3},
     "barlow_twins": {**WIDTHS, "off_diagonal_weight": 0.1},
     "vicreg": {**WIDTHS, "variance_weight": 20.0},
+    "emp_ssl": {**WIDTHS, "invariance_weight": 25.0},
 }
 """Every built-in method, with heads that are small."""
 
@@ -74,6 +76,7 @@ HEADS = {
     "simsiam": [(3, "norm", [2048, 2048, 2048]), (2, "bias", [512, 2048])],
     "barlow_twins": [(3, "none", [8192, 8192, 8192])],
     "vicreg": [(3, "none", [8192, 8192, 8192])],
+    "emp_ssl": [(3, "none", [4096, 4096, 1024])],
 }
 """Projector, predictor: layers, what ends them, and the widths of the papers."""
 
@@ -103,6 +106,10 @@ def loss_oracle(name, own, other, target_own, target_other):
         "dcl": (reference.oracle_dcl, temperature),
         "barlow_twins": (reference.oracle_barlow_twins, {"off_diagonal_weight": 0.1}),
         "vicreg": (reference.oracle_vicreg, {**weights, "covariance_weight": 1.0}),
+        "emp_ssl": (
+            reference.oracle_emp_ssl,
+            {"invariance_weight": 25.0, "distortion": 0.2},
+        ),
     }[name]
     return oracle(z1, z2, **settings)
 
@@ -160,6 +167,23 @@ def test_the_sweep_of_methods_can_be_built():
         build(resolve(tiny_config(changes)))
 
 
+def test_a_further_view_stands_in_for_one_of_the_two(x64):
+    case = Case(COMMON | {"more_views": 2, "penalty.weight": 0.0})
+    state, x = case.start(), jnp.asarray(case.x[:16])
+    draws = case.alone.make_draw()(TRAINING_KEY, 0)
+
+    @jax.jit
+    def loss(draws):
+        inputs = state.params, state.batch_stats, 0.0, x, draws, (None, None), ()
+        return case.alone.objective(*inputs)[0]
+
+    one, two = (Side((view,)) for view in draws.more)
+    pairs = [(draws.first, draws.second), (one, draws.second), (draws.first, two)]
+    expected = np.mean([loss(Draws(*pair)) for pair in pairs])
+    np.testing.assert_allclose(loss(draws), expected, rtol=1e-9)
+    assert not np.array_equal(one.views[0].alpha, two.views[0].alpha)
+
+
 def test_simsiam_holds_what_it_predicts(x64):
     method = make_method(resolve(tiny_config(named("simsiam"))), 5)
     rows = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 5)))
@@ -198,6 +222,8 @@ COMMON = {
 }
 CASES = {name: COMMON | named(name) for name in KWARGS}
 CASES |= {
+    "emp_ssl of patches": CASES["emp_ssl"] | {"more_views": 3},
+    "byol with more views": CASES["byol"] | {"more_views": 2},
     "own": COMMON | {"method.name": OWN, "method.kwargs": {"momentum": 0.75}},
     # Two outputs, of which the penalty sees z.
     "byol at z": CASES["byol"] | {"penalty.at": "z", "penalty.estimator": "sign"},
@@ -219,7 +245,7 @@ def test_devices_give_the_numbers_of_one(name, x64):
         assert_close(state, wanted, 1e-9)
 
 
-@pytest.mark.parametrize("name", [*KWARGS, "own"])
+@pytest.mark.parametrize("name", [*KWARGS, "own", "byol with more views"])
 def test_microbatches_give_the_step_of_the_whole_batch(name, x64):
     case = Case(CASES[name] | {"microbatches": 4}, steps=1)
     ((parts, _),), (whole, _) = case.on_the_joined_batch(), joined(name)[1][0]

@@ -13,6 +13,7 @@ from jax.test_util import check_grads
 from reference import (
     oracle_barlow_twins,
     oracle_dcl,
+    oracle_emp_ssl,
     oracle_info_nce,
     oracle_negative_cosine,
     oracle_vicreg,
@@ -21,6 +22,7 @@ from reference import (
 from invariance_jax.losses import (
     barlow_twins,
     dcl,
+    emp_ssl,
     info_nce,
     negative_cosine,
     nt_xent,
@@ -34,12 +36,20 @@ WEIGHTS = {
     "covariance_weight": 1.5,
 }
 
+
+def of_patches(*z: jax.Array, **settings: Any) -> jax.Array:
+    """EMP-SSL of patches one by one, as the other losses take views."""
+    return emp_ssl(jnp.stack(z), **settings)
+
+
+PATCHES = {"invariance_weight": 3.0, "distortion": 0.2}
 LOSSES: dict[str, tuple[Callable, Callable, dict[str, float]]] = {
     "barlow_twins": (barlow_twins, oracle_barlow_twins, {"off_diagonal_weight": 0.1}),
     "vicreg": (vicreg, oracle_vicreg, WEIGHTS),
     "dcl": (dcl, oracle_dcl, {"temperature": 0.3}),
     "info_nce": (info_nce, oracle_info_nce, {"temperature": 0.3}),
     "negative_cosine": (negative_cosine, oracle_negative_cosine, {}),
+    "emp_ssl": (of_patches, oracle_emp_ssl, PATCHES),
 }
 losses = pytest.mark.parametrize("name", LOSSES)
 
@@ -83,12 +93,17 @@ def test_each_example_has_its_own_loss(name: str, x64: None) -> None:
 # The losses of lightly 1.6.0 (torch 2.14.1) of standard normal z1 and of z2 = z1 + .7
 # noise, float64, and their gradients in both: NTXentLoss(.3), DCLLoss(.3),
 # BarlowTwinsLoss(.1) of 1000 z1 and 1000 z2, as it adds 1e-5 to variances,
-# VICRegLoss(25, 20, 1.5), NegativeCosineSimilarity().
+# VICRegLoss(25, 20, 1.5), NegativeCosineSimilarity(), and of n(z1), n(z2) the two parts
+# of EMPSSLLoss(.2, 200), whose sum there has the coding rate with the wrong sign.
 @pytest.mark.parametrize(
-    "name", ["nt_xent", "dcl", "barlow_twins", "vicreg", "negative_cosine"]
+    "name", ["nt_xent", "dcl", "barlow_twins", "vicreg", "negative_cosine", "emp_ssl"]
 )
 def test_lightly_has_the_same_losses_and_gradients(name: str, x64: None) -> None:
-    function = partial(nt_xent, temperature=0.3) if name == "nt_xent" else bound(name)
+    others = {
+        "nt_xent": partial(nt_xent, temperature=0.3),
+        "emp_ssl": partial(of_patches, **{**PATCHES, "invariance_weight": 200.0}),
+    }
+    function = others.get(name) or bound(name)
     with np.load(DATA / "lightly.npz") as released:
 
         def loss(pair: jax.Array) -> jax.Array:
@@ -112,7 +127,9 @@ def test_derivatives_of_first_and_second_order(name: str, x64: None) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["barlow_twins", "vicreg", "dcl", "info_nce"])
+@pytest.mark.parametrize(
+    "name", ["barlow_twins", "vicreg", "dcl", "info_nce", "emp_ssl"]
+)
 @pytest.mark.parametrize("replicas", [1, 2, 4])
 def test_replicas_give_the_joined_loss_and_gradient(
     name: str, replicas: int, x64: None
@@ -187,6 +204,20 @@ def test_bad_input_is_refused(
     changed = {} if weight is None else {next(iter(settings)): weight}
     with pytest.raises(ValueError, match=message):
         function(*map(jnp.ones, shapes), **{**settings, **changed})
+
+
+@pytest.mark.parametrize(
+    "shape, changes, message",
+    [
+        ((4, 3), {}, r"z must be \[V, B, D\]"),
+        ((1, 4, 3), {}, "z must hold 2 or more patches; found 1"),
+        ((2, 4, 3), {"distortion": 0.0}, "distortion must be above 0"),
+        ((2, 4, 3), {"invariance_weight": -1.0}, "invariance_weight must be 0 or more"),
+    ],
+)
+def test_bad_patches_are_refused(shape: tuple, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        emp_ssl(jnp.ones(shape), **{**PATCHES, **changes})
 
 
 def test_cosines_of_other_shapes_are_refused() -> None:

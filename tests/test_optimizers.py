@@ -183,3 +183,20 @@ def test_a_gradient_is_clipped_as_a_whole():
     rate = make_schedule(settings)(0)
     np.testing.assert_allclose(found["one"]["bias"], -0.6 * rate, rtol=1e-6)
     np.testing.assert_allclose(found["two"]["bias"], -0.8 * rate, rtol=1e-6)
+
+
+def test_the_weight_decay_of_adamw_follows_half_a_cosine():
+    changes = {"optimizer.weight_decay": 0.1, "optimizer.weight_decay_end": 0.5}
+    changes |= {"optimizer.warmup_fraction": 0.0, "steps": 10}
+    settings = resolve(tiny_config(changes))
+    params = {"w": jnp.ones(1)}
+    zeros = [jax.tree.map(jnp.zeros_like, params)] * 10
+    values = [
+        1.0,
+        *(p["w"][0] for p in trajectory(make_optimizer(settings), params, zeros)),
+    ]
+    shrunk = 1 - np.array(values[1:]) / np.array(values[:-1])
+    steps = np.arange(10)
+    rates = np.array([make_schedule(settings)(step) for step in steps])
+    decay = 0.5 - 0.4 * (1 + np.cos(np.pi * steps / 10)) / 2
+    np.testing.assert_allclose(shrunk, rates * decay, rtol=1e-3, atol=1e-6)

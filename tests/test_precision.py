@@ -135,6 +135,14 @@ CASES = {
         PAIR,
         alone=False,
     ),
+    "losses.emp_ssl": Case(
+        lambda z1, z2: losses.emp_ssl(
+            jnp.stack([z1, z2]), invariance_weight=9.0, distortion=0.2
+        ),
+        PAIR,
+        (*PAIR,),
+        alone=False,
+    ),
     "losses.negative_cosine": Case(losses.negative_cosine, PAIR, (*PAIR,)),
     **{
         f"losses.consistency {unit}": Case(

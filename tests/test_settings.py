@@ -9,11 +9,13 @@ import math
 import types
 import typing
 
+import jax
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 from tiny import tiny_config
 
-from configs import base
+from configs import base, cifar10
 from invariance_jax.settings import (
     KEYS,
     change,
@@ -24,6 +26,7 @@ from invariance_jax.settings import (
     to_dict,
 )
 from invariance_jax.settings.command_line import key_help, meanings
+from invariance_jax.settings.rules import make_image_views
 from invariance_jax.settings.schema import EXPERIMENTS
 
 NAN, INF = math.nan, math.inf
@@ -252,6 +255,18 @@ def test_resolving_leaves_the_configuration_alone():
             "encoder.patch_size is 3; expected a divisor of data.image_size, 8",
         ),
         (
+            {"encoder.name": "vit_tiny", "augmentation.more_size": 6},
+            "augmentation.more_size is 6; expected a multiple of encoder.patch_size",
+        ),
+        (
+            {"augmentation.more_size": 6},
+            "augmentation.more_size is 6; expected 8 or None, as an MLP takes",
+        ),
+        (
+            {"optimizer.name": "lars", "optimizer.weight_decay_end": 0.1},
+            "optimizer.weight_decay_end is 0.1; expected None, as optimizer.name is",
+        ),
+        (
             {"optimizer.learning_rate": 1e30},
             "optimizer.learning_rate is 1e+30; expected a number, more than 0",
         ),
@@ -297,6 +312,26 @@ def test_a_batch_that_does_not_fit_the_devices_is_refused(devices, changes, expe
 @pytest.mark.parametrize("group_size", [0, 2, 4, 8, 16])
 def test_groups_that_fit_the_devices_pass(group_size):
     check_devices(resolve(tiny_config({"batchnorm.group_size": group_size})), 4)
+
+
+def test_a_recipe_takes_the_place_of_none():
+    config = cifar10.get_config("smoke")
+    config.augmentation.recipe = "byol_imagenet"
+    views = make_image_views(resolve(config))
+    assert_allclose(views.bounds[:, 1], [1.4, 1.4, 1.2, 0.1])
+    both = views.sample, views.sample_other
+    acts = [draw(jax.random.key(0), 500).held["acts"] for draw in both]
+    found = [[one[name].mean() for name in ("blur", "solarize")] for one in acts]
+    assert_allclose(found, [[1, 0], [0.1, 0.2]], atol=0.06)
+    config.augmentation.strength = 0.25
+    config.augmentation.blur_probability = 0.0
+    config.augmentation.solarize_probability = 0.0
+    views = make_image_views(resolve(config))
+    assert_allclose(views.bounds[:, 1], [1.2, 1.2, 1.1, 0.05])
+    assert views.sample_other is None  # what is given goes for both views
+    config.augmentation.second_view = {"flip": 0.5}
+    with pytest.raises(ValueError, match=r"augmentation.second_view is .*jitter_prob"):
+        resolve(config)
 
 
 def test_what_follows_is_derived():

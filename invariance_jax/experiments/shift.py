@@ -64,7 +64,7 @@ def run(context: Context) -> ExperimentResult:
 def unshifted_value(settings: Settings, how: str) -> float:
     """Returns the point of a grid at which the distribution is that of the training."""
     augmentation = settings.augmentation
-    strength = augmentation.strength * (augmentation.jitter_probability > 0)
+    strength = (augmentation.strength or 0) * (augmentation.jitter_probability > 0)
     return {"move": 0.0, "widen": 1.0, "strength": float(strength)}[how]
 
 

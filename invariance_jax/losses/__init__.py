@@ -4,6 +4,7 @@ from invariance_jax.losses.contrastive import dcl, info_nce, nt_xent
 from invariance_jax.losses.invariance import consistency, invariance_penalty
 from invariance_jax.losses.non_contrastive import (
     barlow_twins,
+    emp_ssl,
     negative_cosine,
     vicreg,
 )
@@ -12,6 +13,7 @@ __all__ = [
     "barlow_twins",
     "consistency",
     "dcl",
+    "emp_ssl",
     "info_nce",
     "invariance_penalty",
     "negative_cosine",

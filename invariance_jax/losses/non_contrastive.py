@@ -1,10 +1,11 @@
-"""Losses without negatives: Barlow Twins, VICReg, and the cosine of SimSiam and BYOL.
+"""Losses without negatives: Barlow Twins, VICReg, EMP-SSL, the cosine of SimSiam, BYOL.
 
 Zbontar, Jing, Misra, LeCun, Deny: Barlow Twins: Self-Supervised Learning via Redundancy
 Reduction (ICML 2021). Bardes, Ponce, LeCun: VICReg: Variance-Invariance-Covariance
 Regularization for Self-Supervised Learning (ICLR 2022). Chen, He: Exploring Simple
 Siamese Representation Learning (CVPR 2021). Grill et al.: Bootstrap Your Own Latent
-(NeurIPS 2020).
+(NeurIPS 2020). Tong, Chen, Ma, LeCun: EMP-SSL: Towards Self-Supervised Learning in One
+Training Epoch (2023).
 
 Terms that are statistics of the batch belong to every example alike, so that the mean
 over the examples is the loss of the paper. With an axis name the statistics are those
@@ -21,6 +22,7 @@ from invariance_jax.arguments import (
     check_matrix,
     check_number,
     check_same_shape,
+    check_shape,
     promote,
 )
 from invariance_jax.numerics import (
@@ -134,6 +136,50 @@ def vicreg(
     invariance = jnp.mean(jnp.square(z1 - z2), axis=1)
     common = variance_weight * variance + covariance_weight * covariance
     return (invariance_weight * invariance + common).astype(z1.dtype)
+
+
+def emp_ssl(
+    z: Array,
+    *,
+    invariance_weight: float | Array,
+    distortion: float,
+    axis_name: str | None = None,
+) -> Array:
+    """Returns the loss of EMP-SSL of each example, of any number of its patches.
+
+    Computes `-mean_v (R(n(z_v)) + w cos(n(z_v), m))` with m the mean of n(z_v) over the
+    V patches and the coding rate `R(Z) = log det(I + D / (B e) Z^T Z) / 2` of the rows
+    Z `[B, D]`, Tong et al. (2023), equation 3.
+
+    Args:
+      z: `[V, B, D]`, projections of the patches, V of 2 or more.
+      invariance_weight: w, 0 or more; 200 in the paper.
+      distortion: e, the paper's epsilon squared, above 0; 0.2 there.
+      axis_name: the mapped axis over which the batch is spread. None: one replica.
+
+    Returns:
+      `[B]`, without a unit, at least float32; the coding rate is the same for each.
+
+    Raises:
+      ValueError: if z is no array of rank 3 with 2 or more patches, the weight is
+        negative, or the distortion is not positive.
+
+    Gradients: with respect to z; 0 where a projection is 0.
+    Cost: V products of `[D, B]` with `[B, D]`, and V determinants of `[D, D]`.
+    """
+    check_number("invariance_weight", invariance_weight, low=0)
+    check_number("distortion", distortion, low=0, above=True)
+    check_shape("z", z, (None, None, None), expected="[V, B, D]")
+    if len(z) < 2:
+        raise ValueError(f"z must hold 2 or more patches; found {len(z)}.")
+    (z,) = promote(z=z)
+    z = l2_normalize(z)
+    similarity = jnp.sum(z * l2_normalize(jnp.mean(z, axis=0))[None], axis=2)
+    moments = jnp.stack([_mean_product(one, one, axis_name) for one in z])
+    scale = z.shape[2] / distortion
+    identity = jnp.eye(z.shape[2], dtype=z.dtype)
+    rate = jnp.linalg.slogdet(identity[None] + scale * moments).logabsdet / 2
+    return -jnp.mean(rate) - invariance_weight * jnp.mean(similarity, axis=0)
 
 
 def negative_cosine(p: Array, z: Array) -> Array:

@@ -22,6 +22,7 @@ from invariance_jax.settings.schema import (
     MOST,
     SECTIONS,
     WITH_SIMILARITIES,
+    Augmentation,
     Config,
     Data,
     Derived,
@@ -130,6 +131,10 @@ def _check_objective(settings: Settings, problems: _Problems) -> None:
     expected = f"0, or a divisor of {batch} that is more than 1"
     divides = group == 0 or (group > 1 and batch % group == 0)
     require(divides, "batchnorm.group_size", expected)
+    decays = settings.optimizer.weight_decay_end is None
+    expected = f"None, as optimizer.name is {settings.optimizer.name!r}"
+    adamw = settings.optimizer.name == "adamw"
+    require(adamw or decays, "optimizer.weight_decay_end", expected)
     parts, whole = settings.microbatches, "1, as {} needs the whole batch"
     require(batch % parts == 0, "microbatches", f"a divisor of {batch}")
     method = settings.method.name
@@ -185,10 +190,18 @@ def _check_own(settings: Settings, problems: _Problems) -> None:
     narrow = encoder.name not in RESNETS or (encoder.width or 0) <= 256
     expected = f"at most 256 for {encoder.name}, or None, which is 64"
     require(narrow, "encoder.width", expected)
+    smaller = settings.augmentation.more_size or size
+    expected = f"{size} or None, as an MLP takes images of one size"
+    require(
+        encoder.name != "mlp" or smaller == size, "augmentation.more_size", expected
+    )
     if encoder.name in VITS:
         divides = not (size or 0) % encoder.patch_size
         expected = f"a divisor of data.image_size, {size}"
         require(divides, "encoder.patch_size", expected)
+        divides = not (smaller or 0) % encoder.patch_size
+        expected = f"a multiple of encoder.patch_size, {encoder.patch_size}"
+        require(divides, "augmentation.more_size", expected)
         heads = not (encoder.width or 0) % HEAD_FEATURES
         require(heads, "encoder.width", f"a multiple of {HEAD_FEATURES}")
 
@@ -315,12 +328,39 @@ def _check_moved(settings: Settings, problems: _Problems) -> None:
                 problems.require(positive, _SHIFTS, expected, row)
 
 
+_OF_VIEWS = tuple(
+    f"{name}_probability" for name in ("jitter", "gray", "blur", "solarize", "erase")
+)
+
+
+def _follow_recipe(augmentation: Augmentation, problems: _Problems) -> None:
+    """Fills in what the recipe says, and checks what is of the second view."""
+    for name, value in image.RECIPES[augmentation.recipe].items():
+        if getattr(augmentation, name) is None:
+            first, second = value, value
+            if name in _OF_VIEWS and isinstance(value, tuple):
+                first, second = value
+                augmentation.second_view = {name: second, **augmentation.second_view}
+            setattr(augmentation, name, first)
+    of_views = {*augmentation.second_view} <= {*_OF_VIEWS}
+    expected = f"some of {', '.join(_OF_VIEWS)}"
+    problems.require(of_views, "augmentation.second_view", expected)
+
+
+def _of_both(augmentation: Augmentation, name: str) -> tuple[float, float]:
+    """Returns a probability of the first and of the second view."""
+    first = getattr(augmentation, name)
+    return first, augmentation.second_view.get(name, first)
+
+
 def _check_images(settings: Settings, problems: _Problems) -> None:
     chosen, augmentation = settings.data, settings.augmentation
     for row in settings.evaluation.shifts if is_asked(settings, "shift") else ():
         expected = '("color", "strength", numbers) of images'
         problems.require(row[1] == "strength", _SHIFTS, expected, row)
+    _follow_recipe(augmentation, problems)
     if not plugins.is_own(augmentation.name):
+        problems.stop()
         stand_in = copy.deepcopy(settings)
         source = chosen.source_size or (32, 32)
         stand_in.data.source_size = source
@@ -328,7 +368,8 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
         sections = ("augmentation", "data")
         made = _made(lambda: make_image_views(stand_in), problems, sections)
         if made is not None:
-            still = 0 in (augmentation.jitter_probability, augmentation.strength)
+            jitter = _of_both(augmentation, "jitter_probability")
+            still = max(jitter) == 0 or augmentation.strength == 0
             idle = frozenset(JITTER_NAMES if still else ())
             _check_parameters(settings, made.names, idle, problems)
     problems.stop()
@@ -336,22 +377,32 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
 
 
 def make_image_views(settings: Settings, family: str = "all") -> Transformation:
-    """Returns the built-in views of an image set, or the part of it of a family."""
+    """Returns the built-in views of an image set, or the part of it of a family.
+
+    The family "more" are the views beside the two of a loss.
+    """
     chosen, augmentation = settings.data, settings.augmentation
-    geometric, colored = family in ("all", "crop"), family in ("all", "color")
-    assert chosen.source_size is not None and chosen.image_size is not None
+    whole = family in ("all", "more")
+    geometric, colored = whole or family == "crop", whole or family == "color"
+    size, area = chosen.image_size, augmentation.crop_area
+    if family == "more":
+        size, area = augmentation.more_size or size, augmentation.more_area or area
+    assert chosen.source_size is not None and size is not None
+    assert augmentation.strength is not None and augmentation.jitter_ranges is not None
+    probabilities: dict[str, Any] = {
+        name: _of_both(augmentation, name) if colored else 0.0 for name in _OF_VIEWS
+    }
     return image.make_transformation(
         source_size=chosen.source_size,
-        image_size=chosen.image_size,
+        image_size=size,
         mean=chosen.mean or (0.5,) * 3,
         std=chosen.std or (0.5,) * 3,
         strength=augmentation.strength,
-        jitter_probability=augmentation.jitter_probability * colored,
-        gray_probability=augmentation.gray_probability * colored,
+        jitter_ranges=augmentation.jitter_ranges,
         crop=augmentation.crop and geometric,
         flip=augmentation.flip and geometric,
         differentiate=augmentation.differentiate if family == "all" else (),
-        crop_area=augmentation.crop_area,
+        crop_area=area,
         crop_aspect=augmentation.crop_aspect,
         resampling=augmentation.resampling,
         colorize=augmentation.colorize and colored,
@@ -359,10 +410,10 @@ def make_image_views(settings: Settings, family: str = "all") -> Transformation:
         scaling=augmentation.scaling * geometric,
         shear=augmentation.shear * geometric,
         translation=augmentation.translation * geometric,
-        blur_probability=augmentation.blur_probability * colored,
         blur_sigma=augmentation.blur_sigma,
-        solarize_probability=augmentation.solarize_probability * colored,
         solarize_threshold=augmentation.solarize_threshold,
+        erase_area=augmentation.erase_area,
+        **probabilities,
     )
 
 

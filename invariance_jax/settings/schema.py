@@ -18,6 +18,7 @@ from invariance_jax.models.resnet import STEMS
 from invariance_jax.models.vit import POOLS
 from invariance_jax.transforms import spirograph
 from invariance_jax.transforms.distributions import FAMILIES as DIFFERENTIABLE
+from invariance_jax.transforms.image import RECIPES
 
 EXPERIMENTS = (
     "downstream",
@@ -33,7 +34,14 @@ EXPERIMENTS = (
 WITH_SIMILARITIES = ("simclr", "dcl", "moco_v3")
 """The built-in methods that compare each example to all others."""
 
-METHODS = (*WITH_SIMILARITIES, "byol", "simsiam", "barlow_twins", "vicreg")
+METHODS = (
+    *WITH_SIMILARITIES,
+    "byol",
+    "simsiam",
+    "barlow_twins",
+    "vicreg",
+    "emp_ssl",
+)
 """The built-in methods."""
 
 WITH_PROBE = ("downstream", "averaging", "shift", "label_fraction")
@@ -188,6 +196,9 @@ class Optimizer:
     """Share of the steps in which "warmup_cosine" rises from 0."""
     weight_decay: float = key(1e-6, least=0)
     """Weight decay of all parameters."""
+    weight_decay_end: float | None = key(None, least=0)
+    """Where the weight decay of adamw ends, half a cosine from where it begins; None:
+    it stays."""
     momentum: float = key(0.9, least=0, below=1)
     """Momentum of LARS."""
     trust_coefficient: float = key(1e-3, above=0)
@@ -271,6 +282,12 @@ class Augmentation:
     MODULE:FUNCTION, which returns a Transformation and reads none of them."""
     kwargs: dict[str, Any] = key({})
     """Keyword arguments of augmentation.name, if it is MODULE:FUNCTION."""
+    recipe: str = key("simclr_cifar", choices=(*RECIPES,))
+    """Whose values take the place of None in this section: "simclr_cifar" (the paper's
+    own), "simclr_imagenet" or "byol_imagenet", whose two views differ."""
+    second_view: dict[str, Any] = key({})
+    """Probabilities of the second view that are not those of the first, such as
+    blur_probability=0.1; evaluation draws first views."""
     differentiate: tuple[str, ...] = key(("color",), choices=DIFFERENTIABLE, empty=True)
     """Parts that are differentiated."""
     crop: bool = True
@@ -293,21 +310,31 @@ class Augmentation:
     """Half width of its shift."""
     colorize: bool = False
     """Whether grey images get random foreground and background colours."""
-    strength: float = key(0.5, least=0)
+    strength: float | None = key(None, least=0)
     """Colour jitter: brightness, contrast and saturation 1 +- .8 strength, hue +- .2
-    strength turns."""
+    strength turns; None: the recipe's, .5 or 1."""
+    jitter_ranges: tuple[float, float, float, float] | None = key(None, least=0)
+    """The .8, .8, .8 and .2 of the colour jitter; None: the recipe's."""
     jitter_probability: float = key(0.8, least=0, most=1)
     """Share of the views that are jittered."""
     gray_probability: float = key(0.2, least=0, most=1)
     """Share of the views that are made grey."""
-    blur_probability: float = key(0.0, least=0, most=1)
-    """Share of the views that are blurred."""
+    blur_probability: float | None = key(None, least=0, most=1)
+    """Share of the views that are blurred; None: the recipe's, 0, .5 or 1."""
     blur_sigma: tuple[float, float] = key((0.1, 2.0), unit="pixels", above=0)
     """Ends of the standard deviation of the blur."""
-    solarize_probability: float = key(0.0, least=0, most=1)
-    """Share of the views of which bright values are inverted."""
+    solarize_probability: float | None = key(None, least=0, most=1)
+    """Share of the views of which bright values are inverted; None: the recipe's."""
     solarize_threshold: float = key(0.5, least=0, most=1)
     """The value from which on solarization inverts."""
+    erase_probability: float = key(0.0, least=0, most=1)
+    """Share of the views of which a box is filled with the mean colour."""
+    erase_area: tuple[float, float] = key((0.02, 0.33), above=0, most=1)
+    """Ends of that box's share of the area."""
+    more_size: int | None = key(None, unit="pixels", least=1, most=4096)
+    """Side of the views of more_views; None: data.image_size."""
+    more_area: tuple[float, float] | None = key(None, above=0, most=1)
+    """Ends of the share of the area of their crops; None: crop_area."""
 
 
 @dataclass(slots=True)
@@ -478,6 +505,9 @@ class Config:
     average_views: int = key(1, least=1, most=1000)
     """Views on each side of the loss whose representations are averaged; the penalty
     acts on the first of each side."""
+    more_views: int = key(0, least=0, most=1000)
+    """Views of each example beside the two, without a penalty: each stands in for one
+    of the two in a loss of its own (multi-crop), or emp_ssl takes all as its patches."""
     microbatches: int = key(1, least=1)
     """Parts into which each device splits its share of the batch, one after the other
     in memory; the loss still sees the whole batch. Exact where batchnorm.group_size

@@ -68,7 +68,7 @@ class Parts(NamedTuple):
     def make_draw(self) -> Any:
         """Returns the draws of the views of a global batch, see `training.draws`."""
         settings = self.settings
-        signed = settings.penalty.estimator == "sign"
+        signed, more = settings.penalty.estimator == "sign", self.objective.more
         return make_draw(
             self.transformation,
             batch_size=settings.batch_size,
@@ -76,6 +76,7 @@ class Parts(NamedTuple):
             derivatives=self.derivatives,
             sign_features=self.point_features if signed else None,
             average_views=settings.average_views,
+            more=(more,) * settings.more_views if more else (),
         )
 
     def make_sampler(self) -> Sampler:
@@ -121,6 +122,7 @@ def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
         transformation,
         settings.penalty,
         axis_name,
+        task.transformation("more") if settings.more_views else None,
     )
     return Parts(
         settings,

@@ -10,9 +10,11 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from invariance_jax.settings.schema import WITH_SIMILARITIES
 from invariance_jax.training import parallel
 from invariance_jax.training.batches import Batches
 from invariance_jax.training.build import Parts, build, state_shapes
+from invariance_jax.transforms import Transformation
 
 
 class Operations(NamedTuple):
@@ -30,24 +32,31 @@ def count_operations(parts: Parts) -> Operations:
     """Returns the operations of a step, counted from the shapes of its layers.
 
     Those of convolutions, matrix products and similarities: forward, twice that
-    backward, and the same again for each view that is differentiated.
+    backward, and the same again for each view that is differentiated; forward alone of
+    a target network.
     """
-    settings, transformation = parts.settings, parts.transformation
+    settings, further = parts.settings, parts.objective.more
+    number = settings.more_views
 
-    def views() -> Any:
+    def views(transformation: Transformation) -> Any:
         x = parts.task.stand_ins(2)
-        return transformation.apply(x, transformation.sample(jax.random.key(0), len(x)))
+        view = transformation.sample(jax.random.key(0), len(x))
+        return jax.eval_shape(transformation.apply, x, view)
 
-    h, encoder = products(parts.encoder, jax.eval_shape(views))
+    h, encoder = products(parts.encoder, views(parts.transformation))
     z, heads = products(parts.method.heads, h)
+    more = products(parts.encoder, views(further))[1] if further else 0
     tangents = parts.derivatives * settings.penalty.directions
     passes = 2 * settings.average_views + tangents
-    passes_of_heads = 2 + tangents * (settings.penalty.at == "z")
-    contrasts = settings.method.name == "simclr"
-    # Forward, and backward for inputs and weights. Of two examples, four views meet.
+    passes_of_heads = 2 + number + tangents * (settings.penalty.at == "z")
+    contrasts = settings.method.name in WITH_SIMILARITIES
+    # Forward, and backward for inputs and weights; a target network is not trained.
+    trained = passes * encoder + number * more + passes_of_heads * heads
+    target = 2 * (settings.average_views * encoder + heads)
+    # Of two examples, four views meet.
     return Operations(
-        example=2.0 * 3 * (passes * encoder + passes_of_heads * heads),
-        pair=2.0 * 3 * 4 * z.shape[-1] * contrasts,
+        example=6.0 * trained + 2.0 * target * (parts.method.momentum is not None),
+        pair=6.0 * 4 * jax.tree.leaves(z)[0].shape[-1] * contrasts,
     )
 
 

@@ -5,7 +5,7 @@ from the key and the step (a few numbers per example) and takes its slice, so a 
 run, on any number of devices, draws the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from invariance_jax.types import Array, Key
 
 # What options add is drawn from a child of the key that its split does not yield.
 _OPTIONS_STREAM = 4
+_MORE_STREAM = 5
 
 
 class Side(NamedTuple):
@@ -40,10 +41,12 @@ class Draws(NamedTuple):
     Attributes:
       first: the side whose first view is penalized.
       second: the other side, penalized too if `penalty.views` is 2.
+      more: further views, each of every example.
     """
 
     first: Side
     second: Side
+    more: tuple[View, ...] = ()
 
 
 def make_draw(
@@ -54,6 +57,7 @@ def make_draw(
     derivatives: int = 1,
     sign_features: int | None = None,
     average_views: int = 1,
+    more: Sequence[Transformation] = (),
 ) -> Callable[[Key, Array], Draws]:
     """Returns `(key, step int32 []) -> Draws` of the global batch, pure.
 
@@ -66,10 +70,12 @@ def make_draw(
       derivatives: sides whose derivative is taken, 0, 1 or 2.
       sign_features: D of the random signs; None: no signs.
       average_views: views on each side.
+      more: what the further views are drawn from, one by one.
     """
 
-    def sample(key: Key) -> View:
-        return transformation.sample(key, batch_size)
+    def sample(key: Key, number: int = 0) -> View:
+        other = transformation.sample_other if number else None
+        return (other or transformation.sample)(key, batch_size)
 
     def draw_ends(keys: Key, view: View) -> Array:
         sign = jax.random.rademacher(keys[0], (batch_size, directions, 1), jnp.float32)
@@ -92,14 +98,19 @@ def make_draw(
             return jax.random.fold_in(jax.random.fold_in(stream, step), number)
 
         def side(number: int) -> Side:
-            first = sample(keys[number])
-            more = range(3 + number, 3 + number + 2 * (average_views - 1), 2)
-            views = first, *(sample(own(n)) for n in more)
+            first = sample(keys[number], number)
+            ahead = range(3 + number, 3 + number + 2 * (average_views - 1), 2)
+            views = first, *(sample(own(n), number) for n in ahead)
             if number >= derivatives:
                 return Side(views)
             ends = jax.random.split(own(1), 1 + directions) if number else keys[2:]
             return Side(views, draw_ends(ends, first), draw_signs(own(2 * number)))
 
-        return Draws(side(0), side(1))
+        stream = jax.random.fold_in(jax.random.fold_in(key, _MORE_STREAM), step)
+        beside = [
+            one.sample(jax.random.fold_in(stream, n), batch_size)
+            for n, one in enumerate(more)
+        ]
+        return Draws(side(0), side(1), tuple(beside))
 
     return draw

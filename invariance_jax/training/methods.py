@@ -9,7 +9,7 @@ size of the encoder.
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
@@ -72,6 +72,9 @@ class Method(NamedTuple):
         one. None: the memory stays.
       constant_rate: a part of the heads' parameters whose learning rate is that of the
         peak in every step; None: there is none.
+      joint: `(outputs, *, axis_name) -> [B]`, a loss of the outputs of all views of an
+        example, which then takes the place of `loss`; None: views are compared in
+        pairs.
     """
 
     heads: nn.Module
@@ -80,6 +83,7 @@ class Method(NamedTuple):
     memory: PyTree = ()
     update: Callable[[PyTree, PyTree], PyTree] | None = None
     constant_rate: str | None = None
+    joint: Callable[..., Array] | None = None
 
 
 def projection(outputs: PyTree) -> PyTree:
@@ -257,10 +261,41 @@ def vicreg(
     return Method(head(hidden, output, layers, final_norm=False), loss)
 
 
+def emp_ssl(
+    *,
+    hidden: int = 4096,
+    layers: int = 3,
+    output: int = 1024,
+    invariance_weight: float = 200.0,
+    distortion: float = 0.2,
+    tangent: str = "coupled",
+    axis_name: str | None = None,
+) -> Method:
+    """EMP-SSL, Tong, Chen, Ma, LeCun (2023), equation 3, of the z of all patches.
+
+    Those are the views of both sides and `more_views`. The heads are those of its code;
+    the features that it probes are the mean over patches of their first layer, here h.
+    """
+    head = functools.partial(ProjectionHead, tangent=tangent, axis_name=axis_name)
+    settings = {"invariance_weight": invariance_weight, "distortion": distortion}
+
+    def joint(outputs: Sequence[PyTree], *, axis_name: str | None) -> Array:
+        return losses.emp_ssl(jnp.stack(outputs), axis_name=axis_name, **settings)
+
+    def loss(own: PyTree, other: PyTree, *_: PyTree, axis_name: str | None) -> Array:
+        return joint((own, other), axis_name=axis_name)
+
+    heads = head(hidden, output, layers, final_norm=False)
+    return Method(heads, loss, joint=joint)
+
+
 METHODS: dict[str, Callable[..., Method]] = {
     "simclr": functools.partial(contrastive, losses.nt_xent),
     "dcl": functools.partial(contrastive, losses.dcl),
-    **{one.__name__: one for one in (moco_v3, byol, simsiam, barlow_twins, vicreg)},
+    **{
+        one.__name__: one
+        for one in (moco_v3, byol, simsiam, barlow_twins, vicreg, emp_ssl)
+    },
 }
 """The built-in methods, by their names in the settings."""
 

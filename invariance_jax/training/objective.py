@@ -72,6 +72,7 @@ class Objective:
       transformation: makes views of x.
       penalty: how much of which penalty.
       axis_name: the mapped axis over which the batch is spread; None: one replica.
+      more: makes the further views; None: there are none.
     """
 
     encoder: nn.Module
@@ -81,6 +82,7 @@ class Objective:
     transformation: Transformation
     penalty: Penalty
     axis_name: str | None = None
+    more: Transformation | None = None
 
     def __call__(
         self,
@@ -103,10 +105,10 @@ class Objective:
 
     def encode(
         self, params: Variables, stats: Variables, x: Array, draws: Draws
-    ) -> tuple[tuple[Encoded, Encoded], Variables]:
-        """Returns both sides, encoded, and the running statistics after it."""
+    ) -> tuple[tuple[Encoded, ...], Variables]:
+        """Returns both sides and further views, encoded, and the running statistics."""
         sides = []
-        for side in draws:
+        for side in (draws.first, draws.second):
             (alpha, held), *more = side.views
             takes = side.alpha_other is not None and self.penalty.weight > 0
             at_z = self.penalty.at == "z" and (takes or self._is_consistency())
@@ -128,29 +130,34 @@ class Objective:
                 h = h + another
             h = h / len(side.views) if more else h
             sides.append(Encoded(h, point, penalty, None if more else outputs))
-        return (sides[0], sides[1]), stats
+        for view in draws.more:
+            assert self.more is not None
+            images = self.more.apply(x, view)
+            h, stats = _apply(self.encoder, "encoder", params, stats, images)
+            sides.append(Encoded(h, h, None))
+        return tuple(sides), stats
 
     def couple(
         self,
         params: Variables,
         stats: Variables,
         weight: Array,
-        sides: tuple[Encoded, Encoded],
+        sides: tuple[Encoded, ...],
         target: tuple[PyTree, PyTree],
         memory: PyTree,
     ) -> tuple[Array, tuple[Terms, Variables]]:
         """Returns the loss of sides that are encoded; it sees the whole batch."""
-        own, stats = self._outputs(params, stats, sides[0])
-        other, stats = self._outputs(params, stats, sides[1])
-        losses = self.method.loss(
-            own, other, target[0], target[1], memory, axis_name=self.axis_name
-        )
-        penalty = self._penalty(*sides)
+        outputs = []
+        for side in sides:
+            made, stats = self._outputs(params, stats, side)
+            outputs.append(made)
+        losses = self._losses(outputs, target, memory)
+        penalty = self._penalty(sides[0], sides[1])
         limited = batch_mean(penalty, axis_name=self.axis_name)
         if self.penalty.batch_limit is not None:
             limited = jnp.minimum(limited, self.penalty.batch_limit)
         loss = jnp.mean(losses) + weight * limited
-        return loss, (Terms(losses, penalty, limited, (own, other)), stats)
+        return loss, (Terms(losses, penalty, limited, (outputs[0], outputs[1])), stats)
 
     def target_outputs(
         self, params: Variables, stats: Variables, x: Array, draws: Draws
@@ -158,7 +165,7 @@ class Objective:
         """Returns what a target network makes of both sides, and its statistics."""
         made = []
         plain = replace(self, penalty=replace(self.penalty, weight=0.0))
-        sides, stats = plain.encode(params, stats, x, draws)
+        sides, stats = plain.encode(params, stats, x, draws._replace(more=()))
         for side in sides:
             outputs, stats = self._outputs(params, stats, side)
             made.append(outputs)
@@ -206,6 +213,26 @@ class Objective:
         if side.outputs is not None:
             return side.outputs, stats
         return _apply(self.method.heads, "heads", params, stats, side.h)
+
+    def _losses(
+        self, outputs: list[PyTree], target: tuple[PyTree, PyTree], memory: PyTree
+    ) -> Array:
+        """Returns the loss of each example: the mean over pairs of its views.
+
+        One is that of both sides; in the others a further view stands in for one of
+        the two, in turn.
+        """
+        if self.method.joint is not None:
+            return self.method.joint(outputs, axis_name=self.axis_name)
+        own, other, *more = outputs
+        pairs = [(own, other)]
+        for number, one in enumerate(more):
+            pairs.append((own, one) if number % 2 else (one, other))
+        losses = [
+            self.method.loss(*pair, *target, memory, axis_name=self.axis_name)
+            for pair in pairs
+        ]
+        return sum(losses[1:], losses[0]) / len(losses) if more else losses[0]
 
     def _penalty(self, one: Encoded, two: Encoded) -> Array:
         """Returns the penalty of each example, 0 without one."""

@@ -124,7 +124,14 @@ def _with_rate(
             trust_coefficient=chosen.trust_coefficient,
             mask=mask,
         )
-    return optax.adamw(rate, weight_decay=chosen.weight_decay, mask=mask)
+    decay: optax.ScalarOrSchedule = chosen.weight_decay
+    if (end := chosen.weight_decay_end) is not None:
+        share = optax.cosine_decay_schedule(1.0, settings.derived.steps)
+
+        def decay(step: Array) -> Array:
+            return end + (chosen.weight_decay - end) * share(step)
+
+    return optax.adamw(rate, weight_decay=decay, mask=mask)
 
 
 def _not_named(exclude: tuple[str, ...]) -> Mask:

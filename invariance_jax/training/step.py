@@ -99,7 +99,11 @@ def make_step(
             ),
         }
         if target is not None:
-            target = _follow(objective, target, params, state.step)
+            assert objective.method.momentum is not None
+            kept = objective.method.momentum(state.step)
+            moved = optax.incremental_update(params, target.params, 1 - kept)
+            target = Target(moved, target.batch_stats)
+            metrics["target_momentum"] = kept, one
             apart = jax.tree.map(jnp.subtract, target.params, params)
             metrics["target_distance"] = (
                 optax.tree.norm(apart) / optax.tree.norm(params),
@@ -122,16 +126,6 @@ def _target_outputs(
     outputs, stats = objective.target_outputs(*target, x, draws)
     outputs = jax.lax.stop_gradient(outputs)
     return Target(target.params, stats), outputs
-
-
-def _follow(
-    objective: Objective, target: Target, params: Variables, step: Array
-) -> Target:
-    """Returns the target network after it has moved towards the parameters."""
-    assert objective.method.momentum is not None
-    kept = objective.method.momentum(step)
-    moved = optax.incremental_update(params, target.params, 1 - kept)
-    return Target(moved, target.batch_stats)
 
 
 def _remember(objective: Objective, memory: PyTree, outputs: PyTree) -> PyTree:

@@ -13,13 +13,18 @@ from invariance_jax.transforms.base import (
     View,
     check_transformation,
 )
+from invariance_jax.transforms.distributions import Family
+from invariance_jax.transforms.operations import Operation, compose
 
 __all__ = [
+    "Family",
+    "Operation",
     "Transformation",
     "View",
     "blur",
     "check_transformation",
     "color",
+    "compose",
     "geometry",
     "image",
     "shifts",

@@ -43,6 +43,8 @@ class Transformation:
       apply: `(x, view) -> images`, float32 `[B, H, W, 3]`, values about [0, 1]; pure.
       plain: `x -> images` without a transformation, or None where every image needs
         parameters (Spirograph).
+      sample_other: as sample, of the second of two views whose loss is taken; None: it
+        has the distribution of the first.
     """
 
     names: tuple[str, ...]
@@ -50,6 +52,7 @@ class Transformation:
     sample: Callable[[Key, int], View]
     apply: Callable[[PyTree, View], Array]
     plain: Callable[[PyTree], Array] | None = None
+    sample_other: Callable[[Key, int], View] | None = None
 
 
 _FEW_DRAWS, _DRAWS = 4, 16

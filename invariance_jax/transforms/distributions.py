@@ -7,7 +7,7 @@ independent, except the box of the random resized crop.
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -26,6 +26,9 @@ CROP_TRIES = 10
 MAX_STRENGTH = 1.25
 """The strength of colour jitter at which a factor may reach 0."""
 
+
+JITTER_RANGES = (0.8, 0.8, 0.8, 0.2)
+"""Ranges of brightness, contrast, saturation and hue (turns) at strength 1: SimCLR."""
 
 _SWITCHES = {
     "crop": "set crop=True",
@@ -52,26 +55,37 @@ class Family(NamedTuple):
     draw: Callable[[Array], Array]
 
 
-def jitter_family(*, strength: float) -> Family:
+NO_PARAMETERS = Family((), np.zeros((0, 2)), 0, lambda unit: unit)
+"""That of an operation without parameters."""
+
+
+def jitter_family(
+    *, strength: float, ranges: Sequence[float] = JITTER_RANGES
+) -> Family:
     """Returns the distribution of `color.jitter`.
 
-    With s the strength: brightness, contrast and saturation U(1 - .8 s, 1 + .8 s), hue
-    U(-.2 s, .2 s) turns.
+    With s the strength and r the ranges: brightness, contrast and saturation
+    U(1 - r s, 1 + r s), hue U(-r s, r s) turns.
 
     Args:
       strength: 0 to `MAX_STRENGTH`, .5 in the paper.
+      ranges: of the four at strength 1, those of brightness, contrast and saturation at
+        most .8, hue at most .4 turns; (.8, .8, .8, .2) in the paper.
 
     Returns:
       `Family`, columns in the order of `color.JITTER_NAMES`.
 
     Raises:
-      ValueError: if the strength is outside its range.
+      ValueError: if the strength or a range is outside its own range.
     """
     unit = "as factors would be negative beyond"
     check_number("strength", strength, low=0, high=MAX_STRENGTH, unit=unit)
-    factor = [1 - 0.8 * strength, 1 + 0.8 * strength]
-    turns = [-0.2 * strength, 0.2 * strength]
-    return _uniform(color.JITTER_NAMES, 3 * [factor] + [turns])
+    if len(ranges) != 4:
+        raise ValueError(f"jitter_ranges must be four numbers; found {ranges}.")
+    for value, most in zip(ranges, (0.8, 0.8, 0.8, 0.4), strict=True):
+        check_number("jitter_ranges", value, low=0, high=most)
+    half, middle = strength * np.array(ranges), np.array([1, 1, 1, 0])
+    return _uniform(color.JITTER_NAMES, np.stack([middle - half, middle + half], 1))
 
 
 def colorize_family() -> Family:
@@ -130,6 +144,31 @@ def affine_family(
     return _uniform(names, np.stack([identity - half, identity + half], axis=1))
 
 
+def erase_family(*, image_size: int, area: tuple[float, float]) -> Family:
+    """Returns the distribution of the box of `geometry.erase`, Zhong et al. (2020).
+
+    That of a crop with an aspect of .3 to 3.3.
+
+    Args:
+      image_size: side of a view, pixels.
+      area: least and greatest area, shares of the view's; (.02, .33) in torchvision.
+
+    Returns:
+      `Family`, columns in the order of `geometry.BOX_NAMES`, named "erase.NAME".
+
+    Raises:
+      ValueError: if the area is reversed, not positive, or exceeds 1.
+    """
+    _check_range("erase_area", area, 1.0)
+    box = crop_family(
+        source_size=(image_size, image_size),
+        area=area,
+        aspect=(0.3, 3.3),
+        whole_pixels=True,
+    )
+    return box._replace(names=tuple(f"erase.{name}" for name in geometry.BOX_NAMES))
+
+
 def crop_family(
     *,
     source_size: tuple[int, int],
@@ -184,20 +223,11 @@ def crop_family(
     return Family(names, bounds.T, 2 + 2 * CROP_TRIES, draw)
 
 
-def in_order(
-    families: Mapping[str, Family], *, differentiate: Sequence[str]
-) -> tuple[str, ...]:
-    """Returns the families that are differentiated, in the order of alpha's columns.
-
-    Args:
-      families: those that are switched on.
-      differentiate: names of families in any order, or none.
-
-    Returns:
-      The names in the order of `FAMILIES`.
+def check_differentiated(on: Collection[str], differentiate: Sequence[str]) -> None:
+    """Checks the names of the families that are differentiated.
 
     Raises:
-      ValueError: if a name is unknown, given twice, or not switched on.
+      ValueError: if a name is unknown, given twice, or not among those that are on.
     """
     names = [differentiate] if isinstance(differentiate, str) else list(differentiate)
     for name in names:
@@ -210,11 +240,10 @@ def in_order(
             )
         if names.count(name) > 1:
             raise ValueError(f"differentiate must name {name!r} once; found {names}.")
-        if name not in families:
+        if name not in on:
             raise ValueError(
                 f"differentiate names {name!r}, which is off: {_SWITCHES[name]}."
             )
-    return tuple(name for name in FAMILIES if name in names)
 
 
 def _sizes(

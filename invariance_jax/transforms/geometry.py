@@ -7,7 +7,7 @@ right, and pixel p covers [p, p + 1]; results have the common dtype of images an
 parameters, at least float32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -142,6 +142,37 @@ _KERNELS = {"lanczos3": _lanczos3, "bilinear": _triangle}
 
 METHODS = tuple(_KERNELS)
 """The kernels of `crop_and_resize`."""
+
+
+def erase(images: Array, boxes: Array, *, value: Sequence[float]) -> Array:
+    """Returns images with a box of one colour in each, Zhong et al. (2020).
+
+    A pixel is erased where its centre lies inside the box.
+
+    Args:
+      images: float `[B, H, W, C]`.
+      boxes: `[B, 4]`, columns in the order of `BOX_NAMES`.
+      value: the colour, C numbers, or a single one for all channels.
+
+    Returns:
+      `[B, H, W, C]`.
+
+    Raises:
+      ValueError: if images or boxes have another shape or images are not floating.
+
+    Gradients: with respect to images; 0 in the boxes.
+    """
+    images, boxes = promote_rows(images, "boxes", boxes, BOX_NAMES)
+    starts, sizes = jnp.split(boxes, 2, axis=1)
+    inside = []
+    for axis in (0, 1):
+        centre = jnp.arange(images.shape[1 + axis], dtype=boxes.dtype)[None] + 0.5
+        start, size = starts[:, axis, None], sizes[:, axis, None]
+        inside.append((centre >= start) & (centre < start + size))
+    rows, columns = inside
+    box = (rows[:, :, None] & columns[:, None])[..., None]
+    colour = jnp.broadcast_to(jnp.asarray(value, images.dtype), images.shape[3:])
+    return jnp.where(box, colour[None, None, None], images)
 
 
 def central_square(images: Array, *, size: int, method: str = "lanczos3") -> Array:

@@ -1,4 +1,4 @@
-"""The transformation of images: crop, flip, affine, colours, normalization.
+"""The transformation of images: crop, flip, affine, colours, blur, normalization.
 
 The SimCLR family of Foster, Pukdee, Rainforth (ICLR 2021), section 5, on the device and
 differentiable in the parameters that are chosen; affine maps and the colouring of grey
@@ -7,10 +7,9 @@ the rounding of crop boxes aside.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,13 +17,41 @@ from invariance_jax.arguments import (
     check_choice,
     check_integer,
     check_number,
-    check_shape,
     promote,
 )
 from invariance_jax.transforms import blur, color, distributions, geometry
-from invariance_jax.transforms.base import Transformation, View
-from invariance_jax.transforms.distributions import FAMILIES
-from invariance_jax.types import Array, Key
+from invariance_jax.transforms.base import Transformation
+from invariance_jax.transforms.distributions import NO_PARAMETERS
+from invariance_jax.transforms.operations import (
+    Operation,
+    Probability,
+    both_views,
+    compose,
+)
+from invariance_jax.types import Array
+
+_SIMCLR = {
+    "strength": 0.5,
+    "jitter_ranges": distributions.JITTER_RANGES,
+    "blur_probability": 0.0,
+    "solarize_probability": 0.0,
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "simclr_cifar": _SIMCLR,
+    "simclr_imagenet": {**_SIMCLR, "strength": 1.0, "blur_probability": 0.5},
+    "byol_imagenet": {
+        "strength": 0.5,
+        "jitter_ranges": (0.8, 0.8, 0.4, 0.2),
+        "blur_probability": (1.0, 0.1),
+        "solarize_probability": (0.0, 0.2),
+    },
+}
+"""Arguments of `make_transformation` that papers set otherwise than one another.
+
+Chen et al. (2020), appendices A and B.9; Grill et al. (2020), appendix B, which Barlow
+Twins, VICReg and MoCo v3 use too. A crop of .08 to 1 of the area, a flip, jitter with
+probability .8 and grey with .2 are common to all.
+"""
 
 
 def make_transformation(
@@ -34,8 +61,8 @@ def make_transformation(
     mean: Sequence[float],
     std: Sequence[float],
     strength: float,
-    jitter_probability: float,
-    gray_probability: float,
+    jitter_probability: Probability,
+    gray_probability: Probability,
     crop: bool,
     flip: bool,
     differentiate: Sequence[str] = ("color",),
@@ -47,10 +74,13 @@ def make_transformation(
     scaling: float = 0.0,
     shear: float = 0.0,
     translation: float = 0.0,
-    blur_probability: float = 0.0,
+    jitter_ranges: Sequence[float] = distributions.JITTER_RANGES,
+    blur_probability: Probability = 0.0,
     blur_sigma: tuple[float, float] = (0.1, 2.0),
-    solarize_probability: float = 0.0,
+    solarize_probability: Probability = 0.0,
     solarize_threshold: float = 0.5,
+    erase_probability: Probability = 0.0,
+    erase_area: tuple[float, float] = (0.02, 0.33),
 ) -> Transformation:
     """Returns the transformation of images, in this order of operations.
 
@@ -66,14 +96,15 @@ def make_transformation(
        contrast and saturation are U(1 - .8 s, 1 + .8 s), hue U(-.2 s, .2 s) turns.
     6. gray: `color.to_grayscale` with gray_probability.
     7. "blur": `blur.gaussian_blur` with blur_probability, sigma uniform.
-    8. solarization: `color.solarize` with solarize_probability.
-    9. normalization of each channel, `(image - mean) / std`.
+    8. solarize: `color.solarize` with solarize_probability.
+    9. erase: `geometry.erase` with erase_probability, filled with the mean.
+    10. normalization of each channel, `(image - mean) / std`.
 
     The examples x are uint8, or floating in [0, 1], `[B, H, W, 1 or 3]`; uint8 is
     divided by 255, one channel is repeated to three. `plain` is the central square,
     normalized. Alpha holds the columns of what is differentiated, in the order of
-    `FAMILIES`; all other random choices are in held. Where a gate is off alpha has no
-    effect and its derivative is exactly zero.
+    `FAMILIES`; all other random choices are in held. A probability may be two: those of
+    the first and of the second view of an example.
 
     Args:
       source_size: H and W of the examples, or one number for both, pixels.
@@ -95,10 +126,13 @@ def make_transformation(
       scaling: r below 1, factors are U(1 - r, 1 + r).
       shear: r, slopes are U(-r, r), at most 2.
       translation: r, shares of the sides are U(-r, r), at most 1.
+      jitter_ranges: the .8, .8, .8 and .2 of the colour jitter, one by one.
       blur_probability: of the blur.
       blur_sigma: least and greatest standard deviation of the blur, pixels of the view.
       solarize_probability: of the solarization.
       solarize_threshold: the value from which on it inverts, in [0, 1].
+      erase_probability: of the erased box.
+      erase_area: least and greatest area of that box, shares of the view's.
 
     Returns:
       A `Transformation` with the names "crop.top", ..., "affine.rotation", ...,
@@ -114,13 +148,9 @@ def make_transformation(
     source, image_size = _source(source_size), check_integer("image_size", image_size)
     check_choice("resampling", resampling, geometry.METHODS)
     _check_channels(mean=mean, std=std, threshold=solarize_threshold)
-    gates = _gates(
-        flip=flip / 2,
-        jitter=jitter_probability,
-        gray=gray_probability,
-        blur=blur_probability,
-        solarize=solarize_probability,
-    )
+    jitter = both_views("jitter_probability", jitter_probability)
+    blurring = both_views("blur_probability", blur_probability)
+    erasing = both_views("erase_probability", erase_probability)
     families = {
         "crop": distributions.crop_family(
             source_size=source,
@@ -132,162 +162,84 @@ def make_transformation(
             rotation=rotation, scaling=scaling, shear=shear, translation=translation
         ),
         "colorize": distributions.colorize_family(),
-        "color": distributions.jitter_family(strength=strength),
+        "color": distributions.jitter_family(strength=strength, ranges=jitter_ranges),
         "blur": distributions.blur_family(sigma=blur_sigma),
+        "erase": distributions.erase_family(image_size=image_size, area=erase_area),
     }
     switches = {
         "crop": crop,
         "affine": max(rotation, scaling, shear, translation) > 0,
         "colorize": colorize,
-        "color": jitter_probability > 0 or "color" in differentiate,
-        "blur": blur_probability > 0,
+        "color": max(jitter) > 0 or "color" in differentiate,
+        "blur": max(blurring) > 0,
+        "erase": max(erasing) > 0,
     }
-    families = {name: families[name] for name in FAMILIES if switches[name]}
-    free = distributions.in_order(families, differentiate=differentiate)
-    return _Operations(
-        source=source,
-        image_size=image_size,
-        resampling=resampling,
-        mean=tuple(mean),
-        std=tuple(std),
-        free={name: families.pop(name) for name in free},
-        held=families,
-        gates=gates,
-        threshold=solarize_threshold,
-    ).transformation()
+    on = {name for name, switch in switches.items() if switch}
+    distributions.check_differentiated(on, differentiate)
+    square = partial(geometry.central_square, size=image_size, method=resampling)
+    cut = partial(geometry.crop_and_resize, size=image_size, method=resampling)
+    normalize = partial(_normalize, mean=mean, std=std)
 
+    def blurred(images: Array, sigma: Array) -> Array:
+        return blur.gaussian_blur(images, sigma[:, 0])
 
-@dataclass(frozen=True)
-class _Operations:
-    """What the functions of a transformation share; free is in the order of alpha."""
-
-    source: tuple[int, int]
-    image_size: int
-    resampling: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    free: dict[str, distributions.Family]
-    held: dict[str, distributions.Family]
-    gates: dict[str, float]
-    threshold: float
-
-    def transformation(self) -> Transformation:
-        families = list(self.free.values())
-        return Transformation(
-            names=tuple(name for family in families for name in family.names),
-            bounds=np.concatenate([np.zeros((0, 2)), *(f.bounds for f in families)]),
-            sample=self.sample,
-            apply=self.apply,
-            plain=self.plain,
+    def solarized(images: Array, _: Array) -> Array:
+        return color.solarize(
+            images, jnp.full(len(images), solarize_threshold, images.dtype)
         )
 
-    def sample(self, key: Key, batch_size: int) -> View:
-        families = self.free | self.held
-        on = [name for name in FAMILIES if name in families]
-        sizes = [len(self.gates), *(families[name].num_uniform for name in on)]
-        # One call for all numbers: each would take long to compile.
-        unit = jax.random.uniform(key, (batch_size, sum(sizes)), jnp.float32)
-        doors, *parts = jnp.split(unit, np.cumsum(sizes)[:-1], axis=1)
-        drawn = {n: families[n].draw(u) for n, u in zip(on, parts, strict=True)}
-        for column, (name, probability) in enumerate(self.gates.items()):
-            drawn[name] = doors[:, column] < probability
-        alpha = [drawn.pop(name) for name in self.free]
-        empty = jnp.zeros((batch_size, 0), jnp.float32)
-        return View(jnp.concatenate([empty, *alpha], axis=1), drawn)
+    def erased(images: Array, boxes: Array) -> Array:
+        return geometry.erase(images, boxes, value=mean)
 
-    def apply(self, x: Array, view: View) -> Array:
-        (alpha,) = promote(alpha=view.alpha)
-        images = self._floating(x, alpha.dtype)
-        parameters = self._parameters(View(alpha, view.held), images.shape[0])
-        if "crop" in parameters:
-            images = geometry.crop_and_resize(
-                images,
-                parameters["crop"],
-                size=self.image_size,
-                method=self.resampling,
-            )
-        else:
-            images = self._central_square(images)
-        images = _transform(images, parameters, self.threshold)
-        return self._normalize(images)
+    operations: list[tuple[str, Any, Any]] = [
+        ("crop", cut if crop else lambda images, _: square(images), None),
+        ("flip", lambda images, _: images[:, :, ::-1], flip / 2),
+        ("affine", geometry.affine, None),
+        ("channels", lambda images, _: _three_channels(images), None),
+        ("colorize", color.colorize, None),
+        ("color", color.jitter, jitter),
+        ("gray", lambda images, _: color.to_grayscale(images), gray_probability),
+        ("blur", blurred, blurring),
+        ("solarize", solarized, solarize_probability),
+        ("erase", erased, erasing),
+        ("normalization", lambda images, _: normalize(images), None),
+    ]
+    prepare = partial(_floating, source=source)
+    return compose(
+        [
+            Operation(name, apply, families[name] if name in on else NO_PARAMETERS, p)
+            for name, apply, p in operations
+            if switches.get(name, True) or name == "crop"
+        ],
+        differentiate=differentiate,
+        prepare=prepare,
+        plain=lambda x: normalize(_three_channels(square(prepare(x, jnp.float32)))),
+    )
 
-    def plain(self, x: Array) -> Array:
-        images = self._floating(x, jnp.float32)
-        return self._normalize(_three_channels(self._central_square(images)))
 
-    def _parameters(self, view: View, batch_size: int) -> dict[str, Array]:
-        """Returns what each operation needs, from alpha and held."""
-        sizes = [len(family.names) for family in self.free.values()]
-        expected = (batch_size, sum(sizes))
-        check_shape(
-            "alpha", view.alpha, expected, expected=f"{list(expected)}, a row per x"
+def _floating(x: Array, dtype: Any, *, source: tuple[int, int]) -> Array:
+    """Returns floating images; uint8 is divided by 255 in the given dtype."""
+    rows, columns = source
+    if x.shape[1:] not in [(rows, columns, 1), (rows, columns, 3)]:
+        raise ValueError(
+            f"x must be [B, {rows}, {columns}, 1 or 3], as source_size says; found "
+            f"{list(x.shape)}."
         )
-        held, names = dict(view.held), {*self.held, *self.gates}
-        if set(held) != names:
-            raise ValueError(
-                f"view.held must have {sorted(names)}, as sample draws it; found "
-                f"{sorted(held)}."
-            )
-        ends = np.cumsum(sizes, dtype=int)
-        parts = jnp.split(view.alpha, ends, axis=1)  # behind the last end is nothing
-        return held | dict(zip(self.free, parts, strict=False))
-
-    def _floating(self, x: Array, dtype: Any) -> Array:
-        """Returns floating images; uint8 is divided by 255 in the given dtype."""
-        rows, columns = self.source
-        if x.shape[1:] not in [(rows, columns, 1), (rows, columns, 3)]:
-            raise ValueError(
-                f"x must be [B, {rows}, {columns}, 1 or 3], as source_size says; found "
-                f"{list(x.shape)}."
-            )
-        if x.dtype == jnp.uint8:
-            return jnp.asarray(x).astype(dtype) / 255
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
-                f"x must be uint8, or floating with values in [0, 1]; found {x.dtype}."
-            )
-        return promote(x=x)[0]
-
-    def _central_square(self, images: Array) -> Array:
-        return geometry.central_square(
-            images, size=self.image_size, method=self.resampling
+    if x.dtype == jnp.uint8:
+        return jnp.asarray(x).astype(dtype) / 255
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"x must be uint8, or floating with values in [0, 1]; found {x.dtype}."
         )
-
-    def _normalize(self, images: Array) -> Array:
-        mean, std = (
-            jnp.broadcast_to(jnp.asarray(value, images.dtype), (1, 1, 1, 3))
-            for value in (self.mean, self.std)
-        )
-        return (images - mean) / std
+    return promote(x=x)[0]
 
 
-def _transform(images: Array, parameters: dict[str, Array], threshold: float) -> Array:
-    """Returns what follows the crop, up to the normalization."""
-    if "flip" in parameters:
-        images = geometry.flip_horizontal(images, parameters["flip"])
-    if "affine" in parameters:
-        images = geometry.affine(images, parameters["affine"])
-    images = _three_channels(images)
-    if "colorize" in parameters:
-        images = color.colorize(images, parameters["colorize"])
-    if "jitter" in parameters:
-        jittered = color.jitter(images, parameters["color"])
-        images = jnp.where(_gate(parameters["jitter"]), jittered, images)
-    if "gray" in parameters:
-        gray = color.to_grayscale(images)
-        images = jnp.where(_gate(parameters["gray"]), gray, images)
-    if "blurred" in parameters:
-        blurred = blur.gaussian_blur(images, parameters["blur"][:, 0])
-        images = jnp.where(_gate(parameters["blurred"]), blurred, images)
-    if "solarize" in parameters:
-        at = jnp.full(len(images), threshold, images.dtype)
-        inverted = color.solarize(images, at)
-        images = jnp.where(_gate(parameters["solarize"]), inverted, images)
-    return images
-
-
-def _gate(chosen: Array) -> Array:
-    return chosen[:, None, None, None]
+def _normalize(images: Array, *, mean: Sequence[float], std: Sequence[float]) -> Array:
+    shift, scale = (
+        jnp.broadcast_to(jnp.asarray(value, images.dtype), (1, 1, 1, 3))
+        for value in (mean, std)
+    )
+    return (images - shift) / scale
 
 
 def _three_channels(images: Array) -> Array:
@@ -302,14 +254,6 @@ def _source(source_size: int | tuple[int, int]) -> tuple[int, int]:
             f"number for both; found {source_size}."
         )
     return int(sides[0]), int(sides[-1])
-
-
-def _gates(**probabilities: float) -> dict[str, float]:
-    """Returns the probability of what is switched on and random."""
-    for name, value in probabilities.items():
-        check_number(f"{name}_probability", value, low=0, high=1)
-    probabilities["blurred"] = probabilities.pop("blur")  # "blur" is the family
-    return {name: value for name, value in probabilities.items() if value > 0}
 
 
 def _check_switches(**switches: bool) -> None:
