@@ -200,3 +200,16 @@ def test_the_weight_decay_of_adamw_follows_half_a_cosine():
     rates = np.array([make_schedule(settings)(step) for step in steps])
     decay = 0.5 - 0.4 * (1 + np.cos(np.pi * steps / 10)) / 2
     np.testing.assert_allclose(shrunk, rates * decay, rtol=1e-3, atol=1e-6)
+
+
+def test_sgd_has_momentum_and_weight_decay():
+    changes = {"optimizer.name": "sgd", "optimizer.weight_decay": 0.1}
+    changes |= {"optimizer.momentum": 0.5, "optimizer.warmup_fraction": 0.0}
+    settings = resolve(tiny_config(changes))
+    gradients = [{"w": jnp.full(1, slope)} for slope in (1.0, -2.0, 0.5)]
+    found = trajectory(make_optimizer(settings), {"w": jnp.ones(1)}, gradients)
+    w, m = 1.0, 0.0
+    for step, (gradient, params) in enumerate(zip(gradients, found, strict=True)):
+        m = 0.5 * m + gradient["w"][0] + 0.1 * w
+        w -= make_schedule(settings)(step) * m
+        np.testing.assert_allclose(params["w"], w, rtol=1e-5)

@@ -4,7 +4,7 @@
         --config.steps=500 --config.evaluation.split=validation \
         --workdir=runs/methods --sweep=configs/sweeps/methods.py
 
-Fourteen variants of three seeds, each of 500 steps. Not yet run.
+Sixteen variants of three seeds, each of 500 steps. Not yet run.
 """
 
 # Widths of z and of the hidden layers, and temperatures of the papers; the learning
@@ -20,6 +20,7 @@ METHODS: dict[str, dict[str, object]] = {
     },
     "barlow_twins": {"encoder.projection": 512, "method.kwargs": {"hidden": 512}},
     "vicreg": {"encoder.projection": 512, "method.kwargs": {"hidden": 512}},
+    "emp_ssl": {"encoder.projection": 128, "method.kwargs": {"hidden": 512}},
 }
 
 

@@ -186,7 +186,7 @@ class BatchNorm:
 class Optimizer:
     """Optimizer and learning rate."""
 
-    name: str = key("lars", choices=("lars", "adamw"))
+    name: str = key("lars", choices=("lars", "sgd", "adamw"))
     """Optimizer."""
     learning_rate: float = key(1.5, above=0, most=1e6)
     """Peak learning rate for a batch of 256; it grows in proportion to batch_size."""
@@ -200,7 +200,7 @@ class Optimizer:
     """Where the weight decay of adamw ends, half a cosine from where it begins; None:
     it stays."""
     momentum: float = key(0.9, least=0, below=1)
-    """Momentum of LARS."""
+    """Momentum of LARS and SGD."""
     trust_coefficient: float = key(1e-3, above=0)
     """Trust coefficient of LARS."""
     exclude: tuple[str, ...] = key((), choices=("bias", "norm"), empty=True)
@@ -507,7 +507,7 @@ class Config:
     acts on the first of each side."""
     more_views: int = key(0, least=0, most=1000)
     """Views of each example beside the two, without a penalty: each stands in for one
-    of the two in a loss of its own (multi-crop), or emp_ssl takes all as its patches."""
+    of the two in a loss of its own (multi-crop); emp_ssl takes all as its patches."""
     microbatches: int = key(1, least=1)
     """Parts into which each device splits its share of the batch, one after the other
     in memory; the loss still sees the whole batch. Exact where batchnorm.group_size

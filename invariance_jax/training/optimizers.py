@@ -1,4 +1,4 @@
-"""LARS as the paper's runs used it, adamw, and the learning rate schedules.
+"""LARS as the paper's runs used it, SGD, AdamW, and the learning rate schedules.
 
 LARS: You, Gitman, Ginsburg (2017), on every parameter that is not excluded, in the
 variant of the authors' code: `r = c |p| / (|g| + w |p| + 1e-8)` with trust coefficient
@@ -124,6 +124,9 @@ def _with_rate(
             trust_coefficient=chosen.trust_coefficient,
             mask=mask,
         )
+    if chosen.name == "sgd":
+        decayed = optax.add_decayed_weights(chosen.weight_decay, mask)
+        return optax.chain(decayed, optax.sgd(rate, chosen.momentum or None))
     decay: optax.ScalarOrSchedule = chosen.weight_decay
     if (end := chosen.weight_decay_end) is not None:
         share = optax.cosine_decay_schedule(1.0, settings.derived.steps)

@@ -1,0 +1,96 @@
+"""Other methods than SimCLR on CIFAR-10, each as its paper trains it, with the penalty.
+
+    python launch.py --config=configs/methods.py[:variant] --workdir=runs/NAME
+
+ResNet-18, 200 epochs, one GPU; the data set is downloaded on first use. Optimizer,
+learning rate, weight decay, temperature and views are those of the papers, for ImageNet
+(dcl, emp_ssl: for CIFAR-10); heads and momentum are the defaults of `training.methods`.
+Narrow heads for CPUs: `configs/sweeps/methods.py`.
+
+Variants (accuracy of logistic regression, test split, M = 100):
+  byol (default): Predicts a target network. M = 100: not yet run.
+  moco_v3: Target network and negatives. M = 100: not yet run.
+  dcl: SimCLR without the positive pair in the sum. M = 100: not yet run.
+  simsiam: Predictor and stopped gradient. M = 100: not yet run.
+  barlow_twins: Correlations of features. M = 100: not yet run.
+  vicreg: Variances and covariances of features. M = 100: not yet run.
+  emp_ssl: 20 patches of each image, 30 epochs. M = 100: not yet run.
+  smoke: byol for a minute, for tests.
+"""
+
+from typing import Any
+
+from configs import cifar10
+from invariance_jax.settings import Config, change
+
+_LARS = {
+    "optimizer.name": "lars",
+    "optimizer.schedule": "warmup_cosine",
+    "optimizer.warmup_fraction": 0.05,
+    "optimizer.exclude": ("bias", "norm"),
+    "augmentation.recipe": "byol_imagenet",
+}
+_SGD = {
+    "optimizer.name": "sgd",
+    "optimizer.schedule": "warmup_cosine",
+    "optimizer.warmup_fraction": 0.0,
+    "optimizer.weight_decay": 1e-4,
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "dcl": {**_SGD, "temperature": 0.07, "optimizer.learning_rate": 0.03},
+    "moco_v3": {
+        **_LARS,
+        "temperature": 1.0,
+        "optimizer.learning_rate": 0.3,
+        "optimizer.weight_decay": 1.5e-6,
+        "method.kwargs": {"layers": 2},  # of its ResNet
+    },
+    "byol": {
+        **_LARS,
+        "optimizer.learning_rate": 0.2,
+        "optimizer.weight_decay": 1.5e-6,
+    },
+    "simsiam": {
+        **_SGD,
+        "optimizer.learning_rate": 0.05,
+        "augmentation.recipe": "simclr_cifar",
+    },
+    "barlow_twins": {
+        **_LARS,
+        "optimizer.learning_rate": 0.2,
+        "optimizer.weight_decay": 1.5e-6,
+    },
+    "vicreg": {
+        **_LARS,
+        "optimizer.learning_rate": 0.2,
+        "optimizer.weight_decay": 1e-6,
+    },
+    "emp_ssl": {
+        "epochs": 30,
+        "batch_size": 100,
+        "batchnorm.group_size": 0,
+        "more_views": 18,  # 20 patches of a quarter of the image
+        "augmentation.crop_area": (0.25, 0.25),
+        "augmentation.crop_aspect": (1.0, 1.0),
+        "optimizer.schedule": "warmup_cosine",
+        "optimizer.warmup_fraction": 0.0,
+        "optimizer.learning_rate": 0.3 * 256 / 100,
+        "optimizer.weight_decay": 1e-4,
+    },
+}
+"""Method -> the keys that differ from configs/cifar10.py:resnet18."""
+
+
+def get_config(variant: str = "byol") -> Config:
+    """Returns the configuration of a method, or of `smoke`."""
+    name, base = ("byol", "smoke") if variant == "smoke" else (variant, "resnet18")
+    if name not in VARIANTS:
+        raise ValueError(
+            f"the variant is {variant!r}; expected one of {', '.join(VARIANTS)}, smoke."
+        )
+    config = cifar10.get_config(base)
+    config.method.name = name
+    for key, value in VARIANTS[name].items():
+        change(config, key, value)
+    return config
