@@ -125,8 +125,8 @@ def test_every_leaf_has_the_axis_of_examples(draw):
 
 def test_held_choices_are_drawn_for_both_views():
     draws = make(with_held())(KEY, 0)
-    assert draws.first.views[0].held["acts"]["flip"].shape == (BATCH,)
-    assert draws.second.views[0].held["acts"]["flip"].dtype == bool
+    assert draws.first.views[0].held["flip"].shape == (BATCH,)
+    assert draws.second.views[0].held["flip"].dtype == bool
 
 
 def test_same_key_and_step_give_the_same_draws(draw):

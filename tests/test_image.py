@@ -358,7 +358,7 @@ def test_colour_agrees_with_the_reference(reference):
         jnp.asarray(reference[f"color_{name}"], jnp.float32)
         for name in ("image", "alpha", "tangent")
     )
-    held = {"jitter": jnp.ones(4, bool)}
+    held = {"acts": {"color": jnp.ones(4, bool)}}
     images, change = jax.jvp(
         lambda alpha: transformation.apply(x, View(alpha, held)), (alpha,), (tangent,)
     )
@@ -454,7 +454,7 @@ def test_alpha_behind_a_closed_gate_has_no_effect_and_derivative_zero():
     transformation = make(BARE, jitter_probability=0.5)
     x, view = make_x(6), draw(transformation, 0, 6)
     gate = jnp.array([True, False, True, False, False, True])
-    view = View(view.alpha, {"jitter": gate})
+    view = View(view.alpha, {"acts": {"color": gate}})
     direction = jnp.ones_like(view.alpha)
     [(change, gradient)] = along_and_gradient(transformation, x, view, [direction])
     assert jnp.all(jnp.abs(change[gate]).max(axis=(1, 2, 3)) > 0.1)

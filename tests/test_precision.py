@@ -245,7 +245,7 @@ CASES = {
     ),
     "image.make_transformation": Case(
         lambda x, alpha: TRANSFORMATION.apply(
-            x, View(alpha, {"jitter": jnp.ones(len(alpha), bool)})
+            x, View(alpha, {"acts": {"color": jnp.ones(len(alpha), bool)}})
         ),
         {"x": IMAGES, "alpha": rows(1.2, 1, 1, 0)},
         fixed=("x",),
