@@ -28,6 +28,7 @@ from invariance_jax.evaluation.probes import (
     predict,
     r_squared,
 )
+from invariance_jax.evaluation.total_effects import TotalEffects, total_effects
 from invariance_jax.evaluation.variance import Variance, invariance, paired_change
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "LinearizationError",
     "LogisticObjective",
     "SamplesAndApplies",
+    "TotalEffects",
     "Variance",
     "accuracy",
     "average_features",
@@ -56,4 +58,5 @@ __all__ = [
     "predict",
     "r_squared",
     "sample_view",
+    "total_effects",
 ]

@@ -42,6 +42,9 @@ WITH_PROBE = ("downstream", "averaging", "shift", "label_fraction")
 _WITH_FEATURES = (*WITH_PROBE, "nuisance_prediction")
 _OF_VIEWS = ("invariance", "linearization")
 
+PENALTIES = ("gradient", "consistency", "total_effect", "mixed")
+"""The kinds of the invariance penalty."""
+
 MOST = 2**31 - 1
 """The largest integer of a key, unless it says another: indices are int32."""
 
@@ -102,9 +105,11 @@ class Method:
 class Penalty:
     """The invariance penalty."""
 
-    kind: str = key("gradient", choices=("gradient", "consistency"))
-    """What it squares: "gradient" (the paper), or "consistency", the distance of n(h)
-    of the two views, without a derivative."""
+    kind: str = key("gradient", choices=PENALTIES)
+    """What it squares: "gradient" (the paper); without a derivative "consistency", the
+    distance of n(h) of the two views, or "total_effect", half of it where one parameter
+    is drawn anew; or "mixed", the gradient along some parameters and the full change
+    along the others, as largest_ratio says."""
     weight: float = key(0.01, least=0)
     """Weight in the loss, lambda of the paper; 0: no penalty."""
     example_limit: float | None = key(None, least=0)
@@ -118,10 +123,20 @@ class Penalty:
     """What is squared: "directional", the derivative; "sign" (the paper), that of one
     random sign projection, the same in expectation."""
     parameters: tuple[str, ...] = key((), empty=True)
-    """Parameters along which the derivative is taken, as "h" or "rback" of Spirograph,
-    "hue" or "crop.top" of images; (): all."""
-    at: str = key("h", choices=("h", "z"))
-    """Where it acts: the representation "h" (the paper) or the projection "z"."""
+    """Parameters along which it is taken, as "h" or "rback" of Spirograph, "hue" or
+    "crop.top" of images; (): all, as "consistency" needs."""
+    parameter_weights: tuple[float, ...] = key((), least=0, empty=True)
+    """How often "total_effect" draws each of these parameters, relative to the others;
+    (): all alike."""
+    largest_ratio: float = key(3.0, above=0)
+    """Of "mixed": the gradient is taken along parameters whose derivative bound of the
+    total effect is less than so many times the effect itself."""
+    ratio_every_steps: int = key(50, least=1)
+    """Of "mixed": steps from one measurement of this ratio to the next."""
+    at: str = key("h")
+    """Where it acts: the representation "h" (the paper), the projection "z", or a block
+    of the encoder, the mean over its places: "layer3" of a ResNet, "block3" of a vision
+    transformer, "bn2" of the MLP."""
     views: int = key(1, least=1, most=2)
     """Penalized views: 1 (the paper), or 2, whose mean is taken."""
     every_steps: int = key(1, least=1)

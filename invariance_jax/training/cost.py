@@ -30,7 +30,7 @@ def count_operations(parts: Parts) -> Operations:
     """Returns the operations of a step, counted from the shapes of its layers.
 
     Those of convolutions, matrix products and similarities: forward, twice that
-    backward, and the same again for each view that is differentiated.
+    backward, and the same again for each derivative and each view of the penalty.
     """
     settings, transformation = parts.settings, parts.transformation
 
@@ -40,7 +40,9 @@ def count_operations(parts: Parts) -> Operations:
 
     h, encoder = products(parts.encoder, jax.eval_shape(views))
     z, heads = products(parts.method.heads, h)
-    tangents = parts.derivatives * settings.penalty.directions
+    # "mixed" takes a derivative and a view.
+    each = settings.penalty.directions * (1 + (settings.penalty.kind == "mixed"))
+    tangents = parts.penalized_views * each
     passes = 2 * settings.average_views + tangents
     passes_of_heads = 2 + tangents * (settings.penalty.at == "z")
     contrasts = settings.method.name == "simclr"
