@@ -1,7 +1,9 @@
 """Experiments on a tiny encoder, against loops over views and examples."""
 
+import copy
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,7 @@ from invariance_jax.experiments import (
     linearization,
     measure,
     nuisance_prediction,
+    poincare_ratio,
     samples,
     shift,
 )
@@ -31,7 +34,7 @@ from invariance_jax.runtime.devices import all_devices
 from invariance_jax.settings import KEYS, resolve
 from invariance_jax.training.build import build, initial_state
 from invariance_jax.training.frozen import FrozenEncoder, apply, encoder_variables
-from invariance_jax.transforms import View
+from invariance_jax.transforms import Transformation, View
 
 pytestmark = pytest.mark.usefixtures("compiled_once", "compiled_fast")
 
@@ -249,6 +252,49 @@ def test_changes_are_those_between_pairs_of_views(context, linear, step, name):
         },
         rel=2e-3,
     )
+
+
+class Turn(nn.Module):
+    """A point on the circle at the angle that an image says."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        angle = images[:, 0, 0, 0]
+        return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+
+
+def test_poincare_ratio_of_a_known_total_effect(context):
+    """Var(exp(iwu)) is 1 - sinc^2(w / 2), u uniform of range 1; the derivative is w."""
+    speeds = np.array([0.5, 3.0, 12.0, 0.0])
+
+    def apply(x, view):
+        angle = x[:, 0] + view.alpha @ jnp.asarray(speeds, jnp.float32)
+        return jnp.broadcast_to(angle[:, None, None, None], (len(x), 1, 1, 3))
+
+    def sample(key, count):
+        return View(jax.random.uniform(key, (count, 4)))
+
+    known = Transformation((*"abcd",), np.tile([0.0, 1.0], (4, 1)), sample, apply)
+    settings = copy.deepcopy(context.settings)
+    settings.evaluation.variance_examples = 200
+    settings.evaluation.variance_views = 60
+    parts = context.parts._replace(
+        encoder=Turn(), transformation=known, settings=settings
+    )
+    frozen = FrozenEncoder(parts, all_devices())
+    found = poincare_ratio.run(
+        Context(parts, context.workdir, frozen, {}, num_views=(1,))
+    )
+    effects = 1 - np.sinc(speeds / 2 / np.pi) ** 2
+    for name, speed, effect in zip("abcd", speeds, effects, strict=True):
+        values = values_at(found, parameter=name)
+        assert values["bound"] == pytest.approx((speed / np.pi) ** 2, rel=1e-5)
+        assert values["effect"] == pytest.approx(effect, rel=0.05)
+        ratio = values["bound"] / values["effect"] if speed else 0
+        assert values["ratio"] == pytest.approx(ratio)
+    # The chord grows with the step as long as the turn is below a half.
+    assert values_at(found, parameter="b")["rank_correlation"] > 0.999
+    assert values_at(found, parameter="c")["rank_correlation"] < 0.5
 
 
 def test_low_precision_does_not_blur_small_steps(context, linear, states):
@@ -470,7 +516,8 @@ def test_gated_views_do_not_change(images):
 def test_a_transformation_without_alpha_has_no_rows(tmp_path):
     changes = IMAGES | {"augmentation.differentiate": (), "penalty.weight": 0.0}
     none = make_context(resolve(image_config(tmp_path, changes)), tmp_path / "run")
-    assert linearization.run(none).rows == nuisance_prediction.run(none).rows == []
+    for experiment in (linearization, poincare_ratio, nuisance_prediction):
+        assert experiment.run(none).rows == []
 
 
 def test_given_weights_are_a_checkpoint_at_step_0(images):

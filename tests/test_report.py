@@ -75,6 +75,7 @@ def test_report_writes_only_the_documented_files(single: Path) -> None:
     names = {"averaging", "averaging_targets", "views", "predictions", "projection"}
     names |= {"neighbors", "training", "invariance", "invariance_checkpoints", "shift"}
     names |= {"linearization", "linearization_parameters", "nuisance_prediction"}
+    names |= {"poincare_ratio"}
     drawn = {f"figures/{name}.png" for name in {*names, "label_fraction"}}
     assert {path for path in written if path.startswith("figures")} == drawn
     assert {f"tables/{n}.csv" for n in ("results", "downstream", "shift_1")} <= written

@@ -24,6 +24,7 @@ EXPERIMENTS = (
     "averaging",
     "invariance",
     "linearization",
+    "poincare_ratio",
     "nuisance_prediction",
     "shift",
     "label_fraction",
@@ -40,7 +41,7 @@ WITH_PROBE = ("downstream", "averaging", "shift", "label_fraction")
 """The experiments that need targets or labels."""
 
 _WITH_FEATURES = (*WITH_PROBE, "nuisance_prediction")
-_OF_VIEWS = ("invariance", "linearization")
+_OF_VIEWS = ("invariance", "linearization", "poincare_ratio")
 
 PENALTIES = ("gradient", "consistency", "total_effect", "mixed")
 """The kinds of the invariance penalty."""
