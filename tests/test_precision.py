@@ -171,7 +171,7 @@ CASES = {
             alpha,
             other,
             jnp.zeros(len(alpha), int),
-            jnp.ones(alpha.shape[1]),
+            jnp.ones(alpha.shape[1], jnp.float32),
         ),
         ENDS,
     ),

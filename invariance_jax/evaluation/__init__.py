@@ -9,8 +9,10 @@ from invariance_jax.evaluation.averaging import (
 from invariance_jax.evaluation.linearization import (
     Changes,
     LinearizationError,
+    TotalEffects,
     linearization_error,
     linearize_changes,
+    total_effects,
 )
 from invariance_jax.evaluation.probes import (
     LinearProbe,
@@ -28,7 +30,6 @@ from invariance_jax.evaluation.probes import (
     predict,
     r_squared,
 )
-from invariance_jax.evaluation.total_effects import TotalEffects, total_effects
 from invariance_jax.evaluation.variance import Variance, invariance, paired_change
 
 __all__ = [

@@ -195,16 +195,13 @@ class Objective:
         self, represent: Callable[[Array], PyTree], side: Side
     ) -> tuple[Array, ...]:
         """Returns the penalty of the first view of a side, where it acts, and aux."""
-        alpha = side.views[0].alpha
-        settings = {"has_aux": True, **self._measure()}
-        other, redrawn = (
-            self._ends(alpha, ends) for ends in (side.alpha_other, side.alpha_redrawn)
-        )
+        alpha, settings = side.views[0].alpha, {"has_aux": True, **self._measure()}
+        redrawn = self._ends(alpha, side.alpha_redrawn)
+        other = self._ends(alpha, side.alpha_other)
         if other is None:
             assert redrawn is not None
             return total_effect(represent, alpha, redrawn, **settings)
-        signs = _by_direction(side.signs)
-        settings |= {"alpha_redrawn": redrawn, "signs": signs}
+        settings |= {"alpha_redrawn": redrawn, "signs": _by_direction(side.signs)}
         return invariance_penalty(represent, alpha, other, **settings)
 
     def _ends(self, alpha: Array, drawn: Array | None) -> Array | None:
@@ -248,12 +245,14 @@ class Objective:
         sums = jnp.sum(each, axis=1)
         return sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name)
 
-    def split_by_ratio(self, draws: Draws, effects: Array) -> Draws:
+    def split_by_ratio(self, draws: Draws, effects: Array | None) -> Draws:
         """Returns draws of "mixed" whose directions and full steps share no parameter.
 
         Directions are along the parameters of a small ratio of bound and effect, as far
-        as one has been seen.
+        as one has been seen. None: all draws stay.
         """
+        if effects is None:
+            return draws
         bound, effect = effects
         smooth = bound < self.penalty.largest_ratio * effect
 

@@ -87,8 +87,7 @@ def make_step(
         weight = penalty.weight * jnp.minimum(ramp, 1.0) * every * due
         parts = split((x, draws.first), microbatches)
         effects, ratios = _measure_ratios(objective, state, parts)
-        if effects is not None:
-            draws = objective.split_by_ratio(draws, effects)
+        draws = objective.split_by_ratio(draws, effects)
         target, seen = _target_outputs(objective, state.target, x, draws)
         inputs = (state.params, state.batch_stats, weight, x, draws, seen, state.memory)
         if every == 1:
