@@ -164,9 +164,12 @@ SECTIONS = {
                 "nuisance_prediction",
                 "Parameters of a view that h tells",
                 "R² of a ridge regression of a view's parameters on its h, on views "
-                "that it was not fitted on: 0 is the constant predictor, 1 is exact.",
+                "that it was not fitted on: 0 is the constant predictor, 1 is exact. "
+                "Nonlinear: on random ReLU features of h as well.",
                 "parameter",
                 metrics=(("r2",),),
+                where={"target": None},
+                curves=("probe",),
                 dots=True,
                 line=0.0,
             ),
