@@ -28,6 +28,7 @@ from invariance_jax.experiments import (
     samples,
     shift,
 )
+from invariance_jax.experiments.nuisance_prediction import expand
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.results import summary, table
 from invariance_jax.runtime.devices import all_devices
@@ -49,10 +50,12 @@ CHANGES = {
     "evaluation.linearization_steps": (0.1, 1.0, 0.5),
     "evaluation.label_fractions": (0.2, 1.0),
     "evaluation.l2_grid": (1e-6, 1e-3, 1.0),
+    "evaluation.lbfgs_steps": (7,),
     "evaluation.shifts": (("h", "move", (0.5,)), ("background", "widen", (1.0, 1.5))),
 }
 IMAGES = {
     **CHANGES,
+    "evaluation.lbfgs_steps": (),
     "data.test_examples": None,
     "data.train_examples": 45,
     "augmentation.crop": False,  # takes long to compile
@@ -344,7 +347,9 @@ def test_a_parameter_that_the_features_hold_is_predicted():
 
 def test_rows_of_the_nuisance(context):
     measured = nuisance_prediction.run(context)
-    assert places(measured) == [(("parameter", name),) for name in NUISANCE]
+    each = [(("parameter", name),) for name in NUISANCE]
+    nonlinear = [(*place, ("probe", "nonlinear")) for place in each]
+    assert places(measured) == each + nonlinear
     arrays = []
     for split, stream in STREAMS.items():
         alpha = draw(context, stream, len(context.examples(split).x), 0).alpha
@@ -356,6 +361,15 @@ def test_rows_of_the_nuisance(context):
         assert found == pytest.approx({k: v[number] for k, v in expected.items()})
         residual = 1 - found["mse"] / arrays[3][:, number].astype(float).var()
         assert found["r2"] == pytest.approx(residual, abs=1e-5)
+
+
+def test_what_is_known_but_not_linearly_is_read_by_the_nonlinear_probe():
+    h = np.random.default_rng(0).normal(size=(2, 1500, 3)).astype(np.float32)
+    known = np.stack([h[..., 0], np.abs(h[..., 1])], axis=-1)
+    for features, least, most in ((h, 0, 0.1), (expand(*h), 0.9, 1)):
+        arrays = features[0], known[0], features[1], known[1]
+        r2 = nuisance_prediction.predict_nuisance(*arrays, l2=(1e-4, 1e-2))["r2"]
+        assert r2[0] > 0.99 and least - 0.1 < r2[1] <= most
 
 
 def test_one_view_is_predicted_where_more_are_averaged(context, states):
@@ -452,6 +466,9 @@ def test_each_target_has_a_probe_with_its_own_l2(context):
             error = np.asarray(evaluation.predict(probe, h_test)) - context.test.y
         expected = np.square(error).mean()
         assert values[f"mse.selected@{views}"] == pytest.approx(expected, rel=1e-5)
+        early = context.task.fit_in_steps(h, context.train.y, 7)
+        found = context.task.score(early, h_test, context.test.y).values["mse"]
+        assert values[f"mse.lbfgs7@{views}"] == pytest.approx(found)
 
 
 def test_shares_of_the_examples(context):

@@ -330,6 +330,8 @@ def _check_moved(settings: Settings, problems: _Problems) -> None:
 
 def _check_images(settings: Settings, problems: _Problems) -> None:
     chosen, augmentation = settings.data, settings.augmentation
+    none = not settings.evaluation.lbfgs_steps
+    problems.require(none, "evaluation.lbfgs_steps", "(), as the probe is logistic")
     for row in settings.evaluation.shifts if is_asked(settings, "shift") else ():
         expected = '("color", "strength", numbers) of images'
         problems.require(row[1] == "strength", _SHIFTS, expected, row)

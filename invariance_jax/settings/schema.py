@@ -145,7 +145,8 @@ class Penalty:
     directions: int = key(1, least=1, most=10_000)
     """K, directions alpha' - alpha per example and step."""
     normalization: str = key("l2", choices=NORMALIZATIONS)
-    """What the change is measured against: "l2" (the paper), "none" or "batch"."""
+    """What the change is measured against: "l2" (the paper), "none", or "batch", the
+    total variance of h: a ratio that neither shrinking nor a cone of h lowers."""
     warmup_steps: int = key(0, least=0)
     """Steps over which the weight rises linearly from 0."""
     batch_statistics: str = key("coupled", choices=("coupled", "example"))
@@ -396,6 +397,11 @@ class Evaluation:
     )
     """L2 weights among which a second probe chooses its own, on the last tenth of the
     training examples; (): there is none."""
+    lbfgs_steps: tuple[int, ...] = key(
+        (), least=1, increasing=True, empty=True, readers=("downstream", "averaging")
+    )
+    """Spirograph: steps of L-BFGS from 0 after which the probe is measured as well, 500
+    for the authors'; (): after none."""
     train_examples: int | None = key(None, least=1, readers=_WITH_FEATURES)
     """Training examples of the probe; None: all."""
     test_examples: int | None = key(None, least=2)
