@@ -40,7 +40,13 @@ from invariance_jax.types import Array
 
 _log = logging.getLogger(__name__)
 
-_OF_FEW_VIEWS = {"downstream", "invariance", "linearization", "nuisance_prediction"}
+_OF_FEW_VIEWS = {
+    "downstream",
+    "invariance",
+    "linearization",
+    "poincare_ratio",
+    "nuisance_prediction",
+}
 """The experiments that need features over the first M at most."""
 
 

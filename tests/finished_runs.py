@@ -72,6 +72,16 @@ def linearization(kind: str) -> Rows:
         yield "cosine", at, 1 - 0.2 * size
 
 
+def poincare_ratio(kind: str) -> Rows:
+    """Bound and total effect of each parameter."""
+    for number, name in enumerate(NUISANCE):
+        at = {"parameter": name}
+        yield "bound", at, 0.01 * (number + 1)
+        yield "effect", at, 0.01
+        yield "ratio", at, number + 1.0
+        yield "rank_correlation", at, 0.9 / (number + 1)
+
+
 def nuisance_prediction(kind: str) -> Rows:
     """R² of the parameters of a view."""
     for number, name in enumerate(NUISANCE):
@@ -105,6 +115,7 @@ EXPERIMENTS: dict[str, Callable[[str], Rows]] = {
     "averaging": averaging,
     "invariance": invariance,
     "linearization": linearization,
+    "poincare_ratio": poincare_ratio,
     "nuisance_prediction": nuisance_prediction,
     "shift": shift,
     "label_fraction": label_fraction,

@@ -202,7 +202,7 @@ def test_directions_do_not_move_the_views(draw):
 @pytest.fixture(scope="module")
 def with_options():
     """As `many`, with everything that may be drawn."""
-    options = {"derivatives": 2, "sign_features": 5, "average_views": 3}
+    options = {"penalized": 2, "sign_features": 5, "average_views": 3}
     return jax.vmap(make(**options), in_axes=(None, 0))(KEY, jnp.arange(200))
 
 
@@ -210,7 +210,7 @@ def test_what_is_off_is_not_drawn(draw):
     draws = draw(KEY, 4)
     assert draws.first.signs is draws.second.alpha_other is draws.second.signs is None
     assert len(draws.first.views) == len(draws.second.views) == 1
-    none = jax.eval_shape(make(derivatives=0, sign_features=5), KEY, 4)
+    none = jax.eval_shape(make(penalized=0, sign_features=5), KEY, 4)
     assert none.first.alpha_other is none.first.signs is None
 
 
@@ -219,7 +219,7 @@ def test_options_leave_the_other_draws_as_they_are(many, with_options):
         np.testing.assert_array_equal(alpha_of(ours), alpha_of(theirs))
     ends = many.first.alpha_other, with_options.first.alpha_other
     np.testing.assert_array_equal(*ends)
-    fewer = make(average_views=2, derivatives=0)(KEY, 4)
+    fewer = make(average_views=2, penalized=0)(KEY, 4)
     np.testing.assert_array_equal(alpha_of(fewer.first), alpha_of(many.first)[4])
     for ours, theirs in zip(fewer, with_options, strict=True):
         expected = theirs.views[1].alpha[4]
@@ -233,6 +233,34 @@ def test_options_have_the_axis_of_examples(with_options):
         assert side.signs.shape == (BATCH, DIRECTIONS, 5)
         assert side.alpha_other.shape == (BATCH, DIRECTIONS, 6)
         assert len(side.views) == 3
+
+
+def test_one_parameter_is_redrawn_as_often_as_its_weight_says():
+    weights = (1.0, 0.0, 2.0, 0.0, 0.0, 1.0)
+    options = {"kind": "total_effect", "column_weights": weights, "penalized": 2}
+    draws = jax.vmap(make(**options), in_axes=(None, 0))(KEY, jnp.arange(200))
+    low, high = spirograph.make_transformation().bounds.T
+    for side in draws:
+        assert side.alpha_other is None
+        moved = np.asarray(side.alpha_redrawn != side.views[0].alpha[:, :, None])
+        assert np.all(moved.sum(axis=-1) == 1)
+        shares = moved.mean(axis=(0, 1, 2))
+        np.testing.assert_allclose(shares, np.array(weights) / 4, atol=0.03)
+        ends = np.asarray(side.alpha_redrawn)
+        assert np.all((ends >= low - 1e-5) & (ends <= high + 1e-5))
+        new = ends[moved[..., 2], 2]
+        assert abs(new.mean() - (low[2] + high[2]) / 2) < 0.02
+
+
+def test_full_steps_go_to_the_draw_that_directions_are_reflected_from(many):
+    options = {"kind": "mixed", "column_weights": (1.0,) * 6}
+    side = jax.vmap(make(**options), in_axes=(None, 0))(KEY, jnp.arange(200)).first
+    np.testing.assert_array_equal(side.alpha_other, many.first.alpha_other)
+    alpha = alpha_of(side)[:, :, None]
+    change, step = side.alpha_other - alpha, side.alpha_redrawn - alpha
+    np.testing.assert_allclose(abs(change), abs(step), atol=1e-6)
+    assert {*np.unique(np.sign(change[..., 0] * step[..., 0]))} == {-1.0, 1.0}
+    assert {*np.unique(side.columns)} == {*range(6)}
 
 
 def test_the_second_view_has_ends_about_itself(with_options):

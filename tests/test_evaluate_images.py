@@ -341,7 +341,12 @@ def test_a_flat_folder_of_images_trains_and_is_measured(tmp_path):
     config.evaluation.experiments = ("all",)
     config.evaluation.shifts = ()
     more = evaluate.run(config, workdir)["settings"]["experiments"]
-    assert more == ("invariance", "linearization", "nuisance_prediction")
+    assert more == (
+        "invariance",
+        "linearization",
+        "poincare_ratio",
+        "nuisance_prediction",
+    )
     for file in embed.run(config, workdir):
         with np.load(file) as content:
             assert {*content.files} == {"features", "settings"}

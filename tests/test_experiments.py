@@ -1,7 +1,9 @@
 """Experiments on a tiny encoder, against loops over views and examples."""
 
+import copy
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,16 +24,18 @@ from invariance_jax.experiments import (
     linearization,
     measure,
     nuisance_prediction,
+    poincare_ratio,
     samples,
     shift,
 )
+from invariance_jax.experiments.nuisance_prediction import expand
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.results import summary, table
 from invariance_jax.runtime.devices import all_devices
 from invariance_jax.settings import KEYS, resolve
 from invariance_jax.training.build import build, initial_state
 from invariance_jax.training.frozen import FrozenEncoder, apply, encoder_variables
-from invariance_jax.transforms import View
+from invariance_jax.transforms import Transformation, View
 
 pytestmark = pytest.mark.usefixtures("compiled_once", "compiled_fast")
 
@@ -46,10 +50,12 @@ CHANGES = {
     "evaluation.linearization_steps": (0.1, 1.0, 0.5),
     "evaluation.label_fractions": (0.2, 1.0),
     "evaluation.l2_grid": (1e-6, 1e-3, 1.0),
+    "evaluation.lbfgs_steps": (7,),
     "evaluation.shifts": (("h", "move", (0.5,)), ("background", "widen", (1.0, 1.5))),
 }
 IMAGES = {
     **CHANGES,
+    "evaluation.lbfgs_steps": (),
     "data.test_examples": None,
     "data.train_examples": 45,
     "augmentation.crop": False,  # takes long to compile
@@ -251,6 +257,49 @@ def test_changes_are_those_between_pairs_of_views(context, linear, step, name):
     )
 
 
+class Turn(nn.Module):
+    """A point on the circle at the angle that an image says."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        angle = images[:, 0, 0, 0]
+        return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+
+
+def test_poincare_ratio_of_a_known_total_effect(context):
+    """Var(exp(iwu)) is 1 - sinc^2(w / 2), u uniform of range 1; the derivative is w."""
+    speeds = np.array([0.5, 3.0, 12.0, 0.0])
+
+    def apply(x, view):
+        angle = x[:, 0] + view.alpha @ jnp.asarray(speeds, jnp.float32)
+        return jnp.broadcast_to(angle[:, None, None, None], (len(x), 1, 1, 3))
+
+    def sample(key, count):
+        return View(jax.random.uniform(key, (count, 4)))
+
+    known = Transformation((*"abcd",), np.tile([0.0, 1.0], (4, 1)), sample, apply)
+    settings = copy.deepcopy(context.settings)
+    settings.evaluation.variance_examples = 200
+    settings.evaluation.variance_views = 60
+    parts = context.parts._replace(
+        encoder=Turn(), transformation=known, settings=settings
+    )
+    frozen = FrozenEncoder(parts, all_devices())
+    found = poincare_ratio.run(
+        Context(parts, context.workdir, frozen, {}, num_views=(1,))
+    )
+    effects = 1 - np.sinc(speeds / 2 / np.pi) ** 2
+    for name, speed, effect in zip("abcd", speeds, effects, strict=True):
+        values = values_at(found, parameter=name)
+        assert values["bound"] == pytest.approx((speed / np.pi) ** 2, rel=1e-5)
+        assert values["effect"] == pytest.approx(effect, rel=0.05)
+        ratio = values["bound"] / values["effect"] if speed else 0
+        assert values["ratio"] == pytest.approx(ratio)
+    # The chord grows with the step as long as the turn is below a half.
+    assert values_at(found, parameter="b")["rank_correlation"] > 0.999
+    assert values_at(found, parameter="c")["rank_correlation"] < 0.5
+
+
 def test_low_precision_does_not_blur_small_steps(context, linear, states):
     config = tiny_config({**CHANGES, "precision": "bfloat16"})
     low = make_context(resolve(config), context.workdir, states[20])
@@ -298,7 +347,9 @@ def test_a_parameter_that_the_features_hold_is_predicted():
 
 def test_rows_of_the_nuisance(context):
     measured = nuisance_prediction.run(context)
-    assert places(measured) == [(("parameter", name),) for name in NUISANCE]
+    each = [(("parameter", name),) for name in NUISANCE]
+    nonlinear = [(*place, ("probe", "nonlinear")) for place in each]
+    assert places(measured) == each + nonlinear
     arrays = []
     for split, stream in STREAMS.items():
         alpha = draw(context, stream, len(context.examples(split).x), 0).alpha
@@ -310,6 +361,15 @@ def test_rows_of_the_nuisance(context):
         assert found == pytest.approx({k: v[number] for k, v in expected.items()})
         residual = 1 - found["mse"] / arrays[3][:, number].astype(float).var()
         assert found["r2"] == pytest.approx(residual, abs=1e-5)
+
+
+def test_what_is_known_but_not_linearly_is_read_by_the_nonlinear_probe():
+    h = np.random.default_rng(0).normal(size=(2, 1500, 3)).astype(np.float32)
+    known = np.stack([h[..., 0], np.abs(h[..., 1])], axis=-1)
+    for features, least, most in ((h, 0, 0.1), (expand(*h), 0.9, 1)):
+        arrays = features[0], known[0], features[1], known[1]
+        r2 = nuisance_prediction.predict_nuisance(*arrays, l2=(1e-4, 1e-2))["r2"]
+        assert r2[0] > 0.99 and least - 0.1 < r2[1] <= most
 
 
 def test_one_view_is_predicted_where_more_are_averaged(context, states):
@@ -406,6 +466,9 @@ def test_each_target_has_a_probe_with_its_own_l2(context):
             error = np.asarray(evaluation.predict(probe, h_test)) - context.test.y
         expected = np.square(error).mean()
         assert values[f"mse.selected@{views}"] == pytest.approx(expected, rel=1e-5)
+        early = context.task.fit_in_steps(h, context.train.y, 7)
+        found = context.task.score(early, h_test, context.test.y).values["mse"]
+        assert values[f"mse.lbfgs7@{views}"] == pytest.approx(found)
 
 
 def test_shares_of_the_examples(context):
@@ -470,7 +533,8 @@ def test_gated_views_do_not_change(images):
 def test_a_transformation_without_alpha_has_no_rows(tmp_path):
     changes = IMAGES | {"augmentation.differentiate": (), "penalty.weight": 0.0}
     none = make_context(resolve(image_config(tmp_path, changes)), tmp_path / "run")
-    assert linearization.run(none).rows == nuisance_prediction.run(none).rows == []
+    for experiment in (linearization, poincare_ratio, nuisance_prediction):
+        assert experiment.run(none).rows == []
 
 
 def test_given_weights_are_a_checkpoint_at_step_0(images):

@@ -110,6 +110,11 @@ def test_a_penalty_along_nothing_is_refused(changes):
     settings(changes | crop | {"penalty.parameters": ("hue", "crop.top")})
 
 
+def test_steps_of_the_linear_probe_are_refused():
+    with pytest.raises(ValueError, match=r"lbfgs_steps is \(5,\); expected \(\), "):
+        settings({"evaluation.lbfgs_steps": (5,)})
+
+
 def test_consistency_needs_nothing_to_derive_along():
     settings({"augmentation.differentiate": (), "penalty.kind": "consistency"})
 

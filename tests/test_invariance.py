@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
-from reference import encoder_weights, oracle_consistency, oracle_penalty
+from reference import (
+    encoder_weights,
+    oracle_consistency,
+    oracle_limit,
+    oracle_penalty,
+)
 
-from invariance_jax.losses import consistency, invariance_penalty
+from invariance_jax.losses import consistency, invariance_penalty, total_effect
 from invariance_jax.models import BatchNorm
 from invariance_jax.numerics import l2_normalize
 from invariance_jax.transforms import View
@@ -255,9 +260,50 @@ def test_logarithmic_limit_has_the_slope_of_its_definition(x64):
     assert_allclose(gradient[:, 0], 2 * scales[:, 0] / (1 + q / limit), rtol=1e-12)
 
 
-@pytest.mark.parametrize(
+units_and_limits = pytest.mark.parametrize(
     "normalization, limit", [("l2", {}), ("none", HARD), ("batch", LOG), ("batch", {})]
 )
+
+
+@units_and_limits
+def test_total_effect_is_half_the_distance_to_each_end(normalization, limit, x64):
+    weights, alpha, others = make_problem(dtype=np.float64)
+    represent = partial(encode, weights)
+    settings = {"normalization": normalization, **limit}
+    found, h = jax.jit(partial(total_effect, represent, **settings))(alpha, others)
+    assert_array_equal(h, represent(alpha))
+    expected = np.zeros(len(alpha))
+    for other in others:
+        ends, scale = (represent(alpha), represent(other)), 1.0
+        if normalization == "batch":
+            scale = np.var(ends[0], axis=0).sum()
+        if normalization == "l2":
+            ends = map(l2_normalize, ends)
+        squared = np.sum(np.square(np.subtract(*ends)), axis=1) / scale / 2
+        limits = limit.get("example_limit", np.inf), limit.get("limit_shape", "hard")
+        expected += [oracle_limit(q, *limits) for q in squared]
+    assert_allclose(found, expected / len(others), rtol=1e-9)
+    one, _, aux = total_effect(lambda a: (represent(a), 3), alpha, alpha, has_aux=True)
+    assert_array_equal(one, 0)
+    assert aux == 3
+
+
+@normalizations
+def test_a_full_step_along_other_parameters_is_added(normalization, x64):
+    weights, alpha, others = make_problem(dtype=np.float64)
+    represent, settings = partial(encode, weights), {"normalization": normalization}
+    apart = jnp.array([True, False, False])[None, None]
+    along = jnp.where(apart, others, alpha[None])
+    redrawn = jnp.where(apart, alpha[None], others)
+    found, _ = invariance_penalty(
+        represent, alpha, along, alpha_redrawn=redrawn, **settings
+    )
+    expected, _ = invariance_penalty(represent, alpha, along, **settings)
+    full, _ = total_effect(represent, alpha, redrawn, **settings)
+    assert_allclose(found, expected + 2 * full, rtol=1e-9)
+
+
+@units_and_limits
 def test_consistency_equals_the_oracle(normalization, limit, x64):
     weights, alpha, others = make_problem(dtype=np.float64)
     h1, h2 = encode(weights, alpha), encode(weights, others[0])
@@ -503,8 +549,12 @@ def test_bad_input_is_refused(changes, message):
     alpha, other = (jnp.ones(settings.pop(name)) for name in ("alpha", "alpha_other"))
     if "signs" in settings:
         settings["signs"] = jnp.ones(settings["signs"])
+    represent = settings.pop("represent")
     with pytest.raises(ValueError, match=message):
-        invariance_penalty(settings.pop("represent"), alpha, other, **settings)
+        invariance_penalty(represent, alpha, other, **settings)
+    if "signs" not in settings:
+        with pytest.raises(ValueError, match=message.replace("_other", "_redrawn")):
+            total_effect(represent, alpha, other, **settings)
 
 
 @pytest.mark.parametrize(

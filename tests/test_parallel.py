@@ -163,6 +163,16 @@ CASES = {
         "similarity_block": 3,
         "batchnorm.group_size": 2,
     },
+    "total effect, both views": {
+        "optimizer.name": "lars",
+        "penalty.kind": "total_effect",
+        "penalty.views": 2,
+    },
+    "mixed, ratio measured in every second step": {
+        "optimizer.name": "lars",
+        "penalty.kind": "mixed",
+        "penalty.ratio_every_steps": 2,
+    },
     "consistency of z, averaged views": {
         "optimizer.name": "lars",
         "penalty.kind": "consistency",

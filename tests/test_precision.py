@@ -162,6 +162,27 @@ CASES = {
         )
         for unit in ("l2", "batch", "none")
     },
+    **{
+        f"losses.total_effect {unit}": Case(
+            lambda alpha, other, weight, unit=unit: losses.total_effect(
+                partial(represent, weight), alpha, other, normalization=unit
+            )[0],
+            ENDS,
+            () if unit == "none" else ("weight",),
+            alone=unit != "batch",
+        )
+        for unit in ("l2", "batch", "none")
+    },
+    "evaluation.total_effects": Case(
+        lambda alpha, other, weight: evaluation.total_effects(
+            partial(represent, weight),
+            alpha,
+            other,
+            jnp.zeros(len(alpha), int),
+            jnp.ones(alpha.shape[1], jnp.float32),
+        ),
+        ENDS,
+    ),
     "evaluation.invariance": Case(
         lambda h: evaluation.invariance(h).normalized,
         {"h": normal(3, B, D)},

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from finished_runs import CLASSES, EXPERIMENTS, Page, change, write_log, write_run
+from scipy import special
 
 from invariance_jax import report
 from invariance_jax.report import aggregate, commands, draw, paper, read, sections
@@ -75,6 +76,7 @@ def test_report_writes_only_the_documented_files(single: Path) -> None:
     names = {"averaging", "averaging_targets", "views", "predictions", "projection"}
     names |= {"neighbors", "training", "invariance", "invariance_checkpoints", "shift"}
     names |= {"linearization", "linearization_parameters", "nuisance_prediction"}
+    names |= {"poincare_ratio"}
     drawn = {f"figures/{name}.png" for name in {*names, "label_fraction"}}
     assert {path for path in written if path.startswith("figures")} == drawn
     assert {f"tables/{n}.csv" for n in ("results", "downstream", "shift_1")} <= written
@@ -200,6 +202,19 @@ def test_shift_is_shown_beside_the_paper_with_units(single: Path) -> None:
     expected |= {"shift of h (hole) (plane units)", "width factor of h (hole)"}
     assert expected | {"training distribution"} <= shown
     assert "constant predictor" not in shown  # far above
+
+
+def test_intervals_are_corrected_for_the_number_of_runs() -> None:
+    """Until a difference is not significant: 5 % / 4, / 3, / 2 and again / 2."""
+    n, mean = 8, np.array([4.0, 2.0, -6.0, 1.0])
+    columns = {"metric": "mse", "views": None, "standard_error": 1.0, "n": n}
+    pairs = pd.DataFrame({"run": [*"abcd"], "mean": mean, **columns})
+    other = pairs.assign(views=8).iloc[:1]
+    found = aggregate.holm(pd.concat([pairs, other], ignore_index=True))
+    expected = special.stdtrit(n - 1, 1 - 0.025 / np.array([3, 2, 4, 2, 1]))
+    np.testing.assert_allclose(found["high"] - found["mean"], expected)
+    np.testing.assert_allclose(found["mean"] - found["low"], expected)
+    assert [*(found["low"] * found["high"] > 0)] == [True, False, True, False, True]
 
 
 def test_comparison_has_main_numbers_and_paired_differences(several: Path) -> None:

@@ -184,7 +184,13 @@ def test_all_is_every_built_in_experiment():
     assert results.wanted(task) == (*EXPERIMENTS, "mine:run")
     assert results.wanted(make_task(resolve(config("shift")))) == ("shift",)
     task.metric = ""
-    without = ("invariance", "linearization", "nuisance_prediction", "mine:run")
+    without = (
+        "invariance",
+        "linearization",
+        "poincare_ratio",
+        "nuisance_prediction",
+        "mine:run",
+    )
     assert results.wanted(task) == without
 
 

@@ -230,7 +230,19 @@ def test_resolving_leaves_the_configuration_alone():
         ({"penalty.parameters": ("sigma",)}, "penalty.parameters is ('sigma',); exp"),
         (
             {"penalty.kind": "consistency", "penalty.views": 2},
-            "penalty.views is 2; expected 1, as penalty.kind 'consistency' takes no",
+            "penalty.views is 2; expected 1, the only one of penalty.kind",
+        ),
+        (
+            {"penalty.kind": "mixed", "penalty.batch_statistics": "example"},
+            "penalty.batch_statistics is 'example'; expected 'coupled', the only one",
+        ),
+        (
+            {"penalty.parameter_weights": (1.0, 2.0)},
+            "penalty.parameter_weights is (1.0, 2.0); expected (), the only one",
+        ),
+        (
+            {"penalty.kind": "total_effect", "penalty.parameter_weights": (1.0, 2.0)},
+            "penalty.parameter_weights is (1.0, 2.0); expected a weight for each of h",
         ),
         ({"encoder.kwargs": {"a": 1}}, "encoder.kwargs is {'a': 1}; expected {}, as"),
         (

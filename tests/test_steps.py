@@ -1,5 +1,7 @@
 """The step against an objective written from the paper, and what a step must keep."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import optax
 import pytest
 from tiny import tiny_config
 
+from invariance_jax.models.resnet import ResNet
 from invariance_jax.settings import resolve
 from invariance_jax.training import objective as of_training
 from invariance_jax.training.build import build
+from invariance_jax.training.objective import block_output, is_block
 from invariance_jax.training.step import init_state
 from invariance_jax.transforms import View
 
@@ -25,6 +29,10 @@ SMALL = {
     "penalty.example_limit": None,
 }
 
+KEY = jax.random.key(7)
+SMOOTH = np.array([0, 1, 0, 1, 1, 1])
+"""Parameters with a small ratio in the cases of "mixed"."""
+
 # With plain gradient descent of rate 1 a step subtracts the gradient.
 DESCENT = optax.sgd(1.0)
 
@@ -39,6 +47,9 @@ class Case:
         self.x = jnp.asarray(self.parts.task.examples("train").x).astype(float)
         self.draws = jax.jit(self.parts.make_draw())(jax.random.key(3), 0)
         self.state = self.start(0)
+        if self.settings.penalty.kind == "mixed":  # step 1 measures no ratio
+            effects = jnp.stack([10 * (1.0 - SMOOTH), jnp.ones(6)])
+            self.state = self.state._replace(step=jnp.int32(1), effects=effects)
         self._step = jax.jit(self.parts.make_step())
 
     def start(self, seed):
@@ -57,7 +68,7 @@ class Case:
         new, metrics = self.step(**inputs)
         gradient = jax.tree.map(jnp.subtract, self.state.params, new.params)
         return gradient, {
-            name: float(total / n) for name, (total, n) in metrics.items()
+            name: float(total / n) for name, (total, n) in metrics.items() if n
         }
 
 
@@ -109,8 +120,10 @@ def point(params, case, view, moments=moments):
     """Where the penalty acts: h or z of one view."""
     images = case.transformation.apply(case.x, view)
     h = encode(params["encoder"], images, moments)
-    at_z = case.settings.penalty.at == "z"
-    return project(params["heads"], h, moments) if at_z else h
+    at = case.settings.penalty.at
+    if at == "dense1":
+        return images.reshape(len(images), -1) @ params["encoder"]["dense1"]["kernel"]
+    return project(params["heads"], h, moments) if at == "z" else h
 
 
 def held_moments(represent, alpha):
@@ -123,6 +136,20 @@ def held_moments(represent, alpha):
 
     represent(alpha, note)
     return lambda: iter(seen).__next__
+
+
+def full_step_oracle(params, case, side, rough=1):
+    """The squared change along some parameters, `[K, B]`."""
+    (alpha, held), settings = side.views[0], case.settings.penalty
+    normalize = unit if settings.normalization == "l2" else lambda rows: rows
+    start = point(params, case, side.views[0])
+    changes = [
+        normalize(point(params, case, View(alpha + rough * (end - alpha), held)))
+        - normalize(start)
+        for end in jnp.moveaxis(side.alpha_redrawn, 1, 0)
+    ]
+    scale = moments(start)[1].sum() if settings.normalization == "batch" else 1.0
+    return jnp.stack([(change**2).sum(1) / scale for change in changes])
 
 
 def derivative_oracle(params, case, side):
@@ -148,12 +175,17 @@ def derivative_oracle(params, case, side):
     for column, name in enumerate(case.transformation.names):
         if settings.parameters and name not in settings.parameters:
             direction = direction.at[:, :, column].set(0)
+    if settings.kind == "mixed":
+        direction = direction * SMOOTH[None, None]
     change = jnp.einsum("idjp,kjp->kid", jacobian, direction)
     if settings.estimator == "sign":
         squared = jnp.einsum("kid,ikd->ki", change, side.signs.astype(float)) ** 2
     else:
         squared = (change**2).sum(2)
-    return limited(squared / scale, settings).mean(0)
+    squared = squared / scale
+    if settings.kind == "mixed":
+        squared += full_step_oracle(params, case, side, 1 - SMOOTH[None])
+    return limited(squared, settings).mean(0)
 
 
 def limited(squared, settings):
@@ -168,7 +200,10 @@ def limited(squared, settings):
 def penalty_oracle(params, case):
     """The mean over examples, directions and views."""
     settings, sides = case.settings.penalty, case.draws
-    if settings.kind == "gradient":
+    if settings.kind == "total_effect":
+        each = [full_step_oracle(params, case, s) for s in sides[: settings.views]]
+        return limited(jnp.stack(each) / 2, settings).mean()
+    if settings.kind != "consistency":
         penalized = sides[: settings.views]
         each = [derivative_oracle(params, case, side) for side in penalized]
         return sum(each).mean() / len(each)
@@ -250,6 +285,26 @@ CASES = {
         "penalty.normalization": "batch",
         "penalty.example_limit": 1.0,
         "average_views": 2,
+    },
+    "total effect, both views, two directions, log": {
+        "penalty.kind": "total_effect",
+        "penalty.views": 2,
+        "penalty.directions": 2,
+        "penalty.example_limit": 0.1,
+        "penalty.limit_shape": "log",
+    },
+    "total effect of z, ratio": {
+        "penalty.kind": "total_effect",
+        "penalty.at": "z",
+        "penalty.normalization": "batch",
+        "penalty.parameters": ("gback", "h"),
+        "penalty.parameter_weights": (1.0, 2.0),
+    },
+    "a block, signs": {"penalty.at": "dense1", "penalty.estimator": "sign"},
+    "mixed, two directions, limited": {
+        "penalty.kind": "mixed",
+        "penalty.directions": 2,
+        "penalty.example_limit": 0.4,
     },
     "consistency of z, log": {
         "penalty.kind": "consistency",
@@ -336,6 +391,17 @@ MICROBATCHES = {
         "penalty.kind": "consistency",
         "average_views": 2,
     },
+    "total effect": {"batchnorm.group_size": 3, "penalty.kind": "total_effect"},
+    "mixed, measured": {
+        "batchnorm.group_size": 3,
+        "penalty.kind": "mixed",
+        "penalty.ratio_every_steps": 1,
+    },
+    "consistency of a block": {
+        "batchnorm.group_size": 3,
+        "penalty.kind": "consistency",
+        "penalty.at": "bn1",
+    },
     "no penalty": {"batchnorm.group_size": 3, "penalty.weight": 0.0},
 }
 
@@ -348,6 +414,36 @@ def test_microbatches_give_the_step_of_the_whole_batch(x64, name):
     assert_close(metrics, terms, 1e-9)
     assert_close(new.params, expected.params, 1e-9)
     assert_close(new.batch_stats, expected.batch_stats, 1e-9)
+
+
+def test_bound_and_effect_are_measured_in_some_steps(x64):
+    """With one layer, examples do not meet: the derivative is that of each."""
+    changes = {"penalty.kind": "mixed", "encoder.depth": 1}
+    case = Case(changes | {"penalty.ratio_every_steps": 3})
+    _, metrics = case.step()
+    assert not any(count for name, (_, count) in metrics.items() if "ratio" in name)
+    new, metrics = case.step(case.state._replace(step=jnp.int32(3)))
+    side, names = case.draws.first, case.transformation.names
+    widths = np.diff(case.transformation.bounds)[:, 0]
+    params, (alpha, held) = case.state.params["encoder"], side.views[0]
+
+    def normalized(alpha):
+        images = case.transformation.apply(case.x, View(alpha, held))
+        first = params["dense1"]
+        rows = images.reshape(len(images), -1) @ first["kernel"]
+        return unit(rows + first["bias"][None])
+
+    jacobian, expected = jax.jacfwd(normalized)(alpha), 0.9 * case.state.effects
+    for i, column in enumerate(side.columns):
+        end = alpha.at[i, column].set(side.alpha_redrawn[i, 0, column])
+        change = normalized(end)[i] - normalized(alpha)[i]
+        bound = (widths[column] / np.pi * jacobian[i, :, i, column]) ** 2
+        added = jnp.stack([bound.sum(), (change**2).sum() / 2])
+        expected = expected.at[:, column].add(added)
+    assert_close(new.effects, expected, 1e-9)
+    for name, (bound, effect) in zip(names, expected.T, strict=True):
+        total, count = metrics[f"poincare_ratio.{name}"]
+        assert (float(total), count) == (pytest.approx(float(bound / effect)), 1)
 
 
 def test_the_logged_distance_of_two_views_is_that_of_the_steps_that_count_it():
@@ -405,6 +501,20 @@ def test_no_derivative_is_taken_that_is_not_asked_for(case, changes, monkeypatch
         ({}, 7),
         ({"penalty.at": "z"}, 5),
         ({"encoder.name": "resnet18", "encoder.width": 2}, 16),
+        (
+            {"encoder.name": "resnet18", "encoder.width": 2, "penalty.at": "layer3"},
+            8,
+        ),
+        (
+            {
+                "encoder.name": "vit_tiny",
+                "encoder.width": 64,
+                "encoder.depth": 2,
+                "encoder.patch_size": 2,
+                "penalty.at": "block1",
+            },
+            64,
+        ),
         ({"penalty.weight": 0.0}, None),
     ],
     ids=str,
@@ -414,6 +524,29 @@ def test_signs_are_drawn_in_the_space_where_the_penalty_acts(changes, features):
     draws = jax.eval_shape(build(settings).make_draw(), jax.random.key(0), 0)
     shape = None if draws.first.signs is None else draws.first.signs.shape
     assert shape == (features and (6, 1, features))
+
+
+def test_the_block_of_a_resnet_is_the_pooled_output_of_its_stage():
+    """Also where it keeps less for the backward pass."""
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    for rematerialize in (False, True):
+        encoder = ResNet((1, 2), False, 4, rematerialize=rematerialize)
+        variables = jax.jit(partial(encoder.init, train=False))(KEY, images)
+        h, seen = jax.jit(
+            partial(encoder.apply, train=False, capture_intermediates=is_block)
+        )(variables, images)
+        # The mean over the places of the last stage is h.
+        np.testing.assert_array_equal(block_output(seen["intermediates"], "layer2"), h)
+        first = block_output(seen["intermediates"], "layer1")
+        np.testing.assert_array_equal(
+            first, seen["intermediates"]["layer1_0"]["__call__"][0].mean(axis=(1, 2))
+        )
+
+
+def test_a_block_that_is_not_there_is_refused():
+    settings = resolve(tiny_config(SMALL | {"penalty.at": "layer3"}))
+    with pytest.raises(ValueError, match="'layer3'; expected 'h', 'z' or .* dense1, "):
+        build(settings)
 
 
 def test_a_step_counts(case):

@@ -24,7 +24,7 @@ ALONE = sweeps.Run(None, None, "")
 SWEEPS = Path(spirograph.__file__).parent / "sweeps"
 PROJECT = (
     *("baselines", "directions", "limits", "methods", "normalization"),
-    *("penalty_weight", "placement", "savings"),
+    *("penalty_weight", "placement", "savings", "search"),
 )
 SMALL = {"steps": 4, "checkpoints.every_steps": 4, "logging.probe_every_steps": 0}
 GRID = {"penalty.weight": (0.0, 1), "seed": (0, 1)}
@@ -56,6 +56,19 @@ def test_a_sweep_of_the_project_is_what_its_command_says(name):
     first, *others = variants.values()
     assert first.settings.penalty.weight == 0 and len(others) > 2
     assert all(re.fullmatch(r"[\w.+=-]{1,60}", folder) for folder in variants)
+
+
+def test_a_search_goes_on_with_the_better_quarter(tmp_path, monkeypatch):
+    path = str(SWEEPS / "search.py")
+    first, *labels = read_sweep(path)
+    for number, label in enumerate(labels[1:]):  # of the first nothing is known
+        means = {f"mse@{m}": {"mean": (number + m) % 47} for m in (1, 8)}
+        content = {"settings": {"num_views": [1, 8]}, "summary": means}
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "results.json").write_text(json.dumps(content))
+    monkeypatch.setenv("AFTER", str(tmp_path))
+    found = read_sweep(path)
+    assert [*found] == [first, *labels[1:12], labels[-1]]
 
 
 def write(path, sweep):

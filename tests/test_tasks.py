@@ -53,6 +53,21 @@ def test_class_names_are_those_of_the_set(tmp_path):
     assert image_task(tmp_path).classes == tuple(names)
 
 
+def test_steps_of_lbfgs_come_near_the_exact_probe():
+    generator = np.random.default_rng(0)
+    h = generator.normal(size=(300, 6)) * np.logspace(0, -1, 6) + 2
+    y = h @ generator.normal(size=(6, 4)) + generator.normal(size=(300, 4))
+    task = spirograph_task()
+    exact, early, late = (
+        task.fit(h, y),
+        *(task.fit_in_steps(h, y, n) for n in (5, 2000)),
+    )
+    np.testing.assert_allclose(late.kernel, exact.kernel, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(late.bias, exact.bias, rtol=1e-3, atol=1e-4)
+    errors = [task.score(one, h, y).values["mse"] for one in (exact, late, early)]
+    assert errors[0] <= errors[1] + 1e-12 < errors[0] * 1.0001 < errors[2]
+
+
 def test_examples_of_spirograph_are_their_targets():
     task = spirograph_task()
     for split, count in (("train", 200), ("validation", 60), ("test", 70)):

@@ -9,8 +9,10 @@ from invariance_jax.evaluation.averaging import (
 from invariance_jax.evaluation.linearization import (
     Changes,
     LinearizationError,
+    TotalEffects,
     linearization_error,
     linearize_changes,
+    total_effects,
 )
 from invariance_jax.evaluation.probes import (
     LinearProbe,
@@ -36,6 +38,7 @@ __all__ = [
     "LinearizationError",
     "LogisticObjective",
     "SamplesAndApplies",
+    "TotalEffects",
     "Variance",
     "accuracy",
     "average_features",
@@ -56,4 +59,5 @@ __all__ = [
     "predict",
     "r_squared",
     "sample_view",
+    "total_effects",
 ]

@@ -23,6 +23,7 @@ from invariance_jax.experiments import (
     label_fraction,
     linearization,
     nuisance_prediction,
+    poincare_ratio,
     shift,
 )
 from invariance_jax.experiments.context import Context
@@ -39,6 +40,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "averaging": averaging.run,
     "invariance": invariance.run,
     "linearization": linearization.run,
+    "poincare_ratio": poincare_ratio.run,
     "nuisance_prediction": nuisance_prediction.run,
     "shift": shift.run,
     "label_fraction": label_fraction.run,

@@ -4,7 +4,7 @@ Foster, Pukdee, Rainforth (ICLR 2021), section 4. Names in the summary: `mse@M`,
 `accuracy@M`, ... for every M of `evaluation.num_views`; `accuracy.crop@M` where views
 of a part of the transformation are averaged; `accuracy.ensemble@M`, `mse.ensemble@M`
 where the probe is fitted on one view and its predictions are averaged;
-`mse.selected@M`, ... where it chooses its own l2.
+`mse.selected@M`, ... where it chooses its own l2; `mse.lbfgs500@M`: after 500 steps.
 """
 
 import logging

@@ -120,12 +120,20 @@ class Context:
         return self._selected[number]
 
     def select(self, h: np.ndarray, h_test: np.ndarray, views: int | str) -> list[Row]:
-        """Returns rows of a probe that chooses its own l2; none without a grid of it.
+        """Returns rows of a probe that chooses its own l2, and of those of few steps.
 
-        Of regression the mean over the targets only.
+        None of what the settings do not ask for; the mean over targets only.
         """
-        found = self.task.select(h, self.y("train"), h_test, self.y("test"))
-        return rows_of(overall(found), views=views, probe="selected")
+        y, y_test = self.y("train"), self.y("test")
+        found = {"selected": self.task.select(h, y, h_test, y_test)}
+        for steps in self.settings.evaluation.lbfgs_steps:
+            probe = self.task.fit_in_steps(h, y, steps)
+            found[f"lbfgs{steps}"] = self.task.score(probe, h_test, y_test).values
+        return [
+            row
+            for name, values in found.items()
+            for row in rows_of(overall(values), views=views, probe=name)
+        ]
 
 
 def overall(values: dict[str, float]) -> dict[str, float]:

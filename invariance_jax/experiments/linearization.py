@@ -21,6 +21,8 @@ from invariance_jax.training.objective import Variables
 from invariance_jax.transforms import View
 from invariance_jax.types import Array
 
+Represent = Callable[[Array], Array]
+
 
 def run(context: Context) -> ExperimentResult:
     """Returns how far the first-order change is from the true one.
@@ -34,7 +36,12 @@ def run(context: Context) -> ExperimentResult:
     steps = context.settings.evaluation.linearization_steps
     names, rows = context.parts.transformation.names, []
     if names:
-        changes = _make_changes(context)
+        mapped = map_pairs(context, _changes, axis=2)
+
+        def changes(columns: np.ndarray) -> evaluation.Changes:
+            found = mapped(columns, np.array(steps, np.float32))
+            return evaluation.Changes(*jnp.asarray(found))
+
         rows += _rows(changes(np.ones(len(names), bool)), steps, "all")
         for name, chosen in zip(names, np.eye(len(names), dtype=bool), strict=True):
             found = _rows(changes(chosen), steps, name)
@@ -53,11 +60,15 @@ def _rows(
     ]
 
 
-def _make_changes(context: Context) -> Callable[[np.ndarray], evaluation.Changes]:
-    """Returns columns of alpha, bool `[P]` -> changes along these, of all pairs.
+def map_pairs(
+    context: Context, function: Callable[..., Array], *, axis: int
+) -> Callable[..., np.ndarray]:
+    """Returns `(*arguments) -> what a function makes of all pairs`, joined.
 
-    The encoder is on running statistics and in full float32, whatever `precision` says:
-    the change of a small step would drown in rounding.
+    The function is `(represent, alpha, alpha', *arguments) -> [..., B, ...]`, examples
+    on that axis; represent is alpha -> n(h) of a view whose other random choices are
+    those of the first of the pair. The encoder is on running statistics and in full
+    float32, whatever `precision` says: small changes would drown in rounding.
     """
     chosen, transformation = context.settings.evaluation, context.parts.transformation
     network, settings = context.parts.encoder, context.parts.settings
@@ -67,13 +78,12 @@ def _make_changes(context: Context) -> Callable[[np.ndarray], evaluation.Changes
         network = build(settings).encoder
 
     def compute(
-        parts: tuple[Variables, Array, Array, Array],
+        parts: tuple[Variables, Array, tuple[Array, ...]],
         x: Array,
         indices: Array,
         stream: Array,
     ) -> Array:
-        """Returns the three squared norms, `[3, len(steps), B]`."""
-        variables, columns, steps, pair = parts
+        variables, pair, arguments = parts
         key = context.encoder.key(stream)
         first, second = (
             evaluation.sample_view(key, transformation, indices, view=2 * pair + n)
@@ -84,21 +94,25 @@ def _make_changes(context: Context) -> Callable[[np.ndarray], evaluation.Changes
             images = transformation.apply(x, View(alpha, first.held))
             return l2_normalize(apply(network, variables, images))
 
-        other = jnp.where(columns[None], second.alpha, first.alpha)
         # Accelerators otherwise round float32 factors to 8 or 11 bits.
         with jax.default_matmul_precision("highest"):
-            return jnp.stack(
-                evaluation.linearize_changes(represent, first.alpha, other, steps)
-            )
+            return function(represent, first.alpha, second.alpha, *arguments)
 
-    mapped = context.encoder.map(compute, axis=2, batch_size=VIEWS_BATCH)
+    mapped = context.encoder.map(compute, axis=axis, batch_size=VIEWS_BATCH)
 
-    def changes(columns: np.ndarray) -> evaluation.Changes:
+    def over_pairs(*arguments: np.ndarray) -> np.ndarray:
         x = context.test.x[: chosen.variance_examples]
-        steps = np.array(chosen.linearization_steps, np.float32)
-        parts = context.variables, columns, steps
         pairs = map(np.int32, range(chosen.variance_views // 2))
-        each = [mapped((*parts, pair), x, STREAMS["test"]) for pair in pairs]
-        return evaluation.Changes(*jnp.asarray(np.concatenate(each, axis=2)))
+        inputs = [(context.variables, pair, arguments) for pair in pairs]
+        each = [mapped(one, x, STREAMS["test"]) for one in inputs]
+        return np.concatenate(each, axis=axis)
 
-    return changes
+    return over_pairs
+
+
+def _changes(
+    represent: Represent, alpha: Array, other: Array, columns: Array, steps: Array
+) -> Array:
+    """Returns the three squared norms along some parameters, `[3, len(steps), B]`."""
+    other = jnp.where(columns[None], other, alpha)
+    return jnp.stack(evaluation.linearize_changes(represent, alpha, other, steps))

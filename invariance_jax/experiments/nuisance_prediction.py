@@ -15,10 +15,13 @@ from invariance_jax.training.objective import Variables
 from invariance_jax.types import Array
 
 _HELD_OUT = 5  # one in
+_HIDDEN, _MOST = 1024, 20_000  # random features, and training examples with them
 
 
 def run(context: Context) -> ExperimentResult:
-    """Returns how well a linear probe predicts each parameter of one view.
+    """Returns how well a linear and a nonlinear probe predict each parameter of a view.
+
+    What the nonlinear one alone tells is known, but not linearly readable.
 
     Of images it predicts the alpha that was drawn, also where a gate switched the
     jitter off: a view without jitter tells nothing of it, so that r2 stays below about
@@ -28,15 +31,37 @@ def run(context: Context) -> ExperimentResult:
     names = context.parts.transformation.names
     if not names:
         return ExperimentResult([])
-    arrays = [f(context, split) for split in STREAMS for f in (features, draw_alpha)]
-    found = predict_nuisance(*arrays, l2=context.settings.evaluation.nuisance_l2)
-    return ExperimentResult(
-        [
-            Row(metric, float(values[column]), {"parameter": name})
+    h, h_test = (features(context, split) for split in STREAMS)
+    alpha, alpha_test = (draw_alpha(context, split) for split in STREAMS)
+    l2, rows = context.settings.evaluation.nuisance_l2, []
+    for probe, pair in {"": (h, h_test), "nonlinear": expand(h, h_test)}.items():
+        known = alpha[: len(pair[0])]
+        found = predict_nuisance(pair[0], known, pair[1], alpha_test, l2=l2)
+        at = {"probe": probe} if probe else {}
+        rows += [
+            Row(metric, float(values[column]), {"parameter": name, **at})
             for column, name in enumerate(names)
             for metric, values in found.items()
         ]
-    )
+    return ExperimentResult(rows)
+
+
+def expand(h: np.ndarray, h_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns features with random ones beside them: ReLU of standardized features.
+
+    A ridge regression on these is a network of one hidden layer whose first weights are
+    not trained (Rahimi and Recht, 2008). Of the training features the first 20 000.
+    """
+    generator, count = np.random.default_rng(0), h.shape[1]
+    scale = h.std(axis=0)
+    weights = generator.normal(size=(count, _HIDDEN)) / np.sqrt(count)
+    bias = generator.normal(size=_HIDDEN)
+    parts = []
+    for rows in (h[:_MOST], h_test):
+        standard = (rows - h.mean(axis=0)) / np.where(scale > 0, scale, 1)
+        hidden = np.maximum(standard @ weights + bias, 0).astype(h.dtype)
+        parts.append(np.concatenate([rows, hidden], axis=1))
+    return parts[0], parts[1]
 
 
 def predict_nuisance(

@@ -1,7 +1,11 @@
 """Losses of representations: contrastive and not, and the invariance penalties."""
 
 from invariance_jax.losses.contrastive import dcl, info_nce, nt_xent
-from invariance_jax.losses.invariance import consistency, invariance_penalty
+from invariance_jax.losses.invariance import (
+    consistency,
+    invariance_penalty,
+    total_effect,
+)
 from invariance_jax.losses.non_contrastive import (
     barlow_twins,
     emp_ssl,
@@ -18,5 +22,6 @@ __all__ = [
     "invariance_penalty",
     "negative_cosine",
     "nt_xent",
+    "total_effect",
     "vicreg",
 ]

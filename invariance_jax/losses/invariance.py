@@ -2,9 +2,10 @@
 
 The gradient penalty of Foster, Pukdee, Rainforth (ICLR 2021), section 3: the
 first-order estimate of twice the conditional variance of the representation under alpha
-~ p(alpha). The squared distance of two views estimates the same without a derivative.
-Deviation: the paper takes reverse-mode derivatives of random sign projections and
-averages over them; one forward-mode derivative gives their expectation exactly.
+~ p(alpha). The squared distance of two views estimates the same without a derivative,
+and so does, for one parameter, that of two views which differ in it. Deviation: the
+paper takes reverse-mode derivatives of random sign projections and averages over them;
+one forward-mode derivative gives their expectation exactly.
 """
 
 from collections.abc import Callable
@@ -42,6 +43,7 @@ def invariance_penalty(
     alpha: Array,
     alpha_other: Array,
     *,
+    alpha_redrawn: Array | None = None,
     signs: Array | None = None,
     normalization: str = "l2",
     example_limit: float | Array | None = None,
@@ -63,6 +65,9 @@ def invariance_penalty(
       alpha: `[B, P]`, where the derivative is taken.
       alpha_other: `[B, P]` or `[K, B, P]`, the other ends alpha' of the directions; K
         directions share one linearization.
+      alpha_redrawn: the shape of alpha_other, ends whose full, squared change `|| n(h)
+        at alpha_redrawn - n(h) ||^2` is added: for parameters along which derivatives
+        predict no change, held in alpha_other. None: nothing is added.
       signs: `[B, D]`, shared by the directions, or `[K, B, D]`: independent random
         signs e, +1 or -1, onto which the derivative is projected. None: its norm.
       normalization: "l2" differentiates n(h) = h / ||h|| (the paper), "none" h itself,
@@ -85,39 +90,78 @@ def invariance_penalty(
         not return [B, D], the normalization or the shape of the limit is unknown, the
         limit is not positive, or "batch" is to normalize a batch of one example.
 
-    Gradients: with respect to all that represent closes over, alpha and alpha_other.
+    Gradients: with respect to all that represent closes over and every alpha.
     Cost: one forward-mode pass (about two forward passes more) for one direction, one
-    linearization for K.
+    linearization for K; a forward pass for each alpha_redrawn.
     """
     _check_ends(alpha, alpha_other)
     _check_settings(normalization, example_limit, limit_shape)
     alpha, alpha_other = promote(alpha=alpha, alpha_other=alpha_other)
-
-    def normalized(alpha: Array) -> tuple[Array, tuple[Array, PyTree]]:
-        h, aux = represent(alpha) if has_aux else (represent(alpha), None)
-        check_shape(
-            "h of represent",
-            h,
-            (alpha.shape[0], None),
-            expected="[B, D], one row per row of alpha",
-        )
-        (precise,) = promote(h=h)
-        precise = l2_normalize(precise) if normalization == "l2" else precise
-        return precise, (h, aux)
-
+    normalized = _normalized(represent, normalization, has_aux)
     if alpha_other.ndim == 2:
-        _, change, (h, aux) = jax.jvp(
+        r, change, (h, aux) = jax.jvp(
             normalized, (alpha,), (alpha_other - alpha,), has_aux=True
         )
         change = change[None]
     else:
-        _, along, (h, aux) = jax.linearize(normalized, alpha, has_aux=True)
+        r, along, (h, aux) = jax.linearize(normalized, alpha, has_aux=True)
         change = jax.vmap(along)(alpha_other - alpha[None])
-    variance = jnp.ones((), change.dtype)
-    if normalization == "batch":
-        change, variance = _in_units_of(change, *promote(h=h), axis_name=axis_name)
-    squared = safe_divide(_squared(change, signs), variance)
+    relative = partial(_relative, normalization=normalization, axis_name=axis_name)
+    squared = relative(change, h, signs=signs)
+    if alpha_redrawn is not None:
+        check_same_shape(alpha_other=alpha_other, alpha_redrawn=alpha_redrawn)
+        squared += relative(_full_change(normalized, r, alpha_redrawn), h)
     penalty = jnp.mean(_limit(squared, example_limit, limit_shape), axis=0)
+    return (penalty, h, aux) if has_aux else (penalty, h)
+
+
+def total_effect(
+    represent: Callable[[Array], PyTree],
+    alpha: Array,
+    alpha_redrawn: Array,
+    *,
+    normalization: str = "l2",
+    example_limit: float | Array | None = None,
+    limit_shape: str = "hard",
+    has_aux: bool = False,
+    axis_name: str | None = None,
+) -> tuple[Array, ...]:
+    """Returns half the squared change of each representation at the full step, and h.
+
+    Computes `1/2 || n(h) at alpha_redrawn - n(h) at alpha ||^2` per example: where the
+    two differ in one parameter, drawn anew, the estimator of Jansen (1999) of its total
+    effect, the variance that remains where all others are known, without bias and
+    without a derivative. Not in Foster et al. (2021).
+
+    Args:
+      represent: as of `invariance_penalty`.
+      alpha: `[B, P]`, parameters that do not depend on each other.
+      alpha_redrawn: `[B, P]`, or `[K, B, P]`, of which the mean is taken: alpha with a
+        parameter of each example drawn anew.
+      normalization: as of `invariance_penalty`.
+      example_limit: as of `invariance_penalty`, for each half squared change.
+      limit_shape: as of `invariance_penalty`.
+      has_aux: as of `invariance_penalty`.
+      axis_name: as of `invariance_penalty`.
+
+    Returns:
+      As `invariance_penalty`: `(penalty [B], h [B, D])`, with has_aux `(penalty, h,
+      aux)`.
+
+    Raises:
+      ValueError: as `invariance_penalty` does.
+
+    Gradients: with respect to all that represent closes over, alpha and alpha_redrawn.
+    Cost: one forward pass more, or K.
+    """
+    _check_ends(alpha, alpha_redrawn, "alpha_redrawn")
+    _check_settings(normalization, example_limit, limit_shape)
+    alpha, alpha_redrawn = promote(alpha=alpha, alpha_redrawn=alpha_redrawn)
+    normalized = _normalized(represent, normalization, has_aux)
+    r, (h, aux) = normalized(alpha)
+    change = _full_change(normalized, r, alpha_redrawn)
+    half = _relative(change, h, normalization=normalization, axis_name=axis_name) / 2
+    penalty = jnp.mean(_limit(half, example_limit, limit_shape), axis=0)
     return (penalty, h, aux) if has_aux else (penalty, h)
 
 
@@ -164,11 +208,54 @@ def consistency(
         change = l2_normalize(h1) - l2_normalize(h2)
     else:
         change = h1 - h2
+    squared = _relative(
+        change, h1, h2, normalization=normalization, axis_name=axis_name
+    )
+    return _limit(squared, example_limit, limit_shape)
+
+
+def _normalized(
+    represent: Callable[[Array], PyTree], normalization: str, has_aux: bool
+) -> Callable[[Array], tuple[Array, tuple[Array, PyTree]]]:
+    """Returns `alpha -> (what changes, (h, aux))`: n(h), or h in at least float32."""
+
+    def normalized(alpha: Array) -> tuple[Array, tuple[Array, PyTree]]:
+        h, aux = represent(alpha) if has_aux else (represent(alpha), None)
+        check_shape(
+            "h of represent",
+            h,
+            (alpha.shape[0], None),
+            expected="[B, D], one row per row of alpha",
+        )
+        (precise,) = promote(h=h)
+        precise = l2_normalize(precise) if normalization == "l2" else precise
+        return precise, (h, aux)
+
+    return normalized
+
+
+def _full_change(
+    normalized: Callable[[Array], tuple[Array, PyTree]], r: Array, ends: Array
+) -> Array:
+    """Returns the change from r to that of the ends, `[K, B, D]`."""
+    if ends.ndim == 2:
+        return (normalized(ends)[0] - r)[None]
+    return jax.vmap(lambda end: normalized(end)[0])(ends) - r[None]
+
+
+def _relative(
+    change: Array,
+    *views: Array,
+    signs: Array | None = None,
+    normalization: str,
+    axis_name: str | None,
+) -> Array:
+    """Returns the squared norms of changes, over the variance of the views if asked."""
     variance = jnp.ones((), change.dtype)
     if normalization == "batch":
-        change, variance = _in_units_of(change, h1, h2, axis_name=axis_name)
-    squared = safe_divide(_squared(change, None), variance)
-    return _limit(squared, example_limit, limit_shape)
+        views = tuple(promote(h=h)[0] for h in views)
+        change, variance = _in_units_of(change, *views, axis_name=axis_name)
+    return safe_divide(_squared(change, signs), variance)
 
 
 def _squared(change: Array, signs: Array | None) -> Array:
@@ -216,16 +303,16 @@ def _in_units_of(
     return change / unit.reshape((1,) * change.ndim), variance
 
 
-def _check_ends(alpha: Array, alpha_other: Array) -> None:
+def _check_ends(alpha: Array, ends: Array, name: str = "alpha_other") -> None:
     if alpha.ndim != 2:
         raise ValueError(f"alpha must be [B, P]; found shape {alpha.shape}.")
-    if alpha_other.ndim not in (2, 3) or alpha_other.shape[-2:] != alpha.shape:
+    if ends.ndim not in (2, 3) or ends.shape[-2:] != alpha.shape:
         raise ValueError(
-            f"alpha_other must be [B, P] or [K, B, P] with alpha {alpha.shape}; "
-            f"found shape {alpha_other.shape}."
+            f"{name} must be [B, P] or [K, B, P] with alpha {alpha.shape}; "
+            f"found shape {ends.shape}."
         )
-    if alpha_other.ndim == 3 and alpha_other.shape[0] == 0:
-        raise ValueError("alpha_other [K, B, P] must hold K >= 1 directions; found 0.")
+    if ends.ndim == 3 and ends.shape[0] == 0:
+        raise ValueError(f"{name} [K, B, P] must hold K >= 1 directions; found 0.")
 
 
 def _check_settings(

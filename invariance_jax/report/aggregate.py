@@ -76,6 +76,26 @@ def paired(rows: pd.DataFrame, first: str) -> pd.DataFrame:
     return found.assign(low=found["mean"] - half, high=found["mean"] + half)
 
 
+def holm(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Returns paired differences with intervals corrected for their number.
+
+    Of the runs that are compared by one number, the k-th smallest p-value of m has the
+    level 5 % / (m - k + 1), until one is not below its own; the others share its level.
+    """
+    keys = [name for name in pairs.columns if name not in ("run", *NUMBERS)]
+    freedom = np.maximum(pairs["n"] - 1, 1)
+    p = 2 * special.stdtr(freedom, -(pairs["mean"] / pairs["standard_error"]).abs())
+    table = pairs.assign(p=p).sort_values("p")
+    groups = table.groupby(keys, dropna=False, sort=False)
+    level = 0.05 / (groups["p"].transform("count") - groups.cumcount()).clip(lower=1)
+    family = groups.ngroup()
+    failed = (table["p"] > level).astype(int)
+    before = failed.groupby(family).cumsum() - failed
+    level = level.mask(before > 0).groupby(family).ffill()
+    half = pairs["standard_error"] * special.stdtrit(freedom, 1 - level / 2)
+    return pairs.assign(low=pairs["mean"] - half, high=pairs["mean"] + half)
+
+
 def select(table: pd.DataFrame, where: Where) -> pd.DataFrame:
     """Returns the rows of a table at some coordinates."""
     for name, value in where.items():

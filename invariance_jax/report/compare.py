@@ -113,7 +113,7 @@ class Comparison:
         own = aggregate.over_seeds(rows)
         self.table = pd.concat([own, paper.rows(runs)], ignore_index=True)
         self.runs, self.first, self.words = runs, runs[0].name, Words(runs)
-        self.pairs = aggregate.paired(rows, self.first)
+        self.pairs = aggregate.holm(aggregate.paired(rows, self.first))
         each = [places(own[own["run"] == run.name]) for run in runs]
         self._places = list(dict.fromkeys(place for found in each for place in found))
 
@@ -146,6 +146,8 @@ class Comparison:
             "pairs": found["n"],
         }
         note = f"Run minus {self.first}, over pairs with the same seed."
+        if (tried := found["run"].nunique()) > 1:
+            note += f" Intervals are corrected for {tried} runs (Holm)."
         missing = sorted({run.name for run in self.runs[1:]} - {*found["run"]})
         if missing:
             note += f" Without a pair: {', '.join(missing)}."

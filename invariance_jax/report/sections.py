@@ -137,6 +137,25 @@ SECTIONS = {
         "Relative error: squared difference over squared true change. Ratio: squared "
         "first-order over squared true change. Top 1 %: of the examples.",
     ),
+    "poincare_ratio": Section(
+        "Poincaré ratio",
+        "How far the mean squared derivative of n(h) over-estimates the total effect "
+        "of a parameter, the variance that remains where all others are known.",
+        (
+            Spec(
+                "poincare_ratio",
+                "Derivative bound over total effect, by parameter",
+                "At the line the bound is exact; far above it, a penalty on "
+                "derivatives says little of the variance. Rank correlation: of "
+                "squared first-order and true changes at the full step.",
+                "parameter",
+                metrics=(("ratio",), ("rank_correlation",)),
+                dots=True,
+                line=1.0,
+            ),
+        ),
+        "Bound and effect in squared units of n(h).",
+    ),
     "nuisance_prediction": Section(
         "Nuisance prediction",
         "How much a representation still tells of the transformation.",
@@ -145,9 +164,12 @@ SECTIONS = {
                 "nuisance_prediction",
                 "Parameters of a view that h tells",
                 "R² of a ridge regression of a view's parameters on its h, on views "
-                "that it was not fitted on: 0 is the constant predictor, 1 is exact.",
+                "that it was not fitted on: 0 is the constant predictor, 1 is exact. "
+                "Nonlinear: on random ReLU features of h as well.",
                 "parameter",
                 metrics=(("r2",),),
+                where={"target": None},
+                curves=("probe",),
                 dots=True,
                 line=0.0,
             ),

@@ -41,14 +41,24 @@ from invariance_jax.transforms import (
 )
 from invariance_jax.transforms.color import JITTER_NAMES
 
-WITHOUT_DERIVATIVE: dict[str, Any] = {
+_FULL_STEP: dict[str, Any] = {
     "penalty.estimator": "directional",
-    "penalty.parameters": (),
-    "penalty.views": 1,
-    "penalty.directions": 1,
     "penalty.batch_statistics": "coupled",
 }
-"""The only values that go with the penalty.kind "consistency"."""
+_UNWEIGHTED: dict[str, Any] = {"penalty.parameter_weights": ()}
+_OF_KIND: dict[str, dict[str, Any]] = {
+    "gradient": _UNWEIGHTED,
+    "consistency": {
+        **_FULL_STEP,
+        **_UNWEIGHTED,
+        "penalty.parameters": (),
+        "penalty.views": 1,
+        "penalty.directions": 1,
+    },
+    "total_effect": _FULL_STEP,
+    "mixed": {**_FULL_STEP, **_UNWEIGHTED},
+}
+"""Kind of the penalty -> the only values that go with it."""
 
 
 class _Problems:
@@ -123,10 +133,9 @@ def _check_objective(settings: Settings, problems: _Problems) -> None:
     require(one, "steps, epochs", "exactly one of them to be given", length)
     last = settings.seed + settings.seeds - 1
     require(last < 2**32, "seed", "the last seed to be below 2**32")
-    if penalty.kind == "consistency":
-        for name, value in WITHOUT_DERIVATIVE.items():
-            expected = f"{value!r}, as penalty.kind 'consistency' takes no derivative"
-            require(get(settings, name) == value, name, expected)
+    for name, value in _OF_KIND[penalty.kind].items():
+        expected = f"{value!r}, the only one of penalty.kind {penalty.kind!r}"
+        require(get(settings, name) == value, name, expected)
     batch, group = settings.batch_size, settings.batchnorm.group_size
     expected = f"0, or a divisor of {batch} that is more than 1"
     divides = group == 0 or (group > 1 and batch % group == 0)
@@ -145,7 +154,7 @@ def _check_objective(settings: Settings, problems: _Problems) -> None:
         at_z = penalty.at == "z"
         require(not at_z, "microbatches", whole.format("penalty.at 'z'"))
         whole = whole.format("penalty.normalization 'batch'")
-        of_batch = (penalty.normalization, penalty.kind) == ("batch", "gradient")
+        of_batch = penalty.normalization == "batch" and penalty.kind != "consistency"
         require(not of_batch, "microbatches", whole)
 
 
@@ -300,8 +309,12 @@ def _check_parameters(
     penalty, key = settings.penalty, "penalty.parameters"
     expected = f"some of {', '.join(names) or 'none'}"
     problems.require({*penalty.parameters} <= {*names}, key, expected)
-    if penalty.weight > 0 and penalty.kind == "gradient":
-        moving, what = {*(penalty.parameters or names)} - idle, "one"
+    weights, chosen = penalty.parameter_weights, penalty.parameters or names
+    expected = f"a weight for each of {', '.join(chosen)}, one of them above 0, or ()"
+    fits = not weights or (len(weights) == len(chosen) and any(weights))
+    problems.require(fits, "penalty.parameter_weights", expected)
+    if penalty.weight > 0 and penalty.kind != "consistency":
+        moving, what = {*chosen} - idle, "one"
         if not {*names} - idle:
             key, what = "augmentation.differentiate", "a part"
         expected = f"{what} that is switched on, as penalty.weight is not 0"
@@ -355,6 +368,8 @@ def _of_both(augmentation: Augmentation, name: str) -> tuple[float, float]:
 
 def _check_images(settings: Settings, problems: _Problems) -> None:
     chosen, augmentation = settings.data, settings.augmentation
+    none = not settings.evaluation.lbfgs_steps
+    problems.require(none, "evaluation.lbfgs_steps", "(), as the probe is logistic")
     for row in settings.evaluation.shifts if is_asked(settings, "shift") else ():
         expected = '("color", "strength", numbers) of images'
         problems.require(row[1] == "strength", _SHIFTS, expected, row)

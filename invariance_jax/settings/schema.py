@@ -25,6 +25,7 @@ EXPERIMENTS = (
     "averaging",
     "invariance",
     "linearization",
+    "poincare_ratio",
     "nuisance_prediction",
     "shift",
     "label_fraction",
@@ -48,7 +49,10 @@ WITH_PROBE = ("downstream", "averaging", "shift", "label_fraction")
 """The experiments that need targets or labels."""
 
 _WITH_FEATURES = (*WITH_PROBE, "nuisance_prediction")
-_OF_VIEWS = ("invariance", "linearization")
+_OF_VIEWS = ("invariance", "linearization", "poincare_ratio")
+
+PENALTIES = ("gradient", "consistency", "total_effect", "mixed")
+"""The kinds of the invariance penalty."""
 
 MOST = 2**31 - 1
 """The largest integer of a key, unless it says another: indices are int32."""
@@ -110,9 +114,11 @@ class Method:
 class Penalty:
     """The invariance penalty."""
 
-    kind: str = key("gradient", choices=("gradient", "consistency"))
-    """What it squares: "gradient" (the paper), or "consistency", the distance of n(h)
-    of the two views, without a derivative."""
+    kind: str = key("gradient", choices=PENALTIES)
+    """What it squares: "gradient" (the paper); without a derivative "consistency", the
+    distance of n(h) of the two views, or "total_effect", half of it where one parameter
+    is drawn anew; or "mixed", the gradient along some parameters and the full change
+    along the others, as largest_ratio says."""
     weight: float = key(0.01, least=0)
     """Weight in the loss, lambda of the paper; 0: no penalty."""
     example_limit: float | None = key(None, least=0)
@@ -126,10 +132,20 @@ class Penalty:
     """What is squared: "directional", the derivative; "sign" (the paper), that of one
     random sign projection, the same in expectation."""
     parameters: tuple[str, ...] = key((), empty=True)
-    """Parameters along which the derivative is taken, as "h" or "rback" of Spirograph,
-    "hue" or "crop.top" of images; (): all."""
-    at: str = key("h", choices=("h", "z"))
-    """Where it acts: the representation "h" (the paper) or the projection "z"."""
+    """Parameters along which it is taken, as "h" or "rback" of Spirograph, "hue" or
+    "crop.top" of images; (): all, as "consistency" needs."""
+    parameter_weights: tuple[float, ...] = key((), least=0, empty=True)
+    """How often "total_effect" draws each of these parameters, relative to the others;
+    (): all alike."""
+    largest_ratio: float = key(3.0, above=0)
+    """Of "mixed": the gradient is taken along parameters whose derivative bound of the
+    total effect is less than so many times the effect itself."""
+    ratio_every_steps: int = key(50, least=1)
+    """Of "mixed": steps from one measurement of this ratio to the next."""
+    at: str = key("h")
+    """Where it acts: the representation "h" (the paper), the projection "z", or a block
+    of the encoder, the mean over its places: "layer3" of a ResNet, "block3" of a vision
+    transformer, "bn2" of the MLP."""
     views: int = key(1, least=1, most=2)
     """Penalized views: 1 (the paper), or 2, whose mean is taken."""
     every_steps: int = key(1, least=1)
@@ -137,7 +153,8 @@ class Penalty:
     directions: int = key(1, least=1, most=10_000)
     """K, directions alpha' - alpha per example and step."""
     normalization: str = key("l2", choices=NORMALIZATIONS)
-    """What the change is measured against: "l2" (the paper), "none" or "batch"."""
+    """What the change is measured against: "l2" (the paper), "none", or "batch", the
+    total variance of h: a ratio that neither shrinking nor a cone of h lowers."""
     warmup_steps: int = key(0, least=0)
     """Steps over which the weight rises linearly from 0."""
     batch_statistics: str = key("coupled", choices=("coupled", "example"))
@@ -407,6 +424,11 @@ class Evaluation:
     )
     """L2 weights among which a second probe chooses its own, on the last tenth of the
     training examples; (): there is none."""
+    lbfgs_steps: tuple[int, ...] = key(
+        (), least=1, increasing=True, empty=True, readers=("downstream", "averaging")
+    )
+    """Spirograph: steps of L-BFGS from 0 after which the probe is measured as well, 500
+    for the authors'; (): after none."""
     train_examples: int | None = key(None, least=1, readers=_WITH_FEATURES)
     """Training examples of the probe; None: all."""
     test_examples: int | None = key(None, least=2)

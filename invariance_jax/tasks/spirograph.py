@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
 
 from invariance_jax import data, evaluation
 from invariance_jax.evaluation import LinearProbe
@@ -83,6 +84,32 @@ class SpirographTask(Task):
                 _doubles(h), _doubles(y), l2=grid, num_held_out=held_out
             )
         return self.score(probe, h_test, y_test).values
+
+    def fit_in_steps(self, h: np.ndarray, y: np.ndarray, steps: int) -> LinearProbe:
+        """Returns what some steps of L-BFGS from 0 make of the objective of `fit`.
+
+        The authors' may start and search along lines in another way.
+        """
+        rows = np.concatenate([h, np.ones_like(h[:, :1])], axis=1, dtype=np.float64)
+        shape = rows.shape[1], y.shape[1]
+        gram, cross = rows.T @ rows / y.size, rows.T @ y / y.size
+        # Not of the bias.
+        gram[np.diag_indices(len(gram) - 1)] += self.settings.evaluation.l2
+
+        def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            weights = flat.reshape(shape)
+            slope = gram @ weights - cross
+            return float(np.sum(weights * (slope - cross))), 2 * slope.ravel()
+
+        found = scipy.optimize.minimize(
+            objective,
+            np.zeros(shape).ravel(),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": steps, "maxfun": 100 * steps, "ftol": 0, "gtol": 0},
+        ).x.reshape(shape)
+        with _in_float64():
+            return LinearProbe(_doubles(found[:-1]), _doubles(found[-1]))
 
     def quality(self, predictions: Array, y: Array) -> dict[str, float]:
         """Returns mse, the mean over the targets, and mse and r2 of each."""

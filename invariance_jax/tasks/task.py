@@ -120,6 +120,10 @@ class Task(abc.ABC):
     def fit(self, h: np.ndarray, y: np.ndarray) -> LinearProbe:
         """Returns the paper's probe of features `[N, D]`, with `evaluation.l2`."""
 
+    def fit_in_steps(self, h: np.ndarray, y: np.ndarray, steps: int) -> LinearProbe:
+        """Returns what some steps of L-BFGS from 0 make of the objective of `fit`."""
+        raise NotImplementedError
+
     @abc.abstractmethod
     def score(self, probe: LinearProbe, h: np.ndarray, y: np.ndarray) -> Scored:
         """Returns the quality of a probe on features `[N, D]` that it has not seen."""

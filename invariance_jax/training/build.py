@@ -14,7 +14,7 @@ from invariance_jax.tasks import Task, make_task
 from invariance_jax.training.batches import Sampler, make_sampler
 from invariance_jax.training.draws import make_draw
 from invariance_jax.training.methods import Method, make_method, projection
-from invariance_jax.training.objective import Objective
+from invariance_jax.training.objective import Objective, block_output, is_block
 from invariance_jax.training.optimizers import make_optimizer, make_schedule
 from invariance_jax.training.step import TrainState, init_state, make_step
 from invariance_jax.transforms import Transformation
@@ -30,7 +30,7 @@ class Parts(NamedTuple):
       transformation: makes views.
       encoder: images -> h.
       features: D of h.
-      point_features: those of h or z, where the penalty acts.
+      point_features: those of h, z or a block, where the penalty acts.
       method: heads and loss.
       objective: the loss of a batch.
       optimizer: an optax transformation.
@@ -51,10 +51,10 @@ class Parts(NamedTuple):
     axis_name: str | None
 
     @property
-    def derivatives(self) -> int:
-        """How many views the derivative is taken of: 0, 1 or 2."""
+    def penalized_views(self) -> int:
+        """How many views are penalized, each on its own: 0, 1 or 2."""
         penalty = self.settings.penalty
-        takes = penalty.weight > 0 and penalty.kind == "gradient"
+        takes = penalty.weight > 0 and penalty.kind != "consistency"
         return penalty.views if takes else 0
 
     def make_step(self) -> Any:
@@ -68,12 +68,18 @@ class Parts(NamedTuple):
     def make_draw(self) -> Any:
         """Returns the draws of the views of a global batch, see `training.draws`."""
         settings = self.settings
-        signed, more = settings.penalty.estimator == "sign", self.objective.more
+        penalty, names = settings.penalty, self.transformation.names
+        signed, more = penalty.estimator == "sign", self.objective.more
+        chosen = penalty.parameters or names
+        weights = penalty.parameter_weights or (1.0,) * len(chosen)
+        weight_of = dict(zip(chosen, weights, strict=True))
         return make_draw(
             self.transformation,
             batch_size=settings.batch_size,
-            directions=settings.penalty.directions,
-            derivatives=self.derivatives,
+            directions=penalty.directions,
+            penalized=self.penalized_views,
+            kind=penalty.kind,
+            column_weights=tuple(weight_of.get(name, 0.0) for name in names),
             sign_features=self.point_features if signed else None,
             average_views=settings.average_views,
             more=(more,) * settings.more_views if more else (),
@@ -130,7 +136,7 @@ def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
         transformation,
         encoder,
         features,
-        features if settings.penalty.at == "h" else _projected(settings, h),
+        _point_features(settings, alone, images, h),
         method,
         objective,
         make_optimizer(settings, constant_rate=method.constant_rate),
@@ -201,6 +207,34 @@ def _representation(
             f"{images.shape}; expected h [B, D]."
         )
     return h
+
+
+def _point_features(
+    settings: Settings,
+    encoder: nn.Module,
+    images: jax.ShapeDtypeStruct,
+    h: jax.ShapeDtypeStruct,
+) -> int:
+    """Returns the features of what the penalty acts on."""
+    at = settings.penalty.at
+    if at == "z":
+        return _projected(settings, h)
+    if at == "h":
+        return int(h.shape[-1])
+
+    def point(images: Array) -> Array:
+        _, seen = encoder.init_with_output(
+            jax.random.key(0), images, train=False, capture_intermediates=is_block
+        )
+        return block_output(seen["intermediates"], at)
+
+    try:
+        return int(jax.eval_shape(point, images).shape[-1])
+    except KeyError as error:
+        raise ValueError(
+            f"penalty.at is {at!r}; expected 'h', 'z' or a block of encoder.name "
+            f"{settings.encoder.name!r}: {error.args[0]}."
+        ) from error
 
 
 def _projected(settings: Settings, h: jax.ShapeDtypeStruct) -> int:

@@ -32,8 +32,8 @@ def count_operations(parts: Parts) -> Operations:
     """Returns the operations of a step, counted from the shapes of its layers.
 
     Those of convolutions, matrix products and similarities: forward, twice that
-    backward, and the same again for each view that is differentiated; forward alone of
-    a target network.
+    backward, and the same again for each derivative and each view of the penalty;
+    forward alone of a target network.
     """
     settings, further = parts.settings, parts.objective.more
     number = settings.more_views
@@ -46,7 +46,9 @@ def count_operations(parts: Parts) -> Operations:
     h, encoder = products(parts.encoder, views(parts.transformation))
     z, heads = products(parts.method.heads, h)
     more = products(parts.encoder, views(further))[1] if further else 0
-    tangents = parts.derivatives * settings.penalty.directions
+    # "mixed" takes a derivative and a view.
+    each = settings.penalty.directions * (1 + (settings.penalty.kind == "mixed"))
+    tangents = parts.penalized_views * each
     passes = 2 * settings.average_views + tangents
     passes_of_heads = 2 + number + tangents * (settings.penalty.at == "z")
     contrasts = settings.method.name in WITH_SIMILARITIES

@@ -17,6 +17,7 @@ from invariance_jax.types import Array, Key
 # What options add is drawn from a child of the key that its split does not yield.
 _OPTIONS_STREAM = 4
 _MORE_STREAM = 5
+_COLUMNS = 2**20  # beyond the numbers of any views
 
 
 class Side(NamedTuple):
@@ -28,11 +29,16 @@ class Side(NamedTuple):
         reflected about alpha with an independent sign per example: then the cross terms
         that batch statistics add to the penalty vanish in expectation.
       signs: `[B, K, D]`, random signs onto which its derivatives are projected.
+      alpha_redrawn: `[B, K, P]`, ends of the full steps of the first view's penalty: of
+        "total_effect" with one parameter drawn anew, of "mixed" with all.
+      columns: int32 `[B]`, the parameter whose ratio "mixed" measures on an example.
     """
 
     views: tuple[View, ...]
     alpha_other: Array | None = None
     signs: Array | None = None
+    alpha_redrawn: Array | None = None
+    columns: Array | None = None
 
 
 class Draws(NamedTuple):
@@ -54,7 +60,9 @@ def make_draw(
     *,
     batch_size: int,
     directions: int,
-    derivatives: int = 1,
+    penalized: int = 1,
+    kind: str = "gradient",
+    column_weights: tuple[float, ...] = (),
     sign_features: int | None = None,
     average_views: int = 1,
     more: Sequence[Transformation] = (),
@@ -67,7 +75,9 @@ def make_draw(
       transformation: what the views are drawn from.
       batch_size: B.
       directions: K of the penalty.
-      derivatives: sides whose derivative is taken, 0, 1 or 2.
+      penalized: sides whose first view is penalized on its own, 0, 1 or 2.
+      kind: of the penalty: "gradient", "total_effect" or "mixed".
+      column_weights: P numbers, how often the latter two choose each parameter.
       sign_features: D of the random signs; None: no signs.
       average_views: views on each side.
       more: what the further views are drawn from, one by one.
@@ -77,11 +87,22 @@ def make_draw(
         other = transformation.sample_other if number else None
         return (other or transformation.sample)(key, batch_size)
 
-    def draw_ends(keys: Key, view: View) -> Array:
-        sign = jax.random.rademacher(keys[0], (batch_size, directions, 1), jnp.float32)
-        drawn = [sample(k).alpha for k in keys[1:]]
+    def draw_columns(key: Key, *shape: int) -> Array:
+        logits = jnp.log(jnp.asarray(column_weights, jnp.float32))
+        return jax.random.categorical(key, logits, shape=(batch_size, *shape))
+
+    def draw_ends(keys: Key, columns_key: Key, view: View) -> dict[str, Array]:
+        drawn = jnp.stack([sample(k).alpha for k in keys[1:]], axis=1)
         alpha = view.alpha[:, None]
-        return alpha + sign * (jnp.stack(drawn, axis=1) - alpha)
+        if kind == "total_effect":
+            chosen = draw_columns(columns_key, directions)[..., None]
+            one = chosen == jnp.arange(alpha.shape[-1])[None, None]
+            return {"alpha_redrawn": jnp.where(one, drawn, alpha)}
+        sign = jax.random.rademacher(keys[0], (batch_size, directions, 1), jnp.float32)
+        ends = {"alpha_other": alpha + sign * (drawn - alpha)}
+        if kind == "mixed":
+            ends |= {"alpha_redrawn": drawn, "columns": draw_columns(columns_key)}
+        return ends
 
     def draw_signs(key: Key) -> Array | None:
         if sign_features is None:
@@ -101,10 +122,11 @@ def make_draw(
             first = sample(keys[number], number)
             ahead = range(3 + number, 3 + number + 2 * (average_views - 1), 2)
             views = first, *(sample(own(n), number) for n in ahead)
-            if number >= derivatives:
+            if number >= penalized:
                 return Side(views)
             ends = jax.random.split(own(1), 1 + directions) if number else keys[2:]
-            return Side(views, draw_ends(ends, first), draw_signs(own(2 * number)))
+            drawn = draw_ends(ends, own(_COLUMNS + number), first)
+            return Side(views, **drawn, signs=draw_signs(own(2 * number)))
 
         stream = jax.random.fold_in(jax.random.fold_in(key, _MORE_STREAM), step)
         beside = [

@@ -38,7 +38,7 @@ def make_gradient(
         target: PyTree,
         memory: PyTree,
     ) -> tuple[PyTree, PyTree]:
-        parts = _split((x, draws), count)
+        parts = split((x, draws), count)
         sides, moved = jax.lax.map(
             lambda part: objective.encode(params, stats, *part), parts
         )
@@ -54,12 +54,12 @@ def make_gradient(
             _, pull = jax.vjp(lambda p: objective.encode(p, stats, *part)[0], params)
             return jax.tree.map(jnp.add, total, *pull(cotangents)), None
 
-        return jax.lax.scan(add, direct, (parts, _split(cotangents, count)))[0], aux
+        return jax.lax.scan(add, direct, (parts, split(cotangents, count)))[0], aux
 
     return gradient
 
 
-def _split(tree: PyTree, count: int) -> PyTree:
+def split(tree: PyTree, count: int) -> PyTree:
     """Returns each leaf `[B, ...]` as `[count, B / count, ...]`."""
     return jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), tree)
 

@@ -3,8 +3,9 @@
 Foster, Pukdee, Rainforth (ICLR 2021): NT-Xent of two views, and the gradient penalty of
 the first one. `encode` gives representations and their penalty, `couple` the loss of
 the batch. One replica; collectives only behind `axis_name`. Deviations, all off by
-default: the penalty of both views, of the projection z, along some parameters of the
-transformation, or without a derivative; and sides that average several views.
+default: the penalty of both views, of the projection z or a block of the encoder, along
+some parameters of the transformation, or without a derivative along some or all of
+them; and sides that average several views.
 """
 
 from collections.abc import Callable
@@ -12,11 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invariance_jax.losses import consistency, invariance_penalty
-from invariance_jax.numerics import batch_mean
+from invariance_jax.evaluation import total_effects
+from invariance_jax.losses import consistency, invariance_penalty, total_effect
+from invariance_jax.numerics import batch_mean, l2_normalize
 from invariance_jax.settings.schema import Penalty
 from invariance_jax.training.draws import Draws, Side
 from invariance_jax.training.methods import Method, projection
@@ -32,8 +35,8 @@ class Encoded(NamedTuple):
 
     Attributes:
       h: `[B, D]`, its representation, the mean over its views.
-      point: `[B, D]`, h or z of its first view, where the penalty acts.
-      penalty: `[B]`, the gradient penalty of its first view, if it is taken.
+      point: `[B, D]`, what the penalty acts on, of its first view: h, z or a block.
+      penalty: `[B]`, the penalty of its first view, if it has one of its own.
       outputs: of the heads, if they are made already.
     """
 
@@ -110,18 +113,13 @@ class Objective:
         sides = []
         for side in (draws.first, draws.second):
             (alpha, held), *more = side.views
-            takes = side.alpha_other is not None and self.penalty.weight > 0
-            at_z = self.penalty.at == "z" and (takes or self._is_consistency())
-            represent = self._representation(params, stats, x, held, takes, at_z)
+            ends = side.alpha_other is not None or side.alpha_redrawn is not None
+            takes = ends and self.penalty.weight > 0
+            at = self.penalty.at if takes or self._is_consistency() else "h"
+            represent = self._representation(params, stats, x, held, takes, at)
             if takes:
-                penalty, point, (h, outputs, stats) = invariance_penalty(
-                    represent,
-                    alpha,
-                    self._ends(side),
-                    signs=_by_direction(side.signs),
-                    has_aux=True,
-                    **self._measure(),
-                )
+                penalty, point, aux = self._penalized(represent, side)
+                h, outputs, stats = aux
             else:
                 penalty, (point, (h, outputs, stats)) = None, represent(alpha)
             for view in more:
@@ -178,33 +176,103 @@ class Objective:
         x: Array,
         held: PyTree,
         penalized: bool,
-        at_z: bool,
+        at: str,
     ) -> Callable[[Array], tuple[Array, tuple[Array, PyTree, Variables]]]:
         """Returns alpha -> (where the penalty acts, (h, outputs, statistics)).
 
-        The outputs of the heads are None where the penalty acts on h.
+        The outputs of the heads are None unless the penalty acts on z.
         """
         encoder = self.penalized if penalized else self.encoder
         heads = self.penalized_heads if penalized else self.method.heads
 
         def represent(alpha: Array) -> tuple[Array, tuple[Array, PyTree, Variables]]:
             images = self.transformation.apply(x, View(alpha, held))
-            h, moved = _apply(encoder, "encoder", params, stats, images)
-            if not at_z:
-                return h, (h, None, moved)
+            within = at not in ("h", "z")
+            h, moved, blocks = _apply_all(
+                encoder, "encoder", params, stats, images, blocks=within
+            )
+            if at != "z":
+                return block_output(blocks, at) if within else h, (h, None, moved)
             outputs, moved = _apply(heads, "heads", params, moved, h)
             return projection(outputs), (h, outputs, moved)
 
         return represent
 
-    def _ends(self, side: Side) -> Array:
-        """Returns the ends of the directions, `[B, P]` or `[K, B, P]`."""
-        ends = _by_direction(side.alpha_other)
-        assert ends is not None
+    def _penalized(
+        self, represent: Callable[[Array], PyTree], side: Side
+    ) -> tuple[Array, ...]:
+        """Returns the penalty of the first view of a side, where it acts, and aux."""
+        alpha, settings = side.views[0].alpha, {"has_aux": True, **self._measure()}
+        redrawn = self._ends(alpha, side.alpha_redrawn)
+        other = self._ends(alpha, side.alpha_other)
+        if other is None:
+            assert redrawn is not None
+            return total_effect(represent, alpha, redrawn, **settings)
+        settings |= {"alpha_redrawn": redrawn, "signs": _by_direction(side.signs)}
+        return invariance_penalty(represent, alpha, other, **settings)
+
+    def _ends(self, alpha: Array, drawn: Array | None) -> Array | None:
+        """Returns ends along the parameters of the penalty, `[B, P]` or `[K, B, P]`."""
+        ends = _by_direction(drawn)
+        if ends is None:
+            return None
         if self.penalty.parameters:
             along = np.isin(self.transformation.names, self.penalty.parameters)
-            ends = jnp.where(along[None, None], ends, side.views[0].alpha[None])
+            ends = jnp.where(along[None, None], ends, alpha[None])
         return ends[0] if len(ends) == 1 else ends
+
+    def measure_effects(
+        self, params: Variables, stats: Variables, x: Array, side: Side
+    ) -> Array:
+        """Returns bound and total effect, `[2, P]`, summed over all examples.
+
+        Each example counts for one parameter.
+        """
+        alpha, held = side.views[0]
+        assert side.alpha_other is not None and side.alpha_redrawn is not None
+        assert side.columns is not None
+        other, redrawn = side.alpha_other[:, 0], side.alpha_redrawn[:, 0]
+        represent = self._representation(params, stats, x, held, True, self.penalty.at)
+
+        def changing(alpha: Array) -> Array:
+            point = represent(alpha)[0]
+            return l2_normalize(point) if self.penalty.normalization == "l2" else point
+
+        low, high = jnp.asarray(self.transformation.bounds.T, alpha.dtype)
+        found = total_effects(
+            changing,
+            alpha,
+            redrawn,
+            side.columns,
+            high - low,
+            signs=jnp.sign(jnp.sum((other - alpha) * (redrawn - alpha), axis=1)),
+        )
+        of_column = jax.nn.one_hot(side.columns, alpha.shape[1], dtype=alpha.dtype)
+        each = jnp.stack([found.bound, found.effect])[..., None] * of_column[None]
+        sums = jnp.sum(each, axis=1)
+        return sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name)
+
+    def split_by_ratio(self, draws: Draws, effects: Array | None) -> Draws:
+        """Returns draws of "mixed" whose directions and full steps share no parameter.
+
+        Directions are along the parameters of a small ratio of bound and effect, as far
+        as one has been seen. None: all draws stay.
+        """
+        if effects is None:
+            return draws
+        bound, effect = effects
+        smooth = bound < self.penalty.largest_ratio * effect
+
+        def split(side: Side) -> Side:
+            if side.alpha_other is None or side.alpha_redrawn is None:
+                return side
+            alpha = side.views[0].alpha[:, None]
+            return side._replace(
+                alpha_other=jnp.where(smooth[None, None], side.alpha_other, alpha),
+                alpha_redrawn=jnp.where(smooth[None, None], alpha, side.alpha_redrawn),
+            )
+
+        return draws._replace(first=split(draws.first), second=split(draws.second))
 
     def _outputs(
         self, params: Variables, stats: Variables, side: Encoded
@@ -246,7 +314,7 @@ class Objective:
         return self.penalty.weight > 0 and self.penalty.kind == "consistency"
 
     def _measure(self) -> dict[str, Any]:
-        """Returns what both kinds of penalty ask for."""
+        """Returns what every kind of penalty asks for."""
         return {
             "normalization": self.penalty.normalization,
             "example_limit": self.penalty.example_limit,
@@ -260,14 +328,50 @@ def _by_direction(drawn: Array | None) -> Array | None:
     return None if drawn is None else jnp.moveaxis(drawn, 1, 0)
 
 
+def is_block(module: nn.Module, method: str) -> bool:
+    """Returns whether a call within an encoder is that of one of its blocks."""
+    return len(module.path) == 1 and method == "__call__"
+
+
+def block_output(intermediates: PyTree, name: str) -> Array:
+    """Returns the output of a block, the mean over its places, `[B, D]`.
+
+    "layer3" is the last of "layer3_0", "layer3_1" and so on. Raises KeyError with the
+    names that there are.
+    """
+    found = [one for one in intermediates if one == name or one.startswith(f"{name}_")]
+    if not found:
+        raise KeyError(", ".join(intermediates))
+    last = max(found, key=lambda one: (len(one), one))
+    (output,) = intermediates[last]["__call__"]
+    output = output.astype(jnp.promote_types(output.dtype, jnp.float32))
+    return jnp.mean(output, axis=tuple(range(1, output.ndim - 1)))
+
+
 def _apply(
     module: nn.Module, part: str, params: Variables, stats: Variables, inputs: Array
 ) -> tuple[PyTree, Variables]:
     """Returns the training-mode output of one part and all running statistics."""
+    outputs, stats, _ = _apply_all(module, part, params, stats, inputs)
+    return outputs, stats
+
+
+def _apply_all(
+    module: nn.Module,
+    part: str,
+    params: Variables,
+    stats: Variables,
+    inputs: Array,
+    *,
+    blocks: bool = False,
+) -> tuple[PyTree, Variables, PyTree]:
+    """Returns what `_apply` does, and if asked the outputs of the blocks."""
     outputs, updated = module.apply(
         {"params": params[part], "batch_stats": stats[part]},
         inputs,
         train=True,
         mutable=["batch_stats"],
+        capture_intermediates=is_block if blocks else False,
     )
-    return outputs, {**stats, part: updated.get("batch_stats", {})}
+    stats = {**stats, part: updated.get("batch_stats", {})}
+    return outputs, stats, updated.get("intermediates", {})

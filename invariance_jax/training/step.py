@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from invariance_jax.numerics import batch_mean
-from invariance_jax.training.draws import Draws
-from invariance_jax.training.microbatches import make_gradient
+from invariance_jax.numerics import batch_mean, safe_divide
+from invariance_jax.training.draws import Draws, Side
+from invariance_jax.training.microbatches import make_gradient, split
 from invariance_jax.training.objective import (
     Objective,
     Variables,
@@ -23,6 +23,10 @@ from invariance_jax.types import Array, Key, PyTree
 
 Metrics = dict[str, tuple[Array, Array]]
 """Name -> (sum, count): the mean over any number of steps is sum / count."""
+
+
+_KEPT = 0.9
+"""Share of the sums of bound and effect that is left at the next measurement."""
 
 
 class Target(NamedTuple):
@@ -47,6 +51,8 @@ class TrainState(NamedTuple):
       opt_state: state of the optimizer.
       target: the target network; None: the method has none.
       memory: of the method; (): it has none.
+      effects: `[2, P]`, fading sums of derivative bound and total effect by parameter;
+        None unless the penalty is "mixed".
     """
 
     step: Array
@@ -55,6 +61,7 @@ class TrainState(NamedTuple):
     opt_state: PyTree
     target: Target | None = None
     memory: PyTree = ()
+    effects: Array | None = None
 
 
 def make_step(
@@ -78,6 +85,9 @@ def make_step(
         due = state.step % every == 0
         ramp = (state.step + 1) / max(penalty.warmup_steps, 1)
         weight = penalty.weight * jnp.minimum(ramp, 1.0) * every * due
+        parts = split((x, draws.first), microbatches)
+        effects, ratios = _measure_ratios(objective, state, parts)
+        draws = objective.split_by_ratio(draws, effects)
         target, seen = _target_outputs(objective, state.target, x, draws)
         inputs = (state.params, state.batch_stats, weight, x, draws, seen, state.memory)
         if every == 1:
@@ -97,6 +107,7 @@ def make_step(
                 batch_mean(terms.penalty, axis_name=axis_name) * due,
                 one * due,
             ),
+            **ratios,
         }
         if target is not None:
             assert objective.method.momentum is not None
@@ -111,10 +122,39 @@ def make_step(
             )
         outputs = terms.outputs if state.target is None else seen
         memory = _remember(objective, state.memory, outputs)
-        state = TrainState(state.step + 1, params, stats, opt_state, target, memory)
-        return state, metrics
+        trained = params, stats, opt_state, target, memory, effects
+        return TrainState(state.step + 1, *trained), metrics
 
     return step
+
+
+def _measure_ratios(
+    objective: Objective, state: TrainState, parts: tuple[Array, Side]
+) -> tuple[Array | None, Metrics]:
+    """Returns the sums of bound and effect, in some steps new, and their ratios.
+
+    The parts of the batch are measured one after the other.
+    """
+    if state.effects is None:
+        return None, {}
+    due = state.step % objective.penalty.ratio_every_steps == 0
+
+    def measure(before: Array) -> Array:
+        each = jax.lax.map(
+            lambda part: objective.measure_effects(
+                state.params, state.batch_stats, *part
+            ),
+            parts,
+        )
+        return _KEPT * before + jnp.sum(each, axis=0).astype(before.dtype)
+
+    effects = jax.lax.cond(due, measure, lambda before: before, state.effects)
+    ratios = safe_divide(*effects) * due
+    names = objective.transformation.names
+    return effects, {
+        f"poincare_ratio.{name}": (ratio, due.astype(ratio.dtype))
+        for name, ratio in zip(names, ratios, strict=True)
+    }
 
 
 def _target_outputs(
@@ -160,4 +200,7 @@ def init_state(
         target = Target(*jax.tree.map(jnp.copy, (params, stats)))
     memory = jax.tree.map(jnp.asarray, method.memory)
     step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
-    return TrainState(step, params, stats, opt_state, target, memory)
+    penalty, effects = objective.penalty, None
+    if penalty.kind == "mixed" and penalty.weight > 0:
+        effects = jnp.zeros((2, len(transformation.names)))
+    return TrainState(step, params, stats, opt_state, target, memory, effects)
