@@ -26,7 +26,6 @@ from invariance_jax.types import Array
 
 TANGENTS = ("coupled", "example")
 
-
 class Moments(NamedTuple):
     """Mean and biased variance of the channels, one row for each group held here.
 
@@ -70,8 +69,12 @@ def group_moments(
     def mean_of(rows: Array) -> Array:
         return jnp.mean(rows, axis=-2).reshape(groups, -1)
 
-    mean = mean_of(rows)
-    variance = mean_of(jnp.square(rows - _of_rows(mean)))
+    # One pass: about one of the values, so that the difference cancels little.
+    pivot = jax.lax.stop_gradient(rows[..., 0, :].reshape(groups, -1))
+    shifted = rows - _of_rows(pivot)
+    shift = mean_of(shifted)
+    variance = jnp.maximum(mean_of(jnp.square(shifted)) - jnp.square(shift), 0)
+    mean = pivot + shift
     if span == 1:
         return Moments(mean, variance)
     # Both in one exchange: at many devices, its latency is what normalization costs.
