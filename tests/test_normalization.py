@@ -360,3 +360,16 @@ def test_group_size_that_does_not_fit_the_replicas_is_refused():
         call = jax.vmap(partial(train, module), (None, 0), axis_name=AXIS)
         with pytest.raises(ValueError, match="replica"):
             call(variables, x)
+
+
+@pytest.mark.parametrize(
+    "first", [1e4, 1e4 + 30.0], ids=["large mean", "outlier first"]
+)
+def test_one_pass_cancels_little(first):
+    x = np.random.default_rng(0).normal(1e4, 1.0, (16, 8, 8, 3))
+    x[0, 0, 0] = first
+    x = x.astype(np.float32)
+    mean, variance = group_moments(jnp.asarray(x), group_size=0)
+    exact = x.astype(np.float64)
+    assert_allclose(mean[0], exact.mean(axis=(0, 1, 2)), rtol=1e-7)
+    assert_allclose(variance[0], exact.var(axis=(0, 1, 2)), rtol=1e-4)

@@ -9,8 +9,8 @@ derivative, so that the invariance penalty sees each example on its own.
 Conventions: the last axis holds the channels, the first the examples; replica r of n
 holds examples `r b` to `(r + 1) b` of a global batch of `n b`. Variances are biased
 (ddof 0), in the running average too, as flax's; PyTorch's running variance is unbiased.
-They are means of squared deviations, never a difference of two means, which cancels.
-Statistics are computed in at least float32.
+Mean and variance take one pass, in at least float32: deviations from one of the values,
+whose square mean and mean square differ by little more than the variance.
 """
 
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from invariance_jax.numerics import hold_in_first_derivative, num_replicas
 from invariance_jax.types import Array
 
 TANGENTS = ("coupled", "example")
+
 
 class Moments(NamedTuple):
     """Mean and biased variance of the channels, one row for each group held here.

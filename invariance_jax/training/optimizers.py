@@ -40,6 +40,8 @@ def lars(
     """
 
     def update(updates: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        if not jax.tree.leaves(updates):  # all are masked
+            return updates, state
         sizes, slopes = _norms(params), _norms(updates)
         ratios = trust_coefficient * sizes
         ratios = ratios / (slopes + weight_decay * sizes + _LARS_EPSILON)
