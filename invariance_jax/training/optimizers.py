@@ -62,7 +62,7 @@ def lars(
 
 
 def _norms(tree: PyTree) -> Array:
-    """Returns the norm of each array, by few large sums: accelerators start them all."""
+    """Returns the norm of each array, of few large sums, which accelerators start."""
     leaves = jax.tree.leaves(tree)
     counts = [-(-leaf.size // _ROW) for leaf in leaves]
     rows = [
