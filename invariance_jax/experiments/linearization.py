@@ -76,7 +76,7 @@ def _make_changes(context: Context) -> Callable[[np.ndarray], evaluation.Changes
         variables, columns, steps, pair = parts
         key = context.encoder.key(stream)
         first, second = (
-            evaluation.sample_view(key, transformation, indices, view=2 * pair + n)
+            evaluation.sample_view(key, transformation, indices, view=2 * pair + n, x=x)
             for n in (0, 1)
         )
 

@@ -36,7 +36,7 @@ def count_operations(parts: Parts) -> Operations:
 
     def views() -> Any:
         x = parts.task.stand_ins(2)
-        return transformation.apply(x, transformation.sample(jax.random.key(0), len(x)))
+        return transformation.apply(x, transformation.draw(jax.random.key(0), x))
 
     h, encoder = products(parts.encoder, jax.eval_shape(views))
     z, heads = products(parts.method.heads, h)

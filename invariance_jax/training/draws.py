@@ -54,8 +54,10 @@ def make_draw(
     derivatives: int = 1,
     sign_features: int | None = None,
     average_views: int = 1,
-) -> Callable[[Key, Array], Draws]:
-    """Returns `(key, step int32 []) -> Draws` of the global batch, pure.
+) -> Callable[..., Draws]:
+    """Returns `(key, step int32 [], sizes) -> Draws` of the global batch, pure.
+
+    Of images of many sizes, sizes are int32 `[B, 2]`, else None.
 
     An option that adds draws leaves the others as they are.
 
@@ -68,10 +70,7 @@ def make_draw(
       average_views: views on each side.
     """
 
-    def sample(key: Key) -> View:
-        return transformation.sample(key, batch_size)
-
-    def draw_ends(keys: Key, view: View) -> Array:
+    def draw_ends(sample: Callable[[Key], View], keys: Key, view: View) -> Array:
         sign = jax.random.rademacher(keys[0], (batch_size, directions, 1), jnp.float32)
         drawn = [sample(k).alpha for k in keys[1:]]
         alpha = view.alpha[:, None]
@@ -83,7 +82,8 @@ def make_draw(
         shape = (batch_size, directions, sign_features)
         return jax.random.rademacher(key, shape, jnp.float32)
 
-    def draw(key: Key, step: Array) -> Draws:
+    def draw(key: Key, step: Array, sizes: Array | None = None) -> Draws:
+        sample = transformation.sampler(sizes, batch_size)
         _, views_key = jax.random.split(key)  # the other one orders the examples
         keys = jax.random.split(jax.random.fold_in(views_key, step), 3 + directions)
 
@@ -98,7 +98,8 @@ def make_draw(
             if number >= derivatives:
                 return Side(views)
             ends = jax.random.split(own(1), 1 + directions) if number else keys[2:]
-            return Side(views, draw_ends(ends, first), draw_signs(own(2 * number)))
+            alpha_other = draw_ends(sample, ends, first)
+            return Side(views, alpha_other, draw_signs(own(2 * number)))
 
         return Draws(side(0), side(1))
 

@@ -9,12 +9,14 @@ from invariance_jax.transforms import (
     spirograph,
 )
 from invariance_jax.transforms.base import (
+    Squashed,
     Transformation,
     View,
     check_transformation,
 )
 
 __all__ = [
+    "Squashed",
     "Transformation",
     "View",
     "blur",

@@ -31,6 +31,18 @@ class View(NamedTuple):
     held: PyTree = ()
 
 
+class Squashed(NamedTuple):
+    """Images of many sizes in one array, and the sizes that they had.
+
+    Attributes:
+      pixels: uint8 `[B, S, S, C]`, each the whole image, its aspect changed.
+      sizes: int32 `[B, 2]`, height and width before that.
+    """
+
+    pixels: PyTree
+    sizes: PyTree
+
+
 @dataclass(frozen=True)
 class Transformation:
     """A family of views of an example, differentiable in alpha.
@@ -43,6 +55,8 @@ class Transformation:
       apply: `(x, view) -> images`, float32 `[B, H, W, 3]`, values about [0, 1]; pure.
       plain: `x -> images` without a transformation, or None where every image needs
         parameters (Spirograph).
+      sample_sized: `(key, sizes int32 [B, 2]) -> View`, `sample` for images whose
+        heights and widths change what is drawn; None where they do not.
     """
 
     names: tuple[str, ...]
@@ -50,6 +64,24 @@ class Transformation:
     sample: Callable[[Key, int], View]
     apply: Callable[[PyTree, View], Array]
     plain: Callable[[PyTree], Array] | None = None
+    sample_sized: Callable[[Key, Array], View] | None = None
+
+    def draw(self, key: Key, x: PyTree) -> View:
+        """Returns the parameters of one view of each of the examples."""
+        return self.sampler(sizes_of(x), len(jax.tree.leaves(x)[0]))(key)
+
+    def sampler(self, sizes: Array | None, batch_size: int) -> Callable[[Key], View]:
+        """Returns `key -> View`, for images of many sizes if they are given."""
+        if sizes is None or self.sample_sized is None:
+            return lambda key: self.sample(key, batch_size)
+        sample_sized = self.sample_sized
+        return lambda key: sample_sized(key, sizes)
+
+
+def sizes_of(x: PyTree) -> Array | None:
+    """Returns the sizes of the `Squashed` images in a tree of examples, if any."""
+    leaves = jax.tree.leaves(x, is_leaf=lambda node: isinstance(node, Squashed))
+    return next((leaf.sizes for leaf in leaves if isinstance(leaf, Squashed)), None)
 
 
 _FEW_DRAWS, _DRAWS = 4, 16

@@ -22,7 +22,7 @@ from invariance_jax.arguments import (
     promote,
 )
 from invariance_jax.transforms import blur, color, distributions, geometry
-from invariance_jax.transforms.base import Transformation, View
+from invariance_jax.transforms.base import Squashed, Transformation, View
 from invariance_jax.transforms.distributions import FAMILIES
 from invariance_jax.types import Array, Key
 
@@ -51,6 +51,7 @@ def make_transformation(
     blur_sigma: tuple[float, float] = (0.1, 2.0),
     solarize_probability: float = 0.0,
     solarize_threshold: float = 0.5,
+    squashed: bool = False,
 ) -> Transformation:
     """Returns the transformation of images, in this order of operations.
 
@@ -99,6 +100,8 @@ def make_transformation(
       blur_sigma: least and greatest standard deviation of the blur, pixels of the view.
       solarize_probability: of the solarization.
       solarize_threshold: the value from which on it inverts, in [0, 1].
+      squashed: whether examples are `Squashed` into source_size, a square: crops then
+        have area and aspect in the image as it was, and the central square is its.
 
     Returns:
       A `Transformation` with the names "crop.top", ..., "affine.rotation", ...,
@@ -110,7 +113,7 @@ def make_transformation(
       ValueError: if an argument is outside its range or in another unit, or
         differentiate names an unknown family, one twice, or one that is switched off.
     """
-    _check_switches(crop=crop, flip=flip, colorize=colorize)
+    _check_switches(crop=crop, flip=flip, colorize=colorize, squashed=squashed)
     source, image_size = _source(source_size), check_integer("image_size", image_size)
     check_choice("resampling", resampling, geometry.METHODS)
     _check_channels(mean=mean, std=std, threshold=solarize_threshold)
@@ -127,6 +130,7 @@ def make_transformation(
             area=crop_area,
             aspect=crop_aspect,
             whole_pixels="crop" not in differentiate,
+            squashed=squashed,
         ),
         "affine": distributions.affine_family(
             rotation=rotation, scaling=scaling, shear=shear, translation=translation
@@ -135,14 +139,10 @@ def make_transformation(
         "color": distributions.jitter_family(strength=strength),
         "blur": distributions.blur_family(sigma=blur_sigma),
     }
-    switches = {
-        "crop": crop,
-        "affine": max(rotation, scaling, shear, translation) > 0,
-        "colorize": colorize,
-        "color": jitter_probability > 0 or "color" in differentiate,
-        "blur": blur_probability > 0,
-    }
-    families = {name: families[name] for name in FAMILIES if switches[name]}
+    moved = max(rotation, scaling, shear, translation) > 0
+    colored = jitter_probability > 0 or "color" in differentiate
+    on = crop, moved, colorize, colored, blur_probability > 0
+    families = {f: families[f] for f, is_on in zip(FAMILIES, on, strict=True) if is_on}
     free = distributions.in_order(families, differentiate=differentiate)
     return _Operations(
         source=source,
@@ -154,6 +154,7 @@ def make_transformation(
         held=families,
         gates=gates,
         threshold=solarize_threshold,
+        squashed=squashed,
     ).transformation()
 
 
@@ -170,34 +171,43 @@ class _Operations:
     held: dict[str, distributions.Family]
     gates: dict[str, float]
     threshold: float
+    squashed: bool
 
     def transformation(self) -> Transformation:
         families = list(self.free.values())
+        sized = self.squashed and "crop" in self.free | self.held
         return Transformation(
             names=tuple(name for family in families for name in family.names),
             bounds=np.concatenate([np.zeros((0, 2)), *(f.bounds for f in families)]),
             sample=self.sample,
             apply=self.apply,
             plain=self.plain,
+            sample_sized=self.sample_sized if sized else None,
         )
 
-    def sample(self, key: Key, batch_size: int) -> View:
+    def sample_sized(self, key: Key, sizes: Array) -> View:
+        return self.sample(key, len(sizes), sizes)
+
+    def sample(self, key: Key, batch_size: int, sizes: Array | None = None) -> View:
         families = self.free | self.held
         on = [name for name in FAMILIES if name in families]
-        sizes = [len(self.gates), *(families[name].num_uniform for name in on)]
+        counts = [len(self.gates), *(families[name].num_uniform for name in on)]
         # One call for all numbers: each would take long to compile.
-        unit = jax.random.uniform(key, (batch_size, sum(sizes)), jnp.float32)
-        doors, *parts = jnp.split(unit, np.cumsum(sizes)[:-1], axis=1)
-        drawn = {n: families[n].draw(u) for n, u in zip(on, parts, strict=True)}
+        unit = jax.random.uniform(key, (batch_size, sum(counts)), jnp.float32)
+        doors, *parts = jnp.split(unit, np.cumsum(counts)[:-1], axis=1)
+        drawn = {
+            name: distributions.draw(families[name], part, sizes)
+            for name, part in zip(on, parts, strict=True)
+        }
         for column, (name, probability) in enumerate(self.gates.items()):
             drawn[name] = doors[:, column] < probability
         alpha = [drawn.pop(name) for name in self.free]
         empty = jnp.zeros((batch_size, 0), jnp.float32)
         return View(jnp.concatenate([empty, *alpha], axis=1), drawn)
 
-    def apply(self, x: Array, view: View) -> Array:
+    def apply(self, x: Array | Squashed, view: View) -> Array:
         (alpha,) = promote(alpha=view.alpha)
-        images = self._floating(x, alpha.dtype)
+        images, sizes = self._floating(x, alpha.dtype)
         parameters = self._parameters(View(alpha, view.held), images.shape[0])
         if "crop" in parameters:
             images = geometry.crop_and_resize(
@@ -207,13 +217,13 @@ class _Operations:
                 method=self.resampling,
             )
         else:
-            images = self._central_square(images)
+            images = self._central_square(images, sizes)
         images = _transform(images, parameters, self.threshold)
         return self._normalize(images)
 
-    def plain(self, x: Array) -> Array:
-        images = self._floating(x, jnp.float32)
-        return self._normalize(_three_channels(self._central_square(images)))
+    def plain(self, x: Array | Squashed) -> Array:
+        images, sizes = self._floating(x, jnp.float32)
+        return self._normalize(_three_channels(self._central_square(images, sizes)))
 
     def _parameters(self, view: View, batch_size: int) -> dict[str, Array]:
         """Returns what each operation needs, from alpha and held."""
@@ -232,23 +242,34 @@ class _Operations:
         parts = jnp.split(view.alpha, ends, axis=1)  # behind the last end is nothing
         return held | dict(zip(self.free, parts, strict=False))
 
-    def _floating(self, x: Array, dtype: Any) -> Array:
-        """Returns floating images; uint8 is divided by 255 in the given dtype."""
+    def _floating(self, x: Array | Squashed, dtype: Any) -> tuple[Array, Array | None]:
+        """Returns floating images, uint8 divided by 255 in the dtype, and sizes."""
         rows, columns = self.source
+        if isinstance(x, Squashed):
+            return self._floating(x.pixels, dtype)[0], x.sizes
         if x.shape[1:] not in [(rows, columns, 1), (rows, columns, 3)]:
             raise ValueError(
                 f"x must be [B, {rows}, {columns}, 1 or 3], as source_size says; found "
                 f"{list(x.shape)}."
             )
         if x.dtype == jnp.uint8:
-            return jnp.asarray(x).astype(dtype) / 255
+            return jnp.asarray(x).astype(dtype) / 255, None
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
                 f"x must be uint8, or floating with values in [0, 1]; found {x.dtype}."
             )
-        return promote(x=x)[0]
+        return promote(x=x)[0], None
 
-    def _central_square(self, images: Array) -> Array:
+    def _central_square(self, images: Array, sizes: Array | None) -> Array:
+        if self.squashed and sizes is not None:
+            side = jnp.min(sizes, axis=1, keepdims=True) / sizes * images.shape[1]
+            boxes = jnp.concatenate([(images.shape[1] - side) / 2, side], axis=1)
+            return geometry.crop_and_resize(
+                images,
+                boxes.astype(images.dtype),
+                size=self.image_size,
+                method=self.resampling,
+            )
         return geometry.central_square(
             images, size=self.image_size, method=self.resampling
         )
