@@ -40,7 +40,7 @@ EXTRAS = {
     "benchmarks": ["torch>=2.6"],
     "cuda12": ["jax[cuda12]"],
     "cuda13": ["jax[cuda13]"],
-    # Decodes JPEG files for `data.source=stream` faster than Pillow, to the same pixels.
+    # Decodes JPEG files faster than Pillow, to the same pixels.
     "jpeg": ["simplejpeg>=1.8"],
     "slurm": ["submitit>=1.5.4"],
     "tpu": ["jax[tpu]"],

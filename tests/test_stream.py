@@ -15,7 +15,7 @@ from tiny import image_config
 
 from invariance_jax import check, data, train
 from invariance_jax.data import __main__ as command
-from invariance_jax.data import decoding, pictures
+from invariance_jax.data import decoding, streams
 from invariance_jax.data.originals import prepare_files
 from invariance_jax.training.batches import Streamed, make_sampler
 from invariance_jax.transforms import Squashed, distributions, image
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 def opened(data_dir, split="train", *, size=8, **options):
     chosen = {"data_dir": data_dir, "validation_examples": 0, "size": size}
-    pictures._decoded.cache_clear()
+    streams._decoded.cache_clear()
     data.loading._pictures.cache_clear()
     return data.open_pictures("mine", split, **{**chosen, **options})
 
@@ -172,7 +172,7 @@ def test_index_older_than_a_file_and_a_shard_that_vanished_stop(
 
 def test_a_thread_that_does_not_answer_is_named(data_dir, monkeypatch):
     found, event = opened(data_dir, threads=3), threading.Event()
-    monkeypatch.setattr(pictures, "_PATIENCE", 0.2)
+    monkeypatch.setattr(streams, "_PATIENCE", 0.2)
     monkeypatch.setattr(found.store.records, "read", lambda index: event.wait())
     with pytest.raises(TimeoutError, match=r"data thread \d has read .*mine|train"):
         found.load(np.arange(12))

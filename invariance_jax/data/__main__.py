@@ -16,7 +16,11 @@ def main(arguments: list[str]) -> None:
     """Prepares the set and prints what there is now."""
     options = _parse(arguments)
     name, data_dir = options.name, options.data_dir
-    if options.train is None:
+    if name == "stamps" and options.train is None:
+        from invariance_jax.data.stamps import prepare_stamps
+
+        path = prepare_stamps(data_dir, source=options.source)
+    elif options.train is None:
         path = preparation.prepare(name, data_dir=data_dir, source=options.source)
     elif options.image_size is None:
         # Imported here so that the others need no TFDS.
@@ -51,7 +55,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     flags = {
-        "name": f"{', '.join(sets.RESERVED)}; or a new name, with --train",
+        "name": f"{', '.join(sets.RESERVED)}, stamps; or a new name, with --train",
         "--data_dir": "folder of the prepared sets (default: that of TFDS)",
         "--source": "folder of the original files, instead of a download",
         "--train": "training images: folders, with a folder for each class or none, or "

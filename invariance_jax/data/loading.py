@@ -17,13 +17,6 @@ import jax
 import numpy as np
 
 from invariance_jax.data import limits as checks
-from invariance_jax.data.pictures import (
-    FileRecords,
-    Pictures,
-    Records,
-    Store,
-    cores,
-)
 from invariance_jax.data.preparation import prepare
 from invariance_jax.data.sets import (
     FORMAT,
@@ -36,6 +29,13 @@ from invariance_jax.data.sets import (
     find,
     folder_of_sets,
     known,
+)
+from invariance_jax.data.streams import (
+    FileRecords,
+    Pictures,
+    Records,
+    Store,
+    cores,
 )
 from invariance_jax.data.subsets import hold_out
 

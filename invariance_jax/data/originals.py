@@ -26,9 +26,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from invariance_jax.data import limits as checks
 from invariance_jax.data import records
-from invariance_jax.data.pictures import FileRecords, Pictures, Store, cores
 from invariance_jax.data.preparation import folder_for_new
 from invariance_jax.data.sets import FORMAT, Color, user_path
+from invariance_jax.data.streams import FileRecords, Pictures, Store, cores
 
 _SHARD_BYTES = 2**28
 _SAMPLED, _SAMPLED_SIDE = 2000, 64

@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from invariance_jax.data import decoding
 from invariance_jax.data import limits as checks
-from invariance_jax.data.pictures import Corrupt
 from invariance_jax.data.sets import FORMAT, Color, Shard, Split
+from invariance_jax.data.streams import Corrupt
 
 _CHUNK = 500
 
@@ -248,7 +248,7 @@ def _decode(record: bytes, image: np.ndarray, num_classes: int | None) -> int:
 
 
 class ShardRecords:
-    """The image files of a split in files of records, see `pictures.Records`."""
+    """The image files of a split in files of records, see `streams.Records`."""
 
     def __init__(self, shards: Sequence[Shard], labels: np.ndarray | None):
         """Takes the files, which are opened when they are first needed."""

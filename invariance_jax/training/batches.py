@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax.data import Pictures
-from invariance_jax.data.pictures import Pending
+from invariance_jax.data.streams import Pending
 from invariance_jax.types import Array, Key, PyTree
 
 _FEISTEL_ROUNDS = 6

@@ -79,7 +79,14 @@ class Transformation:
 
 
 def sizes_of(x: PyTree) -> Array | None:
-    """Returns the sizes of the `Squashed` images in a tree of examples, if any."""
+    """Returns the sizes of the images in a tree of examples.
+
+    Args:
+      x: examples, a pytree.
+
+    Returns:
+      int32 `[B, 2]`, those of the `Squashed` images in it; None if there are none.
+    """
     leaves = jax.tree.leaves(x, is_leaf=lambda node: isinstance(node, Squashed))
     return next((leaf.sizes for leaf in leaves if isinstance(leaf, Squashed)), None)
 

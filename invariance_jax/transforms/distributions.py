@@ -204,7 +204,16 @@ def crop_family(
 
 
 def draw(family: Family, unit: Array, sizes: Array | None) -> Array:
-    """Returns parameters of uniform numbers, for images of many sizes if given."""
+    """Returns the parameters of uniform numbers.
+
+    Args:
+      family: what they are parameters of.
+      unit: `[B, num_uniform]`, in [0, 1).
+      sizes: int32 `[B, 2]`, heights and widths of images of many sizes, or None.
+
+    Returns:
+      A row of parameters for each example.
+    """
     if sizes is None or family.draw_sized is None:
         return family.draw(unit)
     return family.draw_sized(unit, sizes)
