@@ -1,7 +1,7 @@
 """The set "stamps": images of many sizes, drawn on the spot from Debian's packages.
 
-Each image is a picture of `tuxpaint-stamps-default`, scaled, on a crop of a paper of
-`mate-backgrounds`, which is a known nuisance; the class is the picture's category.
+Each image is a picture of `tuxpaint-stamps-default`, scaled, on a crop of one of the
+wallpapers of `mate-backgrounds`, a known nuisance; its class is the category.
 Every fifth picture of a category, and every fifth wallpaper, is for the test split
 only. The pictures keep their licences: nothing of them is in this package.
 """

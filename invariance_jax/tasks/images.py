@@ -28,6 +28,9 @@ _ORDER_SEED = 1
 _DEFAULT = KEYS["evaluation.experiments"].default
 _AUGMENTATION = "augmentation.name"
 
+MOST_BYTES = 2**32
+"""Of features, beyond which probes take them to the device in blocks."""
+
 _OWN: dict[tuple[object, str], Transformation] = {}
 """The users' own that this process has made and checked, which takes seconds."""
 
@@ -181,7 +184,11 @@ class ImageTask(Task):
             raise ValueError(f"evaluation.{key}: {error}") from error
 
     def fit(self, h: np.ndarray, y: np.ndarray) -> LinearProbe:
-        """Returns multinomial logistic regression."""
+        """Returns multinomial logistic regression, in blocks if h is large."""
+        if h.nbytes > MOST_BYTES:
+            return evaluation.fit_logistic_in_blocks(
+                h, y, num_classes=self._num_classes, l2=self.settings.evaluation.l2
+            )
         return evaluation.fit_logistic(
             jnp.asarray(h),
             jnp.asarray(y),
@@ -198,7 +205,7 @@ class ImageTask(Task):
         self, h: np.ndarray, y: np.ndarray, h_test: np.ndarray, y_test: np.ndarray
     ) -> dict[str, float]:
         """See `Task.select`; with the l2."""
-        if not self.settings.evaluation.l2_grid:
+        if not self.settings.evaluation.l2_grid or h.nbytes > MOST_BYTES:
             return {}
         probe, l2 = evaluation.fit_logistic_selected(
             jnp.asarray(h),

@@ -6,6 +6,9 @@ rest of the project sees one replica, as NumPy arrays, the same in every process
 """
 
 import functools
+import math
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +24,9 @@ from invariance_jax.transforms.base import sizes_of
 from invariance_jax.types import Array, Key, PyTree
 
 AXIS_NAME = "replicas"
+
+_SHARE_OF_MEMORY = 0.2
+"""Of the machine, beyond which results of examples are kept in a file."""
 
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
@@ -172,17 +178,41 @@ def make_map(
     ) -> np.ndarray:
         variables = replicate(variables, devices)
         per_device = min(batch_size, -(-len(x) // len(devices)))
-        count, results, launched = per_device * len(devices), [], None
+        count, launched = per_device * len(devices), None
+        results: np.ndarray | None = None
+        put = functools.partial(_put, count=len(x), axis=axis)
         for start in range(0, len(x), count):
             between()
             indices = np.minimum(np.arange(start, start + count), len(x) - 1)
             indices = indices.astype(np.int32).reshape(len(devices), per_device)[own]
             rows = take(x, indices)  # while the devices compute the batch before
             if launched is not None:
-                results.append(one_replica(launched))
+                results = _put(
+                    results, one_replica(launched), start - count, len(x), axis
+                )
             launched = mapped(variables, rows, indices, stream)
-        left = np.arange(len(x) - count * len(results))
-        results.append(np.take(one_replica(launched), left, axis=axis))
-        return np.concatenate(results, axis=axis)
+        return put(results, one_replica(launched), start)
 
     return map_examples
+
+
+def _put(
+    results: np.ndarray | None, batch: np.ndarray, start: int, count: int, axis: int
+) -> np.ndarray:
+    """Writes the results of a batch among those of all examples, made at the first.
+
+    They lie in a file of the folder for temporary files, which goes with them, if they
+    take more than a share of the memory.
+    """
+    if results is None:
+        shape = (*batch.shape[:axis], count, *batch.shape[axis + 1 :])
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if math.prod(shape) * batch.itemsize <= _SHARE_OF_MEMORY * there:
+            results = np.empty(shape, batch.dtype)
+        else:
+            with tempfile.TemporaryFile() as file:
+                results = np.memmap(file, batch.dtype, "w+", shape=shape)
+    size = min(batch.shape[axis], count - start)
+    before = (slice(None),) * axis
+    results[*before, start : start + size] = batch[*before, :size]
+    return results
