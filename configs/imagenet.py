@@ -1,19 +1,20 @@
 """ImageNet and ImageNet-100: contrastive learning from a stream of JPEG files.
 
-    python -m invariance_jax.data imagenet --data_dir=DIR \\
-      --train=ILSVRC2012_img_train.tar --test=ILSVRC2012_img_val.tar \\
-      --test_classes=validation_classes.txt
-    python launch.py --config=configs/imagenet.py[:variant] --workdir=runs/NAME \\
-      --config.data.data_dir=DIR
+    python -m invariance_jax.data imagenet --train=ILSVRC2012_img_train.tar \\
+      --test=ILSVRC2012_img_val.tar --test_classes=validation_classes.txt
+    python launch.py --config=configs/imagenet.py[:variant] --workdir=runs/NAME
 
 For the variants of 100 classes, `--classes=FILE` with their names prepares the set
 `imagenet100`, which a card with 40 GB of memory holds: `--config.data.source=memory`
 with `--config.data.store_size=160`. The penalty acts along the colours. Variants
 (accuracy of logistic regression, test split, plain images):
-  resnet50 (default): SimCLR, ResNet-50, 1000 classes, 200 epochs. Eight GPUs. Not yet
-    run.
-  simclr, moco_v3, byol: ResNet-18, 100 classes, 400 epochs. Two GPUs. Not yet run
-    (published without penalty: .776, .804, .802).
+  resnet50 (default): SimCLR, ResNet-50, 1000 classes, 200 epochs. Eight GPUs.
+    Plain, M = 16: not yet run.
+  simclr: ResNet-18, 100 classes, 400 epochs. Two GPUs.
+    Plain, M = 16: not yet run (published without penalty: .776).
+  moco_v3: the same. Plain, M = 16: not yet run (published without penalty: .804).
+  byol: the same. Plain, M = 16: not yet run (published without penalty: .802).
+  smoke: some steps on a few images of any prepared set, for tests.
 """
 
 from configs import base
@@ -22,12 +23,13 @@ from invariance_jax.settings import Config
 
 
 def get_config(variant: str = "resnet50") -> Config:
-    """Returns the configuration of a variant: resnet50, simclr, moco_v3 or byol."""
+    """Returns a variant: resnet50, simclr, moco_v3, byol or smoke."""
     variants = {
         "resnet50": _resnet50,
         "simclr": _simclr,
         "moco_v3": _moco_v3,
         "byol": _byol,
+        "smoke": _smoke,
     }
     if variant not in variants:
         raise ValueError(
@@ -93,3 +95,22 @@ def _moco_v3(config: Config) -> None:
 def _byol(config: Config) -> None:
     _imagenet100(config)
     config.method.name = "byol"
+
+
+def _smoke(config: Config) -> None:
+    _imagenet100(config)
+    config.epochs = None
+    config.steps = 4
+    config.batch_size = 16
+    config.data.store_size = 64
+    config.data.source_size = (64, 64)
+    config.data.image_size = 32
+    config.data.train_examples = 64
+    config.data.validation_examples = 32
+    config.data.test_examples = 64
+    config.logging.probe_every_steps = 0
+    config.evaluation.num_views = (1, 2)
+    config.evaluation.neighbors = (5,)
+    config.evaluation.batch_size = 16
+    config.evaluation.variance_views = 2
+    config.evaluation.variance_examples = 16

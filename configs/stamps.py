@@ -1,14 +1,14 @@
 """Stamps: pictures on wallpapers, of many sizes, streamed on two CPU cores.
 
     apt-get install tuxpaint-stamps-default mate-backgrounds
-    python -m invariance_jax.data stamps --data_dir=DIR
-    python launch.py --config=configs/stamps.py:quick --workdir=runs/NAME \\
-      --config.data.data_dir=DIR
+    python -m invariance_jax.data stamps
+    python launch.py --config=configs/stamps.py[:variant] --workdir=runs/NAME
 
 Variants (accuracy of logistic regression, test split: stamps and wallpapers that were
 not trained on):
   quick (default): MLP 3 x 512 on images of 32 pixels, 1000 steps. Ten minutes on two
-    CPU cores. Not yet run.
+    CPU cores. Plain, M = 4: not yet run.
+  smoke: a minute, for tests.
 """
 
 from configs import base
@@ -17,8 +17,8 @@ from invariance_jax.settings import Config
 
 
 def get_config(variant: str = "quick") -> Config:
-    """Returns the configuration of a variant: quick."""
-    variants = {"quick": _quick}
+    """Returns the configuration of a variant: quick or smoke."""
+    variants = {"quick": _quick, "smoke": _smoke}
     if variant not in variants:
         raise ValueError(
             f"the variant is {variant!r}; expected one of {', '.join(variants)}."
@@ -58,3 +58,19 @@ def _quick(config: Config) -> None:
     config.evaluation.num_views = (1, 4)
     config.evaluation.train_examples = 5000
     config.evaluation.neighbors = (20,)
+
+
+def _smoke(config: Config) -> None:
+    _quick(config)
+    config.batch_size = 32
+    config.steps = 20
+    config.encoder.width = 32
+    config.data.train_examples = 400
+    config.data.validation_examples = 100
+    config.data.test_examples = 100
+    config.logging.every_steps = 10
+    config.logging.probe_every_steps = 0
+    config.evaluation.num_views = (1, 2)
+    config.evaluation.train_examples = None
+    config.evaluation.variance_views = 2
+    config.evaluation.variance_examples = 50

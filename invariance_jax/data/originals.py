@@ -30,7 +30,7 @@ from invariance_jax.data.preparation import folder_for_new
 from invariance_jax.data.sets import FORMAT, Color, user_path
 from invariance_jax.data.streams import FileRecords, Pictures, Store, cores
 
-_SHARD_BYTES = 2**28
+_SHARD_BYTES, _HEADER_BYTES = 2**28, 2**15
 _SAMPLED, _SAMPLED_SIDE = 2000, 64
 _TURNED = {5, 6, 7, 8}
 
@@ -296,7 +296,7 @@ def _shards(part: FileRecords) -> list[range]:
 def _copy(part: FileRecords, rows: range, path: Path | None) -> set[tuple[int, int]]:
     """Copies some images into a file, if there is one; returns their sizes."""
     if path is None:
-        return {_size(part, row, part.read(row)) for row in rows}
+        return {_size_of_file(part, row) for row in rows}
     done = path.parent / "sizes" / f"{path.name}.json"
     if done.exists() and path.exists():
         return {(height, width) for height, width in json.loads(done.read_text())}
@@ -321,6 +321,14 @@ def _copy(part: FileRecords, rows: range, path: Path | None) -> set[tuple[int, i
     done.parent.mkdir(exist_ok=True)
     done.write_text(json.dumps(sorted(sizes)))
     return sizes
+
+
+def _size_of_file(part: FileRecords, row: int) -> tuple[int, int]:
+    """Returns what `_size` does, from the first bytes if they are enough."""
+    try:
+        return _size(part, row, part.read(row, _HEADER_BYTES))
+    except ValueError:
+        return _size(part, row, part.read(row))
 
 
 def _size(part: FileRecords, row: int, content: bytes) -> tuple[int, int]:

@@ -95,15 +95,15 @@ class FileRecords:
         number, start, _ = self.places[index]
         return self.files[number] + (f": byte {start}" if start else "")
 
-    def read(self, index: int) -> bytes:
-        """Returns the bytes of a file, which must be as old as the index says."""
+    def read(self, index: int, most: int | None = None) -> bytes:
+        """Returns the (first) bytes of a file, which must be as old as the index."""
         number, start, size = map(int, self.places[index])
         path = self.files[number]
         try:
             with open(path, "rb") as file:
                 changed = os.fstat(file.fileno()).st_mtime_ns != self.times[number]
                 file.seek(start)
-                content = file.read(size)
+                content = file.read(min(size, most or size))
         except OSError as error:
             raise Corrupt(f"{path} cannot be read ({error.strerror})") from error
         if changed:
