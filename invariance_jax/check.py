@@ -1,26 +1,35 @@
 """The check program: what can be known of a run before it waits in a queue.
 
 The training step is compiled for the devices, but no data set is read, nothing is
-trained and nothing is written.
+trained and nothing is written. Of a stream some images are decoded, and a few steps of
+a copy of the state are made, to compare their rates.
 """
 
+import math
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from invariance_jax.data import Pictures
 from invariance_jax.runs.tracking import check_tracking
 from invariance_jax.runtime.devices import make_deterministic, simulate
 from invariance_jax.settings import Config, Settings, check_devices, resolve
-from invariance_jax.training import cost
-from invariance_jax.training.batches import InMemory
+from invariance_jax.training import cost, parallel
+from invariance_jax.training.batches import Batches, InMemory
 from invariance_jax.training.build import (
+    Parts,
     build,
     check_own_parts,
+    first_state,
     read_weights,
     state_shapes,
 )
+
+_TIMED_STEPS = 4
+"""Batches that are decoded, and steps that are made, to measure the rates of both."""
 
 
 class Memory(NamedTuple):
@@ -42,6 +51,8 @@ class Check(NamedTuple):
     flops: float  # of a step over all devices, see `training.cost`
     memory: Memory
     compile_seconds: float  # tracing and compiling of the step, wall clock
+    decoded: float | None  # images a second that this host decodes, of a stream
+    stepped: float | None  # images a second that the training step takes
 
 
 def run(config: Config, *, num_devices: int | None = None) -> Check:
@@ -56,18 +67,15 @@ def run(config: Config, *, num_devices: int | None = None) -> Check:
     check_tracking(settings)
     parts = build(settings)
     check_own_parts(parts)
-    one = parts.task.stand_ins(1)
-    count = settings.data.train_examples
-    assert count is not None
-    # An array like that of the training examples, which takes no memory.
-    examples = np.broadcast_to(one[0], (count, *one.shape[1:]))
-    cost.check_data(examples.nbytes, devices)
-    state = state_shapes(parts)
-    batches = InMemory(examples, lambda *_: None)
+    state, batches = state_shapes(parts), _batches(parts, devices)
+    data = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(batches.shape))
+    data *= jax.tree.leaves(batches.shape)[0].dtype.itemsize
+    if isinstance(batches, InMemory):
+        cost.check_data(data, devices)
     started = time.monotonic()
     compiled = cost.compile_train(parts, batches, devices)
     compile_seconds = time.monotonic() - started
-    taken = _memory(compiled, state, examples.nbytes)
+    taken = _memory(compiled, state, data)
     cost.check_memory(sum(taken), devices, what="the training step takes")
     simulated = "" if num_devices is None else ", simulated"
     return Check(
@@ -77,7 +85,53 @@ def run(config: Config, *, num_devices: int | None = None) -> Check:
         cost.count_operations(parts).of_batch(settings.batch_size),
         taken,
         compile_seconds,
+        *_rates(parts, batches, compiled, devices, num_devices is not None),
     )
+
+
+def _batches(parts: Parts, devices: Sequence[jax.Device]) -> Batches:
+    """Returns where the training rows come from; no image is read."""
+    settings = parts.settings
+    if settings.data.source == "stream":
+        pictures = parts.task.examples("train").x
+        assert isinstance(pictures, Pictures)
+        return parts.make_stream(pictures, len(devices))
+    count = settings.data.train_examples
+    assert count is not None
+
+    def repeated(leaf: np.ndarray) -> np.ndarray:
+        """Returns an array like that of all examples, which takes no memory."""
+        return np.broadcast_to(leaf[0], (count, *leaf.shape[1:]))
+
+    examples = jax.tree.map(repeated, parts.task.stand_ins(1))
+    return InMemory(examples, lambda *_: None)
+
+
+def _rates(
+    parts: Parts,
+    batches: Batches,
+    compiled: Any,
+    devices: Sequence[jax.Device],
+    simulated: bool,
+) -> tuple[float | None, float | None]:
+    """Returns images a second that the host decodes and that the step takes.
+
+    None where nothing is decoded, or the devices are not there.
+    """
+    if isinstance(batches, InMemory):
+        return None, None
+    size, started = parts.settings.batch_size, time.monotonic()
+    for step in range(_TIMED_STEPS):
+        loaded = batches.load(step, 1, devices)
+    decoded = _TIMED_STEPS * size / (time.monotonic() - started)
+    if simulated:
+        return decoded, None
+    state, key = parallel.replicate(first_state(parts), devices), jax.random.key(0)
+    for step in range(_TIMED_STEPS):  # the first of them is left out
+        started = time.monotonic() if step == 1 else started
+        state, sums = compiled(state, key, loaded, np.int32(1))
+        jax.block_until_ready(sums)
+    return decoded, (_TIMED_STEPS - 1) * size / (time.monotonic() - started)
 
 
 def table(found: Check) -> str:
@@ -99,6 +153,10 @@ def table(found: Check) -> str:
         "  other": _bytes(taken.results + taken.program),
         "compiled in": f"{found.compile_seconds:.1f} s",
     }
+    if found.decoded is not None:
+        needed = "unknown" if found.stepped is None else f"{found.stepped:.0f}"
+        rows["decoded here"] = f"{found.decoded:.0f} images a second"
+        rows["  the step takes"] = f"{needed} images a second"
     width = max(map(len, rows))
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
 

@@ -74,7 +74,7 @@ def _mlp(
 ) -> dict[str, np.ndarray]:
     def views(key: Key) -> Array:
         x = parts.task.stand_ins(2)
-        return parts.transformation.apply(x, parts.transformation.sample(key, 2))
+        return parts.transformation.apply(x, parts.transformation.draw(key, x))
 
     found, shape = {}, jax.eval_shape(views, jax.random.key(0)).shape[1:]
     for (_, layer, leaf), array in arrays.items():

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from invariance_jax import experiments
+from invariance_jax.data import Pictures, take
 from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints
 from invariance_jax.runs.log import MetricsWriter
 from invariance_jax.runs.tracking import check_tracking
@@ -25,7 +27,7 @@ from invariance_jax.runtime.terminal import progress
 from invariance_jax.settings import Config, Settings, check_devices, resolve
 from invariance_jax.tasks import Examples, Task, open_set
 from invariance_jax.training import cost, parallel
-from invariance_jax.training.batches import InMemory
+from invariance_jax.training.batches import Batches, InMemory
 from invariance_jax.training.build import (
     build,
     check_own_parts,
@@ -78,9 +80,9 @@ def run(config: Config, workdir: AnyPath) -> None:
             owned = [(one, claim(one, path)) for one, path in each]
         with compilation_kept(settings.compilation_cache, workdir):
             train = _read_examples(parts.task)
-            batches = InMemory(train.x, parallel.replicate)
+            memory = None if _is_streamed(train) else _in_memory(train)
             for one, owner in owned:
-                with _Run(one, owner, train, batches, watch) as training:
+                with _Run(one, owner, train, memory, watch) as training:
                     training.make_steps()
 
 
@@ -92,14 +94,19 @@ class _Run(contextlib.ExitStack):
         settings: Settings,
         owner: Owner,
         train: Examples,
-        batches: InMemory,
+        memory: InMemory | None,
         watch: Watch,
     ):
         super().__init__()
         self._settings, self._owner, self._workdir = settings, owner, owner.workdir
-        self._train, self._batches, self._watch = train, batches, watch
-        self._devices = all_devices()
+        self._train, self._watch, self._devices = train, watch, all_devices()
         self._parts = build(settings)
+        self._batches: Batches
+        if memory is not None:
+            self._batches = memory
+        else:
+            assert isinstance(train.x, Pictures)
+            self._batches = self._parts.make_stream(train.x, len(self._devices))
         self._probe = FrozenEncoder(self._parts, self._devices)
         kept = settings.checkpoints
         self._checkpoints = Checkpoints(
@@ -141,6 +148,7 @@ class _Run(contextlib.ExitStack):
             batch_size=settings.batch_size,
             first_step=step,
             pending=note.get("pending", {}),
+            report=self._batches.report,
         )
 
     def make_steps(self) -> None:
@@ -163,11 +171,10 @@ class _Run(contextlib.ExitStack):
             self._batches,
             self._devices,
         )
-        key = jax.random.fold_in(jax.random.key(settings.seed), 1)
         replicated = parallel.replicate(state, self._devices)
         for stop in boundaries(settings, step):
             profiler.before(step, replicated)
-            replicated, sums = train(replicated, key, step, stop - step)
+            replicated, sums = train(replicated, parts.key, step, stop - step)
             profiler.after(stop, replicated)
             rows.add(sums)
             step = stop
@@ -220,8 +227,22 @@ def _read_examples(task: Task) -> Examples:
         )
     task.probe_examples(train)
     task.check_fractions(train)
-    cost.check_data(train.x.nbytes, all_devices())
+    if not _is_streamed(train):
+        leaves = jax.tree.leaves(take(train.x[:1], np.arange(1)))
+        each = sum(leaf.nbytes for leaf in leaves)
+        cost.check_data(each * len(train.x), all_devices())
     return train
+
+
+def _is_streamed(train: Examples) -> bool:
+    """Returns whether the examples are decoded when they are asked for."""
+    return isinstance(train.x, Pictures) and not train.x.is_in_memory
+
+
+def _in_memory(train: Examples) -> InMemory:
+    """Returns batches of examples that this process has in its memory."""
+    x = train.x
+    return InMemory(x.all() if isinstance(x, Pictures) else x, parallel.replicate)
 
 
 def boundaries(settings: Settings, step: int) -> Iterator[int]:

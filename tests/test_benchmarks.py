@@ -38,6 +38,7 @@ ONCE = Options(Timer(1, 0.0), tiny_config({"encoder.width": 4}))
 COUNTS = {
     "render": (2, 2),
     "augment": (1, 0),
+    "decode": (2, 0),
     "steps": (0, 4),
     "penalty": (5, 0),
     "loss": (2, 2),
@@ -50,6 +51,7 @@ COUNTS = {
 TINY = {
     "render": {"batch_size": 2, "image_size": 8, "num_points": 5},
     "augment": {"batch_size": 128, "image_size": 16, "workers": 2},
+    "decode": {"count": 3},
     "loss": {"sizes": (12, 8), "features": 3, "block_size": 4},
     "probe": {"examples": 60, "features": 4, "steps": 9, "averaged": 2},
     "scaling": {"counts": (2,), "num_steps": 2},

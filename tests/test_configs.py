@@ -13,7 +13,10 @@ from invariance_jax.transforms.spirograph import PARAMETERS
 
 ROOT = Path(__file__).resolve().parents[1]
 # By name: a file of a user's own beside them is none of ours.
-RUNS = ("cifar10", "cifar100", "fashion_mnist", "methods", "spirograph")
+RUNS = (
+    *("cifar10", "cifar100", "fashion_mnist", "imagenet", "methods"),
+    *("spirograph", "stamps"),
+)
 EXAMPLES = ("align_and_spread", "convnext", "rotate_and_blur")
 SETTINGS = ROOT / "invariance_jax" / "settings"
 SOURCES = [

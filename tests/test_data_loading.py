@@ -252,13 +252,12 @@ NUMBER = tfds.features.Scalar(np.int64)
     [
         (
             {"features": {"label": FEATURES["label"]}},
-            "image of one size; found .*lab",
+            "feature image; found .*lab",
         ),
         (
             {"features": {**FEATURES, "label": NUMBER}},
             "label of foreign must be",
         ),
-        ({"features": {**FEATURES, "image": VARYING}}, "one size; .*None.*prepare_fol"),
         (
             {
                 "features": {**FEATURES, "image": ALPHA},
@@ -276,6 +275,13 @@ def test_sets_of_another_kind_are_refused(changes, message, tmp_path):
     make(tmp_path, **changes)
     with pytest.raises(ValueError, match=message):
         describe(tmp_path)
+
+
+def test_images_of_several_sizes_want_a_side_to_be_squashed_to(tmp_path):
+    make(tmp_path, features={**FEATURES, "image": VARYING})
+    assert describe(tmp_path).image_shape == (0, 0, 3)
+    with pytest.raises(ValueError, match=r"several sizes; .*data\.store_size"):
+        load(tmp_path, "train")
 
 
 def test_set_larger_than_the_memory_is_refused(tmp_path, monkeypatch):

@@ -132,16 +132,15 @@ def test_gates_open_with_their_probabilities_independently():
 
 def test_the_second_view_has_probabilities_of_its_own():
     both = make(BARE, blur_probability=(1.0, 0.0), solarize_probability=(0.0, 0.3))
-    first, second = both.sample, both.sample_other
     first, second = (
-        draw_from(jax.random.key(0), 2000) for draw_from in (first, second)
+        both.sampler(None, 2000, second=one)(jax.random.key(0)) for one in (False, True)
     )
     assert first.held["acts"]["blur"].all() and not second.held["acts"]["blur"].any()
     assert not first.held["acts"]["solarize"].any()
     share = second.held["acts"]["solarize"].mean()
     assert_close(share, 0.3, 4 * 0.46 / 2000**0.5)
     jax.tree.map(assert_array_equal, first.held["blur"], second.held["blur"])
-    assert make(ALL).sample_other is None
+    assert make(ALL).sample_for is None
 
 
 def test_the_ranges_of_the_jitter_are_those_asked_for():

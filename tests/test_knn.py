@@ -123,3 +123,14 @@ def test_bad_input_is_refused_by_name(changes, message):
     arrays = [given.pop(name) for name in names]
     with pytest.raises(ValueError, match=message):
         knn_accuracy(*arrays, **given)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.1])
+def test_blocks_of_training_examples_give_the_same_share(temperature):
+    generator = np.random.default_rng(0)
+    h, h_test = (generator.normal(size=(n, 5)).astype(np.float32) for n in (53, 40))
+    h[1::3], labels = h[::3][:18], np.arange(53) % 4  # with ties
+    labels_test = generator.integers(0, 4, 40)
+    arrays, options = (h, labels, h_test, labels_test), {"temperature": temperature}
+    whole = knn_accuracy(*map(jnp.asarray, arrays), k=7, **options)
+    assert knn_accuracy(*arrays, k=7, block_size=10, **options) == whole

@@ -12,6 +12,7 @@ from invariance_jax.evaluation.probes import (
     accuracy,
     cross_entropy,
     fit_logistic,
+    fit_logistic_in_blocks,
     logistic_objective,
     predict,
 )
@@ -258,3 +259,19 @@ def test_objective_refuses(h, labels, l2, message):
     probe = LinearProbe(jnp.zeros((2, CLASSES)), jnp.zeros(CLASSES))
     with pytest.raises(ValueError, match=message):
         logistic_objective(probe, h, labels, l2=l2)
+
+
+@pytest.mark.parametrize("l2", [1e-4, 1e-2])
+def test_the_fit_in_blocks_is_that_of_all_features_at_once(l2):
+    generator = np.random.default_rng(0)
+    h = generator.normal(size=(300, 6)) * [1, 10, 0.1, 1, 1, 0] + 3
+    scores = h @ generator.normal(size=(6, 4)) + generator.gumbel(size=(300, 4))
+    labels = (scores - scores.mean(axis=0)).argmax(axis=1)
+    options = {"num_classes": 4, "l2": l2}
+    whole = fit_logistic(jnp.asarray(h, jnp.float32), labels, **options)
+    blocks = fit_logistic_in_blocks(h, labels, block_size=77, **options)
+    first, second = (
+        jax.nn.softmax(predict(probe, jnp.asarray(h, jnp.float32)))
+        for probe in (whole, blocks)
+    )
+    np.testing.assert_allclose(first, second, atol=1e-3)

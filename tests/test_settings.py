@@ -331,8 +331,8 @@ def test_a_recipe_takes_the_place_of_none():
     config.augmentation.recipe = "byol_imagenet"
     views = make_image_views(resolve(config))
     assert_allclose(views.bounds[:, 1], [1.4, 1.4, 1.2, 0.1])
-    both = views.sample, views.sample_other
-    acts = [draw(jax.random.key(0), 500).held["acts"] for draw in both]
+    both = [views.sampler(None, 500, second=one) for one in (False, True)]
+    acts = [draw(jax.random.key(0)).held["acts"] for draw in both]
     found = [[one[name].mean() for name in ("blur", "solarize")] for one in acts]
     assert_allclose(found, [[1, 0], [0.1, 0.2]], atol=0.06)
     config.augmentation.strength = 0.25
@@ -340,7 +340,7 @@ def test_a_recipe_takes_the_place_of_none():
     config.augmentation.solarize_probability = 0.0
     views = make_image_views(resolve(config))
     assert_allclose(views.bounds[:, 1], [1.2, 1.2, 1.1, 0.05])
-    assert views.sample_other is None  # what is given goes for both views
+    assert views.sample_for is None  # what is given goes for both views
     config.augmentation.second_view = {"flip": 0.5}
     with pytest.raises(ValueError, match=r"augmentation.second_view is .*jitter_prob"):
         resolve(config)

@@ -6,6 +6,7 @@ README.md in this folder lists them, with the command and the numbers of each.
 MODULES = {
     "render": "render",
     "augment": "augment",
+    "decode": "decode",
     "steps": "steps",
     "penalty": "steps",
     "loss": "loss",

@@ -1,8 +1,8 @@
 """Times the hot paths: `python -m invariance_jax.benchmarks NAME`.
 
-NAME is render, augment, steps, penalty, loss, probe, scaling, restart, `all` of these,
-gpu or gpu_peers; README.md in this folder says what each compares. The last lines are a
-table and the machine; `--json` also writes them to a file.
+NAME is render, augment, decode, steps, penalty, loss, probe, scaling, restart, `all` of
+these, gpu or gpu_peers; README.md in this folder says what each compares. The last
+lines are a table and the machine; `--json` also writes them to a file.
 """
 
 import importlib

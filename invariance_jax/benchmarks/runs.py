@@ -24,8 +24,13 @@ class Training:
         if self.settings.data.name == "spirograph":
             x = parts.task.examples("train").x
         else:
-            shape = count, *parts.task.stand_ins(1).shape[1:]
-            x = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+            zeros, generator = (
+                parts.task.stand_ins(count or 1),
+                np.random.default_rng(0),
+            )
+            x = jax.tree.map(
+                lambda leaf: generator.integers(1, 256, leaf.shape, leaf.dtype), zeros
+            )
         batches = InMemory(x, parallel.replicate)
         self._program = cost.compile_train(parts, batches, devices)
         taken = self._program.memory_analysis()

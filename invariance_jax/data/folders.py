@@ -1,28 +1,14 @@
 """Folders of image files as arrays: which files, and how each is read."""
 
-import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
+from invariance_jax.data import decoding, records
 from invariance_jax.data import limits as checks
-from invariance_jax.data import records
 from invariance_jax.data.sets import Split
-
-_GREY_MODES = {"1", "L", "LA"}
-
-# What an EXIF orientation asks for.
-_TURNS: dict[object, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def read(
@@ -116,11 +102,8 @@ def _read_image(path: Path, image_size: int | None) -> Image.Image:
             if file.has_transparency_data:
                 if np.asarray(file.convert("RGBA"))[..., 3].min() < 255:
                     raise ValueError("it is transparent; put it on a background")
-            image = file.convert("L" if file.mode in _GREY_MODES else "RGB")
-            # What else stands in the EXIF may be damaged; it is not written again.
-            with contextlib.suppress(Exception):
-                orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
-                image = image.transpose(_TURNS[orientation])
+            image = file.convert("L" if file.mode in decoding.GREY_MODES else "RGB")
+            image = decoding.turn(file, image)
         if image_size is not None:
             size = (image_size, image_size)
             image = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)

@@ -6,12 +6,14 @@ of one size is read once it has been prepared in the format array_record, which 
 TensorFlow that one time; without a `label` it is a set without labels.
 """
 
+import contextlib
 import functools
 import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from invariance_jax.data import limits as checks
@@ -28,9 +30,24 @@ from invariance_jax.data.sets import (
     folder_of_sets,
     known,
 )
+from invariance_jax.data.streams import (
+    FileRecords,
+    Pictures,
+    Records,
+    Store,
+    cores,
+)
 from invariance_jax.data.subsets import hold_out
 
 SPLITS = ("train", "validation", "test")
+
+_SEVERAL_SIZES = (
+    "the images of {} have several sizes; expected images of one size, or "
+    "data.store_size, the side of a square that each is squashed to."
+)
+
+_FEW_BYTES, _SAMPLED, _SAMPLED_SIDE = 2**32, 2000, 64
+"""Of sets with more bytes, or of several sizes, some squashed images give moments."""
 
 
 def describe(
@@ -103,6 +120,8 @@ def load_arrays(
     train, validation = hold_out(
         _size(found.train), validation_examples=validation_examples
     )
+    if 0 in found.image_shape:
+        raise ValueError(_SEVERAL_SIZES.format(name))
     if split == "test":
         return _decoded(found, "test")
     images, labels = _decoded(found, "train")
@@ -113,12 +132,27 @@ def load_arrays(
 class _Set(NamedTuple):
     """What the files of a prepared set tell; without labels there are no names."""
 
+    path: Path
     name: str
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     train: tuple[Shard, ...]
     test: tuple[Shard, ...]
     moments: tuple[Color, Color] | None
+
+    def side(self, split: str) -> dict[str, np.ndarray]:
+        """Returns what stands beside the records of a split: labels, an index."""
+        path = self.path / f"{split}.npz"
+        if not path.exists():
+            return {}
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return dict(archive)
+        except Exception as error:  # of NumPy and zipfile
+            raise ValueError(
+                f"{path} cannot be read ({checks.reason(error)}); remove the set and "
+                "prepare it again."
+            ) from error
 
 
 def _size(shards: tuple[Shard, ...]) -> int:
@@ -132,6 +166,11 @@ def _decoded(found: _Set, split: str) -> Split:
     shards = found.test if split == "test" else found.train
     what = f"the {split} images of {found.name}"
     checks.memory(what, _size(shards) * math.prod(found.image_shape))
+    if "places" in found.side(split):
+        everything = _pictures(found, split, None, 0, cores())
+        images = everything.load(np.arange(len(everything)))
+        assert isinstance(images, np.ndarray)
+        return Split(images, everything.labels)
     return records.decode(
         shards,
         image_shape=found.image_shape,
@@ -144,7 +183,93 @@ def _decoded(found: _Set, split: str) -> Split:
 def _moments(found: _Set) -> tuple[Color, Color]:
     from invariance_jax.data import records
 
-    return records.moments(_decoded(found, "train").images)
+    size = _size(found.train)
+    if 0 < size * math.prod(found.image_shape) <= _FEW_BYTES:
+        return records.moments(_decoded(found, "train").images)
+    everything = _pictures(found, "train", _SAMPLED_SIDE, size, cores())
+    chosen = np.random.RandomState(0).permutation(size)[:_SAMPLED]
+    images = everything.load(np.sort(chosen))
+    return records.moments(jax.tree.leaves(images)[0])
+
+
+def open_pictures(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | os.PathLike[str] | None,
+    validation_examples: int,
+    size: int | None,
+    max_corrupt: int = 0,
+    threads: int | None = None,
+) -> Pictures:
+    """Returns the images of a split, to be decoded when they are asked for.
+
+    Args:
+      name: see `load_arrays`.
+      split: see `load_arrays`.
+      data_dir: see `load_arrays`.
+      validation_examples: see `load_arrays`.
+      size: S, of a square that each image is squashed to; None: they have one size.
+      max_corrupt: records that may be replaced by the next one of their class.
+      threads: that decode; None: as many as there are cores.
+
+    Returns:
+      `Pictures`, in the order of the records, with labels.
+
+    Raises:
+      ValueError: as `load_arrays`, but the memory need not hold them; if images have
+        several sizes and size is None.
+      OSError: if a set cannot be written.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {SPLITS}; found {split!r}.")
+    root = folder_of_sets(data_dir)
+    if name in NAMES:
+        prepare(name, data_dir=root)
+    found = _open(name, root)
+    if size is None and 0 in found.image_shape:
+        raise ValueError(_SEVERAL_SIZES.format(name))
+    of = "test" if split == "test" else "train"
+    everything = _pictures(found, of, size, max_corrupt, threads or cores())
+    if split == "test":
+        return everything
+    train, validation = hold_out(
+        _size(found.train), validation_examples=validation_examples
+    )
+    return everything[train if split == "train" else validation]
+
+
+@functools.lru_cache(maxsize=8)
+def _pictures(
+    found: _Set, split: str, size: int | None, max_corrupt: int, threads: int
+) -> Pictures:
+    """Returns all images of a split; what is corrupt in it is remembered here."""
+    shards, side = found.test if split == "test" else found.train, found.side(split)
+    labels = side.get("labels")
+    records: Records
+    if "places" in side:
+        files = bytes(side["files"]).decode("utf-8", "surrogateescape").split("\0")
+        records = FileRecords(files, side["times"], side["places"], labels)
+    else:
+        from invariance_jax.data.records import ShardRecords
+
+        records = shard_records = ShardRecords(shards, labels)
+        if labels is None and found.class_names:
+            title = f"Reading the labels of {found.name} {split}"
+            labels = shard_records.read_labels(len(found.class_names), title)
+            records.labels = labels
+            _keep(found.path / f"{split}.npz", labels)
+    height, width, channels = found.image_shape
+    store = Store(records, channels, size, (height, width), max_corrupt, threads)
+    return Pictures(store, np.arange(len(records)))
+
+
+def _keep(path: Path, labels: np.ndarray) -> None:
+    """Writes the labels beside the records, where that is allowed."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
+    with contextlib.suppress(OSError):
+        np.savez(temporary, labels=labels)
+        temporary.replace(path)
 
 
 def _open(name: str, root: Path) -> _Set:
@@ -163,7 +288,8 @@ def _open(name: str, root: Path) -> _Set:
     )
     mean, std = metadata.get("mean"), metadata.get("std")
     moments = (tuple(mean), tuple(std)) if mean and std else None
-    return _Set(builder.name, *_check(name, features), train, tested, moments)
+    path = Path(builder.data_path)
+    return _Set(path, builder.name, *_check(name, features), train, tested, moments)
 
 
 def _read(name: str, root: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
@@ -200,11 +326,8 @@ def _check(
     import tensorflow_datasets as tfds
 
     image, label = features.get("image"), features.get("label")
-    if not isinstance(image, tfds.features.Image) or None in image.shape:
-        raise ValueError(
-            f"{name} must have a feature image of one size; found {features}. To scale "
-            "images, write them as files and use prepare_folder with image_size."
-        )
+    if not isinstance(image, tfds.features.Image):
+        raise ValueError(f"{name} must have a feature image; found {features}.")
     if image.np_dtype != np.uint8 or image.shape[-1] not in (1, 3):
         raise ValueError(
             f"images of {name} must be uint8 with 1 or 3 channels; found "
@@ -212,7 +335,9 @@ def _check(
         )
     if label is not None and not isinstance(label, tfds.features.ClassLabel):
         raise ValueError(f"the label of {name} must be a class; found {label}.")
-    return tuple(image.shape), () if label is None else tuple(label.names)
+    height, width, channels = image.shape
+    names = () if label is None else tuple(label.names)
+    return (height or 0, width or 0, channels), names
 
 
 def _missing(name: str, root: Path) -> str:

@@ -90,7 +90,7 @@ def prepare_arrays(
         not come back as it is.
       OSError: if the set cannot be written.
     """
-    root = _folder_for_new(name, data_dir)
+    root = folder_for_new(name, data_dir)
     splits = {"train": _check_split("train", train), "test": _check_split("test", test)}
     names = _check_together(splits["train"], splits["test"], class_names)
     from invariance_jax.data import records
@@ -132,7 +132,7 @@ def prepare_folder(
     """
     from invariance_jax.data import folders
 
-    _folder_for_new(name, data_dir)
+    folder_for_new(name, data_dir)
     images, test_images, class_names = folders.read(
         user_path("train", train),
         None if test is None else user_path("test", test),
@@ -143,7 +143,8 @@ def prepare_folder(
     )
 
 
-def _folder_for_new(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
+def folder_for_new(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
+    """Returns the folder of sets, which has none of this name."""
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(
             "name must be lower-case letters, digits and underscores, a letter first; "

@@ -9,6 +9,7 @@ import io
 import itertools
 import math
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,13 +23,12 @@ from tensorflow_datasets.core.utils import temporary_assignment, tqdm_utils
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
+from invariance_jax.data import decoding
 from invariance_jax.data import limits as checks
 from invariance_jax.data.sets import FORMAT, Color, Shard, Split
+from invariance_jax.data.streams import Corrupt
 
 _CHUNK = 500
-
-_MODES = {1: "L", 3: "RGB"}
-
 
 with registered.skip_registration():
 
@@ -230,20 +230,85 @@ def _decode(record: bytes, image: np.ndarray, num_classes: int | None) -> int:
     """Decodes a record into an image; returns its label, 0 where there are none."""
     feature = tf_example_pb2.Example.FromString(record).features.feature
     (content,) = feature["image"].bytes_list.value or [b""]
-    with Image.open(io.BytesIO(content)) as file:
-        if (file.height, file.width) != image.shape[:2]:
-            raise ValueError(
-                f"its image has {file.height} x {file.width} pixels; expected "
-                f"{image.shape[0]} x {image.shape[1]}."
-            )
-        pixels = np.asarray(file.convert(_MODES[image.shape[-1]]))
-    image[...] = pixels.reshape(image.shape)
+    pixels, (height, width) = decoding.decode(
+        content, channels=image.shape[-1], size=None
+    )
+    if pixels.shape != image.shape:
+        raise ValueError(
+            f"its image has {height} x {width} pixels; expected "
+            f"{image.shape[0]} x {image.shape[1]}."
+        )
+    image[...] = pixels
     if num_classes is None:
         return 0
     (label,) = feature["label"].int64_list.value or [-1]
     if not 0 <= label < num_classes:
         raise ValueError(f"its label is {label}, of {num_classes} classes.")
     return int(label)
+
+
+class ShardRecords:
+    """The image files of a split in files of records, see `streams.Records`."""
+
+    def __init__(self, shards: Sequence[Shard], labels: np.ndarray | None):
+        """Takes the files, which are opened when they are first needed."""
+        self._shards, self.labels = shards, labels
+        self._ends = np.cumsum([shard.size for shard in shards])
+        self._lock, self._open = threading.Lock(), dict[int, ArrayRecordDataSource]()
+
+    def __len__(self) -> int:
+        """Returns the number of records."""
+        return int(self._ends[-1])
+
+    def where(self, index: int) -> str:
+        """Returns the file and the place in it."""
+        number, position = self._place(index)
+        return f"{self._shards[number].path}: record {position}"
+
+    def read(self, index: int) -> bytes:
+        """Returns the image file in a record."""
+        return self.example(index)[0]
+
+    def example(self, index: int) -> tuple[bytes, int]:
+        """Returns the image file in a record, and its label or 0."""
+        number, position = self._place(index)
+        with self._lock:
+            if number not in self._open:
+                self._open[number] = _open(self._shards[number])
+        try:
+            record = self._open[number][position]
+            feature = tf_example_pb2.Example.FromString(record).features.feature
+            (content,) = feature["image"].bytes_list.value
+            (label,) = feature["label"].int64_list.value or [0]
+        except Exception as error:  # array_record and protobuf each raise their own
+            raise Corrupt(checks.reason(error)) from error
+        return content, label
+
+    def _place(self, index: int) -> tuple[int, int]:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return number, int(index - self._ends[number] + self._shards[number].size)
+
+    def read_labels(self, num_classes: int, title: str) -> np.ndarray:
+        """Returns the labels of all records, 0 of those that cannot be read."""
+        labels = np.zeros(len(self), np.int32)
+
+        def read(start: int) -> int:
+            part = range(start, min(start + _CHUNK, len(self)))
+            for index in part:
+                with contextlib.suppress(Corrupt):
+                    labels[index] = self.example(index)[1]
+            return len(part)
+
+        with ThreadPoolExecutor() as pool:
+            counts = pool.map(read, range(0, len(self), _CHUNK))
+            progress(counts, len(self), title)
+        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+        if wrong.size:
+            raise ValueError(
+                f"{self.where(int(wrong[0]))} is corrupt: its label is "
+                f"{labels[wrong[0]]}, of {num_classes} classes."
+            )
+        return labels
 
 
 def moments(images: np.ndarray) -> tuple[Color, Color]:

@@ -46,6 +46,7 @@ def sample_view(
     indices: Array,
     *,
     view: int | Array,
+    x: PyTree = None,
 ) -> PyTree:
     """Returns one view's parameters for each example, a function of its identity.
 
@@ -56,6 +57,8 @@ def sample_view(
       transformation: has `sample(key, batch_size)`.
       indices: integer `[B]`, the identity of each example, from 0 to 2^32 - 1.
       view: the number of the view, from 0 to 2^32 - 1; may be traced.
+      x: the examples, leaves with leading axis B, where what is drawn depends on their
+        sizes: then `transformation.draw(key, x)` stands for sample. None: it does not.
 
     Returns:
       What `transformation.sample` returns for B examples, leaves with leading axis B.
@@ -69,11 +72,16 @@ def sample_view(
         view = check_integer("view", view, least=0, most=_LARGEST)
     view_key = jax.random.fold_in(key, view)
 
-    def sample_one(index: Array) -> PyTree:
-        drawn = transformation.sample(jax.random.fold_in(view_key, index), 1)
+    def sample_one(index: Array, example: PyTree) -> PyTree:
+        own_key = jax.random.fold_in(view_key, index)
+        if example is None or not hasattr(transformation, "draw"):
+            drawn = transformation.sample(own_key, 1)
+        else:
+            one = jax.tree.map(lambda leaf: leaf[None], example)
+            drawn = transformation.draw(own_key, one)
         return jax.tree.map(lambda leaf: jnp.squeeze(leaf, axis=0), drawn)
 
-    return jax.vmap(sample_one)(indices)
+    return jax.vmap(sample_one)(indices, x)
 
 
 def average_features(
@@ -188,7 +196,7 @@ def _view_encoder(
         )
 
     def encode_view(view: Array) -> Array:
-        drawn = sample_view(key, transformation, indices, view=view)
+        drawn = sample_view(key, transformation, indices, view=view, x=x)
         return encode(transformation.apply(x, drawn))
 
     h = jax.eval_shape(encode_view, jnp.zeros((), jnp.uint32))

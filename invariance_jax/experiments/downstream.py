@@ -9,12 +9,18 @@ targets; of images `accuracy@plain`, `cross_entropy@plain`, `knn20@plain`. A bas
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax import evaluation
+from invariance_jax.data import take
 from invariance_jax.experiments.context import STREAMS, Context, overall
 from invariance_jax.runs.results import ExperimentResult, Row, rows_of
+from invariance_jax.tasks.images import MOST_BYTES
+
+_BLOCK = 65_536
+"""Training examples whose features are on the device at a time, of a large set."""
 
 
 def run(context: Context) -> ExperimentResult:
@@ -57,7 +63,8 @@ def _baseline(context: Context, name: str, split: str) -> np.ndarray:
     """Returns what stands for the features of plain images."""
     x = context.examples(split).x
     if name == "pixels":
-        return x.reshape(len(x), -1).astype(np.float32) / 255
+        pixels = jax.tree.leaves(take(x, np.arange(len(x))))[0]
+        return pixels.reshape(len(x), -1).astype(np.float32) / 255
     return context.encoder.plain(context.untrained, x)
 
 
@@ -67,10 +74,14 @@ def _plain(
     """Returns linear and kNN results on the features of plain images."""
     values, chosen = context.fit_and_score(h, h_test).values, context.settings
     known = (h, context.y("train"), h_test, context.y("test"))
-    arrays = list(map(jnp.asarray, known))
+    large = h.nbytes > MOST_BYTES
+    arrays = known if large else tuple(map(jnp.asarray, known))
+    block_size = _BLOCK if large else None
     for k in chosen.evaluation.neighbors:
         weighted = chosen.evaluation.neighbor_temperature
         for name, temperature in (("", weighted), ("_majority", None)):
-            accuracy = evaluation.knn_accuracy(*arrays, k=k, temperature=temperature)
+            accuracy = evaluation.knn_accuracy(
+                *arrays, k=k, temperature=temperature, block_size=block_size
+            )
             values[f"knn{k}{name}"] = float(accuracy)
     return rows_of(values, views="plain", encoder=encoder)

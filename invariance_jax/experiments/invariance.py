@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax import evaluation
+from invariance_jax.data import Pictures
 from invariance_jax.experiments.context import STREAMS, Context
 from invariance_jax.numerics import l2_normalize, safe_divide
 from invariance_jax.runs.checkpoints import Checkpoints
@@ -55,7 +56,9 @@ def run(context: Context) -> ExperimentResult:
     return ExperimentResult(rows)
 
 
-def _by_parameter(context: Context, x: np.ndarray, whole: Array) -> list[Row]:
+def _by_parameter(
+    context: Context, x: np.ndarray | Pictures, whole: Array
+) -> list[Row]:
     totals, rows = {}, []
     for of, normalize in _OF.items():
         h = normalize(whole)
@@ -98,7 +101,7 @@ def _redraw(context: Context) -> Mapped:
         variables, chosen = parts
         key = encoder.key(stream)
         # Not one of the views, so that these are alike.
-        kept = evaluation.sample_view(key, transformation, indices, view=count)
+        kept = evaluation.sample_view(key, transformation, indices, view=count, x=x)
         return evaluation.encode_views(
             key,
             functools.partial(encoder.encode, variables),

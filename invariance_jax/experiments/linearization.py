@@ -86,7 +86,7 @@ def map_pairs(
         variables, pair, arguments = parts
         key = context.encoder.key(stream)
         first, second = (
-            evaluation.sample_view(key, transformation, indices, view=2 * pair + n)
+            evaluation.sample_view(key, transformation, indices, view=2 * pair + n, x=x)
             for n in (0, 1)
         )
 

@@ -113,6 +113,7 @@ def draw_alpha(context: Context, split: str) -> np.ndarray:
 
     def alpha(_: Variables, x: Array, indices: Array, stream: Array) -> Array:
         key = encoder.key(stream)
-        return evaluation.sample_view(key, transformation, indices, view=0).alpha
+        view = evaluation.sample_view(key, transformation, indices, view=0, x=x)
+        return view.alpha
 
     return encoder.map(alpha, axis=0)({}, context.examples(split).x, STREAMS[split])

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 
 from invariance_jax import evaluation
+from invariance_jax.data import take
 from invariance_jax.experiments.context import STREAMS, Context
 from invariance_jax.runtime.files import write_bytes
 from invariance_jax.runtime.processes import is_main_process
-from invariance_jax.types import Array, Key
+from invariance_jax.types import Array, Key, PyTree
 
 _ROWS, _VIEWS, _EXAMPLES = 4, 10, 2000
 _QUERIES, _NEIGHBORS = 10, 7
@@ -32,13 +33,14 @@ def write(context: Context, *, predictions: bool) -> None:
 def _views(context: Context) -> dict[str, np.ndarray]:
     """Returns views of the first examples, and their plain images where there are."""
     transformation, x = context.parts.transformation, context.test.x[:_ROWS]
+    rows = take(x, np.repeat(np.arange(len(x)), _VIEWS))
 
     @jax.jit
-    def draw(key: Key, rows: Array) -> Array:
-        return transformation.apply(rows, transformation.sample(key, len(rows)))
+    def draw(key: Key, rows: PyTree) -> Array:
+        return transformation.apply(rows, transformation.draw(key, rows))
 
     key = jax.random.key(context.settings.evaluation.seed)
-    images = context.task.displayed(draw(key, np.repeat(x, _VIEWS, axis=0)))
+    images = context.task.displayed(draw(key, rows))
     found = {"views": images.reshape(-1, _VIEWS, *images.shape[1:])}
     if context.is_plain:
         found["plain"] = _pictures(context, np.arange(len(x)))
@@ -122,10 +124,12 @@ def _pictures(context: Context, rows: np.ndarray) -> np.ndarray:
     key = context.encoder.key(STREAMS["test"])
 
     @jax.jit
-    def draw(x: Array, indices: Array) -> Array:
+    def draw(x: PyTree, indices: Array) -> Array:
         if transformation.plain is not None:
             return transformation.plain(x)
-        view = evaluation.sample_view(key, transformation, indices, view=0)
+        view = evaluation.sample_view(key, transformation, indices, view=0, x=x)
         return transformation.apply(x, view)
 
-    return context.task.displayed(draw(context.test.x[rows], rows.astype(np.int32)))
+    return context.task.displayed(
+        draw(take(context.test.x, rows), rows.astype(np.int32))
+    )

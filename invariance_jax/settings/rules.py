@@ -247,6 +247,10 @@ def _check_spirograph(settings: Settings, problems: _Problems) -> None:
     require(count > 0, "data.validation_examples", "a positive number")
     whole = settings.evaluation.families == ("all",)
     require(whole, "evaluation.families", "('all',)")
+    expected = "{!r}, as Spirograph is drawn on the devices"
+    for name, only in (("source", "memory"), ("store_size", None)):
+        fits = getattr(chosen, name) == only
+        require(fits, f"data.{name}", expected.format(only))
     plain = settings.embedding.num_views == 0
     require(not plain, "embedding.num_views", "M >= 1, as no image is plain")
     problems.stop()
@@ -377,7 +381,7 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
     if not plugins.is_own(augmentation.name):
         problems.stop()
         stand_in = copy.deepcopy(settings)
-        source = chosen.source_size or (32, 32)
+        source = chosen.source_size or (chosen.store_size or 32,) * 2
         stand_in.data.source_size = source
         stand_in.data.image_size = chosen.image_size or min(source)
         sections = ("augmentation", "data")
@@ -428,6 +432,7 @@ def make_image_views(settings: Settings, family: str = "all") -> Transformation:
         blur_sigma=augmentation.blur_sigma,
         solarize_threshold=augmentation.solarize_threshold,
         erase_area=augmentation.erase_area,
+        squashed=chosen.store_size is not None,
         **probabilities,
     )
 
@@ -469,6 +474,10 @@ def _fill_in(settings: Settings, problems: _Problems) -> None:
         train = there.num_train - chosen.validation_examples
         require(train > 0, "data.validation_examples", expected)
         height, width, channels = there.image_shape
+        size = chosen.store_size
+        expected = f"an integer, as the images of {chosen.name} have several sizes"
+        require(size is not None or height * width > 0, "data.store_size", expected)
+        height, width = (height, width) if size is None else (size, size)
         found = train, there.num_test, (height, width), channels, there.mean, there.std
         for name, value in zip(_OF_SET, (*found, there.num_classes), strict=True):
             given = getattr(chosen, name)

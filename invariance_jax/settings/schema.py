@@ -258,6 +258,19 @@ class Data:
     """Validation examples; images are held out of the training split."""
     test_examples: int | None = key(20_000, least=1, most=2**30, free=True)
     """Test examples; None: all images."""
+    source: str = key("memory", choices=("memory", "stream"), free=True)
+    """Where the training images are: "memory", that of each device, or "stream", on
+    disk; they are decoded while the devices compute. Both give the same numbers."""
+    store_size: int | None = key(None, unit="pixels", least=1, most=4096)
+    """Side S of a square that each image is squashed to when it is decoded; crops keep
+    to the aspect that it had. None: the images of the set have one size."""
+    max_corrupt: int = key(0, least=0, free=True)
+    """Images of a split that may be unreadable: each is named, and the next one of its
+    class stands in its place. More of them stop the run."""
+    threads: int | None = key(None, least=1, most=4096, free=True)
+    """Threads that decode images in each process; None: one for each core."""
+    prefetch: int = key(4, least=1, most=1000, free=True)
+    """Batches that a stream decodes ahead of the step."""
     image_size: int | None = key(32, unit="pixels", least=1, most=4096)
     """Side of a view; None: the shorter side of the set's images."""
     num_classes: int | None = key(None, least=1, most=10_000_000)

@@ -5,6 +5,7 @@ Foster, Pukdee, Rainforth (ICLR 2021), section 5: multinomial logistic regressio
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,12 +16,20 @@ from invariance_jax.settings import Settings, plugins
 from invariance_jax.settings.rules import make_image_views
 from invariance_jax.settings.schema import KEYS, WITH_PROBE
 from invariance_jax.tasks.task import Examples, Scored, Task
-from invariance_jax.transforms import Transformation, check_transformation, image
+from invariance_jax.transforms import (
+    Squashed,
+    Transformation,
+    check_transformation,
+    image,
+)
 from invariance_jax.types import Array
 
 _ORDER_SEED = 1
 _DEFAULT = KEYS["evaluation.experiments"].default
 _AUGMENTATION = "augmentation.name"
+
+MOST_BYTES = 2**32
+"""Of features, beyond which probes take them to the device in blocks."""
 
 _OWN: dict[tuple[object, str], Transformation] = {}
 """The users' own that this process has made and checked, which takes seconds."""
@@ -56,20 +65,46 @@ class ImageTask(Task):
     def examples(self, split: str, *, in_order: bool = False) -> Examples:
         """Returns the images and labels of a split."""
         chosen = self.settings.data
+        if chosen.source == "stream" or chosen.store_size or chosen.max_corrupt:
+            return self._decoded_later(split, in_order)
         pixels, labels = data.load_arrays(
             chosen.name,
             split,
             data_dir=chosen.data_dir,
             validation_examples=chosen.validation_examples,
         )
-        count = getattr(chosen, f"{split}_examples")
-        rows = np.random.RandomState(_ORDER_SEED).permutation(len(pixels))[:count]
-        rows = np.sort(rows) if in_order else rows
+        rows = self._rows(split, len(pixels), in_order)
         return Examples(pixels[rows], None if labels is None else labels[rows])
 
-    def stand_ins(self, count: int) -> np.ndarray:
+    def _rows(self, split: str, count: int, in_order: bool) -> np.ndarray:
+        """Returns which images of a split are used, in which order."""
+        wanted = getattr(self.settings.data, f"{split}_examples")
+        rows = np.random.RandomState(_ORDER_SEED).permutation(count)[:wanted]
+        return np.sort(rows) if in_order else rows
+
+    def _decoded_later(self, split: str, in_order: bool) -> Examples:
+        """Returns images of a split that no memory need hold, or a copy in memory."""
+        chosen = self.settings.data
+        everything = data.open_pictures(
+            chosen.name,
+            split,
+            data_dir=chosen.data_dir,
+            validation_examples=chosen.validation_examples,
+            size=chosen.store_size,
+            max_corrupt=chosen.max_corrupt,
+            threads=chosen.threads,
+        )
+        pictures = everything[self._rows(split, len(everything), in_order)]
+        if chosen.source == "memory":
+            pictures = pictures.in_memory(f"Decoding {chosen.name} {split}")
+        return Examples(pictures, pictures.labels)
+
+    def stand_ins(self, count: int) -> np.ndarray | Squashed:
         """Returns black images."""
-        return np.zeros((count, *self._described().image_shape), np.uint8)
+        pixels = np.zeros((count, *self._described().image_shape), np.uint8)
+        if self.settings.data.store_size is None:
+            return pixels
+        return Squashed(pixels, np.full((count, 2), pixels.shape[1], np.int32))
 
     def _described(self) -> data.Description:
         """Returns what the settings know of the set; no file is read."""
@@ -107,8 +142,8 @@ class ImageTask(Task):
             check_transformation(own, jnp.asarray(noise))
         except ValueError as error:
             raise ValueError(f"augmentation.name is {name!r}: {error}") from error
-        _OWN[made_of] = own
-        return own
+        _OWN[made_of] = _of_pixels(own)
+        return _OWN[made_of]
 
     def shiftable(self) -> Transformation | None:
         """Returns colour jitter of strength 1; None of an own augmentation."""
@@ -127,6 +162,7 @@ class ImageTask(Task):
             crop=False,
             flip=False,
             resampling=self.settings.augmentation.resampling,
+            squashed=chosen.store_size is not None,
         )
 
     def probe_examples(self, train: Examples) -> Examples:
@@ -148,7 +184,11 @@ class ImageTask(Task):
             raise ValueError(f"evaluation.{key}: {error}") from error
 
     def fit(self, h: np.ndarray, y: np.ndarray) -> LinearProbe:
-        """Returns multinomial logistic regression."""
+        """Returns multinomial logistic regression, in blocks if h is large."""
+        if h.nbytes > MOST_BYTES:
+            return evaluation.fit_logistic_in_blocks(
+                h, y, num_classes=self._num_classes, l2=self.settings.evaluation.l2
+            )
         return evaluation.fit_logistic(
             jnp.asarray(h),
             jnp.asarray(y),
@@ -165,7 +205,7 @@ class ImageTask(Task):
         self, h: np.ndarray, y: np.ndarray, h_test: np.ndarray, y_test: np.ndarray
     ) -> dict[str, float]:
         """See `Task.select`; with the l2."""
-        if not self.settings.evaluation.l2_grid:
+        if not self.settings.evaluation.l2_grid or h.nbytes > MOST_BYTES:
             return {}
         probe, l2 = evaluation.fit_logistic_selected(
             jnp.asarray(h),
@@ -198,3 +238,17 @@ class ImageTask(Task):
             there = self._described()
             pixels = pixels * np.array(there.std) + np.array(there.mean)
         return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+
+
+def _of_pixels(own: Transformation) -> Transformation:
+    """Returns a user's own transformation, which sees squashed images as they are."""
+
+    def pixels(x: Array | Squashed) -> Array:
+        return x.pixels if isinstance(x, Squashed) else x
+
+    plain = own.plain
+    return replace(
+        own,
+        apply=lambda x, view: own.apply(pixels(x), view),
+        plain=None if plain is None else lambda x: plain(pixels(x)),
+    )

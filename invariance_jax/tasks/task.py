@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from invariance_jax.data import Pictures
 from invariance_jax.evaluation import LinearProbe
 from invariance_jax.settings import Settings
 from invariance_jax.settings.rules import is_asked
-from invariance_jax.transforms import Transformation
+from invariance_jax.transforms import Squashed, Transformation
 from invariance_jax.types import Array
 
 
@@ -21,12 +22,12 @@ class Examples(NamedTuple):
 
     Attributes:
       x: what the transformation takes: float32 `[N, T]` Spirograph targets, or images
-        uint8 `[N, H, W, 1 or 3]`.
+        uint8 `[N, H, W, 1 or 3]`, which `Pictures` decode when they are asked for.
       y: what a probe predicts: float32 `[N, T]` targets, or labels int32 `[N]`; None
         for images without labels.
     """
 
-    x: np.ndarray
+    x: np.ndarray | Pictures
     y: np.ndarray | None
 
     def first(self, count: int | None) -> "Examples":
@@ -81,7 +82,7 @@ class Task(abc.ABC):
         """
 
     @abc.abstractmethod
-    def stand_ins(self, count: int) -> np.ndarray:
+    def stand_ins(self, count: int) -> np.ndarray | Squashed:
         """Returns examples `x [count, ...]` of the right shape; no image is read."""
 
     def transformation(self, family: str = "all") -> Transformation:

@@ -2,7 +2,7 @@
 
 The sampler of indices is a function of key and step alone, so a resumed run, on any
 number of devices, sees the same examples in the same order. Batches bring the rows to
-the devices: here from their memory, which holds the whole set.
+the devices: from their memory, which holds the whole set, or from the disk.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,9 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from invariance_jax.data import Pictures
+from invariance_jax.data.streams import Pending
 from invariance_jax.types import Array, Key, PyTree
 
 _FEISTEL_ROUNDS = 6
+
+_STEPS_AT_ONCE = 64
+"""Steps of which a stream computes the indices in one call."""
 
 Sampler = Callable[[Key, Array], Array]
 """`(key, step int32 []) -> indices int32 [B]`, of the global batch."""
@@ -28,17 +33,33 @@ class Batches(Protocol):
         """What `load` returns of one device, leaves `jax.ShapeDtypeStruct`."""
         ...
 
-    def load(self, step: int, count: int, devices: Sequence[jax.Device]) -> PyTree:
+    @property
+    def most_steps(self) -> int | None:
+        """How many steps one `load` serves at most; None: any number."""
+        ...
+
+    def load(
+        self,
+        step: int,
+        count: int,
+        devices: Sequence[jax.Device],
+        before: PyTree = (),
+    ) -> PyTree:
         """Returns what `take` needs for some steps, axis 0 the local devices.
 
         Args:
           step: the first of them.
           count: how many.
           devices: the devices of all processes.
+          before: what the step before returned; until it is there no step waits.
         """
         ...
 
-    def take(self, loaded: PyTree, indices: Array, position: Array) -> Array:
+    def report(self) -> dict[str, float]:
+        """Returns what the log says of the loading since the last report."""
+        ...
+
+    def take(self, loaded: PyTree, indices: Array, position: Array) -> PyTree:
         """Returns the rows of a replica for one step.
 
         Args:
@@ -52,24 +73,117 @@ class Batches(Protocol):
 class InMemory:
     """A training set of which each device holds a copy."""
 
-    def __init__(self, x: np.ndarray, replicate: Callable[..., Any]):
+    most_steps: int | None = None
+
+    def __init__(self, x: PyTree, replicate: Callable[..., Any]):
         """Takes the examples, `[N, ...]`; `parallel.replicate` copies them later."""
         self._x, self._replicate, self._copies = x, replicate, None
 
     @property
-    def shape(self) -> jax.ShapeDtypeStruct:
+    def shape(self) -> PyTree:
         """That of the set."""
-        return jax.ShapeDtypeStruct(self._x.shape, self._x.dtype)
+        return _shapes(self._x)
 
-    def load(self, step: int, count: int, devices: Sequence[jax.Device]) -> PyTree:
+    def load(
+        self,
+        step: int,
+        count: int,
+        devices: Sequence[jax.Device],
+        before: PyTree = (),
+    ) -> PyTree:
         """Returns the copies of the whole set."""
         if self._copies is None:
             self._copies = self._replicate(self._x, devices)
         return self._copies
 
-    def take(self, loaded: Array, indices: Array, position: Array) -> Array:
+    def take(self, loaded: PyTree, indices: Array, position: Array) -> PyTree:
         """Returns the rows with these indices."""
-        return loaded[indices]
+        return jax.tree.map(lambda leaf: leaf[indices], loaded)
+
+    def report(self) -> dict[str, float]:
+        """Returns nothing: no step waits."""
+        return {}
+
+
+class Streamed:
+    """A training set that is decoded while the devices compute, a batch for each step.
+
+    Only the share of the local devices is read. Which examples these are follows from
+    key and step, so that nothing has to be saved, and any step may come next.
+    """
+
+    most_steps: int | None = 1
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        sampler: Sampler,
+        key: Key,
+        *,
+        batch_size: int,
+        num_devices: int,
+        prefetch: int,
+    ):
+        """Takes images and the sampler of their indices; reads nothing."""
+        self._pictures, self._prefetch = pictures, prefetch
+        self._share = num_devices, batch_size // num_devices
+        steps = jnp.arange(_STEPS_AT_ONCE, dtype=jnp.int32)
+        self._sample = jax.jit(
+            lambda first: jax.vmap(lambda n: sampler(key, first + n))(steps)
+        )
+        self._indices: dict[int, np.ndarray] = {}
+        self._pending: dict[int, Pending] = {}
+        self._waited = 0.0
+
+    @property
+    def shape(self) -> PyTree:
+        """That of the batch of one device."""
+        return _shapes(self._pictures.stand_ins(self._share[1]))
+
+    def load(
+        self,
+        step: int,
+        count: int,
+        devices: Sequence[jax.Device],
+        before: PyTree = (),
+    ) -> PyTree:
+        """Returns the batch of a step, and begins to decode those that follow."""
+        own = [device.process_index == jax.process_index() for device in devices]
+        wanted = range(step, step + self._prefetch + 1)
+        self._pending = {n: p for n, p in self._pending.items() if n in wanted}
+        for number in wanted:
+            if number not in self._pending:
+                rows = self._rows(number).reshape(self._share)[own]
+                self._pending[number] = self._pictures.start(rows)
+        batch, waited = self._pending.pop(step).wait(lambda: not _is_ready(before))
+        self._waited += waited
+        return batch
+
+    def _rows(self, step: int) -> np.ndarray:
+        """Returns the indices of a global batch, computed for some steps at once."""
+        if step not in self._indices:
+            first = step - step % _STEPS_AT_ONCE
+            rows = np.asarray(self._sample(np.int32(first)))
+            self._indices = dict(enumerate(rows, start=first))
+        return self._indices[step]
+
+    def take(self, loaded: PyTree, indices: Array, position: Array) -> PyTree:
+        """Returns the batch, which holds these rows already."""
+        return loaded
+
+    def report(self) -> dict[str, float]:
+        """Returns the seconds that steps have waited, and how many are corrupt."""
+        waited, self._waited = self._waited, 0.0
+        return {"waited": waited, "corrupt": float(self._pictures.num_corrupt)}
+
+
+def _is_ready(tree: PyTree) -> bool:
+    """Returns whether the devices have computed a tree."""
+    return all(leaf.is_ready() for leaf in jax.tree.leaves(tree))
+
+
+def _shapes(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
 
 
 def make_sampler(*, num_examples: int, batch_size: int) -> Sampler:

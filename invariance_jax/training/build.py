@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from invariance_jax.data import Pictures
 from invariance_jax.models import create_encoder, resnet, weights
 from invariance_jax.settings import Settings, plugins
 from invariance_jax.tasks import Task, make_task
-from invariance_jax.training.batches import Sampler, make_sampler
+from invariance_jax.training.batches import Sampler, Streamed, make_sampler
 from invariance_jax.training.draws import make_draw
 from invariance_jax.training.methods import Method, make_method, projection
 from invariance_jax.training.objective import Objective, block_output, is_block
@@ -90,6 +91,22 @@ class Parts(NamedTuple):
         count = self.settings.data.train_examples
         assert count is not None
         return make_sampler(num_examples=count, batch_size=self.settings.batch_size)
+
+    def make_stream(self, pictures: Pictures, num_devices: int) -> Streamed:
+        """Returns batches of pictures for a run from its seed."""
+        return Streamed(
+            pictures,
+            self.make_sampler(),
+            self.key,
+            batch_size=self.settings.batch_size,
+            num_devices=num_devices,
+            prefetch=self.settings.data.prefetch,
+        )
+
+    @property
+    def key(self) -> Key:
+        """That of the order of the examples and of the views."""
+        return jax.random.fold_in(jax.random.key(self.settings.seed), 1)
 
 
 def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
@@ -176,8 +193,8 @@ def _view_shapes(task: Task, transformation: Transformation) -> jax.ShapeDtypeSt
     """Returns the shape of two views."""
 
     def views(key: Key) -> Array:
-        x = jnp.asarray(task.stand_ins(2))
-        return transformation.apply(x, transformation.sample(key, len(x)))
+        x = jax.tree.map(jnp.asarray, task.stand_ins(2))
+        return transformation.apply(x, transformation.draw(key, x))
 
     return jax.eval_shape(views, jax.random.key(0))
 
@@ -359,7 +376,7 @@ def state_shapes(parts: Parts) -> TrainState:
 
 
 def _init(parts: Parts, key: Key) -> TrainState:
-    x = jnp.asarray(parts.task.stand_ins(2))
+    x = jax.tree.map(jnp.asarray, parts.task.stand_ins(2))
     return init_state(key, parts.objective, parts.optimizer, x)
 
 

@@ -40,7 +40,7 @@ def count_operations(parts: Parts) -> Operations:
 
     def views(transformation: Transformation) -> Any:
         x = parts.task.stand_ins(2)
-        view = transformation.sample(jax.random.key(0), len(x))
+        view = transformation.draw(jax.random.key(0), x)
         return jax.eval_shape(transformation.apply, x, view)
 
     h, encoder = products(parts.encoder, views(parts.transformation))

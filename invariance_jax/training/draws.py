@@ -66,8 +66,10 @@ def make_draw(
     sign_features: int | None = None,
     average_views: int = 1,
     more: Sequence[Transformation] = (),
-) -> Callable[[Key, Array], Draws]:
-    """Returns `(key, step int32 []) -> Draws` of the global batch, pure.
+) -> Callable[..., Draws]:
+    """Returns `(key, step int32 [], sizes) -> Draws` of the global batch, pure.
+
+    Of images of many sizes, sizes are int32 `[B, 2]`, else None.
 
     An option that adds draws leaves the others as they are.
 
@@ -83,22 +85,19 @@ def make_draw(
       more: what the further views are drawn from, one by one.
     """
 
-    def sample(key: Key, number: int = 0) -> View:
-        other = transformation.sample_other if number else None
-        return (other or transformation.sample)(key, batch_size)
-
     def draw_columns(key: Key, *shape: int) -> Array:
         logits = jnp.log(jnp.asarray(column_weights, jnp.float32))
         return jax.random.categorical(key, logits, shape=(batch_size, *shape))
 
-    def draw_ends(keys: Key, columns_key: Key, view: View) -> dict[str, Array]:
-        drawn = jnp.stack([sample(k).alpha for k in keys[1:]], axis=1)
+    def draw_ends(
+        drawn: Array, key: Key, columns_key: Key, view: View
+    ) -> dict[str, Array]:
         alpha = view.alpha[:, None]
         if kind == "total_effect":
             chosen = draw_columns(columns_key, directions)[..., None]
             one = chosen == jnp.arange(alpha.shape[-1])[None, None]
             return {"alpha_redrawn": jnp.where(one, drawn, alpha)}
-        sign = jax.random.rademacher(keys[0], (batch_size, directions, 1), jnp.float32)
+        sign = jax.random.rademacher(key, (batch_size, directions, 1), jnp.float32)
         ends = {"alpha_other": alpha + sign * (drawn - alpha)}
         if kind == "mixed":
             ends |= {"alpha_redrawn": drawn, "columns": draw_columns(columns_key)}
@@ -110,7 +109,7 @@ def make_draw(
         shape = (batch_size, directions, sign_features)
         return jax.random.rademacher(key, shape, jnp.float32)
 
-    def draw(key: Key, step: Array) -> Draws:
+    def draw(key: Key, step: Array, sizes: Array | None = None) -> Draws:
         _, views_key = jax.random.split(key)  # the other one orders the examples
         keys = jax.random.split(jax.random.fold_in(views_key, step), 3 + directions)
 
@@ -119,18 +118,21 @@ def make_draw(
             return jax.random.fold_in(jax.random.fold_in(stream, step), number)
 
         def side(number: int) -> Side:
-            first = sample(keys[number], number)
+            second = number == 1
+            sample = transformation.sampler(sizes, batch_size, second=second)
+            first = sample(keys[number])
             ahead = range(3 + number, 3 + number + 2 * (average_views - 1), 2)
-            views = first, *(sample(own(n), number) for n in ahead)
+            views = first, *(sample(own(n)) for n in ahead)
             if number >= penalized:
                 return Side(views)
             ends = jax.random.split(own(1), 1 + directions) if number else keys[2:]
-            drawn = draw_ends(ends, own(_COLUMNS + number), first)
+            others = jnp.stack([sample(k).alpha for k in ends[1:]], axis=1)
+            drawn = draw_ends(others, ends[0], own(_COLUMNS + number), first)
             return Side(views, **drawn, signs=draw_signs(own(2 * number)))
 
         stream = jax.random.fold_in(jax.random.fold_in(key, _MORE_STREAM), step)
         beside = [
-            one.sample(jax.random.fold_in(stream, n), batch_size)
+            one.sampler(sizes, batch_size)(jax.random.fold_in(stream, n))
             for n, one in enumerate(more)
         ]
         return Draws(side(0), side(1), tuple(beside))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax import evaluation
+from invariance_jax.data import Pictures
 from invariance_jax.numerics import l2_normalize
 from invariance_jax.training.build import Parts
 from invariance_jax.training.objective import Variables
@@ -19,7 +20,7 @@ from invariance_jax.types import Array, Key, PyTree
 VIEWS_BATCH = 100
 """Examples per device of which several views are held at once."""
 
-Mapped = Callable[[PyTree, np.ndarray, int], np.ndarray]
+Mapped = Callable[[PyTree, np.ndarray | Pictures, int], np.ndarray]
 """(variables, x [N, ...], stream) -> results [..., N, ...] on the host."""
 
 
@@ -48,7 +49,7 @@ class FrozenEncoder:
     def features(
         self,
         variables: Variables,
-        x: np.ndarray,
+        x: np.ndarray | Pictures,
         *,
         num_views: tuple[int, ...],
         stream: int,
@@ -57,12 +58,12 @@ class FrozenEncoder:
         """Returns features averaged over each M, `[len(num_views), N, D]`."""
         return self._averaged(self.encode, num_views, family)(variables, x, stream)
 
-    def plain(self, variables: Variables, x: np.ndarray) -> np.ndarray:
+    def plain(self, variables: Variables, x: np.ndarray | Pictures) -> np.ndarray:
         """Returns the features of plain images, `[N, D]`."""
         return self._plain(variables, x, 0)
 
     def pixels(
-        self, x: np.ndarray, *, num_views: tuple[int, ...], stream: int
+        self, x: np.ndarray | Pictures, *, num_views: tuple[int, ...], stream: int
     ) -> np.ndarray:
         """Returns the views of `features` averaged, `[len(num_views), N, H W 3]`."""
         return self._averaged(_flat, num_views, "all")({}, x, stream)
@@ -71,7 +72,7 @@ class FrozenEncoder:
         self,
         variables: Variables,
         probe: evaluation.LinearProbe,
-        x: np.ndarray,
+        x: np.ndarray | Pictures,
         *,
         num_views: tuple[int, ...],
         stream: int,
@@ -81,13 +82,18 @@ class FrozenEncoder:
         return mapped((variables, probe), x, stream)
 
     def views(
-        self, variables: Variables, x: np.ndarray, *, stream: int, family: str = "all"
+        self,
+        variables: Variables,
+        x: np.ndarray | Pictures,
+        *,
+        stream: int,
+        family: str = "all",
     ) -> Array:
         """Returns features of `evaluation.variance_views` views, `[M, N, D]`."""
         return jnp.asarray(self._views(family)(variables, x, stream))
 
     def variance(
-        self, variables: Variables, x: np.ndarray, *, stream: int
+        self, variables: Variables, x: np.ndarray | Pictures, *, stream: int
     ) -> evaluation.Variance:
         """Returns the variance of n(h) over these views."""
         views = self.views(variables, x, stream=stream)

@@ -6,6 +6,9 @@ rest of the project sees one replica, as NumPy arrays, the same in every process
 """
 
 import functools
+import math
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,12 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from invariance_jax.data import Pictures, take
 from invariance_jax.training.batches import Batches, Sampler
 from invariance_jax.training.draws import Draws
 from invariance_jax.training.step import Metrics, TrainState
+from invariance_jax.transforms.base import sizes_of
 from invariance_jax.types import Array, Key, PyTree
 
 AXIS_NAME = "replicas"
+
+_SHARE_OF_MEMORY = 0.2
+"""Of the machine, beyond which results of examples are kept in a file."""
 
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
@@ -51,7 +59,7 @@ def one_replica(tree: PyTree) -> PyTree:
 
 def make_train(
     step: Callable[[TrainState, Array, Draws], tuple[TrainState, Metrics]],
-    draw: Callable[[Key, Array], Draws],
+    draw: Callable[..., Draws],
     sampler: Sampler,
     batches: Batches,
     devices: Sequence[jax.Device],
@@ -65,17 +73,34 @@ def make_train(
     # and then wait for one another for ever.
     blocks = jax.process_count() > 1 and devices[0].platform == "cpu"
 
+    add = jax.pmap(
+        lambda *each: jax.tree.map(jnp.add, *each),
+        axis_name=AXIS_NAME,
+        devices=list(devices),
+    )
+
+    last: Metrics = {}
+
     def train_steps(state: TrainState, key: Key, first: int, num_steps: int) -> PyTree:
-        loaded = batches.load(first, num_steps, devices)
-        results = mapped(state, key, loaded, np.int32(num_steps))
-        return jax.block_until_ready(results) if blocks else results
+        nonlocal last
+        sums, most = None, batches.most_steps or num_steps
+        for begin in range(first, first + num_steps, most):
+            count = min(most, first + num_steps - begin)
+            loaded = batches.load(begin, count, devices, last)
+            if batches.most_steps is not None:
+                jax.block_until_ready(last)  # batches must not pile up on the devices
+            state, last = mapped(state, key, loaded, np.int32(count))
+            sums = last if sums is None else add(sums, last)
+            if blocks:
+                jax.block_until_ready((state, sums))
+        return state, sums
 
     return train_steps
 
 
 def map_train(
     step: Callable[[TrainState, Array, Draws], tuple[TrainState, Metrics]],
-    draw: Callable[[Key, Array], Draws],
+    draw: Callable[..., Draws],
     sampler: Sampler,
     batches: Batches,
     devices: Sequence[jax.Device],
@@ -95,8 +120,12 @@ def map_train(
     def one_step(
         state: TrainState, key: Key, loaded: PyTree, position: Array
     ) -> tuple[TrainState, Metrics]:
-        indices, draws = take_share((sampler(key, state.step), draw(key, state.step)))
-        return step(state, batches.take(loaded, indices, position), draws)
+        indices = take_share(sampler(key, state.step))
+        x = batches.take(loaded, indices, position)
+        sizes = sizes_of(x)
+        if sizes is not None:
+            sizes = jax.lax.all_gather(sizes, AXIS_NAME, tiled=True)
+        return step(state, x, take_share(draw(key, state.step, sizes)))
 
     def train(
         state: TrainState, key: Key, loaded: PyTree, num_steps: Array
@@ -145,19 +174,45 @@ def make_map(
     own = _local_positions(devices)
 
     def map_examples(
-        variables: PyTree, x: np.ndarray, stream: int, *, batch_size: int
+        variables: PyTree, x: np.ndarray | Pictures, stream: int, *, batch_size: int
     ) -> np.ndarray:
         variables = replicate(variables, devices)
         per_device = min(batch_size, -(-len(x) // len(devices)))
-        count = per_device * len(devices)
-        results = []
+        count, launched = per_device * len(devices), None
+        results: np.ndarray | None = None
+        put = functools.partial(_put, count=len(x), axis=axis)
         for start in range(0, len(x), count):
             between()
             indices = np.minimum(np.arange(start, start + count), len(x) - 1)
             indices = indices.astype(np.int32).reshape(len(devices), per_device)[own]
-            batch = one_replica(mapped(variables, x[indices], indices, stream))
-            left = np.arange(min(count, len(x) - start))
-            results.append(np.take(batch, left, axis=axis))
-        return np.concatenate(results, axis=axis)
+            rows = take(x, indices)  # while the devices compute the batch before
+            if launched is not None:
+                results = _put(
+                    results, one_replica(launched), start - count, len(x), axis
+                )
+            launched = mapped(variables, rows, indices, stream)
+        return put(results, one_replica(launched), start)
 
     return map_examples
+
+
+def _put(
+    results: np.ndarray | None, batch: np.ndarray, start: int, count: int, axis: int
+) -> np.ndarray:
+    """Writes the results of a batch among those of all examples, made at the first.
+
+    They lie in a file of the folder for temporary files, which goes with them, if they
+    take more than a share of the memory.
+    """
+    if results is None:
+        shape = (*batch.shape[:axis], count, *batch.shape[axis + 1 :])
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if math.prod(shape) * batch.itemsize <= _SHARE_OF_MEMORY * there:
+            results = np.empty(shape, batch.dtype)
+        else:
+            with tempfile.TemporaryFile() as file:
+                results = np.memmap(file, batch.dtype, "w+", shape=shape)
+    size = min(batch.shape[axis], count - start)
+    before = (slice(None),) * axis
+    results[*before, start : start + size] = batch[*before, :size]
+    return results

@@ -1,6 +1,7 @@
 """The rows of the log and the progress bar, from the sums of the steps."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,10 @@ class Rows:
         batch_size: int,
         first_step: int,
         pending: dict[str, Any],
+        report: Callable[[], dict[str, float]] = dict,
     ):
-        """Begins after the last row."""
+        """Begins after the last row; report: of the loading, `Batches.report`."""
+        self._report = report
         self._writer, self._bar, self._schedule = writer, bar, schedule
         self._batch_size, self._last = batch_size, first_step
         self._sums: list[Any] = []
@@ -74,6 +77,10 @@ class Rows:
             "examples_per_second": speed,
             "seconds": now - self._started,
         }
+        loading = self._report()
+        if "waited" in loading:
+            loading["waited"] /= now - self._since
+        row |= loading
         self._writer.write(step, row)
         names: list[str] = [one for one in ("loss", "penalty") if one in means]
         shown = {name: f"{means[name]:.4g}" for name in names}

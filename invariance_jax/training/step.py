@@ -187,7 +187,7 @@ def init_state(
     """Returns the state at step 0, from a few examples; the target starts as a copy."""
     encoder_key, heads_key, view_key = jax.random.split(key, 3)
     transformation, method = objective.transformation, objective.method
-    images = transformation.apply(x, transformation.sample(view_key, len(x)))
+    images = transformation.apply(x, transformation.draw(view_key, x))
     encoder = objective.encoder.init(encoder_key, images, train=False)
     h = objective.encoder.apply(encoder, images, train=False)
     heads = method.heads.init(heads_key, h, train=False)

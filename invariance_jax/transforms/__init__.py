@@ -9,6 +9,7 @@ from invariance_jax.transforms import (
     spirograph,
 )
 from invariance_jax.transforms.base import (
+    Squashed,
     Transformation,
     View,
     check_transformation,
@@ -19,6 +20,7 @@ from invariance_jax.transforms.operations import Operation, compose
 __all__ = [
     "Family",
     "Operation",
+    "Squashed",
     "Transformation",
     "View",
     "blur",

@@ -31,6 +31,18 @@ class View(NamedTuple):
     held: PyTree = ()
 
 
+class Squashed(NamedTuple):
+    """Images of many sizes in one array, and the sizes that they had.
+
+    Attributes:
+      pixels: uint8 `[B, S, S, C]`, each the whole image, its aspect changed.
+      sizes: int32 `[B, 2]`, height and width before that.
+    """
+
+    pixels: PyTree
+    sizes: PyTree
+
+
 @dataclass(frozen=True)
 class Transformation:
     """A family of views of an example, differentiable in alpha.
@@ -43,8 +55,9 @@ class Transformation:
       apply: `(x, view) -> images`, float32 `[B, H, W, 3]`, values about [0, 1]; pure.
       plain: `x -> images` without a transformation, or None where every image needs
         parameters (Spirograph).
-      sample_other: as sample, of the second of two views whose loss is taken; None: it
-        has the distribution of the first.
+      sample_for: `(key, batch_size, *, second, sizes) -> View`, `sample` where it matters
+        whether it is the second of two views whose loss is taken, or what heights and
+        widths the images have, int32 `[B, 2]` or None; None: neither does.
     """
 
     names: tuple[str, ...]
@@ -52,7 +65,33 @@ class Transformation:
     sample: Callable[[Key, int], View]
     apply: Callable[[PyTree, View], Array]
     plain: Callable[[PyTree], Array] | None = None
-    sample_other: Callable[[Key, int], View] | None = None
+    sample_for: Callable[..., View] | None = None
+
+    def draw(self, key: Key, x: PyTree) -> View:
+        """Returns the parameters of one view of each of the examples."""
+        return self.sampler(sizes_of(x), len(jax.tree.leaves(x)[0]))(key)
+
+    def sampler(
+        self, sizes: Array | None, batch_size: int, *, second: bool = False
+    ) -> Callable[[Key], View]:
+        """Returns `key -> View`: of images of many sizes, of a second view."""
+        if self.sample_for is None:
+            return lambda key: self.sample(key, batch_size)
+        sample_for = self.sample_for
+        return lambda key: sample_for(key, batch_size, second=second, sizes=sizes)
+
+
+def sizes_of(x: PyTree) -> Array | None:
+    """Returns the sizes of the images in a tree of examples.
+
+    Args:
+      x: examples, a pytree.
+
+    Returns:
+      int32 `[B, 2]`, those of the `Squashed` images in it; None if there are none.
+    """
+    leaves = jax.tree.leaves(x, is_leaf=lambda node: isinstance(node, Squashed))
+    return next((leaf.sizes for leaf in leaves if isinstance(leaf, Squashed)), None)
 
 
 _FEW_DRAWS, _DRAWS = 4, 16

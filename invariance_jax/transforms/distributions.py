@@ -47,12 +47,15 @@ class Family(NamedTuple):
       bounds: a row per column, the ends of its distribution.
       num_uniform: uniform numbers that one example takes.
       draw: the parameters as a function of these numbers in [0, 1), a row per example.
+      draw_sized: the same of images of many sizes, of the numbers and of int32 `[B, 2]`
+        heights and widths; None where they change nothing.
     """
 
     names: tuple[str, ...]
     bounds: np.ndarray
     num_uniform: int
     draw: Callable[[Array], Array]
+    draw_sized: Callable[[Array, Array], Array] | None = None
 
 
 NO_PARAMETERS = Family((), np.zeros((0, 2)), 0, lambda unit: unit)
@@ -175,6 +178,7 @@ def crop_family(
     area: tuple[float, float],
     aspect: tuple[float, float],
     whole_pixels: bool,
+    squashed: bool = False,
 ) -> Family:
     """Returns the distribution of the box of the random resized crop.
 
@@ -187,6 +191,9 @@ def crop_family(
       aspect: least and greatest width over height.
       whole_pixels: whether height and width are rounded, as in the paper, before it is
         seen whether they fit; if not the distribution is the same without rounding.
+      squashed: whether images of many sizes are squashed into source_size, a square:
+        `draw_sized` draws boxes of these aspects in the image as it was, and gives them
+        in the pixels of the square.
 
     Returns:
       `Family`, columns in the order of `geometry.BOX_NAMES`, named "crop.NAME".
@@ -206,9 +213,12 @@ def crop_family(
     low = np.minimum(low, central[2:])
     high = np.maximum(np.minimum(high, source_size), central[2:])
     bounds = np.array([[0, 0, *low], [*(np.array(source_size) - low), *high]])
+    if squashed:  # a box of a very long image may have any height or width
+        bounds = np.array([[0.0] * 4, [*source_size] * 2])
 
-    def draw(unit: Array) -> Array:
-        sizes, fits = _sizes(unit[:, 2:], source_size, area, aspect, whole_pixels)
+    def place(unit: Array, change: Array, fallback: Array) -> Array:
+        tries = unit[:, 2:], change, source_size, area, aspect, whole_pixels
+        sizes, fits = _sizes(*tries)
         first = jnp.argmax(fits, axis=1)[:, None, None]
         size = jnp.take_along_axis(sizes, first, axis=1)[:, 0]
         room = jnp.asarray(source_size, jnp.float32)[None] - size
@@ -216,11 +226,36 @@ def crop_family(
         whole = jnp.minimum(jnp.floor(unit[:, :2] * (room + 1)), room)
         start = whole if whole_pixels else unit[:, :2] * room
         boxes = jnp.concatenate([start, size], axis=1)
-        fallback = jnp.asarray(central, jnp.float32)[None]
         return jnp.where(jnp.any(fits, axis=1)[:, None], boxes, fallback)
 
+    def draw(unit: Array) -> Array:
+        fallback = jnp.asarray(central, jnp.float32)[None]
+        return place(unit, jnp.ones((1, 1), jnp.float32), fallback)
+
+    def draw_sized(unit: Array, sizes: Array) -> Array:
+        change = (sizes[:, :1] / sizes[:, 1:]).astype(jnp.float32)
+        fallback = _central_boxes(change, source_size, aspect, whole_pixels)
+        return place(unit, change, fallback)
+
     names = tuple(f"crop.{name}" for name in geometry.BOX_NAMES)
-    return Family(names, bounds.T, 2 + 2 * CROP_TRIES, draw)
+    sized = draw_sized if squashed else None
+    return Family(names, bounds.T, 2 + 2 * CROP_TRIES, draw, sized)
+
+
+def draw(family: Family, unit: Array, sizes: Array | None) -> Array:
+    """Returns the parameters of uniform numbers.
+
+    Args:
+      family: what they are parameters of.
+      unit: `[B, num_uniform]`, in [0, 1).
+      sizes: int32 `[B, 2]`, heights and widths of images of many sizes, or None.
+
+    Returns:
+      A row of parameters for each example.
+    """
+    if sizes is None or family.draw_sized is None:
+        return family.draw(unit)
+    return family.draw_sized(unit, sizes)
 
 
 def check_differentiated(on: Collection[str], differentiate: Sequence[str]) -> None:
@@ -248,17 +283,21 @@ def check_differentiated(on: Collection[str], differentiate: Sequence[str]) -> N
 
 def _sizes(
     unit: Array,
+    change: Array,
     source_size: tuple[int, int],
     area: tuple[float, float],
     aspect: tuple[float, float],
     whole_pixels: bool,
 ) -> tuple[Array, Array]:
-    """Returns heights and widths `[B, tries, 2]`, and whether each try fits."""
+    """Returns heights and widths `[B, tries, 2]`, and whether each try fits.
+
+    Change `[B or 1, 1]` is what squashing has multiplied the aspects by.
+    """
     share, turn = jnp.split(unit, 2, axis=1)
     share = area[0] + (area[1] - area[0]) * share
     # The logarithm of the square root of the aspect.
     log_low, log_high = (math.log(value) / 2 for value in aspect)
-    stretch = jnp.exp(log_low + (log_high - log_low) * turn)
+    stretch = jnp.exp(log_low + (log_high - log_low) * turn) * jnp.sqrt(change)
     side = jnp.sqrt(share * (source_size[0] * source_size[1]))
     sizes = jnp.stack([side / stretch, side * stretch], axis=-1)
     if whole_pixels:
@@ -278,6 +317,24 @@ def _central_box(
         height, width = max(round(height), 1), max(round(width), 1)
         return np.array([(rows - height) // 2, (columns - width) // 2, height, width])
     return np.array([(rows - height) / 2, (columns - width) / 2, height, width])
+
+
+def _central_boxes(
+    change: Array,
+    source_size: tuple[int, int],
+    aspect: tuple[float, float],
+    whole_pixels: bool,
+) -> Array:
+    """Returns `_central_box` of squashed images, `[B, 4]`; change as in `_sizes`."""
+    rows, columns = source_size
+    height = jnp.minimum(rows, columns / (aspect[0] * change))
+    width = jnp.minimum(columns, rows * aspect[1] * change)
+    size = jnp.concatenate([height, width], axis=1)
+    if whole_pixels:
+        size = jnp.maximum(jnp.round(size), 1)
+    start = (jnp.asarray(source_size, jnp.float32)[None] - size) / 2
+    start = jnp.floor(start) if whole_pixels else start
+    return jnp.concatenate([start, size], axis=1)
 
 
 def _uniform(names: Sequence[str], bounds: Any) -> Family:

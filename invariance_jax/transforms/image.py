@@ -20,7 +20,7 @@ from invariance_jax.arguments import (
     promote,
 )
 from invariance_jax.transforms import blur, color, distributions, geometry
-from invariance_jax.transforms.base import Transformation
+from invariance_jax.transforms.base import Squashed, Transformation
 from invariance_jax.transforms.distributions import NO_PARAMETERS
 from invariance_jax.transforms.operations import (
     Operation,
@@ -81,6 +81,7 @@ def make_transformation(
     solarize_threshold: float = 0.5,
     erase_probability: Probability = 0.0,
     erase_area: tuple[float, float] = (0.02, 0.33),
+    squashed: bool = False,
 ) -> Transformation:
     """Returns the transformation of images, in this order of operations.
 
@@ -133,6 +134,8 @@ def make_transformation(
       solarize_threshold: the value from which on it inverts, in [0, 1].
       erase_probability: of the erased box.
       erase_area: least and greatest area of that box, shares of the view's.
+      squashed: whether examples are `Squashed` into source_size, a square: crops then
+        have area and aspect in the image as it was, and the central square is its.
 
     Returns:
       A `Transformation` with the names "crop.top", ..., "affine.rotation", ...,
@@ -144,7 +147,7 @@ def make_transformation(
       ValueError: if an argument is outside its range or in another unit, or
         differentiate names an unknown family, one twice, or one that is switched off.
     """
-    _check_switches(crop=crop, flip=flip, colorize=colorize)
+    _check_switches(crop=crop, flip=flip, colorize=colorize, squashed=squashed)
     source, image_size = _source(source_size), check_integer("image_size", image_size)
     check_choice("resampling", resampling, geometry.METHODS)
     _check_channels(mean=mean, std=std, threshold=solarize_threshold)
@@ -157,6 +160,7 @@ def make_transformation(
             area=crop_area,
             aspect=crop_aspect,
             whole_pixels="crop" not in differentiate,
+            squashed=squashed,
         ),
         "affine": distributions.affine_family(
             rotation=rotation, scaling=scaling, shear=shear, translation=translation
@@ -176,9 +180,9 @@ def make_transformation(
     }
     on = {name for name, switch in switches.items() if switch}
     distributions.check_differentiated(on, differentiate)
-    square = partial(geometry.central_square, size=image_size, method=resampling)
     cut = partial(geometry.crop_and_resize, size=image_size, method=resampling)
     normalize = partial(_normalize, mean=mean, std=std)
+    floating = partial(_floating, source=source)
 
     def blurred(images: Array, sigma: Array) -> Array:
         return blur.gaussian_blur(images, sigma[:, 0])
@@ -191,8 +195,16 @@ def make_transformation(
     def erased(images: Array, boxes: Array) -> Array:
         return geometry.erase(images, boxes, value=mean)
 
+    def square(x: Array | Squashed, dtype: Any) -> Array:
+        images = floating(x, dtype)
+        if not isinstance(x, Squashed):
+            return geometry.central_square(images, size=image_size, method=resampling)
+        side = jnp.min(x.sizes, axis=1, keepdims=True) / x.sizes * source[0]
+        boxes = jnp.concatenate([(source[0] - side) / 2, side], axis=1)
+        return cut(images, boxes.astype(images.dtype))
+
     operations: list[tuple[str, Any, Any]] = [
-        ("crop", cut if crop else lambda images, _: square(images), None),
+        ("crop", cut, None),
         ("flip", lambda images, _: images[:, :, ::-1], flip / 2),
         ("affine", geometry.affine, None),
         ("channels", lambda images, _: _three_channels(images), None),
@@ -204,22 +216,22 @@ def make_transformation(
         ("erase", erased, erasing),
         ("normalization", lambda images, _: normalize(images), None),
     ]
-    prepare = partial(_floating, source=source)
     return compose(
         [
             Operation(name, apply, families[name] if name in on else NO_PARAMETERS, p)
             for name, apply, p in operations
-            if switches.get(name, True) or name == "crop"
+            if switches.get(name, True)
         ],
         differentiate=differentiate,
-        prepare=prepare,
-        plain=lambda x: normalize(_three_channels(square(prepare(x, jnp.float32)))),
+        prepare=floating if crop else square,
+        plain=lambda x: normalize(_three_channels(square(x, jnp.float32))),
     )
 
 
-def _floating(x: Array, dtype: Any, *, source: tuple[int, int]) -> Array:
+def _floating(x: Array | Squashed, dtype: Any, *, source: tuple[int, int]) -> Array:
     """Returns floating images; uint8 is divided by 255 in the given dtype."""
     rows, columns = source
+    x = x.pixels if isinstance(x, Squashed) else x
     if x.shape[1:] not in [(rows, columns, 1), (rows, columns, 3)]:
         raise ValueError(
             f"x must be [B, {rows}, {columns}, 1 or 3], as source_size says; found "

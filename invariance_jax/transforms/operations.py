@@ -5,7 +5,6 @@ and a probability with which it acts. What is drawn for one key does not depend 
 is differentiated.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from invariance_jax.arguments import check_number, check_shape, promote
 from invariance_jax.transforms.base import Transformation, View
-from invariance_jax.transforms.distributions import NO_PARAMETERS, Family
+from invariance_jax.transforms.distributions import NO_PARAMETERS, Family, draw
 from invariance_jax.types import Array, Key, PyTree
 
 Probability = float | tuple[float, float]
@@ -62,7 +61,7 @@ def compose(
       plain: examples to images without random operations; None: there are none.
 
     Returns:
-      A `Transformation`; `sample_other` is None where both views have one distribution.
+      A `Transformation`; `sample_for` is None where it would be `sample`.
 
     Raises:
       ValueError: if a name stands twice, `differentiate` names no operation with
@@ -80,15 +79,20 @@ def compose(
     free = [one for one in random if one.name in differentiate]
     ends = np.cumsum([len(one.family.names) for one in free], dtype=int)
 
-    def sample(key: Key, batch_size: int, view: int = 0) -> View:
-        sizes = [len(chances), *(one.family.num_uniform for one in random)]
+    def sample(
+        key: Key, batch_size: int, *, second: bool = False, sizes: Array | None = None
+    ) -> View:
+        counts = [len(chances), *(one.family.num_uniform for one in random)]
         # One call for all numbers: each would take long to compile.
-        unit = jax.random.uniform(key, (batch_size, sum(sizes)), jnp.float32)
-        gates, *parts = jnp.split(unit, np.cumsum(sizes)[:-1], axis=1)
-        drawn = {o.name: o.family.draw(u) for o, u in zip(random, parts, strict=True)}
+        unit = jax.random.uniform(key, (batch_size, sum(counts)), jnp.float32)
+        gates, *parts = jnp.split(unit, np.cumsum(counts)[:-1], axis=1)
+        drawn = {
+            one.name: draw(one.family, part, sizes)
+            for one, part in zip(random, parts, strict=True)
+        }
         alpha = [drawn.pop(one.name) for one in free]
         acts = {
-            name: gates[:, column] < chance[view]
+            name: gates[:, column] < chance[second]
             for column, (name, chance) in enumerate(chances.items())
         }
         empty = jnp.zeros((batch_size, 0), jnp.float32)
@@ -113,6 +117,7 @@ def compose(
         return images
 
     bounds = [np.zeros((0, 2)), *(one.family.bounds for one in free)]
+    sized = any(one.family.draw_sized for one in random)
     differ = any(first != second for first, second in chances.values())
     return Transformation(
         names=tuple(name for one in free for name in one.family.names),
@@ -120,7 +125,7 @@ def compose(
         sample=sample,
         apply=apply,
         plain=plain,
-        sample_other=functools.partial(sample, view=1) if differ else None,
+        sample_for=sample if differ or sized else None,
     )
 
 

@@ -75,13 +75,20 @@ def shift(transformation: Transformation, move: Array, scale: Array) -> Transfor
         for value in (move, scale, np.mean(transformation.bounds, axis=1))
     ]
 
-    def sample(key: Key, batch_size: int) -> View:
-        view = transformation.sample(key, batch_size)
+    def shifted(view: View) -> View:
         exact = [jnp.asarray(value, view.alpha.dtype) for value in change]
         return View(_shift(view.alpha, *exact), view.held)
 
-    bounds = _shift(transformation.bounds.T, *change).T
-    return replace(transformation, sample=sample, bounds=bounds)
+    def sample_for(key: Key, batch_size: int, **what: Any) -> View:
+        assert transformation.sample_for is not None
+        return shifted(transformation.sample_for(key, batch_size, **what))
+
+    return replace(
+        transformation,
+        sample=lambda key, batch_size: shifted(transformation.sample(key, batch_size)),
+        sample_for=transformation.sample_for and sample_for,
+        bounds=_shift(transformation.bounds.T, *change).T,
+    )
 
 
 def _shift(alpha: Any, move: Any, scale: Any, middle: Any) -> Any:

@@ -7,6 +7,7 @@ losses on the same features. Everything works on the dtype it is given; matrix p
 are made in full precision on every device.
 """
 
+from invariance_jax.evaluation.probes.blocks import fit_logistic_in_blocks
 from invariance_jax.evaluation.probes.knn import knn_accuracy
 from invariance_jax.evaluation.probes.linear import (
     LinearProbe,
@@ -37,6 +38,7 @@ __all__ = [
     "average_probabilities",
     "cross_entropy",
     "fit_logistic",
+    "fit_logistic_in_blocks",
     "fit_logistic_selected",
     "fit_ridge",
     "fit_ridge_selected",

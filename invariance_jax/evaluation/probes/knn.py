@@ -33,6 +33,7 @@ def knn_accuracy(
     *,
     k: int,
     temperature: float | Array | None = None,
+    block_size: int | None = None,
 ) -> Array:
     """Returns the share of test examples that the vote of their neighbours classifies.
 
@@ -49,6 +50,8 @@ def knn_accuracy(
       k: neighbours, from 1 to the number of training examples.
       temperature: of the weights, above 0, usually 0.07; None for weights of 1; may be
         traced.
+      block_size: training examples that are on the device at a time, where h is an
+        array of NumPy that no device holds; None: all of them.
 
     Returns:
       `[]`, in [0, 1], the common dtype of h and h_test, at least float32; NaN where a
@@ -66,8 +69,11 @@ def knn_accuracy(
     k = check_integer("k", k, most=h.shape[0])
     if temperature is not None:
         check_number("temperature", temperature, low=0, above=True)
-    h, h_test = promote(h=h, h_test=h_test)
     labels, labels_test = _number_classes(labels, labels_test)
+    if block_size is not None:
+        block_size = max(check_integer("block_size", block_size), k)
+        return _in_blocks(h, labels, h_test, labels_test, temperature, k, block_size)
+    h, h_test = promote(h=h, h_test=h_test)
     return _share_of_correct(h, labels, h_test, labels_test, temperature, k=k)
 
 
@@ -106,6 +112,44 @@ def _share_of_correct(
 
     chunk = max(1, min(h_test.shape[0], _CHUNK_ENTRIES // max(h.shape[0], k * k)))
     return jnp.mean(jax.lax.map(is_correct, (h_test, labels_test), batch_size=chunk))
+
+
+def _in_blocks(
+    h: Array,
+    labels: Array,
+    h_test: Array,
+    labels_test: Array,
+    temperature: float | Array | None,
+    k: int,
+    block_size: int,
+) -> Array:
+    """Returns the same of features that are brought to the device block by block."""
+    step = max(1, _CHUNK_ENTRIES // max(block_size, k * k))
+    shares = []
+    for first in range(0, len(h_test), step):
+        rows = l2_normalize(jnp.asarray(h_test[first : first + step]))
+        best = jnp.full((len(rows), k), -jnp.inf), jnp.zeros((len(rows), k), jnp.int32)
+        for start in range(0, len(h), block_size):
+            part = slice(start, start + block_size)
+            best = _nearer(best, rows, jnp.asarray(h[part]), labels[part], k=k)
+        found = jax.vmap(partial(_vote, temperature=temperature))(*best)
+        correct = (found == labels_test[first : first + step]).astype(rows.dtype)
+        undefined = jnp.isnan(jnp.sum(best[0], axis=1))
+        shares.append(jnp.where(undefined, jnp.nan, correct))
+    return jnp.mean(jnp.concatenate(shares))
+
+
+@partial(jax.jit, static_argnames="k")
+def _nearer(
+    best: tuple[Array, Array], rows: Array, h: Array, labels: Array, *, k: int
+) -> tuple[Array, Array]:
+    """Returns similarities and classes of the nearest, now also among others."""
+    similarity = exact_dot(rows, l2_normalize(h).T)
+    classes = jnp.broadcast_to(labels[None], similarity.shape)
+    both = (best[0], similarity), (best[1], classes)
+    values, all_classes = (jnp.concatenate(pair, axis=1) for pair in both)
+    nearest, indices = jax.lax.top_k(values, k)
+    return nearest, jnp.take_along_axis(all_classes, indices, axis=1)
 
 
 def _vote(

@@ -1,0 +1,107 @@
+"""JPEG files of a stream against worker processes and against the decoder alone.
+
+Files of 500 x 375 pixels become squares of 256, from which the device cuts its views.
+The peers are what data loaders run: Pillow in worker processes, and Grain's worker
+processes with our own decoder. The decoder alone reads the same files in as many
+threads and does not resize: a bound for all of them.
+"""
+
+import contextlib
+import functools
+import importlib
+import io
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from invariance_jax.benchmarks.timing import Options, Row
+from invariance_jax.data import decoding
+from invariance_jax.data.streams import FileRecords, Pictures, Store, cores
+
+_SIZE = 256
+
+Read = Callable[[], object]
+
+
+def time_decode(options: Options, *, count: int = 128) -> Iterator[Row]:
+    """Yields each peer over our threads, for one batch of files."""
+    workers = cores()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        records = _write(Path(folder), count)
+        pictures = Pictures(
+            Store(records, 3, _SIZE, (0, 0), 0, workers), np.arange(count)
+        )
+        peers: dict[str, Read] = {
+            f"Pillow, {workers} processes": _in_processes(stack, records, workers)
+        }
+        with contextlib.suppress(ImportError):
+            peers[f"Grain, {workers} processes"] = _in_grain(records, workers)
+        peers["the decoder alone"] = _alone(stack, records, workers)
+        decoder = "simplejpeg" if decoding.simplejpeg else "Pillow"
+        case = f"{count} JPEG of 500 x 375 to {_SIZE}, {decoder}"
+        for name, peer in peers.items():
+            target = "target 1.5" if "processes" in name else ""
+            ours = f"ours, {workers} threads", pictures.all
+            yield options.versus(case, (name, peer), ours, target)
+
+
+def _write(folder: Path, count: int) -> FileRecords:
+    """Writes files with the detail of photographs, about 50 kB each."""
+    random, files = np.random.default_rng(0), []
+    for number in range(count):
+        coarse = random.integers(0, 256, (12, 16, 3), np.uint8)
+        image = np.asarray(Image.fromarray(coarse).resize((500, 375)), np.int16)
+        noise = random.integers(-14, 15, image.shape)
+        path = folder / f"{number}.jpg"
+        clean = np.clip(image + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(clean).save(path, quality=85)
+        files.append(path)
+    stats = [path.stat() for path in files]
+    places = np.array([(n, 0, stat.st_size) for n, stat in enumerate(stats)])
+    times = np.array([stat.st_mtime_ns for stat in stats])
+    return FileRecords([str(path) for path in files], times, places, None)
+
+
+def _with_pillow(path: str) -> np.ndarray:
+    with Image.open(path) as file:
+        image = file.convert("RGB").resize((_SIZE, _SIZE), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def _in_processes(
+    stack: contextlib.ExitStack, records: FileRecords, workers: int
+) -> Read:
+    context = get_context("spawn")
+    pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
+    return lambda: np.stack([*pool.map(_with_pillow, records.files, chunksize=8)])
+
+
+def _with_ours(records: FileRecords, index: int) -> np.ndarray:
+    return decoding.decode(records.read(index), channels=3, size=_SIZE)[0]
+
+
+def _in_grain(records: FileRecords, workers: int) -> Read:
+    grain = importlib.import_module("grain")
+    count = len(records)
+    data = grain.MapDataset.range(count).map(functools.partial(_with_ours, records))
+    data = data.repeat().to_iter_dataset(grain.ReadOptions(num_threads=0))
+    started = iter(data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+    return lambda: np.stack([next(started) for _ in range(count)])
+
+
+def _alone(stack: contextlib.ExitStack, records: FileRecords, workers: int) -> Read:
+    pool = stack.enter_context(ThreadPoolExecutor(workers))
+
+    def decode(content: bytes) -> None:
+        if decoding.simplejpeg is None:
+            Image.open(io.BytesIO(content)).load()
+        else:
+            decoding.simplejpeg.decode_jpeg(content, "RGB")
+
+    contents = [records.read(index) for index in range(len(records))]
+    return lambda: [*pool.map(decode, contents)]

@@ -1,0 +1,438 @@
+"""Images that are decoded when they are asked for, by threads, row by row.
+
+`Pictures` stands where an array `[N, H, W, C]` would: it has a length, rows are chosen
+as of an array, and what `load` returns depends on the rows alone, never on the number
+of threads. So a set may be larger than the memory, and images may have any size: they
+are squashed to S x S and carry their own height and width. A record that cannot be
+decoded is named once, counted, and replaced by the next one of its class.
+"""
+
+import functools
+import itertools
+import logging
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, TypeVar
+
+import jax
+import numpy as np
+
+from invariance_jax.data import limits as checks
+from invariance_jax.transforms import Squashed
+
+_log = logging.getLogger(__name__)
+
+_PATIENCE = 300.0
+"""Seconds after which a thread that has not answered is given up."""
+
+_TICK = 0.01
+"""Seconds between looks at whether the devices are still at work."""
+
+_MOST_PER_JOB, _MOST_AT_ONCE = 8, 1000
+"""Images that one thread decodes before it answers, and that one call decodes."""
+
+Loaded = np.ndarray | Squashed
+"""A batch: images uint8 `[..., H, W, C]`; of many sizes `Squashed`."""
+
+T = TypeVar("T")
+
+
+class Records(Protocol):
+    """The image files of a split, read in any order by any number of threads.
+
+    Attributes:
+      labels: int32 `[N]`; None if there are none.
+    """
+
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        """Returns N."""
+        ...
+
+    def read(self, index: int) -> bytes:
+        """Returns the bytes of an image file.
+
+        Raises `Corrupt` if this one cannot be read, OSError or ValueError if none can.
+        """
+        ...
+
+    def where(self, index: int) -> str:
+        """Returns the place of an image, for messages."""
+        ...
+
+
+class Corrupt(Exception):
+    """One record cannot be read or decoded; the others may."""
+
+
+class FileRecords:
+    """Parts of files that lie where they are: images, or members of tar archives."""
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        times: np.ndarray,
+        places: np.ndarray,
+        labels: np.ndarray | None,
+    ):
+        """Takes files, their times of change and, per image, (file, start, size)."""
+        self.files, self.times, self.places = files, times, places
+        self.labels = labels
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self.places)
+
+    def where(self, index: int) -> str:
+        """Returns the file, and the first byte in it where it holds several."""
+        number, start, _ = self.places[index]
+        return self.files[number] + (f": byte {start}" if start else "")
+
+    def read(self, index: int, most: int | None = None) -> bytes:
+        """Returns the (first) bytes of a file, which must be as old as the index."""
+        number, start, size = map(int, self.places[index])
+        path = self.files[number]
+        try:
+            with open(path, "rb") as file:
+                changed = os.fstat(file.fileno()).st_mtime_ns != self.times[number]
+                file.seek(start)
+                content = file.read(min(size, most or size))
+        except OSError as error:
+            raise Corrupt(f"{path} cannot be read ({error.strerror})") from error
+        if changed:
+            raise ValueError(
+                f"{path} has changed since its index was written; remove the index and "
+                "write it again."
+            )
+        return content
+
+
+class Workers:
+    """Threads that answer in any order; a program that ends does not wait for them."""
+
+    def __init__(self, count: int):
+        """Starts the threads."""
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.busy: dict[str, tuple[float, str]] = {}
+        for number in range(count):
+            name = f"data thread {number}"
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            self._jobs.get()()
+            self.busy.pop(threading.current_thread().name, None)
+
+    def note(self, what: str) -> None:
+        """Remembers what this thread reads now."""
+        self.busy[threading.current_thread().name] = time.monotonic(), what
+
+    def submit(self, function: Callable[[], T]) -> "futures.Future[T]":
+        """Returns the future result of a function."""
+        future: futures.Future[T] = futures.Future()
+
+        def job() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as error:  # told where the result is asked for
+                    future.set_exception(error)
+
+        self._jobs.put(job)
+        return future
+
+
+workers = functools.cache(Workers)
+"""The threads of this process, by their number."""
+
+
+def cores() -> int:
+    """Returns the processor cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class Pending(NamedTuple):
+    """A batch that is being decoded."""
+
+    jobs: "list[futures.Future[None]]"
+    batch: Loaded
+    threads: Workers | None
+
+    def wait(self, running: Callable[[], bool] = lambda: False) -> tuple[Loaded, float]:
+        """Returns the batch, and the seconds for which nothing else was running."""
+        idle, last, answered = 0.0, time.monotonic(), time.monotonic()
+        left = {*self.jobs}
+        while left:
+            done, left = futures.wait(left, timeout=_TICK)
+            now = time.monotonic()
+            idle, last = idle + (now - last) * (not running()), now
+            answered = now if done else answered
+            for job in done:
+                job.result()
+            self._give_up(now, answered)
+        return self.batch, idle
+
+    def _give_up(self, now: float, answered: float) -> None:
+        if now - answered < _PATIENCE or self.threads is None:
+            return
+        each = [
+            f"{name} has read {what} for {now - since:.0f} s"
+            for name, (since, what) in sorted(self.threads.busy.items())
+        ]
+        raise TimeoutError(
+            f"no image was decoded for {_PATIENCE:.0f} s: "
+            f"{'; '.join(each) or 'every data thread is gone'}. See whether the file "
+            "system answers."
+        )
+
+
+@dataclass(eq=False)
+class Store:
+    """Where pixels come from: records and how each is decoded.
+
+    Attributes:
+      records: the image files of a split.
+      channels: 1 or 3.
+      size: S that images are squashed to; None: they have one size.
+      shape: (H, W) of all images, if size is None.
+      max_corrupt: records that may be replaced.
+      threads: that decode.
+      corrupt: number of a record -> why it is replaced.
+    """
+
+    records: Records
+    channels: int
+    size: int | None
+    shape: tuple[int, int]
+    max_corrupt: int
+    threads: int
+    corrupt: dict[int, str] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Those of the records."""
+        return self.records.labels
+
+    @property
+    def side(self) -> tuple[int, int]:
+        """Height and width of what is decoded."""
+        return self.shape if self.size is None else (self.size, self.size)
+
+    def stand_ins(self, count: int) -> Loaded:
+        """Returns zeros in place of images."""
+        zero: np.ndarray = np.broadcast_to(
+            np.uint8(0), (count, *self.side, self.channels)
+        )
+        if self.size is None:
+            return zero
+        return Squashed(zero, np.broadcast_to(np.int32(0), (count, 2)))
+
+    def start(self, rows: np.ndarray, numbers: np.ndarray) -> Pending:
+        """Begins to decode some of the rows, each the number of a record."""
+        flat, shape = numbers.ravel(), numbers.shape
+        pixels = np.empty((flat.size, *self.side, self.channels), np.uint8)
+        sizes = np.empty((flat.size, 2), np.int32)
+        pool = workers(self.threads)
+
+        def decode_some(part: range) -> None:
+            for place in part:
+                pool.note(self.records.where(int(rows[flat[place]])))
+                pixels[place], sizes[place] = self._decode(rows, int(flat[place]))
+
+        step = min(_MOST_PER_JOB, -(-flat.size // (2 * self.threads)) or 1)
+        parts = (
+            range(start, min(start + step, flat.size))
+            for start in range(0, flat.size, step)
+        )
+        jobs = [pool.submit(functools.partial(decode_some, part)) for part in parts]
+        batch: Loaded = pixels.reshape(*shape, *pixels.shape[1:])
+        if self.size is not None:
+            batch = Squashed(batch, sizes.reshape(*shape, 2))
+        return Pending(jobs, batch, pool)
+
+    def _decode(
+        self, rows: np.ndarray, number: int
+    ) -> tuple[np.ndarray, tuple[int, int]]:
+        """Returns the pixels of a row, or of the first one after it that is whole."""
+        for row in self._candidates(rows, number):
+            index = int(rows[row])
+            if index in self.corrupt:
+                continue
+            try:
+                return self._pixels(self.records.read(index))
+            except Corrupt as error:
+                self._replace(index, error)
+        raise ValueError(f"no image of {len(rows)} can be decoded.")
+
+    def _pixels(self, content: bytes) -> tuple[np.ndarray, tuple[int, int]]:
+        # Imported here so that Spirograph needs no Pillow.
+        from invariance_jax.data.decoding import decode
+
+        try:
+            pixels, shape = decode(content, channels=self.channels, size=self.size)
+        except MemoryError:
+            raise
+        except Exception as error:  # each format of Pillow raises its own
+            raise Corrupt(checks.reason(error)) from error
+        if pixels.shape[:2] != self.side:
+            raise Corrupt(
+                f"its image has {shape[0]} x {shape[1]} pixels; expected "
+                f"{self.side[0]} x {self.side[1]}"
+            )
+        return pixels, shape
+
+    def _candidates(self, rows: np.ndarray, number: int) -> Iterator[int]:
+        labels = self.records.labels
+        for row in itertools.chain(range(number, len(rows)), range(number)):
+            if labels is None or labels[rows[row]] == labels[rows[number]]:
+                yield row
+
+    def _replace(self, index: int, error: Exception) -> None:
+        """Takes a note of a corrupt record; raises if there are too many."""
+        text = f"{self.records.where(index)} is corrupt: {checks.reason(error)}"
+        with self.lock:
+            if index not in self.corrupt:
+                self.corrupt[index] = text
+                _log.warning("%s; it is left out", text)
+            found = [*self.corrupt.values()]
+        if len(found) > self.max_corrupt:
+            raise ValueError(
+                f"{found[-1]}. data.max_corrupt is {self.max_corrupt}, and "
+                f"{len(found)} cannot be read; mend or remove them, or allow more."
+            ) from error
+
+
+class InMemory(NamedTuple):
+    """Pixels that were decoded before; the rows of `Pictures` are theirs."""
+
+    pixels: Loaded
+    labels: np.ndarray | None
+    corrupt: dict[int, str]
+
+    @property
+    def size(self) -> int:
+        """Images, of which a whole `Pictures` has them in this order."""
+        return len(jax.tree.leaves(self.pixels)[0])
+
+    def stand_ins(self, count: int) -> Loaded:
+        """Returns zeros in place of images."""
+        zeros: Loaded = jax.tree.map(
+            lambda a: np.zeros((count, *a.shape[1:]), a.dtype), self.pixels
+        )
+        return zeros
+
+    def start(self, rows: np.ndarray, numbers: np.ndarray) -> Pending:
+        """Returns the rows at once."""
+        chosen = rows[numbers]
+        if isinstance(self.pixels, Squashed):
+            return Pending([], Squashed(*(leaf[chosen] for leaf in self.pixels)), None)
+        return Pending([], self.pixels[chosen], None)
+
+
+class Pictures:
+    """Images that are decoded when `load` or `start` asks for them.
+
+    Attributes:
+      store: where their pixels come from.
+      rows: int64 `[N]`, the numbers of their records.
+    """
+
+    def __init__(self, store: Store | InMemory, rows: np.ndarray):
+        """Takes a store and the rows of it; reads nothing."""
+        self.store, self.rows = store, rows
+
+    def __len__(self) -> int:
+        """Returns N."""
+        return len(self.rows)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Labels int32 `[N]`, or None."""
+        labels = self.store.labels
+        return None if labels is None else labels[self.rows]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "Pictures":
+        """Returns some of the images, not decoded yet."""
+        return Pictures(self.store, self.rows[rows])
+
+    @property
+    def num_corrupt(self) -> int:
+        """Images of the split that were found to be corrupt."""
+        return len(self.store.corrupt)
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether all are decoded."""
+        return isinstance(self.store, InMemory)
+
+    def all(self) -> Loaded:
+        """Returns all images."""
+        if isinstance(self.store, InMemory) and len(self) == self.store.size:
+            return self.store.pixels  # in their order, and not twice in memory
+        return self.load(np.arange(len(self)))
+
+    def stand_ins(self, count: int) -> Loaded:
+        """Returns what `load` does of some images, zeros that take no memory."""
+        return self.store.stand_ins(count)
+
+    def start(self, numbers: np.ndarray) -> Pending:
+        """Begins to decode the images with these numbers, integers of any shape."""
+        return self.store.start(self.rows, np.asarray(numbers))
+
+    def load(self, numbers: np.ndarray) -> Loaded:
+        """Returns the images with these numbers, integers of any shape."""
+        return self.start(numbers).wait()[0]
+
+    def in_memory(self, title: str) -> "Pictures":
+        """Returns the same images, decoded; once in a process for the same rows."""
+        if isinstance(self.store, InMemory):
+            return self
+        return _decoded(self.store, self.rows.astype(np.int64).tobytes(), title)
+
+
+@functools.lru_cache(maxsize=4)
+def _decoded(store: Store, rows: bytes, title: str) -> Pictures:
+    from invariance_jax.data.records import progress
+
+    pictures = Pictures(store, np.frombuffer(rows, np.int64))
+    count = len(pictures)
+    num_bytes = count * math.prod(store.side) * store.channels
+    checks.memory(f"{title}: {count} images", num_bytes)
+    parts = np.array_split(np.arange(count), -(-count // _MOST_AT_ONCE))
+    batches = []
+
+    def load(part: np.ndarray) -> int:
+        batches.append(pictures.load(part))
+        return len(part)
+
+    progress(map(load, parts), count, title)
+    pixels: Loaded = jax.tree.map(lambda *each: np.concatenate(each), *batches)
+    kept = InMemory(pixels, pictures.labels, store.corrupt)
+    return Pictures(kept, np.arange(count))
+
+
+def take(x: np.ndarray | Pictures, numbers: np.ndarray) -> Loaded:
+    """Returns examples by their numbers, of an array or of `Pictures`.
+
+    Args:
+      x: examples `[N, ...]`.
+      numbers: integers from 0 to N - 1, of any shape.
+
+    Returns:
+      An array, or of images of many sizes `Squashed`; leading axes are those of
+      numbers.
+
+    Raises:
+      ValueError: if more than `data.max_corrupt` images cannot be decoded, or their
+        files are not those that were indexed.
+      TimeoutError: if the threads that decode do not answer.
+    """
+    return x.load(numbers) if isinstance(x, Pictures) else x[numbers]

@@ -1,0 +1,318 @@
+"""Sets that are decoded when they are needed: rows, threads, files that fail."""
+
+import io
+import os
+import tarfile
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from processes import rows
+from tiny import image_config
+
+from invariance_jax import check, data, train
+from invariance_jax.data import __main__ as command
+from invariance_jax.data import decoding, streams
+from invariance_jax.data.originals import prepare_files
+from invariance_jax.training.batches import Streamed, make_sampler
+from invariance_jax.transforms import Squashed, distributions, image
+
+SIZES = [(9, 14), (16, 11), (30, 30), (1, 1), (12, 40), (17, 17)]
+RANDOM = np.random.default_rng(0)
+
+
+def content(size, mode="RGB", form="JPEG", **options):
+    """Returns the file of a smooth random image."""
+    noise = RANDOM.integers(0, 256, (3, 3, 3), np.uint8)
+    file, picture = io.BytesIO(), Image.fromarray(noise).resize(size[::-1])
+    picture.convert(mode).save(file, form, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve images of six sizes in two classes."""
+    path = tmp_path_factory.mktemp("originals") / "train"
+    for number in range(12):
+        file = path / "ab"[number % 2] / f"{number:02d}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content(SIZES[number % 6], quality=95))
+    return path
+
+
+def opened(data_dir, split="train", *, size=8, **options):
+    chosen = {"data_dir": data_dir, "validation_examples": 0, "size": size}
+    streams._decoded.cache_clear()
+    data.loading._pictures.cache_clear()
+    return data.open_pictures("mine", split, **{**chosen, **options})
+
+
+@pytest.fixture(params=[True, False], ids=["index", "records"])
+def data_dir(request, folder, tmp_path):
+    """The set "mine" of these images."""
+    prepare_files("mine", tmp_path, train=[folder], test=[folder], index=request.param)
+    return tmp_path
+
+
+def same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize("size", [None, 5, 20, 100])
+@pytest.mark.parametrize("shape", [(1, 1), (333, 501), (800, 17), (410, 400)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_both_decoders_give_the_same_bits(shape, size, mode, monkeypatch):
+    pytest.importorskip("simplejpeg")
+    file = content(shape, mode, quality=80, progressive=size == 20)
+    fast, found = decoding.decode(file, channels=3, size=size)
+    monkeypatch.setattr(decoding, "simplejpeg", None)
+    slow, expected = decoding.decode(file, channels=3, size=size)
+    assert found == expected == shape
+    np.testing.assert_array_equal(fast, slow)
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"),
+    [("CMYK", "JPEG"), ("P", "PNG"), ("LA", "PNG"), ("1", "PNG"), ("I;16", "PNG")],
+)
+def test_other_modes_become_colours_or_grey(mode, form):
+    shown = 255 if mode == "1" else 200
+    value = shown * 257 if mode == "I;16" else shown
+    picture = Image.new("L" if mode != "I;16" else mode, (6, 4), value)
+    picture = picture if mode == "I;16" else picture.convert(mode)
+    file = io.BytesIO()
+    picture.save(file, form)
+    for channels in (1, 3):
+        pixels, shape = decoding.decode(file.getvalue(), channels=channels, size=3)
+        assert (pixels.shape, shape) == ((3, 3, channels), (4, 6))
+        np.testing.assert_allclose(pixels, shown, atol=2)
+
+
+def test_orientation_turns_and_transparency_is_white():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decoding.decode(content((8, 4), exif=exif), channels=3, size=2)[1] == (4, 8)
+    clear = io.BytesIO()
+    Image.new("RGBA", (2, 2), (9, 9, 9, 0)).save(clear, "PNG")
+    pixels, _ = decoding.decode(clear.getvalue(), channels=3, size=None)
+    assert (pixels == 255).all()
+
+
+def test_rows_are_those_of_the_files(data_dir, folder):
+    found = opened(data_dir)
+    files = sorted(folder.rglob("*.jpg"), key=lambda file: (file.parent.name, file))
+    expected = [
+        decoding.decode(file.read_bytes(), channels=3, size=8) for file in files
+    ]
+    chosen = np.array([[3, 0], [11, 3]])
+    batch = found.load(chosen)
+    same(batch.pixels, np.array([pixels for pixels, _ in expected])[chosen])
+    same(batch.sizes, np.array([shape for _, shape in expected])[chosen])
+    assert found.labels.tolist() == [file.parent.name == "b" for file in files]
+    assert data.describe("mine", data_dir=data_dir).image_shape == (0, 0, 3)
+    with pytest.raises(ValueError, match=r"mine have several sizes; .*data.store_size"):
+        opened(data_dir, size=None)
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+def test_any_step_gives_the_same_batch_however_it_is_reached(threads, data_dir):
+    found, key = opened(data_dir, threads=threads), jax.random.key(3)
+    sampler = make_sampler(num_examples=12, batch_size=4)
+    devices = jax.devices()[:2]
+    batches = Streamed(
+        found, sampler, key, batch_size=4, num_devices=2, prefetch=threads
+    )
+    for step in (0, 1, 2, 70, 5, 6):
+        batch = batches.load(step, 1, devices)
+        indices = np.asarray(sampler(key, jnp.int32(step))).reshape(2, 2)
+        same(batch, found.in_memory("test").load(indices))
+    assert batches.report()["waited"] > 0 == batches.report()["waited"]
+
+
+def test_corrupt_files_are_named_counted_and_replaced_within_their_class(
+    folder, tmp_path, caplog
+):
+    copy = tmp_path / "copy"
+    for file in folder.rglob("*.jpg"):
+        (copy / file.parent.name).mkdir(parents=True, exist_ok=True)
+        (copy / file.parent.name / file.name).write_bytes(file.read_bytes())
+    bad = copy / "a" / "04.jpg"
+    bad.write_bytes(bad.read_bytes()[:-40])
+    prepare_files("mine", tmp_path, train=[copy], test=[copy], index=True)
+    for threads in (1, 8):
+        found = opened(tmp_path, max_corrupt=1, threads=threads)
+        batch = found.load(np.arange(12))
+        same(batch.pixels[2], batch.pixels[3])
+        same(found.in_memory("test").all(), batch)
+        assert found.num_corrupt == 1
+    assert f"{bad} is corrupt" in caplog.text
+    with pytest.raises(ValueError, match=r"04.jpg is corrupt: .*max_corrupt is 0"):
+        opened(tmp_path).load(np.arange(12))
+    (copy / "b" / "01.jpg").unlink()
+    with pytest.raises(ValueError, match=r"max_corrupt is 1, and 2 cannot be read"):
+        opened(tmp_path, max_corrupt=1).load(np.arange(12))
+
+
+def test_index_older_than_a_file_and_a_shard_that_vanished_stop(
+    data_dir, folder, monkeypatch
+):
+    index = "places" in np.load(data_dir / "mine" / "1.0.0" / "train.npz")
+    found = opened(data_dir, max_corrupt=12)
+    if index:
+        monkeypatch.setattr(found.store.records, "times", np.zeros(12, np.int64))
+    else:
+        next((data_dir / "mine" / "1.0.0").glob("*train*00000-of*")).unlink()
+    message = "has changed since its index" if index else "is not a file of records"
+    with pytest.raises(ValueError, match=message):
+        found.load(np.arange(12))
+
+
+def test_a_thread_that_does_not_answer_is_named(data_dir, monkeypatch):
+    found, event = opened(data_dir, threads=3), threading.Event()
+    monkeypatch.setattr(streams, "_PATIENCE", 0.2)
+    monkeypatch.setattr(found.store.records, "read", lambda index: event.wait())
+    with pytest.raises(TimeoutError, match=r"data thread \d has read .*mine|train"):
+        found.load(np.arange(12))
+    event.set()
+
+
+def test_boxes_have_the_aspect_of_the_image_as_it_was():
+    unit = RANDOM.random((200, 22), np.float32)
+    options = {"area": (0.08, 1.0), "aspect": (3 / 4, 4 / 3), "whole_pixels": False}
+    squashed = distributions.crop_family(source_size=(64, 64), squashed=True, **options)
+    for shape in [(30, 50), (400, 100), (20, 2000), (9, 9)]:
+        plain = distributions.crop_family(source_size=shape, **options)
+        boxes = squashed.draw_sized(unit, np.tile(np.int32(shape), (200, 1)))
+        scale = np.tile(np.array(shape) / 64, 2)
+        np.testing.assert_allclose(
+            boxes * scale[None], plain.draw(unit), rtol=1e-3, atol=1e-3 * max(shape)
+        )
+
+
+def test_plain_squashed_image_is_the_central_square_of_the_image():
+    make = {"image_size": 8, "mean": (0,), "std": (1,), "strength": 0.5}
+    make |= {"jitter_probability": 0.0, "gray_probability": 0.0, "crop": True}
+    made = image.make_transformation(
+        source_size=16, flip=False, differentiate=(), squashed=True, **make
+    )
+    wide = np.zeros((16, 16, 3), np.uint8)  # was 10 x 40: the middle quarter is white
+    wide[:, 6:10] = 255
+    x = Squashed(wide[None], np.array([[10, 40]], np.int32))
+    shown = made.plain(jax.tree.map(jnp.asarray, x))
+    np.testing.assert_allclose(shown[0, :, 1:-1], 1, atol=0.05)
+    boxes = made.draw(jax.random.key(0), x).held["crop"]
+    assert boxes.shape == (1, 4) and float(boxes[0, 3]) < 14
+
+
+def test_archives_within_archives_are_classes_and_a_list_chooses_them(tmp_path, capsys):
+    def add(archive, name, body):
+        entry = tarfile.TarInfo(name)
+        entry.size = len(body)
+        archive.addfile(entry, io.BytesIO(body))
+
+    with tarfile.open(tmp_path / "train.tar", "w") as archive:
+        for name in ("cat", "dog", "owl"):
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode="w") as part:
+                for number in range(5):
+                    add(part, f"{number}.jpg", content((8, 8)))
+            add(archive, f"{name}.tar", inner.getvalue())
+    with tarfile.open(tmp_path / "test.tar", "w") as archive:
+        for number in range(4):
+            add(archive, f"{number}.jpg", content((8, 8)))
+    (tmp_path / "keep").write_text("owl\ncat\n")
+    (tmp_path / "truth").write_text("owl\ndog\ncat\nowl\n")
+    flags = [f"--{n}={tmp_path / f}" for n, f in (("classes", "keep"),)]
+    flags += [f"--test_classes={tmp_path / 'truth'}", f"--data_dir={tmp_path}"]
+    splits = [f"--train={tmp_path}/train.tar", f"--test={tmp_path}/test.tar"]
+    command.main(["mine", *splits, *flags])
+    assert "10 training and 3 test images, 8 x 8 x 3, 2" in capsys.readouterr().out
+    assert opened(tmp_path, "test", size=None).labels.tolist() == [1, 0, 1]
+    images, labels = data.load_arrays(
+        "mine", "train", data_dir=tmp_path, validation_examples=0
+    )
+    assert images.shape == (10, 8, 8, 3) and labels.tolist() == [0] * 5 + [1] * 5
+
+
+def test_preparing_continues_and_refuses_other_files(folder, tmp_path, monkeypatch):
+    from invariance_jax.data import originals
+
+    monkeypatch.setattr(originals, "_SHARD_BYTES", 2000)
+    written, copy = [], originals._copy
+
+    def full(part, rows, path):
+        if len(written) == 2:
+            raise OSError("No space left on device")
+        written.append(path)
+        return copy(part, rows, path)
+
+    monkeypatch.setattr(originals, "cores", lambda: 1)
+    monkeypatch.setattr(originals, "_copy", full)
+    with pytest.raises(OSError, match="mine was not .*No space left .*continues"):
+        prepare_files("mine", tmp_path, train=[folder], test=[folder])
+    times = {path: os.stat(path).st_mtime_ns for path in written}
+    with pytest.raises(ValueError, match="was begun from other files"):
+        prepare_files("mine", tmp_path, train=[folder / "a"], test=[folder / "a"])
+    monkeypatch.setattr(originals, "_copy", copy)
+    path = prepare_files("mine", tmp_path, train=[folder], test=[folder])
+    for file, time in times.items():
+        assert os.stat(path / file.name).st_mtime_ns == time
+    assert len(opened(tmp_path)) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("notes.txt", "notes.txt is not an image"), ("", "is not th")]
+)
+def test_what_is_no_image_is_named(name, message, tmp_path):
+    (tmp_path / "train").mkdir()
+    if name:
+        (tmp_path / "train" / "a.jpg").write_bytes(content((3, 3)))
+        (tmp_path / "train" / name).write_text("text")
+    train = tmp_path / ("train" if name else "nowhere")
+    with pytest.raises(ValueError, match=message):
+        prepare_files("mine", tmp_path, train=[train])
+
+
+LATE = {
+    "steps": 12,
+    "logging.probe_every_steps": 0,
+    "checkpoints.every_steps": 4,
+    "augmentation.differentiate": ("crop", "color"),
+    "data.store_size": 12,
+}
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_a_streamed_run_that_was_killed_has_the_losses_of_memory(tmp_path, monkeypatch):
+    train.run(image_config(tmp_path, LATE), tmp_path / "memory")
+    load = Streamed.load
+
+    def die(self, step, *rest):
+        if step == 6:
+            raise KeyboardInterrupt
+        return load(self, step, *rest)
+
+    stream = {**LATE, "data.source": "stream", "data.threads": 8}
+    monkeypatch.setattr(Streamed, "load", die)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(image_config(tmp_path, stream), tmp_path / "stream")
+    monkeypatch.undo()
+    again = {**stream, "data.threads": 1, "data.prefetch": 1}
+    train.run(image_config(tmp_path, again), tmp_path / "stream")
+    timed = ("seconds", "examples_per_second", "waited", "corrupt")
+    found, expected = (
+        rows(tmp_path / name, without=timed) for name in ("stream", "memory")
+    )
+    assert found == expected
+    last = rows(tmp_path / "stream", without=())[-1]
+    assert 0 <= last["waited"] <= 1 and last["corrupt"] == 0
+
+
+def test_the_check_tells_the_rate_of_the_host_beside_that_of_the_step(tmp_path):
+    found = check.run(image_config(tmp_path, {"data.source": "stream"}))
+    assert found.decoded > 0 and found.stepped > 0
+    assert found.memory.data == 16 // jax.device_count() * 10 * 10 * 3
+    assert "decoded here" in check.table(found)
