@@ -162,6 +162,18 @@ def check_number(
         )
 
 
+def check_pair(
+    name: str, value: float | tuple[float, float], *, low: float, high: float
+) -> tuple[float, float]:
+    """Returns two numbers in [low, high], twice the same where one is given."""
+    if np.shape(value) not in ((), (2,)):
+        raise ValueError(f"{name} must be one number or two; found {value!r}.")
+    pair = value if isinstance(value, tuple) else (value, value)
+    for number in pair:
+        check_number(name, number, low=low, high=high)
+    return float(pair[0]), float(pair[1])
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Checks that a name is one of those there are."""
     if value not in choices:

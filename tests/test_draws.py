@@ -215,13 +215,13 @@ def test_what_is_off_is_not_drawn(draw):
 
 
 def test_options_leave_the_other_draws_as_they_are(many, with_options):
-    for ours, theirs in zip(many, with_options, strict=True):
+    for ours, theirs in zip(many[:2], with_options[:2], strict=True):
         np.testing.assert_array_equal(alpha_of(ours), alpha_of(theirs))
     ends = many.first.alpha_other, with_options.first.alpha_other
     np.testing.assert_array_equal(*ends)
     fewer = make(average_views=2, penalized=0)(KEY, 4)
     np.testing.assert_array_equal(alpha_of(fewer.first), alpha_of(many.first)[4])
-    for ours, theirs in zip(fewer, with_options, strict=True):
+    for ours, theirs in zip(fewer[:2], with_options[:2], strict=True):
         expected = theirs.views[1].alpha[4]
         np.testing.assert_array_equal(ours.views[1].alpha, expected)
 
@@ -229,7 +229,7 @@ def test_options_leave_the_other_draws_as_they_are(many, with_options):
 def test_options_have_the_axis_of_examples(with_options):
     draws = jax.tree.map(lambda leaf: leaf[4], with_options)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(draws)} == {BATCH}
-    for side in draws:
+    for side in draws[:2]:
         assert side.signs.shape == (BATCH, DIRECTIONS, 5)
         assert side.alpha_other.shape == (BATCH, DIRECTIONS, 6)
         assert len(side.views) == 3
@@ -240,7 +240,7 @@ def test_one_parameter_is_redrawn_as_often_as_its_weight_says():
     options = {"kind": "total_effect", "column_weights": weights, "penalized": 2}
     draws = jax.vmap(make(**options), in_axes=(None, 0))(KEY, jnp.arange(200))
     low, high = spirograph.make_transformation().bounds.T
-    for side in draws:
+    for side in draws[:2]:
         assert side.alpha_other is None
         moved = np.asarray(side.alpha_redrawn != side.views[0].alpha[:, :, None])
         assert np.all(moved.sum(axis=-1) == 1)
@@ -278,8 +278,8 @@ def test_the_second_view_has_ends_about_itself(with_options):
 
 def test_options_are_independent_of_one_another_and_of_the_rest(with_options):
     draws = with_options
-    columns = [view.alpha[..., 0] for side in draws for view in side.views]
-    columns += [side.signs[:, :, 0, 0] for side in draws]
+    columns = [view.alpha[..., 0] for side in draws[:2] for view in side.views]
+    columns += [side.signs[:, :, 0, 0] for side in draws[:2]]
     signs = draws.first.signs
     columns += [signs[:, :, 1, 0], signs[:, :, 0, 1], signs[:, ::-1, 0, 0]]
     columns = np.stack([np.asarray(column, float).ravel() for column in columns])
@@ -291,7 +291,7 @@ def test_views_have_directions_of_their_own(with_options):
     draws, background = with_options, slice(1, None, 2)
     lengths = [
         abs(side.alpha_other - side.views[0].alpha[:, :, None])[..., background]
-        for side in draws
+        for side in draws[:2]
     ]
     columns = np.stack([np.asarray(length).ravel() for length in lengths])
     # Ends in common would make it 0.1.

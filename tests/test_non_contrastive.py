@@ -209,7 +209,7 @@ def test_bad_input_is_refused(
 @pytest.mark.parametrize(
     "shape, changes, message",
     [
-        ((4, 3), {}, r"z must be \[V, B, D\]"),
+        ((4, 3), {}, r"z must be \[M, B, D\]"),
         ((1, 4, 3), {}, "z must hold 2 or more patches; found 1"),
         ((2, 4, 3), {"distortion": 0.0}, "distortion must be above 0"),
         ((2, 4, 3), {"invariance_weight": -1.0}, "invariance_weight must be 0 or more"),

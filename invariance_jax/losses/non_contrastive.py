@@ -147,12 +147,12 @@ def emp_ssl(
 ) -> Array:
     """Returns the loss of EMP-SSL of each example, of any number of its patches.
 
-    Computes `-mean_v (R(n(z_v)) + w cos(n(z_v), m))` with m the mean of n(z_v) over the
-    V patches and the coding rate `R(Z) = log det(I + D / (B e) Z^T Z) / 2` of the rows
+    Computes `-mean_i (R(n(z_i)) + w cos(n(z_i), a))` with a the mean of n(z_i) over the
+    M patches and the coding rate `R(Z) = log det(I + D / (B e) Z^T Z) / 2` of the rows
     Z `[B, D]`, Tong et al. (2023), equation 3.
 
     Args:
-      z: `[V, B, D]`, projections of the patches, V of 2 or more.
+      z: `[M, B, D]`, projections of the patches, M of 2 or more.
       invariance_weight: w, 0 or more; 200 in the paper.
       distortion: e, the paper's epsilon squared, above 0; 0.2 there.
       axis_name: the mapped axis over which the batch is spread. None: one replica.
@@ -165,11 +165,11 @@ def emp_ssl(
         negative, or the distortion is not positive.
 
     Gradients: with respect to z; 0 where a projection is 0.
-    Cost: V products of `[D, B]` with `[B, D]`, and V determinants of `[D, D]`.
+    Cost: M products of `[D, B]` with `[B, D]`, and M determinants of `[D, D]`.
     """
     check_number("invariance_weight", invariance_weight, low=0)
     check_number("distortion", distortion, low=0, above=True)
-    check_shape("z", z, (None, None, None), expected="[V, B, D]")
+    check_shape("z", z, (None, None, None), expected="[M, B, D]")
     if len(z) < 2:
         raise ValueError(f"z must hold 2 or more patches; found {len(z)}.")
     (z,) = promote(z=z)

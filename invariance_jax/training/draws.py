@@ -131,10 +131,8 @@ def make_draw(
             return Side(views, **drawn, signs=draw_signs(own(2 * number)))
 
         stream = jax.random.fold_in(jax.random.fold_in(key, _MORE_STREAM), step)
-        beside = [
-            one.sampler(sizes, batch_size)(jax.random.fold_in(stream, n))
-            for n, one in enumerate(more)
-        ]
+        samplers = [one.sampler(sizes, batch_size) for one in more]
+        beside = (s(jax.random.fold_in(stream, n)) for n, s in enumerate(samplers))
         return Draws(side(0), side(1), tuple(beside))
 
     return draw

@@ -55,9 +55,9 @@ class Transformation:
       apply: `(x, view) -> images`, float32 `[B, H, W, 3]`, values about [0, 1]; pure.
       plain: `x -> images` without a transformation, or None where every image needs
         parameters (Spirograph).
-      sample_for: `(key, batch_size, *, second, sizes) -> View`, `sample` where it matters
-        whether it is the second of two views whose loss is taken, or what heights and
-        widths the images have, int32 `[B, 2]` or None; None: neither does.
+      sample_for: `(key, batch_size, *, second, sizes) -> View`, `sample` where views
+        depend on whether they are the second of a pair whose loss is taken, or on the
+        heights and widths of the images, int32 `[B, 2]` or None; None: they do not.
     """
 
     names: tuple[str, ...]

@@ -258,8 +258,12 @@ def draw(family: Family, unit: Array, sizes: Array | None) -> Array:
     return family.draw_sized(unit, sizes)
 
 
-def check_differentiated(on: Collection[str], differentiate: Sequence[str]) -> None:
+def check_differentiated(on: Collection[str], *, differentiate: Sequence[str]) -> None:
     """Checks the names of the families that are differentiated.
+
+    Args:
+      on: the families that are switched on.
+      differentiate: names of families in any order, or none.
 
     Raises:
       ValueError: if a name is unknown, given twice, or not among those that are on.

@@ -17,6 +17,7 @@ from invariance_jax.arguments import (
     check_choice,
     check_integer,
     check_number,
+    check_pair,
     promote,
 )
 from invariance_jax.transforms import blur, color, distributions, geometry
@@ -25,7 +26,6 @@ from invariance_jax.transforms.distributions import NO_PARAMETERS
 from invariance_jax.transforms.operations import (
     Operation,
     Probability,
-    both_views,
     compose,
 )
 from invariance_jax.types import Array
@@ -151,9 +151,10 @@ def make_transformation(
     source, image_size = _source(source_size), check_integer("image_size", image_size)
     check_choice("resampling", resampling, geometry.METHODS)
     _check_channels(mean=mean, std=std, threshold=solarize_threshold)
-    jitter = both_views("jitter_probability", jitter_probability)
-    blurring = both_views("blur_probability", blur_probability)
-    erasing = both_views("erase_probability", erase_probability)
+    pair = partial(check_pair, low=0, high=1)
+    jitter = pair("jitter_probability", jitter_probability)
+    blurring = pair("blur_probability", blur_probability)
+    erasing = pair("erase_probability", erase_probability)
     families = {
         "crop": distributions.crop_family(
             source_size=source,
@@ -179,7 +180,7 @@ def make_transformation(
         "erase": max(erasing) > 0,
     }
     on = {name for name, switch in switches.items() if switch}
-    distributions.check_differentiated(on, differentiate)
+    distributions.check_differentiated(on, differentiate=differentiate)
     cut = partial(geometry.crop_and_resize, size=image_size, method=resampling)
     normalize = partial(_normalize, mean=mean, std=std)
     floating = partial(_floating, source=source)

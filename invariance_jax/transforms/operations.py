@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invariance_jax.arguments import check_number, check_shape, promote
+from invariance_jax.arguments import check_pair, check_shape, promote
 from invariance_jax.transforms.base import Transformation, View
 from invariance_jax.transforms.distributions import NO_PARAMETERS, Family, draw
 from invariance_jax.types import Array, Key, PyTree
@@ -129,23 +129,10 @@ def compose(
     )
 
 
-def both_views(name: str, probability: Probability) -> tuple[float, float]:
-    """Returns the probabilities of the first and of the second view, checked."""
-    if np.shape(probability) not in ((), (2,)):
-        raise ValueError(
-            f"{name} must be one number, or those of the two views; found "
-            f"{probability!r}."
-        )
-    pair = probability if isinstance(probability, tuple) else (probability,) * 2
-    for value in pair:
-        check_number(name, value, low=0, high=1)
-    return float(pair[0]), float(pair[1])
-
-
 def _chances(operations: Sequence[Operation]) -> dict[str, tuple[float, float]]:
     """Returns the probabilities of what acts on some views."""
     chances = {
-        one.name: both_views(f"{one.name}_probability", one.probability)
+        one.name: check_pair(f"{one.name}_probability", one.probability, low=0, high=1)
         for one in operations
         if one.probability is not None
     }
