@@ -392,7 +392,7 @@ class Evaluation:
         (), least=0, empty=True, readers=("downstream", "averaging")
     )
     """L2 weights among which a second probe chooses its own, on the last tenth of the
-    training examples; (): there is none."""
+    training examples, if features take less than 4 GB; (): there is none."""
     train_examples: int | None = key(None, least=1, readers=_WITH_FEATURES)
     """Training examples of the probe; None: all."""
     test_examples: int | None = key(None, least=2)
