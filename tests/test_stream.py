@@ -8,6 +8,7 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 from PIL import Image
 from processes import rows
@@ -17,6 +18,7 @@ from invariance_jax import check, data, train
 from invariance_jax.data import __main__ as command
 from invariance_jax.data import decoding, streams
 from invariance_jax.data.originals import prepare_files
+from invariance_jax.training import parallel
 from invariance_jax.training.batches import Streamed, make_sampler
 from invariance_jax.transforms import Squashed, distributions, image
 
@@ -139,17 +141,17 @@ def test_corrupt_files_are_named_counted_and_replaced_within_their_class(
     for file in folder.rglob("*.jpg"):
         (copy / file.parent.name).mkdir(parents=True, exist_ok=True)
         (copy / file.parent.name / file.name).write_bytes(file.read_bytes())
-    bad = copy / "a" / "04.jpg"
+    bad = copy / "a" / "10.jpg"  # the last of its class
     bad.write_bytes(bad.read_bytes()[:-40])
     prepare_files("mine", tmp_path, train=[copy], test=[copy], index=True)
     for threads in (1, 8):
         found = opened(tmp_path, max_corrupt=1, threads=threads)
         batch = found.load(np.arange(12))
-        same(batch.pixels[2], batch.pixels[3])
+        same(batch.pixels[5], batch.pixels[0])
         same(found.in_memory("test").all(), batch)
         assert found.num_corrupt == 1
     assert f"{bad} is corrupt" in caplog.text
-    with pytest.raises(ValueError, match=r"04.jpg is corrupt: .*max_corrupt is 0"):
+    with pytest.raises(ValueError, match=r"10.jpg is corrupt: .*max_corrupt is 0"):
         opened(tmp_path).load(np.arange(12))
     (copy / "b" / "01.jpg").unlink()
     with pytest.raises(ValueError, match=r"max_corrupt is 1, and 2 cannot be read"):
@@ -316,3 +318,31 @@ def test_the_check_tells_the_rate_of_the_host_beside_that_of_the_step(tmp_path):
     assert found.decoded > 0 and found.stepped > 0
     assert found.memory.data == 16 // jax.device_count() * 10 * 10 * 3
     assert "decoded here" in check.table(found)
+
+
+@pytest.mark.slow
+def test_two_processes_read_their_shares_of_the_batch_of_one(tmp_path):
+    image_config(tmp_path)
+    changes = LATE | {"data.name": "bars", "data.data_dir": tmp_path, "batch_size": 16}
+    changes |= dict.fromkeys(("data.source_size", "data.num_classes", "data.mean"))
+    changes |= {"data.train_examples": 120, "data.validation_examples": 30}
+    changes |= {"data.test_examples": 45, "data.std": None, "data.image_size": 8}
+    flags = [f"--config.{name}={value}" for name, value in changes.items()]
+    run = ["launch.py", "--mode=train", "--config=configs/stamps.py:smoke", *flags]
+    for count in (1, 2):
+        arguments = [*run, f"--workdir={tmp_path}/{count}"]
+        processes.run(arguments, processes=count, devices=2 // count)
+    timed = ("seconds", "examples_per_second", "waited", "corrupt")
+    one, two = (rows(tmp_path / name, without=timed) for name in "12")
+    assert one == two
+
+
+def test_results_that_take_much_memory_lie_in_a_file(monkeypatch):
+    monkeypatch.setattr(parallel, "_SHARE_OF_MEMORY", 0)
+    double = parallel.make_map(
+        lambda factor, x, indices, stream: factor * x[None], jax.devices(), axis=1
+    )
+    x = np.arange(22.0, dtype=np.float32).reshape(11, 2)
+    found = double(np.float32(2), x, 0, batch_size=1)
+    assert isinstance(found, np.memmap)
+    np.testing.assert_array_equal(found, 2 * x[None])

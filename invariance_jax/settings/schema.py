@@ -436,7 +436,7 @@ class Evaluation:
         (), least=0, empty=True, readers=("downstream", "averaging")
     )
     """L2 weights among which a second probe chooses its own, on the last tenth of the
-    training examples; (): there is none."""
+    training examples, if features take less than 4 GB; (): there is none."""
     lbfgs_steps: tuple[int, ...] = key(
         (), least=1, increasing=True, empty=True, readers=("downstream", "averaging")
     )

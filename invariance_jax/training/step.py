@@ -110,16 +110,8 @@ def make_step(
             **ratios,
         }
         if target is not None:
-            assert objective.method.momentum is not None
-            kept = objective.method.momentum(state.step)
-            moved = optax.incremental_update(params, target.params, 1 - kept)
-            target = Target(moved, target.batch_stats)
-            metrics["target_momentum"] = kept, one
-            apart = jax.tree.map(jnp.subtract, target.params, params)
-            metrics["target_distance"] = (
-                optax.tree.norm(apart) / optax.tree.norm(params),
-                one,
-            )
+            target, followed = _follow(objective, target, params, state.step)
+            metrics |= {name: (value, one) for name, value in followed.items()}
         outputs = terms.outputs if state.target is None else seen
         memory = _remember(objective, state.memory, outputs)
         trained = params, stats, opt_state, target, memory, effects
@@ -166,6 +158,21 @@ def _target_outputs(
     outputs, stats = objective.target_outputs(*target, x, draws)
     outputs = jax.lax.stop_gradient(outputs)
     return Target(target.params, stats), outputs
+
+
+def _follow(
+    objective: Objective, target: Target, params: Variables, step: Array
+) -> tuple[Target, dict[str, Array]]:
+    """Returns the target network after it has moved towards the parameters, and how."""
+    assert objective.method.momentum is not None
+    kept = objective.method.momentum(step)
+    moved = optax.incremental_update(params, target.params, 1 - kept)
+    apart = optax.tree.norm(jax.tree.map(jnp.subtract, moved, params))
+    distance = apart / optax.tree.norm(params)
+    return Target(moved, target.batch_stats), {
+        "target_momentum": kept,
+        "target_distance": distance,
+    }
 
 
 def _remember(objective: Objective, memory: PyTree, outputs: PyTree) -> PyTree:
