@@ -36,7 +36,6 @@ def compilation_cache():
 
 def environment(devices, **changes):
     """Returns the environment of a process with that many CPU devices; None: unset."""
-    inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     own = {
         "JAX_PLATFORMS": "cpu",
@@ -45,7 +44,7 @@ def environment(devices, **changes):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": paths,
     }
-    together = inherited | own | changes
+    together = os.environ | own | changes
     return {name: value for name, value in together.items() if value is not None}
 
 

@@ -141,7 +141,7 @@ def benchmark(name):
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", COUNTS)
-def test_a_benchmark_runs(name, monkeypatch, compiled_fast):
+def test_a_benchmark_runs(name, monkeypatch):
     if name in ("steps", "probe") and not timing.has_torch():
         pytest.skip("needs PyTorch")
     monkeypatch.chdir(ROOT)
@@ -229,7 +229,7 @@ def test_the_forms_of_the_penalty_are_timed_per_step(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def training(compiled_fast):
+def training():
     return runs.Training(tiny_config())
 
 
@@ -303,7 +303,7 @@ def test_a_step_that_fails_or_has_no_time_is_told(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["spirograph", "cifar10"])
-def test_a_step_is_measured_on_one_device(name, monkeypatch, compiled_fast):
+def test_a_step_is_measured_on_one_device(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(gpu, "product_rate", lambda precision: 1e9)
     config = tiny_config(

@@ -20,8 +20,6 @@ from invariance_jax.transforms.blur import gaussian_blur
 from invariance_jax.transforms.distributions import FAMILIES
 from invariance_jax.transforms.image import make_transformation
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 PAPER = {

@@ -22,8 +22,6 @@ from invariance_jax.settings import KEYS, resolve
 from invariance_jax.training.build import build, check_own_parts
 from invariance_jax.training.methods import METHODS, make_method
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 WIDTHS = {"hidden": 6, "layers": 3}
 KWARGS = {
     "simclr": {},

@@ -19,8 +19,6 @@ from invariance_jax.training.batches import InMemory
 from invariance_jax.training.build import build
 from invariance_jax.training.step import init_state
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 KEY = jax.random.key(5)
 STEPS = 3
 

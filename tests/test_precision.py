@@ -24,8 +24,6 @@ from invariance_jax.models import group_moments
 from invariance_jax.numerics import l2_normalize, safe_norm
 from invariance_jax.transforms import View, color, geometry, image, shifts, spirograph
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 
 class Case(NamedTuple):
     """A function of arrays that are drawn in float64.

@@ -13,8 +13,6 @@ from invariance_jax.training.build import build
 from invariance_jax.training.step import init_state
 from invariance_jax.transforms import View
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 SMALL = {
     "batch_size": 6,
     "encoder.width": 7,
