@@ -1,4 +1,4 @@
-"""The command line as a newcomer uses it, each time in a process of its own."""
+"""The command line as a newcomer uses it."""
 
 import json
 import re
@@ -9,6 +9,11 @@ from pathlib import Path
 
 import processes
 import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import launch as program
+from invariance_jax.runtime import startup
 
 CONFIG = "--config=configs/spirograph.py:smoke"
 
@@ -36,6 +41,7 @@ SMALL = [
 
 
 def launch(*arguments):
+    """Runs the program in a process of its own."""
     return subprocess.run(
         [sys.executable, "launch.py", *map(str, arguments)],
         cwd=processes.ROOT,
@@ -152,18 +158,28 @@ MISTAKES = {
         [CONFIG, "now"],
         ["unexpected argument 'now'; quote '(1, 2)'"],
     ),
-    "nothing to evaluate": (["--mode=evaluate"], ["holds no run"]),
     "nothing to report": (["--mode=report"], ["does not exist"]),
+    "nothing to evaluate": (["--mode=evaluate"], ["holds no run"]),
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, name):
+@pytest.mark.parametrize("name", ["mistyped key", "nothing to evaluate"])
+def test_an_error_is_one_line_and_nothing_is_written(tmp_path, name):
     arguments, expected = MISTAKES[name]
-    workdir = tmp_path / "run"
-    done = launch(f"--workdir={workdir}", *arguments)
-    assert_one_line(done, *expected)
+    assert_one_line(launch(f"--workdir={tmp_path / 'run'}", *arguments), *expected)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [*MISTAKES][1:-1])
+def test_a_mistake_is_named_and_nothing_is_written(tmp_path, name, monkeypatch):
+    arguments, expected = MISTAKES[name]
+    words = ["launch.py", f"--workdir={tmp_path / 'run'}", *arguments]
+    monkeypatch.chdir(processes.ROOT)
+    monkeypatch.setattr(sys, "argv", words)
+    with flagsaver.flagsaver(), pytest.raises((ValueError, flags.Error)) as caught:
+        program.main(startup.parse(words))
+    assert all(text in str(caught.value) for text in expected)
+    assert "\n" not in str(caught.value) and not any(tmp_path.iterdir())
 
 
 def test_a_check_needs_no_work_directory_and_simulates_devices():

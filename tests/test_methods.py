@@ -202,9 +202,7 @@ CASES = {
 CASES |= {
     "own": COMMON | {"method.name": OWN, "method.kwargs": {"momentum": 0.75}},
     # Two outputs, of which the penalty sees z.
-    "byol": COMMON
-    | named("byol")
-    | {"penalty.at": "z", "penalty.estimator": "sign"},
+    "byol": COMMON | named("byol") | {"penalty.at": "z", "penalty.estimator": "sign"},
 }
 
 
