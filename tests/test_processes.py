@@ -10,7 +10,7 @@ import numpy as np
 import processes
 import pytest
 import steps_of_a_process
-from test_launch import CONFIG, SMALL
+from processes import CONFIG, SMALL
 
 # LARS, since adamw scales the rounding error of a gradient of 0 up to a step.
 CASES = {

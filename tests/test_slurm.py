@@ -5,18 +5,17 @@ the queue is looked at: each start adds a line to a file.
 """
 
 import json
-import os
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import loopback_slurm
 import numpy as np
+import processes
 import pytest
-from test_launch import CONFIG, SMALL
+from processes import CONFIG, SMALL
 
 from invariance_jax.evaluate import load_parts
 from invariance_jax.runtime.preemption import PREEMPTED
@@ -189,15 +188,7 @@ LONG += ["--config.steps_per_call=5"]
 
 def launch(*arguments):
     """Submits a run by its command line; returns the job."""
-    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "launch.py", "--cluster=slurm", *map(str, arguments)],
-        cwd=ROOT,
-        env=kept | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = processes.launch("--cluster=slurm", *arguments)
     assert done.returncode == 0, done.stderr
     return re.search(r"submitted job (\d+)", done.stdout).group(1)
 
