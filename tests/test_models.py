@@ -55,7 +55,10 @@ def reference_variables(entry):
     return weights.from_torch_state_dict(reference_state_dict(entry))
 
 
-@pytest.mark.parametrize("name", RESNETS)
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", *(pytest.param(n, marks=pytest.mark.slow) for n in RESNETS[1:])],
+)
 def test_resnet_has_the_reference_outputs(name, reference, reference_json, x64):
     # Float64, since training mode with these weights is chaotic: images rounded to
     # float32 already change the output of resnet34 and resnet50 by half its size.

@@ -258,7 +258,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+paper, *others = CASES
+cases = [paper, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
+
+
+@pytest.mark.parametrize("name", cases)
 def test_losses_and_gradient_are_those_of_the_objective(x64, name):
     case = Case(CASES[name])
     gradient, metrics = case.gradient()
