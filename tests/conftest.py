@@ -82,12 +82,13 @@ def _slow() -> frozenset[str]:
 
 
 def _is_slow(item: pytest.Item) -> bool:
-    """Returns whether a test is marked slow, or `data/slow.txt` names it or its file.
+    """Returns whether a test is slow: by its mark, or by `data/slow.txt`.
 
-    That file is made from a run with `--durations=0`.
+    A line there names a file, or a test or a fixture of a file.
     """
-    file, name = Path(item.path).stem, item.name.split("[")[0]
-    named = {file, f"{file}::{name}"} & _slow()
+    file, fixtures = Path(item.path).stem, getattr(item, "fixturenames", ())
+    parts = item.name.split("[")[0], *fixtures
+    named = {file, *(f"{file}::{part}" for part in parts)} & _slow()
     return bool(named) or item.get_closest_marker("slow") is not None
 
 

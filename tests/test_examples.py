@@ -36,7 +36,6 @@ def launch(*arguments):
     return done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("example", "changes", "part"),
     [
