@@ -38,6 +38,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the slow tests too")
     parser.addoption("--kills", type=int, default=5, help="kills in test_crash.py")
     parser.addoption("--slurm", action="store_true", help="run jobs on a local SLURM")
+    parser.addoption("--optimized", action="store_true", help="compile as a run does")
+
+
+# In half the time or less; the numbers are the same up to rounding.
+QUICK_TO_COMPILE = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+if jax.__version_info__ < (0, 11):  # a newer XLA does not know the flag
+    QUICK_TO_COMPILE["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets XLA optimize less, here and in the processes that tests start."""
+    if not config.getoption("--optimized"):
+        os.environ |= QUICK_TO_COMPILE
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_collection_modifyitems(
@@ -68,12 +82,13 @@ def _slow() -> frozenset[str]:
 
 
 def _is_slow(item: pytest.Item) -> bool:
-    """Returns whether a test is marked slow, or `data/slow.txt` names it or its file.
+    """Returns whether a test is slow: by its mark, or by `data/slow.txt`.
 
-    That file is made from a run with `--durations=0`.
+    A line there names a file, or a test or a fixture of a file.
     """
-    file, name = Path(item.path).stem, item.name.split("[")[0]
-    named = {file, f"{file}::{name}"} & _slow()
+    file, fixtures = Path(item.path).stem, getattr(item, "fixturenames", ())
+    parts = item.name.split("[")[0], *fixtures
+    named = {file, *(f"{file}::{part}" for part in parts)} & _slow()
     return bool(named) or item.get_closest_marker("slow") is not None
 
 
@@ -137,14 +152,6 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         compilation_cache.reset_cache()  # else the first answer stands: no folder
         if values is names:
             yield
-
-
-@pytest.fixture(scope="module")
-def compiled_fast() -> Iterator[None]:
-    """Compiles with fewer optimizations, in .6 of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,6 +17,30 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "--config=configs/spirograph.py:smoke"
+
+SMALL = [
+    f"--config.{change}"
+    for change in (
+        "batch_size=16",
+        "steps=10",
+        "encoder.width=16",
+        "encoder.depth=2",
+        "data.train_examples=200",
+        "data.validation_examples=60",
+        "data.test_examples=70",
+        "data.image_size=8",
+        "data.num_points=10",
+        "checkpoints.every_steps=5",
+        "checkpoints.keep_every_steps=5",
+        "logging.every_steps=5",
+        "logging.probe_every_steps=10",
+        "penalty.batch_limit=1000",
+        "evaluation.num_views=(1,2)",
+        "evaluation.variance_views=3",
+    )
+]
+"""Changes of `CONFIG` that make a run of seconds."""
 
 
 def free_port():
@@ -36,7 +60,6 @@ def compilation_cache():
 
 def environment(devices, **changes):
     """Returns the environment of a process with that many CPU devices; None: unset."""
-    inherited = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     own = {
         "JAX_PLATFORMS": "cpu",
@@ -45,7 +68,7 @@ def environment(devices, **changes):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": paths,
     }
-    together = inherited | own | changes
+    together = os.environ | own | changes
     return {name: value for name, value in together.items() if value is not None}
 
 
@@ -71,6 +94,18 @@ def start(arguments, *, processes=1, devices=1, **changes):
         )
         for index in range(processes)
     ]
+
+
+def launch(*arguments, **changes):
+    """Runs `launch.py` in a process of its own, with changes of its environment."""
+    return subprocess.run(
+        [sys.executable, "launch.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(1, **changes),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def finish(running, *, seconds=300):

@@ -10,7 +10,7 @@ import time
 
 import processes
 import pytest
-from test_launch import CONFIG, SMALL
+from processes import CONFIG, SMALL
 
 SEED = 0
 SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)

@@ -6,7 +6,7 @@ from collections import namedtuple
 
 import processes
 import pytest
-from test_launch import CONFIG, SMALL
+from processes import CONFIG, SMALL
 from tiny import tiny_config
 
 from invariance_jax import train

@@ -24,7 +24,7 @@ from invariance_jax.settings import resolve
 from invariance_jax.tasks import make_task
 from invariance_jax.training.frozen import FrozenEncoder
 
-pytestmark = pytest.mark.usefixtures("compiled_once", "compiled_fast")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 CHANGES = {
     "evaluation.families": ("all", "crop"),
@@ -38,7 +38,7 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(data_dir, tmp_path_factory, compiled_once, compiled_fast):
+def run(data_dir, tmp_path_factory, compiled_once):
     """The work directory of a run, and what the evaluation returned."""
     workdir = tmp_path_factory.mktemp("images") / "run"
     config = image_config(data_dir, CHANGES)

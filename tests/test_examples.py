@@ -1,18 +1,13 @@
 """The examples of own parts train from `launch.py` and are used again by all modes."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from tiny import image_config
 
 from invariance_jax import evaluate
-
-ROOT = Path(__file__).resolve().parents[1]
 
 SHORT = {
     "steps": "4",
@@ -36,16 +31,11 @@ SHORT = {
 
 
 def launch(*arguments):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "launch.py", *map(str, arguments)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    done = processes.launch(*arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("example", "changes", "part"),
     [

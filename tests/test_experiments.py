@@ -37,7 +37,7 @@ from invariance_jax.training.build import build, initial_state
 from invariance_jax.training.frozen import FrozenEncoder, apply, encoder_variables
 from invariance_jax.transforms import Transformation, View
 
-pytestmark = pytest.mark.usefixtures("compiled_once", "compiled_fast")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 NUISANCE = ("h", "rback", "gfore", "gback", "bfore", "bback")
 EXAMPLES, VIEWS = 12, 4

@@ -38,6 +38,15 @@ def of_plain_arrays() -> tuple[jax.Array, jax.Array]:
     )
 
 
+def of_linen_bound() -> tuple[jax.Array, jax.Array]:
+    """As `of_plain_arrays`, of a module that holds its variables."""
+
+    def of_kernel(kernel: jax.Array) -> jax.Array:
+        return loss(nn.Dense(4).bind({"params": {"kernel": kernel, "bias": BIAS}}))
+
+    return jax.value_and_grad(of_kernel)(jnp.asarray(KERNEL))
+
+
 def of_linen() -> tuple[jax.Array, jax.Array]:
     """As `of_plain_arrays`."""
     module = nn.Dense(4)
@@ -74,7 +83,7 @@ def of_equinox() -> tuple[jax.Array, jax.Array]:
     return value, gradient.weight.T
 
 
-@pytest.mark.parametrize("other", [of_linen, of_nnx, of_equinox])
+@pytest.mark.parametrize("other", [of_linen, of_linen_bound, of_nnx, of_equinox])
 def test_the_loss_of_every_library_is_that_of_plain_arrays(other: Callable) -> None:
     value, gradient = of_plain_arrays()
     found, slope = other()

@@ -22,8 +22,6 @@ from invariance_jax.transforms.geometry import (
     flip_horizontal,
 )
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 PILLOW = {"lanczos3": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}
 
 compiled_crop = jax.jit(crop_and_resize, static_argnames=["size", "method"])

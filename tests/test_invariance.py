@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -425,30 +424,11 @@ def test_aux_is_handed_on(other):
     assert aux["none"] is None
 
 
-class Callable3:
-    """An object with weights and a call, as equinox has them."""
-
-    def __init__(self, weights):
-        self.weights = weights
-
-    def __call__(self, alpha):
-        return encode(self.weights, alpha)
-
-
-def test_any_callable_is_a_representation():
+def test_a_representation_may_be_compiled_and_rematerialized():
     weights, alpha, others = make_problem()
-    expected = invariance_penalty(partial(encode, weights), alpha, others)[0]
-    for represent in (
-        jax.checkpoint(jax.jit(partial(encode, weights))),
-        Callable3(weights),
-        Callable3(weights).__call__,
-    ):
-        found = invariance_penalty(represent, alpha, others)[0]
-        assert_allclose(found, expected, rtol=1e-5)
-    kernel = weights["w1"][:, :4]
-    expected = invariance_penalty(lambda alpha: alpha @ kernel, alpha, others)[0]
-    bound = nn.Dense(4, use_bias=False).bind({"params": {"kernel": kernel}})
-    found = invariance_penalty(bound, alpha, others)[0]
+    expected = jitted_penalty(weights, alpha, others)[0]
+    represent = jax.checkpoint(jax.jit(partial(encode, weights)))
+    found = invariance_penalty(represent, alpha, others)[0]
     assert_allclose(found, expected, rtol=1e-5)
 
 

@@ -1,49 +1,20 @@
-"""The command line as a newcomer uses it, each time in a process of its own."""
+"""The command line as a newcomer uses it."""
 
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import processes
 import pytest
+from absl import flags
+from absl.testing import flagsaver
+from processes import CONFIG, SMALL
+from processes import launch as run
 
-CONFIG = "--config=configs/spirograph.py:smoke"
-
-SMALL = [
-    f"--config.{change}"
-    for change in (
-        "batch_size=16",
-        "steps=10",
-        "encoder.width=16",
-        "encoder.depth=2",
-        "data.train_examples=200",
-        "data.validation_examples=60",
-        "data.test_examples=70",
-        "data.image_size=8",
-        "data.num_points=10",
-        "checkpoints.every_steps=5",
-        "checkpoints.keep_every_steps=5",
-        "logging.every_steps=5",
-        "logging.probe_every_steps=10",
-        "penalty.batch_limit=1000",
-        "evaluation.num_views=(1,2)",
-        "evaluation.variance_views=3",
-    )
-]
-
-
-def launch(*arguments):
-    return subprocess.run(
-        [sys.executable, "launch.py", *map(str, arguments)],
-        cwd=processes.ROOT,
-        env=processes.environment(1),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+import launch
+from invariance_jax.runtime import startup
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +22,7 @@ def whole(tmp_path_factory):
     """A whole run: its work directory and what the process said."""
     workdir = tmp_path_factory.mktemp("runs") / "first"
     arguments = [f"--workdir={workdir}", *SMALL, "--profile_steps=6:8"]
-    return workdir, launch(CONFIG, *arguments)
+    return workdir, run(CONFIG, *arguments)
 
 
 def test_a_whole_run_says_what_it_does_and_shows_the_result(whole):
@@ -80,7 +51,7 @@ def test_a_whole_run_leaves_what_is_promised(whole):
 
 def test_representations_are_written_and_told(whole, tmp_path):
     workdir = shutil.copytree(whole[0], tmp_path / "run")
-    found = launch("--mode=embed", f"--workdir={workdir}")
+    found = run("--mode=embed", f"--workdir={workdir}")
     assert found.returncode == 0, found.stderr
     files = [Path(name) for name in found.stdout.split()]
     assert len(files) == 2
@@ -102,7 +73,7 @@ def test_an_evaluation_needs_no_configuration(whole, tmp_path):
     workdir = Path(shutil.copytree(whole[0], tmp_path / "run"))
     before = json.loads((workdir / "results.json").read_text())
     (workdir / "results.json").unlink()
-    done = launch("--mode=evaluate", f"--workdir={workdir}")
+    done = run("--mode=evaluate", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     after = json.loads((workdir / "results.json").read_text())
     assert after["summary"] == before["summary"]
@@ -111,7 +82,7 @@ def test_an_evaluation_needs_no_configuration(whole, tmp_path):
 def test_a_report_compares_two_runs(whole, tmp_path):
     second = shutil.copytree(whole[0], tmp_path / "second")
     out = tmp_path / "both"
-    done = launch("--mode=report", f"--workdir={whole[0]},{second}", f"--out={out}")
+    done = run("--mode=report", f"--workdir={whole[0]},{second}", f"--out={out}")
     assert done.returncode == 0, done.stderr
     text = (out / "report.html").read_text()
     assert "first" in text and "second" in text
@@ -152,22 +123,32 @@ MISTAKES = {
         [CONFIG, "now"],
         ["unexpected argument 'now'; quote '(1, 2)'"],
     ),
-    "nothing to evaluate": (["--mode=evaluate"], ["holds no run"]),
     "nothing to report": (["--mode=report"], ["does not exist"]),
+    "nothing to evaluate": (["--mode=evaluate"], ["holds no run"]),
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line_and_nothing_is_written(tmp_path, name):
+@pytest.mark.parametrize("name", ["mistyped key", "nothing to evaluate"])
+def test_an_error_is_one_line_and_nothing_is_written(tmp_path, name):
     arguments, expected = MISTAKES[name]
-    workdir = tmp_path / "run"
-    done = launch(f"--workdir={workdir}", *arguments)
-    assert_one_line(done, *expected)
+    assert_one_line(run(f"--workdir={tmp_path / 'run'}", *arguments), *expected)
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", [*MISTAKES][1:-1])
+def test_a_mistake_is_named_and_nothing_is_written(tmp_path, name, monkeypatch):
+    arguments, expected = MISTAKES[name]
+    words = ["launch.py", f"--workdir={tmp_path / 'run'}", *arguments]
+    monkeypatch.chdir(processes.ROOT)
+    monkeypatch.setattr(sys, "argv", words)
+    with flagsaver.flagsaver(), pytest.raises((ValueError, flags.Error)) as caught:
+        launch.main(startup.parse(words))
+    assert all(text in str(caught.value) for text in expected)
+    assert "\n" not in str(caught.value) and not any(tmp_path.iterdir())
+
+
 def test_a_check_needs_no_work_directory_and_simulates_devices():
-    done = launch(CONFIG, *SMALL, "--mode=check", "--check_devices=8")
+    done = run(CONFIG, *SMALL, "--mode=check", "--check_devices=8")
     assert done.returncode == 0, done.stderr
     assert re.search(r"^devices +8 \(cpu, simulated\)$", done.stdout, re.MULTILINE)
     assert "16 examples, 2 per device" in done.stdout
@@ -175,9 +156,9 @@ def test_a_check_needs_no_work_directory_and_simulates_devices():
 
 
 def test_a_check_with_wrong_devices_is_one_line():
-    done = launch(CONFIG, *SMALL, "--mode=check", "--check_devices=7")
+    done = run(CONFIG, *SMALL, "--mode=check", "--check_devices=7")
     assert_one_line(done, "expected a", "7")
 
 
 def test_a_work_directory_is_asked_for():
-    assert_one_line(launch(CONFIG), "--workdir is missing")
+    assert_one_line(run(CONFIG), "--workdir is missing")

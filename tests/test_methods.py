@@ -23,8 +23,6 @@ from invariance_jax.training.build import build, check_own_parts
 from invariance_jax.training.draws import Draws, Side
 from invariance_jax.training.methods import METHODS, make_method
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 WIDTHS = {"hidden": 6, "layers": 3}
 KWARGS = {
     "simclr": {},
@@ -220,13 +218,17 @@ COMMON = {
     "batchnorm.group_size": 4,
     "data.train_examples": 16,
 }
-CASES = {name: COMMON | named(name) for name in KWARGS}
+# SimCLR is that of test_parallel.py, and DCL its twin.
+CASES = {
+    name: COMMON | named(name)
+    for name in ("moco_v3", "simsiam", "barlow_twins", "vicreg")
+}
 CASES |= {
     "emp_ssl of patches": CASES["emp_ssl"] | {"more_views": 3},
     "byol with more views": CASES["byol"] | {"more_views": 2},
     "own": COMMON | {"method.name": OWN, "method.kwargs": {"momentum": 0.75}},
     # Two outputs, of which the penalty sees z.
-    "byol at z": CASES["byol"] | {"penalty.at": "z", "penalty.estimator": "sign"},
+    "byol": COMMON | named("byol") | {"penalty.at": "z", "penalty.estimator": "sign"},
 }
 
 
@@ -245,7 +247,9 @@ def test_devices_give_the_numbers_of_one(name, x64):
         assert_close(state, wanted, 1e-9)
 
 
-@pytest.mark.parametrize("name", [*KWARGS, "own", "byol with more views"])
+@pytest.mark.parametrize(
+    "name", ["moco_v3", "simsiam", "vicreg", "own", "byol with more views"]
+)
 def test_microbatches_give_the_step_of_the_whole_batch(name, x64):
     case = Case(CASES[name] | {"microbatches": 4}, steps=1)
     ((parts, _),), (whole, _) = case.on_the_joined_batch(), joined(name)[1][0]
@@ -286,16 +290,8 @@ def test_the_memory_counts(x64):
     assert np.abs(steps[-1][0].memory["mean"]).max() > 0
 
 
-@pytest.mark.parametrize("name", [*WITH_TARGET, "own"])
-def test_no_gradient_flows_into_the_target(name, x64):
-    """With momentum 1 the target is a constant."""
-    kwargs = CASES[name]["method.kwargs"] | {"momentum": 1.0}
-    case = Case(CASES[name] | {"method.kwargs": kwargs})
-    states = [state for state, _ in case.on_the_joined_batch()]
-    assert_close(states[-1].target.params, case.start().params, 1e-12)
-
-
 BYOL = named("byol") | {"evaluation.experiments": ("invariance",)}
+BYOL |= {"logging.probe_every_steps": 0}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import processes
 import pytest
 import steps_of_a_process
-from test_launch import CONFIG, SMALL
+from processes import CONFIG, SMALL
 
 # LARS, since adamw scales the rounding error of a gradient of 0 up to a step.
 CASES = {
@@ -48,12 +48,24 @@ def test_two_processes_give_the_numbers_of_one(two_by_two, count, x64):
     assert len(found["metrics"]) == STEPS
 
 
+RUN = ["launch.py", CONFIG, *SMALL]
+LARS = "--config.optimizer.name=lars"
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A whole run over two processes: its work directory and what they said."""
     workdir = tmp_path_factory.mktemp("runs") / "two"
-    arguments = ["launch.py", CONFIG, f"--workdir={workdir}", *SMALL]
+    arguments = [*RUN, LARS, f"--workdir={workdir}"]
     return workdir, processes.run(arguments, processes=2, devices=2)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The work directory of the same run in one process."""
+    workdir = tmp_path_factory.mktemp("runs") / "one"
+    processes.run([*RUN, LARS, f"--workdir={workdir}"], devices=4)
+    return workdir
 
 
 def test_a_whole_run_leaves_what_one_process_leaves(run):
@@ -74,50 +86,36 @@ def test_only_the_main_process_speaks(run):
     assert not re.sub(r"\[Gloo\].*\n", "", second).strip()
 
 
-def test_results_are_those_of_one_process(run, tmp_path):
-    workdir = tmp_path / "one"
-    arguments = ["launch.py", CONFIG, f"--workdir={workdir}", *SMALL]
-    processes.run(arguments, devices=4)
+def test_results_are_those_of_one_process(run, alone):
     found, expected = (
         json.loads((path / "results.json").read_text())["summary"]
-        for path in (run[0], workdir)
+        for path in (run[0], alone)
     )
     assert {*found} == {*expected}
     for name in ("variance.total", "loss.final"):
         assert found[name]["mean"] == pytest.approx(expected[name]["mean"], rel=1e-3)
 
 
-def test_a_run_continues_on_another_number_of_devices(run, tmp_path):
-    """Five steps on four devices in two processes, five on one, against ten on one."""
-    workdir, whole = tmp_path / "stopped", tmp_path / "whole"
-    arguments = [
-        "launch.py",
-        CONFIG,
-        "--mode=train",
-        *SMALL,
-        "--config.optimizer.name=lars",
-    ]
-    half = [f"--workdir={workdir}", "--config.checkpoints.keep_every_steps=1"]
-    stopped = processes.start([*arguments, *half], processes=2, devices=2)
-    assert processes.finish(stopped)[0] == [0, 0]
+def test_a_run_continues_on_another_number_of_devices(run, alone, tmp_path):
+    """Five steps on four devices in two processes, then five on one."""
+    workdir = shutil.copytree(run[0], tmp_path / "stopped")
     shutil.rmtree(workdir / "checkpoints" / "10")
-    (output,) = processes.run([*arguments, *half], devices=1)
+    arguments = [*RUN, LARS, "--mode=train", f"--workdir={workdir}"]
+    (output,) = processes.run(arguments, devices=1)
     assert "resumed at step 5" in output
-    processes.run([*arguments, f"--workdir={whole}"], devices=1)
-    found, expected = processes.rows(workdir), processes.rows(whole)
+    found, expected = processes.rows(workdir), processes.rows(alone)
     assert [row["step"] for row in found] == [row["step"] for row in expected]
     for row, wanted in zip(found, expected, strict=True):
         if "loss" in row:
             assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
 
 
-LONG = ("--config.steps=100000", "--config.logging.probe_every_steps=0")
+LONG = [*RUN, "--config.steps=100000", "--config.logging.probe_every_steps=0"]
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
     workdir = tmp_path / "run"
-    arguments = ["launch.py", CONFIG, f"--workdir={workdir}", *SMALL, *LONG]
-    running = processes.start(arguments, processes=2, devices=2)
+    running = processes.start([*LONG, f"--workdir={workdir}"], processes=2, devices=2)
     processes.wait_for_rows(workdir)
     running[1].send_signal(signal.SIGUSR1)
     statuses, outputs = processes.finish(running)
@@ -130,7 +128,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
 
 
 def test_a_process_that_dies_takes_the_others_with_it(tmp_path):
-    arguments = [*("launch.py", CONFIG, f"--workdir={tmp_path / 'run'}", *SMALL), *LONG]
+    arguments = [*LONG, f"--workdir={tmp_path / 'run'}"]
     main, other = processes.start(arguments, processes=2, devices=1)
     processes.wait_for_rows(tmp_path / "run")
     other.kill()
@@ -141,10 +139,7 @@ def test_a_process_that_dies_takes_the_others_with_it(tmp_path):
 
 
 def test_a_process_that_does_not_come_is_an_error_that_names_what_was_found(tmp_path):
-    arguments = [
-        *("launch.py", CONFIG, f"--workdir={tmp_path / 'run'}", *SMALL),
-        "--initialization_timeout=3",
-    ]
+    arguments = [*RUN, f"--workdir={tmp_path / 'run'}", "--initialization_timeout=3"]
     (alone, other) = processes.start(arguments, processes=2)
     other.kill()
     statuses, outputs = processes.finish([alone, other], seconds=60)

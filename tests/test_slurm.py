@@ -5,18 +5,17 @@ the queue is looked at: each start adds a line to a file.
 """
 
 import json
-import os
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import loopback_slurm
 import numpy as np
+import processes
 import pytest
-from test_launch import CONFIG, SMALL
+from processes import CONFIG, SMALL
 
 from invariance_jax.evaluate import load_parts
 from invariance_jax.runtime.preemption import PREEMPTED
@@ -189,15 +188,7 @@ LONG += ["--config.steps_per_call=5"]
 
 def launch(*arguments):
     """Submits a run by its command line; returns the job."""
-    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "launch.py", "--cluster=slurm", *map(str, arguments)],
-        cwd=ROOT,
-        env=kept | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = processes.launch("--cluster=slurm", *arguments)
     assert done.returncode == 0, done.stderr
     return re.search(r"submitted job (\d+)", done.stdout).group(1)
 
@@ -217,7 +208,7 @@ def whole(slurm, tmp_path_factory):
     """A run over two processes of one node: its work directory and job."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     job = launch(*LONG, f"--workdir={workdir}", "--tasks_per_node=2")
-    wait_for_state(job, *ENDED, seconds=200)
+    wait_for_state(job, *ENDED, seconds=400)
     assert state(job) == "COMPLETED", log(workdir, job)
     return workdir, job
 
@@ -230,7 +221,7 @@ def test_a_run_over_two_tasks_finishes(whole):
 
 def test_a_run_over_two_nodes_finishes(tmp_path):
     job = launch(*LONG, f"--workdir={tmp_path}", "--nodes=2", "--config.steps=40")
-    wait_for_state(job, *ENDED, seconds=200)
+    wait_for_state(job, *ENDED, seconds=400)
     assert state(job) == "COMPLETED", log(tmp_path, job)
     assert "processes: 2; devices: 2 (cpu)" in log(tmp_path, job)
     assert last_step(tmp_path) == 40
@@ -238,9 +229,9 @@ def test_a_run_over_two_nodes_finishes(tmp_path):
 
 def test_a_run_that_is_queued_again_ends_with_the_same_bits(whole, tmp_path):
     job = launch(*LONG, f"--workdir={tmp_path}", "--tasks_per_node=2")
-    wait_for(lambda: last_step(tmp_path) > 20, seconds=120)
+    wait_for(lambda: last_step(tmp_path) > 20, seconds=300)
     warn(job)
-    wait_for_state(job, *ENDED, seconds=200)
+    wait_for_state(job, *ENDED, seconds=400)
     assert state(job) == "COMPLETED", log(tmp_path, job)
     assert "Restarts=1 " in scontrol("show", "job", job, "-o")
     step = int(re.search(r"resumed at step (\d+)", log(tmp_path, job)).group(1))
@@ -253,7 +244,7 @@ def test_a_run_that_is_cancelled_keeps_its_steps_and_is_not_queued_again(tmp_pat
     # Longer than any machine needs to cancel it, and only the signal makes it save.
     endless = "--config.steps=1000000", "--config.checkpoints.every_steps=1000000"
     job = launch(*LONG, *endless, f"--workdir={tmp_path}")
-    wait_for(lambda: last_step(tmp_path) > 20, seconds=120)
+    wait_for(lambda: last_step(tmp_path) > 20, seconds=300)
     subprocess.run(["scancel", job], check=True)
     wait_for_state(job, *ENDED)
     time.sleep(8)
@@ -274,7 +265,7 @@ def test_a_sweep_is_an_array_and_its_variants_are_compared(tmp_path):
     workdir = tmp_path / "sweep"
     job = launch(*arguments, f"--workdir={workdir}", "--array_parallelism=2")
     tasks = [f"{job}_{number}" for number in range(4)]
-    wait_for(lambda: all(state(task) in ENDED for task in tasks), seconds=300)
+    wait_for(lambda: all(state(task) in ENDED for task in tasks), seconds=600)
     assert [state(task) for task in tasks] == ["COMPLETED"] * 4
     found = [path.name for path in collect.finished([workdir])]
     assert found == ["penalty.weight=0.0", "penalty.weight=0.1"]

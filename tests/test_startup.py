@@ -9,7 +9,7 @@ import time
 
 import processes
 import pytest
-from test_launch import CONFIG, SMALL
+from processes import CONFIG, SMALL
 
 ENDLESS = ["--config.steps=1000000", "--config.logging.probe_every_steps=0"]
 
@@ -94,14 +94,7 @@ def test_a_file_gets_lines_and_no_carriage_returns():
 
 def error_of(*arguments, **environment):
     """Returns the only line that a program says before it fails."""
-    words = [sys.executable, "launch.py", *map(str, arguments)]
-    done = subprocess.run(
-        words,
-        cwd=processes.ROOT,
-        env=processes.environment(1, **environment),
-        capture_output=True,
-        text=True,
-    )
+    done = processes.launch(*arguments, **environment)
     assert done.returncode == 1 and not done.stdout
     (line,) = done.stderr.splitlines()
     return line
@@ -135,11 +128,7 @@ def test_flags_may_be_in_a_file_beside_others_and_the_home_is_found(tmp_path):
     flags.write_text(f"{CONFIG}\n--workdir=~/run\n--config.penalty.weight=0.5\n")
     arguments = [f"--flagfile={flags}", "--config.steps=7", "--mode=train"]
     arguments += ["--cluster=slurm", "--dry_run", "--slurm_folder=~/logs"]
-    command = [sys.executable, "launch.py", *arguments]
-    environment = processes.environment(1, HOME=str(tmp_path))
-    done = subprocess.run(
-        command, cwd=processes.ROOT, env=environment, capture_output=True, text=True
-    )
+    done = processes.launch(*arguments, HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert f"#SBATCH --output={tmp_path}/logs/%j_0_log.out\n" in done.stdout
     assert "--config.penalty.weight=0.5 --config.steps=7" in done.stdout

@@ -14,7 +14,7 @@ import processes
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from test_launch import CONFIG, SMALL, launch
+from processes import CONFIG, SMALL, launch
 from tiny import tiny_config
 
 from invariance_jax.runs.workdir import claim

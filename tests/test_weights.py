@@ -40,6 +40,15 @@ def state_dict(reference_json):
     }
 
 
+def numbered(encoder):
+    """Variables of an encoder, no two entries of an array the same."""
+    init, image = partial(encoder.init, train=False), np.zeros((1, 8, 8, 3), np.float32)
+    return jax.tree.map(
+        lambda leaf: np.arange(leaf.size, dtype=leaf.dtype).reshape(leaf.shape),
+        jax.eval_shape(init, jax.random.key(0), image),
+    )
+
+
 def torchvision(state_dict):
     """The same in torchvision's form: a 7x7 stem, no `stem.`, and a classifier."""
     found = {name.removeprefix("stem."): array for name, array in state_dict.items()}
@@ -69,20 +78,15 @@ def test_export_has_the_names_shapes_and_order_of_the_authors(name, reference_js
 
 def test_variables_are_those_of_the_encoder(state_dict):
     name, stem, width = identify(state_dict)
-    encoder = create_encoder(name, stem=stem, width=width)
-    init = partial(encoder.init, train=False)
-    image = np.zeros((1, 8, 8, 3), np.float32)
-    shapes = jax.eval_shape(init, jax.random.key(0), image)
+    expected = numbered(create_encoder(name, stem=stem, width=width))
     found = from_torch_state_dict(state_dict)
-    assert jax.tree.map(np.shape, found) == jax.tree.map(lambda s: s.shape, shapes)
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, expected)
     kernel = found["params"]["layer2_0"]["conv1"]["kernel"]
     assert kernel[1, 2, 3, 4] == state_dict["layer2.0.conv1.weight"][4, 3, 1, 2]
 
 
 def test_a_narrow_resnet_goes_there_and_back():
-    encoder = create_encoder("resnet18", width=8)
-    image = np.zeros((1, 8, 8, 3), np.float32)
-    variables = encoder.init(jax.random.key(0), image, train=False)
+    variables = numbered(create_encoder("resnet18", width=8))
     found = to_torch_state_dict(variables)
     assert identify(found) == ("resnet18", "cifar", 8)
     assert_equal(from_torch_state_dict(found), variables)
@@ -283,8 +287,5 @@ def test_what_is_not_a_resnet_is_refused(empty):
 
 
 def test_an_mlp_is_not_exported():
-    encoder = create_encoder("mlp", width=8, depth=2)
-    image = np.zeros((2, 4, 4, 3), np.float32)
-    variables = encoder.init(jax.random.key(0), image, train=False)
     with pytest.raises(ValueError, match="no tensor is that of a ResNet"):
-        to_torch_state_dict(variables)
+        to_torch_state_dict(numbered(create_encoder("mlp", width=8, depth=2)))

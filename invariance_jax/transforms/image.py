@@ -22,7 +22,6 @@ from invariance_jax.arguments import (
 )
 from invariance_jax.transforms import blur, color, distributions, geometry
 from invariance_jax.transforms.base import Squashed, Transformation
-from invariance_jax.transforms.distributions import NO_PARAMETERS
 from invariance_jax.transforms.operations import (
     Operation,
     Probability,
@@ -151,78 +150,52 @@ def make_transformation(
     source, image_size = _source(source_size), check_integer("image_size", image_size)
     check_choice("resampling", resampling, geometry.METHODS)
     _check_channels(mean=mean, std=std, threshold=solarize_threshold)
-    pair = partial(check_pair, low=0, high=1)
-    jitter = pair("jitter_probability", jitter_probability)
-    blurring = pair("blur_probability", blur_probability)
-    erasing = pair("erase_probability", erase_probability)
-    families = {
-        "crop": distributions.crop_family(
-            source_size=source,
-            area=crop_area,
-            aspect=crop_aspect,
-            whole_pixels="crop" not in differentiate,
-            squashed=squashed,
-        ),
-        "affine": distributions.affine_family(
-            rotation=rotation, scaling=scaling, shear=shear, translation=translation
-        ),
-        "colorize": distributions.colorize_family(),
-        "color": distributions.jitter_family(strength=strength, ranges=jitter_ranges),
-        "blur": distributions.blur_family(sigma=blur_sigma),
-        "erase": distributions.erase_family(image_size=image_size, area=erase_area),
-    }
-    switches = {
-        "crop": crop,
-        "affine": max(rotation, scaling, shear, translation) > 0,
-        "colorize": colorize,
-        "color": max(jitter) > 0 or "color" in differentiate,
-        "blur": max(blurring) > 0,
-        "erase": max(erasing) > 0,
-    }
-    on = {name for name, switch in switches.items() if switch}
-    distributions.check_differentiated(on, differentiate=differentiate)
+    probability = partial(check_pair, low=0, high=1)
+    jitter = probability("jitter_probability", jitter_probability)
+    blurring = probability("blur_probability", blur_probability)
+    erasing = probability("erase_probability", erase_probability)
     cut = partial(geometry.crop_and_resize, size=image_size, method=resampling)
-    normalize = partial(_normalize, mean=mean, std=std)
     floating = partial(_floating, source=source)
-
-    def blurred(images: Array, sigma: Array) -> Array:
-        return blur.gaussian_blur(images, sigma[:, 0])
-
-    def solarized(images: Array, _: Array) -> Array:
-        return color.solarize(
-            images, jnp.full(len(images), solarize_threshold, images.dtype)
-        )
-
-    def erased(images: Array, boxes: Array) -> Array:
-        return geometry.erase(images, boxes, value=mean)
-
-    def square(x: Array | Squashed, dtype: Any) -> Array:
-        images = floating(x, dtype)
-        if not isinstance(x, Squashed):
-            return geometry.central_square(images, size=image_size, method=resampling)
-        side = jnp.min(x.sizes, axis=1, keepdims=True) / x.sizes * source[0]
-        boxes = jnp.concatenate([(source[0] - side) / 2, side], axis=1)
-        return cut(images, boxes.astype(images.dtype))
-
-    operations: list[tuple[str, Any, Any]] = [
-        ("crop", cut, None),
-        ("flip", lambda images, _: images[:, :, ::-1], flip / 2),
-        ("affine", geometry.affine, None),
-        ("channels", lambda images, _: _three_channels(images), None),
-        ("colorize", color.colorize, None),
-        ("color", color.jitter, jitter),
-        ("gray", lambda images, _: color.to_grayscale(images), gray_probability),
-        ("blur", blurred, blurring),
-        ("solarize", solarized, solarize_probability),
-        ("erase", erased, erasing),
-        ("normalization", lambda images, _: normalize(images), None),
+    square = partial(_square, source=source, cut=cut)
+    normalize = partial(_normalize, mean=mean, std=std)
+    box = distributions.crop_family(
+        source_size=source,
+        area=crop_area,
+        aspect=crop_aspect,
+        whole_pixels="crop" not in differentiate,
+        squashed=squashed,
+    )
+    motion = distributions.affine_family(
+        rotation=rotation, scaling=scaling, shear=shear, translation=translation
+    )
+    factors = distributions.jitter_family(strength=strength, ranges=jitter_ranges)
+    widths = distributions.blur_family(sigma=blur_sigma)
+    hole = distributions.erase_family(image_size=image_size, area=erase_area)
+    invert = partial(_solarized, threshold=solarize_threshold)
+    moves = max(rotation, scaling, shear, translation) > 0
+    colors = max(jitter) > 0 or "color" in differentiate
+    switched = [
+        (crop, Operation("crop", cut, box)),
+        (flip, Operation("flip", _mirrored, probability=0.5)),
+        (moves, Operation("affine", geometry.affine, motion)),
+        (True, Operation("channels", _three_channels)),
+        (
+            colorize,
+            Operation("colorize", color.colorize, distributions.colorize_family()),
+        ),
+        (colors, Operation("color", color.jitter, factors, jitter)),
+        (True, Operation("gray", _gray, probability=gray_probability)),
+        (max(blurring) > 0, Operation("blur", _blurred, widths, blurring)),
+        (True, Operation("solarize", invert, probability=solarize_probability)),
+        (max(erasing) > 0, Operation("erase", partial(_erased, mean), hole, erasing)),
+        (True, Operation("normalization", normalize)),
     ]
+    operations = [operation for is_on, operation in switched if is_on]
+    distributions.check_differentiated(
+        [operation.name for operation in operations], differentiate=differentiate
+    )
     return compose(
-        [
-            Operation(name, apply, families[name] if name in on else NO_PARAMETERS, p)
-            for name, apply, p in operations
-            if switches.get(name, True)
-        ],
+        operations,
         differentiate=differentiate,
         prepare=floating if crop else square,
         plain=lambda x: normalize(_three_channels(square(x, jnp.float32))),
@@ -247,16 +220,55 @@ def _floating(x: Array | Squashed, dtype: Any, *, source: tuple[int, int]) -> Ar
     return promote(x=x)[0]
 
 
-def _normalize(images: Array, *, mean: Sequence[float], std: Sequence[float]) -> Array:
+def _square(
+    x: Array | Squashed,
+    dtype: Any,
+    *,
+    source: tuple[int, int],
+    cut: "partial[Array]",
+) -> Array:
+    """Returns the largest central square of the images, as they were if squashed."""
+    images = _floating(x, dtype, source=source)
+    if not isinstance(x, Squashed):
+        return geometry.central_square(images, **cut.keywords)
+    side = jnp.min(x.sizes, axis=1, keepdims=True) / x.sizes * source[0]
+    boxes = jnp.concatenate([(source[0] - side) / 2, side], axis=1)
+    result: Array = cut(images, boxes.astype(images.dtype))
+    return result
+
+
+def _mirrored(images: Array, _: Array) -> Array:
+    return images[:, :, ::-1]
+
+
+def _three_channels(images: Array, *_: Array) -> Array:
+    return jnp.broadcast_to(images, (*images.shape[:3], 3))
+
+
+def _gray(images: Array, _: Array) -> Array:
+    return color.to_grayscale(images)
+
+
+def _blurred(images: Array, sigma: Array) -> Array:
+    return blur.gaussian_blur(images, sigma[:, 0])
+
+
+def _solarized(images: Array, _: Array, *, threshold: float) -> Array:
+    return color.solarize(images, jnp.full(len(images), threshold, images.dtype))
+
+
+def _erased(mean: Sequence[float], images: Array, boxes: Array) -> Array:
+    return geometry.erase(images, boxes, value=mean)
+
+
+def _normalize(
+    images: Array, *_: Array, mean: Sequence[float], std: Sequence[float]
+) -> Array:
     shift, scale = (
         jnp.broadcast_to(jnp.asarray(value, images.dtype), (1, 1, 1, 3))
         for value in (mean, std)
     )
     return (images - shift) / scale
-
-
-def _three_channels(images: Array) -> Array:
-    return jnp.broadcast_to(images, (*images.shape[:3], 3))
 
 
 def _source(source_size: int | tuple[int, int]) -> tuple[int, int]:
