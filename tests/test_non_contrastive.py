@@ -73,13 +73,10 @@ def test_the_mean_is_the_loss_of_the_paper(
 ) -> None:
     _, oracle, settings = LOSSES[name]
     z1, z2 = make_projections(dtype=dtype)
-    for function in (bound(name), jax.jit(bound(name))):
-        found = function(z1, z2)
-        assert found.shape == (8,) and found.dtype == dtype
-        expected = oracle(z1, z2, **settings)
-        np.testing.assert_allclose(jnp.mean(found), np.mean(expected), rtol=tolerance)
-    mapped = jax.vmap(bound(name))(jnp.stack([z1, z2]), jnp.stack([z2, z1]))
-    np.testing.assert_allclose(mapped[0], found, rtol=tolerance)
+    found = jax.jit(bound(name))(z1, z2)
+    assert found.shape == (8,) and found.dtype == dtype
+    expected = oracle(z1, z2, **settings)
+    np.testing.assert_allclose(jnp.mean(found), np.mean(expected), rtol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["dcl", "info_nce", "negative_cosine"])
