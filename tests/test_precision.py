@@ -134,12 +134,9 @@ CASES = {
         alone=False,
     ),
     "losses.emp_ssl": Case(
-        lambda z1, z2: losses.emp_ssl(
-            jnp.stack([z1, z2]), invariance_weight=9.0, distortion=0.2
-        ),
-        PAIR,
-        (*PAIR,),
-        alone=False,
+        partial(losses.emp_ssl, invariance_weight=9.0, distortion=0.2),
+        {"z": np.stack([H, OTHER])},
+        ("z",),
     ),
     "losses.negative_cosine": Case(losses.negative_cosine, PAIR, (*PAIR,)),
     **{
@@ -286,6 +283,7 @@ CASES = {
             (color.colorize, {"alpha": rows(1, 0, 1, 0, 1, 0)}, {}),
             (geometry.crop_and_resize, {"boxes": rows(1, 1, 5, 4)}, {"size": 4}),
             (geometry.central_square, {}, {"size": 4}),
+            (geometry.erase, {"boxes": rows(1, 1, 5, 4)}, {"value": (0.5,)}),
             (geometry.flip_horizontal, {"flip": np.arange(B) % 2 == 0}, {}),
             (geometry.affine, {"alpha": rows(1, 1, 0, 0, 0)}, {}),
         )
@@ -293,10 +291,12 @@ CASES = {
 }
 
 # Those that return what they are given, or a transformation; averages of what an
-# encoder gives are in test_averaging.py.
+# encoder gives are in test_averaging.py; what takes arrays of the host alone is in
+# test_logistic.py.
 NOT_NUMBERS = {
     "evaluation.average_features",
     "evaluation.encode_views",
+    "evaluation.fit_logistic_in_blocks",
     "evaluation.sample_view",
     "shifts.find_columns",
     "shifts.redraw",
