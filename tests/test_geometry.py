@@ -243,7 +243,7 @@ def test_central_square_agrees_with_pillow_and_is_resampled_only_for_another_siz
 IMAGES, BOX = jnp.ones((2, 8, 8, 3)), jnp.ones((2, 4))
 CROP, SQUARE = partial(crop_and_resize, size=4), partial(central_square, size=4)
 RANK, FLOATING = r"images must be \[B, H, W, C\]", "images must be floating.*found int"
-SIZE, METHOD = "size must be an integer of 1 or more; found", "method must be one of"
+SIZE, METHOD = "size must be an integer from 1 to 65536; found", "method must be one of"
 
 
 @pytest.mark.parametrize(
@@ -255,6 +255,7 @@ SIZE, METHOD = "size must be an integer of 1 or more; found", "method must be on
         (CROP, (IMAGES, BOX[:1]), r"boxes must be \[2, 4\]"),
         (partial(CROP, size=(3, -1)), (IMAGES, BOX), SIZE + " -1"),
         (partial(CROP, size=2.5), (IMAGES, BOX), SIZE + " 2.5"),
+        (partial(CROP, size=10**12), (IMAGES, BOX), SIZE + " 10{12}"),
         (partial(CROP, size=(3, 3, 3)), (IMAGES, BOX), "one number or two"),
         (partial(CROP, method="cubic"), (IMAGES, BOX), METHOD + ".* found 'cubic'"),
         (SQUARE, (IMAGES[0],), RANK),

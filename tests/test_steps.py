@@ -197,7 +197,7 @@ def limited(squared, settings):
 
 def penalty_oracle(params, case):
     """The mean over examples, directions and views."""
-    settings, sides = case.settings.penalty, case.draws
+    settings, sides = case.settings.penalty, case.draws[:2]
     if settings.kind == "total_effect":
         each = [full_step_oracle(params, case, s) for s in sides[: settings.views]]
         return limited(jnp.stack(each) / 2, settings).mean()

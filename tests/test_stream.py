@@ -287,7 +287,16 @@ LATE = {
 }
 
 
-@pytest.mark.usefixtures("compiled_once")
+@pytest.fixture
+def optimized(request):
+    """Compiles as a run does: the sums of a log differ in the last bit otherwise."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    quick = not request.config.getoption("--optimized")
+    jax.config.update("jax_disable_most_optimizations", quick)
+
+
+@pytest.mark.usefixtures("compiled_once", "optimized")
 def test_a_streamed_run_that_was_killed_has_the_losses_of_memory(tmp_path, monkeypatch):
     train.run(image_config(tmp_path, LATE), tmp_path / "memory")
     load = Streamed.load

@@ -73,8 +73,10 @@ def claim(settings: Settings, workdir: AnyPath) -> Owner:
 def check(settings: Settings, workdir: AnyPath) -> None:
     """Checks that `claim` would succeed; writes nothing."""
     folder = work_folder(workdir)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"workdir is {folder}, a file; expected a folder.")
+    within = () if "://" in str(folder) else folder.parents
+    there = next((one for one in (folder, *within) if one.exists()), None)
+    if there is not None and not there.is_dir():
+        raise ValueError(f"workdir is {folder}: {there} is a file; expected a folder.")
     if (folder / "config.json").exists():
         check_same_run(settings, folder)
     elif (folder / "checkpoints").exists():

@@ -26,6 +26,9 @@ from invariance_jax.types import Array
 BOX_NAMES = ("top", "left", "height", "width")
 """The columns of the boxes of `crop_and_resize`, in pixels."""
 
+MAX_SIZE = 2**16
+"""Most rows and columns of a result, pixels."""
+
 AFFINE_NAMES = ("rotation", "scaling", "shear", "rows", "columns")
 """The columns of alpha of `affine`: radians, a factor, a slope, shares of the sides."""
 
@@ -75,7 +78,7 @@ def crop_and_resize(
     sides = size if isinstance(size, tuple) else (size, size)
     if len(sides) != 2:
         raise ValueError(f"size must be one number or two; found {size}.")
-    rows, columns = (check_integer("size", side) for side in sides)
+    rows, columns = (check_integer("size", side, most=MAX_SIZE) for side in sides)
     check_choice("method", method, METHODS)
     top, left, height, width = jnp.unstack(boxes, axis=1)
     kernel = _KERNELS[method]
@@ -193,7 +196,7 @@ def central_square(images: Array, *, size: int, method: str = "lanczos3") -> Arr
     Gradients: with respect to images.
     """
     images = promote_images(images)
-    size = check_integer("size", size)
+    size = check_integer("size", size, most=MAX_SIZE)
     check_choice("method", method, METHODS)
     side = min(images.shape[1:3])
     top, left = ((length - side) // 2 for length in images.shape[1:3])
