@@ -117,7 +117,8 @@ def test_first_screen_then_sections_then_settings(single: Path) -> None:
     assert "Mean ± standard error over 3 seeds, test split." in page.text
     text = single.read_text(encoding="utf-8")
     order = ["Downstream task", "Embeddings", "Feature averaging", "Invariance"]
-    order += ["Linearization", "Nuisance prediction", "Shift", "Label fraction"]
+    order += ["Linearization", "Poincaré ratio", "Nuisance prediction", "Shift"]
+    order += ["Label fraction"]
     heads = re.findall("<h[23]>(.*?)</h[23]>", text)
     assert heads[:3] == [AVERAGING, "Views", "Downstream task"]
     assert re.findall("<h2>(.*?)</h2>", text) == [*order, "Training", "Settings"]
