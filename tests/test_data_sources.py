@@ -291,8 +291,8 @@ def test_several_runs_may_prepare_at_once(tmp_path, cifar10, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--test=a"], "--test and --image_size go with --train"),
-        (["--image_size=4"], "--test and --image_size go with --train"),
+        (["--test=a"], "--test, --classes and --image_size go with --train"),
+        (["--image_size=4"], "--test, --classes and --image_size go with --train"),
         (["--train=a", "--source=c"], "--source does not go with --train"),
     ],
 )

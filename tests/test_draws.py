@@ -255,7 +255,8 @@ def test_one_parameter_is_redrawn_as_often_as_its_weight_says():
 def test_full_steps_go_to_the_draw_that_directions_are_reflected_from(many):
     options = {"kind": "mixed", "column_weights": (1.0,) * 6}
     side = jax.vmap(make(**options), in_axes=(None, 0))(KEY, jnp.arange(200)).first
-    np.testing.assert_array_equal(side.alpha_other, many.first.alpha_other)
+    # But for the rounding of two programs.
+    np.testing.assert_allclose(side.alpha_other, many.first.alpha_other, atol=1e-6)
     alpha = alpha_of(side)[:, :, None]
     change, step = side.alpha_other - alpha, side.alpha_redrawn - alpha
     np.testing.assert_allclose(abs(change), abs(step), atol=1e-6)
