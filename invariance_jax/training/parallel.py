@@ -83,8 +83,9 @@ def make_train(
 
     def train_steps(state: TrainState, key: Key, first: int, num_steps: int) -> PyTree:
         nonlocal last
-        sums, most = None, batches.most_steps or num_steps
-        for begin in range(first, first + num_steps, most):
+        # No steps are one call too, whose sums are 0.
+        sums, most = None, batches.most_steps or max(num_steps, 1)
+        for begin in range(first, first + max(num_steps, 1), most):
             count = min(most, first + num_steps - begin)
             loaded = batches.load(begin, count, devices, last)
             if batches.most_steps is not None:
