@@ -6,6 +6,7 @@ is differentiated.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -74,15 +75,46 @@ def compose(
             f"differentiate is {tuple(differentiate)}; expected names of operations "
             f"with parameters, each once; the operations are {', '.join(names)}."
         )
-    chances = _chances(operations)
-    held = [one.name for one in random if one.name not in differentiate]
-    free = [one for one in random if one.name in differentiate]
-    ends = np.cumsum([len(one.family.names) for one in free], dtype=int)
+    made = _Composition(
+        operations,
+        prepare,
+        chances=_chances(operations),
+        free=[one for one in random if one.name in differentiate],
+        held=[one for one in random if one.name not in differentiate],
+    )
+    bounds = [np.zeros((0, 2)), *(one.family.bounds for one in made.free)]
+    sized = any(one.family.draw_sized for one in random)
+    differ = any(first != second for first, second in made.chances.values())
+    return Transformation(
+        names=tuple(name for one in made.free for name in one.family.names),
+        bounds=np.concatenate(bounds),
+        sample=made.sample,
+        apply=made.apply,
+        plain=plain,
+        sample_for=made.sample if differ or sized else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Composition:
+    """Operations, those whose parameters are free or held, and their probabilities."""
+
+    operations: Sequence[Operation]
+    prepare: Callable[[PyTree, Any], Array]
+    chances: dict[str, tuple[float, float]]
+    free: list[Operation]
+    held: list[Operation]
 
     def sample(
-        key: Key, batch_size: int, *, second: bool = False, sizes: Array | None = None
+        self,
+        key: Key,
+        batch_size: int,
+        *,
+        second: bool = False,
+        sizes: Array | None = None,
     ) -> View:
-        counts = [len(chances), *(one.family.num_uniform for one in random)]
+        random = [one for one in self.operations if one.family.names]
+        counts = [len(self.chances), *(one.family.num_uniform for one in random)]
         # One call for all numbers: each would take long to compile.
         unit = jax.random.uniform(key, (batch_size, sum(counts)), jnp.float32)
         gates, *parts = jnp.split(unit, np.cumsum(counts)[:-1], axis=1)
@@ -90,25 +122,20 @@ def compose(
             one.name: draw(one.family, part, sizes)
             for one, part in zip(random, parts, strict=True)
         }
-        alpha = [drawn.pop(one.name) for one in free]
+        alpha = [drawn.pop(one.name) for one in self.free]
         acts = {
             name: gates[:, column] < chance[second]
-            for column, (name, chance) in enumerate(chances.items())
+            for column, (name, chance) in enumerate(self.chances.items())
         }
         empty = jnp.zeros((batch_size, 0), jnp.float32)
         return View(jnp.concatenate([empty, *alpha], axis=1), {**drawn, "acts": acts})
 
-    def apply(x: PyTree, view: View) -> Array:
+    def apply(self, x: PyTree, view: View) -> Array:
         (alpha,) = promote(alpha=view.alpha)
-        images = prepare(x, alpha.dtype)
-        shape = (len(images), sum(len(one.family.names) for one in free))
-        check_shape("alpha", alpha, shape, expected=f"{list(shape)}, a row per x")
-        _check_held(view.held, [*held, "acts"], chances)
-        parts = jnp.split(alpha, ends, axis=1)  # behind the last end is nothing
-        parameters = {o.name: part for o, part in zip(free, parts, strict=False)}
-        parameters |= {name: view.held[name] for name in held}
+        images = self.prepare(x, alpha.dtype)
+        parameters = self._parameters(View(alpha, view.held), len(images))
         acts = view.held["acts"]
-        for one in operations:
+        for one in self.operations:
             if one.probability is None:
                 images = one.apply(images, parameters.get(one.name, alpha[:, :0]))
             elif one.name in acts:
@@ -116,17 +143,21 @@ def compose(
                 images = jnp.where(acts[one.name][:, None, None, None], changed, images)
         return images
 
-    bounds = [np.zeros((0, 2)), *(one.family.bounds for one in free)]
-    sized = any(one.family.draw_sized for one in random)
-    differ = any(first != second for first, second in chances.values())
-    return Transformation(
-        names=tuple(name for one in free for name in one.family.names),
-        bounds=np.concatenate(bounds),
-        sample=sample,
-        apply=apply,
-        plain=plain,
-        sample_for=sample if differ or sized else None,
-    )
+    def _parameters(self, view: View, batch_size: int) -> dict[str, Array]:
+        """Returns the parameters of each operation, from alpha and held."""
+        widths = [len(one.family.names) for one in self.free]
+        shape = (batch_size, sum(widths))
+        check_shape("alpha", view.alpha, shape, expected=f"{list(shape)}, a row per x")
+        held, names = dict(view.held), ["acts", *(one.name for one in self.held)]
+        if {*held} != {*names} or {*held["acts"]} != {*self.chances}:
+            raise ValueError(
+                f"view.held must have {sorted(names)}, with 'acts' of "
+                f"{sorted(self.chances)}, as sample draws it; found {sorted(held)}."
+            )
+        # Behind the last end is nothing.
+        parts = jnp.split(view.alpha, np.cumsum(widths, dtype=int), axis=1)
+        free = {o.name: part for o, part in zip(self.free, parts, strict=False)}
+        return free | {one.name: held[one.name] for one in self.held}
 
 
 def _chances(operations: Sequence[Operation]) -> dict[str, tuple[float, float]]:
@@ -137,14 +168,3 @@ def _chances(operations: Sequence[Operation]) -> dict[str, tuple[float, float]]:
         if one.probability is not None
     }
     return {name: chance for name, chance in chances.items() if max(chance) > 0}
-
-
-def _check_held(
-    held: PyTree, names: Sequence[str], chances: dict[str, tuple[float, float]]
-) -> None:
-    held = dict(held)
-    if {*held} != {*names} or {*held["acts"]} != {*chances}:
-        raise ValueError(
-            f"view.held must have {sorted(names)}, with 'acts' of {sorted(chances)}, "
-            f"as sample draws it; found {sorted(held)}."
-        )
