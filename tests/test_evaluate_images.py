@@ -1,7 +1,6 @@
 """Image runs: measured, embedded, exported; without labels, with own parts."""
 
 import json
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -165,7 +164,7 @@ def test_an_embedding_that_was_stopped_goes_on(copy, monkeypatch):
     def stopped(*arguments):
         calls.append(arguments)
         if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return plain(*arguments)
 
     with monkeypatch.context() as patch:

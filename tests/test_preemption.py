@@ -1,6 +1,5 @@
 """Signals: noted, and answered by a checkpoint from which the run goes on."""
 
-import os
 import signal
 import threading
 
@@ -23,7 +22,7 @@ PENDING = {"steps_per_call": 4, "logging.every_steps": 10}
 
 
 def send(number):
-    os.kill(os.getpid(), number)
+    signal.raise_signal(number)  # to this thread: answered before it returns
 
 
 @pytest.mark.parametrize("number", preemption.SIGNALS)
