@@ -224,8 +224,8 @@ CASES = {
     for name in ("moco_v3", "simsiam", "barlow_twins", "vicreg")
 }
 CASES |= {
-    "emp_ssl of patches": CASES["emp_ssl"] | {"more_views": 3},
-    "byol with more views": CASES["byol"] | {"more_views": 2},
+    "emp_ssl of patches": COMMON | named("emp_ssl") | {"more_views": 3},
+    "byol with more views": COMMON | named("byol") | {"more_views": 2},
     "own": COMMON | {"method.name": OWN, "method.kwargs": {"momentum": 0.75}},
     # Two outputs, of which the penalty sees z.
     "byol": COMMON | named("byol") | {"penalty.at": "z", "penalty.estimator": "sign"},
