@@ -13,7 +13,6 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from invariance_jax.data import limits as checks
@@ -46,7 +45,7 @@ _SEVERAL_SIZES = (
     "data.store_size, the side of a square that each is squashed to."
 )
 
-_FEW_BYTES, _SAMPLED, _SAMPLED_SIDE = 2**32, 2000, 64
+_FEW_BYTES = 2**32
 """Of sets with more bytes, or of several sizes, some squashed images give moments."""
 
 
@@ -186,10 +185,9 @@ def _moments(found: _Set) -> tuple[Color, Color]:
     size = _size(found.train)
     if 0 < size * math.prod(found.image_shape) <= _FEW_BYTES:
         return records.moments(_decoded(found, "train").images)
-    everything = _pictures(found, "train", _SAMPLED_SIDE, size, cores())
-    chosen = np.random.RandomState(0).permutation(size)[:_SAMPLED]
-    images = everything.load(np.sort(chosen))
-    return records.moments(jax.tree.leaves(images)[0])
+    return records.sampled_moments(
+        _pictures(found, "train", records.SAMPLED_SIDE, size, cores())
+    )
 
 
 def open_pictures(

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import jax
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -27,11 +26,10 @@ from tensorflow_datasets.proto import tf_example_pb2
 from invariance_jax.data import limits as checks
 from invariance_jax.data import records
 from invariance_jax.data.preparation import folder_for_new
-from invariance_jax.data.sets import FORMAT, Color, user_path
+from invariance_jax.data.sets import FORMAT, user_path
 from invariance_jax.data.streams import FileRecords, Pictures, Store, cores
 
 _SHARD_BYTES, _HEADER_BYTES = 2**28, 2**15
-_SAMPLED, _SAMPLED_SIDE = 2000, 64
 _TURNED = {5, 6, 7, 8}
 
 
@@ -357,7 +355,9 @@ def _describe(
     features = {"image": tfds.features.Image(shape=(*shape, 3))}
     if class_names:
         features["label"] = tfds.features.ClassLabel(names=class_names)
-    mean, std = sampled_moments(found["train"])
+    train, most = found["train"], min(len(found["train"]), records.SAMPLED) // 2
+    store = Store(train, 3, records.SAMPLED_SIDE, (0, 0), most, cores())
+    mean, std = records.sampled_moments(Pictures(store, np.arange(len(train))))
     info = tfds.core.DatasetInfo(
         builder=dataset_info.DatasetIdentity(
             name=name,
@@ -385,10 +385,3 @@ def _describe(
     ]
     info.set_splits(splits.SplitDict(each))
     info.write_to_directory(folder)
-
-
-def sampled_moments(train: FileRecords) -> tuple[Color, Color]:
-    """Returns mean and deviation of some training images, squashed to few pixels."""
-    rows = np.random.RandomState(0).permutation(len(train))[:_SAMPLED]
-    store = Store(train, 3, _SAMPLED_SIDE, (0, 0), len(rows) // 2, cores())
-    return records.moments(jax.tree.leaves(Pictures(store, np.sort(rows)).all())[0])

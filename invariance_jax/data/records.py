@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -26,9 +27,12 @@ from tqdm import tqdm
 from invariance_jax.data import decoding
 from invariance_jax.data import limits as checks
 from invariance_jax.data.sets import FORMAT, Color, Shard, Split
-from invariance_jax.data.streams import Corrupt
+from invariance_jax.data.streams import Corrupt, Pictures
 
 _CHUNK = 500
+
+SAMPLED, SAMPLED_SIDE = 2000, 64
+"""Images of many sizes that give moments, and the side that they are squashed to."""
 
 with registered.skip_registration():
 
@@ -309,6 +313,12 @@ class ShardRecords:
                 f"{labels[wrong[0]]}, of {num_classes} classes."
             )
         return labels
+
+
+def sampled_moments(pictures: Pictures) -> tuple[Color, Color]:
+    """Returns `moments` of a fixed random part of the pictures."""
+    rows = np.random.RandomState(0).permutation(len(pictures))[:SAMPLED]
+    return moments(jax.tree.leaves(pictures.load(np.sort(rows)))[0])
 
 
 def moments(images: np.ndarray) -> tuple[Color, Color]:
