@@ -110,6 +110,25 @@ def load_arrays(
         hold them, or a record is corrupt (named).
       OSError: if a set cannot be written.
     """
+    found, rows = _opened(name, split, data_dir, validation_examples)
+    if 0 in found.image_shape:
+        raise ValueError(_SEVERAL_SIZES.format(name))
+    if rows is None:
+        return _decoded(found, "test")
+    images, labels = _decoded(found, "train")
+    return images[rows], None if labels is None else labels[rows]
+
+
+def _opened(
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike[str] | None,
+    validation_examples: int,
+) -> "tuple[_Set, np.ndarray | None]":
+    """Returns a set, prepared if need be, and which of its training rows are meant.
+
+    Those of train or validation; None of the test split.
+    """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}; found {split!r}.")
     root = folder_of_sets(data_dir)
@@ -119,13 +138,7 @@ def load_arrays(
     train, validation = hold_out(
         _size(found.train), validation_examples=validation_examples
     )
-    if 0 in found.image_shape:
-        raise ValueError(_SEVERAL_SIZES.format(name))
-    if split == "test":
-        return _decoded(found, "test")
-    images, labels = _decoded(found, "train")
-    chosen = train if split == "train" else validation
-    return images[chosen], None if labels is None else labels[chosen]
+    return found, {"train": train, "validation": validation, "test": None}[split]
 
 
 class _Set(NamedTuple):
@@ -219,22 +232,12 @@ def open_pictures(
         several sizes and size is None.
       OSError: if a set cannot be written.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {SPLITS}; found {split!r}.")
-    root = folder_of_sets(data_dir)
-    if name in NAMES:
-        prepare(name, data_dir=root)
-    found = _open(name, root)
+    found, rows = _opened(name, split, data_dir, validation_examples)
     if size is None and 0 in found.image_shape:
         raise ValueError(_SEVERAL_SIZES.format(name))
-    of = "test" if split == "test" else "train"
+    of = "test" if rows is None else "train"
     everything = _pictures(found, of, size, max_corrupt, threads or cores())
-    if split == "test":
-        return everything
-    train, validation = hold_out(
-        _size(found.train), validation_examples=validation_examples
-    )
-    return everything[train if split == "train" else validation]
+    return everything if rows is None else everything[rows]
 
 
 @functools.lru_cache(maxsize=8)
