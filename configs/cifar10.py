@@ -18,15 +18,12 @@ from invariance_jax.settings import Config
 def get_config(variant: str = "paper") -> Config:
     """Returns the configuration of a variant: paper, resnet18 or smoke."""
     variants = {"paper": _paper, "resnet18": _resnet18, "smoke": _smoke}
-    if variant not in variants:
-        raise ValueError(
-            f"the variant is {variant!r}; expected one of {', '.join(variants)}."
-        )
+    change = base.of_variant(variants, variant)
     config = base.get_config()
     config.data.name = "cifar10"
     of_images(config)
     config.evaluation.num_views = (1, 5, 15, 26, 47, 100)
-    variants[variant](config)
+    change(config)
     return config
 
 

@@ -27,17 +27,14 @@ def get_config(variant: str = "resnet18") -> Config:
         "quick_colorized": _quick_colorized,
         "smoke": _smoke,
     }
-    if variant not in variants:
-        raise ValueError(
-            f"the variant is {variant!r}; expected one of {', '.join(variants)}."
-        )
+    change = base.of_variant(variants, variant)
     config = base.get_config()
     config.data.name = "fashion_mnist"
     of_images(config)
     config.evaluation.num_views = (1, 16)
     config.evaluation.families = ("all", "crop")
     config.evaluation.baselines = ("pixels", "untrained")
-    variants[variant](config)
+    change(config)
     return config
 
 
@@ -48,16 +45,8 @@ def _resnet18(config: Config) -> None:
 
 
 def _quick(config: Config) -> None:
-    config.batch_size = 256
+    base.small_mlp(config)
     config.steps = 2000
-    config.temperature = 0.2
-    config.encoder.name = "mlp"
-    config.encoder.final = "norm_relu"
-    config.optimizer.name = "adamw"
-    config.optimizer.schedule = "warmup_cosine"
-    config.optimizer.learning_rate = 2e-3
-    config.penalty.weight = 0.3
-    config.penalty.example_limit = 0.5
     config.augmentation.crop_area = (0.7, 1.0)
     config.logging.probe_every_steps = 1000
     config.checkpoints.every_steps = 500

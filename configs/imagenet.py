@@ -31,10 +31,7 @@ def get_config(variant: str = "resnet50") -> Config:
         "byol": _byol,
         "smoke": _smoke,
     }
-    if variant not in variants:
-        raise ValueError(
-            f"the variant is {variant!r}; expected one of {', '.join(variants)}."
-        )
+    change = base.of_variant(variants, variant)
     config = base.get_config()
     of_images(config)
     config.data.source = "stream"
@@ -54,7 +51,7 @@ def get_config(variant: str = "resnet50") -> Config:
     config.logging.probe_every_steps = 5000
     config.evaluation.num_views = (1, 16)
     config.evaluation.batch_size = 128
-    variants[variant](config)
+    change(config)
     return config
 
 

@@ -31,12 +31,9 @@ def get_config(variant: str = "paper") -> Config:
         "conv_plain": _conv_plain,
         "smoke": _smoke,
     }
-    if variant not in variants:
-        raise ValueError(
-            f"the variant is {variant!r}; expected one of {', '.join(variants)}."
-        )
+    change = base.of_variant(variants, variant)
     config = base.get_config()
-    variants[variant](config)
+    change(config)
     return config
 
 
@@ -46,20 +43,8 @@ def _paper(config: Config) -> None:
     config.checkpoints.keep_every_steps = 1000
 
 
-def _mlp(config: Config) -> None:
-    config.batch_size = 256
-    config.temperature = 0.2
-    config.encoder.name = "mlp"
-    config.encoder.final = "norm_relu"
-    config.optimizer.name = "adamw"
-    config.optimizer.schedule = "warmup_cosine"
-    config.optimizer.learning_rate = 2e-3
-    config.penalty.weight = 0.3
-    config.penalty.example_limit = 0.5
-
-
 def _quick(config: Config) -> None:
-    _mlp(config)
+    base.small_mlp(config)
     config.steps = 2500
     config.logging.probe_every_steps = 500
     config.checkpoints.every_steps = 500
@@ -70,7 +55,7 @@ def _quick(config: Config) -> None:
 
 
 def _cpu(config: Config) -> None:
-    _mlp(config)
+    base.small_mlp(config)
     config.steps = 11_000
     config.encoder.width = 1024
     config.penalty.weight = 0.0
@@ -100,7 +85,7 @@ def _conv_plain(config: Config) -> None:
 
 
 def _smoke(config: Config) -> None:
-    _mlp(config)
+    base.small_mlp(config)
     config.batch_size = 64
     config.steps = 40
     config.steps_per_call = 10

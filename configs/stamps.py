@@ -19,10 +19,7 @@ from invariance_jax.settings import Config
 def get_config(variant: str = "quick") -> Config:
     """Returns the configuration of a variant: quick or smoke."""
     variants = {"quick": _quick, "smoke": _smoke}
-    if variant not in variants:
-        raise ValueError(
-            f"the variant is {variant!r}; expected one of {', '.join(variants)}."
-        )
+    change = base.of_variant(variants, variant)
     config = base.get_config()
     config.data.name = "stamps"
     of_images(config)
@@ -37,21 +34,13 @@ def get_config(variant: str = "quick") -> Config:
     config.data.validation_examples = 1000
     config.data.train_examples = 15_000
     config.data.test_examples = 4000
-    variants[variant](config)
+    change(config)
     return config
 
 
 def _quick(config: Config) -> None:
-    config.batch_size = 256
+    base.small_mlp(config)
     config.steps = 1000
-    config.temperature = 0.2
-    config.encoder.name = "mlp"
-    config.encoder.final = "norm_relu"
-    config.optimizer.name = "adamw"
-    config.optimizer.schedule = "warmup_cosine"
-    config.optimizer.learning_rate = 2e-3
-    config.penalty.weight = 0.3
-    config.penalty.example_limit = 0.5
     config.augmentation.crop_area = (0.3, 1.0)
     config.logging.probe_every_steps = 500
     config.checkpoints.every_steps = 500

@@ -188,9 +188,7 @@ def make_map(
             indices = indices.astype(np.int32).reshape(len(devices), per_device)[own]
             rows = take(x, indices)  # while the devices compute the batch before
             if launched is not None:
-                results = _put(
-                    results, one_replica(launched), start - count, len(x), axis
-                )
+                results = put(results, one_replica(launched), start - count)
             launched = mapped(variables, rows, indices, stream)
         return put(results, one_replica(launched), start)
 

@@ -22,11 +22,7 @@ from invariance_jax.arguments import (
 )
 from invariance_jax.transforms import blur, color, distributions, geometry
 from invariance_jax.transforms.base import Squashed, Transformation
-from invariance_jax.transforms.operations import (
-    Operation,
-    Probability,
-    compose,
-)
+from invariance_jax.transforms.operations import Operation, Probability, compose
 from invariance_jax.types import Array
 
 _SIMCLR = {
