@@ -13,12 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from invariance_jax.numerics import batch_mean, safe_divide
-from invariance_jax.training.draws import Draws, Side
+from invariance_jax.training.draws import Draws
 from invariance_jax.training.microbatches import make_gradient, split
-from invariance_jax.training.objective import (
-    Objective,
-    Variables,
-)
+from invariance_jax.training.objective import Objective, Variables
 from invariance_jax.types import Array, Key, PyTree
 
 Metrics = dict[str, tuple[Array, Array]]
@@ -85,8 +82,7 @@ def make_step(
         due = state.step % every == 0
         ramp = (state.step + 1) / max(penalty.warmup_steps, 1)
         weight = penalty.weight * jnp.minimum(ramp, 1.0) * every * due
-        parts = split((x, draws.first), microbatches)
-        effects, ratios = _measure_ratios(objective, state, parts)
+        effects, ratios = _measure_ratios(objective, state, x, draws, microbatches)
         draws = objective.split_by_ratio(draws, effects)
         target, seen = _target_outputs(objective, state.target, x, draws)
         inputs = (state.params, state.batch_stats, weight, x, draws, seen, state.memory)
@@ -121,7 +117,7 @@ def make_step(
 
 
 def _measure_ratios(
-    objective: Objective, state: TrainState, parts: tuple[Array, Side]
+    objective: Objective, state: TrainState, x: Array, draws: Draws, microbatches: int
 ) -> tuple[Array | None, Metrics]:
     """Returns the sums of bound and effect, in some steps new, and their ratios.
 
@@ -129,6 +125,7 @@ def _measure_ratios(
     """
     if state.effects is None:
         return None, {}
+    parts = split((x, draws.first), microbatches)
     due = state.step % objective.penalty.ratio_every_steps == 0
 
     def measure(before: Array) -> Array:
