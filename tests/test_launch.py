@@ -141,6 +141,7 @@ def test_a_mistake_is_named_and_nothing_is_written(tmp_path, name, monkeypatch):
     words = ["launch.py", f"--workdir={tmp_path / 'run'}", *arguments]
     monkeypatch.chdir(processes.ROOT)
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(startup, "initialize", lambda: True)  # is for a whole process
     with flagsaver.flagsaver(), pytest.raises((ValueError, flags.Error)) as caught:
         launch.main(startup.parse(words))
     assert all(text in str(caught.value) for text in expected)
