@@ -42,7 +42,6 @@ ENCODER, HEAD = 8 * 8 * 3 * 16 + 16 * 16, 16 * 16 + 16 * 8
         ({"penalty.weight": 0.0}, 2, 2),
         ({}, 3, 2),
         ({"penalty.directions": 4}, 6, 2),
-        ({"penalty.views": 2}, 4, 2),
         ({"penalty.at": "z"}, 3, 3),
         ({"penalty.kind": "total_effect", "penalty.directions": 2}, 4, 2),
         ({"penalty.kind": "mixed"}, 4, 2),

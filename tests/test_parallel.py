@@ -144,11 +144,10 @@ CASES = {
         "penalty.example_limit": None,
         "penalty.weight": 0.5,
     },
-    "signs on both z, held, one parameter, log": {
+    "signs on z, held, one parameter, log": {
         "optimizer.name": "lars",
         "penalty.estimator": "sign",
         "penalty.at": "z",
-        "penalty.views": 2,
         "penalty.batch_statistics": "example",
         "penalty.parameters": ("rback",),
         "penalty.limit_shape": "log",
@@ -161,10 +160,9 @@ CASES = {
         "similarity_block": 3,
         "batchnorm.group_size": 2,
     },
-    "total effect, both views": {
+    "total effect": {
         "optimizer.name": "lars",
         "penalty.kind": "total_effect",
-        "penalty.views": 2,
     },
     "mixed, ratio measured in every second step": {
         "optimizer.name": "lars",

@@ -229,8 +229,8 @@ def test_resolving_leaves_the_configuration_alone():
         ({"penalty.parameters": ("rbak",)}, "penalty.parameters is ('rbak',); expect"),
         ({"penalty.parameters": ("sigma",)}, "penalty.parameters is ('sigma',); exp"),
         (
-            {"penalty.kind": "consistency", "penalty.views": 2},
-            "penalty.views is 2; expected 1, the only one of penalty.kind",
+            {"penalty.kind": "consistency", "penalty.directions": 2},
+            "penalty.directions is 2; expected 1, the only one of penalty.ki",
         ),
         (
             {"penalty.kind": "mixed", "penalty.batch_statistics": "example"},

@@ -258,18 +258,16 @@ CASES = {
         "penalty.weight": 2.0,
     },
     "limit of the batch": {"penalty.batch_limit": 0.01, "penalty.weight": 3.0},
-    "signs, both views, some parameters, log": {
+    "signs, some parameters, log": {
         "penalty.estimator": "sign",
-        "penalty.views": 2,
         "penalty.parameters": ("gback", "h"),
         "penalty.directions": 2,
         "penalty.example_limit": 0.4,
         "penalty.limit_shape": "log",
     },
-    "signs on both z, held": {
+    "signs on z, held": {
         "penalty.at": "z",
         "penalty.estimator": "sign",
-        "penalty.views": 2,
         "penalty.batch_statistics": "example",
     },
     "averaged views, z of the first, held": {
@@ -284,9 +282,8 @@ CASES = {
         "penalty.example_limit": 1.0,
         "average_views": 2,
     },
-    "total effect, both views, two directions, log": {
+    "total effect, two directions, log": {
         "penalty.kind": "total_effect",
-        "penalty.views": 2,
         "penalty.directions": 2,
         "penalty.example_limit": 0.1,
         "penalty.limit_shape": "log",
@@ -372,9 +369,8 @@ MICROBATCHES = {
         "batchnorm.group_size": 3,
         "penalty.batch_limit": 1e-3,
     },
-    "both views, two directions, signs": {
+    "two directions, signs": {
         "batchnorm.group_size": 3,
-        "penalty.views": 2,
         "penalty.directions": 2,
         "penalty.estimator": "sign",
         "penalty.batch_statistics": "example",
@@ -471,7 +467,7 @@ def test_running_statistics_take_every_view(name, request):
 
 
 def test_a_penalty_of_z_moves_the_running_statistics_as_ever(case):
-    new, _ = Case({"penalty.at": "z", "penalty.views": 2}).step()
+    new, _ = Case({"penalty.at": "z"}).step()
     expected, _ = case.step()
     assert_close(new.batch_stats, expected.batch_stats, 1e-5)
 

@@ -32,7 +32,7 @@ RUNS = [f"penalty.weight={w}/seed_{seed}" for w in ("0.0", "1.0") for seed in (0
 LABELS = {
     "no penalty": {"penalty.weight": 0},
     "base": {},
-    "K = 4, both views": {"penalty.directions": 4, "penalty.views": 2},
+    "K = 4": {"penalty.directions": 4},
 }
 
 

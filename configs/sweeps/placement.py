@@ -19,5 +19,4 @@ def get_sweep() -> dict[str, dict[str, object]]:
         "along h only": {"penalty.parameters": ("h",)},
         "along the colors only": {"penalty.parameters": COLORS},
         "at the projection z": {"penalty.at": "z"},
-        "of both views": {"penalty.views": 2},
     }

@@ -52,7 +52,6 @@ _OF_KIND: dict[str, dict[str, Any]] = {
         **_FULL_STEP,
         **_UNWEIGHTED,
         "penalty.parameters": (),
-        "penalty.views": 1,
         "penalty.directions": 1,
     },
     "total_effect": _FULL_STEP,

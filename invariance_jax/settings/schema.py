@@ -146,8 +146,6 @@ class Penalty:
     """Where it acts: the representation "h" (the paper), the projection "z", or a block
     of the encoder, the mean over its places: "layer3" of a ResNet, "block3" of a vision
     transformer, "bn2" of the MLP."""
-    views: int = key(1, least=1, most=2)
-    """Penalized views: 1 (the paper), or 2, whose mean is taken."""
     every_steps: int = key(1, least=1)
     """Steps from one with the penalty, n times as heavy, to the next."""
     directions: int = key(1, least=1, most=10_000)

@@ -52,11 +52,10 @@ class Parts(NamedTuple):
     axis_name: str | None
 
     @property
-    def penalized_views(self) -> int:
-        """How many views are penalized, each on its own: 0, 1 or 2."""
+    def is_penalized(self) -> bool:
+        """Whether the first view has a penalty of its own."""
         penalty = self.settings.penalty
-        takes = penalty.weight > 0 and penalty.kind != "consistency"
-        return penalty.views if takes else 0
+        return penalty.weight > 0 and penalty.kind != "consistency"
 
     def make_step(self) -> Any:
         """Returns the step of one replica, see `training.step`."""
@@ -78,7 +77,7 @@ class Parts(NamedTuple):
             self.transformation,
             batch_size=settings.batch_size,
             directions=penalty.directions,
-            penalized=self.penalized_views,
+            penalized=self.is_penalized,
             kind=penalty.kind,
             column_weights=tuple(weight_of.get(name, 0.0) for name in names),
             sign_features=self.point_features if signed else None,

@@ -48,7 +48,7 @@ def count_operations(parts: Parts) -> Operations:
     more = products(parts.encoder, views(further))[1] if further else 0
     # "mixed" takes a derivative and a view.
     each = settings.penalty.directions * (1 + (settings.penalty.kind == "mixed"))
-    tangents = parts.penalized_views * each
+    tangents = parts.is_penalized * each
     passes = 2 * settings.average_views + tangents
     passes_of_heads = 2 + number + tangents * (settings.penalty.at == "z")
     contrasts = settings.method.name in WITH_SIMILARITIES

@@ -46,7 +46,7 @@ class Draws(NamedTuple):
 
     Attributes:
       first: the side whose first view is penalized.
-      second: the other side, penalized too if `penalty.views` is 2.
+      second: the other side.
       more: further views, each of every example.
     """
 
@@ -60,7 +60,7 @@ def make_draw(
     *,
     batch_size: int,
     directions: int,
-    penalized: int = 1,
+    penalized: bool = True,
     kind: str = "gradient",
     column_weights: tuple[float, ...] = (),
     sign_features: int | None = None,
@@ -77,7 +77,7 @@ def make_draw(
       transformation: what the views are drawn from.
       batch_size: B.
       directions: K of the penalty.
-      penalized: sides whose first view is penalized on its own, 0, 1 or 2.
+      penalized: whether the first view has a penalty of its own.
       kind: of the penalty: "gradient", "total_effect" or "mixed".
       column_weights: P numbers, how often the latter two choose each parameter.
       sign_features: D of the random signs; None: no signs.
@@ -123,12 +123,11 @@ def make_draw(
             first = sample(keys[number])
             ahead = range(3 + number, 3 + number + 2 * (average_views - 1), 2)
             views = first, *(sample(own(n)) for n in ahead)
-            if number >= penalized:
+            if second or not penalized:
                 return Side(views)
-            ends = jax.random.split(own(1), 1 + directions) if number else keys[2:]
-            others = jnp.stack([sample(k).alpha for k in ends[1:]], axis=1)
-            drawn = draw_ends(others, ends[0], own(_COLUMNS + number), first)
-            return Side(views, **drawn, signs=draw_signs(own(2 * number)))
+            ends = jnp.stack([sample(k).alpha for k in keys[3:]], axis=1)
+            drawn = draw_ends(ends, keys[2], own(_COLUMNS), first)
+            return Side(views, **drawn, signs=draw_signs(own(0)))
 
         stream = jax.random.fold_in(jax.random.fold_in(key, _MORE_STREAM), step)
         samplers = [one.sampler(sizes, batch_size) for one in more]

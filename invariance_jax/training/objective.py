@@ -3,9 +3,9 @@
 Foster, Pukdee, Rainforth (ICLR 2021): NT-Xent of two views, and the gradient penalty of
 the first one. `encode` gives representations and their penalty, `couple` the loss of
 the batch. One replica; collectives only behind `axis_name`. Deviations, all off by
-default: the penalty of both views, of the projection z or a block of the encoder, along
-some parameters of the transformation, or without a derivative along some or all of
-them; and sides that average several views.
+default: the penalty of the projection z or a block of the encoder, along some
+parameters of the transformation, or without a derivative along some or all of them; and
+sides that average several views.
 """
 
 from collections.abc import Callable
@@ -263,16 +263,14 @@ class Objective:
         bound, effect = effects
         smooth = bound < self.penalty.largest_ratio * effect
 
-        def split(side: Side) -> Side:
-            if side.alpha_other is None or side.alpha_redrawn is None:
-                return side
-            alpha = side.views[0].alpha[:, None]
-            return side._replace(
-                alpha_other=jnp.where(smooth[None, None], side.alpha_other, alpha),
-                alpha_redrawn=jnp.where(smooth[None, None], alpha, side.alpha_redrawn),
-            )
-
-        return draws._replace(first=split(draws.first), second=split(draws.second))
+        side = draws.first
+        assert side.alpha_other is not None and side.alpha_redrawn is not None
+        alpha = side.views[0].alpha[:, None]
+        first = side._replace(
+            alpha_other=jnp.where(smooth[None, None], side.alpha_other, alpha),
+            alpha_redrawn=jnp.where(smooth[None, None], alpha, side.alpha_redrawn),
+        )
+        return draws._replace(first=first)
 
     def _outputs(
         self, params: Variables, stats: Variables, side: Encoded
@@ -308,7 +306,7 @@ class Objective:
             return consistency(one.point, two.point, **self._measure())
         if one.penalty is None:
             return jnp.zeros(len(one.point), one.point.dtype)
-        return one.penalty if two.penalty is None else (one.penalty + two.penalty) / 2
+        return one.penalty
 
     def _is_consistency(self) -> bool:
         return self.penalty.weight > 0 and self.penalty.kind == "consistency"
