@@ -32,7 +32,7 @@ RUNS = [f"penalty.weight={w}/seed_{seed}" for w in ("0.0", "1.0") for seed in (0
 LABELS = {
     "no penalty": {"penalty.weight": 0},
     "base": {},
-    "K = 4": {"penalty.directions": 4},
+    "K = 4, log": {"penalty.directions": 4, "penalty.limit_shape": "log"},
 }
 
 
@@ -110,7 +110,7 @@ def test_a_run_is_made_per_combination_and_seed_and_nothing_is_written(plan, tmp
 
 def test_labels_name_the_variants(plan):
     found = plan(LABELS)
-    assert names(found) == ["no_penalty", "base", "K_=_4_both_views"]
+    assert names(found) == ["no_penalty", "base", "K_=_4_log"]
     values = [
         (run.config.penalty.weight, run.config.penalty.directions) for run in found.runs
     ]
