@@ -5,12 +5,12 @@ passes over all features once, in coordinates in which their covariance is about
 identity. Features may lie in a memory-mapped file.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.optimize
 
 from invariance_jax.arguments import check_integer, check_labels, check_number
 from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot
@@ -21,7 +21,8 @@ _PAIRS = 20
 
 _RESOLUTION = float(np.finfo(np.float32).eps)
 
-Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
+_TOLERANCE = 1e-3 * _RESOLUTION
+"""Decrease of the objective in a step that is the last one."""
 
 
 def fit_logistic_in_blocks(
@@ -71,7 +72,8 @@ def fit_logistic_in_blocks(
     gram = sum(np.asarray(_gram(x, middle), np.float64) for x, _ in blocks()) / len(h)
     basis = _basis(np.asarray(gram), 2 * num_classes * l2, l2 > 0)
 
-    def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        point = flat.reshape(-1, num_classes)
         kernel, bias = basis @ point[:-1], point[-1]
         probe = LinearProbe(*(jnp.asarray(a, jnp.float32) for a in (kernel, bias)))
         value, of_kernel = l2 * np.sum(kernel**2), 2 * l2 * kernel
@@ -81,9 +83,22 @@ def fit_logistic_in_blocks(
             loss, product, total = (a / len(h) for a in found)
             value, of_kernel = value + loss, of_kernel + product
             of_bias = of_bias + total
-        return float(value), np.concatenate([basis.T @ of_kernel, of_bias[None]])
+        gradient = np.concatenate([basis.T @ of_kernel, of_bias[None]])
+        return float(value), gradient.ravel()
 
-    point = _minimize(objective, num_classes, len(basis), max_iterations)
+    found = scipy.optimize.minimize(
+        objective,
+        np.zeros((len(basis) + 1) * num_classes),
+        jac=True,
+        method="L-BFGS-B",
+        options={
+            "maxiter": max_iterations,
+            "maxcor": _PAIRS,
+            "ftol": _TOLERANCE,
+            "gtol": 0,
+        },
+    )
+    point = found.x.reshape(-1, num_classes)
     kernel = basis @ point[:-1]
     bias = point[-1] - mean @ kernel
     kernel = kernel - kernel.mean(axis=1, keepdims=True)
@@ -123,52 +138,3 @@ def _basis(gram: np.ndarray, ridge: float, keep_all: bool) -> np.ndarray:
     inverse = np.where(kept, 1 / np.sqrt(np.maximum(values, rounding)), 0)
     basis: np.ndarray = scale[:, None] * vectors * inverse
     return basis
-
-
-def _minimize(
-    objective: Objective, num_classes: int, features: int, max_iterations: int
-) -> np.ndarray:
-    """Returns the minimum by L-BFGS with halved steps, from zeros."""
-    point = np.zeros((features + 1, num_classes))
-    value, gradient = objective(point)
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    for _ in range(max_iterations):
-        direction = -_inverse_hessian(gradient, pairs, num_classes)
-        slope = float(np.sum(direction * gradient))
-        if not -slope > 0.01 * _RESOLUTION * math.log(num_classes):
-            break
-        length = 1.0
-        while length > 2.0**-20:
-            moved = point + length * direction
-            new_value, new_gradient = objective(moved)
-            if new_value <= value + 1e-4 * length * slope:
-                break
-            length /= 2
-        else:
-            break
-        change = new_gradient - gradient
-        if np.sum(change * (moved - point)) > 0:
-            pairs = [*pairs, (moved - point, change)][-_PAIRS:]
-        point, value, gradient = moved, new_value, new_gradient
-    return point
-
-
-def _inverse_hessian(
-    vector: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]], num_classes: int
-) -> np.ndarray:
-    """Returns the product with the inverse Hessian that the pairs stand for."""
-    weights = []
-    for step, change in reversed(pairs):
-        weights.append(np.sum(step * vector) / np.sum(step * change))
-        vector = vector - weights[-1] * change
-    # At equal probabilities the Hessian is the identity over C.
-    scale = float(num_classes)
-    if pairs:
-        step, change = pairs[-1]
-        scale = float(np.sum(step * change) / np.sum(change**2))
-    vector = scale * vector
-    for (step, change), weight in zip(pairs, reversed(weights), strict=True):
-        vector = vector + step * (
-            weight - np.sum(change * vector) / np.sum(step * change)
-        )
-    return vector
