@@ -85,12 +85,14 @@ def _simclr(config: Config) -> None:
 def _moco_v3(config: Config) -> None:
     _imagenet100(config)
     config.method.name = "moco_v3"
+    config.augmentation.recipe = "byol_imagenet"
     config.temperature = 0.2
 
 
 def _byol(config: Config) -> None:
     _imagenet100(config)
     config.method.name = "byol"
+    config.augmentation.recipe = "byol_imagenet"
 
 
 def _smoke(config: Config) -> None:
