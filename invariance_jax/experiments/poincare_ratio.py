@@ -7,7 +7,6 @@ whose penalty makes such derivatives small: where the ratio is large, that says 
 
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from invariance_jax import evaluation
 from invariance_jax.experiments.context import Context
@@ -23,6 +22,8 @@ def run(context: Context) -> ExperimentResult:
     at the full step over pairs of views, those of linearization. Of a parameter that is
     not uniform, as those of a crop box, the bound is one by name only.
     """
+    from scipy import stats  # takes a second, which only this experiment pays
+
     transformation, rows = context.parts.transformation, []
     low, high = transformation.bounds.T.astype(np.float32)
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 
 from invariance_jax import data, evaluation
 from invariance_jax.evaluation import LinearProbe
@@ -90,6 +89,8 @@ class SpirographTask(Task):
 
         The authors' may start and search along lines in another way.
         """
+        import scipy.optimize  # here, since most runs do not need it
+
         rows = np.concatenate([h, np.ones_like(h[:, :1])], axis=1, dtype=np.float64)
         shape = rows.shape[1], y.shape[1]
         gram, cross = rows.T @ rows / y.size, rows.T @ y / y.size

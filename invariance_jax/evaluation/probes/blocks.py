@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 
 from invariance_jax.arguments import check_integer, check_labels, check_number
 from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot
@@ -56,6 +55,8 @@ def fit_logistic_in_blocks(
     Cost: `B D^2 + D^3` once and `B D C` for each pass; memory of a block and of a few
       `D^2` and `D C`.
     """
+    import scipy.optimize  # here, since most users of the probes do not need it
+
     num_classes = check_integer("num_classes", num_classes, least=2)
     block_size = check_integer("block_size", block_size)
     check_number("l2", l2, low=0)
