@@ -15,13 +15,10 @@ from invariance_jax.arguments import check_integer, check_labels, check_number
 from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot
 from invariance_jax.types import Array
 
-_PAIRS = 20
-"""Differences of points and of gradients that stand for the Hessian."""
-
 _RESOLUTION = float(np.finfo(np.float32).eps)
 
-_TOLERANCE = 1e-3 * _RESOLUTION
-"""Decrease of the objective in a step that is the last one."""
+_STOPPING = {"maxcor": 20, "ftol": 1e-3 * _RESOLUTION, "gtol": 0}
+"""Pairs that stand for the Hessian; the decrease of a step that is the last one."""
 
 
 def fit_logistic_in_blocks(
@@ -92,12 +89,7 @@ def fit_logistic_in_blocks(
         np.zeros((len(basis) + 1) * num_classes),
         jac=True,
         method="L-BFGS-B",
-        options={
-            "maxiter": max_iterations,
-            "maxcor": _PAIRS,
-            "ftol": _TOLERANCE,
-            "gtol": 0,
-        },
+        options={"maxiter": max_iterations, **_STOPPING},
     )
     point = found.x.reshape(-1, num_classes)
     kernel = basis @ point[:-1]
