@@ -199,7 +199,7 @@ def test_a_probe_that_is_worse_than_the_peers_is_refused(monkeypatch):
 class FakeTraining:
     """A training whose steps take as many seconds as the forms of the penalty say."""
 
-    clock = Clock()
+    clock, memory = Clock(), 2e6
 
     def __init__(self, config):
         chosen, self.parts = resolve(config).penalty, 2 * config.average_views
@@ -221,9 +221,13 @@ def test_the_forms_of_the_penalty_are_timed_per_step(monkeypatch):
     found = [*steps.time_penalty(options)]
     rows = {row["first"]: row["first / second"] for row in found}
     assert [*rows.values()] == [1.5, 1.25, 1.125, 1.5, 2.0]
-    assert next(iter(rows)) == "penalized"
+    assert next(iter(rows)) == "penalized, 2 MB"
     (row, *_) = steps.time_penalty(options)
     assert (row["first, ms"], row["second, ms"]) == (3000, 2000)
+    sweep = {"four": {"average_views": 4}, "two": {"average_views": 2}}
+    (row,) = steps.time_penalty(options._replace(sweep=sweep))
+    assert (row["first"], row["second"]) == ("two, 2 MB", "four, 2 MB")
+    assert row["first / second"] == pytest.approx(5 / 9)
     with pytest.raises(ValueError, match="penalty.weight is 0.0; expected a positive"):
         next(
             steps.time_penalty(

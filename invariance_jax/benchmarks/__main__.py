@@ -15,6 +15,7 @@ from invariance_jax.benchmarks import MODULES, check_names, timing
 from invariance_jax.benchmarks.timing import Options, Timer
 from invariance_jax.runtime import startup
 from invariance_jax.settings.command_line import define_config
+from invariance_jax.sweeps.variants import read_sweep
 
 _CONFIG = define_config(
     "config",
@@ -34,6 +35,9 @@ _CASES = flags.DEFINE_list(
 _SECONDS = flags.DEFINE_float(
     "seconds", 240.0, "Of gpu: seconds after which no case is begun."
 )
+_SWEEP = flags.DEFINE_string(
+    "sweep", None, "Of penalty: a sweep whose variants are timed over its first one."
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -46,6 +50,7 @@ def main(arguments: list[str]) -> None:
         _CONFIG.value or timing.configuration("spirograph", "quick"),
         tuple(_CASES.value),
         _SECONDS.value,
+        read_sweep(_SWEEP.value) if _SWEEP.value else None,
     )
     timing.keep_freed_memory()
     rows = []

@@ -13,9 +13,10 @@ device does for all of it.
 
 import copy
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,9 +27,10 @@ from invariance_jax.benchmarks.timing import Options, Row
 from invariance_jax.models import create_encoder
 from invariance_jax.models.weights import to_torch_state_dict
 from invariance_jax.runtime.devices import all_devices, simulate
-from invariance_jax.settings import Config, change
+from invariance_jax.settings import Config
+from invariance_jax.sweeps.variants import make_variants
 
-FORMS: Mapping[str, Mapping[str, object]] = {
+FORMS: dict[str, dict[str, Any]] = {
     "plain": {"penalty.weight": 0.0},
     "penalized": {},
     "penalty in every second step": {"penalty.every_steps": 2},
@@ -102,24 +104,28 @@ def check_encoder(name: str, image_size: int) -> None:
 
 
 def time_penalty(options: Options, *, num_steps: int = 4) -> Iterator[Row]:
-    """Yields each form of the step over the plain one, in calls of a multiple of 4."""
+    """Yields variants of the step over the first one, in calls of a multiple of 4.
+
+    They are those of a sweep, or the forms of the penalty; each tells its memory.
+    """
     weight = options.config.penalty.weight
-    if not weight > 0:
+    if not (weight > 0 or options.sweep):
         raise ValueError(
             f"penalty.weight is {weight!r}; expected a positive number, since the "
             "penalized step is what is timed."
         )
     runs = {}
-    for name, changes in FORMS.items():
-        config = copy.deepcopy(options.config)
-        for key, value in changes.items():
-            change(config, key, value)
-        runs[name] = Training(config)
-    plain, *others = _per_step(options, [*runs.values()], num_steps)
-    case = describe(options.config)
-    for name, seconds in zip([*runs][1:], others, strict=True):
-        note = "target: at most 1.5" if name == "penalized" else ""
-        yield timing.compare(case, (name, seconds), ("plain", plain), note)
+    for one in make_variants(options.config, options.sweep or FORMS).values():
+        run = Training(one.config)
+        runs[f"{one.label}, {run.memory / 1e6:.0f} MB"] = run
+    (first, base), *others = zip(
+        runs, _per_step(options, [*runs.values()], num_steps), strict=True
+    )
+    for name, seconds in others:
+        note = "target: at most 1.5" if name.startswith("penalized,") else ""
+        yield timing.compare(
+            describe(options.config), (name, seconds), (first, base), note
+        )
 
 
 def _per_step(

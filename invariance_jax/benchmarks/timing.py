@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike
 
 from invariance_jax.runs.workdir import provenance
 from invariance_jax.settings import Config
+from invariance_jax.sweeps.variants import Sweep
 from invariance_jax.types import Array
 
 Row = dict[str, str | float]
@@ -73,6 +74,7 @@ class Options(NamedTuple):
     config: Config  # the run whose steps are timed
     cases: tuple[str, ...] = ()  # parts of the names of the cases, (): all of them
     seconds: float = math.inf  # after which no further case is begun
+    sweep: Sweep | None = None  # variants of the step, in place of those of the penalty
 
     def at_most(self, repeats: int) -> "Options":
         """Returns options with no more rounds than these."""
