@@ -198,7 +198,7 @@ INDEPENDENT = "must treat examples independently"
 BOUNDS = r"bounds must be \[1, 2\], a row per name; found "
 ORDERED = "bounds must be finite and ordered"
 COMPILE = "must compile: Attempted boolean conversion"
-FLOATING = "must return floating images; found uint8"
+FLOAT32 = "must return images in float32; found "
 COLUMNS = "apply must take columns of alpha that names has: .* index"
 
 BROKEN = {
@@ -221,6 +221,10 @@ BROKEN = {
         "alpha must be floating; found int32",
     ),
     "same draws": (with_alpha(lambda alpha: jnp.ones((4, 1))), DIFFERENT),
+    "the same draw for all": (
+        with_alpha(lambda alpha: jnp.broadcast_to(alpha[:1], alpha.shape)),
+        "sample must draw different alpha for different examples",
+    ),
     "draws outside the key": (with_alpha(numpy_draws), DIFFERENT),
     "held for the batch": (with_held(jnp.array(True)), HELD + r"\(\)"),
     "held for one": (with_held({"mirror": jnp.ones(1, bool)}), HELD + r"\(1,\)"),
@@ -242,7 +246,15 @@ BROKEN = {
     ),
     "flat images": (with_images(lambda i: i.reshape(4, -1)), IMAGES + r"\(4, 48\)"),
     "one image": (with_images(lambda i: i[:1]), IMAGES + r"\(1, 4, 4, 3\)"),
-    "bytes": (with_images(to_bytes), "apply " + FLOATING),
+    "bytes": (with_images(to_bytes), "apply " + FLOAT32 + "uint8"),
+    "half precision": (
+        with_images(lambda i: i.astype(jnp.bfloat16)),
+        "apply " + FLOAT32 + "bfloat16",
+    ),
+    "images in a tuple": (
+        with_images(lambda i: (i,)),
+        "apply must return an array; found a tuple",
+    ),
     "images that divide by 0": (
         with_images(lambda i: i / 0),
         "the images of apply must be finite",
@@ -293,7 +305,7 @@ BROKEN = {
         r"plain must return images of the size of apply's.* found \(4, 3, 4, 3\)",
     ),
     "plain of the batch": (with_plain(of_the_batch), "plain " + INDEPENDENT),
-    "plain bytes": (with_plain(to_bytes), "plain " + FLOATING),
+    "plain bytes": (with_plain(to_bytes), "plain " + FLOAT32 + "uint8"),
     "plain nan": (with_plain(lambda i: i * np.nan), "images of plain must be finite"),
 }
 

@@ -147,6 +147,10 @@ def check_transformation(
         not np.array_equal(first.alpha, views[1].alpha),
         "sample must draw different alpha for different keys",
     )
+    _require(
+        any(np.ptp(view.alpha, axis=0).any() for view in views),
+        "sample must draw different alpha for different examples",
+    )
     apply = jax.jit(transformation.apply)
     images = _attempt("apply must compile", apply, x, first)
     _check_images("apply", images, batch_size)
@@ -323,13 +327,17 @@ def _check_alone(
 
 
 def _check_images(name: str, images: Array, batch_size: int) -> None:
+    kind = type(images).__name__
+    _require(
+        isinstance(images, jax.Array), f"{name} must return an array; found a {kind}"
+    )
     _require(
         images.ndim == 4 and images.shape[0] == batch_size and images.shape[3] == 3,
         f"{name} must return [{batch_size}, H, W, 3]; found {images.shape}",
     )
     _require(
-        jnp.issubdtype(images.dtype, jnp.floating),
-        f"{name} must return floating images; found {images.dtype}",
+        images.dtype in (jnp.float32, jnp.float64),
+        f"{name} must return images in float32; found {images.dtype}",
     )
     _check_finite(f"the images of {name}", images)
 
