@@ -1,5 +1,6 @@
 """From settings to the parts of a run, built once per program."""
 
+import logging
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,6 +21,8 @@ from invariance_jax.training.optimizers import make_optimizer, make_schedule
 from invariance_jax.training.step import TrainState, init_state, make_step
 from invariance_jax.transforms import Transformation
 from invariance_jax.types import Array, Key, PyTree
+
+_log = logging.getLogger(__name__)
 
 
 class Parts(NamedTuple):
@@ -285,6 +288,7 @@ def check_own_parts(parts: Parts) -> None:
     """
     settings = parts.settings
     if plugins.is_own(settings.encoder.name):
+        _log.info("compiling a check of the encoder %s", settings.encoder.name)
         _check_encoder(settings, parts.encoder, parts)
     if plugins.is_own(settings.method.name):
         _check_method(settings, parts.method, parts.features)
