@@ -27,6 +27,7 @@ from invariance_jax.training.build import (
     read_weights,
     state_shapes,
 )
+from invariance_jax.types import PyTree
 
 _TIMED_STEPS = 4
 """Batches that are decoded, and steps that are made, to measure the rates of both."""
@@ -161,7 +162,7 @@ def table(found: Check) -> str:
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
 
 
-def _memory(compiled: Any, state: Any, data: int) -> Memory:
+def _memory(compiled: Any, state: PyTree, data: int) -> Memory:
     """Returns the memory of a program; what is donated counts once."""
     found = compiled.memory_analysis()
     arguments, outputs = found.argument_size_in_bytes, found.output_size_in_bytes
@@ -177,7 +178,7 @@ def _memory(compiled: Any, state: Any, data: int) -> Memory:
     )
 
 
-def _size(tree: Any) -> int:
+def _size(tree: PyTree) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 

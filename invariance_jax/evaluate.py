@@ -36,7 +36,7 @@ from invariance_jax.training.build import (
 from invariance_jax.training.frozen import FrozenEncoder, apply, encoder_variables
 from invariance_jax.training.objective import Variables
 from invariance_jax.training.step import TrainState
-from invariance_jax.types import Array
+from invariance_jax.types import Array, Json
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ _OF_FEW_VIEWS = {
 """The experiments that need features over the first M at most."""
 
 
-def run(config: Config | None, workdir: AnyPath) -> results.Json:
+def run(config: Config | None, workdir: AnyPath) -> Json:
     """Evaluates the newest checkpoint of every seed of a run.
 
     Every process of a run over several calls it; the main one writes.
@@ -163,9 +163,7 @@ def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> Train
         checkpoints.close()
 
 
-def _evaluate(
-    parts: Parts, workdir: epath.Path, encoder: FrozenEncoder
-) -> results.Json:
+def _evaluate(parts: Parts, workdir: epath.Path, encoder: FrozenEncoder) -> Json:
     """Returns the results of one seed; each experiment is written when it is done."""
     functions, state = experiments.load(parts.task), restore(parts, workdir)
     settings = results.settings_of(parts.task, int(state.step))

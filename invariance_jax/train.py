@@ -6,7 +6,6 @@
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -38,6 +37,7 @@ from invariance_jax.training.build import (
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.rows import Rows
 from invariance_jax.training.step import TrainState
+from invariance_jax.types import Json
 
 _log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class _Run(contextlib.ExitStack):
         # Processes on different processors may initialize to different last bits.
         return Checkpoint(0, processes.from_main(first_state(self._parts)), {})
 
-    def _rows(self, step: int, note: dict[str, Any]) -> Rows:
+    def _rows(self, step: int, note: Json) -> Rows:
         """Returns the open log, after the rows until a step."""
         settings, rows = self._settings, note.get("rows", 0)
         self._writer = MetricsWriter(

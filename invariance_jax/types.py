@@ -17,6 +17,9 @@ Key = jax.Array
 PyTree = Any
 """A pytree of arrays: examples, variables, outputs of heads."""
 
+Json = dict[str, Any]
+"""What a JSON file holds."""
+
 
 class Encode(Protocol):
     """A frozen encoder, `images [B, H, W, 3] -> h [B, D]`."""

@@ -266,7 +266,7 @@ def _compile(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return compiled
 
 
-def _lars(parameters: list[Tensor], batch_size: int) -> Callable[[], object]:
+def _lars(parameters: list[Tensor], batch_size: int) -> Callable[[], Any]:
     """Returns the update of LARS in the authors' variant, over every parameter."""
     trust, decay, momentum = 1e-3, 1e-6, 0.9
     rate = 1.5 * batch_size / 256 / 10  # of the first epoch

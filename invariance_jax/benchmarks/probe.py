@@ -20,7 +20,7 @@ from invariance_jax.evaluation import average_features, fit_logistic, fit_ridge
 from invariance_jax.evaluation.probes import LinearProbe
 from invariance_jax.models import create_encoder
 from invariance_jax.transforms import spirograph
-from invariance_jax.types import Array
+from invariance_jax.types import Array, PyTree
 
 L2 = {"ridge": 1e-8, "logistic": 1e-5}
 """Weight of the penalty on the kernel, the paper's."""
@@ -114,7 +114,7 @@ def make_averages(examples: int) -> Callable[[], Array]:
     variables = encoder.init(jax.random.key(0), images, train=False)
 
     @jax.jit
-    def sweep(variables: Any, x: Array) -> Array:
+    def sweep(variables: PyTree, x: Array) -> Array:
         def encode(images: Array) -> Array:
             return jnp.asarray(encoder.apply(variables, images, train=False))
 

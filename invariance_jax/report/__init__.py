@@ -5,11 +5,12 @@ Nothing is measured here: all numbers come from the `results.json` of the runs.
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from etils import epath
+
+from invariance_jax.types import Json
 
 __all__ = ["comparison_text", "run", "table"]
 
@@ -40,7 +41,7 @@ def run(
     return assemble.write(workdirs, out)
 
 
-def table(results: Mapping[str, Any]) -> str:
+def table(results: Json) -> str:
     """Returns the main numbers of a `results.json` as up to three lines of text."""
     from invariance_jax.report import compare, read
 

@@ -24,8 +24,8 @@ from invariance_jax.report.sections import AVERAGING, SECTIONS, Spec, section_of
 from invariance_jax.report.style import Picture
 from invariance_jax.report.tables import Table
 from invariance_jax.report.words import is_share
-from invariance_jax.runs.results import Json
 from invariance_jax.runtime.files import plain_path, write_bytes, write_text
+from invariance_jax.types import Json
 
 _TRAINING = {"move": 0.0, "widen": 1.0}
 """Where the training distribution is on the axis of a shift, by the kind of shift."""

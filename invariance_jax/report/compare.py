@@ -10,7 +10,8 @@ from invariance_jax.report.aggregate import select, show
 from invariance_jax.report.read import Run
 from invariance_jax.report.tables import Table
 from invariance_jax.report.words import Words
-from invariance_jax.runs.results import Json, Value
+from invariance_jax.runs.results import Value
+from invariance_jax.types import Json
 
 Place = tuple[str, Value | None]
 """A metric, and M, "plain" or None."""

@@ -16,7 +16,7 @@ import pandas as pd
 
 from invariance_jax.report.aggregate import of_paper
 from invariance_jax.report.read import Run
-from invariance_jax.runs.results import Json
+from invariance_jax.types import Json
 
 _TARGETS = ("m", "b", "sigma", "rfore")
 

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from etils import epath
 
-from invariance_jax.runs.results import FORMAT, Json
+from invariance_jax.runs.results import FORMAT
 from invariance_jax.runtime.files import absolute
+from invariance_jax.types import Json
 
 SUMMARY = ("views", "target", "family", "encoder", "probe")
 """Coordinates of the rows that are in the summary."""
@@ -79,7 +80,7 @@ class Run(NamedTuple):
         return str(self.settings.get("split") or "test")
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Json:
+def flatten(config: Json, prefix: str = "") -> Json:
     """Returns a nested mapping as dotted name -> value.
 
     >>> flatten({"a": {"b": 1}, "c": [2]})
@@ -159,9 +160,7 @@ def _read(path: epath.Path, name: str) -> Run:
     return Run(name, path, config, saved, results, rows, log, skipped, samples)
 
 
-def check_results(
-    content: Mapping[str, Any], where: str = "results", run: str = ""
-) -> Json:
+def check_results(content: Json, where: str = "results", run: str = "") -> Json:
     """Returns the content of a `results.json`, checked, its rows as a table of a run.
 
     An error names the first row that is not as documented.

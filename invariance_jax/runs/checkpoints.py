@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from etils import epath
 from invariance_jax.runs.workdir import Owner
 from invariance_jax.runtime.files import AnyPath, is_url, sync, work_folder
 from invariance_jax.runtime.processes import any_process, is_main_process
+from invariance_jax.types import Json, PyTree
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Checkpoint(NamedTuple, Generic[State]):
 
     step: int
     state: State
-    note: dict[str, Any]
+    note: Json
 
 
 class Damaged(ValueError):
@@ -82,7 +83,7 @@ class Checkpoints:
         """Returns the steps of all whole checkpoints, increasing."""
         return sorted(self._manager.all_steps())
 
-    def check_room(self, state: Any) -> None:
+    def check_room(self, state: PyTree) -> None:
         """Raises OSError if the disk lacks the room for one checkpoint more."""
         folder = self.directory
         if is_url(folder):
@@ -99,9 +100,7 @@ class Checkpoints:
                 "space, or give another workdir."
             )
 
-    def save(
-        self, step: int, state: Any, *, note: dict[str, Any] | None = None
-    ) -> None:
+    def save(self, step: int, state: PyTree, *, note: Json | None = None) -> None:
         """Saves a state and a note, which `json` takes, in the background."""
         arrays = _flatten(state)
         for name, array in arrays.items():
@@ -144,7 +143,7 @@ class Checkpoints:
         """Waits until everything is saved; raises OSError if it could not be."""
         self._told(self._manager.wait_until_finished)
 
-    def _told(self, call: Callable[[], Any]) -> None:
+    def _told(self, call: Callable[[], object]) -> None:
         try:
             call()
         except Exception as error:
@@ -215,7 +214,7 @@ class Checkpoints:
         self._manager.close()
 
 
-def _flatten(tree: Any) -> dict[str, Any]:
+def _flatten(tree: PyTree) -> dict[str, PyTree]:
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
@@ -223,7 +222,7 @@ def _flatten(tree: Any) -> dict[str, Any]:
     }
 
 
-def _hashes(arrays: dict[str, Any]) -> dict[str, str]:
+def _hashes(arrays: dict[str, PyTree]) -> dict[str, str]:
     found = {}
     for name, leaf in arrays.items():
         array = np.ascontiguousarray(leaf)
@@ -233,7 +232,7 @@ def _hashes(arrays: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _seal(whole: dict[str, Any]) -> dict[str, Any]:
+def _seal(whole: Json) -> Json:
     """Returns a note with a hash of itself, as JSON gives it back."""
     content = {name: value for name, value in whole.items() if name != "hash"}
     text = json.dumps(content, sort_keys=True)
@@ -241,9 +240,7 @@ def _seal(whole: dict[str, Any]) -> dict[str, Any]:
     return {**json.loads(text), "hash": digest[:16]}
 
 
-def _check_same(
-    expected: dict[str, Any], found: dict[str, Any], path: epath.Path
-) -> None:
+def _check_same(expected: Json, found: Json, path: epath.Path) -> None:
     for name in sorted({*expected, *found}):
         shapes = [
             tuple(tree[name].shape) if name in tree else "nothing"

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-from typing import Any
 
 from etils import epath
 from tensorboardX import SummaryWriter
@@ -13,6 +12,7 @@ from invariance_jax.runs.workdir import Owner
 from invariance_jax.runtime.files import AnyPath, is_url, named, sync, write_text
 from invariance_jax.runtime.processes import is_main_process
 from invariance_jax.settings import Settings
+from invariance_jax.types import Json
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def final_metrics(workdir: AnyPath, *, step: int) -> dict[str, float]:
 
 def _read(
     path: epath.Path,
-) -> tuple[list[tuple[str, dict[str, Any]]], list[tuple[int, str]]]:
+) -> tuple[list[tuple[str, Json]], list[tuple[int, str]]]:
     """Returns the rows of a log, and number and content of each line that is none."""
     text = path.read_bytes().decode(errors="replace") if path.exists() else ""
     lines = text.splitlines(keepends=True)

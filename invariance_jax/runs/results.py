@@ -12,7 +12,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -23,6 +23,7 @@ from invariance_jax.settings import KEYS, plugins
 from invariance_jax.settings.rules import is_asked
 from invariance_jax.settings.schema import EXPERIMENTS, WITH_PROBE, tuples
 from invariance_jax.tasks import Task
+from invariance_jax.types import Json
 
 FORMAT = 3
 """The format number of the files of experiments and of `results.json`."""
@@ -32,7 +33,6 @@ TRAINING = "training"
 
 Value = str | int | float
 
-Json = dict[str, Any]
 """An object in a JSON file."""
 
 _NAMED = ("target", "family", "encoder", "probe")

@@ -10,7 +10,7 @@ import sys
 import uuid
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from etils import epath
@@ -19,6 +19,7 @@ from invariance_jax import __version__
 from invariance_jax.runtime.files import AnyPath, read_json, work_folder, write_json
 from invariance_jax.runtime.processes import is_main_process
 from invariance_jax.settings import KEYS, Config, Settings, flatten, from_dict, to_dict
+from invariance_jax.types import Json
 
 FORMAT = 3
 """The format number of `config.json`."""
@@ -135,7 +136,7 @@ def one_per_seed(config: Config, workdir: AnyPath) -> list[tuple[Config, epath.P
     return runs
 
 
-def provenance() -> dict[str, Any]:
+def provenance() -> Json:
     """Returns the command of this process; commit, versions, devices and processes."""
     versions = {"invariance_jax": __version__}
     versions |= {name: metadata.version(name) for name in _PACKAGES}
@@ -154,11 +155,11 @@ def command() -> str:
     return shlex.join(["python", *sys.argv])
 
 
-def _of_jax() -> dict[str, Any]:
+def _of_jax() -> Json:
     return {name: jax.config.values[name] for name in _OF_JAX}
 
 
-def _read_run(workdir: AnyPath) -> tuple[Config, dict[str, Any]]:
+def _read_run(workdir: AnyPath) -> tuple[Config, Json]:
     """Returns the configuration of a run, and that of JAX that goes with it."""
     path = work_folder(workdir) / "config.json"
     if not path.exists():

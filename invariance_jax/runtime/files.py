@@ -15,6 +15,8 @@ from typing import IO, Any
 
 from etils import epath
 
+from invariance_jax.types import Json
+
 AnyPath = str | os.PathLike[str]
 """A path, or the URL of an object store."""
 
@@ -64,7 +66,7 @@ def private_folder(path: Path) -> Path:
     return path
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
+def read_json(path: epath.Path) -> Json:
     """Returns the object in a JSON file; raises ValueError if it holds none."""
     try:
         return dict(json.loads(path.read_text()))
@@ -72,7 +74,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {error}.") from error
 
 
-def write_json(path: AnyPath, content: Any) -> None:
+def write_json(path: AnyPath, content: object) -> None:
     """Writes what `json` takes in one move."""
     write_text(path, json.dumps(content, indent=2, default=list) + "\n")
 

@@ -41,12 +41,12 @@ from invariance_jax.transforms import (
 )
 from invariance_jax.transforms.color import JITTER_NAMES
 
-_FULL_STEP: dict[str, Any] = {
+_FULL_STEP: dict[str, object] = {
     "penalty.estimator": "directional",
     "penalty.batch_statistics": "coupled",
 }
-_UNWEIGHTED: dict[str, Any] = {"penalty.parameter_weights": ()}
-_OF_KIND: dict[str, dict[str, Any]] = {
+_UNWEIGHTED: dict[str, object] = {"penalty.parameter_weights": ()}
+_OF_KIND: dict[str, dict[str, object]] = {
     "gradient": _UNWEIGHTED,
     "consistency": {
         **_FULL_STEP,

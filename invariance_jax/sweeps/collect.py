@@ -24,6 +24,7 @@ from invariance_jax.settings import (
 )
 from invariance_jax.settings.schema import tuples
 from invariance_jax.tasks import make_task
+from invariance_jax.types import Json
 
 FORMAT = 2
 """The format number of `sweep.json`."""
@@ -45,7 +46,7 @@ def finished(workdirs: Sequence[str]) -> list[epath.Path]:
     return found
 
 
-def read_record(parent: epath.Path) -> dict[str, Any]:
+def read_record(parent: epath.Path) -> Json:
     """Returns the content of the `sweep.json` of a sweep, checked."""
     path = parent / "sweep.json"
     content = read_json(path)
@@ -91,7 +92,7 @@ def _variants(parent: epath.Path) -> list[epath.Path]:
     return found
 
 
-def _read(config: Config, workdir: epath.Path) -> dict[str, Any] | None:
+def _read(config: Config, workdir: epath.Path) -> Json | None:
     """Returns the results of a run, checked; None if it is not finished."""
     found = _results(workdir)
     if found is None:
@@ -114,14 +115,12 @@ def _read(config: Config, workdir: epath.Path) -> dict[str, Any] | None:
     return found
 
 
-def _results(workdir: epath.Path) -> dict[str, Any] | None:
+def _results(workdir: epath.Path) -> Json | None:
     path = workdir / "results.json"
     return dict(tuples(read_json(path))) if path.exists() else None
 
 
-def _differences(
-    settings: Settings, found: dict[str, Any]
-) -> dict[str, tuple[Any, Any]]:
+def _differences(settings: Settings, found: Json) -> dict[str, tuple[Any, Any]]:
     """Returns key -> (wanted, found) of an evaluation that was another one."""
     task, values = make_task(settings), dict(found["settings"])
     wanted = results.settings_of(task, settings.derived.steps)
@@ -141,7 +140,7 @@ def _differences(
 def _aggregate(
     config: Config,
     paths: list[epath.Path],
-    each: list[dict[str, Any]],
+    each: list[Json],
     variant: epath.Path,
 ) -> None:
     """Makes the folder of a variant the work directory of a run over seeds."""

@@ -12,7 +12,7 @@ finished, to be compared with the first.
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from absl import flags
 from etils import epath
@@ -27,6 +27,7 @@ from invariance_jax.sweeps.variants import (
     read_sweep,
     resolve_variant,
 )
+from invariance_jax.types import Json
 
 _SWEEP = flags.DEFINE_string(
     "sweep", None, "File with get_sweep(): key -> values, or label -> changed keys."
@@ -51,7 +52,7 @@ class Plan(NamedTuple):
 
     workdir: str  # for a sweep the parent of the variants
     runs: list[Run]  # those that are not finished
-    record: dict[str, Any] | None  # sweep.json; None: there is none, or one run of it
+    record: Json | None  # sweep.json; None: there is none, or one run of it
 
 
 def plan(config: Config | None, workdir: str, mode: str) -> Plan:
@@ -77,7 +78,7 @@ def plan(config: Config | None, workdir: str, mode: str) -> Plan:
             runs[own] = Run(own, one, str(folder))
             if mode in ("all", "evaluate") and is_evaluated(settings, folder):
                 done.add(own)
-    record: dict[str, Any] | None = {
+    record: Json | None = {
         "format": FORMAT,
         "command": command(),
         "variants": {

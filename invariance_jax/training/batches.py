@@ -6,7 +6,7 @@ the devices: from their memory, which holds the whole set, or from the disk.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,7 @@ class InMemory:
 
     most_steps: int | None = None
 
-    def __init__(self, x: PyTree, replicate: Callable[..., Any]):
+    def __init__(self, x: PyTree, replicate: Callable[..., PyTree]):
         """Takes the examples, `[N, ...]`; `parallel.replicate` copies them later."""
         self._x, self._replicate, self._copies = x, replicate, None
 

@@ -1,7 +1,8 @@
 """From settings to the parts of a run, built once per program."""
 
 import logging
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,11 +15,16 @@ from invariance_jax.models import create_encoder, resnet, weights
 from invariance_jax.settings import Settings, plugins
 from invariance_jax.tasks import Task, make_task
 from invariance_jax.training.batches import Sampler, Streamed, make_sampler
-from invariance_jax.training.draws import make_draw
+from invariance_jax.training.draws import Draws, make_draw
 from invariance_jax.training.methods import Method, make_method, projection
 from invariance_jax.training.objective import Objective, block_output, is_block
 from invariance_jax.training.optimizers import make_optimizer, make_schedule
-from invariance_jax.training.step import TrainState, init_state, make_step
+from invariance_jax.training.step import (
+    Metrics,
+    TrainState,
+    init_state,
+    make_step,
+)
 from invariance_jax.transforms import Transformation
 from invariance_jax.types import Array, Key, PyTree
 
@@ -60,7 +66,7 @@ class Parts(NamedTuple):
         penalty = self.settings.penalty
         return penalty.weight > 0 and penalty.kind != "consistency"
 
-    def make_step(self) -> Any:
+    def make_step(self) -> Callable[..., tuple[TrainState, Metrics]]:
         """Returns the step of one replica, see `training.step`."""
         return make_step(
             self.objective,
@@ -68,7 +74,7 @@ class Parts(NamedTuple):
             microbatches=self.settings.microbatches,
         )
 
-    def make_draw(self) -> Any:
+    def make_draw(self) -> Callable[..., Draws]:
         """Returns the draws of the views of a global batch, see `training.draws`."""
         settings = self.settings
         penalty, names = settings.penalty, self.transformation.names

@@ -15,6 +15,7 @@ from invariance_jax.training import parallel
 from invariance_jax.training.batches import Batches
 from invariance_jax.training.build import Parts, build, state_shapes
 from invariance_jax.transforms import Transformation
+from invariance_jax.types import PyTree
 
 
 class Operations(NamedTuple):
@@ -38,7 +39,7 @@ def count_operations(parts: Parts) -> Operations:
     settings, further = parts.settings, parts.objective.more
     number = settings.more_views
 
-    def views(transformation: Transformation) -> Any:
+    def views(transformation: Transformation) -> PyTree:
         x = parts.task.stand_ins(2)
         view = transformation.draw(jax.random.key(0), x)
         return jax.eval_shape(transformation.apply, x, view)
@@ -62,10 +63,10 @@ def count_operations(parts: Parts) -> Operations:
     )
 
 
-def products(module: nn.Module, x: Any) -> tuple[Any, int]:
+def products(module: nn.Module, x: PyTree) -> tuple[PyTree, int]:
     """Returns what a module makes of examples, as a shape, and its multiplications."""
 
-    def init(x: Any) -> Any:
+    def init(x: PyTree) -> PyTree:
         return module.init_with_output(
             jax.random.key(0), x, train=False, capture_intermediates=True
         )
@@ -123,7 +124,7 @@ def compile_train(parts: Parts, batches: Batches, devices: Sequence[jax.Device])
     )
     local = (len(_local(devices)),)
 
-    def shapes(tree: Any, axes: tuple[int, ...]) -> Any:
+    def shapes(tree: PyTree, axes: tuple[int, ...]) -> PyTree:
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((*axes, *leaf.shape), leaf.dtype), tree
         )

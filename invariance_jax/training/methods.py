@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -92,7 +92,7 @@ def projection(outputs: PyTree) -> PyTree:
     return z if getattr(z, "ndim", 0) == 2 else None
 
 
-def _of_pair(loss: Callable[..., Array], **settings: Any) -> Loss:
+def _of_pair(loss: Callable[..., Array], **settings: object) -> Loss:
     """Returns the loss of a method that compares the z of both views alone."""
 
     def of_outputs(
@@ -341,7 +341,7 @@ def make_method(
     return method
 
 
-def _check(name: str, offered: dict[str, int | float], key: str, value: Any) -> None:
+def _check(name: str, offered: dict[str, int | float], key: str, value: object) -> None:
     """Checks a keyword argument of a built-in method against its default."""
     if key not in offered:
         names = ", ".join(offered) or "nothing"

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from invariance_jax.runs.log import MetricsWriter
 from invariance_jax.training import parallel
+from invariance_jax.types import Json, PyTree
 
 Sums = dict[str, tuple[float, float]]
 """Name -> (sum, count)."""
@@ -26,21 +27,21 @@ class Rows:
         *,
         batch_size: int,
         first_step: int,
-        pending: dict[str, Any],
+        pending: Json,
         report: Callable[[], dict[str, float]] = dict,
     ):
         """Begins after the last row; report: of the loading, `Batches.report`."""
         self._report = report
         self._writer, self._bar, self._schedule = writer, bar, schedule
         self._batch_size, self._last = batch_size, first_step
-        self._sums: list[Any] = []
+        self._sums: list[PyTree] = []
         self._pending: Sums = dict(pending)
         self._since = time.monotonic()
         # As if the run had never been stopped.
         self._started = self._since - writer.seconds
         self._compiled = False
 
-    def add(self, sums: Any) -> None:
+    def add(self, sums: PyTree) -> None:
         """Takes the replicated metrics of a call, which stay on the device for now."""
         self._sums.append(sums)
 

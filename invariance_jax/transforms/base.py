@@ -7,7 +7,7 @@ function that draws never computes: `sample` draws, `apply` computes.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -170,7 +170,7 @@ def check_transformation(
         _check_alone("plain", plain, found, x)
 
 
-def _attempt(promise: str, function: Callable[..., Any], *args: Any) -> Any:
+def _attempt(promise: str, function: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """Returns function(*args); what JAX refuses is told as a broken promise."""
     try:
         return function(*args)

@@ -8,7 +8,7 @@ independent, except the box of the random resized crop.
 import difflib
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -341,8 +341,8 @@ def _central_boxes(
     return jnp.concatenate([start, size], axis=1)
 
 
-def _uniform(names: Sequence[str], bounds: Any) -> Family:
-    bounds = np.asarray(bounds, np.float64)
+def _uniform(names: Sequence[str], rows: np.ndarray | list[list[float]]) -> Family:
+    bounds = np.asarray(rows, np.float64)
 
     def draw(unit: Array) -> Array:
         low, high = jnp.asarray(bounds.T, jnp.float32)[:, None]

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from invariance_jax.arguments import (
     check_choice,
@@ -198,7 +199,9 @@ def make_transformation(
     )
 
 
-def _floating(x: Array | Squashed, dtype: Any, *, source: tuple[int, int]) -> Array:
+def _floating(
+    x: Array | Squashed, dtype: DTypeLike, *, source: tuple[int, int]
+) -> Array:
     """Returns floating images; uint8 is divided by 255 in the given dtype."""
     rows, columns = source
     x = x.pixels if isinstance(x, Squashed) else x
@@ -218,7 +221,7 @@ def _floating(x: Array | Squashed, dtype: Any, *, source: tuple[int, int]) -> Ar
 
 def _square(
     x: Array | Squashed,
-    dtype: Any,
+    dtype: DTypeLike,
     *,
     source: tuple[int, int],
     cut: "partial[Array]",

@@ -7,11 +7,12 @@ is differentiated.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from invariance_jax.arguments import check_pair, check_shape, promote
 from invariance_jax.transforms.base import Transformation, View
@@ -44,7 +45,7 @@ def compose(
     operations: Sequence[Operation],
     *,
     differentiate: Sequence[str],
-    prepare: Callable[[PyTree, Any], Array] = jnp.asarray,
+    prepare: Callable[[PyTree, DTypeLike], Array] = jnp.asarray,
     plain: Callable[[PyTree], Array] | None = None,
 ) -> Transformation:
     """Returns the transformation that applies operations one after the other.
@@ -100,7 +101,7 @@ class _Composition:
     """Operations, those whose parameters are free or held, and their probabilities."""
 
     operations: Sequence[Operation]
-    prepare: Callable[[PyTree, Any], Array]
+    prepare: Callable[[PyTree, DTypeLike], Array]
     chances: dict[str, tuple[float, float]]
     free: list[Operation]
     held: list[Operation]

@@ -7,11 +7,11 @@ image rows follow the x coordinate of the curve, image columns follow y.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from invariance_jax.arguments import (
     check_choice,
@@ -133,7 +133,7 @@ def _gaussian(grid: Array, position: Array, sigma: Array) -> Array:
 def make_transformation(
     *,
     targets: Sequence[str] = ("m", "b", "sigma", "rfore"),
-    bounds: Any = BOUNDS,
+    bounds: ArrayLike = BOUNDS,
     image_size: int = 32,
     num_points: int = 40,
     extent: float = 6.0,
@@ -204,7 +204,7 @@ def _check_targets(targets: tuple[str, ...]) -> None:
         )
 
 
-def _check_bounds(bounds: Any) -> np.ndarray:
+def _check_bounds(bounds: ArrayLike) -> np.ndarray:
     bounds = np.asarray(bounds, np.float64)
     if bounds.shape != BOUNDS.shape:
         raise ValueError(
