@@ -4,7 +4,7 @@
 
 writes NAME.csv, which must not exist: the numbers of the summary of each run, and of
 all but the first the paired differences to it, seed by seed, with 95 % intervals of
-Student's t.
+Student's t. Of several studies, as "byol: penalty=runs/byol", each has its first.
 """
 
 import csv
@@ -18,7 +18,8 @@ from invariance_jax.report.read import KEYS, SUMMARY, Run, read_runs
 from invariance_jax.report.words import Words
 
 COLUMNS = (
-    "run metric at mean standard_error difference low high n commit devices seconds"
+    "study run metric at mean standard_error difference low high n commit "
+    "devices seconds"
 ).split()
 
 
@@ -73,10 +74,18 @@ def _text(row: Any) -> Row:
 
 def main(name: str, *labelled: str) -> None:
     """Writes the file of runs that are given as LABEL=WORKDIR."""
-    labels, workdirs = zip(*(one.split("=", 1) for one in labelled), strict=True)
-    rows = rows_of(list(labels), read_runs(workdirs))
+    studies: dict[str, dict[str, str]] = {}
+    for label, workdir in (one.split("=", 1) for one in labelled):
+        study, _, run = label.rpartition(": ")
+        studies.setdefault(study, {})[run] = workdir
+    rows = [
+        {"study": study, **row}
+        for study, runs in studies.items()
+        for row in rows_of([*runs], read_runs([*runs.values()]))
+    ]
+    columns = COLUMNS if any(studies) else COLUMNS[1:]
     with (FOLDER / f"{name}.csv").open("x", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, "", "ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
