@@ -1,5 +1,7 @@
 """Strictness and shared fixtures: four CPU devices, rank promotion raises.
 
+With --device=gpu or tpu the numerical tests run there, products in full float32.
+
 Warnings are errors; the exceptions, each with its reason, stand in `.pytest.ini`.
 Float64 is off unless a test asks for the fixture `x64`.
 """
@@ -19,10 +21,6 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-# Through the config and not through the environment, so that a program which a test
-# starts as a subprocess sees the devices that a user's shell would give it.
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compiled programs and the like go where the tests are, not to the user's folder.
@@ -32,6 +30,14 @@ os.environ["XDG_CACHE_HOME"] = _CACHE.name
 DATA = Path(__file__).parent / "data"
 MOST_MAPS = 20_000
 
+NUMERICAL = (
+    *("averaging", "base", "blur", "color", "contrastive", "draws", "geometry"),
+    *("image", "invariance", "knn", "linear", "logistic", "non_contrastive"),
+    *("normalization", "numerics", "precision", "probe_metrics", "ridge"),
+    *("selection", "shifts", "spirograph", "total_effects", "variance"),
+)
+"""Files of tests that compute on the device and write nothing."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds what else is run: slow tests, kills of a run, a local SLURM."""
@@ -39,6 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=5, help="kills in test_crash.py")
     parser.addoption("--slurm", action="store_true", help="run jobs on a local SLURM")
     parser.addoption("--optimized", action="store_true", help="compile as a run does")
+    parser.addoption(
+        "--device",
+        default="cpu",
+        choices=("cpu", "gpu", "tpu"),
+        help="platform; on gpu and tpu the numerical tests, which are compiled there",
+    )
 
 
 # In half the time or less; the numbers are the same up to rounding.
@@ -48,7 +60,19 @@ if jax.__version_info__ < (0, 11):  # a newer XLA does not know the flag
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Lets XLA optimize less, here and in the processes that tests start."""
+    """Chooses devices; lets XLA optimize less, also in processes that tests start."""
+    # Through the config and not through the environment, so that a program which a test
+    # starts as a subprocess sees the devices that a user's shell would give it.
+    platform = config.getoption("--device")
+    jax.config.update("jax_platforms", platform)
+    if platform != "cpu":
+        jax.config.update("jax_default_matmul_precision", "highest")
+        try:
+            jax.devices()
+        except RuntimeError as error:
+            raise pytest.UsageError(f"--device is {platform}: {error}") from error
+        return
+    jax.config.update("jax_num_cpu_devices", 4)
     if not config.getoption("--optimized"):
         os.environ |= QUICK_TO_COMPILE
         jax.config.update("jax_disable_most_optimizations", True)
@@ -61,8 +85,11 @@ def pytest_collection_modifyitems(
     asked = config.getoption("--slurm")
     why_not = loopback_slurm.why_not() if asked else "needs --slurm"
     left_out = []
+    elsewhere = config.getoption("--device") != "cpu"
     for item in items:
-        if item.get_closest_marker("slurm"):
+        if elsewhere and Path(item.path).stem.removeprefix("test_") not in NUMERICAL:
+            left_out.append(item)
+        elif item.get_closest_marker("slurm"):
             if why_not:
                 item.add_marker(pytest.mark.skip(reason=why_not))
         elif _is_slow(item) and not config.getoption("--all"):

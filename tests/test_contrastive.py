@@ -10,6 +10,7 @@ from intermediates import largest_intermediate
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 from reference import oracle_nt_xent
+from replicas import devices
 
 from invariance_jax.losses import nt_xent
 
@@ -132,8 +133,7 @@ def replica_step(weight, x1, x2, block_size=None):
 
 
 def over_devices(step, replicas):
-    devices = jax.devices()[:replicas]
-    return jax.pmap(step, AXIS, in_axes=(None, 0, 0), devices=devices)
+    return jax.pmap(step, AXIS, in_axes=(None, 0, 0), devices=devices(replicas))
 
 
 def over_vmap(step, replicas):

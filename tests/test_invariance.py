@@ -14,6 +14,7 @@ from reference import (
     oracle_limit,
     oracle_penalty,
 )
+from replicas import devices
 
 from invariance_jax.losses import consistency, invariance_penalty, total_effect
 from invariance_jax.models import BatchNorm
@@ -467,8 +468,7 @@ def test_zero_representation_is_finite(normalization, directions):
 
 
 def over_devices(step, replicas, in_axes):
-    devices = jax.devices()[:replicas]
-    return jax.pmap(step, AXIS, in_axes=in_axes, devices=devices)
+    return jax.pmap(step, AXIS, in_axes=in_axes, devices=devices(replicas))
 
 
 def over_vmap(step, replicas, in_axes):

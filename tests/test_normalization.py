@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
+from replicas import devices
 
 from invariance_jax.models import BatchNorm, group_moments
 
@@ -306,8 +307,7 @@ def test_replicas_equal_one_on_the_joined_batch(mapping, replicas, group_size, j
     if mapping == "vmap":
         mapped = jax.jit(jax.vmap(step, in_axes, axis_name=AXIS))
     else:
-        devices = jax.devices()[:replicas]
-        mapped = jax.pmap(step, AXIS, in_axes=in_axes, devices=devices)
+        mapped = jax.pmap(step, AXIS, in_axes=in_axes, devices=devices(replicas))
     split = [a.reshape(replicas, -1, *a.shape[1:]) for a in arrays]
     found = jax.device_get(mapped(parameters, *split))
 
