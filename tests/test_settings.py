@@ -180,6 +180,12 @@ def test_a_configuration_survives_json():
         from_dict({"penalty": {"wieght": 1}})
 
 
+def test_keys_that_are_no_more_are_read_where_they_had_no_effect():
+    assert from_dict({"penalty": {"views": 1, "weight": 2}}).penalty.weight == 2
+    with pytest.raises(ValueError, match=r"penalty.views is 2, which this version"):
+        from_dict({"penalty": {"views": 2}})
+
+
 def test_a_key_that_a_run_lacks_has_its_default():
     nested = to_dict(tiny_config())
     del nested["penalty"]["every_steps"], nested["method"]

@@ -626,19 +626,27 @@ def to_dict(config: Config) -> dict[str, Any]:
     return nested
 
 
+GONE = {"penalty.views": 1}
+"""Keys of older runs that are no more -> what is done now."""
+
+
 def from_dict(nested: dict[str, Any]) -> Config:
     """Returns the configuration of nested dictionaries, such as those of JSON.
 
-    A key that is missing, as it is younger than the run, has its default.
+    A key that is missing, as it is younger than the run, has its default. Raises
+    ValueError if one that is no more had another value than `GONE` says.
     """
     config = Config()
 
     def walk(node: dict[str, Any], prefix: str) -> None:
         for name, value in node.items():
-            if isinstance(value, dict) and prefix + name not in KEYS:
-                walk(value, f"{prefix}{name}.")
-            else:
-                change(config, prefix + name, tuples(value))
+            key = prefix + name
+            if isinstance(value, dict) and key not in KEYS:
+                walk(value, f"{key}.")
+            elif key not in GONE:
+                change(config, key, tuples(value))
+            elif value != GONE[key]:
+                raise ValueError(f"{key} is {value!r}, which this version does not do")
 
     walk(nested, "")
     return config
