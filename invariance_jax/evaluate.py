@@ -170,7 +170,8 @@ def _evaluate(parts: Parts, workdir: epath.Path, encoder: FrozenEncoder) -> Json
     sources = experiments.sources(functions)
     found = results.read_records(workdir, settings, sources)
     there = [name in found for name in functions]
-    there.append((workdir / "samples.npz").exists())
+    # Those of another split or step go with its records.
+    there.append(bool(found) and (workdir / "samples.npz").exists())
     # A process that comes late could see what another one has written since.
     *kept, sampled = map(bool, processes.from_main(np.array(there)))
     missing = [name for name, there in zip(functions, kept, strict=True) if not there]

@@ -21,6 +21,7 @@ import numpy as np
 
 from invariance_jax.evaluate import load_parts
 from invariance_jax.models import weights
+from invariance_jax.models.registry import RESNETS
 from invariance_jax.runtime.files import AnyPath
 from invariance_jax.training.build import Parts
 from invariance_jax.training.objective import Variables
@@ -58,7 +59,7 @@ def run(workdir: AnyPath, out: AnyPath | None, *, step: int | None = None) -> Pa
 def state_dict(parts: Parts, variables: Variables) -> dict[str, np.ndarray]:
     """Returns name -> array of an encoder, as the file has them."""
     name = parts.settings.encoder.name
-    if name.startswith("resnet"):
+    if name in RESNETS:
         return weights.to_torch_state_dict(variables)
     leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
     arrays = {

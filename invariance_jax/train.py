@@ -5,6 +5,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 
 import jax
@@ -181,8 +182,9 @@ class _Run(contextlib.ExitStack):
             if _due(step, settings.logging.every_steps) or self._saves(step):
                 rows.write(step)
             if _due(step, settings.logging.probe_every_steps):
-                row = self._probe_row(parallel.one_replica(replicated))
-                rows.write_others(step, row)
+                state, began = parallel.one_replica(replicated), time.monotonic()
+                row = self._probe_row(state)
+                rows.write_others(step, row, seconds=time.monotonic() - began)
             self._checkpoints.check()
             leaves = step < settings.derived.steps and self._watch.is_asked()
             if leaves or self._saves(step):  # after the rows: no resumed run repeats it

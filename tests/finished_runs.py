@@ -42,7 +42,6 @@ def averaging(kind: str) -> Rows:
         yield from task(kind, {"views": "plain"}, 1.8e-3)
         yield from task(kind, {"views": "plain", "encoder": "pixels"}, 8e-3)
         yield "knn20", {"views": "plain"}, 0.95
-        yield "gradient_norm", {"views": "plain"}, 1e-6
     elif kind == "spirograph":
         yield "mse.constant", {}, 0.2276
         yield "mse", {"views": 8, "probe": "selected"}, 1e-4

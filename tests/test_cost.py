@@ -32,6 +32,22 @@ def test_products_of_a_strided_convolution_are_those_of_its_outputs():
     assert cost.products(Small(), jnp.ones((2, 8, 8, 3)))[1] == 4 * 4 * 9 * 3 * 5
 
 
+def test_products_of_attention_and_of_a_layer_that_is_used_twice():
+    """Twelve D^2 for each block and token; the products of tokens are left out."""
+    vit = create_encoder("vit_tiny", width=128, depth=2)
+    tokens, patches = 65, 64 * 4 * 4 * 3 * 128
+    found = cost.products(vit, jnp.ones((2, 32, 32, 3)))[1]
+    assert found == patches + 2 * tokens * 12 * 128**2
+
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            layer = nn.Dense(5)
+            return layer(layer(x))
+
+    assert cost.products(Twice(), jnp.ones((2, 5)))[1] == 2 * 25
+
+
 # Images of 8 x 8, layers of 16, 16 and of the head 16 and 8.
 ENCODER, HEAD = 8 * 8 * 3 * 16 + 16 * 16, 16 * 16 + 16 * 8
 

@@ -220,6 +220,16 @@ def test_samples_that_are_lost_are_written_again(copy, samples):
         np.testing.assert_allclose(archive["predicted"], samples["predicted"])
 
 
+def test_samples_are_those_of_the_split_that_is_measured(copy, samples):
+    shutil.rmtree(copy / "seed_1")
+    keys = {"split": "validation", "experiments": ("invariance",)}
+    changes = {f"evaluation.{name}": value for name, value in keys.items()}
+    evaluate.run(tiny_config(SEEDS | {"seeds": 1} | changes), copy / "seed_0")
+    with np.load(copy / "seed_0" / "samples.npz") as archive:
+        assert "true" not in archive.files  # no predictions of another split
+        assert not np.array_equal(archive["views"], samples["views"])
+
+
 def test_views_are_embedded_as_no_image_is_plain(copy):
     _, file = embed.run(None, copy / "seed_0")
     assert file.name == "embeddings_test_1_views.npz"

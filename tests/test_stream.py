@@ -259,10 +259,32 @@ def test_preparing_continues_and_refuses_other_files(folder, tmp_path, monkeypat
     with pytest.raises(ValueError, match="was begun from other files"):
         prepare_files("mine", tmp_path, train=[folder / "a"], test=[folder / "a"])
     monkeypatch.setattr(originals, "_copy", copy)
+    monkeypatch.setattr(originals, "cores", lambda: 8)
     path = prepare_files("mine", tmp_path, train=[folder], test=[folder])
     for file, time in times.items():
         assert os.stat(path / file.name).st_mtime_ns == time
     assert len(opened(tmp_path)) == 12
+
+
+def test_shards_that_are_written_at_once_keep_their_images(
+    folder, tmp_path, monkeypatch
+):
+    from invariance_jax.data import originals
+
+    monkeypatch.setattr(originals, "_SHARD_BYTES", 1)  # an image in each
+    monkeypatch.setattr(originals, "cores", lambda: 12)
+    together, size = threading.Barrier(12, timeout=30), originals._size
+
+    def slow(part, row, body):
+        if part.files[0].startswith(str(folder)):
+            together.wait()  # every shard is begun
+        return size(part, row, body)
+
+    monkeypatch.setattr(originals, "_size", slow)
+    prepare_files("mine", tmp_path, train=[folder], test=[folder])
+    found = opened(tmp_path).store.records
+    expected = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))]
+    assert [found.read(number) for number in range(12)] == expected
 
 
 @pytest.mark.parametrize(

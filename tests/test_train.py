@@ -11,7 +11,7 @@ import pytest
 from processes import rows
 from tiny import tiny_config
 
-from invariance_jax import train
+from invariance_jax import train, training
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.log import MetricsWriter
 from invariance_jax.runtime.devices import all_devices
@@ -240,6 +240,29 @@ class Writer:
 
     def write(self, step, values):
         self.rows.append((step, values))
+
+
+class Seconds:
+    """A clock that the test moves."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+def test_the_time_of_a_probe_is_no_time_of_the_steps(monkeypatch):
+    clock, writer = Seconds(), Writer()
+    monkeypatch.setattr(training.rows, "time", clock)
+    rows = Rows(writer, Bar(), lambda _: 0.1, batch_size=16, first_step=0, pending={})
+    for step, probe in ((2, 0.0), (4, 7.0), (6, 0.0)):
+        clock.now += 2.0 + probe  # a second for each step
+        rows.add(sums(1.0, 2))
+        if probe:
+            rows.write_others(step, {}, seconds=probe)
+        else:
+            rows.write(step)
+    assert writer.rows[-1][1]["examples_per_second"] == pytest.approx(16)
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@
 
 writes NAME.csv, which must not exist: the numbers of the summary of each run, and of
 all but the first the paired differences to it, seed by seed, with 95 % intervals of
-Student's t. Of several studies, as "byol: penalty=runs/byol", each has its first.
+Student's t; a label has no "=". Of several studies, as "byol: penalty=runs/byol", each
+has its first.
 """
 
 import csv
@@ -31,6 +32,9 @@ def rows_of(names: list[str], runs: list[Run]) -> list[Row]:
       runs: the runs, the first of which the others are compared to.
     """
     shown = dict(zip((run.name for run in runs), names, strict=True))
+    counts = {run.name: run.results["n"] for run in runs}
+    if len({*counts.values()}) > 1:
+        raise ValueError(f"runs must have the same seeds; found {counts}.")
     rows = long_table([run.rows for run in runs])
     rows = rows[in_summary(rows)][[*KEYS, *SUMMARY]]
     pairs = paired(rows, runs[0].name).rename(

@@ -1,10 +1,10 @@
-"""Where the penalty acts: parameters, representation or projection, views.
+"""Where the penalty acts: parameters, representation or projection.
 
     python launch.py --config=configs/spirograph.py:quick --config.seeds=3 \
         --config.steps=500 --config.evaluation.split=validation \
         --workdir=runs/placement --sweep=configs/sweeps/placement.py
 
-Six variants of three seeds, each of 500 steps. Not yet run.
+Five variants of three seeds, each of 500 steps. Not yet run.
 """
 
 # The nuisance of Spirograph but for the hole h.
@@ -15,7 +15,7 @@ def get_sweep() -> dict[str, dict[str, object]]:
     """Returns label -> changed keys; the others are compared to the first."""
     return {
         "no penalty": {"penalty.weight": 0.0},
-        "all parameters, h, one view": {},
+        "all parameters, h": {},
         "along h only": {"penalty.parameters": ("h",)},
         "along the colors only": {"penalty.parameters": COLORS},
         "at the projection z": {"penalty.at": "z"},

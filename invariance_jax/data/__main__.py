@@ -78,8 +78,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     given = [n for n in ("test", "classes", "test_classes") if getattr(options, n)]
-    if options.train is None and (given or options.image_size is not None):
-        parser.error("--test, --classes and --image_size go with --train")
+    scaled, kept = options.image_size is not None, given[:]
+    kept += ["index"] if options.index else []
+    if options.train is None and (kept or scaled):
+        parser.error("--test, --classes, --index and --image_size go with --train")
+    if scaled and {*kept} - {"test"}:
+        parser.error("--classes, --test_classes, --index do not go with --image_size")
     if options.train is not None and options.source is not None:
         parser.error("--source does not go with --train")
     return options

@@ -298,7 +298,7 @@ def _copy(part: FileRecords, rows: range, path: Path | None) -> set[tuple[int, i
     done = path.parent / "sizes" / f"{path.name}.json"
     if done.exists() and path.exists():
         return {(height, width) for height, width in json.loads(done.read_text())}
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f"{path.name}.tmp")
     writer, sizes = (
         ArrayRecordWriter(str(temporary), "group_size:1,uncompressed"),
         set(),

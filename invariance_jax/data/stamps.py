@@ -74,9 +74,13 @@ def prepare_stamps(
 
         def draw(job: tuple[int, Path, Path], split: str = split) -> int:
             number, stamp, file = job
+            if file.exists():  # of a start that was stopped
+                return 1
             random = np.random.default_rng([seed, split == "test", number])
             file.parent.mkdir(parents=True, exist_ok=True)
-            _draw(random, stamp, papers[split]).save(file, "JPEG", quality=85)
+            temporary = file.with_suffix(".tmp")
+            _draw(random, stamp, papers[split]).save(temporary, "JPEG", quality=85)
+            temporary.rename(file)
             return 1
 
         with ThreadPoolExecutor(cores()) as pool:

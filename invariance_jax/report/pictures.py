@@ -119,12 +119,12 @@ def quality(run: Run) -> list[Picture]:
 
 
 def _predictions(run: Run) -> Figure:
-    """Draws the predictions of each target, at one and at most views."""
+    """Draws the predictions of each target, at the fewest and the most views."""
     columns, words = min(4, len(run.targets)), Words([run])
     size = style.WIDTH / max(columns, 2)
     figure, grid = style.subplots(len(run.targets), columns, (size, size))
-    largest = max(run.settings.get("num_views") or [1])
-    layers = {"predicted_single": "M = 1", "predicted": f"M = {largest}"}
+    views = run.settings.get("num_views") or [1]
+    layers = {"predicted_single": f"M = {views[0]}", "predicted": f"M = {views[-1]}"}
     styles: dict[str, Style] = {
         name: {"marker": marker, "color": color, "linestyle": ""}
         for name, marker, color in zip(layers, "so", style.COLORS[1::-1], strict=False)

@@ -1,6 +1,6 @@
 """Tables of aggregated rows, for the page, for a terminal and as CSV."""
 
-from collections import Counter
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -78,7 +78,7 @@ def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[T
     Of several runs and of the paper the smallest and the largest M are shown.
     """
     is_task = table["experiment"].isin(["downstream", "averaging"])
-    is_task &= table["views"].notna() & (table["metric"] != "gradient_norm")
+    is_task &= table["views"].notna()
     rows = table[is_task]
     rows = rows.assign(features=[words.features(r) for r in rows.to_dict("records")])
     views = pd.to_numeric(rows["views"], errors="coerce")
@@ -113,7 +113,6 @@ def every_number(rows: pd.DataFrame, words: Words, name: str, note: str) -> list
     """Returns all numbers of an experiment, a table for each set of coordinates."""
     known = [n for n in coordinates(rows) if n != "target"]
     names = ["run", *sorted(known, key=SUMMARY.__contains__)]  # its own first
-    rows = rows[rows["metric"] != "gradient_norm"]
     kinds = rows[names].notna().astype(int).astype(str).agg("".join, axis=1)
     return [
         table
@@ -125,14 +124,14 @@ def every_number(rows: pd.DataFrame, words: Words, name: str, note: str) -> list
 def joined(value: object) -> str:
     """Returns a value of a JSON file as one line.
 
-    >>> joined(["cpu", "cpu"]), joined({"jax": "0.10"})
-    ('2 x cpu', 'jax 0.10')
+    >>> joined(["cpu", "cpu"]), joined((1, 2, 1)), joined({"jax": "0.10"})
+    ('2 x cpu', '1, 2, 1', 'jax 0.10')
     """
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {joined(entry)}" for key, entry in value.items())
     if isinstance(value, list | tuple):
-        counts = Counter(map(joined, value))
-        return ", ".join(f"{n} x {t}" if n > 1 else t for t, n in counts.items())
+        runs = ((t, len([*same])) for t, same in itertools.groupby(map(joined, value)))
+        return ", ".join(f"{n} x {t}" if n > 1 else t for t, n in runs)
     return str(value)
 
 

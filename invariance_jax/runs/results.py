@@ -32,8 +32,7 @@ TRAINING = "training"
 """The experiment of the rows that the training log ends with."""
 
 Value = str | int | float
-
-"""An object in a JSON file."""
+"""What stands in a row of the table."""
 
 _NAMED = ("target", "family", "encoder", "probe")
 

@@ -537,7 +537,7 @@ class Config:
     the user's cache folder."""
     average_views: int = key(1, least=1, most=1000)
     """Views on each side of the loss whose representations are averaged; the penalty
-    acts on the first of each side."""
+    acts on the first one."""
     more_views: int = key(0, least=0, most=1000)
     """Views of each example beside the two, without a penalty: each stands in for one
     of the two in a loss of its own (multi-crop); emp_ssl takes all as its patches."""

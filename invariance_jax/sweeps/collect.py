@@ -56,7 +56,7 @@ def read_record(parent: epath.Path) -> Json:
             for one in content["variants"].values():
                 from_dict(one["config"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
+        raise ValueError(f"{path} cannot be read: {error}.") from error
     if number != FORMAT:
         raise ValueError(f"{path} has format {number}, this version reads {FORMAT}.")
     return content
@@ -131,9 +131,9 @@ def _differences(settings: Settings, found: Json) -> dict[str, tuple[Any, Any]]:
     if settings.encoder.weights and values["step"] == 0:
         wanted["step"] = 0
     return {
-        key if key == "step" else f"evaluation.{key}": (value, values.get(key))
+        key if key == "step" else f"evaluation.{key}": (value, values.get(key, ()))
         for key, value in wanted.items()
-        if value != values.get(key)
+        if value != values.get(key, ())  # what an older run lacks was empty
     }
 
 

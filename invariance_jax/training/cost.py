@@ -73,11 +73,14 @@ def products(module: nn.Module, x: PyTree) -> tuple[PyTree, int]:
 
     result, variables = jax.eval_shape(init, x)
     outputs = flatten_dict(variables["intermediates"])
-    count = 0
-    for path, kernel in flatten_dict(variables["params"]).items():
-        if path[-1] == "kernel":
-            (output,) = outputs[(*path[:-1], "__call__")]
-            count += math.prod(output.shape[1:-1]) * math.prod(kernel.shape)
+    params, count = flatten_dict(variables["params"]), 0
+    for (*layer, name), kernel in params.items():
+        if name == "kernel":
+            bias = params.get((*layer, "bias"))  # heads of attention make [H, d]
+            made = kernel.shape[-1:] if bias is None else bias.shape
+            each = math.prod(kernel.shape) // math.prod(made)
+            for output in outputs.get((*layer, "__call__"), ()):
+                count += math.prod(output.shape[1:]) * each
     return result, count
 
 

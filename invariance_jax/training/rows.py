@@ -92,7 +92,7 @@ class Rows:
         self._last, self._since = step, now
         self._pending, self._compiled = {}, True
 
-    def write_others(self, step: int, row: dict[str, float]) -> None:
-        """Writes a row without a speed, and leaves its time out of the next one."""
+    def write_others(self, step: int, row: dict[str, float], seconds: float) -> None:
+        """Writes a row that took so long, which is left out of the speed."""
         self._writer.write(step, dict(row))
-        self._since = time.monotonic()
+        self._since += seconds
