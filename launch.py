@@ -41,7 +41,6 @@ _DEVICES = flags.DEFINE_integer(
     "check_devices", None, "Number of CPU devices that --mode=check simulates."
 )
 
-
 for _name in ("config", "sweep", "cluster"):  # --help lists those of this module
     flags.declare_key_flag(_name)
 
@@ -53,7 +52,7 @@ def main(arguments: list[str]) -> None:
     if mode == "report":
         return _report(workdirs)
     if mode == "export":
-        return print(export.run(workdirs[0], _OUT.value))
+        return print(export.run(workdirs[0], _OUT.value, config=config))
     if mode == "check" and config:
         return print(check.table(check.run(config, num_devices=_DEVICES.value)))
     plan = sweeps.plan(config, workdirs[0], mode)
@@ -76,7 +75,9 @@ def main(arguments: list[str]) -> None:
             if mode == "embed":
                 print(*embed.run(run.config, run.workdir), sep="\n")
             if mode == "all" and writes:
-                print(f"report: {report.run([run.workdir], run.workdir)}")
+                out = None if plan.record else _OUT.value
+                out = os.path.expanduser(out or run.workdir)
+                print(f"report: {report.run([run.workdir], out)}")
     if plan.record and mode == "all" and writes:
         _report(workdirs)
     if diverged:
@@ -89,13 +90,13 @@ def _read(arguments: list[str]) -> tuple[str, Config | None, list[str]]:
     if mode == "keys":
         print(key_help(*arguments[1:2]))
         sys.exit()
+    startup.check_flags(mode)
     if len(arguments) > 1:
         raise ValueError(f"unexpected argument {arguments[1]!r}; quote '(1, 2)'")
     if config is None and mode in ("all", "train", "check"):
         raise ValueError("--config is missing")
     if _PROFILE.value is not None:
-        if config is None:
-            raise ValueError("--profile_steps needs --config")
+        assert config is not None
         config.logging.profile_steps = _PROFILE.value
     workdirs = [os.fspath(work_folder(one)) for one in _WORKDIR.value or ()]
     if not workdirs and mode != "check":

@@ -26,7 +26,6 @@ REQUIREMENTS = [
     "pandas>=3.0",
     "pillow>=12.0",
     "protobuf>=5.0",
-    "safetensors>=0.5",
     "scipy>=1.15",
     "seaborn>=0.13.2",
     "tensorboardX>=2.6.4",
@@ -56,6 +55,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         # The formatter's style may change with the minor version.
         "ruff==0.17.*",
+        "safetensors>=0.5",
         "scikit-learn>=1.6",
         "simplejpeg>=1.8",
         "submitit>=1.5.4",

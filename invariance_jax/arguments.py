@@ -168,7 +168,7 @@ def check_pair(
     """Returns two numbers in [low, high], twice the same where one is given."""
     if np.shape(value) not in ((), (2,)):
         raise ValueError(f"{name} must be one number or two; found {value!r}.")
-    pair = value if isinstance(value, tuple) else (value, value)
+    pair = tuple(np.broadcast_to(np.asarray(value), 2).tolist())
     for number in pair:
         check_number(name, number, low=low, high=high)
     return float(pair[0]), float(pair[1])

@@ -1,8 +1,8 @@
 """The check program: what can be known of a run before it waits in a queue.
 
 The training step is compiled for the devices, but no data set is read, nothing is
-trained and nothing is written. Of a stream some images are decoded, and a few steps of
-a copy of the state are made, to compare their rates.
+trained and nothing is written. Of a stream, whose set is prepared if it is not, some
+images are decoded and a few steps of a copy of the state are made: it compares rates.
 """
 
 import math

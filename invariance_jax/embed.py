@@ -14,16 +14,20 @@ from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import all_devices
 from invariance_jax.runtime.files import AnyPath, plain_path
 from invariance_jax.runtime.preemption import Watch
-from invariance_jax.settings import Config, Settings, to_dict
+from invariance_jax.settings import KEYS, Config, Settings, flatten, from_dict, to_dict
 from invariance_jax.tasks import Task
 from invariance_jax.training.build import Parts, build
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.objective import Variables
+from invariance_jax.types import Json
 
 _log = logging.getLogger(__name__)
 
 # The streams of views of the evaluation, and one more.
 _STREAMS = ("train", "test", "validation")
+
+_DECIDE = ("evaluation.network", "evaluation.seed", "data.test_examples")
+"""Keys that may change between two starts, and that features depend on."""
 
 
 def run(config: Config | None, workdir: AnyPath) -> list[Path | epath.Path]:
@@ -84,10 +88,17 @@ def _is_written(job: _Job) -> bool:
     if not job.file.exists():
         return False
     with job.file.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        if str(archive.get("settings")) != job.made_by:
+        if _deciding(str(archive.get("settings"))) != _deciding(job.made_by):
             raise ValueError(f"{job.file} exists; move it, nothing is overwritten.")
     _log.info("%s: written, skipped", job.file)
     return True
+
+
+def _deciding(made_by: str) -> Json:
+    """Returns what a file depends on, of all that stands in it."""
+    made = json.loads(made_by)
+    values = flatten(from_dict(made.pop("config")))
+    return made | {n: v for n, v in values.items() if not KEYS[n].free or n in _DECIDE}
 
 
 def _embed(job: _Job, encoder: FrozenEncoder, task: Task, views: int) -> None:

@@ -136,10 +136,12 @@ def load(
 
 
 def load_parts(
-    workdir: AnyPath, *, step: int | None = None
+    workdir: AnyPath, *, step: int | None = None, config: Config | None = None
 ) -> tuple[Parts, Config, Variables]:
     """Returns parts, configuration and encoder of the run of one seed."""
-    config = read_config(workdir)
+    if config is not None:
+        check_same_run(resolve(config), work_folder(workdir))
+    config = read_config(workdir) if config is None else config
     settings = resolve(config)
     if settings.seeds > 1:
         raise ValueError(

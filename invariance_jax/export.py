@@ -23,6 +23,7 @@ from invariance_jax.evaluate import load_parts
 from invariance_jax.models import weights
 from invariance_jax.models.registry import RESNETS
 from invariance_jax.runtime.files import AnyPath
+from invariance_jax.settings import Config
 from invariance_jax.training.build import Parts
 from invariance_jax.training.objective import Variables
 from invariance_jax.types import Array, Key
@@ -40,14 +41,23 @@ _LEAVES = {
 }
 
 
-def run(workdir: AnyPath, out: AnyPath | None, *, step: int | None = None) -> Path:
-    """Writes the encoder of the run of one seed to a new file, and returns its path."""
+def run(
+    workdir: AnyPath,
+    out: AnyPath | None,
+    *,
+    step: int | None = None,
+    config: Config | None = None,
+) -> Path:
+    """Writes the encoder of the run of one seed to a new file, and returns its path.
+
+    A configuration is that of the run; `evaluation.network` may be another one.
+    """
     if out is None or Path(out).suffix not in _SUFFIXES:
         raise ValueError(f"--out is {out}; expected a file {' or '.join(_SUFFIXES)}.")
     path = Path(out).expanduser()
     if path.exists():
         raise ValueError(f"{path} exists; move it, nothing is overwritten.")
-    parts, config, variables = load_parts(workdir, step=step)
+    parts, config, variables = load_parts(workdir, step=step, config=config)
     path.parent.mkdir(parents=True, exist_ok=True)
     weights.save_state_dict(path, state_dict(parts, variables))
     mean, std = config.data.mean, config.data.std

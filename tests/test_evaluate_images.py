@@ -178,6 +178,15 @@ def test_an_embedding_that_was_stopped_goes_on(copy, monkeypatch):
     assert all(file.exists() for file in files) and len(files) == 2
 
 
+def test_another_split_is_embedded_beside_the_others(copy):
+    before = [path.stat().st_mtime_ns for path in embed.run(None, copy)]
+    config = read_config(copy)
+    config.embedding.splits = (*config.embedding.splits, "validation")
+    config.data.threads, config.logging.every_steps = 3, 7
+    files = embed.run(config, copy)
+    assert [path.stat().st_mtime_ns for path in files[:-1]] == before
+
+
 def test_an_embedding_is_never_overwritten(copy):
     files = embed.run(None, copy)
     before = files[1].read_bytes()

@@ -110,7 +110,15 @@ MISTAKES = {
     "wrong type": ([CONFIG, "--config.batch_size=2.5"], ["batch_size is 2.5; expect"]),
     "steps of no configuration": (
         ["--mode=evaluate", "--profile_steps=30:50"],
-        ["--profile_steps needs --config"],
+        ["--profile_steps goes with --mode=all, train, not evaluate"],
+    ),
+    "a file that nobody writes": (
+        [CONFIG, "--mode=train", "--out=a"],
+        ["--out goes with --mode=all, report, export, not train"],
+    ),
+    "a sweep that nobody reads": (
+        [CONFIG, "--mode=check", "--sweep=configs/sweeps/limits.py"],
+        ["--sweep goes with --mode=all, train, evaluate, embed, not check"],
     ),
     "unknown variant": (
         ["--config=configs/spirograph.py:quikc"],

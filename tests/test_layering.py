@@ -31,9 +31,8 @@ ROWS = (
 )
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
 PURE = {*ROWS[0], *ROWS[1], *ROWS[2]}
-# safetensors is a file format that `models.weights` reads, imported where it does.
-PURE_PACKAGES = {PACKAGE, "chex", "flax", "jax", "jaxlib", "numpy", "safetensors"}
-PURE_PACKAGES |= {"scipy"}  # which jax itself needs
+# jax itself needs SciPy.
+PURE_PACKAGES = {PACKAGE, "chex", "flax", "jax", "jaxlib", "numpy", "scipy"}
 TWICE = {"averaging", "invariance", "linearization", "spirograph"}
 """Subjects that are seen from two rooms or more, each with a module there."""
 

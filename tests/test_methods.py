@@ -317,6 +317,9 @@ def test_the_target_is_evaluated_and_loaded_if_it_is_asked_for(trained):
     within = []
     for network in ("online", "target"):
         config = tiny_config(BYOL | {"evaluation.network": network})
+        *_, chosen = evaluate.load_parts(trained, config=config)
+        same = chosen["params"]["dense1"]["kernel"] == expected["dense1"]["kernel"]
+        assert np.all(same) == (network == "target")
         summary = evaluate.run(config, trained)["summary"]
         within.append(summary["variance.within"]["mean"])
     assert within[0] != within[1]

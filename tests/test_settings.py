@@ -16,6 +16,7 @@ from numpy.testing import assert_allclose
 from tiny import tiny_config
 
 from configs import base, cifar10
+from configs.examples import rotate_and_blur
 from invariance_jax.settings import (
     KEYS,
     change,
@@ -28,6 +29,7 @@ from invariance_jax.settings import (
 from invariance_jax.settings.command_line import key_help, meanings
 from invariance_jax.settings.rules import make_image_views
 from invariance_jax.settings.schema import EXPERIMENTS
+from invariance_jax.training.build import build
 
 NAN, INF = math.nan, math.inf
 
@@ -184,6 +186,26 @@ def test_keys_that_are_no_more_are_read_where_they_had_no_effect():
     assert from_dict({"penalty": {"views": 1, "weight": 2}}).penalty.weight == 2
     with pytest.raises(ValueError, match=r"penalty.views is 2, which this version"):
         from_dict({"penalty": {"views": 2}})
+
+
+def test_further_views_are_checked_with_the_others():
+    config = cifar10.get_config("smoke")
+    config.more_views, config.augmentation.more_area = 2, (0.3, 0.05)
+    with pytest.raises(ValueError, match=r"^augmentation.more_area must be .*0.05"):
+        resolve(config)
+
+
+def test_parameters_of_own_views_are_checked_when_they_are_built():
+    config = rotate_and_blur.get_config("smoke")
+    config.penalty.parameters = ("rotatoin",)
+    with pytest.raises(
+        ValueError, match=r"penalty.parameters is .*; expected some of "
+    ):
+        build(resolve(config))
+    config.penalty.parameters, config.penalty.kind = (), "total_effect"
+    config.penalty.parameter_weights = (1.0,)
+    with pytest.raises(ValueError, match="parameter_weights is .*a weight for each of"):
+        build(resolve(config))
 
 
 def test_a_key_that_a_run_lacks_has_its_default():

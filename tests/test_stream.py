@@ -24,6 +24,7 @@ from invariance_jax.transforms import Squashed, distributions, image
 
 SIZES = [(9, 14), (16, 11), (30, 30), (1, 1), (12, 40), (17, 17)]
 RANDOM = np.random.default_rng(0)
+LONG_COMMENT = b"\xff\xfe\x20\x02" + bytes(0x2000)
 
 
 def content(size, mode="RGB", form="JPEG", **options):
@@ -96,7 +97,16 @@ def test_other_modes_become_colours_or_grey(mode, form):
 def test_orientation_turns_and_transparency_is_white():
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert decoding.decode(content((8, 4), exif=exif), channels=3, size=2)[1] == (4, 8)
+    late = content((8, 4), exif=exif).replace(
+        b"\xff\xe1", LONG_COMMENT + b"\xff\xe1", 1
+    )
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"/>'
+    for file in (
+        content((8, 4), exif=exif),
+        late,
+        content((8, 4), xmp=xmp),
+    ):
+        assert decoding.decode(file, channels=3, size=2)[1] == (4, 8)
     clear = io.BytesIO()
     Image.new("RGBA", (2, 2), (9, 9, 9, 0)).save(clear, "PNG")
     pixels, _ = decoding.decode(clear.getvalue(), channels=3, size=None)

@@ -39,10 +39,10 @@ def unlabeled(settings):
 
 def test_the_headline_of_each_task(data_dir):
     task = spirograph_task()
-    assert (task.metric, task.higher_is_better) == ("mse", False)
+    assert task.metric == "mse"
     assert task.targets == ("m", "b", "sigma", "rfore") and task.classes == ()
     task = image_task(data_dir)
-    assert (task.metric, task.higher_is_better) == ("accuracy", True)
+    assert task.metric == "accuracy"
     assert task.targets == () and task.classes == ("0", "1", "2")
 
 
@@ -203,23 +203,6 @@ def test_a_probe_chooses_its_l2_from_the_grid(data_dir):
     assert spirograph_task().select(h, train.y, h_test, test.y) == {}
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ({"variance.normalized": 0.6}, True),
-        ({"variance.normalized": 0.1}, False),
-        ({"mse@1": 0.12, "mse.constant": 0.2}, True),
-        ({"mse@1": 0.08, "mse.constant": 0.2, "variance.normalized": 0.1}, False),
-        ({"accuracy@1": 0.6}, True),
-        ({"accuracy@1": 0.7, "variance.normalized": 0.1}, False),
-    ],
-)
-def test_what_collapse_means(data_dir, values, expected):
-    is_error = "mse@1" in values
-    task = spirograph_task() if is_error else image_task(data_dir)
-    assert task.collapsed(values) is expected
-
-
 def test_pictures_are_the_images_that_they_were(data_dir):
     task = image_task(data_dir, **{"data.image_size": 10})
     x = task.examples("test").x[:5]
@@ -306,7 +289,6 @@ def test_images_without_labels_have_no_probe(data_dir, monkeypatch):
     train = task.probe_examples(task.examples("train"))
     assert train.y is None and len(train.x) == 120
     task.check_fractions(train)
-    assert not task.collapsed({"variance.normalized": 0.1})
 
 
 def test_probes_of_images_without_labels_are_refused_before_training(data_dir):

@@ -62,7 +62,13 @@ def against_torch(
 
     Before anything is timed, the same weights must give the same representation.
     """
-    name, size = config.encoder.name, config.data.image_size
+    name, size, encoder = config.encoder.name, config.data.image_size, config.encoder
+    own = encoder.width, encoder.depth, encoder.stem
+    if config.data.name != "spirograph" or own != (None, None, "cifar"):
+        raise ValueError(
+            "PyTorch's step is that of Spirograph and of encoders of their own size; "
+            f"found data.name = {config.data.name!r}, encoder.width, depth, stem {own}."
+        )
     assert size is not None
     if name != "mlp":
         check_encoder(name, size)

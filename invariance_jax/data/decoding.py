@@ -70,7 +70,9 @@ def _fast(
     content: bytes, size: int | None
 ) -> tuple[Image.Image, tuple[int, int]] | None:
     """Returns a plain colour or grey JPEG, decoded by simplejpeg; None of others."""
-    if simplejpeg is None or content[:2] != b"\xff\xd8" or b"Exif\0" in content[:4096]:
+    if simplejpeg is None or content[:2] != b"\xff\xd8":
+        return None
+    if b"Exif\0" in content or b"tiff:Orientation" in content:  # wherever it stands
         return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)

@@ -6,6 +6,7 @@ Every fifth picture of a category, and every fifth wallpaper, is for the test sp
 only. The pictures keep their licences: nothing of them is in this package.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -67,7 +68,9 @@ def prepare_stamps(
             f"{share} has {len(stamps)} stamps and {len(walls)} wallpapers; expected "
             f"those of Debian: {_PACKAGES}."
         )
-    folder = root / "downloads" / name
+    drawn_from = repr((seed, count, stamps, walls)).encode()
+    digest = hashlib.sha256(drawn_from).hexdigest()[:8]
+    folder = root / "downloads" / f"{name}-{digest}"
     papers = {s: list(map(_shrunk, _of(walls, s))) for s in ("train", "test")}
     for split, part in (("train", count - count // 5), ("test", count // 5)):
         jobs = _jobs(categories, split, folder, part)

@@ -124,6 +124,26 @@ def parse(arguments: list[str]) -> list[str]:
     return flags.FLAGS(arguments)
 
 
+_RUNS = ("all", "train", "evaluate", "embed")
+
+_MODES_OF = {
+    "out": ("all", "report", "export"),
+    "profile_steps": ("all", "train"),
+    "check_devices": ("check",),
+    "sweep": _RUNS,
+    "sweep_run": _RUNS,
+}
+"""Flag of launch.py -> the modes that take it."""
+
+
+def check_flags(mode: str) -> None:
+    """Refuses what a mode would leave out of account."""
+    for name, modes in _MODES_OF.items():
+        if flags.FLAGS[name].value is not None and mode not in modes:
+            given = ", ".join(modes)
+            raise ValueError(f"--{name} goes with --mode={given}, not {mode}")
+
+
 class _ConfigFile(flags.ArgumentParser[Config]):
     """Loads a configuration file, with a variant after a colon."""
 

@@ -1,6 +1,6 @@
 """Configurations: every key declared once, checked, and the parts that users bring."""
 
-from invariance_jax.settings.rules import check_devices, resolve
+from invariance_jax.settings.rules import check_devices, check_parameters, resolve
 from invariance_jax.settings.schema import (
     KEYS,
     Config,
@@ -18,6 +18,7 @@ __all__ = [
     "Settings",
     "change",
     "check_devices",
+    "check_parameters",
     "closest",
     "flatten",
     "from_dict",

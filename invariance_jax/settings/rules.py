@@ -324,6 +324,13 @@ def _check_parameters(
         problems.require(bool(moving), key, expected)
 
 
+def check_parameters(settings: Settings, names: tuple[str, ...]) -> None:
+    """Checks that the parameters of the penalty are those of the user's own views."""
+    problems = _Problems(settings)
+    _check_parameters(settings, names, frozenset(), problems)
+    problems.stop()
+
+
 def _check_moved(settings: Settings, problems: _Problems) -> None:
     """Checks the shifts of Spirograph's nuisance."""
     bounds = dict(zip(spirograph.PARAMETERS, spirograph_bounds(settings), strict=True))
@@ -390,8 +397,19 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
             still = max(jitter) == 0 or augmentation.strength == 0
             idle = frozenset(JITTER_NAMES if still else ())
             _check_parameters(settings, made.names, idle, problems)
+            if settings.more_views:
+                _check_more(stand_in, problems)
     problems.stop()
     _fill_in(settings, problems)
+
+
+def _check_more(settings: Settings, problems: _Problems) -> None:
+    """Checks the views beside the two of a loss."""
+    try:
+        make_image_views(settings, "more")
+    except ValueError as error:
+        text = str(error).replace("crop_area", "more_area")
+        problems.found.setdefault("more", f"augmentation.{text}")
 
 
 def make_image_views(settings: Settings, family: str = "all") -> Transformation:

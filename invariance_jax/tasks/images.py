@@ -4,7 +4,6 @@ Foster, Pukdee, Rainforth (ICLR 2021), section 5: multinomial logistic regressio
 """
 
 import functools
-from collections.abc import Mapping
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -43,7 +42,6 @@ class ImageTask(Task):
         super().__init__(settings)
         self._num_classes = settings.data.num_classes or 0
         self.metric = "accuracy" if self._num_classes else ""
-        self.higher_is_better = True
         asked = settings.evaluation.experiments
         vain = {*asked} & {*WITH_PROBE}
         if vain and not self._num_classes and asked != _DEFAULT:
@@ -222,13 +220,6 @@ class ImageTask(Task):
             "accuracy": float(evaluation.accuracy(predictions, y)),
             "cross_entropy": float(evaluation.cross_entropy(predictions, y)),
         }
-
-    def collapsed(self, values: Mapping[str, float]) -> bool:
-        """Also where the probe has less than twice the accuracy of chance."""
-        views = self.settings.evaluation.num_views[0]
-        accuracy = values.get(f"accuracy@{views}", np.inf)
-        poor = bool(self._num_classes) and accuracy < 2 / self._num_classes
-        return poor or super().collapsed(values)
 
     def displayed(self, images: Array) -> np.ndarray:
         """Undoes the normalization; an own augmentation may have made none."""

@@ -4,7 +4,6 @@ Foster, Pukdee, Rainforth (ICLR 2021), sections 4 and 5.
 """
 
 import abc
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -56,12 +55,10 @@ class Task(abc.ABC):
       settings: the result of `settings.resolve`.
       targets: names of the T regression targets, else ().
       metric: the headline metric, a key of `Scored.values`; "" without labels.
-      higher_is_better: whether more of the headline metric is better.
     """
 
     targets: tuple[str, ...] = ()
     metric: str
-    higher_is_better: bool
 
     def __init__(self, settings: Settings):
         """Remembers the settings; no file is read."""
@@ -142,14 +139,6 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def quality(self, predictions: Array, y: Array) -> dict[str, float]:
         """Returns the metrics of predictions: targets `[N, T]` or logits `[N, C]`."""
-
-    def collapsed(self, values: Mapping[str, float]) -> bool:
-        """Returns whether a representation knows next to nothing of the example.
-
-        That is one whose views of one example differ as much as those of two, or whose
-        probe has half of the constant predictor's error, or twice its accuracy.
-        """
-        return values.get("variance.normalized", 0.0) > 0.5
 
     @abc.abstractmethod
     def displayed(self, images: Array) -> np.ndarray:

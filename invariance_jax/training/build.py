@@ -12,7 +12,7 @@ import optax
 
 from invariance_jax.data import Pictures
 from invariance_jax.models import create_encoder, resnet, weights
-from invariance_jax.settings import Settings, plugins
+from invariance_jax.settings import Settings, check_parameters, plugins
 from invariance_jax.tasks import Task, make_task
 from invariance_jax.training.batches import Sampler, Streamed, make_sampler
 from invariance_jax.training.draws import Draws, make_draw
@@ -130,6 +130,8 @@ def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
     """
     task = make_task(settings)
     transformation = task.transformation()
+    if plugins.is_own(settings.augmentation.name):
+        check_parameters(settings, transformation.names)
     statistics = settings.penalty.batch_statistics
     encoder = _make_encoder(settings, "coupled", axis_name)
     images = _view_shapes(task, transformation)

@@ -3,7 +3,7 @@
 The SimCLR family of Foster, Pukdee, Rainforth (ICLR 2021), section 5, on the device and
 differentiable in the parameters that are chosen; affine maps and the colouring of grey
 images beside it. What is drawn for one key does not depend on what is differentiated,
-the rounding of crop boxes aside.
+but for the rounding of crop boxes and a jitter that only its derivative switches on.
 """
 
 from collections.abc import Sequence
