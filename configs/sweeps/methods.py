@@ -1,10 +1,11 @@
 """Methods with and without the invariance penalty, their heads narrow enough for CPUs.
 
     python launch.py --config=configs/spirograph.py:quick --config.seeds=3 \
-        --config.steps=500 --config.evaluation.split=validation \
+        --config.steps=500 --config.evaluation.num_views=1,8 \
+        --config.evaluation.train_examples=10000 \
         --workdir=runs/methods --sweep=configs/sweeps/methods.py
 
-Sixteen variants of three seeds, each of 500 steps. Not yet run.
+Sixteen variants of three seeds, each of 500 steps. Results: configs/README.md.
 """
 
 # Widths of z and of the hidden layers, and temperatures of the papers; the learning
