@@ -163,12 +163,16 @@ def check_number(
 
 
 def check_pair(
-    name: str, value: float | tuple[float, float], *, low: float, high: float
+    name: str,
+    value: float | tuple[float, float] | list[float],
+    *,
+    low: float,
+    high: float,
 ) -> tuple[float, float]:
     """Returns two numbers in [low, high], twice the same where one is given."""
     if np.shape(value) not in ((), (2,)):
         raise ValueError(f"{name} must be one number or two; found {value!r}.")
-    pair = tuple(np.broadcast_to(np.asarray(value), 2).tolist())
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     for number in pair:
         check_number(name, number, low=low, high=high)
     return float(pair[0]), float(pair[1])

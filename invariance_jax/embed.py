@@ -94,10 +94,13 @@ def _is_written(job: _Job) -> bool:
     return True
 
 
-def _deciding(made_by: str) -> Json:
-    """Returns what a file depends on, of all that stands in it."""
-    made = json.loads(made_by)
-    values = flatten(from_dict(made.pop("config")))
+def _deciding(made_by: str) -> Json | None:
+    """Returns what a file depends on, of all that stands in it; None of another's."""
+    try:
+        made = json.loads(made_by)
+        values = flatten(from_dict(made.pop("config")))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
     return made | {n: v for n, v in values.items() if not KEYS[n].free or n in _DECIDE}
 
 

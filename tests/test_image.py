@@ -128,6 +128,13 @@ def test_gates_open_with_their_probabilities_independently():
     assert draw(make(BARE), 0, 2).held == {"acts": {}}
 
 
+def test_a_probability_is_a_number_and_no_switch():
+    make(BARE, blur_probability=[1.0, 0.1])  # a list of two is two
+    for wrong in (True, (0.5, True), "", (0.5,)):
+        with pytest.raises(ValueError, match="blur_probability must be"):
+            make(BARE, blur_probability=wrong)
+
+
 def test_the_second_view_has_probabilities_of_its_own():
     both = make(BARE, blur_probability=(1.0, 0.0), solarize_probability=(0.0, 0.3))
     first, second = (

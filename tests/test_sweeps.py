@@ -421,7 +421,7 @@ def test_other_work_directories_stay_as_they_are(copy, tmp_path):
 )
 def test_a_damaged_record_is_named(copy, text):
     (copy / "sweep.json").write_text(text)
-    with pytest.raises(ValueError, match=r"sweep\.json (is damaged|cannot be read)"):
+    with pytest.raises(ValueError, match=r"sweep\.json cannot be read"):
         collect.finished([str(copy)])
 
 

@@ -213,9 +213,7 @@ def test_another_format_names_the_version_to_use(tmp_path, number):
 )
 def test_a_damaged_configuration_is_named(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(
-        ValueError, match=r"config\.json (is damaged|cannot be read)"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"config\.json cannot be read") as caught:
         read_config(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -62,7 +62,8 @@ def against_torch(
 
     Before anything is timed, the same weights must give the same representation.
     """
-    name, size, encoder = config.encoder.name, config.data.image_size, config.encoder
+    encoder, size = config.encoder, config.data.image_size
+    name = encoder.name
     own = encoder.width, encoder.depth, encoder.stem
     if config.data.name != "spirograph" or own != (None, None, "cifar"):
         raise ValueError(

@@ -77,12 +77,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         action="store_true",
     )
     options = parser.parse_args(arguments)
-    given = [n for n in ("test", "classes", "test_classes") if getattr(options, n)]
-    scaled, kept = options.image_size is not None, given[:]
-    kept += ["index"] if options.index else []
-    if options.train is None and (kept or scaled):
+    of_training = ("test", "classes", "test_classes", "index")
+    given = {name for name in of_training if getattr(options, name)}
+    scaled = options.image_size is not None
+    if options.train is None and (given or scaled):
         parser.error("--test, --classes, --index and --image_size go with --train")
-    if scaled and {*kept} - {"test"}:
+    if scaled and given - {"test"}:
         parser.error("--classes, --test_classes, --index do not go with --image_size")
     if options.train is not None and options.source is not None:
         parser.error("--source does not go with --train")

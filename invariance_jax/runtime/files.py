@@ -71,7 +71,7 @@ def read_json(path: epath.Path) -> Json:
     try:
         return dict(json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
+        raise ValueError(f"{path} cannot be read: {error}.") from error
 
 
 def write_json(path: AnyPath, content: object) -> None:

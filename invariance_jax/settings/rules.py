@@ -9,6 +9,7 @@ import copy
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class _Problems:
         self.found: dict[str, str] = {}
 
     def require(
-        self, condition: bool, key: str, expected: str, value: Any = ...
+        self, condition: bool, key: str, expected: str, value: object = ...
     ) -> None:
         """Takes a note unless a condition holds; a value is that of the key."""
         if not condition:
@@ -260,7 +261,8 @@ def _check_spirograph(settings: Settings, problems: _Problems) -> None:
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     expected = f"fewer: the targets take {needed:.2g} of {there:.2g} bytes of memory"
     require(needed < there / 2, "data.train_examples", expected)
-    made = _made(lambda: make_spirograph(settings), problems, ("data", "augmentation"))
+    sections, names = ("data", "augmentation"), {"bounds of ": "bounds."}
+    made = _made(lambda: make_spirograph(settings), problems, sections, names)
     if made is not None:
         _check_parameters(settings, made.names, frozenset(), problems)
     if is_asked(settings, "shift"):
@@ -289,13 +291,21 @@ def spirograph_bounds(settings: Settings) -> np.ndarray:
 
 
 def _made(
-    make: Callable[[], Transformation], problems: _Problems, sections: tuple[str, str]
+    make: Callable[[], Transformation],
+    problems: _Problems,
+    sections: tuple[str, str],
+    names: dict[str, str],
 ) -> Transformation | None:
-    """Returns a transformation; its error, which names an argument, is a problem."""
+    """Returns a transformation; its error, which names an argument, is a problem.
+
+    Names are those of the keys where they are not the arguments'.
+    """
     try:
         return make()
     except ValueError as error:
-        message = str(error).replace("bounds of ", "bounds.")
+        message = str(error)
+        for argument, key in names.items():
+            message = message.replace(argument, key)
         argument = re.split(r"\W", message)[0]
         of_first = f"{sections[0]}.{argument}" in KEYS or argument == "bounds"
         problems.found.setdefault(argument, f"{sections[not of_first]}.{message}")
@@ -376,6 +386,10 @@ def _of_both(augmentation: Augmentation, name: str) -> tuple[float, float]:
     return first, augmentation.second_view.get(name, first)
 
 
+_OF_MORE = {"crop_area": "more_area", "image_size": "more_size"}
+"""What further views have in place of the keys of the two."""
+
+
 def _check_images(settings: Settings, problems: _Problems) -> None:
     chosen, augmentation = settings.data, settings.augmentation
     none = not settings.evaluation.lbfgs_steps
@@ -391,25 +405,17 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
         stand_in.data.source_size = source
         stand_in.data.image_size = chosen.image_size or min(source)
         sections = ("augmentation", "data")
-        made = _made(lambda: make_image_views(stand_in), problems, sections)
+        made = _made(lambda: make_image_views(stand_in), problems, sections, {})
         if made is not None:
             jitter = _of_both(augmentation, "jitter_probability")
             still = max(jitter) == 0 or augmentation.strength == 0
             idle = frozenset(JITTER_NAMES if still else ())
             _check_parameters(settings, made.names, idle, problems)
             if settings.more_views:
-                _check_more(stand_in, problems)
+                more, names = partial(make_image_views, stand_in, "more"), _OF_MORE
+                _made(more, problems, sections, names)
     problems.stop()
     _fill_in(settings, problems)
-
-
-def _check_more(settings: Settings, problems: _Problems) -> None:
-    """Checks the views beside the two of a loss."""
-    try:
-        make_image_views(settings, "more")
-    except ValueError as error:
-        text = str(error).replace("crop_area", "more_area")
-        problems.found.setdefault("more", f"augmentation.{text}")
 
 
 def make_image_views(settings: Settings, family: str = "all") -> Transformation:
