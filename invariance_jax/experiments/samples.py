@@ -1,7 +1,6 @@
 """What the report shows of single examples: views, predictions, map, neighbours."""
 
 import io
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ def write(context: Context, *, predictions: bool) -> None:
 
     Predictions are those of the probes at the smallest M and at the largest.
     """
-    arrays: dict[str, Any] = _views(context) | _neighbors(context)
+    arrays: dict[str, PyTree] = _views(context) | _neighbors(context)
     arrays |= _projection(context) | (_predictions(context) if predictions else {})
     if is_main_process():
         content = io.BytesIO()

@@ -305,7 +305,7 @@ def _unwrap(state_dict: Mapping[str, Any], prefix: str | None) -> dict[str, np.n
     return found
 
 
-def _no_resnet(tensors: Mapping[str, Any]) -> ValueError:
+def _no_resnet(tensors: Mapping[str, np.ndarray]) -> ValueError:
     names = ", ".join(sorted(tensors)[:4]) or "nothing"
     return ValueError(f"no tensor is that of a ResNet; found {names}.")
 
@@ -366,7 +366,7 @@ def _torch_order(name: str) -> tuple[Any, ...]:
     return tuple(key), leaves.index(leaf)
 
 
-def _closest(tensors: Mapping[str, Any]) -> Architecture:
+def _closest(tensors: Mapping[str, np.ndarray]) -> Architecture:
     """Returns the architecture that shares most tensors, by name and shape."""
     found = {(name, np.shape(array)) for name, array in tensors.items()}
     width = [*np.shape(tensors.get("conv1.weight", 0)), WIDTH][0]
@@ -383,7 +383,7 @@ def _closest(tensors: Mapping[str, Any]) -> Architecture:
     return best
 
 
-def _check(tensors: Mapping[str, Any], architecture: Architecture) -> None:
+def _check(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> None:
     expected = _expected(*architecture)
     common = sorted({*tensors} & {*expected})
     problems = {

@@ -18,10 +18,10 @@ from invariance_jax.settings.values import expectation, type_name
 class _Values(flags.ArgumentParser[Any]):
     """Reads a value as Python writes it, tuples without parentheses and quotes too."""
 
-    def __init__(self, annotation: Any):
+    def __init__(self, annotation: object):
         self._origin = getattr(annotation, "__origin__", annotation)
 
-    def parse(self, argument: Any) -> Any:
+    def parse(self, argument: object) -> Any:
         """Returns the value of a text; a default, which is none, as it is."""
         if not isinstance(argument, str) or argument == "None":
             return None if argument == "None" else argument

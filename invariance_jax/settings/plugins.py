@@ -42,7 +42,7 @@ def load(key: str, name: str) -> Callable[..., Any]:
     return found
 
 
-def call(key: str, name: str, *arguments: Any, **kwargs: Any) -> Any:
+def call(key: str, name: str, *arguments: object, **kwargs: object) -> Any:
     """Returns what the function that a key names returns."""
     function = load(key, name)
     try:

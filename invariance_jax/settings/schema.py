@@ -19,6 +19,7 @@ from invariance_jax.models.vit import POOLS
 from invariance_jax.transforms import spirograph
 from invariance_jax.transforms.distributions import FAMILIES as DIFFERENTIABLE
 from invariance_jax.transforms.image import RECIPES
+from invariance_jax.types import Json
 
 EXPERIMENTS = (
     "downstream",
@@ -619,7 +620,7 @@ def closest(name: str, names: Iterable[str]) -> str:
     return f"the closest is {found[0]}" if found else "no name is close to it"
 
 
-def to_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: Config) -> Json:
     """Returns a configuration as nested dictionaries, without what is derived."""
     nested = asdict(config)
     nested.pop("derived", None)
@@ -630,7 +631,7 @@ GONE = {"penalty.views": 1}
 """Keys of older runs that are no more -> what is done now."""
 
 
-def from_dict(nested: dict[str, Any]) -> Config:
+def from_dict(nested: Json) -> Config:
     """Returns the configuration of nested dictionaries, such as those of JSON.
 
     A key that is missing, as it is younger than the run, has its default. Raises
@@ -638,7 +639,7 @@ def from_dict(nested: dict[str, Any]) -> Config:
     """
     config = Config()
 
-    def walk(node: dict[str, Any], prefix: str) -> None:
+    def walk(node: Json, prefix: str) -> None:
         for name, value in node.items():
             key = prefix + name
             if isinstance(value, dict) and key not in KEYS:

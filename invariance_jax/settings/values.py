@@ -28,7 +28,7 @@ class Bad(Exception):
     """A value that is not what its key takes; the text goes after `expectation`."""
 
 
-def parts(annotation: Any) -> tuple[Any, tuple[Any, ...], bool]:
+def parts(annotation: object) -> tuple[Any, tuple[Any, ...], bool]:
     """Returns the plain type, those of a tuple's entries, and whether None may be."""
     optional = isinstance(annotation, types.UnionType)
     inner = typing.get_args(annotation)[0] if optional else annotation
@@ -64,7 +64,7 @@ def expectation(key: Key) -> str:
     return words + ", or None" * optional
 
 
-def convert(key: Key, value: Any) -> Any:
+def convert(key: Key, value: object) -> Any:
     """Returns a value in the type of its key; raises `Bad` if it is none of it."""
     found = _convert(key.type, key, value)
     if isinstance(found, tuple):
@@ -81,7 +81,7 @@ def convert(key: Key, value: Any) -> Any:
     return found
 
 
-def _convert(annotation: Any, key: Key, value: Any) -> Any:
+def _convert(annotation: object, key: Key, value: Any) -> Any:
     plain, entries, optional = parts(annotation)
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()

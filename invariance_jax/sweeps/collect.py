@@ -7,7 +7,6 @@ mixed.
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from etils import epath
 
@@ -120,7 +119,7 @@ def _results(workdir: epath.Path) -> Json | None:
     return dict(tuples(read_json(path))) if path.exists() else None
 
 
-def _differences(settings: Settings, found: Json) -> dict[str, tuple[Any, Any]]:
+def _differences(settings: Settings, found: Json) -> dict[str, tuple[object, object]]:
     """Returns key -> (wanted, found) of an evaluation that was another one."""
     task, values = make_task(settings), dict(found["settings"])
     wanted = results.settings_of(task, settings.derived.steps)

@@ -132,7 +132,7 @@ def _seeds(config: Config, values: Any) -> tuple[int, int]:
     return values[0], len(values)
 
 
-def _text_of(changes: Mapping[str, Any]) -> str:
+def _text_of(changes: Mapping[str, object]) -> str:
     """Returns the changes of a variant as one word.
 
     >>> _text_of({"penalty.weight": 0.1, "penalty.parameters": ("h", "gfore")})
@@ -141,7 +141,7 @@ def _text_of(changes: Mapping[str, Any]) -> str:
     return "__".join(f"{key}={_text(value)}" for key, value in changes.items())
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, tuple | list):
         return "+".join(map(_text, value)) or "none"
     return "none" if value is None else str(value)

@@ -8,7 +8,6 @@ but for the rounding of crop boxes and a jitter that only its derivative switche
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +31,7 @@ _SIMCLR = {
     "blur_probability": 0.0,
     "solarize_probability": 0.0,
 }
-RECIPES: dict[str, dict[str, Any]] = {
+RECIPES: dict[str, dict[str, object]] = {
     "simclr_cifar": _SIMCLR,
     "simclr_imagenet": {**_SIMCLR, "strength": 1.0, "blur_probability": 0.5},
     "byol_imagenet": {

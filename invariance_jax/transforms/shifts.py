@@ -79,7 +79,7 @@ def shift(transformation: Transformation, move: Array, scale: Array) -> Transfor
         exact = [jnp.asarray(value, view.alpha.dtype) for value in change]
         return View(_shift(view.alpha, *exact), view.held)
 
-    def sample_for(key: Key, batch_size: int, **what: Any) -> View:
+    def sample_for(key: Key, batch_size: int, **what: object) -> View:
         assert transformation.sample_for is not None
         return shifted(transformation.sample_for(key, batch_size, **what))
 
