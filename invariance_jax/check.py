@@ -71,20 +71,20 @@ def run(config: Config, *, num_devices: int | None = None) -> Check:
     state, batches = state_shapes(parts), _batches(parts, devices)
     data = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(batches.shape))
     data *= jax.tree.leaves(batches.shape)[0].dtype.itemsize
-    if isinstance(batches, InMemory):
+    if isinstance(batches, InMemory) and num_devices is None:
         cost.check_data(data, devices)
     started = time.monotonic()
     compiled = cost.compile_train(parts, batches, devices)
     compile_seconds = time.monotonic() - started
-    taken = _memory(compiled, state, data)
-    cost.check_memory(sum(taken), devices, what="the training step takes")
+    if num_devices is None:
+        cost.check_program(compiled, devices)
     simulated = "" if num_devices is None else ", simulated"
     return Check(
         settings,
         tuple(f"{device.device_kind}{simulated}" for device in devices),
         {part: _size(state.params[part]) for part in ("encoder", "heads")},
         cost.count_operations(parts).of_batch(settings.batch_size),
-        taken,
+        _memory(compiled, state, data),
         compile_seconds,
         *_rates(parts, batches, compiled, devices, num_devices is not None),
     )

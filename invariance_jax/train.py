@@ -4,19 +4,20 @@
 """
 
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
-import numpy as np
 
 from invariance_jax import experiments
-from invariance_jax.data import Pictures, take
+from invariance_jax.data import Pictures
 from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints
 from invariance_jax.runs.log import MetricsWriter
 from invariance_jax.runs.tracking import check_tracking
-from invariance_jax.runs.workdir import Owner, claim, one_per_seed
+from invariance_jax.runs.workdir import Owner, check, claim, one_per_seed
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import all_devices, make_deterministic
@@ -29,6 +30,7 @@ from invariance_jax.tasks import Examples, Task, open_set
 from invariance_jax.training import cost, parallel
 from invariance_jax.training.batches import Batches, InMemory
 from invariance_jax.training.build import (
+    Parts,
     build,
     check_own_parts,
     first_state,
@@ -77,14 +79,20 @@ def run(config: Config, workdir: AnyPath) -> None:
                 (open_set(resolve(one)), path)
                 for one, path in one_per_seed(config, workdir)
             ]
-            claim(settings, workdir)
-            owned = [(one, claim(one, path)) for one, path in each]
+            check(settings, workdir)
+            begun = [check(one, path) for one, path in each]
         with compilation_kept(settings.compilation_cache, workdir):
             train = _read_examples(parts.task)
-            memory = None if _is_streamed(train) else _in_memory(train)
+            make_batches = _make_batches(train)
+            program = functools.cache(lambda: _compile(parts, make_batches(parts)))
+            if not all(begun):
+                program()  # before anything is written
+            with processes.main_process_first():
+                claim(settings, workdir)
+                owned = [(one, claim(one, path)) for one, path in each]
             for one, owner in owned:
-                with _Run(one, owner, train, memory, watch) as training:
-                    training.make_steps()
+                with _Run(one, owner, train, make_batches, watch) as training:
+                    training.make_steps(program)
 
 
 class _Run(contextlib.ExitStack):
@@ -95,19 +103,14 @@ class _Run(contextlib.ExitStack):
         settings: Settings,
         owner: Owner,
         train: Examples,
-        memory: InMemory | None,
+        make_batches: Callable[[Parts], Batches],
         watch: Watch,
     ):
         super().__init__()
         self._settings, self._owner, self._workdir = settings, owner, owner.workdir
         self._train, self._watch, self._devices = train, watch, all_devices()
         self._parts = build(settings)
-        self._batches: Batches
-        if memory is not None:
-            self._batches = memory
-        else:
-            assert isinstance(train.x, Pictures)
-            self._batches = self._parts.make_stream(train.x, len(self._devices))
+        self._batches = make_batches(self._parts)
         self._probe = FrozenEncoder(self._parts, self._devices)
         kept = settings.checkpoints
         self._checkpoints = Checkpoints(
@@ -152,8 +155,8 @@ class _Run(contextlib.ExitStack):
             report=self._batches.report,
         )
 
-    def make_steps(self) -> None:
-        """Makes the steps that are left."""
+    def make_steps(self, program: Callable[[], Any]) -> None:
+        """Makes the steps that are left; the program is compiled if there are any."""
         self.callback(self._checkpoints.close)
         settings, (step, state, note) = self._settings, self._first()
         if step == settings.derived.steps:
@@ -162,20 +165,13 @@ class _Run(contextlib.ExitStack):
         self._checkpoints.check_room(state)
         ends = settings.derived.profile_steps
         profiler = Profiler(ends, self._workdir, first_step=step)
+        train = parallel.make_train(program(), self._batches, self._devices)
         rows = self._rows(step, note)
         self.enter_context(profiler)
-        parts = build(settings, axis_name=parallel.AXIS_NAME)
-        train = parallel.make_train(
-            parts.make_step(),
-            parts.make_draw(),
-            parts.make_sampler(),
-            self._batches,
-            self._devices,
-        )
         replicated = parallel.replicate(state, self._devices)
         for stop in boundaries(settings, step):
             profiler.before(step, replicated)
-            replicated, sums = train(replicated, parts.key, step, stop - step)
+            replicated, sums = train(replicated, self._parts.key, step, stop - step)
             profiler.after(stop, replicated)
             rows.add(sums)
             step = stop
@@ -229,22 +225,32 @@ def _read_examples(task: Task) -> Examples:
         )
     task.probe_examples(train)
     task.check_fractions(train)
-    if not _is_streamed(train):
-        leaves = jax.tree.leaves(take(train.x[:1], np.arange(1)))
-        each = sum(leaf.nbytes for leaf in leaves)
-        cost.check_data(each * len(train.x), all_devices())
     return train
 
 
-def _is_streamed(train: Examples) -> bool:
-    """Returns whether the examples are decoded when they are asked for."""
-    return isinstance(train.x, Pictures) and not train.x.is_in_memory
+def _make_batches(train: Examples) -> Callable[[Parts], Batches]:
+    """Returns what makes the batches of a seed; all share what is in memory."""
+    if isinstance(train.x, Pictures) and not train.x.is_in_memory:
+        pictures, count = train.x, len(all_devices())
+        return lambda parts: parts.make_stream(pictures, count)
+    x = train.x.all() if isinstance(train.x, Pictures) else train.x
+    cost.check_data(sum(leaf.nbytes for leaf in jax.tree.leaves(x)), all_devices())
+    memory = InMemory(x, parallel.replicate)
+    return lambda _: memory
 
 
-def _in_memory(train: Examples) -> InMemory:
-    """Returns batches of examples that this process has in its memory."""
-    x = train.x
-    return InMemory(x.all() if isinstance(x, Pictures) else x, parallel.replicate)
+def _compile(parts: Parts, batches: Batches) -> Any:
+    """Returns the training program, after checking that it fits into the memory.
+
+    Over several processes it is neither compiled nor checked here.
+    """
+    devices = all_devices()
+    if jax.process_count() > 1:
+        return cost.map_train(parts, batches, devices)
+    _log.info("compiling the training step")
+    program = cost.compile_train(parts, batches, devices)
+    cost.check_program(program, devices)
+    return program
 
 
 def boundaries(settings: Settings, step: int) -> Iterator[int]:

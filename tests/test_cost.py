@@ -76,3 +76,10 @@ def test_a_network_that_the_machine_does_not_hold_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"encoder\.width, .* of memory of this mach"):
         train.run(tiny_config(changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_step_that_no_device_holds_is_refused_before_anything_is_written(tmp_path):
+    sizes = {"batch_size": 200, "penalty.directions": 10_000, "encoder.width": 512}
+    with pytest.raises(ValueError, match=r"the training step takes .* of cpu:0"):
+        train.run(tiny_config(sizes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

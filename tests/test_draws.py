@@ -74,6 +74,14 @@ def permutation(key, num_examples):
     return np.asarray(shuffle(key, positions, num_examples=num_examples))
 
 
+def test_the_program_does_not_grow_with_the_directions():
+    def size(directions):
+        text = str(jax.make_jaxpr(make(directions=directions))(KEY, 0))
+        return text.count(" = ")
+
+    assert size(3) == size(300)
+
+
 @pytest.mark.parametrize("num_examples", [1, 2, 3, 5, 16, 17, 1000, 4097])
 def test_shuffle_is_a_permutation(num_examples):
     found = permutation(KEY, num_examples)

@@ -98,13 +98,14 @@ class Case:
 
     def train(self, devices):
         mapped = self.parts(parallel.AXIS_NAME)
-        return parallel.make_train(
+        program = parallel.map_train(
             mapped.make_step(),
             mapped.make_draw(),
             mapped.make_sampler(),
             self.batches,
             devices,
         )
+        return parallel.make_train(program, self.batches, devices)
 
     def on_devices(self, count):
         """Yields state and metrics of one replica after each step."""

@@ -101,8 +101,8 @@ MISTAKES = {
     ),
     "no time": ({"cluster": "slurm", "time": "0"}, "--time is '0'; expected"),
     "warned too early": (
-        {"cluster": "slurm", "time": "2"},
-        "--signal_delay is 120; expected less than the 120 seconds of --time=2",
+        {"cluster": "slurm", "time": "3"},
+        "--signal_delay is 120 and --time=3 is 180 seconds; expected over a minute",
     ),
     "memory": ({"cluster": "slurm", "mem": "64 GB"}, "--mem is '64 GB'; expected"),
     "option without a key": (

@@ -14,9 +14,14 @@ def integer(name: str, value: object, *, least: int) -> int:
     raise ValueError(f"{name} must be an integer of at least {least}; found {value!r}.")
 
 
+def machine_memory() -> int:
+    """Returns the bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def memory(what: str, num_bytes: int) -> None:
     """Refuses arrays of which the memory of this machine does not hold two copies."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = machine_memory()
     if 2 * num_bytes > there:
         raise ValueError(
             f"{what} take {num_bytes / 1e9:.3g} GB, more than half of the "

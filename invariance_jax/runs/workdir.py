@@ -71,8 +71,8 @@ def claim(settings: Settings, workdir: AnyPath) -> Owner:
     return Owner(folder, str(read_json(path).get("start")))
 
 
-def check(settings: Settings, workdir: AnyPath) -> None:
-    """Checks that `claim` would succeed; writes nothing."""
+def check(settings: Settings, workdir: AnyPath) -> bool:
+    """Checks that `claim` would succeed; returns whether the folder holds the run."""
     folder = work_folder(workdir)
     within = () if "://" in str(folder) else folder.parents
     there = next((one for one in (folder, *within) if one.exists()), None)
@@ -80,11 +80,13 @@ def check(settings: Settings, workdir: AnyPath) -> None:
         raise ValueError(f"workdir is {folder}: {there} is a file; expected a folder.")
     if (folder / "config.json").exists():
         check_same_run(settings, folder)
-    elif (folder / "checkpoints").exists():
+        return True
+    if (folder / "checkpoints").exists():
         raise ValueError(
             f"workdir is {folder}, which holds checkpoints but no config.json; "
             "expected a new folder."
         )
+    return False
 
 
 def check_same_run(settings: Settings, workdir: AnyPath) -> None:

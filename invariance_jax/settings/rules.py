@@ -6,7 +6,6 @@ found and what was expected.
 """
 
 import copy
-import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from invariance_jax import data
+from invariance_jax.data.limits import machine_memory
 from invariance_jax.models.registry import RESNETS, VITS
 from invariance_jax.models.vit import HEAD_FEATURES
 from invariance_jax.settings import plugins
@@ -258,7 +258,7 @@ def _check_spirograph(settings: Settings, problems: _Problems) -> None:
     total = chosen.train_examples + count + chosen.test_examples
     # Made in float64, kept in float32.
     needed = 12 * len(chosen.targets) * total
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = machine_memory()
     expected = f"fewer: the targets take {needed:.2g} of {there:.2g} bytes of memory"
     require(needed < there / 2, "data.train_examples", expected)
     sections, names = ("data", "augmentation"), {"bounds of ": "bounds."}

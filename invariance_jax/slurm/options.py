@@ -159,10 +159,10 @@ def _minutes() -> int | None:
         raise ValueError(
             f"--time is {text!r}; expected minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S"
         )
-    if delay >= seconds:
+    if delay + 60 >= seconds:
         raise ValueError(
-            f"--signal_delay is {delay}; expected less than the {seconds} seconds of "
-            f"--time={text}"
+            f"--signal_delay is {delay} and --time={text} is {seconds} seconds; "
+            "expected over a minute between them, as SLURM may warn so much earlier"
         )
     return -(-seconds // 60)
 

@@ -1,7 +1,6 @@
 """What a training step costs, known before it runs: memory and operations."""
 
 import math
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from invariance_jax.data.limits import machine_memory
 from invariance_jax.settings.schema import WITH_SIMILARITIES
 from invariance_jax.training import parallel
 from invariance_jax.training.batches import Batches
@@ -87,9 +87,15 @@ def products(module: nn.Module, x: PyTree) -> tuple[PyTree, int]:
 def check_memory(
     num_bytes: int, devices: Sequence[jax.Device], *, what: str, share: float = 1.0
 ) -> None:
-    """Raises ValueError if something takes more than a share of a device's memory."""
-    for device in _local(devices):
+    """Raises ValueError if something takes more than a share of a device's memory.
+
+    CPU devices share that of the machine.
+    """
+    local = _local(devices)
+    for device in local:
         memory = (device.memory_stats() or {}).get("bytes_limit")
+        if device.platform == "cpu":
+            memory = machine_memory() / len(local)
         if memory is not None and num_bytes > share * memory:
             raise ValueError(
                 f"{what} {num_bytes / 1e9:.3g} GB of the {memory / 1e9:.3g} GB of "
@@ -97,6 +103,19 @@ def check_memory(
                 "or data.train_examples, prepare smaller images, or use more devices "
                 "or ones with more memory."
             )
+
+
+def check_program(program: Any, devices: Sequence[jax.Device]) -> None:
+    """Checks that the compiled training step fits into the memory of each device."""
+    found = program.memory_analysis()
+    taken = (
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes  # what is donated counts once
+        + found.temp_size_in_bytes
+        + found.generated_code_size_in_bytes
+    )
+    check_memory(taken, devices, what="the training step takes")
 
 
 def check_data(num_bytes: int, devices: Sequence[jax.Device]) -> None:
@@ -109,7 +128,7 @@ def check_state(parts: Parts) -> None:
     """Checks that parameters and optimizer fit into the memory of this machine."""
     leaves = jax.tree.leaves(state_shapes(parts))
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = machine_memory()
     if size > there:
         encoder = parts.settings.encoder
         raise ValueError(
@@ -119,13 +138,20 @@ def check_state(parts: Parts) -> None:
         )
 
 
-def compile_train(parts: Parts, batches: Batches, devices: Sequence[jax.Device]) -> Any:
-    """Returns the program that trains, made without any array on a device."""
+def map_train(parts: Parts, batches: Batches, devices: Sequence[jax.Device]) -> Any:
+    """Returns the program that trains, which its first call compiles."""
     mapped = build(parts.settings, axis_name=parallel.AXIS_NAME)
-    train = parallel.map_train(
+    return parallel.map_train(
         mapped.make_step(), mapped.make_draw(), mapped.make_sampler(), batches, devices
     )
-    local = (len(_local(devices)),)
+
+
+def compile_train(parts: Parts, batches: Batches, devices: Sequence[jax.Device]) -> Any:
+    """Returns the program that trains, compiled without any array on a device.
+
+    Its devices are those of one process: what pmap compiles ahead takes no others.
+    """
+    train, local = map_train(parts, batches, devices), (len(devices),)
 
     def shapes(tree: PyTree, axes: tuple[int, ...]) -> PyTree:
         return jax.tree.map(

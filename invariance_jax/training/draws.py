@@ -125,7 +125,7 @@ def make_draw(
             views = first, *(sample(own(n)) for n in ahead)
             if second or not penalized:
                 return Side(views)
-            ends = jnp.stack([sample(k).alpha for k in keys[3:]], axis=1)
+            ends = jax.vmap(lambda k: sample(k).alpha, out_axes=1)(keys[3:])
             drawn = draw_ends(ends, keys[2], own(_COLUMNS), first)
             return Side(views, **drawn, signs=draw_signs(own(0)))
 

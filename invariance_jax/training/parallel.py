@@ -7,7 +7,6 @@ rest of the project sees one replica, as NumPy arrays, the same in every process
 
 import functools
 import math
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax.data import Pictures, take
+from invariance_jax.data.limits import machine_memory
 from invariance_jax.training.batches import Batches, Sampler
 from invariance_jax.training.draws import Draws
 from invariance_jax.training.step import Metrics, TrainState
@@ -58,17 +58,15 @@ def one_replica(tree: PyTree) -> PyTree:
 
 
 def make_train(
-    step: Callable[[TrainState, Array, Draws], tuple[TrainState, Metrics]],
-    draw: Callable[..., Draws],
-    sampler: Sampler,
+    program: Callable[..., tuple[TrainState, Metrics]],
     batches: Batches,
     devices: Sequence[jax.Device],
 ) -> Callable[[TrainState, Key, int, int], tuple[TrainState, Metrics]]:
     """Returns `train(state, key, first, num_steps)`, several steps in one call.
 
-    The state is donated, metrics are summed; any number of steps compiles once.
+    The program is that of `map_train`, compiled or not. The state is donated, metrics
+    are summed.
     """
-    mapped = map_train(step, draw, sampler, batches, devices)
     # Programs that wait in a queue meet in any order on the CPUs of several processes,
     # and then wait for one another for ever.
     blocks = jax.process_count() > 1 and devices[0].platform == "cpu"
@@ -90,7 +88,7 @@ def make_train(
             loaded = batches.load(begin, count, devices, last)
             if batches.most_steps is not None:
                 jax.block_until_ready(last)  # batches must not pile up on the devices
-            state, last = mapped(state, key, loaded, np.int32(count))
+            state, last = program(state, key, loaded, np.int32(count))
             sums = last if sums is None else add(sums, last)
             if blocks:
                 jax.block_until_ready((state, sums))
@@ -106,7 +104,10 @@ def map_train(
     batches: Batches,
     devices: Sequence[jax.Device],
 ) -> Any:
-    """Returns what `make_train` calls, num_steps int32 `[]`; it can be lowered."""
+    """Returns what `make_train` calls, num_steps int32 `[]`; it can be lowered.
+
+    Any number of steps compiles once.
+    """
 
     def take_share(tree: PyTree) -> PyTree:
         replicas = jax.lax.psum(1, AXIS_NAME)
@@ -205,8 +206,8 @@ def _put(
     """
     if results is None:
         shape = (*batch.shape[:axis], count, *batch.shape[axis + 1 :])
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if math.prod(shape) * batch.itemsize <= _SHARE_OF_MEMORY * there:
+        size = math.prod(shape) * batch.itemsize
+        if size <= _SHARE_OF_MEMORY * machine_memory():
             results = np.empty(shape, batch.dtype)
         else:
             with tempfile.TemporaryFile() as file:
