@@ -56,7 +56,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_once_in_one_line(tm
             "written: File too large; the older ones are kept."
         )
     )
-    assert len(said) == 3  # with the processes, and from what it began
+    assert len(said) == 4  # with processes, compilation, and from what it began
     # Nothing is left that a resume would take for a checkpoint.
     names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert not [name for name in names if name.isdecimal()]
