@@ -14,7 +14,7 @@ import jax
 
 from invariance_jax import experiments
 from invariance_jax.data import Pictures
-from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints
+from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints, has_step
 from invariance_jax.runs.log import MetricsWriter
 from invariance_jax.runs.tracking import check_tracking
 from invariance_jax.runs.workdir import Owner, check, claim, one_per_seed
@@ -80,12 +80,13 @@ def run(config: Config, workdir: AnyPath) -> None:
                 for one, path in one_per_seed(config, workdir)
             ]
             check(settings, workdir)
-            begun = [check(one, path) for one, path in each]
+            for one, path in each:
+                check(one, path)
         with compilation_kept(settings.compilation_cache, workdir):
             train = _read_examples(parts.task)
             make_batches = _make_batches(train)
             program = functools.cache(lambda: _compile(parts, make_batches(parts)))
-            if not all(begun):
+            if not all(has_step(path, one.derived.steps) for one, path in each):
                 program()  # before anything is written
             with processes.main_process_first():
                 claim(settings, workdir)
@@ -246,7 +247,8 @@ def _compile(parts: Parts, batches: Batches) -> Any:
     """
     devices = all_devices()
     if jax.process_count() > 1:
-        return cost.map_train(parts, batches, devices)
+        _log.info("the first call compiles the step; its memory is not checked before")
+        return cost.make_program(parts, batches, devices)
     _log.info("compiling the training step")
     program = cost.compile_train(parts, batches, devices)
     cost.check_program(program, devices)

@@ -1,16 +1,18 @@
-"""The operations of a step, counted by hand."""
+"""The operations of a step, counted by hand; the memory that it takes."""
+
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny import tiny_config
+from tiny import SEEDS, tiny_config
 
 from invariance_jax import train
 from invariance_jax.models import create_encoder
 from invariance_jax.settings import resolve
 from invariance_jax.training import cost
-from invariance_jax.training.build import build
+from invariance_jax.training.build import build, state_shapes
 
 
 @pytest.mark.parametrize(
@@ -78,8 +80,28 @@ def test_a_network_that_the_machine_does_not_hold_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_step_that_no_device_holds_is_refused_before_anything_is_written(tmp_path):
-    sizes = {"batch_size": 200, "penalty.directions": 10_000, "encoder.width": 512}
+def test_a_step_that_no_device_holds_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch
+):
+    devices, config = jax.local_device_count(), tiny_config()
+    state = jax.tree.leaves(state_shapes(build(resolve(config))))
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in state)
+    # The state and the images fit, what a step makes of them does not.
+    monkeypatch.setattr(cost, "machine_memory", lambda: devices * (size + 20_000))
     with pytest.raises(ValueError, match=r"the training step takes .* of cpu:0"):
-        train.run(tiny_config(sizes), tmp_path / "run")
+        train.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_seeds_share_a_program_and_a_finished_run_needs_none(tmp_path, monkeypatch):
+    compiled = []
+    make = cost.compile_train
+
+    def compile_train(*arguments):
+        compiled.append(arguments)
+        return make(*arguments)
+
+    monkeypatch.setattr(cost, "compile_train", compile_train)
+    for count in (1, 1):
+        train.run(tiny_config(SEEDS), tmp_path / "run")
+        assert len(compiled) == count

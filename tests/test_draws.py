@@ -74,6 +74,21 @@ def permutation(key, num_examples):
     return np.asarray(shuffle(key, positions, num_examples=num_examples))
 
 
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+def test_every_generator_draws_each_direction_from_a_key_of_its_own(implementation):
+    key, step = jax.random.key(0, impl=implementation), jnp.int32(5)
+    transformation = spirograph.make_transformation()
+    _, views_key = jax.random.split(key)
+    keys = jax.random.split(jax.random.fold_in(views_key, step), 3 + DIRECTIONS)
+    side = make(transformation)(key, step).first
+    alpha = alpha_of(side)
+    change = np.abs(np.asarray(side.alpha_other) - alpha[:, None])
+    for number, own in enumerate(keys[3:]):
+        drawn = np.asarray(transformation.sample(own, BATCH).alpha)
+        expected = np.abs(drawn - alpha)
+        np.testing.assert_allclose(change[:, number], expected, rtol=0, atol=1e-6)
+
+
 def test_the_program_does_not_grow_with_the_directions():
     def size(directions):
         text = str(jax.make_jaxpr(make(directions=directions))(KEY, 0))

@@ -174,7 +174,7 @@ def test_a_task_that_fails_ends_the_others(tmp_path):
 
 @pytest.mark.slow
 def test_the_time_limit_warns_and_the_job_goes_on(tmp_path):
-    # SLURM warns up to half a minute early, and only a step that has begun.
+    # SLURM warns early, and only a step that has begun.
     (job,) = submit(tmp_path, SAVE + WAIT, minutes=1, delay=10)
     wait_for_state(job, *ENDED, seconds=150)
     assert state(job) == "COMPLETED"

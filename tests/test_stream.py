@@ -129,9 +129,11 @@ def test_rows_are_those_of_the_files(data_dir, folder):
         opened(data_dir, size=None)
 
 
-@pytest.mark.parametrize("threads", [1, 8])
-def test_any_step_gives_the_same_batch_however_it_is_reached(threads, data_dir):
-    found, key = opened(data_dir, threads=threads), jax.random.key(3)
+@pytest.mark.parametrize(("threads", "generator"), [(1, "rbg"), (8, "threefry2x32")])
+def test_any_step_gives_the_same_batch_however_it_is_reached(
+    threads, generator, data_dir
+):
+    found, key = opened(data_dir, threads=threads), jax.random.key(3, impl=generator)
     sampler = make_sampler(num_examples=12, batch_size=4)
     devices = jax.devices()[:2]
     batches = Streamed(

@@ -33,14 +33,7 @@ class Training:
             )
         batches = InMemory(x, parallel.replicate)
         self._program = cost.compile_train(parts, batches, devices)
-        taken = self._program.memory_analysis()
-        # Bytes that the program takes of a device, with all its arrays.
-        self.memory: int = (
-            taken.argument_size_in_bytes
-            + taken.temp_size_in_bytes
-            + taken.output_size_in_bytes
-            - taken.alias_size_in_bytes
-        )
+        self.memory = cost.memory_of(self._program)
         self.flops = cost.count_operations(parts).of_batch(self.settings.batch_size)
         self._state = parallel.replicate(initial_state(parts), devices)
         self._data = batches.load(0, 1, devices)

@@ -52,6 +52,11 @@ class Damaged(ValueError):
         )
 
 
+def has_step(workdir: AnyPath, step: int) -> bool:
+    """Returns whether a work directory has a checkpoint of a step, damaged or not."""
+    return bool((work_folder(workdir) / "checkpoints" / str(step)).exists())
+
+
 class Checkpoints:
     """The checkpoints of one work directory, a folder for each step."""
 

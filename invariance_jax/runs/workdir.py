@@ -16,7 +16,13 @@ import jax
 from etils import epath
 
 from invariance_jax import __version__
-from invariance_jax.runtime.files import AnyPath, read_json, work_folder, write_json
+from invariance_jax.runtime.files import (
+    AnyPath,
+    is_url,
+    read_json,
+    work_folder,
+    write_json,
+)
 from invariance_jax.runtime.processes import is_main_process
 from invariance_jax.settings import KEYS, Config, Settings, flatten, from_dict, to_dict
 from invariance_jax.types import Json
@@ -71,8 +77,8 @@ def claim(settings: Settings, workdir: AnyPath) -> Owner:
     return Owner(folder, str(read_json(path).get("start")))
 
 
-def check(settings: Settings, workdir: AnyPath) -> bool:
-    """Checks that `claim` would succeed; returns whether the folder holds the run."""
+def check(settings: Settings, workdir: AnyPath) -> None:
+    """Checks that `claim` would succeed; writes nothing."""
     folder = work_folder(workdir)
     within = () if "://" in str(folder) else folder.parents
     there = next((one for one in (folder, *within) if one.exists()), None)
@@ -80,13 +86,13 @@ def check(settings: Settings, workdir: AnyPath) -> bool:
         raise ValueError(f"workdir is {folder}: {there} is a file; expected a folder.")
     if (folder / "config.json").exists():
         check_same_run(settings, folder)
-        return True
-    if (folder / "checkpoints").exists():
+    elif (folder / "checkpoints").exists():
         raise ValueError(
             f"workdir is {folder}, which holds checkpoints but no config.json; "
             "expected a new folder."
         )
-    return False
+    if there is not None and not is_url(folder) and not os.access(there, os.W_OK):
+        raise ValueError(f"workdir is {folder}: {there} cannot be written.")
 
 
 def check_same_run(settings: Settings, workdir: AnyPath) -> None:

@@ -175,7 +175,7 @@ class Encoder:
     width: int | None = key(None, least=1, most=65_536)
     """Channels of the first stage of a ResNet (64), features per layer of the MLP (512)
     or of a vision transformer (192, 384); None: those."""
-    depth: int | None = key(None, least=1, most=1000)
+    depth: int | None = key(None, least=1, most=200)
     """Layers of the MLP (3) or blocks of a vision transformer (12); None: those."""
     patch_size: int = key(4, least=1, unit="pixels")
     """Side of the patches of a vision transformer."""
@@ -536,10 +536,10 @@ class Config:
     compilation_cache: str | None = key(None, path=True, free=True)
     """Folder in which compiled programs are kept for the next start; "off": none. None:
     the user's cache folder."""
-    average_views: int = key(1, least=1, most=1000)
+    average_views: int = key(1, least=1, most=100)
     """Views on each side of the loss whose representations are averaged; the penalty
     acts on the first one."""
-    more_views: int = key(0, least=0, most=1000)
+    more_views: int = key(0, least=0, most=100)
     """Views of each example beside the two, without a penalty: each stands in for one
     of the two in a loss of its own (multi-crop); emp_ssl takes all as its patches."""
     microbatches: int = key(1, least=1)

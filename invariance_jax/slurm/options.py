@@ -162,7 +162,7 @@ def _minutes() -> int | None:
     if delay + 60 >= seconds:
         raise ValueError(
             f"--signal_delay is {delay} and --time={text} is {seconds} seconds; "
-            "expected over a minute between them, as SLURM may warn so much earlier"
+            "expected over a minute more: SLURM may warn up to a minute early"
         )
     return -(-seconds // 60)
 

@@ -129,7 +129,7 @@ class Streamed:
         self._share = num_devices, batch_size // num_devices
         steps = jnp.arange(_STEPS_AT_ONCE, dtype=jnp.int32)
         self._sample = jax.jit(
-            lambda first: jax.vmap(lambda n: sampler(key, first + n))(steps)
+            lambda first: jax.lax.map(lambda n: sampler(key, first + n), steps)
         )
         self._indices: dict[int, np.ndarray] = {}
         self._pending: dict[int, Pending] = {}

@@ -85,7 +85,12 @@ def products(module: nn.Module, x: PyTree) -> tuple[PyTree, int]:
 
 
 def check_memory(
-    num_bytes: int, devices: Sequence[jax.Device], *, what: str, share: float = 1.0
+    num_bytes: int,
+    devices: Sequence[jax.Device],
+    *,
+    what: str,
+    advice: str,
+    share: float = 1.0,
 ) -> None:
     """Raises ValueError if something takes more than a share of a device's memory.
 
@@ -99,29 +104,39 @@ def check_memory(
         if memory is not None and num_bytes > share * memory:
             raise ValueError(
                 f"{what} {num_bytes / 1e9:.3g} GB of the {memory / 1e9:.3g} GB of "
-                f"{device}{', more than half' if share < 1 else ''}; lower batch_size "
-                "or data.train_examples, prepare smaller images, or use more devices "
-                "or ones with more memory."
+                f"{device}{', more than half' if share < 1 else ''}; {advice}, or use "
+                "devices with more memory."
             )
 
 
-def check_program(program: Any, devices: Sequence[jax.Device]) -> None:
-    """Checks that the compiled training step fits into the memory of each device."""
+def memory_of(program: Any) -> int:
+    """Returns the bytes that a compiled program takes of each device; 0: unknown."""
     found = program.memory_analysis()
-    taken = (
+    if found is None:  # of a platform that does not tell
+        return 0
+    total = (
         found.argument_size_in_bytes
         + found.output_size_in_bytes
         - found.alias_size_in_bytes  # what is donated counts once
         + found.temp_size_in_bytes
         + found.generated_code_size_in_bytes
     )
-    check_memory(taken, devices, what="the training step takes")
+    return int(total)
+
+
+def check_program(program: Any, devices: Sequence[jax.Device]) -> None:
+    """Checks that the compiled training step fits into the memory of each device."""
+    advice = "lower batch_size, encoder.width, penalty.directions, average_views or "
+    advice += "more_views, raise microbatches"
+    taken, what = memory_of(program), "the training step takes"
+    check_memory(taken, devices, what=what, advice=advice)
 
 
 def check_data(num_bytes: int, devices: Sequence[jax.Device]) -> None:
     """Checks that a data set fits into the memory of each device."""
-    what = "the training images take"
-    check_memory(num_bytes, devices, what=what, share=0.5)
+    what, advice = "the training images take", "lower data.train_examples, prepare "
+    advice += "smaller images, stream them (data.source)"
+    check_memory(num_bytes, devices, what=what, advice=advice, share=0.5)
 
 
 def check_state(parts: Parts) -> None:
@@ -138,7 +153,7 @@ def check_state(parts: Parts) -> None:
         )
 
 
-def map_train(parts: Parts, batches: Batches, devices: Sequence[jax.Device]) -> Any:
+def make_program(parts: Parts, batches: Batches, devices: Sequence[jax.Device]) -> Any:
     """Returns the program that trains, which its first call compiles."""
     mapped = build(parts.settings, axis_name=parallel.AXIS_NAME)
     return parallel.map_train(
@@ -151,7 +166,7 @@ def compile_train(parts: Parts, batches: Batches, devices: Sequence[jax.Device])
 
     Its devices are those of one process: what pmap compiles ahead takes no others.
     """
-    train, local = map_train(parts, batches, devices), (len(devices),)
+    train, local = make_program(parts, batches, devices), (len(devices),)
 
     def shapes(tree: PyTree, axes: tuple[int, ...]) -> PyTree:
         return jax.tree.map(

@@ -125,7 +125,8 @@ def make_draw(
             views = first, *(sample(own(n)) for n in ahead)
             if second or not penalized:
                 return Side(views)
-            ends = jax.vmap(lambda k: sample(k).alpha, out_axes=1)(keys[3:])
+            # One by one: some generators draw otherwise under vmap.
+            ends = jax.lax.map(lambda k: sample(k).alpha, keys[3:]).swapaxes(0, 1)
             drawn = draw_ends(ends, keys[2], own(_COLUMNS), first)
             return Side(views, **drawn, signs=draw_signs(own(0)))
 

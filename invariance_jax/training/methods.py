@@ -350,7 +350,8 @@ def _check(name: str, offered: dict[str, int | float], key: str, value: object) 
     kind, expected = type(offered[key]), "a number of 0 or more"
     least, most = (1 if kind is int else 0), (1 if key == "momentum" else None)
     if kind is int:
-        expected = "an integer of 1 or more"
+        most = 100 if key == "layers" else 65_536  # layers and features
+        expected = f"an integer from 1 to {most}"
     elif most is not None:
         expected = "a number from 0 to 1"
     try:
