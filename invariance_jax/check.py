@@ -8,10 +8,11 @@ images are decoded and a few steps of a copy of the state are made: it compares 
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.stages import Compiled
 
 from invariance_jax.data import Pictures
 from invariance_jax.runs.tracking import check_tracking
@@ -111,7 +112,7 @@ def _batches(parts: Parts, devices: Sequence[jax.Device]) -> Batches:
 def _rates(
     parts: Parts,
     batches: Batches,
-    compiled: Any,
+    compiled: Compiled,
     devices: Sequence[jax.Device],
     simulated: bool,
 ) -> tuple[float | None, float | None]:
@@ -162,12 +163,14 @@ def table(found: Check) -> str:
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
 
 
-def _memory(compiled: Any, state: PyTree, data: int) -> Memory:
+def _memory(compiled: Compiled, state: PyTree, data: int) -> Memory:
     """Returns the memory of a program; what is donated counts once."""
     found = compiled.memory_analysis()
-    arguments, outputs = found.argument_size_in_bytes, found.output_size_in_bytes
     leaves = jax.tree.leaves(state)
     size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    if found is None:  # of a platform that does not tell
+        return Memory(data, size, results=0, temporary=0, program=0)
+    arguments, outputs = found.argument_size_in_bytes, found.output_size_in_bytes
     both = arguments + outputs - found.alias_size_in_bytes
     return Memory(
         data=data,

@@ -8,9 +8,9 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
+from jax.stages import Compiled, Wrapped
 
 from invariance_jax import experiments
 from invariance_jax.data import Pictures
@@ -156,7 +156,7 @@ class _Run(contextlib.ExitStack):
             report=self._batches.report,
         )
 
-    def make_steps(self, program: Callable[[], Any]) -> None:
+    def make_steps(self, program: Callable[[], Compiled | Wrapped]) -> None:
         """Makes the steps that are left; the program is compiled if there are any."""
         self.callback(self._checkpoints.close)
         settings, (step, state, note) = self._settings, self._first()
@@ -240,7 +240,7 @@ def _make_batches(train: Examples) -> Callable[[Parts], Batches]:
     return lambda _: memory
 
 
-def _compile(parts: Parts, batches: Batches) -> Any:
+def _compile(parts: Parts, batches: Batches) -> Compiled | Wrapped:
     """Returns the training program, after checking that it fits into the memory.
 
     Over several processes it is neither compiled nor checked here.

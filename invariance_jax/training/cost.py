@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax.stages import Compiled, Wrapped
 
 from invariance_jax.data.limits import machine_memory
 from invariance_jax.settings.schema import WITH_SIMILARITIES
@@ -109,7 +110,7 @@ def check_memory(
             )
 
 
-def memory_of(program: Any) -> int:
+def memory_of(program: Compiled) -> int:
     """Returns the bytes that a compiled program takes of each device; 0: unknown."""
     found = program.memory_analysis()
     if found is None:  # of a platform that does not tell
@@ -124,7 +125,7 @@ def memory_of(program: Any) -> int:
     return int(total)
 
 
-def check_program(program: Any, devices: Sequence[jax.Device]) -> None:
+def check_program(program: Compiled, devices: Sequence[jax.Device]) -> None:
     """Checks that the compiled training step fits into the memory of each device."""
     advice = "lower batch_size, encoder.width, penalty.directions, average_views or "
     advice += "more_views, raise microbatches"
@@ -153,7 +154,9 @@ def check_state(parts: Parts) -> None:
         )
 
 
-def make_program(parts: Parts, batches: Batches, devices: Sequence[jax.Device]) -> Any:
+def make_program(
+    parts: Parts, batches: Batches, devices: Sequence[jax.Device]
+) -> Wrapped:
     """Returns the program that trains, which its first call compiles."""
     mapped = build(parts.settings, axis_name=parallel.AXIS_NAME)
     return parallel.map_train(
@@ -161,7 +164,9 @@ def make_program(parts: Parts, batches: Batches, devices: Sequence[jax.Device]) 
     )
 
 
-def compile_train(parts: Parts, batches: Batches, devices: Sequence[jax.Device]) -> Any:
+def compile_train(
+    parts: Parts, batches: Batches, devices: Sequence[jax.Device]
+) -> Compiled:
     """Returns the program that trains, compiled without any array on a device.
 
     Its devices are those of one process: what pmap compiles ahead takes no others.

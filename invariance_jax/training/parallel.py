@@ -9,11 +9,11 @@ import functools
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Wrapped
 
 from invariance_jax.data import Pictures, take
 from invariance_jax.data.limits import machine_memory
@@ -103,7 +103,7 @@ def map_train(
     sampler: Sampler,
     batches: Batches,
     devices: Sequence[jax.Device],
-) -> Any:
+) -> Wrapped:
     """Returns what `make_train` calls, num_steps int32 `[]`; it can be lowered.
 
     Any number of steps compiles once.
