@@ -5,7 +5,6 @@ trained and nothing is written. Of a stream, whose set is prepared if it is not,
 images are decoded and a few steps of a copy of the state are made: it compares rates.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -70,24 +69,23 @@ def run(config: Config, *, num_devices: int | None = None) -> Check:
     parts = build(settings)
     check_own_parts(parts)
     state, batches = state_shapes(parts), _batches(parts, devices)
-    data = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(batches.shape))
-    data *= jax.tree.leaves(batches.shape)[0].dtype.itemsize
-    if isinstance(batches, InMemory) and num_devices is None:
+    data, simulated = cost.bytes_of(batches.shape), num_devices is not None
+    if isinstance(batches, InMemory) and not simulated:
         cost.check_data(data, devices)
     started = time.monotonic()
     compiled = cost.compile_train(parts, batches, devices)
     compile_seconds = time.monotonic() - started
-    if num_devices is None:
+    if not simulated:
         cost.check_program(compiled, devices)
-    simulated = "" if num_devices is None else ", simulated"
+    kind = ", simulated" if simulated else ""
     return Check(
         settings,
-        tuple(f"{device.device_kind}{simulated}" for device in devices),
+        tuple(f"{device.device_kind}{kind}" for device in devices),
         {part: _size(state.params[part]) for part in ("encoder", "heads")},
         cost.count_operations(parts).of_batch(settings.batch_size),
         _memory(compiled, state, data),
         compile_seconds,
-        *_rates(parts, batches, compiled, devices, num_devices is not None),
+        *_rates(parts, batches, compiled, devices, simulated),
     )
 
 
@@ -166,8 +164,7 @@ def table(found: Check) -> str:
 def _memory(compiled: Compiled, state: PyTree, data: int) -> Memory:
     """Returns the memory of a program; what is donated counts once."""
     found = compiled.memory_analysis()
-    leaves = jax.tree.leaves(state)
-    size = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    size = cost.bytes_of(state)
     if found is None:  # of a platform that does not tell
         return Memory(data, size, results=0, temporary=0, program=0)
     arguments, outputs = found.argument_size_in_bytes, found.output_size_in_bytes

@@ -235,7 +235,7 @@ def _make_batches(train: Examples) -> Callable[[Parts], Batches]:
         pictures, count = train.x, len(all_devices())
         return lambda parts: parts.make_stream(pictures, count)
     x = train.x.all() if isinstance(train.x, Pictures) else train.x
-    cost.check_data(sum(leaf.nbytes for leaf in jax.tree.leaves(x)), all_devices())
+    cost.check_data(cost.bytes_of(x), all_devices())
     memory = InMemory(x, parallel.replicate)
     return lambda _: memory
 

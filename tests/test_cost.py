@@ -1,7 +1,5 @@
 """The operations of a step, counted by hand; the memory that it takes."""
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -84,8 +82,7 @@ def test_a_step_that_no_device_holds_is_refused_before_anything_is_written(
     tmp_path, monkeypatch
 ):
     devices, config = jax.local_device_count(), tiny_config()
-    state = jax.tree.leaves(state_shapes(build(resolve(config))))
-    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in state)
+    size = cost.bytes_of(state_shapes(build(resolve(config))))
     # The state and the images fit, what a step makes of them does not.
     monkeypatch.setattr(cost, "machine_memory", lambda: devices * (size + 20_000))
     with pytest.raises(ValueError, match=r"the training step takes .* of cpu:0"):

@@ -236,3 +236,10 @@ def test_a_file_is_replaced_in_one_move(tmp_path):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [found.name for found in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdirs.os, "access", lambda *_: False)  # root writes anywhere
+    with pytest.raises(OSError, match=f"{tmp_path} cannot be written"):
+        workdirs.check(settings(), tmp_path / "runs" / "new")
+    assert not (tmp_path / "runs").exists()

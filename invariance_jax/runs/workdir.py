@@ -92,7 +92,7 @@ def check(settings: Settings, workdir: AnyPath) -> None:
             "expected a new folder."
         )
     if there is not None and not is_url(folder) and not os.access(there, os.W_OK):
-        raise ValueError(f"workdir is {folder}: {there} cannot be written.")
+        raise OSError(f"workdir is {folder}: {there} cannot be written.")
 
 
 def check_same_run(settings: Settings, workdir: AnyPath) -> None:

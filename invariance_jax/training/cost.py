@@ -110,6 +110,12 @@ def check_memory(
             )
 
 
+def bytes_of(tree: PyTree) -> int:
+    """Returns the bytes of arrays, or of arrays of such shapes."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
 def memory_of(program: Compiled) -> int:
     """Returns the bytes that a compiled program takes of each device; 0: unknown."""
     found = program.memory_analysis()
@@ -142,9 +148,7 @@ def check_data(num_bytes: int, devices: Sequence[jax.Device]) -> None:
 
 def check_state(parts: Parts) -> None:
     """Checks that parameters and optimizer fit into the memory of this machine."""
-    leaves = jax.tree.leaves(state_shapes(parts))
-    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    there = machine_memory()
+    size, there = bytes_of(state_shapes(parts)), machine_memory()
     if size > there:
         encoder = parts.settings.encoder
         raise ValueError(
