@@ -107,7 +107,9 @@ def test_float64_is_kept(x64):
     assert_allclose(result[1], expected.mean(axis=0), atol=1e-12)
 
 
-def test_draws_are_bitwise_the_same_in_any_batches(key):
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+def test_draws_are_bitwise_the_same_in_any_batches(implementation):
+    key = jax.random.key(3, impl=implementation)
     whole = sample_view(key, Tint(), jnp.arange(7), view=5)
     parts = [
         sample_view(key, Tint(), jnp.asarray(part), view=5)

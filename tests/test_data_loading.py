@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from invariance_jax import data
-from invariance_jax.data import records
+from invariance_jax.data import limits, records
 
 FEATURES = {
     "image": tfds.features.Image(shape=(4, 4, 3)),
@@ -282,6 +282,32 @@ def test_images_of_several_sizes_want_a_side_to_be_squashed_to(tmp_path):
     assert describe(tmp_path).image_shape == (0, 0, 3)
     with pytest.raises(ValueError, match=r"several sizes; .*data\.store_size"):
         load(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("line", "files"),
+    [
+        ("0::/job/task", {"job/memory.max": 5000, "job/task/memory.max": "max"}),
+        ("0::/job/task", {"job/task/memory.max": 5000}),
+        ("7:memory:/job", {"memory/job/memory.limit_in_bytes": 5000}),
+        ("7:memory:/away", {"memory/memory.limit_in_bytes": 5000}),
+        ("0::/", {"memory.max": 5000}),
+        ("4:cpu:/job", {"memory.max": "max"}),
+        (None, {}),
+    ],
+)
+def test_the_memory_is_that_of_the_job(line, files, tmp_path, monkeypatch):
+    for name, limit in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{limit}\n")
+    groups = tmp_path / "groups"
+    if line is not None:
+        groups.write_text(f"{line}\n")
+    monkeypatch.setattr(limits, "PROCESS_GROUPS", groups)
+    monkeypatch.setattr(limits, "CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)
+    assert limits.machine_memory() == (5000 if 5000 in files.values() else 10_000)
 
 
 def test_set_larger_than_the_memory_is_refused(tmp_path, monkeypatch):

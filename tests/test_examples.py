@@ -1,4 +1,4 @@
-"""The examples of own parts train from `launch.py` and are used again by all modes."""
+"""The examples of own parts train from `launch.py` and are used again."""
 
 import json
 
@@ -64,9 +64,6 @@ def test_an_example_trains_and_is_used_again(example, changes, part, tmp_path):
     summary = json.loads((workdir / "results.json").read_text())["summary"]
     assert np.isfinite(summary["variance.normalized"]["mean"])
     assert (workdir / "report.html").exists()
-    launch("--mode=evaluate", f"--workdir={workdir}")
-    launch("--mode=embed", f"--workdir={workdir}")
-    launch("--mode=export", f"--workdir={workdir}", f"--out={tmp_path}/w.safetensors")
     encode, _ = evaluate.load(workdir)
     size = 10 if part == "augmentation" else 8  # of a stored image, and of Spirograph's
     images = np.random.default_rng(0).uniform(size=(3, size, size, 3)).astype("f4")

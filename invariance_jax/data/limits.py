@@ -2,8 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+
+PROCESS_GROUPS = Path("/proc/self/cgroup")
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+_LIMITS = {"": "memory.max", "memory": "memory.limit_in_bytes"}
+"""The file of a limit, by the controllers that a line of PROCESS_GROUPS names."""
 
 
 def integer(name: str, value: object, *, least: int) -> int:
@@ -15,8 +21,23 @@ def integer(name: str, value: object, *, least: int) -> int:
 
 
 def machine_memory() -> int:
-    """Returns the bytes of memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Returns the bytes of memory that this process may take.
+
+    That is the memory of the machine, or less where Linux limits a container or a job
+    of a cluster (control groups, version 1 or 2).
+    """
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    own = PROCESS_GROUPS.read_text() if PROCESS_GROUPS.exists() else ""
+    for line in own.splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers in ("", "memory"):
+            root, file = CONTROL_GROUPS / controllers, _LIMITS[controllers]
+            folder = root / group.strip("/")
+            for place in (folder, *folder.parents):
+                limit = place / file
+                text = limit.read_text().strip() if limit.exists() else "max"
+                sizes.append(int(text) if text != "max" else sizes[0])
+    return min(sizes)
 
 
 def memory(what: str, num_bytes: int) -> None:

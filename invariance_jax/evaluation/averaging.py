@@ -3,8 +3,7 @@
 Section 4 of Foster, Pukdee, Rainforth (ICLR 2021). The draw of a view depends on the
 key, the number of the view and the identity of its example only, so that batch size,
 order and devices do not change it: a data set may be passed in batches of any size,
-each with its `indices`. (The promise is that of JAX's threefry keys; other generators
-may draw differently under `vmap`.) The encoder must treat each example on its own, as
+each with its `indices`. The encoder must treat each example on its own, as
 one with BatchNorm on running statistics does.
 
 The functions are not compiled here, as an encoder's weights would become constants:
@@ -81,7 +80,10 @@ def sample_view(
             drawn = transformation.draw(own_key, one)
         return jax.tree.map(lambda leaf: jnp.squeeze(leaf, axis=0), drawn)
 
-    return jax.vmap(sample_one)(indices, x)
+    if str(jax.random.key_impl(key)) == "threefry2x32":
+        return jax.vmap(sample_one)(indices, x)
+    # vmap gives the examples of another generator the draws of the first one's key.
+    return jax.lax.map(lambda example: sample_one(*example), (indices, x))
 
 
 def average_features(

@@ -119,6 +119,7 @@ def map_train(
 
         return jax.tree.map(share, tree)
 
+    @jax.jit  # traced once, for the shapes of the metrics and in the loop
     def one_step(
         state: TrainState, key: Key, loaded: PyTree, position: Array
     ) -> tuple[TrainState, Metrics]:

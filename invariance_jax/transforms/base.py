@@ -51,7 +51,7 @@ class Transformation:
       names: the P names of the columns of alpha.
       bounds: float `[P, 2]`, the lower and upper end of each parameter's distribution.
       sample: `(key, batch_size) -> View`, draws the parameters of one view of each of
-        batch_size examples; evaluation maps it over keys (`jax.vmap`).
+        batch_size examples; evaluation maps it over keys.
       apply: `(x, view) -> images`, float32 `[B, H, W, 3]`, values about [0, 1]; pure.
       plain: `x -> images` without a transformation, or None where every image needs
         parameters (Spirograph).
