@@ -1,8 +1,9 @@
 """JPEG files of a stream against worker processes and against the decoder alone.
 
 Files of 500 x 375 pixels become squares of 256, from which the device cuts its views.
-The peers are what data loaders run: Pillow in worker processes, and Grain's worker
-processes with our own decoder. The decoder alone reads the same files in as many
+The peers are what data loaders run: Pillow in worker processes, the same in PyTorch's
+DataLoader (torchvision resizes an image by Pillow too), and Grain's worker processes
+with our own decoder. The decoder alone reads the same files in as many
 threads and does not resize: a bound for all of them.
 """
 
@@ -11,7 +12,7 @@ import functools
 import importlib
 import io
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,6 +40,8 @@ def time_decode(options: Options, *, count: int = 128) -> Iterator[Row]:
         peers: dict[str, Read] = {
             f"Pillow, {workers} processes": _in_processes(stack, records, workers)
         }
+        with contextlib.suppress(ImportError):
+            peers[f"DataLoader, {workers} processes"] = _in_torch(records, workers)
         with contextlib.suppress(ImportError):
             peers[f"Grain, {workers} processes"] = _in_grain(records, workers)
         peers["the decoder alone"] = _alone(stack, records, workers)
@@ -79,6 +82,31 @@ def _in_processes(
     context = get_context("spawn")
     pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
     return lambda: np.stack([*pool.map(_with_pillow, records.files, chunksize=8)])
+
+
+class _Files:
+    """A data set of PyTorch."""
+
+    def __init__(self, paths: Sequence[str]):
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return _with_pillow(self._paths[index]).copy()  # PyTorch wants to write
+
+
+def _in_torch(records: FileRecords, workers: int) -> Read:
+    data = importlib.import_module("torch.utils.data")
+    loader = data.DataLoader(
+        _Files(records.files),
+        batch_size=max(1, len(records) // (4 * workers)),
+        num_workers=workers,
+        multiprocessing_context="spawn",
+        persistent_workers=True,
+    )
+    return lambda: np.concatenate([batch.numpy() for batch in loader])
 
 
 def _with_ours(records: FileRecords, index: int) -> np.ndarray:
