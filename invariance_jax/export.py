@@ -9,7 +9,7 @@ a bias and no norm:
     norms = nn.ModuleList(nn.BatchNorm1d(width) for ...)
     for layer, norm in zip(layers, norms): x = relu(norm(layer(x)))
 
-Any other encoder has the paths of its flax variables, such as `params.dense1.kernel`,
+Other encoders have the paths of their flax variables, such as `params.dense1.kernel`,
 and arrays as flax has them. Images are normalized before, as the log line says.
 """
 

@@ -46,7 +46,7 @@ def time_loss(
 
 def _make_ours(
     z1: np.ndarray, z2: np.ndarray, block_size: int | None
-) -> tuple[Callable[[], Any], str]:
+) -> tuple[Callable[[], Array], str]:
     """Returns `() -> gradient [2, B, D]`, and a name with the memory that it takes."""
 
     def loss(z1: Array, z2: Array) -> Array:

@@ -266,7 +266,7 @@ def _compile(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return compiled
 
 
-def _lars(parameters: list[Tensor], batch_size: int) -> Callable[[], Any]:
+def _lars(parameters: list[Tensor], batch_size: int) -> Callable[[], None]:
     """Returns the update of LARS in the authors' variant, over every parameter."""
     trust, decay, momentum = 1e-3, 1e-6, 0.9
     rate = 1.5 * batch_size / 256 / 10  # of the first epoch
@@ -283,7 +283,8 @@ def _lars(parameters: list[Tensor], batch_size: int) -> Callable[[], Any]:
         torch._foreach_add_(moments, scaled)
         torch._foreach_add_(parameters, moments, alpha=-rate)
 
-    return torch.no_grad()(update)
+    without: Callable[[], None] = torch.no_grad()(update)
+    return without
 
 
 def make_probe(

@@ -6,7 +6,7 @@ seeds, or the intervals of differences.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from invariance_jax.report.style import (
     label,
 )
 from invariance_jax.report.words import Words, is_share
+from invariance_jax.types import Json
 
 _ACROSS: Style = {"color": FAINT, "linewidth": 1.0, "linestyle": (0, (6, 3))}
 _PLAIN: Style = {"linewidth": 1.1, "linestyle": ":"}
@@ -45,7 +46,7 @@ class Shown(NamedTuple):
 class _Panel(NamedTuple):
     rows: pd.DataFrame
     metrics: tuple[str, ...]
-    at: dict[str, Any]
+    at: Json
 
 
 @style.looks()

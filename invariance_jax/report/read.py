@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -183,7 +183,7 @@ def check_results(content: Json, where: str = "results", run: str = "") -> Json:
     return {**known, "rows": frame.astype({"value": float, "seed": int})}
 
 
-def _row(row: Any, where: str) -> Json:
+def _row(row: Json, where: str) -> Json:
     for name, types in _ROW.items():
         if not isinstance(row, dict) or type(row.get(name, ())) not in types:
             raise ValueError(

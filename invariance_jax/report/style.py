@@ -24,6 +24,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from numpy.typing import ArrayLike
 
 WIDTH, NARROW = 11.4, 4.6
 """Of figures as wide as the page and as a phone, inches, with letters of one size."""
@@ -151,7 +152,7 @@ def brief(value: float, _: float | None = None) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def spans(values: Any) -> bool:
+def spans(values: ArrayLike) -> bool:
     """Returns whether numbers are positive and so far apart that a log axis helps."""
     found = np.asarray(values, float)
     found = found[np.isfinite(found)]

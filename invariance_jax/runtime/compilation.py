@@ -16,7 +16,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -48,7 +47,7 @@ def compilation_kept(chosen: str | None, workdir: AnyPath) -> Iterator[None]:
         elif chosen not in (None, OFF) and not is_url(chosen):
             private_folder(Path(chosen))
         if chosen is not None:
-            values: dict[str, Any] = {"jax_enable_compilation_cache": chosen != OFF}
+            values: dict[str, object] = {"jax_enable_compilation_cache": chosen != OFF}
             values |= {_DIR: chosen, **_OPTIONS} if chosen != OFF else {}
             stack.callback(
                 _configure, {name: jax.config.values[name] for name in values}
@@ -96,7 +95,7 @@ def _clean(root: Path, folder: Path, stack: contextlib.ExitStack) -> None:
     stack.callback(running.unlink, missing_ok=True)
 
 
-def _configure(values: dict[str, Any]) -> None:
+def _configure(values: dict[str, object]) -> None:
     for name, value in values.items():
         jax.config.update(name, value)
     # JAX looks at its configuration once, when it first compiles.

@@ -110,7 +110,7 @@ def named(path: AnyPath) -> Iterator[None]:
         raise
 
 
-def sync(file: IO[Any]) -> None:
+def sync(file: IO[str] | IO[bytes]) -> None:
     """Waits until a file of this machine is on the disk, not only in its memory."""
     file.flush()
     with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # not one of it

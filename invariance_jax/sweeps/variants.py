@@ -58,9 +58,10 @@ def read_sweep(path: str) -> Sweep:
     return {key: tuple(values) for key, values in sweep.items()}
 
 
-def _is_named(tree: Any) -> bool:
-    named = isinstance(tree, Mapping) and bool(tree)
-    return named and all(isinstance(name, str) and name for name in tree)
+def _is_named(tree: object) -> bool:
+    if not isinstance(tree, Mapping) or not tree:
+        return False
+    return all(isinstance(name, str) and name for name in tree)
 
 
 def make_variants(config: Config, sweep: Sweep) -> dict[str, Variant]:

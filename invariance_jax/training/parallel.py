@@ -106,7 +106,7 @@ def map_train(
 ) -> Wrapped:
     """Returns what `make_train` calls, num_steps int32 `[]`; it can be lowered.
 
-    Any number of steps compiles once.
+    Every number of steps shares one compilation.
     """
 
     def take_share(tree: PyTree) -> PyTree:

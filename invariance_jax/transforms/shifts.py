@@ -6,7 +6,6 @@ whole grid.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +90,7 @@ def shift(transformation: Transformation, move: Array, scale: Array) -> Transfor
     )
 
 
-def _shift(alpha: Any, move: Any, scale: Any, middle: Any) -> Any:
+def _shift(alpha: PyTree, move: PyTree, scale: PyTree, middle: PyTree) -> PyTree:
     """Returns rows of alpha; written so that no shift changes no bit."""
     return alpha + move[None] + (scale - 1)[None] * (alpha - middle[None])
 
