@@ -1,9 +1,9 @@
 """A TFDS set of images of one size as arrays, without TensorFlow.
 
 The sets of `sets.NAMES` are downloaded and prepared on first use; a user's own images
-become a set by `prepare_arrays` or `prepare_folder`. Another TFDS set with an `image`
-of one size is read once it has been prepared in the format array_record, which takes
-TensorFlow that one time; without a `label` it is a set without labels.
+become a set by `prepare_arrays` or `prepare_folder`. Every other TFDS set with an
+`image` of one size is read once it has been prepared in the format array_record, which
+takes TensorFlow that one time; without a `label` it is a set without labels.
 """
 
 import contextlib
