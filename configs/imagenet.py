@@ -36,7 +36,6 @@ def get_config(variant: str = "resnet50") -> Config:
     of_images(config)
     config.data.source = "stream"
     config.data.store_size = 256
-    config.data.source_size = (256, 256)
     config.data.image_size = 224
     config.data.channels = 3
     config.data.mean = (0.485, 0.456, 0.406)

@@ -6,8 +6,8 @@
 
 Variants (accuracy of logistic regression, test split: stamps and wallpapers that were
 not trained on):
-  quick (default): MLP 3 x 512 on images of 32 pixels, 1000 steps. Ten minutes on two
-    CPU cores. Plain, M = 4: not yet run.
+  quick (default): MLP 3 x 512 on images of 32 pixels, 1000 steps. Eight minutes on two
+    CPU cores. Plain: .116, M = 4: .122, n = 1 seed; chance is .083.
   smoke: a minute, for tests.
 """
 
@@ -25,7 +25,6 @@ def get_config(variant: str = "quick") -> Config:
     of_images(config)
     config.data.source = "stream"
     config.data.store_size = 64
-    config.data.source_size = (64, 64)
     config.data.image_size = 32
     config.data.channels = 3
     config.data.num_classes = 12

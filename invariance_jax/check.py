@@ -120,8 +120,9 @@ def _rates(
     """
     if isinstance(batches, InMemory):
         return None, None
+    batches.load(0, 1, devices)  # compiles, and opens files
     size, started = parts.settings.batch_size, time.monotonic()
-    for step in range(_TIMED_STEPS):
+    for step in range(1, _TIMED_STEPS + 1):
         loaded = batches.load(step, 1, devices)
     decoded = _TIMED_STEPS * size / (time.monotonic() - started)
     if simulated:
@@ -162,20 +163,10 @@ def table(found: Check) -> str:
 
 
 def _memory(compiled: Compiled, state: PyTree, data: int) -> Memory:
-    """Returns the memory of a program; what is donated counts once."""
-    found = compiled.memory_analysis()
+    """Returns the memory of a program; results are 0 where a platform tells none."""
+    both, temporary, program = cost.memory_of(compiled)
     size = cost.bytes_of(state)
-    if found is None:  # of a platform that does not tell
-        return Memory(data, size, results=0, temporary=0, program=0)
-    arguments, outputs = found.argument_size_in_bytes, found.output_size_in_bytes
-    both = arguments + outputs - found.alias_size_in_bytes
-    return Memory(
-        data=data,
-        state=size,
-        results=both - size - data,
-        temporary=found.temp_size_in_bytes,
-        program=found.generated_code_size_in_bytes,
-    )
+    return Memory(data, size, max(both - size - data, 0), temporary, program)
 
 
 def _size(tree: PyTree) -> int:

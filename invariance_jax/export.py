@@ -24,21 +24,12 @@ from invariance_jax.models import weights
 from invariance_jax.models.registry import RESNETS
 from invariance_jax.runtime.files import AnyPath
 from invariance_jax.settings import Config
-from invariance_jax.training.build import Parts
+from invariance_jax.training.build import Parts, view_shapes
 from invariance_jax.training.objective import Variables
-from invariance_jax.types import Array, Key
 
 _log = logging.getLogger(__name__)
 
 _SUFFIXES = (".safetensors", ".npz")
-
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
 
 
 def run(
@@ -83,11 +74,7 @@ def state_dict(parts: Parts, variables: Variables) -> dict[str, np.ndarray]:
 def _mlp(
     arrays: dict[tuple[str, ...], np.ndarray], parts: Parts
 ) -> dict[str, np.ndarray]:
-    def views(key: Key) -> Array:
-        x = parts.task.stand_ins(2)
-        return parts.transformation.apply(x, parts.transformation.draw(key, x))
-
-    found, shape = {}, jax.eval_shape(views, jax.random.key(0)).shape[1:]
+    found, shape = {}, view_shapes(parts.task, parts.transformation).shape[1:]
     for (_, layer, leaf), array in arrays.items():
         module = "layers" if layer.startswith("dense") else "norms"
         index = int(layer.removeprefix("dense").removeprefix("bn")) - 1
@@ -96,7 +83,7 @@ def _mlp(
             pixels = array.reshape(*shape, -1).transpose(2, 0, 1, 3)
             array = pixels.reshape(array.shape)
         name = f"{module}.{index}"
-        found[f"{name}.{_LEAVES[leaf]}"] = array.T if leaf == "kernel" else array
+        found[f"{name}.{weights.LEAVES[leaf]}"] = array.T if leaf == "kernel" else array
         if leaf == "var":
             found[f"{name}.num_batches_tracked"] = np.zeros((), np.int64)
     return found

@@ -361,7 +361,7 @@ def test_file_that_holds_no_records_is_named(content, tmp_path):
     file.unlink()
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{file} is not a file of records"):
+    with pytest.raises(ValueError, match=f"{file} cannot be read as a file of records"):
         load(tmp_path, "train")
 
 

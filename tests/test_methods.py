@@ -332,6 +332,7 @@ def test_the_target_is_evaluated_and_loaded_if_it_is_asked_for(trained):
         ({"method.kwargs": {"hidden": 3}}, "hidden; expected nothing, as method.name"),
         (with_kwargs("byol", output=3), "has output; expected hidden, momentum, as"),
         (with_kwargs("byol", momentum=1.5), "momentum = 1.5; expected a number from 0"),
+        (with_kwargs("emp_ssl", distortion=0.0), "distortion = 0.0; expected a number"),
         (with_kwargs("byol", hidden=0.5), "hidden = 0.5; expected an integer from 1"),
         (with_kwargs("vicreg", layers=10**6), "expected an integer from 1 to 100"),
         (with_kwargs("vicreg", variance_weight=-1), "expected a number of 0 or more"),

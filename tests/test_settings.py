@@ -15,7 +15,7 @@ import pytest
 from numpy.testing import assert_allclose
 from tiny import tiny_config
 
-from configs import base, cifar10
+from configs import base, cifar10, imagenet
 from configs.examples import rotate_and_blur
 from invariance_jax.settings import (
     KEYS,
@@ -224,6 +224,10 @@ def test_resolving_leaves_the_configuration_alone():
     assert settings.data.data_dir.startswith("/")
 
 
+GROUPS = {"batchnorm.group_size": 4}
+HALVES = {"microbatches": 2, **GROUPS}
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -232,9 +236,10 @@ def test_resolving_leaves_the_configuration_alone():
         ({"seed": 2**32 - 1, "seeds": 2}, "seed is 4294967295; expected the last"),
         ({"batch_size": 201}, "batch_size is 201; expected at most 200 examples"),
         ({"microbatches": 3}, "microbatches is 3; expected a divisor of 16"),
-        ({"microbatches": 2, "penalty.at": "z"}, "microbatches is 2; expected 1, as"),
+        ({**HALVES, "penalty.at": "z"}, "microbatches is 2; expected 1, as"),
+        ({"microbatches": 2}, "batchnorm.group_size is 0; expected the examples of a"),
         (
-            {"microbatches": 2, "penalty.normalization": "batch"},
+            {**HALVES, "penalty.normalization": "batch"},
             "microbatches is 2; expected 1, as penalty.normalization 'batch' needs",
         ),
         ({"batchnorm.group_size": 1}, "batchnorm.group_size is 1; expected 0, or"),
@@ -327,7 +332,7 @@ def test_what_does_not_go_together_is_refused(changes, expected):
 
 
 def test_the_microbatches_of_a_run_without_a_penalty_are_free():
-    changes = {"microbatches": 2, "penalty.at": "z", "penalty.weight": 0.0}
+    changes = {**HALVES, "penalty.at": "z", "penalty.weight": 0.0}
     resolve(tiny_config(changes))
 
 
@@ -340,7 +345,11 @@ def test_the_microbatches_of_a_run_without_a_penalty_are_free():
             {"batch_size": 24, "batchnorm.group_size": 8},
             "a divisor or a multiple of",
         ),
-        (4, {"microbatches": 8}, "microbatches is 8; expected a divisor of the 4"),
+        (
+            4,
+            {"microbatches": 8, **GROUPS},
+            "microbatches is 8; expected a divisor of the 4",
+        ),
         (1, {"microbatches": 4, "batchnorm.group_size": 8}, "each of 4 microbatches"),
     ],
 )
@@ -396,3 +405,50 @@ def test_help_names_type_default_unit_and_range():
 def test_readers_are_experiments():
     for one in KEYS.values():
         assert {*(one.readers or ())} <= {*EXPERIMENTS}
+
+
+STILL = {"augmentation.jitter_probability": 0.0, "penalty.weight": 0.1}
+BLURRED = {"augmentation.differentiate": ("blur",), "penalty.weight": 0.1}
+OF_SECOND = "augmentation.second_view"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data.store_size": 9, "data.source_size": (8, 8)}, "data.source_size is (8,"),
+        ({OF_SECOND: {"blur_probability": 2.0}}, f"{OF_SECOND} is "),
+        (
+            {OF_SECOND: {"jitter_probability": 0.8}, **STILL},
+            "augmentation.differentiate",
+        ),
+        (
+            {OF_SECOND: {"blur_probability": 0.5}, **BLURRED},
+            "augmentation.differentiate",
+        ),
+        (
+            {"encoder.name": "vit_tiny", "encoder.patch_size": 5},
+            "encoder.patch_size is 5; expected a divisor of data.image_size, 32",
+        ),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_for_images_is_refused(changes, expected):
+    config = cifar10.get_config("smoke")
+    for key, value in changes.items():
+        change(config, key, value)
+    with pytest.raises(ValueError) as caught:
+        resolve(config)
+    assert str(caught.value).startswith(expected)
+
+
+def test_further_views_of_an_mlp_may_have_the_size_of_the_set():
+    config = cifar10.get_config("smoke")
+    for key, value in {"encoder.name": "mlp", "augmentation.more_size": 32}.items():
+        change(config, key, value)
+    assert resolve(config).data.image_size == 32
+
+
+def test_squashed_images_have_the_side_that_they_are_squashed_to():
+    config = imagenet.get_config("simclr")
+    change(config, "data.store_size", 160)
+    assert resolve(config).data.source_size == (160, 160)

@@ -1,9 +1,12 @@
 """Sets that are decoded when they are needed: rows, threads, files that fail."""
 
+import errno
+import gzip
 import io
 import os
 import tarfile
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +19,7 @@ from tiny import image_config
 
 from invariance_jax import check, data, train
 from invariance_jax.data import __main__ as command
-from invariance_jax.data import decoding, streams
+from invariance_jax.data import decoding, records, streams
 from invariance_jax.data.originals import prepare_files
 from invariance_jax.training import parallel
 from invariance_jax.training.batches import Streamed, make_sampler
@@ -180,7 +183,7 @@ def test_index_older_than_a_file_and_a_shard_that_vanished_stop(
         monkeypatch.setattr(found.store.records, "times", np.zeros(12, np.int64))
     else:
         next((data_dir / "mine" / "1.0.0").glob("*train*00000-of*")).unlink()
-    message = "has changed since its index" if index else "is not a file of records"
+    message = "has changed since its index" if index else "cannot be read as a file of"
     with pytest.raises(ValueError, match=message):
         found.load(np.arange(12))
 
@@ -381,6 +384,16 @@ def test_two_processes_read_their_shares_of_the_batch_of_one(tmp_path):
     assert one == two
 
 
+def test_no_room_for_features_is_said(monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(parallel, "_SHARE_OF_MEMORY", 0)
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(OSError, match=r"no room for features of 4e-09 GB \(TMPDIR\)"):
+        parallel._put(None, np.zeros((1, 1), np.float32), 0, 1, 1)
+
+
 def test_results_that_take_much_memory_lie_in_a_file(monkeypatch):
     monkeypatch.setattr(parallel, "_SHARE_OF_MEMORY", 0)
     double = parallel.make_map(
@@ -390,3 +403,101 @@ def test_results_that_take_much_memory_lie_in_a_file(monkeypatch):
     found = double(np.float32(2), x, 0, batch_size=1)
     assert isinstance(found, np.memmap)
     np.testing.assert_array_equal(found, 2 * x[None])
+
+
+def archive(path, files):
+    """Writes a tar file of name -> bytes."""
+    with tarfile.open(path, "w") as made:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            made.addfile(entry, io.BytesIO(content))
+    return path
+
+
+DAMAGES = {
+    "header": lambda body: body[:2048] + b"!" + body[2049:],
+    "between": lambda body: body[:2048],
+    "within": lambda body: body[:2100],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_damaged_archive_is_named(damage, nested, tmp_path):
+    files = {f"{name}/1.png": bytes(300) for name in "abcd"}
+    path = archive(tmp_path / "train.tar", files)
+    path.write_bytes(damage(path.read_bytes()))
+    if nested:
+        path = archive(tmp_path / "outer.tar", {"cat.tar": path.read_bytes()})
+    with pytest.raises(ValueError, match="tar: the archive.* cut or damaged at byte"):
+        prepare_files("mine", tmp_path, train=[path])
+
+
+INNER = {"noise": b"x" * 2048, "gzip": gzip.compress(b"x"), "empty": bytes(1024)}
+
+
+@pytest.mark.parametrize("content", INNER.values(), ids=INNER)
+def test_an_archive_within_one_that_holds_none_is_named(content, tmp_path):
+    path = archive(tmp_path / "train.tar", {"cat.tar": content})
+    with pytest.raises(ValueError, match="the archive of cat is cut or damaged"):
+        prepare_files("mine", tmp_path, train=[path])
+
+
+def test_a_link_within_an_archive_is_named(tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as made:
+        entry = tarfile.TarInfo("a/1.png")
+        entry.type, entry.linkname = tarfile.LNKTYPE, "a/0.png"
+        made.addfile(entry)
+    with pytest.raises(ValueError, match=r"train.tar: a/1.png is a link"):
+        prepare_files("mine", tmp_path, train=[tmp_path / "train.tar"])
+
+
+def test_a_folder_that_cannot_be_listed_stops(folder, tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="train/b"):
+        prepare_files("mine", tmp_path, train=[folder])
+
+
+@pytest.mark.parametrize("file", ["plan.txt", ".json"])
+def test_preparation_goes_on_after_a_full_disk(file, folder, tmp_path, monkeypatch):
+    replace = Path.replace
+
+    def refuse(path, target):
+        if str(target).endswith(file):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"1.0.0.incomplete .*the same command conti"):
+            prepare_files("mine", tmp_path, train=[folder])
+    monkeypatch.undo()
+    prepare_files("mine", tmp_path, train=[folder])
+    assert len(opened(tmp_path)) == 10
+
+
+def test_labels_are_kept_only_if_all_could_be_read(folder, tmp_path, monkeypatch):
+    path = prepare_files("mine", tmp_path, train=[folder], test=[folder])
+    expected, kept = opened(tmp_path).labels, path / "train.npz"
+    example = records.ShardRecords.example
+
+    def fail(self, index):
+        if index == 11:
+            raise streams.Corrupt("Input/output error")
+        return example(self, index)
+
+    kept.unlink()
+    monkeypatch.setattr(records.ShardRecords, "example", fail)
+    assert opened(tmp_path).labels[11] == 0 and not kept.exists()
+    monkeypatch.undo()
+    np.testing.assert_array_equal(opened(tmp_path).labels, expected)
+    np.savez(kept, labels=expected[:5])  # of fewer records
+    np.testing.assert_array_equal(opened(tmp_path).labels, expected)

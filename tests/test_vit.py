@@ -133,6 +133,13 @@ def test_derivatives_of_first_and_second_order(x64):
     check_grads(some, (images,), order=2, modes=["fwd", "rev"], rtol=1e-4, atol=1e-4)
 
 
+def test_patches_begin_as_a_linear_layer_does():
+    params = init(make(), jnp.zeros((1, 4, 4, 3)))["params"]
+    kernel = params["patches"]["kernel"]
+    bound = np.sqrt(6 / (np.prod(kernel.shape[:3]) + kernel.shape[3]))
+    assert 0.9 * bound < np.abs(kernel).max() <= bound
+
+
 def test_rematerialized_and_half_precision_agree():
     images = draw(2, 4, 4, 3).astype(jnp.float32)
     variables = init(make(), images)

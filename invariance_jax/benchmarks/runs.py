@@ -33,7 +33,7 @@ class Training:
             )
         batches = InMemory(x, parallel.replicate)
         self._program = cost.compile_train(parts, batches, devices)
-        self.memory = cost.memory_of(self._program)
+        self.memory = sum(cost.memory_of(self._program))
         self.flops = cost.count_operations(parts).of_batch(self.settings.batch_size)
         self._state = parallel.replicate(initial_state(parts), devices)
         self._data = batches.load(0, 1, devices)

@@ -254,12 +254,15 @@ def _pictures(
     else:
         from invariance_jax.data.records import ShardRecords
 
+        if labels is not None and len(labels) != _size(shards):  # of other records
+            labels = None
         records = shard_records = ShardRecords(shards, labels)
         if labels is None and found.class_names:
             title = f"Reading the labels of {found.name} {split}"
-            labels = shard_records.read_labels(len(found.class_names), title)
+            labels, whole = shard_records.read_labels(len(found.class_names), title)
             records.labels = labels
-            _keep(found.path / f"{split}.npz", labels)
+            if whole:
+                _keep(found.path / f"{split}.npz", labels)
     height, width, channels = found.image_shape
     store = Store(records, channels, size, (height, width), max_corrupt, threads)
     return Pictures(store, np.arange(len(records)))

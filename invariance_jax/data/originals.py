@@ -109,8 +109,8 @@ def prepare_files(
     class_names = _class_names(listed)
     found = {split: part.records(class_names) for split, part in listed.items()}
     temporary = root / name / "1.0.0.incomplete"
-    _check_plan(temporary, found, index)
     try:
+        _check_plan(temporary, found, index)
         _write(name, temporary, found, class_names, index)
         return temporary.rename(temporary.with_name("1.0.0"))
     except ValueError:
@@ -140,7 +140,11 @@ def _list(paths: Sequence[str | os.PathLike[str]]) -> _Listed:
 
 
 def _list_folder(folder: Path, listed: _Listed) -> None:
-    for parent, below, files in os.walk(folder, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, below, files in os.walk(folder, onerror=refuse, followlinks=True):
         below[:] = sorted(name for name in below if not name.startswith("."))
         inside = Path(parent).relative_to(folder)
         for file in sorted(files):
@@ -154,7 +158,7 @@ def _list_folder(folder: Path, listed: _Listed) -> None:
 def _list_tar(path: Path, listed: _Listed) -> None:
     try:
         with path.open("rb") as file:
-            _list_members(file, None, listed)
+            _list_members(file, path.stat().st_size, None, listed)
     except tarfile.TarError as error:
         raise ValueError(
             f"{path} is not an uncompressed tar file ({checks.reason(error)}); unpack "
@@ -162,21 +166,35 @@ def _list_tar(path: Path, listed: _Listed) -> None:
         ) from error
 
 
-def _list_members(file: BinaryIO, name: str | None, listed: _Listed) -> None:
-    """Lists the archive that begins where the file stands, and those within it."""
+def _list_members(file: BinaryIO, end: int, name: str | None, listed: _Listed) -> None:
+    """Lists the archive from where the file stands to an end, and those within it."""
+    before = len(listed.places)
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             path = Path(member.name)
+            if member.islnk() or member.issym():
+                raise ValueError(
+                    f"{listed.files[-1]}: {path} is a link; expected files only."
+                )
             if not member.isfile() or path.name.startswith("."):
                 continue
             if path.suffix == ".tar":
                 back = file.tell()
                 file.seek(member.offset_data)
-                _list_members(file, path.stem, listed)
+                inner = member.offset_data + member.size
+                _list_members(file, inner, path.stem, listed)
                 file.seek(back)
             else:
                 place = len(listed.files) - 1, member.offset_data, member.size
                 _add(listed, place, path, name)
+        # To tarfile a damaged header is the end, which blocks of zeros mark.
+        file.seek(archive.offset)
+        mark = file.read(min(tarfile.BLOCKSIZE, end - archive.offset))
+    if mark != bytes(tarfile.BLOCKSIZE) or (name and len(listed.places) == before):
+        raise ValueError(
+            f"{listed.files[-1]}: the archive{f' of {name}' if name else ''} is cut or "
+            f"damaged at byte {archive.offset}; get it again."
+        )
 
 
 def _add(
@@ -233,7 +251,14 @@ def _check_plan(folder: Path, found: dict[str, FileRecords], index: bool) -> Non
         raise ValueError(
             f"{folder} was begun from other files; remove it, or give the same ones."
         )
-    plan.write_text(digest.hexdigest())
+    _write_text(plan, digest.hexdigest())
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Writes a file that is whole or not there."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def _write(
@@ -317,7 +342,7 @@ def _copy(part: FileRecords, rows: range, path: Path | None) -> set[tuple[int, i
         writer.close()
     temporary.rename(path)
     done.parent.mkdir(exist_ok=True)
-    done.write_text(json.dumps(sorted(sizes)))
+    _write_text(done, json.dumps(sorted(sizes)))
     return sizes
 
 

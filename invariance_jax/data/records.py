@@ -201,8 +201,8 @@ def _open(shard: Shard) -> ArrayRecordDataSource:
         found = len(source)
     except Exception as error:
         raise ValueError(
-            f"{shard.path} is not a file of records ({checks.reason(error)}); remove "
-            "the set and prepare it again."
+            f"{shard.path} cannot be read as a file of records ("
+            f"{checks.reason(error)}); if it is damaged, prepare the set again."
         ) from error
     if found != shard.size:
         raise ValueError(f"{shard.path} has {found} records; expected {shard.size}.")
@@ -274,7 +274,7 @@ class ShardRecords:
         return self.example(index)[0]
 
     def example(self, index: int) -> tuple[bytes, int]:
-        """Returns the image file in a record, and its label or 0."""
+        """Returns the image file in a record, and its label or -1."""
         number, position = self._place(index)
         with self._lock:
             if number not in self._open:
@@ -283,7 +283,7 @@ class ShardRecords:
             record = self._open[number][position]
             feature = tf_example_pb2.Example.FromString(record).features.feature
             (content,) = feature["image"].bytes_list.value
-            (label,) = feature["label"].int64_list.value or [0]
+            (label,) = feature["label"].int64_list.value or [-1]
         except Exception as error:  # array_record and protobuf each raise their own
             raise Corrupt(checks.reason(error)) from error
         return content, label
@@ -292,15 +292,20 @@ class ShardRecords:
         number = int(np.searchsorted(self._ends, index, side="right"))
         return number, int(index - self._ends[number] + self._shards[number].size)
 
-    def read_labels(self, num_classes: int, title: str) -> np.ndarray:
-        """Returns the labels of all records, 0 of those that cannot be read."""
-        labels = np.zeros(len(self), np.int32)
+    def read_labels(self, num_classes: int, title: str) -> tuple[np.ndarray, bool]:
+        """Returns the labels of all records, and whether all could be read.
+
+        The label of a record that cannot be read is 0.
+        """
+        labels, unread = np.zeros(len(self), np.int32), list[int]()
 
         def read(start: int) -> int:
             part = range(start, min(start + _CHUNK, len(self)))
             for index in part:
-                with contextlib.suppress(Corrupt):
+                try:
                     labels[index] = self.example(index)[1]
+                except Corrupt:
+                    unread.append(index)
             return len(part)
 
         with ThreadPoolExecutor() as pool:
@@ -312,7 +317,7 @@ class ShardRecords:
                 f"{self.where(int(wrong[0]))} is corrupt: its label is "
                 f"{labels[wrong[0]]}, of {num_classes} classes."
             )
-        return labels
+        return labels, not unread
 
 
 def sampled_moments(pictures: Pictures) -> tuple[Color, Color]:

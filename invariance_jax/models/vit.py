@@ -6,13 +6,15 @@ and one at the end. Nothing couples the examples of a batch, so that the derivat
 along alpha needs no signs. Not in Foster et al. (2021).
 """
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
 from invariance_jax.models.resnet import check_images
-from invariance_jax.types import Array
+from invariance_jax.types import Array, Key
 
 POOLS = ("token", "mean")
 HEAD_FEATURES = 64
@@ -97,7 +99,7 @@ class ViT(nn.Module):
             patch,
             strides=patch,
             padding="VALID",
-            kernel_init=nn.initializers.xavier_uniform(),
+            kernel_init=_init_patches,
             dtype=self.dtype,
             name="patches",
         )(images)
@@ -127,6 +129,12 @@ class ViT(nn.Module):
             )
         if self.pool not in POOLS:
             raise ValueError(f"pool is {self.pool!r}, expected one of {POOLS}")
+
+
+def _init_patches(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Returns kernels `[p, p, 3, D]` drawn as those of a linear layer (MoCo v3)."""
+    linear = math.prod(shape[:-1]), shape[-1]
+    return nn.initializers.xavier_uniform()(key, linear, dtype).reshape(shape)
 
 
 def _positions(rows: int, columns: int, features: int) -> np.ndarray:

@@ -52,7 +52,7 @@ _SAFETENSORS: dict[str, Any] = {
 }
 
 # Ours -> theirs; the running statistics are leaves of another collection.
-_LEAVES = {
+LEAVES = {
     "kernel": "weight",
     "scale": "weight",
     "bias": "bias",
@@ -347,7 +347,7 @@ def _expected(
 
 
 def _torch_name(path: tuple[str, ...]) -> str:
-    name = ".".join([*path[1:-1], _LEAVES.get(path[-1], path[-1])])
+    name = ".".join([*path[1:-1], LEAVES.get(path[-1], path[-1])])
     name = re.sub(r"^(layer\d+)_(\d+)\.", r"\1.\2.", name)
     name = name.replace("downsample_conv", "downsample.0")
     return name.replace("downsample_bn", "downsample.1")

@@ -121,6 +121,7 @@ def resolve(config: Config) -> Settings:
     else:
         _check_images(settings, problems)
     problems.stop()
+    _check_sizes(settings, problems)
     _derive(settings, problems)
     return settings
 
@@ -146,6 +147,10 @@ def _check_objective(settings: Settings, problems: _Problems) -> None:
     require(adamw or decays, "optimizer.weight_decay_end", expected)
     parts, whole = settings.microbatches, "1, as {} needs the whole batch"
     require(batch % parts == 0, "microbatches", f"a divisor of {batch}")
+    normalizes = settings.encoder.name in (*RESNETS, "mlp")
+    expected = "the examples of a group, as microbatches is not 1"
+    fits = parts == 1 or group > 0 or not normalizes
+    require(fits, "batchnorm.group_size", expected)
     method = settings.method.name
     compares = method in WITH_SIMILARITIES or plugins.is_own(method)
     expected = f"0, as method.name {method!r} has no similarities"
@@ -192,13 +197,19 @@ def _check_own(settings: Settings, problems: _Problems) -> None:
         expected = "('all',), as augmentation.name is MODULE:FUNCTION"
         whole = settings.evaluation.families == ("all",)
         require(whole, "evaluation.families", expected)
-    encoder, size = settings.encoder, settings.data.image_size
+    encoder = settings.encoder
     expected = f"None, as encoder.name is {encoder.name!r}; a ResNet can be read"
     readable = not encoder.weights or encoder.name in RESNETS
     require(readable, "encoder.weights", expected)
     narrow = encoder.name not in RESNETS or (encoder.width or 0) <= 256
     expected = f"at most 256 for {encoder.name}, or None, which is 64"
     require(narrow, "encoder.width", expected)
+
+
+def _check_sizes(settings: Settings, problems: _Problems) -> None:
+    """Checks that an encoder takes images of the sizes that views have."""
+    require, encoder = problems.require, settings.encoder
+    size = settings.data.image_size
     smaller = settings.augmentation.more_size or size
     expected = f"{size} or None, as an MLP takes images of one size"
     require(
@@ -378,6 +389,10 @@ def _follow_recipe(augmentation: Augmentation, problems: _Problems) -> None:
     of_views = {*augmentation.second_view} <= {*_OF_VIEWS}
     expected = f"some of {', '.join(_OF_VIEWS)}"
     problems.require(of_views, "augmentation.second_view", expected)
+    for name, value in augmentation.second_view.items():
+        fits = type(value) in (int, float) and 0 <= value <= 1
+        expected = f"a probability {name} from 0 to 1"
+        problems.require(fits, "augmentation.second_view", expected)
 
 
 def _of_both(augmentation: Augmentation, name: str) -> tuple[float, float]:
@@ -392,6 +407,11 @@ _OF_MORE = {"crop_area": "more_area", "image_size": "more_size"}
 
 def _check_images(settings: Settings, problems: _Problems) -> None:
     chosen, augmentation = settings.data, settings.augmentation
+    if chosen.store_size is not None:
+        square = (chosen.store_size,) * 2
+        chosen.source_size = chosen.source_size or square
+        expected = f"{square}, of data.store_size, or None"
+        problems.require(chosen.source_size == square, "data.source_size", expected)
     none = not settings.evaluation.lbfgs_steps
     problems.require(none, "evaluation.lbfgs_steps", "(), as the probe is logistic")
     for row in settings.evaluation.shifts if is_asked(settings, "shift") else ():
@@ -401,16 +421,17 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
     if not plugins.is_own(augmentation.name):
         problems.stop()
         stand_in = copy.deepcopy(settings)
-        source = chosen.source_size or (chosen.store_size or 32,) * 2
+        source = chosen.source_size or (32, 32)
         stand_in.data.source_size = source
         stand_in.data.image_size = chosen.image_size or min(source)
         sections = ("augmentation", "data")
         made = _made(lambda: make_image_views(stand_in), problems, sections, {})
         if made is not None:
-            jitter = _of_both(augmentation, "jitter_probability")
-            still = max(jitter) == 0 or augmentation.strength == 0
-            idle = frozenset(JITTER_NAMES if still else ())
-            _check_parameters(settings, made.names, idle, problems)
+            # The penalty is that of the first view.
+            still = 0 in (augmentation.jitter_probability, augmentation.strength)
+            idle = {*(JITTER_NAMES if still else ())}
+            idle |= {"blur.sigma"} if augmentation.blur_probability == 0 else set()
+            _check_parameters(settings, made.names, frozenset(idle), problems)
             if settings.more_views:
                 more, names = partial(make_image_views, stand_in, "more"), _OF_MORE
                 _made(more, problems, sections, names)

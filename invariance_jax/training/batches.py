@@ -6,7 +6,6 @@ the devices: from their memory, which holds the whole set, or from the disk.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,55 +24,10 @@ Sampler = Callable[[Key, Array], Array]
 """`(key, step int32 []) -> indices int32 [B]`, of the global batch."""
 
 
-class Batches(Protocol):
-    """The rows of a training set, batch by batch."""
-
-    @property
-    def shape(self) -> PyTree:
-        """What `load` returns of one device, leaves `jax.ShapeDtypeStruct`."""
-        ...
-
-    @property
-    def most_steps(self) -> int | None:
-        """How many steps one `load` serves at most; None: any number."""
-        ...
-
-    def load(
-        self,
-        step: int,
-        count: int,
-        devices: Sequence[jax.Device],
-        before: PyTree = (),
-    ) -> PyTree:
-        """Returns what `take` needs for some steps, axis 0 the local devices.
-
-        Args:
-          step: the first of them.
-          count: how many.
-          devices: the devices of all processes.
-          before: what the step before returned; until it is there no step waits.
-        """
-        ...
-
-    def report(self) -> dict[str, float]:
-        """Returns what the log says of the loading since the last report."""
-        ...
-
-    def take(self, loaded: PyTree, indices: Array, position: Array) -> PyTree:
-        """Returns the rows of a replica for one step.
-
-        Args:
-          loaded: what `load` returned, of this device.
-          indices: int32 `[B / replicas]`, its examples.
-          position: int32 `[]`, of the step among those that were loaded.
-        """
-        ...
-
-
 class InMemory:
     """A training set of which each device holds a copy."""
 
-    most_steps: int | None = None
+    most_steps: int | None = None  # that one `load` serves at most; None: any number
 
     def __init__(self, x: PyTree, replicate: Callable[..., PyTree]):
         """Takes the examples, `[N, ...]`; `parallel.replicate` copies them later."""
@@ -91,13 +45,26 @@ class InMemory:
         devices: Sequence[jax.Device],
         before: PyTree = (),
     ) -> PyTree:
-        """Returns the copies of the whole set."""
+        """Returns what `take` needs for some steps, axis 0 the local devices.
+
+        Args:
+          step: the first of them.
+          count: how many.
+          devices: the devices of all processes.
+          before: what the step before returned; until it is there no step waits.
+        """
         if self._copies is None:
             self._copies = self._replicate(self._x, devices)
         return self._copies
 
     def take(self, loaded: PyTree, indices: Array, position: Array) -> PyTree:
-        """Returns the rows with these indices."""
+        """Returns the rows of a replica for one step.
+
+        Args:
+          loaded: what `load` returned, of this device.
+          indices: int32 `[B / replicas]`, its examples.
+          position: int32 `[]`, of the step among those that were loaded.
+        """
         return jax.tree.map(lambda leaf: leaf[indices], loaded)
 
     def report(self) -> dict[str, float]:
@@ -175,6 +142,10 @@ class Streamed:
         """Returns the seconds that steps have waited, and how many are corrupt."""
         waited, self._waited = self._waited, 0.0
         return {"waited": waited, "corrupt": float(self._pictures.num_corrupt)}
+
+
+Batches = InMemory | Streamed
+"""The rows of a training set, batch by batch."""
 
 
 def _is_ready(tree: PyTree) -> bool:

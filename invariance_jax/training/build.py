@@ -134,7 +134,7 @@ def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
         check_parameters(settings, transformation.names)
     statistics = settings.penalty.batch_statistics
     encoder = _make_encoder(settings, "coupled", axis_name)
-    images = _view_shapes(task, transformation)
+    images = view_shapes(task, transformation)
     alone = _make_encoder(settings, "coupled", None)
     h = _representation(settings, alone, images)
     features = int(h.shape[-1])
@@ -199,7 +199,7 @@ def _make_encoder(settings: Settings, tangent: str, axis_name: str | None) -> nn
     )
 
 
-def _view_shapes(task: Task, transformation: Transformation) -> jax.ShapeDtypeStruct:
+def view_shapes(task: Task, transformation: Transformation) -> jax.ShapeDtypeStruct:
     """Returns the shape of two views."""
 
     def views(key: Key) -> Array:
@@ -304,7 +304,7 @@ def check_own_parts(parts: Parts) -> None:
 
 def _check_encoder(settings: Settings, encoder: nn.Module, parts: Parts) -> None:
     """Checks an encoder: finite, and reverse over forward mode."""
-    name, shape = settings.encoder.name, _view_shapes(parts.task, parts.transformation)
+    name, shape = settings.encoder.name, view_shapes(parts.task, parts.transformation)
 
     @jax.jit
     def gradient(x: Array) -> PyTree:

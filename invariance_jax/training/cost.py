@@ -14,8 +14,7 @@ from invariance_jax.data.limits import machine_memory
 from invariance_jax.settings.schema import WITH_SIMILARITIES
 from invariance_jax.training import parallel
 from invariance_jax.training.batches import Batches
-from invariance_jax.training.build import Parts, build, state_shapes
-from invariance_jax.transforms import Transformation
+from invariance_jax.training.build import Parts, build, state_shapes, view_shapes
 from invariance_jax.types import PyTree
 
 
@@ -40,14 +39,12 @@ def count_operations(parts: Parts) -> Operations:
     settings, further = parts.settings, parts.objective.more
     number = settings.more_views
 
-    def views(transformation: Transformation) -> PyTree:
-        x = parts.task.stand_ins(2)
-        view = transformation.draw(jax.random.key(0), x)
-        return jax.eval_shape(transformation.apply, x, view)
-
-    h, encoder = products(parts.encoder, views(parts.transformation))
+    images = view_shapes(parts.task, parts.transformation)
+    h, encoder = products(parts.encoder, images)
     z, heads = products(parts.method.heads, h)
-    more = products(parts.encoder, views(further))[1] if further else 0
+    more = 0
+    if further:
+        _, more = products(parts.encoder, view_shapes(parts.task, further))
     # "mixed" takes a derivative and a view.
     each = settings.penalty.directions * (1 + (settings.penalty.kind == "mixed"))
     tangents = parts.is_penalized * each
@@ -97,7 +94,7 @@ def check_memory(
 
     CPU devices share that of the machine.
     """
-    local = _local(devices)
+    local = [devices[n] for n in parallel.local_positions(devices)]
     for device in local:
         memory = (device.memory_stats() or {}).get("bytes_limit")
         if device.platform == "cpu":
@@ -116,26 +113,25 @@ def bytes_of(tree: PyTree) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def memory_of(program: Compiled) -> int:
-    """Returns the bytes that a compiled program takes of each device; 0: unknown."""
+def memory_of(program: Compiled) -> tuple[int, int, int]:
+    """Returns the bytes that a compiled program takes of each device; 0: unknown.
+
+    Those of arguments and results, of which what is donated counts once; those that it
+    needs within; and its own.
+    """
     found = program.memory_analysis()
     if found is None:  # of a platform that does not tell
-        return 0
-    total = (
-        found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes  # what is donated counts once
-        + found.temp_size_in_bytes
-        + found.generated_code_size_in_bytes
-    )
-    return int(total)
+        return 0, 0, 0
+    both = found.argument_size_in_bytes + found.output_size_in_bytes
+    both -= found.alias_size_in_bytes
+    return both, found.temp_size_in_bytes, found.generated_code_size_in_bytes
 
 
 def check_program(program: Compiled, devices: Sequence[jax.Device]) -> None:
     """Checks that the compiled training step fits into the memory of each device."""
     advice = "lower batch_size, encoder.width, penalty.directions, average_views or "
     advice += "more_views, raise microbatches"
-    taken, what = memory_of(program), "the training step takes"
+    taken, what = sum(memory_of(program)), "the training step takes"
     check_memory(taken, devices, what=what, advice=advice)
 
 
@@ -186,8 +182,3 @@ def compile_train(
     state, loaded = shapes(state_shapes(parts), local), shapes(batches.shape, local)
     num_steps = jax.ShapeDtypeStruct((), np.int32)
     return train.lower(state, key, loaded, num_steps).compile()
-
-
-def _local(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    own = jax.process_index()
-    return [device for device in devices if device.process_index == own]

@@ -354,8 +354,13 @@ def _check(name: str, offered: dict[str, int | float], key: str, value: object) 
         expected = f"an integer from 1 to {most}"
     elif most is not None:
         expected = "a number from 0 to 1"
+    above = 0 if key == "distortion" else None  # a divisor
+    expected = "a number above 0" if above == 0 else expected
+    limited = Key(
+        "method.kwargs", kind, None, Method, above=above, least=least, most=most
+    )
     try:
-        convert(Key("method.kwargs", kind, None, Method, least=least, most=most), value)
+        convert(limited, value)
     except Bad:
         text = f"method.kwargs has {key} = {value!r}; expected {expected}."
         raise ValueError(text) from None

@@ -124,14 +124,16 @@ class Objective:
                 penalty, (point, (h, outputs, stats)) = None, represent(alpha)
             for view in more:
                 images = self.transformation.apply(x, view)
-                another, stats = _apply(self.encoder, "encoder", params, stats, images)
-                h = h + another
+                view_h, stats, _ = _apply(
+                    self.encoder, "encoder", params, stats, images
+                )
+                h = h + view_h
             h = h / len(side.views) if more else h
             sides.append(Encoded(h, point, penalty, None if more else outputs))
         for view in draws.more:
             assert self.more is not None
             images = self.more.apply(x, view)
-            h, stats = _apply(self.encoder, "encoder", params, stats, images)
+            h, stats, _ = _apply(self.encoder, "encoder", params, stats, images)
             sides.append(Encoded(h, h, None))
         return tuple(sides), stats
 
@@ -188,12 +190,12 @@ class Objective:
         def represent(alpha: Array) -> tuple[Array, tuple[Array, PyTree, Variables]]:
             images = self.transformation.apply(x, View(alpha, held))
             within = at not in ("h", "z")
-            h, moved, blocks = _apply_all(
+            h, moved, blocks = _apply(
                 encoder, "encoder", params, stats, images, blocks=within
             )
             if at != "z":
                 return block_output(blocks, at) if within else h, (h, None, moved)
-            outputs, moved = _apply(heads, "heads", params, moved, h)
+            outputs, moved, _ = _apply(heads, "heads", params, moved, h)
             return projection(outputs), (h, outputs, moved)
 
         return represent
@@ -278,7 +280,7 @@ class Objective:
         """Returns the outputs of the heads of one side, and the statistics after it."""
         if side.outputs is not None:
             return side.outputs, stats
-        return _apply(self.method.heads, "heads", params, stats, side.h)
+        return _apply(self.method.heads, "heads", params, stats, side.h)[:2]
 
     def _losses(
         self, outputs: list[PyTree], target: tuple[PyTree, PyTree], memory: PyTree
@@ -347,14 +349,6 @@ def block_output(intermediates: PyTree, name: str) -> Array:
 
 
 def _apply(
-    module: nn.Module, part: str, params: Variables, stats: Variables, inputs: Array
-) -> tuple[PyTree, Variables]:
-    """Returns the training-mode output of one part and all running statistics."""
-    outputs, stats, _ = _apply_all(module, part, params, stats, inputs)
-    return outputs, stats
-
-
-def _apply_all(
     module: nn.Module,
     part: str,
     params: Variables,
@@ -363,7 +357,7 @@ def _apply_all(
     *,
     blocks: bool = False,
 ) -> tuple[PyTree, Variables, PyTree]:
-    """Returns what `_apply` does, and if asked the outputs of the blocks."""
+    """Returns a part's output in training, all statistics, and blocks if asked."""
     outputs, updated = module.apply(
         {"params": params[part], "batch_stats": stats[part]},
         inputs,

@@ -7,6 +7,7 @@ rest of the project sees one replica, as NumPy arrays, the same in every process
 
 import functools
 import math
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 
@@ -31,10 +32,10 @@ _SHARE_OF_MEMORY = 0.2
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
     """Returns the tree with every array copied to each device, axis 0 the replicas."""
-    return _copy(tuple(devices))(np.arange(len(_local_positions(devices))), tree)
+    return _copy(tuple(devices))(np.arange(len(local_positions(devices))), tree)
 
 
-def _local_positions(devices: Sequence[jax.Device]) -> list[int]:
+def local_positions(devices: Sequence[jax.Device]) -> list[int]:
     """Returns which of the devices belong to this process."""
     own = jax.process_index()
     return [n for n, device in enumerate(devices) if device.process_index == own]
@@ -174,7 +175,7 @@ def make_map(
     mapped = jax.pmap(
         gathered, axis_name=AXIS_NAME, devices=list(devices), in_axes=(0, 0, 0, None)
     )
-    own = _local_positions(devices)
+    own = local_positions(devices)
 
     def map_examples(
         variables: PyTree, x: np.ndarray | Pictures, stream: int, *, batch_size: int
@@ -197,6 +198,15 @@ def make_map(
     return map_examples
 
 
+def _reserve(file: int, size: int) -> None:
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"no room for features of {size / 1e9:.3g} GB (TMPDIR)"
+        ) from error
+
+
 def _put(
     results: np.ndarray | None, batch: np.ndarray, start: int, count: int, axis: int
 ) -> np.ndarray:
@@ -212,7 +222,9 @@ def _put(
             results = np.empty(shape, batch.dtype)
         else:
             with tempfile.TemporaryFile() as file:
-                results = np.memmap(file, batch.dtype, "w+", shape=shape)
+                # Now: a page that finds no room later would end the process.
+                _reserve(file.fileno(), size)
+                results = np.memmap(file, batch.dtype, "r+", shape=shape)
     size = min(batch.shape[axis], count - start)
     before = (slice(None),) * axis
     results[*before, start : start + size] = batch[*before, :size]

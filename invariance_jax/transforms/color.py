@@ -193,7 +193,9 @@ def solarize(images: Array, threshold: Array) -> Array:
     Gradients: with respect to images; that in the threshold is 0.
     """
     images, threshold = _promote(images, "threshold", threshold)
-    return jnp.where(images >= _per_image(threshold), 1 - images, images)
+    # A turned hue may lie above 1, which inverts to 0.
+    inverted = 1 - jnp.minimum(images, 1)
+    return jnp.where(images >= _per_image(threshold), inverted, images)
 
 
 def colorize(images: Array, alpha: Array) -> Array:

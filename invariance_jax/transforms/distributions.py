@@ -8,6 +8,7 @@ independent, except the box of the random resized crop.
 import difflib
 import math
 from collections.abc import Callable, Collection, Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import numpy as np
 
 from invariance_jax.arguments import check_number
 from invariance_jax.transforms import color, geometry
-from invariance_jax.types import Array
+from invariance_jax.types import Array, PyTree
 
 FAMILIES = ("crop", "affine", "colorize", "color", "blur")
 """What may be differentiated, in the order of the columns of alpha."""
@@ -204,7 +205,9 @@ def crop_family(
     _check_range("crop_area", area, 1.0)
     _check_range("crop_aspect", aspect, math.inf)
     rows, columns = source_size
-    central = _central_box(source_size, aspect, whole_pixels)
+    (central,) = _central_boxes(
+        np.ones((1, 1)), source_size, aspect, whole_pixels, xp=np
+    )
     pixels = np.array(area) * rows * columns
     low = np.sqrt([pixels[0] / aspect[1], pixels[0] * aspect[0]])
     high = np.sqrt([pixels[1] / aspect[0], pixels[1] * aspect[1]])
@@ -240,22 +243,6 @@ def crop_family(
     names = tuple(f"crop.{name}" for name in geometry.BOX_NAMES)
     sized = draw_sized if squashed else None
     return Family(names, bounds.T, 2 + 2 * CROP_TRIES, draw, sized)
-
-
-def draw(family: Family, unit: Array, sizes: Array | None) -> Array:
-    """Returns the parameters of uniform numbers.
-
-    Args:
-      family: what they are parameters of.
-      unit: `[B, num_uniform]`, in [0, 1).
-      sizes: int32 `[B, 2]`, heights and widths of images of many sizes, or None.
-
-    Returns:
-      A row of parameters for each example.
-    """
-    if sizes is None or family.draw_sized is None:
-        return family.draw(unit)
-    return family.draw_sized(unit, sizes)
 
 
 def check_differentiated(on: Collection[str], *, differentiate: Sequence[str]) -> None:
@@ -310,35 +297,26 @@ def _sizes(
     return sizes, jnp.all((sizes > 0) & (sizes <= limits), axis=-1)
 
 
-def _central_box(
-    source_size: tuple[int, int], aspect: tuple[float, float], whole_pixels: bool
-) -> np.ndarray:
-    """Returns the largest central box whose aspect is allowed, `[4]`."""
-    rows, columns = source_size
-    height = min(rows, columns / aspect[0])
-    width = min(columns, rows * aspect[1])
-    if whole_pixels:
-        height, width = max(round(height), 1), max(round(width), 1)
-        return np.array([(rows - height) // 2, (columns - width) // 2, height, width])
-    return np.array([(rows - height) / 2, (columns - width) / 2, height, width])
-
-
 def _central_boxes(
-    change: Array,
+    change: PyTree,
     source_size: tuple[int, int],
     aspect: tuple[float, float],
     whole_pixels: bool,
-) -> Array:
-    """Returns `_central_box` of squashed images, `[B, 4]`; change as in `_sizes`."""
+    xp: ModuleType = jnp,
+) -> PyTree:
+    """Returns the largest central boxes whose aspect is allowed, `[B, 4]`.
+
+    Of squashed images, by jax.numpy or numpy; change as in `_sizes`.
+    """
     rows, columns = source_size
-    height = jnp.minimum(rows, columns / (aspect[0] * change))
-    width = jnp.minimum(columns, rows * aspect[1] * change)
-    size = jnp.concatenate([height, width], axis=1)
+    height = xp.minimum(rows, columns / (aspect[0] * change))
+    width = xp.minimum(columns, rows * aspect[1] * change)
+    size = xp.concatenate([height, width], axis=1)
     if whole_pixels:
-        size = jnp.maximum(jnp.round(size), 1)
-    start = (jnp.asarray(source_size, jnp.float32)[None] - size) / 2
-    start = jnp.floor(start) if whole_pixels else start
-    return jnp.concatenate([start, size], axis=1)
+        size = xp.maximum(xp.round(size), 1)
+    start = (xp.asarray(source_size, change.dtype)[None] - size) / 2
+    start = xp.floor(start) if whole_pixels else start
+    return xp.concatenate([start, size], axis=1)
 
 
 def _uniform(names: Sequence[str], rows: np.ndarray | list[list[float]]) -> Family:

@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from invariance_jax.arguments import check_pair, check_shape, promote
 from invariance_jax.transforms.base import Transformation, View
-from invariance_jax.transforms.distributions import NO_PARAMETERS, Family, draw
+from invariance_jax.transforms.distributions import NO_PARAMETERS, Family
 from invariance_jax.types import Array, Key, PyTree
 
 Probability = float | tuple[float, float]
@@ -120,7 +120,9 @@ class _Composition:
         unit = jax.random.uniform(key, (batch_size, sum(counts)), jnp.float32)
         gates, *parts = jnp.split(unit, np.cumsum(counts)[:-1], axis=1)
         drawn = {
-            one.name: draw(one.family, part, sizes)
+            one.name: one.family.draw(part)
+            if sizes is None or one.family.draw_sized is None
+            else one.family.draw_sized(part, sizes)
             for one, part in zip(random, parts, strict=True)
         }
         alpha = [drawn.pop(one.name) for one in self.free]
