@@ -7,7 +7,8 @@
 Variants (accuracy of logistic regression, test split: stamps and wallpapers that were
 not trained on):
   quick (default): MLP 3 x 512 on images of 32 pixels, 1000 steps. Eight minutes on two
-    CPU cores. Plain: .116, M = 4: .122, n = 1 seed; chance is .083.
+    CPU cores. Plain, M = 4: not yet run with several seeds (one: .116, .122, where
+    chance is .083).
   smoke: a minute, for tests.
 """
 
