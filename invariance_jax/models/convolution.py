@@ -75,14 +75,7 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Returns the convolution of the images.
-
-        Args:
-          x: float `[B, H, W, C]`.
-
-        Returns:
-          `[B, H', W', D]`, with H' = (H + 2 padding - rows) // strides + 1.
-        """
+        """Returns the convolution of images, `[B, H, W, C] -> [B, H', W', D]`."""
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
@@ -173,17 +166,7 @@ def _batch(
 
 
 def by_xla(one: Array, two: Array, *, role: str, geometry: Geometry) -> Array:
-    """Returns an operation as XLA's convolution, or as a transpose of that.
-
-    Args:
-      one: image or kernel, as role leaves them.
-      two: kernel or output.
-      role: which of `ROLES` is returned.
-      geometry: that of the convolution.
-
-    Returns:
-      Image, kernel or output.
-    """
+    """Returns the image, kernel or output of a role from the other two, by XLA."""
     if role == "output":
         sides = (geometry.padding, geometry.padding)
         y: Array = jax.lax.conv_general_dilated(
@@ -205,17 +188,7 @@ def by_xla(one: Array, two: Array, *, role: str, geometry: Geometry) -> Array:
 
 
 def by_products(one: Array, two: Array, *, role: str, geometry: Geometry) -> Array:
-    """Returns an operation as products of matrices.
-
-    Args:
-      one: as of `by_xla`.
-      two: as of `by_xla`.
-      role: as of `by_xla`.
-      geometry: as of `by_xla`.
-
-    Returns:
-      As `by_xla`.
-    """
+    """Returns what `by_xla` does, as products of matrices."""
     steps = {"strides": geometry.strides, "padding": geometry.padding}
     filtering = _pays(one, two, role, geometry)
     if role == "output":

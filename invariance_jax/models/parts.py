@@ -17,15 +17,7 @@ longer, and of half as much an array of results half as long again."""
 
 
 def map_parts(function: Callable[[Array], Array], x: Array) -> Array:
-    """Returns `function(x)`, computed for some examples at a time.
-
-    Args:
-      function: `[b, ...] -> [b, ...]`, one row for each example, for any b.
-      x: `[B, ...]`.
-
-    Returns:
-      `[B, ...]`.
-    """
+    """Returns `function(x)`, a row for each example, from some examples at a time."""
     parts = _num_parts(x, MAPPED_BYTES)
     if parts == 1:
         return function(x)
@@ -34,16 +26,7 @@ def map_parts(function: Callable[[Array], Array], x: Array) -> Array:
 
 
 def sum_parts(function: Callable[[Array, Array], Array], x: Array, y: Array) -> Array:
-    """Returns `function(x, y)`, a sum over examples, from some examples at a time.
-
-    Args:
-      function: `[b, ...], [b, ...] -> [...]`, a sum over the rows, for any b.
-      x: `[B, ...]`.
-      y: `[B, ...]`.
-
-    Returns:
-      The sum.
-    """
+    """Returns `function(x, y)`, a sum over examples, from some of them at a time."""
     parts = _num_parts(x, SUMMED_BYTES)
     if parts == 1:
         return function(x, y)

@@ -17,17 +17,7 @@ from invariance_jax.types import Array
 
 
 def convolve(x: Array, kernel: Array, *, strides: int, padding: int) -> Array:
-    """Returns the convolution.
-
-    Args:
-      x: float `[B, H, W, C]`.
-      kernel: `[rows, columns, C, D]`, of the same dtype.
-      strides: pixels from one output to the next, along both axes.
-      padding: pixels of zeros on each of the four sides.
-
-    Returns:
-      `[B, H', W', D]`.
-    """
+    """Returns the convolution `[B, H', W', D]`."""
     matrix = kernel.reshape(-1, kernel.shape[-1])
 
     def convolve_part(x: Array) -> Array:
@@ -46,15 +36,7 @@ def image_gradient(
 ) -> Array:
     """Returns the gradient of `sum(cotangent * convolve(x, kernel))` in x.
 
-    Args:
-      kernel: float `[rows, columns, C, D]`.
-      cotangent: `[B, H', W', D]`, of the same dtype.
-      size: `(H, W)`.
-      strides: as of `convolve`.
-      padding: as of `convolve`.
-
-    Returns:
-      `[B, H, W, C]`.
+    The size is `(H, W)`.
     """
     matrix = kernel.reshape(-1, kernel.shape[-1])
 
@@ -75,15 +57,7 @@ def kernel_gradient(
 ) -> Array:
     """Returns the gradient of `sum(cotangent * convolve(x, kernel))` in the kernel.
 
-    Args:
-      x: float `[B, H, W, C]`.
-      cotangent: `[B, H', W', D]`, of the same dtype.
-      size: `(rows, columns)` of the kernel.
-      strides: as of `convolve`.
-      padding: as of `convolve`.
-
-    Returns:
-      `[rows, columns, C, D]`.
+    The size is `(rows, columns)`.
     """
 
     def differentiate_part(x: Array, cotangent: Array) -> Array:

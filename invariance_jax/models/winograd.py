@@ -25,15 +25,7 @@ Sums = Callable[[list[Array]], list[Array]]
 
 
 def convolve(x: Array, kernel: Array) -> Array:
-    """Returns the convolution (in the sense of networks: the cross-correlation).
-
-    Args:
-      x: float `[B, H, W, C]`.
-      kernel: `[3, 3, C, D]`, of the same dtype.
-
-    Returns:
-      `[B, H, W, D]`.
-    """
+    """Returns the convolution `[B, H, W, D]` of x with a kernel `[3, 3, C, D]`."""
     return _products(x, kernel, "src,scf->srf", kernel.shape[3])
 
 
@@ -42,13 +34,6 @@ def image_gradient(kernel: Array, cotangent: Array) -> Array:
 
     The convolution with the kernel turned, whose matrices are not transposed for it:
     at 4x4x512 that would take as long as all else.
-
-    Args:
-      kernel: float `[3, 3, C, D]`.
-      cotangent: `[B, H, W, D]`, of the same dtype.
-
-    Returns:
-      `[B, H, W, C]`.
     """
     turned = kernel[::-1, ::-1]
     return _products(cotangent, turned, "srf,scf->src", kernel.shape[2])
@@ -68,15 +53,7 @@ def _products(x: Array, kernel: Array, contraction: str, channels: int) -> Array
 
 
 def kernel_gradient(x: Array, cotangent: Array) -> Array:
-    """Returns the gradient of `sum(cotangent * convolve(x, kernel))` in the kernel.
-
-    Args:
-      x: float `[B, H, W, C]`.
-      cotangent: `[B, H, W, D]`, of the same dtype.
-
-    Returns:
-      `[3, 3, C, D]`.
-    """
+    """Returns the gradient of `sum(cotangent * convolve(x, kernel))` in the kernel."""
     shape = (x.shape[-1], cotangent.shape[-1])
 
     def differentiate_part(x: Array, cotangent: Array) -> Array:
