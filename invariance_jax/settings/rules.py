@@ -147,7 +147,9 @@ def _check_objective(settings: Settings, problems: _Problems) -> None:
     require(adamw or decays, "optimizer.weight_decay_end", expected)
     parts, whole = settings.microbatches, "1, as {} needs the whole batch"
     require(batch % parts == 0, "microbatches", f"a divisor of {batch}")
-    normalizes = settings.encoder.name in (*RESNETS, "mlp")
+    encoder = settings.encoder
+    bare = (encoder.depth, encoder.final) == (1, "linear")
+    normalizes = encoder.name in RESNETS or (encoder.name == "mlp" and not bare)
     expected = "the examples of a group, as microbatches is not 1"
     fits = parts == 1 or group > 0 or not normalizes
     require(fits, "batchnorm.group_size", expected)
