@@ -8,7 +8,7 @@
         --config.evaluation.variance_views=8 --config.evaluation.variance_examples=500 \
         --workdir=runs/method_weights --sweep=configs/sweeps/method_weights.py
 
-Sixteen variants of three seeds, each of 200 steps. Results: configs/README.md.
+Sixteen variants of three seeds, each of 200 steps; not yet run in full.
 """
 
 from configs.sweeps.methods import METHODS
