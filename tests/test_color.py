@@ -118,7 +118,7 @@ def test_reference_values(dtype, tolerance, reference, x64):
 
 
 def test_solarization_inverts_what_reaches_the_threshold():
-    images = jnp.asarray([0.0, 0.25, 0.5, 1.2]).repeat(6).reshape(2, 4, 1, 3)
+    images = jnp.asarray([1.2, 0.25, 0.5, 0.0]).repeat(6).reshape(2, 4, 1, 3)
     inverted = 1 - jnp.minimum(images[0], 1)  # a turned hue may lie above 1
     found = solarize(images, jnp.asarray([0.25, 1.5]))
     assert_array_equal(found[0], jnp.where(images[0] >= 0.25, inverted, images[0]))
