@@ -25,12 +25,14 @@ def cifar_records(images, *labels):
     return np.column_stack([*labels, planes]).astype(np.uint8).tobytes()
 
 
-def write_tar(path, members):
-    with tarfile.open(path, "w:gz") as archive:
+def write_tar(path, members, mode="w:gz"):
+    """Writes name -> bytes; returns the path."""
+    with tarfile.open(path, mode) as archive:
         for name, content in members.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
+    return path
 
 
 def cifar10_archive(path, train, test):

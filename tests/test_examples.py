@@ -1,4 +1,4 @@
-"""The examples of own parts train from `launch.py` and are used again."""
+"""The examples of own parts train from `launch.py` and are used again by all modes."""
 
 import json
 
@@ -7,7 +7,7 @@ import processes
 import pytest
 from tiny import image_config
 
-from invariance_jax import evaluate
+from invariance_jax import embed, evaluate, export
 
 SHORT = {
     "steps": "4",
@@ -64,6 +64,9 @@ def test_an_example_trains_and_is_used_again(example, changes, part, tmp_path):
     summary = json.loads((workdir / "results.json").read_text())["summary"]
     assert np.isfinite(summary["variance.normalized"]["mean"])
     assert (workdir / "report.html").exists()
+    evaluate.run(None, workdir)
+    assert all(file.exists() for file in embed.run(None, workdir))
+    assert export.run(workdir, tmp_path / "w.safetensors").exists()
     encode, _ = evaluate.load(workdir)
     size = 10 if part == "augmentation" else 8  # of a stored image, and of Spirograph's
     images = np.random.default_rng(0).uniform(size=(3, size, size, 3)).astype("f4")

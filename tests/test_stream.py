@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import processes
 import pytest
+from archives import write_tar
 from PIL import Image
 from processes import rows
 from tiny import image_config
@@ -226,21 +227,14 @@ def test_plain_squashed_image_is_the_central_square_of_the_image():
 
 
 def test_archives_within_archives_are_classes_and_a_list_chooses_them(tmp_path, capsys):
-    def add(archive, name, body):
-        entry = tarfile.TarInfo(name)
-        entry.size = len(body)
-        archive.addfile(entry, io.BytesIO(body))
+    def written(name, count):
+        files = {f"{number}.jpg": content((8, 8)) for number in range(count)}
+        return write_tar(tmp_path / name, files, "w")
 
-    with tarfile.open(tmp_path / "train.tar", "w") as archive:
-        for name in ("cat", "dog", "owl"):
-            inner = io.BytesIO()
-            with tarfile.open(fileobj=inner, mode="w") as part:
-                for number in range(5):
-                    add(part, f"{number}.jpg", content((8, 8)))
-            add(archive, f"{name}.tar", inner.getvalue())
-    with tarfile.open(tmp_path / "test.tar", "w") as archive:
-        for number in range(4):
-            add(archive, f"{number}.jpg", content((8, 8)))
+    names = [f"{name}.tar" for name in ("cat", "dog", "owl")]
+    inner = {name: written(name, 5).read_bytes() for name in names}
+    write_tar(tmp_path / "train.tar", inner, "w")
+    written("test.tar", 4)
     (tmp_path / "keep").write_text("owl\ncat\n")
     (tmp_path / "truth").write_text("owl\ndog\ncat\nowl\n")
     flags = [f"--{n}={tmp_path / f}" for n, f in (("classes", "keep"),)]
@@ -405,16 +399,6 @@ def test_results_that_take_much_memory_lie_in_a_file(monkeypatch):
     np.testing.assert_array_equal(found, 2 * x[None])
 
 
-def archive(path, files):
-    """Writes a tar file of name -> bytes."""
-    with tarfile.open(path, "w") as made:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            made.addfile(entry, io.BytesIO(content))
-    return path
-
-
 DAMAGES = {
     "header": lambda body: body[:2048] + b"!" + body[2049:],
     "between": lambda body: body[:2048],
@@ -426,10 +410,11 @@ DAMAGES = {
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_damaged_archive_is_named(damage, nested, tmp_path):
     files = {f"{name}/1.png": bytes(300) for name in "abcd"}
-    path = archive(tmp_path / "train.tar", files)
+    path = write_tar(tmp_path / "train.tar", files, "w")
     path.write_bytes(damage(path.read_bytes()))
     if nested:
-        path = archive(tmp_path / "outer.tar", {"cat.tar": path.read_bytes()})
+        inner = {"cat.tar": path.read_bytes()}
+        path = write_tar(tmp_path / "outer.tar", inner, "w")
     with pytest.raises(ValueError, match="tar: the archive.* cut or damaged at byte"):
         prepare_files("mine", tmp_path, train=[path])
 
@@ -439,7 +424,7 @@ INNER = {"noise": b"x" * 2048, "gzip": gzip.compress(b"x"), "empty": bytes(1024)
 
 @pytest.mark.parametrize("content", INNER.values(), ids=INNER)
 def test_an_archive_within_one_that_holds_none_is_named(content, tmp_path):
-    path = archive(tmp_path / "train.tar", {"cat.tar": content})
+    path = write_tar(tmp_path / "train.tar", {"cat.tar": content}, "w")
     with pytest.raises(ValueError, match="the archive of cat is cut or damaged"):
         prepare_files("mine", tmp_path, train=[path])
 

@@ -5,7 +5,6 @@ diagonal filled with minus infinity, and the cross-entropy of finding the other 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import numpy as np
 from invariance_jax.benchmarks import peers, timing
 from invariance_jax.benchmarks.timing import Options, Row
 from invariance_jax.losses import nt_xent
+from invariance_jax.training import cost
 from invariance_jax.types import Array
 
 TEMPERATURE, TOLERANCE = 0.5, 1e-4
@@ -58,7 +58,7 @@ def _make_ours(
 
     inputs = jax.device_put((z1, z2))
     compiled = jax.jit(gradient).lower(*inputs).compile()
-    taken: Any = compiled.memory_analysis()
+    _, taken, _ = cost.memory_of(compiled)
     how = "at once" if block_size is None else f"in blocks of {block_size}"
-    name = f"ours {how}, {taken.temp_size_in_bytes / 1e6:.0f} MB"
+    name = f"ours {how}, {taken / 1e6:.0f} MB"
     return lambda: compiled(*inputs), name
