@@ -5,7 +5,9 @@
 ResNet-18, 200 epochs, one GPU; the data set is downloaded on first use. Optimizer,
 learning rate, weight decay, temperature and views are those of the papers, for ImageNet
 (dcl, emp_ssl: for CIFAR-10); heads and momentum are the defaults of `training.methods`.
-Narrow heads for CPUs: `configs/sweeps/methods.py`.
+Not theirs: no blur, which they have for images of 224 pixels (emp_ssl has it for 32);
+no momentum of Nesterov's for emp_ssl. Narrow heads for CPUs:
+`configs/sweeps/methods.py`.
 
 Variants (accuracy of logistic regression, test split, M = 100):
   byol (default): Predicts a target network. M = 100: not yet run.
@@ -29,6 +31,7 @@ _LARS = {
     "optimizer.warmup_fraction": 0.05,
     "optimizer.exclude": ("bias", "norm"),
     "augmentation.recipe": "byol_imagenet",
+    "augmentation.blur_probability": 0.0,
 }
 _SGD = {
     "optimizer.name": "sgd",
@@ -44,7 +47,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "temperature": 1.0,
         "optimizer.learning_rate": 0.3,
         "optimizer.weight_decay": 1.5e-6,
-        "method.kwargs": {"layers": 2},  # of its ResNet
+        "augmentation.crop_area": (0.2, 1.0),
+        "method.kwargs": {"layers": 2, "final_norm": False},  # of its ResNet
     },
     "byol": {
         **_LARS,
@@ -54,11 +58,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "simsiam": {
         **_SGD,
         "optimizer.learning_rate": 0.05,
-        "augmentation.recipe": "simclr_cifar",
+        "augmentation.crop_area": (0.2, 1.0),
     },
     "barlow_twins": {
         **_LARS,
         "optimizer.learning_rate": 0.2,
+        "optimizer.excluded_rate": 0.0048 / 0.2,
         "optimizer.weight_decay": 1.5e-6,
     },
     "vicreg": {
@@ -73,6 +78,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "more_views": 18,  # 20 patches of a quarter of the image
         "augmentation.crop_area": (0.25, 0.25),
         "augmentation.crop_aspect": (1.0, 1.0),
+        "augmentation.jitter_ranges": (0.8, 0.8, 0.8, 0.4),
+        "augmentation.blur_probability": 0.1,
+        "augmentation.solarize_probability": 0.1,
+        "optimizer.name": "lars",
+        "optimizer.trust_coefficient": 5e-3,
+        "optimizer.clip_trust": True,
+        "optimizer.exclude": ("bias", "norm"),
         "optimizer.schedule": "warmup_cosine",
         "optimizer.warmup_fraction": 0.0,
         "optimizer.learning_rate": 0.3 * 256 / 100,

@@ -74,7 +74,7 @@ HEADS = {
     "simsiam": [(3, "norm", [2048, 2048, 2048]), (2, "bias", [512, 2048])],
     "barlow_twins": [(3, "none", [8192, 8192, 8192])],
     "vicreg": [(3, "none", [8192, 8192, 8192])],
-    "emp_ssl": [(3, "none", [4096, 4096, 1024])],
+    "emp_ssl": [(3, "bias", [4096, 4096, 1024])],
 }
 """Projector, predictor: layers, what ends them, and the widths of the papers."""
 
@@ -152,6 +152,15 @@ def test_the_heads_are_those_of_the_paper(name):
         found = [part[f"dense{n}"]["kernel"].shape[1] for n in range(1, layers + 1)]
         assert found == widths
     assert (method.momentum is not None) == (name in WITH_TARGET)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"final_norm": False}])
+def test_the_predictor_of_moco_v3_ends_in_normalization_for_a_vit(kwargs):
+    method = make_method(resolve(tiny_config(with_kwargs("moco_v3", **kwargs))), 8)
+    init = functools.partial(method.heads.init, train=False)
+    made = jax.eval_shape(init, jax.random.key(0), jnp.zeros((2, 8)))["batch_stats"]
+    assert {*made["projector"]} == {"bn1", "bn2", "bn3"}
+    assert {*made["predictor"]} == ({"bn1"} if kwargs else {"bn1", "bn2"})
 
 
 def test_the_settings_offer_every_method():
@@ -331,11 +340,15 @@ def test_the_target_is_evaluated_and_loaded_if_it_is_asked_for(trained):
         (named("vicreg") | {"evaluation.network": "target"}, "evaluation.network is"),
         ({"method.kwargs": {"hidden": 3}}, "hidden; expected nothing, as method.name"),
         (with_kwargs("byol", output=3), "has output; expected hidden, momentum, as"),
-        (with_kwargs("byol", momentum=1.5), "momentum = 1.5; expected a number from 0"),
+        (
+            with_kwargs("byol", momentum=1.5),
+            "momentum = 1.5; expected a number, from",
+        ),
         (with_kwargs("emp_ssl", distortion=0.0), "distortion = 0.0; expected a number"),
-        (with_kwargs("byol", hidden=0.5), "hidden = 0.5; expected an integer from 1"),
-        (with_kwargs("vicreg", layers=10**6), "expected an integer from 1 to 100"),
-        (with_kwargs("vicreg", variance_weight=-1), "expected a number of 0 or more"),
+        (with_kwargs("byol", hidden=0.5), "hidden = 0.5; expected an integer, from"),
+        (with_kwargs("moco_v3", final_norm=0), "final_norm = 0; expected True or"),
+        (with_kwargs("vicreg", layers=10**6), "expected an integer, from 1 to 100"),
+        (with_kwargs("vicreg", variance_weight=-1), "expected a number, 0 or more"),
         (named("byol") | {"similarity_block": 4}, "similarity_block is 4; expected 0"),
         ({"method.name": "mocov3"}, "method.name is 'mocov3'; expected one of"),
     ],

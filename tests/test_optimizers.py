@@ -50,14 +50,14 @@ def test_lars_follows_the_reference_trajectory(x64, reference, name):
     np.testing.assert_allclose(np.stack(found), expected, rtol=1e-9, atol=1e-12)
 
 
-def lars_oracle(p, gradients, rate):
+def lars_oracle(p, gradients, rate, most=math.inf):
     m = np.zeros_like(p)
     for g in gradients:
         size = math.sqrt(sum(v * v for v in p.ravel()))
         slope = math.sqrt(sum(v * v for v in g.ravel()))
         r = 1.0
         if size > 0 and slope > 0:
-            r = 1e-3 * size / (slope + 1e-2 * size + 1e-8)
+            r = min(1e-3 * size / (slope + 1e-2 * size + 1e-8), most)
         m = 0.9 * m + r * (g + 1e-2 * p)
         p = p - rate * m
     return p
@@ -73,6 +73,25 @@ def test_lars_takes_the_ratio_1_where_a_norm_is_0(x64, zero):
         gradients[0] = 0
     *_, found = trajectory(lars(0.1, **SETTINGS), jnp.asarray(p), gradients)
     np.testing.assert_allclose(found, lars_oracle(p, gradients, 0.1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1.0])
+def test_a_clipped_rate_is_at_most_the_learning_rate_and_takes_its_place(x64, rate):
+    generator = np.random.default_rng(0)
+    p, gradients = generator.normal(size=4), generator.normal(size=(3, 4))
+    optimizer = lars(lambda step: rate, clip=True, **SETTINGS)
+    *_, found = trajectory(optimizer, jnp.asarray(p), gradients)
+    expected = lars_oracle(p, gradients, 1.0, most=rate)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert np.allclose(expected, lars_oracle(p, gradients, 1.0)) == (rate == 1)
+
+
+def test_a_clipped_rate_is_1_where_the_learning_rate_is_0(x64):
+    p = jnp.ones(2)
+    optimizer = lars(lambda step: jnp.asarray([0.0, 1.0])[step], clip=True, **SETTINGS)
+    first, second = trajectory(optimizer, p, [p, 0 * p])
+    np.testing.assert_array_equal(first, p)
+    np.testing.assert_allclose(second, 1 - 0.9 * 1.01 - 0.01, rtol=1e-12)
 
 
 def test_paper_schedule_is_that_of_the_authors(reference):
@@ -163,6 +182,19 @@ def test_what_is_excluded_has_no_decay_and_no_rate_of_its_own(name, exclude, lef
             wanted = nowhere[leaf] if name == "adamw" else 1 - rate
             assert not np.allclose(value, everywhere[leaf], rtol=1e-5)
         np.testing.assert_allclose(value, wanted, rtol=1e-6)
+
+
+def test_excluded_parameters_have_a_learning_rate_of_their_own():
+    p = {"dense": {"kernel": jnp.full(3, 2.0), "bias": jnp.ones(3)}}
+    steps = {}
+    for rate in (1.0, 0.25):
+        changes = {"optimizer.exclude": ("bias",), "optimizer.excluded_rate": rate}
+        changes |= {"optimizer.name": "lars", "steps": 5}
+        optimizer = make_optimizer(resolve(tiny_config(changes)))
+        *_, last = trajectory(optimizer, p, [p, p])
+        steps[rate] = jax.tree.map(jnp.subtract, p, last)["dense"]
+    np.testing.assert_array_equal(steps[1.0]["kernel"], steps[0.25]["kernel"])
+    np.testing.assert_allclose(steps[0.25]["bias"], steps[1.0]["bias"] / 4, rtol=1e-4)
 
 
 def flat(tree):

@@ -308,6 +308,14 @@ HALVES = {"microbatches": 2, **GROUPS}
             "augmentation.more_size is 6; expected 8 or None, as an MLP takes",
         ),
         (
+            {"optimizer.name": "sgd", "optimizer.clip_trust": True},
+            "optimizer.clip_trust is True; expected False, as optimizer.name is 'sgd'",
+        ),
+        (
+            {"optimizer.excluded_rate": 0.5},
+            "optimizer.excluded_rate is 0.5; expected 1.0, as optimizer.exclude is",
+        ),
+        (
             {"optimizer.name": "lars", "optimizer.weight_decay_end": 0.1},
             "optimizer.weight_decay_end is 0.1; expected None, as optimizer.name is",
         ),

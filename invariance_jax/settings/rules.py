@@ -111,6 +111,7 @@ def resolve(config: Config) -> Settings:
     settings.penalty.batch_limit = settings.penalty.batch_limit or None
     problems = _Problems(settings)
     _check_objective(settings, problems)
+    _check_optimizer(settings, problems)
     _check_validation(settings, problems)
     _check_own(settings, problems)
     for row in settings.evaluation.shifts:
@@ -141,10 +142,6 @@ def _check_objective(settings: Settings, problems: _Problems) -> None:
     expected = f"0, or a divisor of {batch} that is more than 1"
     divides = group == 0 or (group > 1 and batch % group == 0)
     require(divides, "batchnorm.group_size", expected)
-    decays = settings.optimizer.weight_decay_end is None
-    expected = f"None, as optimizer.name is {settings.optimizer.name!r}"
-    adamw = settings.optimizer.name == "adamw"
-    require(adamw or decays, "optimizer.weight_decay_end", expected)
     parts, whole = settings.microbatches, "1, as {} needs the whole batch"
     require(batch % parts == 0, "microbatches", f"a divisor of {batch}")
     encoder = settings.encoder
@@ -163,6 +160,19 @@ def _check_objective(settings: Settings, problems: _Problems) -> None:
         whole = whole.format("penalty.normalization 'batch'")
         of_batch = penalty.normalization == "batch" and penalty.kind != "consistency"
         require(not of_batch, "microbatches", whole)
+
+
+def _check_optimizer(settings: Settings, problems: _Problems) -> None:
+    require, optimizer = problems.require, settings.optimizer
+    fits = optimizer.name == "adamw" or optimizer.weight_decay_end is None
+    expected = f"None, as optimizer.name is {optimizer.name!r}"
+    require(fits, "optimizer.weight_decay_end", expected)
+    fits = optimizer.name == "lars" or not optimizer.clip_trust
+    expected = f"False, as optimizer.name is {optimizer.name!r}"
+    require(fits, "optimizer.clip_trust", expected)
+    fits = optimizer.excluded_rate == 1 or optimizer.exclude != ()
+    expected = "1.0, as optimizer.exclude is empty"
+    require(fits, "optimizer.excluded_rate", expected)
 
 
 def _check_validation(settings: Settings, problems: _Problems) -> None:

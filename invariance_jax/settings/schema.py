@@ -219,9 +219,14 @@ class Optimizer:
     """Momentum of LARS and SGD."""
     trust_coefficient: float = key(1e-3, above=0)
     """Trust coefficient of LARS."""
+    clip_trust: bool = False
+    """Whether the layer-wise rate of LARS stands in place of the learning rate, which
+    limits it (LARC)."""
     exclude: tuple[str, ...] = key((), choices=("bias", "norm"), empty=True)
     """Parameters without weight decay and without the layer-wise rate of LARS: "bias",
     "norm" (scale and bias of normalization)."""
+    excluded_rate: float = key(1.0, least=0)
+    """Learning rate of these parameters over that of the others."""
     clip_norm: float | None = key(None, above=0)
     """Largest norm of the gradient of all parameters; None: no limit."""
 

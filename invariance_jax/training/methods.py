@@ -21,7 +21,7 @@ from invariance_jax import losses
 from invariance_jax.models import PredictedProjection, ProjectionHead
 from invariance_jax.settings import Settings, plugins
 from invariance_jax.settings.schema import Key
-from invariance_jax.settings.values import Bad, convert
+from invariance_jax.settings.values import Bad, convert, expectation
 from invariance_jax.types import Array, PyTree
 
 
@@ -150,6 +150,7 @@ def moco_v3(
     hidden: int = 4096,
     layers: int = 3,
     output: int = 256,
+    final_norm: bool = True,
     momentum: float = 0.99,
     block_size: int | None = None,
     tangent: str = "coupled",
@@ -158,10 +159,12 @@ def moco_v3(
     """MoCo v3, Chen, Xie, He (2021), algorithm 1.
 
     `2 T` times InfoNCE of p among the target's z of all other views, of both views. The
-    heads are those of its ViT; of its ResNet, the projector has 2 layers.
+    heads are those of its ViT; of its ResNet, the projector has 2 layers and the
+    predictor, in its code, no final normalization.
     """
     head = functools.partial(ProjectionHead, tangent=tangent, axis_name=axis_name)
-    heads = PredictedProjection(head(hidden, output, layers), head(hidden, output))
+    predictor = head(hidden, output, final_norm=final_norm)
+    heads = PredictedProjection(head(hidden, output, layers), predictor)
 
     nce = functools.partial(
         losses.info_nce, temperature=temperature, block_size=block_size
@@ -275,6 +278,7 @@ def emp_ssl(
 
     Those are the views of both sides and `more_views`. The heads are those of its code;
     the features that it probes are the mean over patches of their first layer, here h.
+    Deviation: each view has batch statistics of its own, and not all patches together.
     """
     head = functools.partial(ProjectionHead, tangent=tangent, axis_name=axis_name)
     settings = {"invariance_weight": invariance_weight, "distortion": distortion}
@@ -285,7 +289,7 @@ def emp_ssl(
     def loss(own: PyTree, other: PyTree, *_: PyTree, axis_name: str | None) -> Array:
         return joint((own, other), axis_name=axis_name)
 
-    heads = head(hidden, output, layers, final_norm=False)
+    heads = head(hidden, output, layers, final_norm=False, final_bias=True)
     return Method(heads, loss, joint=joint)
 
 
@@ -347,20 +351,20 @@ def _check(name: str, offered: dict[str, int | float], key: str, value: object) 
         names = ", ".join(offered) or "nothing"
         expected = f"{names}, as method.name is {name!r}"
         raise ValueError(f"method.kwargs has {key}; expected {expected}.")
-    kind, expected = type(offered[key]), "a number of 0 or more"
-    least, most = (1 if kind is int else 0), (1 if key == "momentum" else None)
+    kind, above, most = type(offered[key]), None, None
+    least: int | None = 0
     if kind is int:
-        most = 100 if key == "layers" else 65_536  # layers and features
-        expected = f"an integer from 1 to {most}"
-    elif most is not None:
-        expected = "a number from 0 to 1"
-    above = 0 if key == "distortion" else None  # a divisor
-    expected = "a number above 0" if above == 0 else expected
+        least, most = 1, 100 if key == "layers" else 65_536  # layers and features
+    elif key == "momentum":
+        most = 1
+    elif key == "distortion":  # a divisor
+        least, above = None, 0
     limited = Key(
-        "method.kwargs", kind, None, Method, above=above, least=least, most=most
+        "method.kwargs", kind, None, Method, least=least, most=most, above=above
     )
     try:
         convert(limited, value)
     except Bad:
+        expected = expectation(limited)
         text = f"method.kwargs has {key} = {value!r}; expected {expected}."
         raise ValueError(text) from None

@@ -4,10 +4,12 @@ LARS: You, Gitman, Ginsburg (2017), on every parameter that is not excluded, in 
 variant of the authors' code: `r = c |p| / (|g| + w |p| + 1e-8)` with trust coefficient
 c and weight decay w, 1 where |p| or |g| is 0; `m <- mu m + r (g + w p)`; `p <- p -
 learning_rate m`. It differs from `optax.lars` in the norm of the denominator and in the
-order of momentum and learning rate.
+order of momentum and learning rate. Clipped (LARC), r takes the place of the learning
+rate, which is its limit: `r <- min(r / learning_rate, 1)`.
 """
 
 import math
+import operator
 from collections.abc import Callable
 
 import jax
@@ -32,6 +34,7 @@ def lars(
     weight_decay: float,
     momentum: float,
     trust_coefficient: float,
+    clip: bool = False,
     mask: Mask | None = None,
 ) -> optax.GradientTransformation:
     """Returns LARS with weight decay w, momentum mu and trust coefficient c.
@@ -39,12 +42,22 @@ def lars(
     A parameter that the mask leaves out has r = 1 and w = 0.
     """
 
+    def init(params: PyTree) -> PyTree:
+        start = optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
+        return start if clip else optax.EmptyState()
+
     def update(updates: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         if not jax.tree.leaves(updates):  # all are masked
             return updates, state
         sizes, slopes = _norms(params), _norms(updates)
         ratios = trust_coefficient * sizes
         ratios = ratios / (slopes + weight_decay * sizes + _LARS_EPSILON)
+        if clip:
+            scheduled = callable(learning_rate)
+            rate = learning_rate(state.count) if scheduled else learning_rate
+            limited = ratios / jnp.where(rate > 0, rate, 1)
+            ratios = jnp.where(ratios < rate, limited, 1)
+            state = optax.ScaleByScheduleState(state.count + 1)
         ratios = jnp.where((sizes > 0) & (slopes > 0), ratios, 1)
         each = jax.tree.unflatten(jax.tree.structure(params), jnp.unstack(ratios))
 
@@ -53,7 +66,7 @@ def lars(
 
         return jax.tree.map(scale, updates, params, each), state
 
-    adapt = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    adapt = optax.GradientTransformation(init, update)
     return optax.chain(
         adapt if mask is None else optax.masked(adapt, mask),
         optax.trace(decay=momentum),
@@ -124,10 +137,18 @@ def make_optimizer(
 
         both = {"scheduled": scheduled, "constant": constant}
         scheduled = optax.multi_transform(both, labels)
-    limit = settings.optimizer.clip_norm
-    if limit is None:
+    chosen = settings.optimizer
+    if chosen.excluded_rate != 1:
+        kept = _not_named(chosen.exclude)
+
+        def excluded(params: PyTree) -> PyTree:
+            return jax.tree.map(operator.not_, kept(params))
+
+        slower = optax.masked(optax.scale(chosen.excluded_rate), excluded)
+        scheduled = optax.chain(scheduled, slower)
+    if chosen.clip_norm is None:
         return scheduled
-    return optax.chain(optax.clip_by_global_norm(limit), scheduled)
+    return optax.chain(optax.clip_by_global_norm(chosen.clip_norm), scheduled)
 
 
 def _with_rate(
@@ -141,6 +162,7 @@ def _with_rate(
             weight_decay=chosen.weight_decay,
             momentum=chosen.momentum,
             trust_coefficient=chosen.trust_coefficient,
+            clip=chosen.clip_trust,
             mask=mask,
         )
     if chosen.name == "sgd":
