@@ -227,10 +227,10 @@ COMMON = {
     "batchnorm.group_size": 4,
     "data.train_examples": 16,
 }
-# SimCLR is that of test_parallel.py, and DCL its twin.
+# SimCLR is that of test_parallel.py.
 CASES = {
     name: COMMON | named(name)
-    for name in ("moco_v3", "simsiam", "barlow_twins", "vicreg")
+    for name in ("dcl", "moco_v3", "simsiam", "barlow_twins", "vicreg")
 }
 CASES |= {
     "emp_ssl of patches": COMMON | named("emp_ssl") | {"more_views": 3},
@@ -316,6 +316,16 @@ def test_a_run_with_a_target_continues_bit_by_bit(trained, tmp_path):
     shutil.rmtree(workdir / "checkpoints" / "20")
     train.run(tiny_config(BYOL | {"evaluation.network": "target"}), workdir)
     assert_same_run(workdir, trained, step=20)
+
+
+def test_a_run_with_a_memory_continues_bit_by_bit(tmp_path):
+    own = {"method.name": OWN, "evaluation.experiments": ("invariance",)}
+    config = tiny_config(own | {"logging.probe_every_steps": 0})
+    train.run(config, tmp_path / "whole")
+    workdir = Path(shutil.copytree(tmp_path / "whole", tmp_path / "run"))
+    shutil.rmtree(workdir / "checkpoints" / "20")
+    train.run(config, workdir)
+    assert_same_run(workdir, tmp_path / "whole", step=20)
 
 
 def test_the_target_is_evaluated_and_loaded_if_it_is_asked_for(trained):
