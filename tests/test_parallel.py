@@ -242,6 +242,32 @@ def test_steps_per_call_do_not_change_the_numbers(float32, calls):
     jax.tree.map(np.testing.assert_array_equal, run(float32, calls), run(float32, [6]))
 
 
+def test_one_batch_is_on_its_way_while_a_step_runs_and_no_more():
+    events = []
+
+    class Metric:
+        def __init__(self, step):
+            self.step = step
+
+        def block_until_ready(self):
+            events.append(f"{self.step} is done")
+
+    class Batches:
+        most_steps = 1
+
+        def load(self, step, count, devices, before=()):
+            events.append(f"{step} is loaded")
+
+    def program(state, key, loaded, count):
+        return state + 1, {"loss": Metric(state)}
+
+    steps = parallel.make_train(program, Batches(), jax.local_devices()[:1])
+    for step in range(4):
+        steps(step, None, step, 1)
+    loaded = [f"{step} is loaded" for step in range(4)]
+    assert events == [*loaded[:3], "0 is done", loaded[3], "1 is done"]
+
+
 def test_metrics_are_sums_over_the_steps_of_a_call(float32):
     case, advance, devices = float32
     state = parallel.replicate(case.start(), devices)

@@ -4,6 +4,7 @@ import errno
 import gzip
 import io
 import os
+import resource
 import tarfile
 import threading
 from pathlib import Path
@@ -175,6 +176,37 @@ def test_corrupt_files_are_named_counted_and_replaced_within_their_class(
         opened(tmp_path, max_corrupt=1).load(np.arange(12))
 
 
+def test_an_error_of_the_file_system_is_no_corrupt_image(folder, tmp_path, monkeypatch):
+    def broken(path, mode):
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    prepare_files("mine", tmp_path, train=[folder], test=[folder], index=True)
+    found = opened(tmp_path, max_corrupt=12)
+    monkeypatch.setattr(streams, "open", broken, raising=False)
+    with pytest.raises(OSError, match=r"error: '.*00.jpg'"):
+        found.load(np.arange(1))
+    assert found.num_corrupt == 0
+
+
+def test_an_image_that_takes_too_much_memory_is_named(data_dir, monkeypatch):
+    def huge(content, **settings):
+        raise MemoryError
+
+    monkeypatch.setattr(decoding, "decode", huge)
+    with pytest.raises(MemoryError, match=r"mine|00.jpg .*takes too much memory"):
+        opened(data_dir, max_corrupt=12).load(np.arange(1))
+
+
+def test_as_many_files_as_allowed_may_stay_open():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before[0] // 2, before[1]))
+        records.ShardRecords([], None)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1],) * 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_index_older_than_a_file_and_a_shard_that_vanished_stop(
     data_dir, folder, monkeypatch
 ):
@@ -247,6 +279,33 @@ def test_archives_within_archives_are_classes_and_a_list_chooses_them(tmp_path, 
         "mine", "train", data_dir=tmp_path, validation_examples=0
     )
     assert images.shape == (10, 8, 8, 3) and labels.tolist() == [0] * 5 + [1] * 5
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (("a/images/1.jpg", "b/images/2.jpg", "b/3.jpg"), ["a", "b", "b"]),
+        (("train/a/images/1.jpg", "./train/b/2.jpg"), ["a", "b"]),
+        (("train/a/1.jpg", "train/a/2.jpg"), []),
+        (("a/1.jpg", "a/2.jpg"), []),
+    ],
+)
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_the_first_folder_that_differs_is_the_class(form, paths, expected, tmp_path):
+    files = {path: content((8, 8)) for path in paths}
+    if form == "tar":
+        path = write_tar(tmp_path / "all.tar", files, "w")
+    elif "train/" in paths[0]:
+        pytest.skip("a folder is given with the classes in it")
+    else:
+        path = tmp_path / "all"
+        for name, body in files.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(body)
+    prepare_files("mine", tmp_path, train=[path], test=[path], index=True)
+    names = data.describe("mine", data_dir=tmp_path).class_names or ()
+    labels = opened(tmp_path).labels
+    assert [names[n] for n in (() if labels is None else labels)] == expected
 
 
 def test_preparing_continues_and_refuses_other_files(folder, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Folders of image files as arrays: which files, and how each is read."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """Yields the visible files of a folder and of those within it, in order."""
+    for path in _visible(folder):
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
 def _class_names(folder: Path) -> list[str]:
     return [path.name for path in _visible(folder) if path.is_dir()]
 
@@ -54,7 +64,7 @@ def _class_names(folder: Path) -> list[str]:
 def _list(folder: Path, names: list[str]) -> tuple[list[Path], np.ndarray]:
     """Returns the files of a folder and the numbers of their classes."""
     folders = [folder / name for name in names] or [folder]
-    classes = [_visible(each) for each in folders]
+    classes = [[*_files(each)] for each in folders]
     if [] in classes:
         raise ValueError(f"{folders[classes.index([])]} has no images.")
     files = [file for files in classes for file in files]

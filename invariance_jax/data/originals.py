@@ -41,6 +41,12 @@ class _Listed(NamedTuple):
     names: list[str]
     classes: list[str | None]
 
+    def add(self, place: tuple[int, int, int], name: str, of: str | None) -> None:
+        """Takes an image, its name and its class."""
+        self.places.append(place)
+        self.names.append(name)
+        self.classes.append(of)
+
     def records(self, class_names: list[str]) -> FileRecords:
         """Returns them to be read."""
         labels = None
@@ -68,8 +74,9 @@ def prepare_files(
 ) -> Path:
     """Makes a set of image files of any size, their bytes unchanged.
 
-    A class is the folder that an image lies in, or the archive within an archive. What
-    a start that was stopped has copied is not copied again.
+    A class is the first folder that an image lies in, in an archive the first that not
+    all of its images share, or the archive within an archive. What a start that was
+    stopped has copied is not copied again.
 
     Args:
       name: see `prepare_arrays`.
@@ -152,7 +159,8 @@ def _list_folder(folder: Path, listed: _Listed) -> None:
             if not file.startswith("."):
                 place = len(listed.files), 0, path.stat().st_size
                 listed.files.append(os.fspath(path))
-                _add(listed, place, inside / file, None)
+                name = next(iter(inside.parts), None)
+                listed.add(place, os.fspath(inside / file), name)
 
 
 def _list_tar(path: Path, listed: _Listed) -> None:
@@ -168,7 +176,7 @@ def _list_tar(path: Path, listed: _Listed) -> None:
 
 def _list_members(file: BinaryIO, end: int, name: str | None, listed: _Listed) -> None:
     """Lists the archive from where the file stands to an end, and those within it."""
-    before = len(listed.places)
+    before, own = len(listed.places), dict[int, Path]()
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             path = Path(member.name)
@@ -185,8 +193,9 @@ def _list_members(file: BinaryIO, end: int, name: str | None, listed: _Listed) -
                 _list_members(file, inner, path.stem, listed)
                 file.seek(back)
             else:
+                own[len(listed.places)] = path
                 place = len(listed.files) - 1, member.offset_data, member.size
-                _add(listed, place, path, name)
+                listed.add(place, os.path.join(name or "", path), name)
         # To tarfile a damaged header is the end, which blocks of zeros mark.
         file.seek(archive.offset)
         mark = file.read(min(tarfile.BLOCKSIZE, end - archive.offset))
@@ -195,14 +204,11 @@ def _list_members(file: BinaryIO, end: int, name: str | None, listed: _Listed) -
             f"{listed.files[-1]}: the archive{f' of {name}' if name else ''} is cut or "
             f"damaged at byte {archive.offset}; get it again."
         )
-
-
-def _add(
-    listed: _Listed, place: tuple[int, int, int], path: Path, name: str | None
-) -> None:
-    listed.places.append(place)
-    listed.names.append(os.path.join(name or "", path))
-    listed.classes.append(name or path.parent.name or None)
+    folders = {number: path.parent.parts for number, path in own.items()}
+    shared = len(os.path.commonprefix([*folders.values()]))
+    for number, parts in folders.items() if name is None else ():
+        # Of a single folder its own name.
+        listed.classes[number] = next(iter(parts[min(shared, len(parts) - 1) :]), None)
 
 
 def _named(listed: _Listed, classes: Sequence[str]) -> _Listed:

@@ -8,6 +8,7 @@ import contextlib
 import io
 import itertools
 import math
+import resource
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -257,6 +258,9 @@ class ShardRecords:
     def __init__(self, shards: Sequence[Shard], labels: np.ndarray | None):
         """Takes the files, which are opened when they are first needed."""
         self._shards, self.labels = shards, labels
+        # All stay open, and a thousand are often the limit.
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
         self._ends = np.cumsum([shard.size for shard in shards])
         self._lock, self._open = threading.Lock(), dict[int, ArrayRecordDataSource]()
 

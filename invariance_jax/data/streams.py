@@ -96,7 +96,10 @@ class FileRecords:
         return self.files[number] + (f": byte {start}" if start else "")
 
     def read(self, index: int, most: int | None = None) -> bytes:
-        """Returns the (first) bytes of a file, which must be as old as the index."""
+        """Returns the (first) bytes of a file, which must be as old as the index.
+
+        An OSError of the file system may be gone at the next start: it is no `Corrupt`.
+        """
         number, start, size = map(int, self.places[index])
         path = self.files[number]
         try:
@@ -104,7 +107,7 @@ class FileRecords:
                 changed = os.fstat(file.fileno()).st_mtime_ns != self.times[number]
                 file.seek(start)
                 content = file.read(min(size, most or size))
-        except OSError as error:
+        except (FileNotFoundError, PermissionError) as error:
             raise Corrupt(f"{path} cannot be read ({error.strerror})") from error
         if changed:
             raise ValueError(
@@ -270,6 +273,9 @@ class Store:
                 return self._pixels(self.records.read(index))
             except Corrupt as error:
                 self._replace(index, error)
+            except MemoryError as error:
+                where = self.records.where(index)
+                raise MemoryError(f"{where} takes too much memory") from error
         raise ValueError(f"no image of {len(rows)} can be decoded.")
 
     def _pixels(self, content: bytes) -> tuple[np.ndarray, tuple[int, int]]:

@@ -269,8 +269,9 @@ class Data:
     """Side S of a square that each image is squashed to when it is decoded; crops keep
     to the aspect that it had. None: the images of the set have one size."""
     max_corrupt: int = key(0, least=0, free=True)
-    """Images of a split that may be unreadable: each is named, and the next one of its
-    class stands in its place. More of them stop the run."""
+    """Images of a split that may be unreadable, counted in each process from its start:
+    each is named, and the next one of its class stands in its place. More of them stop
+    the run."""
     threads: int | None = key(None, least=1, most=4096, free=True)
     """Threads that decode images in each process; None: one for each core."""
     prefetch: int = key(4, least=1, most=1000, free=True)

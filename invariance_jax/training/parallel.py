@@ -78,17 +78,20 @@ def make_train(
         devices=list(devices),
     )
 
+    before: Metrics = {}
     last: Metrics = {}
 
     def train_steps(state: TrainState, key: Key, first: int, num_steps: int) -> PyTree:
-        nonlocal last
+        nonlocal before, last
         # No steps are one call too, whose sums are 0.
         sums, most = None, batches.most_steps or max(num_steps, 1)
         for begin in range(first, first + max(num_steps, 1), most):
             count = min(most, first + num_steps - begin)
             loaded = batches.load(begin, count, devices, last)
             if batches.most_steps is not None:
-                jax.block_until_ready(last)  # batches must not pile up on the devices
+                # One batch is copied to the devices while a step runs, and no more.
+                jax.block_until_ready(before)
+            before = last
             state, last = program(state, key, loaded, np.int32(count))
             sums = last if sums is None else add(sums, last)
             if blocks:
