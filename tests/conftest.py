@@ -42,7 +42,7 @@ NUMERICAL = (
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds what else is run: slow tests, kills of a run, a local SLURM."""
     parser.addoption("--all", action="store_true", help="run the slow tests too")
-    parser.addoption("--kills", type=int, default=5, help="kills in test_crash.py")
+    parser.addoption("--kills", type=int, default=3, help="kills in test_crash.py")
     parser.addoption("--slurm", action="store_true", help="run jobs on a local SLURM")
     parser.addoption("--optimized", action="store_true", help="compile as a run does")
     parser.addoption(

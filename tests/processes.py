@@ -136,8 +136,11 @@ def wait_for_rows(workdir, count=1, *, while_running=None, seconds=200):
         time.sleep(0.005)
 
 
-def rows(workdir, *, without=("seconds", "examples_per_second")):
-    """Returns the rows of a log, less what depends on the time."""
+TIMED = ("seconds", "examples_per_second", "waited", "corrupt")
+
+
+def rows(workdir, *, without=TIMED):
+    """Returns the rows of a log, less what depends on the time or the source."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
     return [{k: v for k, v in row.items() if k not in without} for row in found]

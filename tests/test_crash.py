@@ -1,6 +1,8 @@
-"""A run that is killed at random moments ends with the bits of one that is not.
+"""What is killed at random moments ends with the bits of what is not.
 
-`python -m pytest tests/test_crash.py --kills=30` kills more often.
+A run on Spirograph; one that streams its images, with any number of threads, against
+one that has them in memory; a preparation. `python -m pytest --all tests/test_crash.py
+--kills=30` kills more often.
 """
 
 import json
@@ -8,9 +10,14 @@ import random
 import signal
 import time
 
+import numpy as np
 import processes
 import pytest
+from PIL import Image
 from processes import CONFIG, SMALL
+from tiny import image_config
+
+from invariance_jax import data
 
 SEED = 0
 SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
@@ -30,29 +37,53 @@ FREQUENT = [
 ]
 
 
-def start(workdir):
-    arguments = ["launch.py", CONFIG, f"--workdir={workdir}", *SMALL, *FREQUENT]
+IMAGES = [
+    f"--config.{change}"
+    for change in (
+        "data.name=bars",
+        "data.train_examples=None",
+        "data.validation_examples=30",
+        "data.test_examples=None",
+        "data.store_size=12",
+        "evaluation.experiments=invariance",
+        "logging.probe_train_examples=60",
+    )
+]
+# The sums of two sources differ in the last bit otherwise.
+AS_A_RUN = {"JAX_DISABLE_MOST_OPTIMIZATIONS": None, "XLA_FLAGS": None}
+
+
+def start(workdir, config, *changes):
+    arguments = ["launch.py", config, f"--workdir={workdir}", *SMALL, *FREQUENT]
     # With a cache folder of its own, that kills may hit too.
     own = {"XDG_CACHE_HOME": str(workdir.parent / "cache")}
-    return processes.start(arguments, JAX_COMPILATION_CACHE_DIR=None, **own)
+    own |= AS_A_RUN if changes else {}
+    return processes.start(
+        [*arguments, *changes], JAX_COMPILATION_CACHE_DIR=None, **own
+    )
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The work directory of a run that was left alone."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    statuses, outputs = processes.finish(start(workdir))
+@pytest.mark.parametrize("source", ["spirograph", "stream"])
+def test_kills_at_random_moments_change_nothing(source, tmp_path, request):
+    config, changes, streamed = CONFIG, [], lambda: []
+    if source == "stream":
+        image_config(tmp_path)  # writes the set
+        config = "--config=configs/fashion_mnist.py:smoke"
+        changes = [*IMAGES, f"--config.data.data_dir={tmp_path}"]
+
+        def streamed():
+            threads = generator.choice([1, 8])
+            return ["--config.data.source=stream", f"--config.data.threads={threads}"]
+
+    whole = tmp_path / "whole" / "run"
+    statuses, outputs = processes.finish(start(whole, config, *changes))
     assert statuses == [0], outputs[0]
-    return workdir
-
-
-def test_kills_at_random_moments_change_nothing(whole, tmp_path, request):
     total = len(processes.rows(whole))
     workdir, generator = tmp_path / "run", random.Random(SEED)
     kills, seen = request.config.getoption("--kills"), []
     for kill in range(kills):
-        number = generator.choice(SIGNALS)
-        (process,) = start(workdir)
+        number = SIGNALS[kill % len(SIGNALS)]
+        (process,) = start(workdir, config, *changes, *streamed())
         if generator.random() < 0.2:  # while it starts
             moment = generator.uniform(0, 5)
         else:  # so far into training, the last time amid the evaluation
@@ -69,7 +100,8 @@ def test_kills_at_random_moments_change_nothing(whole, tmp_path, request):
         assert status in expected, (seen, output)
     assert -signal.SIGKILL in {status for _, _, status in seen}, seen
     assert {75, 130} & {status for _, _, status in seen}, seen
-    statuses, outputs = processes.finish(start(workdir))
+    last = start(workdir, config, *changes, *streamed())
+    statuses, outputs = processes.finish(last)
     assert statuses == [0], (seen, outputs[0])
     processes.assert_same_run(workdir, whole, step=120)
     summaries = [
@@ -82,3 +114,39 @@ def test_kills_at_random_moments_change_nothing(whole, tmp_path, request):
     assert all(name.isdecimal() for name in names) and len(names) == 3
     assert {"60", "120"} <= names
     print(*seen, sep="\n")
+
+
+def prepared(data_dir):
+    """Returns the labels and the bytes of all images of a set."""
+    pictures = data.open_pictures(
+        "mine", "train", data_dir=data_dir, validation_examples=0, size=8
+    )
+    records = pictures.store.records
+    return pictures.labels.tolist(), [records.read(n) for n in range(len(records))]
+
+
+def test_a_preparation_that_is_killed_goes_on(tmp_path, request):
+    noise = np.random.default_rng(SEED).integers(0, 256, (2, 1500, 16, 16, 3), np.uint8)
+    for name, images in zip("ab", noise, strict=True):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / "train" / name / f"{number}.png")
+
+    def begin(data_dir):
+        flags = [f"--train={tmp_path / 'train'}", f"--data_dir={tmp_path / data_dir}"]
+        return processes.start(["-m", "invariance_jax.data", "mine", *flags])
+
+    before = time.monotonic()
+    statuses, outputs = processes.finish(begin("whole"))
+    assert statuses == [0], outputs
+    seconds, generator = time.monotonic() - before, random.Random(SEED)
+    for _ in range(request.config.getoption("--kills")):
+        (process,) = begin("killed")
+        time.sleep(generator.uniform(0.5, 1) * seconds)
+        process.send_signal(generator.choice(SIGNALS))
+        processes.finish([process])
+    if not (tmp_path / "killed" / "mine" / "1.0.0").exists():
+        statuses, outputs = processes.finish(begin("killed"))
+        assert statuses == [0], outputs
+    assert prepared(tmp_path / "killed") == prepared(tmp_path / "whole")
+    assert [path.name for path in (tmp_path / "killed" / "mine").iterdir()] == ["1.0.0"]
