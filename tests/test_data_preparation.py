@@ -392,8 +392,8 @@ def test_varying_sizes_name_two_files(tmp_path, folders):
     ("changes", "message"),
     [
         ({"train": "/nonexistent"}, "/nonexistent is not a folder"),
-        ({"image_size": 0}, "image_size must be an integer of at least 1; found 0"),
-        ({"image_size": 4.0}, "image_size must be an integer of at least 1; found 4.0"),
+        ({"image_size": 0}, "image_size must be an integer of 1 or more; found 0"),
+        ({"image_size": 4.0}, "image_size must be an integer of 1 or more; found 4.0"),
         ({"image_size": 10**7}, "13 images of 10000000 x 10000000 pixels take 3.9e"),
         ({"empty": "test/d"}, "same class folders; only one .* has 'd'"),
         ({"empty": "train/d test/d"}, "d has no images"),

@@ -58,10 +58,10 @@ def test_splits_share_no_example() -> None:
     "changes, message",
     [
         ({"split": "dev"}, "split must be one of .* found 'dev'"),
-        ({"num_examples": 0}, "num_examples must be an integer of at least 1; found 0"),
-        ({"num_examples": 2.0}, "num_examples must be an integer of at least 1"),
+        ({"num_examples": 0}, "num_examples must be an integer of 1 or more; found 0"),
+        ({"num_examples": 2.0}, "num_examples must be an integer of 1 or more"),
         ({"num_examples": 10**13}, "10000000000000 Spirograph targets take 3.2e"),
-        ({"seed": -1}, "seed must be an integer of at least 0; found -1"),
+        ({"seed": -1}, "seed must be an integer of 0 or more; found -1"),
         ({"targets": ("m", "a")}, "targets must be some of m, b, .* found 'a'"),
     ],
     ids=str,

@@ -19,7 +19,6 @@ from invariance_jax.transforms.geometry import (
     affine,
     central_square,
     crop_and_resize,
-    flip_horizontal,
 )
 
 PILLOW = {"lanczos3": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}
@@ -261,9 +260,6 @@ SIZE, METHOD = "size must be an integer from 1 to 65536; found", "method must be
         (SQUARE, (IMAGES[0],), RANK),
         (partial(SQUARE, size=0), (IMAGES,), SIZE + " 0"),
         (partial(SQUARE, method="cubic"), (IMAGES,), METHOD + ".*lanczos3"),
-        (flip_horizontal, (IMAGES, jnp.ones(2)), r"flip must be bool \[2\].*float32"),
-        (flip_horizontal, (IMAGES, jnp.ones(3, bool)), r"\[2\].*found bool \[3\]"),
-        (flip_horizontal, (IMAGES[0], jnp.ones(4, bool)), RANK),
         (affine, (IMAGES[0], jnp.ones((2, 5))), RANK),
         (affine, (IMAGES.astype(int), jnp.ones((2, 5))), FLOATING),
         (affine, (IMAGES, BOX), r"alpha must be \[2, 5\].*rotation, scaling"),
@@ -272,17 +268,6 @@ SIZE, METHOD = "size must be an integer from 1 to 65536; found", "method must be
 def test_bad_input_is_refused(function, arguments, message):
     with pytest.raises(ValueError, match=message):
         function(*arguments)
-
-
-def test_flip_exchanges_left_and_right_of_those_chosen():
-    images = jnp.asarray(make_images(3, 4, 5), jnp.float32)
-    flip = jnp.array([True, False, True])
-    found = flip_horizontal(images, flip)
-    assert_array_equal(found[1], images[1])
-    assert_array_equal(found[::2], images[::2, :, ::-1])
-    assert_array_equal(flip_horizontal(found, flip), images)
-    along = jax.jvp(lambda i: flip_horizontal(i, flip), (images,), (images,))[1]
-    assert_array_equal(along, found)
 
 
 def affine_alpha(dtype=np.float32, **values):

@@ -324,7 +324,7 @@ def by_hand(x, held, size):
 
     images = x.astype(jnp.float32) / 255
     images = geometry.crop_and_resize(images, held["crop"], size=size)
-    images = geometry.flip_horizontal(images, held["acts"]["flip"])
+    images = gated("flip", images[:, :, ::-1], images)
     images = geometry.affine(images, held["affine"])
     images = color.colorize(images, held["colorize"])
     images = gated("color", color.jitter(images, held["color"]), images)

@@ -36,7 +36,6 @@ OPERATIONS = {
     "gray": color.to_grayscale,
     "solarize": lambda x: color.solarize(x, each(0.5)[:, 0]),
     "blur": lambda x: gaussian_blur(x, each(1.3)[:, 0]),
-    "flip": lambda x: geometry.flip_horizontal(x, jnp.ones(2, bool)),
     "erase": lambda x: geometry.erase(x, each(5, 7, 12, 9), value=(0.2, 0.4, 0.6)),
     "rotation": lambda x: geometry.affine(x, each(np.deg2rad(20), 1, 0, 0, 0)),
     "scaling": lambda x: geometry.affine(x, each(0, 1.25, 0, -2 / 32, 3 / 24)),

@@ -196,9 +196,6 @@ CASES = {
         {"h": H, **PROBE},
         ("h", "bias"),
     ),
-    "evaluation.average_probabilities": Case(
-        evaluation.average_probabilities, {"logits": normal(2, B, C)}
-    ),
     "evaluation.mean_squared_error": Case(evaluation.mean_squared_error, PREDICTED),
     "evaluation.r_squared": Case(evaluation.r_squared, PREDICTED, (*PREDICTED,)),
     "evaluation.accuracy": Case(evaluation.accuracy, LOGITS, ("logits",), ("labels",)),
@@ -284,7 +281,6 @@ CASES = {
             (geometry.crop_and_resize, {"boxes": rows(1, 1, 5, 4)}, {"size": 4}),
             (geometry.central_square, {}, {"size": 4}),
             (geometry.erase, {"boxes": rows(1, 1, 5, 4)}, {"value": (0.5,)}),
-            (geometry.flip_horizontal, {"flip": np.arange(B) % 2 == 0}, {}),
             (geometry.affine, {"alpha": rows(1, 1, 0, 0, 0)}, {}),
         )
     },

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from invariance_jax.arguments import check_integer
 from invariance_jax.data import decoding, records
 from invariance_jax.data import limits as checks
 from invariance_jax.data.sets import Split
@@ -21,7 +22,7 @@ def read(
     class folders there are neither labels nor names.
     """
     if image_size is not None:
-        image_size = checks.integer("image_size", image_size, least=1)
+        image_size = check_integer("image_size", image_size, least=1)
     names = checks.class_names(_class_names(train))
     if test is not None and names != (others := _class_names(test)):
         raise ValueError(

@@ -4,20 +4,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 PROCESS_GROUPS = Path("/proc/self/cgroup")
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _LIMITS = {"": "memory.max", "memory": "memory.limit_in_bytes"}
 """The file of a limit, by the controllers that a line of PROCESS_GROUPS names."""
-
-
-def integer(name: str, value: object, *, least: int) -> int:
-    """Returns an integer, NumPy's too, as Python's; another value is refused."""
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-        if value >= least:
-            return int(value)
-    raise ValueError(f"{name} must be an integer of at least {least}; found {value!r}.")
 
 
 def machine_memory() -> int:

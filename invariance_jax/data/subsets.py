@@ -6,6 +6,7 @@ same in every later version, so that no update moves a validation image into tra
 
 import numpy as np
 
+from invariance_jax.arguments import check_integer
 from invariance_jax.data import limits as checks
 
 _VALIDATION_SEED = 0
@@ -27,7 +28,7 @@ def hold_out(num_examples: int, *, validation_examples: int) -> tuple[np.ndarray
     Raises:
       ValueError: if validation_examples is negative or not less than N.
     """
-    held_out = checks.integer("validation_examples", validation_examples, least=0)
+    held_out = check_integer("validation_examples", validation_examples, least=0)
     if held_out >= num_examples:
         raise ValueError(
             f"validation_examples must be less than the {num_examples} training "

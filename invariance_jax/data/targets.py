@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from invariance_jax.arguments import check_integer
 from invariance_jax.data import limits as checks
 from invariance_jax.transforms.spirograph import BOUNDS, PARAMETERS
 
@@ -44,7 +45,7 @@ def make_targets(
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}; found {split!r}.")
-    num_examples = checks.integer("num_examples", num_examples, least=1)
+    num_examples = check_integer("num_examples", num_examples, least=1)
     for name in targets:
         if name not in PARAMETERS:
             raise ValueError(
@@ -53,7 +54,7 @@ def make_targets(
     checks.memory(f"{num_examples} Spirograph targets", 8 * num_examples * len(targets))
     rows = [PARAMETERS.index(name) for name in targets]
     ends: np.ndarray = np.asarray(bounds, np.float64)[rows]
-    seeds = [checks.integer("seed", seed, least=0), SPLITS.index(split)]
+    seeds = [check_integer("seed", seed, least=0), SPLITS.index(split)]
     uniform = np.random.default_rng(seeds).uniform(size=(num_examples, len(rows)))
     values: np.ndarray = ends[:, 0] + (ends[:, 1] - ends[:, 0]) * uniform
     return values.astype(np.float32)

@@ -1,7 +1,6 @@
 """Frozen representations to results: feature averaging, probes, variance, linearity."""
 
 from invariance_jax.evaluation.averaging import (
-    SamplesAndApplies,
     average_features,
     encode_views,
     sample_view,
@@ -18,7 +17,6 @@ from invariance_jax.evaluation.probes import (
     LinearProbe,
     LogisticObjective,
     accuracy,
-    average_probabilities,
     cross_entropy,
     fit_logistic,
     fit_logistic_in_blocks,
@@ -38,12 +36,10 @@ __all__ = [
     "LinearProbe",
     "LinearizationError",
     "LogisticObjective",
-    "SamplesAndApplies",
     "TotalEffects",
     "Variance",
     "accuracy",
     "average_features",
-    "average_probabilities",
     "cross_entropy",
     "encode_views",
     "fit_logistic",

@@ -12,36 +12,22 @@ compilation serves every batch of one size.
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax.arguments import check_integer, check_shape
+from invariance_jax.transforms import Transformation
 from invariance_jax.types import Array, Encode, Key, PyTree
 
 _LARGEST = 2**32 - 1
 """What a random key takes as the number of an example or a view."""
 
 
-class SamplesAndApplies(Protocol):
-    """What averaging needs of a transformation: its sampler and the transformation."""
-
-    @property
-    def sample(self) -> Callable[[Key, int], PyTree]:
-        """`(key, batch_size) -> view`, a pytree of arrays with leading axis B."""
-        ...
-
-    @property
-    def apply(self) -> Callable[[PyTree, PyTree], Array]:
-        """`(x, view) -> images`, `[B, H, W, 3]`."""
-        ...
-
-
 def sample_view(
     key: Key,
-    transformation: SamplesAndApplies,
+    transformation: Transformation,
     indices: Array,
     *,
     view: int | Array,
@@ -89,7 +75,7 @@ def sample_view(
 def average_features(
     key: Key,
     encode: Encode,
-    transformation: SamplesAndApplies,
+    transformation: Transformation,
     x: PyTree,
     *,
     num_views: tuple[int, ...],
@@ -146,7 +132,7 @@ def average_features(
 def encode_views(
     key: Key,
     encode: Encode,
-    transformation: SamplesAndApplies,
+    transformation: Transformation,
     x: PyTree,
     *,
     num_views: int,
@@ -182,7 +168,7 @@ def encode_views(
 def _view_encoder(
     key: Key,
     encode: Encode,
-    transformation: SamplesAndApplies,
+    transformation: Transformation,
     x: PyTree,
     indices: Array | None,
 ) -> tuple[Callable[[Array], Array], jax.ShapeDtypeStruct]:

@@ -211,31 +211,6 @@ def central_square(images: Array, *, size: int, method: str = "lanczos3") -> Arr
     return jax.vmap(resize)(images)  # one pair of weight matrices for all images
 
 
-def flip_horizontal(images: Array, flip: Array) -> Array:
-    """Returns the images, those that are chosen with left and right exchanged.
-
-    Args:
-      images: float `[B, H, W, C]`.
-      flip: bool `[B]`, the images that are flipped.
-
-    Returns:
-      `[B, H, W, C]`.
-
-    Raises:
-      ValueError: if images or flip have another shape, images are not floating, or flip
-        is not bool.
-
-    Gradients: with respect to images, of any order.
-    """
-    images = promote_images(images)
-    if flip.shape != images.shape[:1] or flip.dtype != jnp.bool_:
-        raise ValueError(
-            f"flip must be bool [{images.shape[0]}], one per image; found "
-            f"{flip.dtype} {list(flip.shape)}."
-        )
-    return jnp.where(flip[:, None, None, None], images[:, :, ::-1], images)
-
-
 def affine(images: Array, alpha: Array) -> Array:
     """Returns the images under an affine map about their centre, black outside.
 

@@ -9,11 +9,7 @@ are made in full precision on every device.
 
 from invariance_jax.evaluation.probes.blocks import fit_logistic_in_blocks
 from invariance_jax.evaluation.probes.knn import knn_accuracy
-from invariance_jax.evaluation.probes.linear import (
-    LinearProbe,
-    average_probabilities,
-    predict,
-)
+from invariance_jax.evaluation.probes.linear import LinearProbe, predict
 from invariance_jax.evaluation.probes.logistic import (
     LogisticObjective,
     fit_logistic,
@@ -35,7 +31,6 @@ __all__ = [
     "LinearProbe",
     "LogisticObjective",
     "accuracy",
-    "average_probabilities",
     "cross_entropy",
     "fit_logistic",
     "fit_logistic_in_blocks",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from invariance_jax.arguments import check_matrix, check_shape, promote
+from invariance_jax.arguments import check_matrix, promote
 from invariance_jax.types import Array
 
 
@@ -49,37 +49,6 @@ def predict(probe: LinearProbe, h: Array) -> Array:
         )
     h, kernel, bias = promote(h=h, kernel=probe.kernel, bias=probe.bias)
     return exact_dot(h, kernel) + bias[None]
-
-
-def average_probabilities(logits: Array) -> Array:
-    """Returns the logarithm of the class probabilities averaged over views.
-
-    Computes `log (1/M) sum_m softmax(logits_m)`, the ensemble of one probe's
-    predictions over M views, beside which stands feature averaging: one prediction
-    from the mean representation. `accuracy` and `cross_entropy` take the result as
-    logits. A regression's ensemble is the plain mean of the predictions.
-
-    Args:
-      logits: float `[M, B, C]`; logarithms of probabilities are logits too.
-
-    Returns:
-      `[B, C]`, logarithms of probabilities that sum to 1, at least float32.
-
-    Raises:
-      ValueError: if the logits are not `[M, B, C]` with M and C of 1 or more.
-
-    Gradients: with respect to the logits.
-    """
-    check_shape("logits", logits, (None, None, None), expected="[M, B, C]")
-    if logits.shape[0] == 0 or logits.shape[2] == 0:
-        raise ValueError(
-            "logits must be [M, B, C] with M >= 1 views and C >= 1 classes, but are "
-            f"{list(logits.shape)}."
-        )
-    (logits,) = promote(logits=logits)
-    log_probabilities = jax.nn.log_softmax(logits, axis=2)
-    total = jax.nn.logsumexp(log_probabilities, axis=0)
-    return total - jnp.log(jnp.asarray(logits.shape[0], total.dtype))
 
 
 def exact_dot(a: Array, b: Array) -> Array:
