@@ -531,7 +531,7 @@ class Config:
     steps: int | None = key(None, unit="steps", least=1)
     """Length of training; give this or epochs."""
     temperature: float = key(0.5, above=0)
-    """Temperature of the contrastive loss."""
+    """Temperature of the loss of simclr, dcl and moco_v3; the others have none."""
     precision: str = key("float32", choices=tuple(PRECISIONS))
     """Dtype: "float32", or "bfloat16" for the encoder's products and convolutions."""
     steps_per_call: int = key(100, least=1, free=True)
