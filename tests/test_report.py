@@ -17,7 +17,15 @@ from finished_runs import CLASSES, EXPERIMENTS, Page, change, write_log, write_r
 from scipy import special
 
 from invariance_jax import report
-from invariance_jax.report import aggregate, commands, draw, paper, read, sections
+from invariance_jax.report import (
+    aggregate,
+    commands,
+    compare,
+    draw,
+    paper,
+    read,
+    sections,
+)
 from invariance_jax.report.style import line_style
 from invariance_jax.report.words import Words
 
@@ -246,13 +254,29 @@ def test_runs_on_different_splits_are_told_apart(tmp_path: Path) -> None:
     assert "different splits, not to be compared: one test, other validation" in text
 
 
-def test_terminal_shows_three_lines_and_a_comparison_by_labels(tmp_path: Path) -> None:
+def test_words_say_what_averaging_did_to_an_accuracy() -> None:
+    rows = [("plain", 0.7), (1, 0.5), (8, 0.75)]
+    table = pd.DataFrame(
+        [{"metric": "accuracy", "views": m, "mean": mean} for m, mean in rows]
+    ).assign(run="run", experiment="averaging", target=None, family=None)
+    table = table.assign(encoder=None, probe=None, standard_error=np.nan, n=1)
+    expected = "Averaging 8 views raises the accuracy of plain images by 0.050."
+    assert compare.in_words(table) == [expected]
+    penalty = table.iloc[:1].assign(metric="penalty.final", views=None, mean=0.2)
+    both = compare.in_words(pd.concat([table, penalty]))
+    assert both[0] == expected and "--config.penalty.weight=0" in both[1]
+
+
+def test_terminal_shows_the_main_numbers_and_a_comparison_by_labels(
+    tmp_path: Path,
+) -> None:
     paths = [write_run(tmp_path / f"x={n}", seeds=3, scale=n) for n in (1, 2)]
     lines = report.table(json.loads((paths[0] / "results.json").read_text())).split(
         "\n"
     )
     first = "MSE, one view                (2.00 ± 0.12)e-3  (3 seeds, test split)"
-    assert lines[0] == first and len(lines) == 3
+    assert lines[0] == first and len(lines) == 4
+    assert lines[3] == "Averaging 8 views divides the error of one view by 8."
     variants = {path.name: {"label": f"variant {path.name[-1]}"} for path in paths}
     (tmp_path / "sweep.json").write_text(json.dumps({"variants": variants}))
     text = report.comparison_text(paths).split("\n")

@@ -42,7 +42,7 @@ def run(
 
 
 def table(results: Json) -> str:
-    """Returns the main numbers of a `results.json` as up to three lines of text."""
+    """Returns up to three main numbers of a `results.json`, and what they say."""
     from invariance_jax.report import compare, read
 
     return compare.terminal_text(read.check_results(results))

@@ -87,6 +87,34 @@ def headlines(table: pd.DataFrame, settings: Json) -> list[Headline]:
     ]
 
 
+def in_words(table: pd.DataFrame) -> list[str]:
+    """Returns what averaging did to a run, and where the effect of its penalty shows.
+
+    Args:
+      table: its aggregated rows.
+    """
+    main, lines = _main(table), []
+    (metric, first), (other, last) = [*places(table), ("", None), ("", None)][:2]
+    if metric == other != "":
+        one, many = (
+            float(select(main, {"metric": metric, "views": views})["mean"].iloc[0])
+            for views in (first, last)
+        )
+        what = "plain images" if first == "plain" else "one view"
+        change = f"the error of {what} by {one / many:.2g}"
+        verb = "divides"
+        if metric == "accuracy":
+            verb = "raises" if many > one else "lowers"
+            change = f"the accuracy of {what} by {abs(many - one):.3f}"
+        lines.append(f"Averaging {last:g} views {verb} {change}.")
+    if (select(main, {"metric": "penalty.final"})["mean"] > 0).any():
+        lines.append(
+            "What the penalty does shows beside a run with --config.penalty.weight=0: "
+            "--mode=report."
+        )
+    return lines
+
+
 def over(n: int, split: str) -> str:
     """Returns what numbers are over, such as "3 seeds, test split"."""
     return f"{n} seeds, {split} split" if n > 1 else f"one seed, {split} split"
@@ -95,14 +123,13 @@ def over(n: int, split: str) -> str:
 def terminal_text(results: Json) -> str:
     """Returns the main numbers of a checked `results.json`, a line each."""
     settings = results["settings"]
-    found = headlines(
-        aggregate.over_seeds(aggregate.long_table([results["rows"]])), settings
-    )
+    table = aggregate.over_seeds(aggregate.long_table([results["rows"]]))
+    found = headlines(table, settings)
     width = max((len(one.title) for one in found), default=0)
     n, split = len(results["seeds"]), str(settings.get("split") or "test")
     lines = [f"{one.title:<{width}}  {one.number}" for one in found]
     lines[:1] = [f"{line}  ({over(n, split)})" for line in lines[:1]]
-    return "\n".join(lines) or "no results"
+    return "\n".join([*lines, *in_words(table)]) or "no results"
 
 
 class Comparison:

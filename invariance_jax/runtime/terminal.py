@@ -9,6 +9,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 _SECONDS = 30.0  # from a line of a log file to the next
+_LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 class _Forgiving(io.TextIOWrapper):
@@ -74,7 +75,8 @@ def progress(
         unit=unit,
         disable=silent,
         file=sys.stderr if terminal else _Lines(),
-        ncols=100,
+        ncols=100 if terminal else None,
+        bar_format=None if terminal else _LINE,
         mininterval=0.1 if terminal else _SECONDS,
         maxinterval=10 if terminal else _SECONDS,
     )
