@@ -256,9 +256,8 @@ def test_devices_give_the_numbers_of_one(name, x64):
         assert_close(state, wanted, 1e-9)
 
 
-@pytest.mark.parametrize(
-    "name", ["moco_v3", "simsiam", "vicreg", "own", "byol with more views"]
-)
+# At z the penalty needs the whole batch.
+@pytest.mark.parametrize("name", [name for name in CASES if name != "byol"])
 def test_microbatches_give_the_step_of_the_whole_batch(name, x64):
     case = Case(CASES[name] | {"microbatches": 4}, steps=1)
     ((parts, _),), (whole, _) = case.on_the_joined_batch(), joined(name)[1][0]
