@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.stages import Compiled
 
+from invariance_jax import experiments
 from invariance_jax.data import Pictures
 from invariance_jax.runs.tracking import check_tracking
 from invariance_jax.runtime.devices import make_deterministic, simulate
@@ -68,6 +69,7 @@ def run(config: Config, *, num_devices: int | None = None) -> Check:
     check_tracking(settings)
     parts = build(settings)
     check_own_parts(parts)
+    experiments.load(parts.task)  # what evaluation will look for
     state, batches = state_shapes(parts), _batches(parts, devices)
     data, simulated = cost.bytes_of(batches.shape), num_devices is not None
     if isinstance(batches, InMemory) and not simulated:

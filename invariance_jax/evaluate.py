@@ -17,14 +17,20 @@ from invariance_jax.experiments import Context, samples
 from invariance_jax.runs import results
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.log import final_metrics
-from invariance_jax.runs.workdir import check_same_run, claim, one_per_seed, read_config
+from invariance_jax.runs.workdir import (
+    check_same_run,
+    claim,
+    one_per_seed,
+    read_config,
+    warn_of_other_code,
+)
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import all_devices, make_deterministic
 from invariance_jax.runtime.files import AnyPath, work_folder
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.runtime.terminal import progress
-from invariance_jax.settings import Config, Settings, resolve
+from invariance_jax.settings import Config, Settings, plugins, resolve
 from invariance_jax.tasks import open_set
 from invariance_jax.training.build import (
     Parts,
@@ -102,6 +108,7 @@ def prepare(
     for one, path in runs:
         if (path / "config.json").exists() or read_weights(one) is None:
             check_same_run(one, path)
+        warn_of_other_code(one, path)
     for one, path in runs:
         if not (path / "config.json").exists():
             claim(one, path)
@@ -149,6 +156,7 @@ def load_parts(
             f"{epath.Path(workdir) / f'seed_{settings.seed}'}."
         )
     parts = build(settings)
+    warn_of_other_code(settings, workdir)
     state = restore(parts, work_folder(workdir), step)
     return parts, config, encoder_variables(state, settings.evaluation.network)
 
@@ -169,7 +177,7 @@ def _evaluate(parts: Parts, workdir: epath.Path, encoder: FrozenEncoder) -> Json
     """Returns the results of one seed; each experiment is written when it is done."""
     functions, state = experiments.load(parts.task), restore(parts, workdir)
     settings = results.settings_of(parts.task, int(state.step))
-    sources = experiments.sources(functions)
+    sources = experiments.sources(functions, parts.settings)
     found = results.read_records(workdir, settings, sources)
     there = [name in found for name in functions]
     # Those of another split or step go with its records.
@@ -177,6 +185,7 @@ def _evaluate(parts: Parts, workdir: epath.Path, encoder: FrozenEncoder) -> Json
     # A process that comes late could see what another one has written since.
     *kept, sampled = map(bool, processes.from_main(np.array(there)))
     missing = [name for name, there in zip(functions, kept, strict=True) if not there]
+    failed = list[ValueError]()
     for name in [name for name in functions if name not in missing]:
         _log.info("%s: %s is measured already", workdir, name)
     predicts = "averaging" in (missing if sampled else functions)
@@ -193,7 +202,13 @@ def _evaluate(parts: Parts, workdir: epath.Path, encoder: FrozenEncoder) -> Json
             for name in missing:
                 bar.set_description(f"evaluating {name}")
                 started = time.monotonic()
-                measured = experiments.measure(name, functions[name], context)
+                try:
+                    measured = experiments.measure(name, functions[name], context)
+                except ValueError as error:
+                    if not plugins.is_own(name):
+                        raise
+                    failed.append(error)  # said when the others are measured
+                    continue
                 found[name] = results.make_record(
                     name,
                     results.table(name, measured.rows, seed=parts.settings.seed),
@@ -212,4 +227,6 @@ def _evaluate(parts: Parts, workdir: epath.Path, encoder: FrozenEncoder) -> Json
     content = results.of_seed(parts.settings.seed, settings, found, rows)
     if processes.is_main_process():
         results.write_results(workdir, content)
+    if failed:
+        raise failed[0]
     return content

@@ -23,7 +23,7 @@ from invariance_jax.evaluate import load_parts
 from invariance_jax.models import weights
 from invariance_jax.models.registry import RESNETS
 from invariance_jax.runtime.files import AnyPath
-from invariance_jax.settings import Config
+from invariance_jax.settings import Config, plugins
 from invariance_jax.training.build import Parts, view_shapes
 from invariance_jax.training.objective import Variables
 
@@ -51,8 +51,9 @@ def run(
     parts, config, variables = load_parts(workdir, step=step, config=config)
     path.parent.mkdir(parents=True, exist_ok=True)
     weights.save_state_dict(path, state_dict(parts, variables))
-    mean, std = config.data.mean, config.data.std
+    mean, std, views = config.data.mean, config.data.std, config.augmentation.name
     how = f"minus {mean}, over {std}" if mean else "in [0, 1]"
+    how = f"as {views} makes them" if plugins.is_own(views) else how
     _log.info("%s: an encoder of images %s", path, how)
     return path
 

@@ -205,9 +205,9 @@ def test_sizes_of_known_sets():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("foreing", "'foreing' is not prepared in .*, which has foreign. Your own im"),
+        ("foreing", "'foreing' is not prepared in .*, which has foreign. From fold"),
         ("", "'' is not prepared"),
-        ("food101", "Tensor.* once: .*`tfds build food101 --data_dir=.*=array_record`"),
+        ("food101", "Tensor.* once: tfds build food101 --data_dir=.*=array_record"),
         ("spirograph", "python -m invariance_jax.data spirograph --data_dir="),
         ("mnist:9.9.9", "'mnist:9.9.9' is not prepared"),
     ],

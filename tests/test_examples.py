@@ -71,3 +71,7 @@ def test_an_example_trains_and_is_used_again(example, changes, part, tmp_path):
     size = 10 if part == "augmentation" else 8  # of a stored image, and of Spirograph's
     images = np.random.default_rng(0).uniform(size=(3, size, size, 3)).astype("f4")
     assert encode(images).shape[0] == 3
+    if part == "augmentation":
+        bytes_ = np.rint(images * 255).astype(np.uint8)
+        found, expected = encode(bytes_ / np.float32(255)), encode(bytes_)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

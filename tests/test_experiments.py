@@ -499,7 +499,7 @@ def test_images_have_plain_and_averaged_features(images):
     expected = images.fit_and_score(h, h_test).values
     found = values_at(measured, fraction=1.0, views="plain")
     assert found["accuracy"] == pytest.approx(expected["accuracy"], abs=0.03)
-    assert found["cross_entropy"] == pytest.approx(expected["cross_entropy"], rel=1e-3)
+    assert found["cross_entropy"] == pytest.approx(expected["cross_entropy"], rel=1e-2)
 
 
 def test_images_are_jittered_at_the_strength_of_the_training_too(images):

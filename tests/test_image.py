@@ -10,7 +10,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from invariance_jax.evaluation.averaging import sample_view
 from invariance_jax.transforms import (
-    Family,
     Operation,
     View,
     check_transformation,
@@ -18,6 +17,7 @@ from invariance_jax.transforms import (
     compose,
     distributions,
     geometry,
+    uniform_family,
 )
 from invariance_jax.transforms.blur import gaussian_blur
 from invariance_jax.transforms.distributions import FAMILIES
@@ -158,8 +158,7 @@ def test_own_operations_are_composed():
     def brighten(images, factor):
         return images * factor[:, :, None, None]
 
-    bounds = np.array([[0.5, 1.0]])
-    family = Family(("factor",), bounds, 1, lambda unit: 0.5 + unit / 2)
+    family = uniform_family(("factor",), [(0.5, 1.0)])
     mirror = Operation("mirror", lambda images, _: images[:, :, ::-1], probability=0.5)
     transformation = compose(
         [Operation("brighten", brighten, family, 0.7), mirror],
@@ -185,6 +184,29 @@ def test_own_operations_are_composed():
         compose([mirror], differentiate=("mirror",))
     with pytest.raises(ValueError, match="mirror_probability must be in"):
         compose([mirror._replace(probability=1.5)], differentiate=())
+
+
+def test_an_own_operation_stands_before_the_normalization():
+    def gamma(images, exponent):
+        return jnp.maximum(images, 1e-3) ** exponent[:, :, None, None]
+
+    own = Operation("gamma", gamma, uniform_family(("gamma",), [(0.5, 2.0)]))
+    bare = {**BARE, "differentiate": ("gamma",)}
+    transformation = make(bare, more=[own])
+    x = make_x(4)
+    check_transformation(transformation, x)
+    view = draw(transformation, 1, 4)
+    assert transformation.names == ("gamma",)
+    expected = normalized(gamma(x.astype(jnp.float32) / 255, view.alpha))
+    assert_close(show(transformation, x, view), expected)
+    with pytest.raises(ValueError, match="unknown family 'hue'"):
+        make({**bare, "differentiate": ("gamma", "hue")}, more=[own])
+
+
+@pytest.mark.parametrize("rows", [[(1.0, 0.5)], [(0.5, 1.0)] * 2, [(0.0, np.inf)]])
+def test_a_uniform_family_needs_a_pair_for_each_name(rows):
+    with pytest.raises(ValueError, match=r"rows must be \(least, greatest\) for each"):
+        uniform_family(("gamma",), rows)
 
 
 def test_the_choice_of_what_is_differentiated_does_not_change_the_draws():

@@ -359,8 +359,8 @@ def _how_to_prepare(name: str, root: Path) -> str:
             f"{name} --data_dir={root}"
         )
     return (
-        "Your own images: see prepare_folder and prepare_arrays. To prepare a set of "
-        "TFDS in the format array_record takes TensorFlow once: `pip install "
-        f"tensorflow`, `tfds build {name} --data_dir={root} --file_format={FORMAT}`; "
-        f"then data_dir is {root}."
+        f"From folders or tar files: python -m invariance_jax.data {name} "
+        f"--data_dir={root} --train=... [--test=...]; from arrays: "
+        "data.prepare_arrays. A set that only TFDS can make takes TensorFlow once: "
+        f"tfds build {name} --data_dir={root} --file_format={FORMAT}."
     )

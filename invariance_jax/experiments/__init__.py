@@ -9,10 +9,8 @@ Each is a module with `run(context) -> ExperimentResult`, named in
         return ExperimentResult([Row("norm", np.linalg.norm(h, axis=1).mean())])
 """
 
-import hashlib
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -28,7 +26,7 @@ from invariance_jax.experiments import (
 )
 from invariance_jax.experiments.context import Context
 from invariance_jax.runs.results import ExperimentResult, Row, wanted
-from invariance_jax.settings import plugins
+from invariance_jax.settings import Settings, plugins
 from invariance_jax.tasks import Task
 
 __all__ = ["EXPERIMENTS", "Context", "ExperimentResult", "Row"]
@@ -56,18 +54,19 @@ def load(task: Task) -> dict[str, Experiment]:
     }
 
 
-def sources(experiments: Mapping[str, Experiment]) -> dict[str, str]:
-    """Returns name -> a hash of the file of a user's own experiment, else ""."""
-    found = dict.fromkeys(experiments, "")
-    for name in filter(plugins.is_own, experiments):
-        file = inspect.getsourcefile(inspect.unwrap(experiments[name]))
-        found[name] = hashlib.sha256(Path(file or "").read_bytes()).hexdigest()
-    return found
+def sources(experiments: Iterable[str], settings: Settings) -> dict[str, str]:
+    """Returns name -> hashes of the user's own code, also of parts; "": none."""
+    parts = "".join(plugins.sources(settings).values())
+    return {
+        name: parts + (plugins.source(_KEY, name) if plugins.is_own(name) else "")
+        for name in experiments
+    }
 
 
 def measure(name: str, experiment: Experiment, context: Context) -> ExperimentResult:
     """Returns the result of an experiment, checked, with Python's own numbers."""
-    found = experiment(context)
+    with plugins.blaming(_KEY, name) if plugins.is_own(name) else nullcontext():
+        found = experiment(context)
     where = f"{_KEY} has {name!r}, which returned"
     if not isinstance(found, ExperimentResult) or not isinstance(found.rows, Sequence):
         raise ValueError(f"{where} {found!r}; expected an ExperimentResult of rows.")

@@ -1,7 +1,9 @@
 """The work directory of a run: who owns it, and its `config.json`."""
 
 import copy
+import functools
 import json
+import logging
 import os
 import platform
 import shlex
@@ -24,8 +26,18 @@ from invariance_jax.runtime.files import (
     write_json,
 )
 from invariance_jax.runtime.processes import is_main_process
-from invariance_jax.settings import KEYS, Config, Settings, flatten, from_dict, to_dict
+from invariance_jax.settings import (
+    KEYS,
+    Config,
+    Settings,
+    flatten,
+    from_dict,
+    plugins,
+    to_dict,
+)
 from invariance_jax.types import Json
+
+_log = logging.getLogger(__name__)
 
 FORMAT = 3
 """The format number of `config.json`."""
@@ -72,6 +84,7 @@ def claim(settings: Settings, workdir: AnyPath) -> Owner:
             "config": to_dict(settings),
             "derived": settings.derived._asdict(),
             "jax": _of_jax(),
+            "sources": warn_of_other_code(settings, folder),
         }
         write_json(path, content | provenance())
     return Owner(folder, str(read_json(path).get("start")))
@@ -115,6 +128,21 @@ def check_same_run(settings: Settings, workdir: AnyPath) -> None:
                 f"which draws other numbers; expected {name.upper()}={before} in the "
                 "environment."
             )
+
+
+def warn_of_other_code(settings: Settings, workdir: AnyPath) -> dict[str, str]:
+    """Returns hashes of the user's own parts as the run began; warns if they differ."""
+    path, now = work_folder(workdir) / "config.json", plugins.sources(settings)
+    then: dict[str, str] = read_json(path).get("sources", {}) if path.exists() else {}
+    for key in now:
+        if then.get(key, now[key]) != now[key]:
+            _warn(f"{path.parent}: the file of {key} has changed since the run began")
+    return now | then
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    _log.warning("%s", text)
 
 
 def first_difference(one: Config, other: Config) -> str | None:

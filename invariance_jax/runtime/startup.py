@@ -116,10 +116,15 @@ def parse(arguments: list[str]) -> list[str]:
     paths = re.findall(r"^--?config[=\n](.+)$", text, re.MULTILINE)
     given = re.findall(r"^--?(?:no)?(config\..+?)(?:=|$)", text, re.MULTILINE)
     if given and not paths:
-        raise ValueError(f"--{given[0]} needs --config, the configuration it changes")
+        raise ValueError(
+            f"--{given[0]} needs --config, the configuration it changes; that of a run "
+            "is --config=configs/run.py:WORKDIR"
+        )
     known = [f"--config.{name}" for name in KEYS]
-    for name in sorted({f"--{name}" for name in given} - {*known}):
-        raise ValueError(f"{name} is not a key; {closest(name, known)}")
+    unknown = sorted({f"--{name}" for name in given} - {*known})
+    if unknown:
+        each = (f"{name} is not a key; {closest(name, known)}" for name in unknown)
+        raise ValueError("\n".join(each))
     flags.FLAGS["config"].parser = _ConfigFile()
     return flags.FLAGS(arguments)
 

@@ -29,6 +29,8 @@ class _Values(flags.ArgumentParser[Any]):
             return argument
         if self._origin is dict:
             return _keywords(argument)
+        if self._origin is bool:
+            return {"true": True, "false": False}.get(argument.lower(), argument)
         value = _literal(argument)
         if self._origin is not tuple or isinstance(value, tuple):
             return value
@@ -64,9 +66,8 @@ def define_config(name: str, help_string: str) -> flags.FlagHolder[Config]:
     """Defines the flag of a configuration file whose keys the command line changes."""
     for key in KEYS.values():
         annotation = config_path.normalize_type(key.type)
-        if annotation is not bool:
-            parser = _Values(annotation)
-            config_flags.register_flag_parser_for_type(annotation, parser)
+        parser = _Values(annotation)
+        config_flags.register_flag_parser_for_type(annotation, parser)
     return config_flags.DEFINE_config_file(name, None, help_string)
 
 

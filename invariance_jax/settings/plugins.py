@@ -3,13 +3,22 @@
 The module is imported from where the program was started, as Python does with `-m`.
 """
 
+import contextlib
+import hashlib
 import importlib
 import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+
+from invariance_jax.settings import schema
+from invariance_jax.settings.schema import Settings
+
+PARTS = ("encoder.name", "augmentation.name", "method.name")
+"""The keys that choose a part of a run."""
 
 FORM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """MODULE:FUNCTION, both of which can be names of Python."""
@@ -31,7 +40,8 @@ def load(key: str, name: str) -> Callable[..., Any]:
     except Exception as error:  # whatever the user's module raises
         raise ValueError(
             f"{key} is {name!r}, but {module_name} cannot be imported from {folder}: "
-            f"{_told(error)}"
+            f"{_told(error)}. Start in the folder that has it, or put that on "
+            "PYTHONPATH."
         ) from error
     for part in path.split("."):
         if not hasattr(found, part):
@@ -40,6 +50,19 @@ def load(key: str, name: str) -> Callable[..., Any]:
     if not callable(found):
         raise ValueError(f"{key} is {name!r}, which is no function but {found!r}.")
     return found
+
+
+def check(settings: Settings) -> None:
+    """Raises ValueError with a line for each part that cannot be imported."""
+    problems = []
+    for key in PARTS:
+        try:
+            if is_own(name := schema.get(settings, key)):
+                load(key, name)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def call(key: str, name: str, *arguments: object, **kwargs: object) -> Any:
@@ -51,10 +74,35 @@ def call(key: str, name: str, *arguments: object, **kwargs: object) -> Any:
         raise ValueError(
             f"{key} is {name!r}, which cannot be called with {sorted(kwargs)}: {error}."
         ) from error
-    try:
+    with blaming(key, name):
         return function(*arguments, **kwargs)
-    except Exception as error:  # whatever the user's function raises
+
+
+@contextlib.contextmanager
+def blaming(key: str, name: str) -> Iterator[None]:
+    """Names the function of the user's own that raises something."""
+    try:
+        yield
+    except Exception as error:  # whatever it is
         raise ValueError(f"{key} is {name!r}, which raised {_told(error)}") from error
+
+
+def source(key: str, name: str) -> str:
+    """Returns a hash of the file that a function of the user's own stands in."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(load(key, name)))
+    except TypeError:  # such as a functools.partial
+        file = None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+
+
+def sources(settings: Settings) -> dict[str, str]:
+    """Returns key -> `source` of the parts of a run that are the user's own."""
+    return {
+        key: source(key, name)
+        for key in PARTS
+        if is_own(name := schema.get(settings, key))
+    }
 
 
 def _told(error: Exception) -> str:

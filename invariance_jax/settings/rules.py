@@ -116,12 +116,10 @@ def resolve(config: Config) -> Settings:
     _check_own(settings, problems)
     for row in settings.evaluation.shifts:
         _check_shift(row, problems)
-    problems.stop()
     if settings.data.name == "spirograph":
         _check_spirograph(settings, problems)
     else:
         _check_images(settings, problems)
-    problems.stop()
     _check_sizes(settings, problems)
     _derive(settings, problems)
     return settings
@@ -202,6 +200,11 @@ def _check_own(settings: Settings, problems: _Problems) -> None:
         at_z = own["method"] and settings.penalty.at == "z"
         why = why.format("method.name") + " and penalty.at is 'z'"
         require(not at_z, key, why)
+    for key in ("precision", "batchnorm.group_size", "encoder.rematerialize"):
+        default = KEYS[key].default
+        expected = f"{default!r}, as an encoder of your own is not told; see its kwargs"
+        fits = not own["encoder"] or get(settings, key) == default
+        require(fits, key, expected)
     if own["augmentation"]:
         expected = "'image', as data.name is 'spirograph', which makes its own views"
         of_images = settings.data.name != "spirograph"
@@ -276,8 +279,8 @@ def _check_spirograph(settings: Settings, problems: _Problems) -> None:
         require(fits, f"data.{name}", expected.format(only))
     plain = settings.embedding.num_views == 0
     require(not plain, "embedding.num_views", "M >= 1, as no image is plain")
-    problems.stop()
-    assert chosen.train_examples and chosen.test_examples
+    if not (chosen.train_examples and chosen.test_examples and chosen.image_size):
+        return  # those are named
     total = chosen.train_examples + count + chosen.test_examples
     # Made in float64, kept in float32.
     needed = 12 * len(chosen.targets) * total
@@ -571,11 +574,11 @@ def _check_labels(settings: Settings, problems: _Problems) -> None:
 def _derive(settings: Settings, problems: _Problems) -> None:
     require, batch = problems.require, settings.batch_size
     examples = settings.data.train_examples or 0
-    require(batch <= examples, "batch_size", f"at most {examples} examples")
+    fits = batch <= examples or settings.data.train_examples is None
+    require(fits, "batch_size", f"at most {examples} examples")
     key = f"data.{settings.evaluation.split}_examples"
     expected = "2 or more, as evaluation.split is measured"  # a variance over examples
     require(get(settings, key) > 1, key, expected)
-    problems.stop()
     per_epoch = examples // batch
     steps = settings.steps or (settings.epochs or 0) * per_epoch
     key = "steps" if settings.steps else "epochs"

@@ -19,7 +19,7 @@ _WORDS = {
     float: "a number",
     str: "a text",
     bool: "True or False",
-    dict: "keyword arguments: a dictionary of plain values",
+    dict: "keyword arguments of plain values, as a=1, b='x' or a dictionary",
 }
 _ENTRIES = {int: "integers", float: "numbers", str: "names"}
 
@@ -122,7 +122,7 @@ def _check_choice(key: Key, value: str) -> None:
         if not (key.own and plugins.is_own(value)):
             raise Bad(f"; {closest(value, key.choices)}")
         if not plugins.FORM.fullmatch(value):
-            raise Bad(", both names of Python")
+            raise Bad(", as Python imports it (no path of a file)")
 
 
 def _check_range(key: Key, value: int | float) -> None:

@@ -232,10 +232,16 @@ class ImageTask(Task):
 
 
 def _of_pixels(own: Transformation) -> Transformation:
-    """Returns a user's own transformation, which sees squashed images as they are."""
+    """Returns a user's own transformation, which sees uint8 images, also if squashed.
+
+    Floating ones, in [0, 1], are those that `evaluate.load` may be given.
+    """
 
     def pixels(x: Array | Squashed) -> Array:
-        return x.pixels if isinstance(x, Squashed) else x
+        images = x.pixels if isinstance(x, Squashed) else x
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            return images
+        return jnp.rint(images * 255).astype(jnp.uint8)
 
     plain = own.plain
     return replace(

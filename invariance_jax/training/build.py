@@ -128,6 +128,7 @@ def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
       ValueError: if a part of the user's own cannot be imported or is not what it
         should be, or the method lacks what a key asks of it.
     """
+    plugins.check(settings)
     task = make_task(settings)
     transformation = task.transformation()
     if plugins.is_own(settings.augmentation.name):

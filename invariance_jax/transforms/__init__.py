@@ -14,7 +14,7 @@ from invariance_jax.transforms.base import (
     View,
     check_transformation,
 )
-from invariance_jax.transforms.distributions import Family
+from invariance_jax.transforms.distributions import Family, uniform_family
 from invariance_jax.transforms.operations import Operation, compose
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "image",
     "shifts",
     "spirograph",
+    "uniform_family",
 ]

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from invariance_jax.arguments import check_number
 from invariance_jax.transforms import color, geometry
@@ -89,7 +90,9 @@ def jitter_family(
     for value, most in zip(ranges, (0.8, 0.8, 0.8, 0.4), strict=True):
         check_number("jitter_ranges", value, low=0, high=most)
     half, middle = strength * np.array(ranges), np.array([1, 1, 1, 0])
-    return _uniform(color.JITTER_NAMES, np.stack([middle - half, middle + half], 1))
+    return uniform_family(
+        color.JITTER_NAMES, np.stack([middle - half, middle + half], 1)
+    )
 
 
 def colorize_family() -> Family:
@@ -99,7 +102,7 @@ def colorize_family() -> Family:
       `Family`, columns in the order of `color.COLORIZE_NAMES`: foreground U(.4, 1),
       background U(0, .6).
     """
-    return _uniform(color.COLORIZE_NAMES, 3 * [[0.4, 1.0], [0.0, 0.6]])
+    return uniform_family(color.COLORIZE_NAMES, 3 * [[0.4, 1.0], [0.0, 0.6]])
 
 
 def blur_family(*, sigma: tuple[float, float]) -> Family:
@@ -115,7 +118,7 @@ def blur_family(*, sigma: tuple[float, float]) -> Family:
       ValueError: if the ends are not two positive numbers in order.
     """
     _check_range("blur_sigma", sigma, math.inf)
-    return _uniform(("blur.sigma",), [list(sigma)])
+    return uniform_family(("blur.sigma",), [list(sigma)])
 
 
 def affine_family(
@@ -145,7 +148,7 @@ def affine_family(
     half = np.array([rotation, scaling, shear, translation, translation])
     identity = np.array(geometry.AFFINE_IDENTITY)
     names = [f"affine.{name}" for name in geometry.AFFINE_NAMES]
-    return _uniform(names, np.stack([identity - half, identity + half], axis=1))
+    return uniform_family(names, np.stack([identity - half, identity + half], axis=1))
 
 
 def erase_family(*, image_size: int, area: tuple[float, float]) -> Family:
@@ -319,8 +322,26 @@ def _central_boxes(
     return xp.concatenate([start, size], axis=1)
 
 
-def _uniform(names: Sequence[str], rows: np.ndarray | list[list[float]]) -> Family:
+def uniform_family(names: Sequence[str], rows: ArrayLike) -> Family:
+    """Returns the uniform distribution of some parameters.
+
+    Args:
+      names: P names.
+      rows: `[P, 2]`, the ends of each.
+
+    Returns:
+      `Family`, of columns with these names.
+
+    Raises:
+      ValueError: if there is not a pair of finite, ordered ends for each name.
+    """
     bounds = np.asarray(rows, np.float64)
+    fits = bounds.shape == (len(names), 2) and np.isfinite(bounds).all()
+    if not fits or (bounds[:, 0] > bounds[:, 1]).any():
+        raise ValueError(
+            f"rows must be (least, greatest) for each of {', '.join(names)}; found "
+            f"{rows!r}."
+        )
 
     def draw(unit: Array) -> Array:
         low, high = jnp.asarray(bounds.T, jnp.float32)[:, None]

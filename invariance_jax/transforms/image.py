@@ -77,6 +77,7 @@ def make_transformation(
     erase_probability: Probability = 0.0,
     erase_area: tuple[float, float] = (0.02, 0.33),
     squashed: bool = False,
+    more: Sequence[Operation] = (),
 ) -> Transformation:
     """Returns the transformation of images, in this order of operations.
 
@@ -131,6 +132,7 @@ def make_transformation(
       erase_area: least and greatest area of that box, shares of the view's.
       squashed: whether examples are `Squashed` into source_size, a square: crops then
         have area and aspect in the image as it was, and the central square is its.
+      more: operations of your own, after these and before the normalization.
 
     Returns:
       A `Transformation` with the names "crop.top", ..., "affine.rotation", ...,
@@ -184,11 +186,16 @@ def make_transformation(
         (max(blurring) > 0, Operation("blur", _blurred, widths, blurring)),
         (True, Operation("solarize", invert, probability=solarize_probability)),
         (max(erasing) > 0, Operation("erase", partial(_erased, mean), hole, erasing)),
+        *((True, operation) for operation in more),
         (True, Operation("normalization", normalize)),
     ]
     operations = [operation for is_on, operation in switched if is_on]
+    own = {operation.name for operation in more}
     distributions.check_differentiated(
-        [operation.name for operation in operations], differentiate=differentiate
+        [operation.name for operation in operations],
+        differentiate=[n for n in differentiate if n not in own]
+        if own
+        else differentiate,
     )
     return compose(
         operations,

@@ -1,0 +1,171 @@
+"""The code of own parts: recorded, and what happens when it changes or fails."""
+
+import json
+import logging
+import shutil
+import sys
+
+import numpy as np
+import processes
+import pytest
+from tiny import tiny_config
+
+from configs import run as of_run
+from invariance_jax import check, embed, evaluate, train
+from invariance_jax.settings import resolve
+from invariance_jax.training.build import build
+
+ENCODER = """
+import flax.linen as nn
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.{act}(nn.Dense(8)(images.reshape(len(images), -1)))
+
+def net(*, axis_name=None):
+    return Net()
+"""
+EXPERIMENTS = """
+import numpy as np
+from invariance_jax.experiments import ExperimentResult, Row
+
+def breaks(context):
+    raise KeyError("no such thing")
+
+def size(context):
+    return ExperimentResult([Row("size", np.abs(context.features("test")).mean())])
+"""
+
+
+def write(folder, act):
+    (folder / "parts_of_a_user.py").write_text(ENCODER.format(act=act))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a module, and the run of its encoder in `run`."""
+    folder = tmp_path_factory.mktemp("own")
+    write(folder, "gelu")
+    (folder / "experiments_of_a_user.py").write_text(EXPERIMENTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        train.run(own(), folder / "run")
+        evaluate.run(own(), folder / "run")
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path, monkeypatch):
+    """A copy of it, on the path of the modules."""
+    copy = shutil.copytree(made, tmp_path / "own")
+    monkeypatch.delitem(sys.modules, "parts_of_a_user", raising=False)
+    monkeypatch.syspath_prepend(copy)
+    return copy
+
+
+def own(**evaluation):
+    changes = {f"evaluation.{key}": value for key, value in evaluation.items()}
+    of_encoder = {"encoder.name": "parts_of_a_user:net", "encoder.final": "linear"}
+    quick = {"logging.probe_every_steps": 0, "evaluation.experiments": ("invariance",)}
+    return tiny_config(of_encoder | quick | changes)
+
+
+def test_code_that_has_changed_is_said_and_measured_again(folder, caplog):
+    caplog.set_level(logging.INFO)
+    evaluate.run(None, folder / "run")
+    assert "invariance is measured already" in caplog.text
+    assert "has changed" not in caplog.text
+    caplog.clear()
+    write(folder, "relu")
+    evaluate.run(None, folder / "run")
+    text = "the file of encoder.name has changed since the run began"
+    assert caplog.text.count(text) == 1
+    assert "invariance was measured by other code" in caplog.text
+    assert "invariance took" in caplog.text
+
+
+def test_other_code_is_said_by_embedding_and_by_a_resumed_run(folder, caplog):
+    before = json.loads((folder / "run" / "config.json").read_text())["sources"]
+    assert {*before} == {"encoder.name"}
+    for program in (embed.run, train.run):
+        work = shutil.copytree(folder / "run", folder / program.__module__)
+        write(folder, "relu")
+        program(own(), work)
+        assert f"{work}: the file of encoder.name has changed" in caplog.text
+    after = json.loads((work / "config.json").read_text())["sources"]
+    assert after == before  # of its first start
+
+
+def test_an_experiment_that_fails_is_named_when_the_others_are_measured(folder):
+    names = "experiments_of_a_user:breaks", "experiments_of_a_user:size"
+    with pytest.raises(ValueError, match=r"has 'exp|is 'experiments_of_a_user:breaks'"):
+        evaluate.run(own(experiments=("invariance", *names)), folder / "run")
+    found = json.loads((folder / "run" / "results.json").read_text())["summary"]
+    assert {"size", "variance.normalized"} <= {*found}
+
+
+def test_the_configuration_of_a_run_is_one_to_change(folder):
+    config = of_run.get_config(str(folder / "run"))
+    assert config.encoder.name == "parts_of_a_user:net"
+    config.evaluation.experiments = ("experiments_of_a_user:size",)
+    found = evaluate.run(config, folder / "run")["summary"]
+    assert np.isfinite(found["size"]["mean"])
+
+
+def test_the_command_line_names_it(tmp_path):
+    done = processes.launch("--mode=evaluate", "--workdir=x", "--config.seed=1")
+    assert "--config=configs/run.py:WORKDIR" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("precision", "bfloat16"),
+        ("batchnorm.group_size", 8),
+        ("encoder.rematerialize", True),
+    ],
+)
+def test_keys_that_an_own_encoder_is_not_told_are_refused(key, value):
+    changes = {"encoder.name": "parts_of_a_user:net", key: value}
+    with pytest.raises(ValueError, match=f"{key} is .*an encoder of your own"):
+        resolve(tiny_config(changes))
+
+
+def test_all_parts_that_cannot_be_imported_are_named_at_once():
+    names = {"encoder.name": "nowhere:f", "method.name": "nothing:g"}
+    with pytest.raises(ValueError) as caught:
+        build(resolve(tiny_config(names)))
+    assert len(str(caught.value).splitlines()) == 2
+    assert str(caught.value).count("put that on PYTHONPATH") == 2
+
+
+def test_the_check_looks_for_experiments_too():
+    with pytest.raises(ValueError, match="evaluation.experiments is 'nowhere:f', but"):
+        check.run(tiny_config({"evaluation.experiments": ("nowhere:f",)}))
+
+
+def test_bad_keys_of_all_kinds_are_listed_at_once():
+    flags = "temperature=-1", "deterministic=maybe", "flip=2", "seeds=x"
+    done = processes.launch(
+        "--mode=check",
+        "--config=configs/spirograph.py:smoke",
+        *(f"--config.{flag.replace('flip', 'augmentation.flip')}" for flag in flags),
+    )
+    assert done.returncode and len(done.stderr.splitlines()) == 4, done.stderr
+    assert "deterministic is 'maybe'; expected True or False." in done.stderr
+    changes = {"batch_size": 64, "microbatches": 3, "penalty.parameters": ("foo",)}
+    with pytest.raises(ValueError) as caught:
+        resolve(tiny_config(changes | {"penalty.warmup_steps": 10**6}))
+    found = [line.split(" is ")[0] for line in str(caught.value).splitlines()]
+    assert {"microbatches", "penalty.parameters", "penalty.warmup_steps"} <= {*found}
+
+
+def test_all_misspelt_keys_are_listed():
+    done = processes.launch(
+        "--mode=check",
+        "--config=configs/spirograph.py:smoke",
+        "--config.penalti.weight=1",
+        "--config.seedz=2",
+    )
+    assert done.stderr.count("is not a key; the closest is") == 2
