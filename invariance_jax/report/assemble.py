@@ -111,7 +111,8 @@ class _Report:
     def parts(self) -> tuple[list[Part], list[Group]]:
         """Returns the first screen and the sections."""
         run, task = self.runs[0], tables.downstream(self.table, self.runs, self.words)
-        beside = Group("pair", "", [*self._averaging(), *pictures.views(run)])
+        title = "Views" if len(self.runs) == 1 else f"Views of {run.name}"
+        beside = Group("pair", "", [*self._averaging(), *pictures.views(run, title)])
         if len(self.runs) > 1:
             first, embeddings = [*self._compared(), beside], list[Group]()
             found, details = list[Part](task), self._details()

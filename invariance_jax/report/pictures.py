@@ -28,7 +28,7 @@ _TRAINING = {
 
 
 @style.looks()
-def views(run: Run) -> list[Picture]:
+def views(run: Run, title: str = "Views") -> list[Picture]:
     """Returns examples under several draws, the plain image at the left if known."""
     found, plain = run.samples.get("views"), run.samples.get("plain")
     if found is None:
@@ -39,7 +39,7 @@ def views(run: Run) -> list[Picture]:
         caption = "; at the left the plain image."
     drawn = _tiles(tiles, plain is not None)
     caption = f"Rows: an example under draws of the transformation{caption}"
-    return style.picture("views", "Views", caption, drawn)
+    return style.picture("views", title, caption, drawn)
 
 
 @style.looks()

@@ -102,7 +102,6 @@ SECTIONS = {
                 columns=2,
             ),
         ),
-        "From pairs: half the mean squared change between two views.",
     ),
     "linearization": Section(
         "Linearization",

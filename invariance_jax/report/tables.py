@@ -111,7 +111,7 @@ def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[T
 
 def every_number(rows: pd.DataFrame, words: Words, name: str, note: str) -> list[Table]:
     """Returns all numbers of an experiment, a table for each set of coordinates."""
-    known = [n for n in coordinates(rows) if n != "target"]
+    known = [n for n in coordinates(rows) if n not in ("target", "table")]
     names = ["run", *sorted(known, key=SUMMARY.__contains__)]  # its own first
     kinds = rows[names].notna().astype(int).astype(str).agg("".join, axis=1)
     return [

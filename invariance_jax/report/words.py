@@ -15,7 +15,7 @@ _WORDS = {
     "l2": "chosen l2",
     "within": "within examples",
     "normalized": "within / total",
-    "paired": "from pairs",
+    "paired": "half the squared change between two views",
     "variance.within": "variance of n(h) within examples",
     "variance.total": "total variance of n(h)",
     "variance.normalized": "normalized variance of n(h)",
