@@ -89,8 +89,12 @@ def run(config: Config, workdir: AnyPath) -> None:
             if not all(has_step(path, one.derived.steps) for one, path in each):
                 program()  # before anything is written
             with processes.main_process_first():
-                claim(settings, workdir)
-                owned = [(one, claim(one, path)) for one, path in each]
+                done = [has_step(path, one.derived.steps) for one, path in each]
+                claim(settings, workdir, finished=all(done))
+                owned = [
+                    (one, claim(one, path, finished=is_done))
+                    for (one, path), is_done in zip(each, done, strict=True)
+                ]
             for one, owner in owned:
                 with _Run(one, owner, train, make_batches, watch) as training:
                     training.make_steps(program)

@@ -59,6 +59,15 @@ def test_the_command_can_be_used_again(monkeypatch):
     assert shlex.split(provenance()["command"]) == ["python", *words]
 
 
+def test_a_finished_run_keeps_who_trained_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["first"])
+    claim(settings(), tmp_path)
+    for finished, expected in ((True, "python first"), (False, "python second")):
+        monkeypatch.setattr(sys, "argv", ["second"])
+        claim(settings(), tmp_path, finished=finished)
+        assert content(tmp_path)["command"] == expected
+
+
 @pytest.mark.parametrize("error", [OSError, None])
 def test_the_commit_may_come_from_the_environment(monkeypatch, error):
     def run(*_, **__):

@@ -68,10 +68,11 @@ class Owner(NamedTuple):
             )
 
 
-def claim(settings: Settings, workdir: AnyPath) -> Owner:
+def claim(settings: Settings, workdir: AnyPath, *, finished: bool = False) -> Owner:
     """Makes a new folder, or one of the same run, this start's; errors as of `check`.
 
-    Every process checks, the main one writes `config.json`.
+    Every process checks, the main one writes `config.json`. What that of a finished run
+    says of the command, commit and devices that trained it stays.
     """
     check(settings, workdir)
     folder = work_folder(workdir)
@@ -86,7 +87,10 @@ def claim(settings: Settings, workdir: AnyPath) -> Owner:
             "jax": _of_jax(),
             "sources": warn_of_other_code(settings, folder),
         }
-        write_json(path, content | provenance())
+        made = provenance()
+        if finished:
+            made = {name: read_json(path)[name] for name in made}
+        write_json(path, content | made)
     return Owner(folder, str(read_json(path).get("start")))
 
 
