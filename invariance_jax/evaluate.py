@@ -7,13 +7,13 @@ linear probes, and the variance of the representation over views; what is measur
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from etils import epath
 
 from invariance_jax import experiments
-from invariance_jax.experiments import Context, samples
+from invariance_jax.experiments import Context, Experiment, ExperimentResult, samples
 from invariance_jax.runs import results
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.log import final_metrics
@@ -186,6 +186,14 @@ def _evaluate(parts: Parts, workdir: epath.Path, encoder: FrozenEncoder) -> Json
     *kept, sampled = map(bool, processes.from_main(np.array(there)))
     missing = [name for name, there in zip(functions, kept, strict=True) if not there]
     failed = list[ValueError]()
+
+    def keep(name: str, measured: ExperimentResult, seconds: float) -> None:
+        rows = results.table(name, measured.rows, seed=parts.settings.seed)
+        how: Json = {"seconds": seconds, "settings": settings, "source": sources[name]}
+        found[name] = results.make_record(name, rows, **how)
+        if processes.is_main_process():
+            results.write_record(workdir, found[name])
+
     for name in [name for name in functions if name not in missing]:
         _log.info("%s: %s is measured already", workdir, name)
     predicts = "averaging" in (missing if sampled else functions)
@@ -195,31 +203,7 @@ def _evaluate(parts: Parts, workdir: epath.Path, encoder: FrozenEncoder) -> Json
         few = not predicts and {*missing} <= _OF_FEW_VIEWS
         num_views = views[:1] if few else views
         context = Context(parts, workdir, encoder, variables, num_views=num_views)
-        main = processes.is_main_process()
-        with progress(
-            "evaluating", len(missing), unit="experiments", silent=not main
-        ) as bar:
-            for name in missing:
-                bar.set_description(f"evaluating {name}")
-                started = time.monotonic()
-                try:
-                    measured = experiments.measure(name, functions[name], context)
-                except ValueError as error:
-                    if not plugins.is_own(name):
-                        raise
-                    failed.append(error)  # said when the others are measured
-                    continue
-                found[name] = results.make_record(
-                    name,
-                    results.table(name, measured.rows, seed=parts.settings.seed),
-                    seconds=time.monotonic() - started,
-                    settings=settings,
-                    source=sources[name],
-                )
-                _log.info("%s: %s took %.0f s", workdir, name, found[name]["seconds"])
-                if main:
-                    results.write_record(workdir, found[name])
-                bar.update()
+        failed = _measure({name: functions[name] for name in missing}, context, keep)
         if predicts or not sampled:
             samples.write(context, predictions=predicts)
     final = final_metrics(workdir, step=int(state.step))
@@ -230,3 +214,30 @@ def _evaluate(parts: Parts, workdir: epath.Path, encoder: FrozenEncoder) -> Json
     if failed:
         raise failed[0]
     return content
+
+
+def _measure(
+    functions: Mapping[str, Experiment],
+    context: Context,
+    keep: Callable[[str, ExperimentResult, float], None],
+) -> list[ValueError]:
+    """Keeps what experiments measure; returns the errors of the user's own."""
+    failed, main = list[ValueError](), processes.is_main_process()
+    with progress(
+        "evaluating", len(functions), unit="experiments", silent=not main
+    ) as bar:
+        for name, function in functions.items():
+            bar.set_description(f"evaluating {name}")
+            started = time.monotonic()
+            try:
+                measured = experiments.measure(name, function, context)
+            except ValueError as error:
+                if not plugins.is_own(name):
+                    raise
+                failed.append(error)  # said when the others are measured
+                continue
+            seconds = time.monotonic() - started
+            keep(name, measured, seconds)
+            _log.info("%s: %s took %.0f s", context.workdir, name, seconds)
+            bar.update()
+    return failed

@@ -158,7 +158,7 @@ def test_own_operations_are_composed():
     def brighten(images, factor):
         return images * factor[:, :, None, None]
 
-    family = uniform_family(("factor",), [(0.5, 1.0)])
+    family = uniform_family(bounds={"factor": (0.5, 1.0)})
     mirror = Operation("mirror", lambda images, _: images[:, :, ::-1], probability=0.5)
     transformation = compose(
         [Operation("brighten", brighten, family, 0.7), mirror],
@@ -190,7 +190,7 @@ def test_an_own_operation_stands_before_the_normalization():
     def gamma(images, exponent):
         return jnp.maximum(images, 1e-3) ** exponent[:, :, None, None]
 
-    own = Operation("gamma", gamma, uniform_family(("gamma",), [(0.5, 2.0)]))
+    own = Operation("gamma", gamma, uniform_family(bounds={"gamma": (0.5, 2.0)}))
     bare = {**BARE, "differentiate": ("gamma",)}
     transformation = make(bare, more=[own])
     x = make_x(4)
@@ -203,10 +203,10 @@ def test_an_own_operation_stands_before_the_normalization():
         make({**bare, "differentiate": ("gamma", "hue")}, more=[own])
 
 
-@pytest.mark.parametrize("rows", [[(1.0, 0.5)], [(0.5, 1.0)] * 2, [(0.0, np.inf)]])
-def test_a_uniform_family_needs_a_pair_for_each_name(rows):
-    with pytest.raises(ValueError, match=r"rows must be \(least, greatest\) for each"):
-        uniform_family(("gamma",), rows)
+@pytest.mark.parametrize("pair", [(1.0, 0.5), (0.5,), (0.0, np.inf)])
+def test_a_uniform_family_needs_a_pair_for_each_name(pair):
+    with pytest.raises(ValueError, match=r"bounds of 'gamma' must be \(least, great"):
+        uniform_family(bounds={"gamma": pair})
 
 
 def test_the_choice_of_what_is_differentiated_does_not_change_the_draws():

@@ -7,13 +7,12 @@ independent, except the box of the random resized crop.
 
 import difflib
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
 from invariance_jax.arguments import check_number
 from invariance_jax.transforms import color, geometry
@@ -90,9 +89,7 @@ def jitter_family(
     for value, most in zip(ranges, (0.8, 0.8, 0.8, 0.4), strict=True):
         check_number("jitter_ranges", value, low=0, high=most)
     half, middle = strength * np.array(ranges), np.array([1, 1, 1, 0])
-    return uniform_family(
-        color.JITTER_NAMES, np.stack([middle - half, middle + half], 1)
-    )
+    return _uniform(color.JITTER_NAMES, np.stack([middle - half, middle + half], 1))
 
 
 def colorize_family() -> Family:
@@ -102,7 +99,7 @@ def colorize_family() -> Family:
       `Family`, columns in the order of `color.COLORIZE_NAMES`: foreground U(.4, 1),
       background U(0, .6).
     """
-    return uniform_family(color.COLORIZE_NAMES, 3 * [[0.4, 1.0], [0.0, 0.6]])
+    return _uniform(color.COLORIZE_NAMES, 3 * [[0.4, 1.0], [0.0, 0.6]])
 
 
 def blur_family(*, sigma: tuple[float, float]) -> Family:
@@ -118,7 +115,7 @@ def blur_family(*, sigma: tuple[float, float]) -> Family:
       ValueError: if the ends are not two positive numbers in order.
     """
     _check_range("blur_sigma", sigma, math.inf)
-    return uniform_family(("blur.sigma",), [list(sigma)])
+    return uniform_family(bounds={"blur.sigma": sigma})
 
 
 def affine_family(
@@ -148,7 +145,7 @@ def affine_family(
     half = np.array([rotation, scaling, shear, translation, translation])
     identity = np.array(geometry.AFFINE_IDENTITY)
     names = [f"affine.{name}" for name in geometry.AFFINE_NAMES]
-    return uniform_family(names, np.stack([identity - half, identity + half], axis=1))
+    return _uniform(names, np.stack([identity - half, identity + half], axis=1))
 
 
 def erase_family(*, image_size: int, area: tuple[float, float]) -> Family:
@@ -322,32 +319,34 @@ def _central_boxes(
     return xp.concatenate([start, size], axis=1)
 
 
-def uniform_family(names: Sequence[str], rows: ArrayLike) -> Family:
+def uniform_family(*, bounds: Mapping[str, Sequence[float]]) -> Family:
     """Returns the uniform distribution of some parameters.
 
     Args:
-      names: P names.
-      rows: `[P, 2]`, the ends of each.
+      bounds: the name of each and its ends, (least, greatest).
 
     Returns:
-      `Family`, of columns with these names.
+      `Family`, of columns with these names, in their order.
 
     Raises:
       ValueError: if there is not a pair of finite, ordered ends for each name.
     """
-    bounds = np.asarray(rows, np.float64)
-    fits = bounds.shape == (len(names), 2) and np.isfinite(bounds).all()
-    if not fits or (bounds[:, 0] > bounds[:, 1]).any():
-        raise ValueError(
-            f"rows must be (least, greatest) for each of {', '.join(names)}; found "
-            f"{rows!r}."
-        )
+    for name, pair in bounds.items():
+        if len(pair) != 2 or not -math.inf < pair[0] <= pair[1] < math.inf:
+            raise ValueError(
+                f"bounds of {name!r} must be (least, greatest), finite; found {pair}."
+            )
+    rows = np.array([*bounds.values()], np.float64)
 
     def draw(unit: Array) -> Array:
-        low, high = jnp.asarray(bounds.T, jnp.float32)[:, None]
+        low, high = jnp.asarray(rows.T, jnp.float32)[:, None]
         return low + (high - low) * unit
 
-    return Family(tuple(names), bounds, len(bounds), draw)
+    return Family(tuple(bounds), rows, len(rows), draw)
+
+
+def _uniform(names: Sequence[str], rows: np.ndarray | list[list[float]]) -> Family:
+    return uniform_family(bounds=dict(zip(names, rows, strict=True)))
 
 
 def _check_range(name: str, ends: tuple[float, float], limit: float) -> None:

@@ -190,19 +190,26 @@ def make_transformation(
         (True, Operation("normalization", normalize)),
     ]
     operations = [operation for is_on, operation in switched if is_on]
-    own = {operation.name for operation in more}
-    distributions.check_differentiated(
-        [operation.name for operation in operations],
-        differentiate=[n for n in differentiate if n not in own]
-        if own
-        else differentiate,
-    )
+    _check_differentiated(operations, more, differentiate)
     return compose(
         operations,
         differentiate=differentiate,
         prepare=floating if crop else square,
         plain=lambda x: normalize(_three_channels(square(x, jnp.float32))),
     )
+
+
+def _check_differentiated(
+    operations: Sequence[Operation],
+    own: Sequence[Operation],
+    differentiate: Sequence[str],
+) -> None:
+    """Checks the names of built-in families; `compose` checks the others."""
+    if own:
+        names = {operation.name for operation in own}
+        differentiate = [name for name in differentiate if name not in names]
+    on = [operation.name for operation in operations]
+    distributions.check_differentiated(on, differentiate=differentiate)
 
 
 def _floating(
