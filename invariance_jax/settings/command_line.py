@@ -15,6 +15,9 @@ from invariance_jax.settings.schema import KEYS, Config, closest
 from invariance_jax.settings.values import expectation, type_name
 
 
+_TRUTH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+
 class _Values(flags.ArgumentParser[Any]):
     """Reads a value as Python writes it, tuples without parentheses and quotes too."""
 
@@ -30,7 +33,7 @@ class _Values(flags.ArgumentParser[Any]):
         if self._origin is dict:
             return _keywords(argument)
         if self._origin is bool:
-            return {"true": True, "false": False}.get(argument.lower(), argument)
+            return _TRUTH.get(argument.lower(), argument)
         value = _literal(argument)
         if self._origin is not tuple or isinstance(value, tuple):
             return value
