@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -76,7 +77,8 @@ def run(config: Config | None, workdir: AnyPath) -> Json:
 
     Raises:
       ValueError: if the configuration is invalid, the work directory holds no such run,
-        or a checkpoint is missing or cannot be read.
+        or a checkpoint is missing or cannot be read; when all else is measured, if an
+        experiment of the user's own fails.
       Preempted: if a signal asks for a stop; the same call continues.
     """
     with Watch() as watch:
@@ -87,13 +89,16 @@ def run(config: Config | None, workdir: AnyPath) -> Json:
             parts = build(runs[0][0])
             devices, between = all_devices(), watch.stop_if_asked
             encoder = FrozenEncoder(parts, devices, between=between)
+            failed = dict[str, None]()
             each = [
-                _evaluate(parts._replace(settings=one), path, encoder)
+                _evaluate(parts._replace(settings=one), path, encoder, failed)
                 for one, path in runs
             ]
     found = results.aggregate(each)
     if processes.is_main_process():
         results.write_results(workdir, found)
+    if failed:
+        raise ValueError("\n".join(failed))
     return found
 
 
@@ -127,7 +132,8 @@ def load(
     Returns:
       `(encode, config)`: encode maps raw images `[B, H, W, 3]`, float32 in [0, 1] (of
       an image set of its size, also uint8 and of one channel), to representations
-      `[B, D]` on running statistics, and works under jax's transformations.
+      `[B, D]` on running statistics, and works under jax's transformations. Views of
+      the user's own get bytes, through which there is no gradient.
 
     Raises:
       ValueError: if there is no run, several seeds, or no such checkpoint.
@@ -173,8 +179,13 @@ def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> Train
         checkpoints.close()
 
 
-def _evaluate(parts: Parts, workdir: epath.Path, encoder: FrozenEncoder) -> Json:
-    """Returns the results of one seed; each experiment is written when it is done."""
+def _evaluate(
+    parts: Parts, workdir: epath.Path, encoder: FrozenEncoder, failed: dict[str, None]
+) -> Json:
+    """Returns the results of one seed; each experiment is written when it is done.
+
+    Takes a note of what failed of the user's own experiments.
+    """
     functions, state = experiments.load(parts.task), restore(parts, workdir)
     settings = results.settings_of(parts.task, int(state.step))
     sources = experiments.sources(functions, parts.settings)
@@ -185,7 +196,6 @@ def _evaluate(parts: Parts, workdir: epath.Path, encoder: FrozenEncoder) -> Json
     # A process that comes late could see what another one has written since.
     *kept, sampled = map(bool, processes.from_main(np.array(there)))
     missing = [name for name, there in zip(functions, kept, strict=True) if not there]
-    failed = list[ValueError]()
 
     def keep(name: str, measured: ExperimentResult, seconds: float) -> None:
         rows = results.table(name, measured.rows, seed=parts.settings.seed)
@@ -203,7 +213,8 @@ def _evaluate(parts: Parts, workdir: epath.Path, encoder: FrozenEncoder) -> Json
         few = not predicts and {*missing} <= _OF_FEW_VIEWS
         num_views = views[:1] if few else views
         context = Context(parts, workdir, encoder, variables, num_views=num_views)
-        failed = _measure({name: functions[name] for name in missing}, context, keep)
+        chosen = {name: functions[name] for name in missing}
+        failed |= dict.fromkeys(map(str, _measure(chosen, context, keep)))
         if predicts or not sampled:
             samples.write(context, predictions=predicts)
     final = final_metrics(workdir, step=int(state.step))
@@ -211,8 +222,6 @@ def _evaluate(parts: Parts, workdir: epath.Path, encoder: FrozenEncoder) -> Json
     content = results.of_seed(parts.settings.seed, settings, found, rows)
     if processes.is_main_process():
         results.write_results(workdir, content)
-    if failed:
-        raise failed[0]
     return content
 
 
@@ -232,12 +241,13 @@ def _measure(
             try:
                 measured = experiments.measure(name, function, context)
             except ValueError as error:
-                if not plugins.is_own(name):
+                # Alone, a process among several would not meet the others again.
+                if not plugins.is_own(name) or jax.process_count() > 1:
                     raise
                 failed.append(error)  # said when the others are measured
-                continue
-            seconds = time.monotonic() - started
-            keep(name, measured, seconds)
-            _log.info("%s: %s took %.0f s", context.workdir, name, seconds)
+            else:
+                seconds = time.monotonic() - started
+                keep(name, measured, seconds)
+                _log.info("%s: %s took %.0f s", context.workdir, name, seconds)
             bar.update()
     return failed

@@ -1,9 +1,11 @@
 """The code of own parts: recorded, and what happens when it changes or fails."""
 
+import functools
 import json
 import logging
 import shutil
 import sys
+import types
 
 import numpy as np
 import processes
@@ -12,8 +14,9 @@ from tiny import tiny_config
 
 from configs import run as of_run
 from invariance_jax import check, embed, evaluate, train
-from invariance_jax.settings import resolve
-from invariance_jax.training.build import build
+from invariance_jax.runtime.preemption import Preempted
+from invariance_jax.settings import plugins, resolve
+from invariance_jax.training.build import build, check_own_parts
 
 ENCODER = """
 import flax.linen as nn
@@ -29,9 +32,16 @@ def net(*, axis_name=None):
 EXPERIMENTS = """
 import numpy as np
 from invariance_jax.experiments import ExperimentResult, Row
+from invariance_jax.runtime.preemption import Preempted
 
 def breaks(context):
     raise KeyError("no such thing")
+
+def fails(context):
+    raise OSError("no room")
+
+def stops(context):
+    raise Preempted("SIGTERM: stopped", 75)
 
 def size(context):
     return ExperimentResult([Row("size", np.abs(context.features("test")).mean())])
@@ -78,6 +88,7 @@ def test_code_that_has_changed_is_said_and_measured_again(folder, caplog):
     assert "has changed" not in caplog.text
     caplog.clear()
     write(folder, "relu")
+    del sys.modules["parts_of_a_user"]
     evaluate.run(None, folder / "run")
     text = "the file of encoder.name has changed since the run began"
     assert caplog.text.count(text) == 1
@@ -97,12 +108,37 @@ def test_other_code_is_said_by_embedding_and_by_a_resumed_run(folder, caplog):
     assert after == before  # of its first start
 
 
-def test_an_experiment_that_fails_is_named_when_the_others_are_measured(folder):
-    names = "experiments_of_a_user:breaks", "experiments_of_a_user:size"
-    with pytest.raises(ValueError, match=r"has 'exp|is 'experiments_of_a_user:breaks'"):
+def test_experiments_that_fail_are_named_when_the_others_are_measured(folder):
+    names = [f"experiments_of_a_user:{name}" for name in ("breaks", "fails", "size")]
+    with pytest.raises(ValueError) as caught:
         evaluate.run(own(experiments=("invariance", *names)), folder / "run")
+    found = [line.split(", which raised ")[1] for line in str(caught.value).split("\n")]
+    assert found == ["KeyError: 'no such thing'", "OSError: no room"]
     found = json.loads((folder / "run" / "results.json").read_text())["summary"]
     assert {"size", "variance.normalized"} <= {*found}
+
+
+def test_a_stop_within_an_experiment_is_one(folder):
+    with pytest.raises(Preempted, match="SIGTERM"):
+        evaluate.run(own(experiments=("experiments_of_a_user:stops",)), folder / "run")
+
+
+def test_code_is_that_which_was_loaded(folder, tmp_path):
+    name = "parts_of_a_user:net"
+    before = plugins.source("encoder.name", name)
+    write(folder, "relu")
+    assert plugins.source("encoder.name", name) == before != ""
+    del sys.modules["parts_of_a_user"]
+    assert plugins.source("encoder.name", name) != before
+
+
+def test_parts_without_a_file_have_no_hash(monkeypatch):
+    notebook = types.ModuleType("notebook_of_a_user")
+    exec("def net(): pass", notebook.__dict__)
+    notebook.partial = functools.partial(notebook.net)
+    monkeypatch.setitem(sys.modules, "notebook_of_a_user", notebook)
+    for name in ("net", "partial"):
+        assert plugins.source("encoder.name", f"notebook_of_a_user:{name}") == ""
 
 
 def test_the_configuration_of_a_run_is_one_to_change(folder):
@@ -126,10 +162,10 @@ def test_the_command_line_names_it(tmp_path):
         ("encoder.rematerialize", True),
     ],
 )
-def test_keys_that_an_own_encoder_is_not_told_are_refused(key, value):
+def test_keys_that_an_own_encoder_is_not_told_are_said(folder, key, value, caplog):
     changes = {"encoder.name": "parts_of_a_user:net", key: value}
-    with pytest.raises(ValueError, match=f"{key} is .*an encoder of your own"):
-        resolve(tiny_config(changes))
+    check_own_parts(build(resolve(tiny_config(changes))))
+    assert f"{key} is {value!r}, of which encoder.name" in caplog.text
 
 
 def test_all_parts_that_cannot_be_imported_are_named_at_once():

@@ -262,6 +262,8 @@ def test_words_say_what_averaging_did_to_an_accuracy() -> None:
     table = table.assign(encoder=None, probe=None, standard_error=np.nan, n=1)
     expected = "Averaging 8 views raises the accuracy of plain images by 0.050."
     assert compare.in_words(table) == [expected]
+    for metric in ("accuracy", "mse"):
+        assert compare.in_words(table.assign(metric=metric, mean=0.0))[1:] == []
     penalty = table.iloc[:1].assign(metric="penalty.final", views=None, mean=0.2)
     both = compare.in_words(pd.concat([table, penalty]))
     assert both[0] == expected and "--config.penalty.weight=0" in both[1]

@@ -287,22 +287,25 @@ def test_archives_within_archives_are_classes_and_a_list_chooses_them(tmp_path, 
         (("a/images/1.jpg", "b/images/2.jpg", "b/3.jpg"), ["a", "b", "b"]),
         (("train/a/images/1.jpg", "./train/b/2.jpg"), ["a", "b"]),
         (("train/a/1.jpg", "train/a/2.jpg"), []),
+        (("train/a/images/1.jpg", "train/a/x/2.jpg", "train/b/3.jpg"), ["a", "a", "b"]),
         (("a/1.jpg", "a/2.jpg"), []),
     ],
 )
 @pytest.mark.parametrize("form", ["folder", "tar"])
 def test_the_first_folder_that_differs_is_the_class(form, paths, expected, tmp_path):
     files = {path: content((8, 8)) for path in paths}
+    given = []
     if form == "tar":
-        path = write_tar(tmp_path / "all.tar", files, "w")
+        for number, (name, body) in enumerate(files.items()):  # an archive for each
+            given.append(write_tar(tmp_path / f"{number}.tar", {name: body}, "w"))
     elif "train/" in paths[0]:
         pytest.skip("a folder is given with the classes in it")
     else:
-        path = tmp_path / "all"
+        given.append(tmp_path / "all")
         for name, body in files.items():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_bytes(body)
-    prepare_files("mine", tmp_path, train=[path], test=[path], index=True)
+            (given[0] / name).parent.mkdir(parents=True, exist_ok=True)
+            (given[0] / name).write_bytes(body)
+    prepare_files("mine", tmp_path, train=given, test=given, index=True)
     names = data.describe("mine", data_dir=tmp_path).class_names or ()
     labels = opened(tmp_path).labels
     assert [names[n] for n in (() if labels is None else labels)] == expected

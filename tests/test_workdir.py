@@ -59,6 +59,11 @@ def test_the_command_can_be_used_again(monkeypatch):
     assert shlex.split(provenance()["command"]) == ["python", *words]
 
 
+def test_seeds_that_were_trained_one_by_one_can_be_joined(tmp_path):
+    claim(settings({"seeds": 2}), tmp_path, finished=True)
+    assert content(tmp_path)["command"]
+
+
 def test_a_finished_run_keeps_who_trained_it(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["first"])
     claim(settings(), tmp_path)

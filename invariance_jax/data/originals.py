@@ -74,8 +74,8 @@ def prepare_files(
 ) -> Path:
     """Makes a set of image files of any size, their bytes unchanged.
 
-    A class is the first folder that an image lies in, in an archive the first that not
-    all of its images share, or the archive within an archive. What a start that was
+    A class is the first folder that an image lies in, in archives the first that not
+    all of their images share, or the archive within an archive. What a start that was
     stopped has copied is not copied again.
 
     Args:
@@ -130,18 +130,23 @@ def prepare_files(
 
 
 def _list(paths: Sequence[str | os.PathLike[str]]) -> _Listed:
-    listed = _Listed([], [], [], [])
+    listed, inside = _Listed([], [], [], []), dict[int, tuple[str, ...]]()
     for path in (user_path("train or test", path) for path in paths):
         before = len(listed.places)
         if path.is_dir():
             _list_folder(path, listed)
         elif path.is_file():
             listed.files.append(os.fspath(path.absolute()))
-            _list_tar(path, listed)
+            _list_tar(path, listed, inside)
         else:
             raise ValueError(f"{path} is not there; expected a folder or a tar file.")
         if len(listed.places) == before:
             raise ValueError(f"{path} has no images.")
+    shared = len(os.path.commonprefix([*inside.values()]))
+    if len({*inside.values()}) == 1:  # a single folder, or none
+        shared = max(shared - 1, 0)
+    for number, folders in inside.items():
+        listed.classes[number] = next(iter(folders[shared:]), None)
     order = sorted(range(len(listed.places)), key=lambda n: listed.names[n])
     return listed.chosen(order)
 
@@ -163,10 +168,11 @@ def _list_folder(folder: Path, listed: _Listed) -> None:
                 listed.add(place, os.fspath(inside / file), name)
 
 
-def _list_tar(path: Path, listed: _Listed) -> None:
+def _list_tar(path: Path, listed: _Listed, inside: dict[int, tuple[str, ...]]) -> None:
+    """Lists an archive; inside gets the folders of images in none within it."""
     try:
         with path.open("rb") as file:
-            _list_members(file, path.stat().st_size, None, listed)
+            _list_members(file, path.stat().st_size, None, listed, inside)
     except tarfile.TarError as error:
         raise ValueError(
             f"{path} is not an uncompressed tar file ({checks.reason(error)}); unpack "
@@ -174,9 +180,15 @@ def _list_tar(path: Path, listed: _Listed) -> None:
         ) from error
 
 
-def _list_members(file: BinaryIO, end: int, name: str | None, listed: _Listed) -> None:
+def _list_members(
+    file: BinaryIO,
+    end: int,
+    name: str | None,
+    listed: _Listed,
+    inside: dict[int, tuple[str, ...]],
+) -> None:
     """Lists the archive from where the file stands to an end, and those within it."""
-    before, own = len(listed.places), dict[int, Path]()
+    before = len(listed.places)
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             path = Path(member.name)
@@ -190,10 +202,11 @@ def _list_members(file: BinaryIO, end: int, name: str | None, listed: _Listed) -
                 back = file.tell()
                 file.seek(member.offset_data)
                 inner = member.offset_data + member.size
-                _list_members(file, inner, path.stem, listed)
+                _list_members(file, inner, path.stem, listed, inside)
                 file.seek(back)
             else:
-                own[len(listed.places)] = path
+                if name is None:
+                    inside[len(listed.places)] = path.parent.parts
                 place = len(listed.files) - 1, member.offset_data, member.size
                 listed.add(place, os.path.join(name or "", path), name)
         # To tarfile a damaged header is the end, which blocks of zeros mark.
@@ -204,11 +217,6 @@ def _list_members(file: BinaryIO, end: int, name: str | None, listed: _Listed) -
             f"{listed.files[-1]}: the archive{f' of {name}' if name else ''} is cut or "
             f"damaged at byte {archive.offset}; get it again."
         )
-    folders = {number: path.parent.parts for number, path in own.items()}
-    shared = len(os.path.commonprefix([*folders.values()]))
-    for number, parts in folders.items() if name is None else ():
-        # Of a single folder its own name.
-        listed.classes[number] = next(iter(parts[min(shared, len(parts) - 1) :]), None)
 
 
 def _named(listed: _Listed, classes: Sequence[str]) -> _Listed:

@@ -26,6 +26,7 @@ from invariance_jax.experiments import (
 )
 from invariance_jax.experiments.context import Context
 from invariance_jax.runs.results import ExperimentResult, Row, wanted
+from invariance_jax.runtime.preemption import Preempted
 from invariance_jax.settings import Settings, plugins
 from invariance_jax.tasks import Task
 
@@ -65,7 +66,8 @@ def sources(experiments: Iterable[str], settings: Settings) -> dict[str, str]:
 
 def measure(name: str, experiment: Experiment, context: Context) -> ExperimentResult:
     """Returns the result of an experiment, checked, with Python's own numbers."""
-    with plugins.blaming(_KEY, name) if plugins.is_own(name) else nullcontext():
+    own = plugins.is_own(name)
+    with plugins.blaming(_KEY, name, Preempted) if own else nullcontext():
         found = experiment(context)
     where = f"{_KEY} has {name!r}, which returned"
     if not isinstance(found, ExperimentResult) or not isinstance(found.rows, Sequence):

@@ -101,12 +101,13 @@ def in_words(table: pd.DataFrame) -> list[str]:
             for views in (first, last)
         )
         what = "plain images" if first == "plain" else "one view"
-        change = f"the error of {what} by {one / many:.2g}"
-        verb = "divides"
         if metric == "accuracy":
             verb = "raises" if many > one else "lowers"
             change = f"the accuracy of {what} by {abs(many - one):.3f}"
-        lines.append(f"Averaging {last:g} views {verb} {change}.")
+            lines.append(f"Averaging {last:g} views {verb} {change}.")
+        elif many > 0:
+            change = f"divides the error of {what} by {one / many:.2g}"
+            lines.append(f"Averaging {last:g} views {change}.")
     if (select(main, {"metric": "penalty.final"})["mean"] > 0).any():
         lines.append(
             "What the penalty does shows beside a run with --config.penalty.weight=0: "

@@ -88,7 +88,7 @@ def claim(settings: Settings, workdir: AnyPath, *, finished: bool = False) -> Ow
             "sources": warn_of_other_code(settings, folder),
         }
         made = provenance()
-        if finished:
+        if finished and path.exists():
             made = {name: read_json(path)[name] for name in made}
         write_json(path, content | made)
     return Owner(folder, str(read_json(path).get("start")))

@@ -14,7 +14,6 @@ from invariance_jax.settings import schema
 from invariance_jax.settings.schema import KEYS, Config, closest
 from invariance_jax.settings.values import expectation, type_name
 
-
 _TRUTH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 

@@ -4,6 +4,7 @@ The module is imported from where the program was started, as Python does with `
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import inspect
@@ -79,21 +80,39 @@ def call(key: str, name: str, *arguments: object, **kwargs: object) -> Any:
 
 
 @contextlib.contextmanager
-def blaming(key: str, name: str) -> Iterator[None]:
-    """Names the function of the user's own that raises something."""
+def blaming(
+    key: str, name: str, but: type[Exception] | tuple[()] = ()
+) -> Iterator[None]:
+    """Names the function of the user's own that raises something but of one kind."""
     try:
         yield
+    except but:
+        raise
     except Exception as error:  # whatever it is
         raise ValueError(f"{key} is {name!r}, which raised {_told(error)}") from error
 
 
+_hashes: dict[int, tuple[object, str]] = {}
+"""Functions, which so are kept, and the hash of the file when they were loaded."""
+
+
 def source(key: str, name: str) -> str:
-    """Returns a hash of the file that a function of the user's own stands in."""
-    try:
-        file = inspect.getsourcefile(inspect.unwrap(load(key, name)))
-    except TypeError:  # such as a functools.partial
-        file = None
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    """Returns a hash of the file that a function of the user's own was loaded from.
+
+    It is "" where there is no file, as of a function of a notebook.
+    """
+    function: Any = load(key, name)
+    if id(function) not in _hashes:
+        inner = function
+        while isinstance(inner, functools.partial):
+            inner = inner.func
+        try:
+            file = inspect.getsourcefile(inspect.unwrap(inner)) or ""
+            found = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        except (TypeError, OSError):
+            found = ""
+        _hashes[id(function)] = function, found
+    return _hashes[id(function)][1]
 
 
 def sources(settings: Settings) -> dict[str, str]:

@@ -200,11 +200,6 @@ def _check_own(settings: Settings, problems: _Problems) -> None:
         at_z = own["method"] and settings.penalty.at == "z"
         why = why.format("method.name") + " and penalty.at is 'z'"
         require(not at_z, key, why)
-    for key in ("precision", "batchnorm.group_size", "encoder.rematerialize"):
-        default = KEYS[key].default
-        expected = f"{default!r}, as an encoder of your own is not told; see its kwargs"
-        fits = not own["encoder"] or get(settings, key) == default
-        require(fits, key, expected)
     if own["augmentation"]:
         expected = "'image', as data.name is 'spirograph', which makes its own views"
         of_images = settings.data.name != "spirograph"
@@ -578,7 +573,8 @@ def _derive(settings: Settings, problems: _Problems) -> None:
     require(fits, "batch_size", f"at most {examples} examples")
     key = f"data.{settings.evaluation.split}_examples"
     expected = "2 or more, as evaluation.split is measured"  # a variance over examples
-    require(get(settings, key) > 1, key, expected)
+    count = get(settings, key)
+    require(count is None or count > 1, key, expected)  # None is named already
     per_epoch = examples // batch
     steps = settings.steps or (settings.epochs or 0) * per_epoch
     key = "steps" if settings.steps else "epochs"

@@ -241,7 +241,7 @@ def _of_pixels(own: Transformation) -> Transformation:
         images = x.pixels if isinstance(x, Squashed) else x
         if not jnp.issubdtype(images.dtype, jnp.floating):
             return images
-        return jnp.rint(images * 255).astype(jnp.uint8)
+        return jnp.rint(jnp.clip(images, 0, 1) * 255).astype(jnp.uint8)
 
     plain = own.plain
     return replace(

@@ -12,7 +12,8 @@ import optax
 
 from invariance_jax.data import Pictures
 from invariance_jax.models import create_encoder, resnet, weights
-from invariance_jax.settings import Settings, check_parameters, plugins
+from invariance_jax.settings import KEYS, Settings, check_parameters, plugins
+from invariance_jax.settings.schema import get
 from invariance_jax.tasks import Task, make_task
 from invariance_jax.training.batches import Sampler, Streamed, make_sampler
 from invariance_jax.training.draws import Draws, make_draw
@@ -298,6 +299,10 @@ def check_own_parts(parts: Parts) -> None:
     settings = parts.settings
     if plugins.is_own(settings.encoder.name):
         _log.info("compiling a check of the encoder %s", settings.encoder.name)
+        for key in ("precision", "batchnorm.group_size", "encoder.rematerialize"):
+            if (value := get(settings, key)) != KEYS[key].default:
+                text = "%s is %r, of which encoder.name %r is not told: see its kwargs"
+                _log.warning(text, key, value, settings.encoder.name)
         _check_encoder(settings, parts.encoder, parts)
     if plugins.is_own(settings.method.name):
         _check_method(settings, parts.method, parts.features)
