@@ -9,7 +9,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 _SECONDS = 30.0  # from a line of a log file to the next
-_LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+_LINE = "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 class _Forgiving(io.TextIOWrapper):
@@ -69,7 +69,7 @@ def progress(
     """Returns a progress bar with the time left; in a file, a line now and then."""
     terminal = sys.stderr.isatty()
     return tqdm(
-        desc=name,
+        desc=f"{name}: ",  # as set_description writes it
         total=total,
         initial=initial,
         unit=unit,
