@@ -7,6 +7,7 @@
         --workdir=runs/encoders --sweep=configs/sweeps/encoders.py
 
 and the same with configs/fashion_mnist.py:quick and --config.encoder.patch_size=7.
+Results: configs/README.md.
 """
 
 ENCODERS: dict[str, dict[str, object]] = {
