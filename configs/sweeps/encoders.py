@@ -10,6 +10,8 @@ and the same with configs/fashion_mnist.py:quick and --config.encoder.patch_size
 Results: configs/README.md.
 """
 
+from configs.sweeps.methods import with_and_without
+
 ENCODERS: dict[str, dict[str, object]] = {
     "ResNet-18, a quarter wide": {"encoder.name": "resnet18", "encoder.width": 16},
     "ViT-tiny": {"encoder.name": "vit_tiny"},
@@ -18,9 +20,4 @@ ENCODERS: dict[str, dict[str, object]] = {
 
 def get_sweep() -> dict[str, dict[str, object]]:
     """Returns label -> changed keys; the others are compared to the first."""
-    weights = {"no penalty": {"penalty.weight": 0.0}, "penalty": {}}
-    return {
-        f"{name}, {label}": {**changes, **weight}
-        for name, changes in ENCODERS.items()
-        for label, weight in weights.items()
-    }
+    return with_and_without(ENCODERS)

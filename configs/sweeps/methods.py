@@ -25,11 +25,20 @@ METHODS: dict[str, dict[str, object]] = {
 }
 
 
-def get_sweep() -> dict[str, dict[str, object]]:
-    """Returns label -> changed keys; the others are compared to the first."""
+def with_and_without(
+    parts: dict[str, dict[str, object]],
+) -> dict[str, dict[str, object]]:
+    """Returns label -> changed keys of each part, without the penalty and with it."""
     weights = {"no penalty": {"penalty.weight": 0.0}, "penalty": {}}
     return {
-        f"{name}, {label}": {"method.name": name, **changes, **weight}
-        for name, changes in METHODS.items()
+        f"{name}, {label}": {**changes, **weight}
+        for name, changes in parts.items()
         for label, weight in weights.items()
     }
+
+
+def get_sweep() -> dict[str, dict[str, object]]:
+    """Returns label -> changed keys; the others are compared to the first."""
+    return with_and_without(
+        {name: {"method.name": name, **changes} for name, changes in METHODS.items()}
+    )

@@ -130,18 +130,24 @@ def prepare_files(
 
 
 def _list(paths: Sequence[str | os.PathLike[str]]) -> _Listed:
-    listed, inside = _Listed([], [], [], []), dict[int, tuple[str, ...]]()
+    listed, archived = _Listed([], [], [], []), list[int]()
     for path in (user_path("train or test", path) for path in paths):
         before = len(listed.places)
         if path.is_dir():
             _list_folder(path, listed)
         elif path.is_file():
             listed.files.append(os.fspath(path.absolute()))
-            _list_tar(path, listed, inside)
+            _list_tar(path, listed)
+            archived += range(before, len(listed.places))
         else:
             raise ValueError(f"{path} is not there; expected a folder or a tar file.")
         if len(listed.places) == before:
             raise ValueError(f"{path} has no images.")
+    inside = {
+        number: Path(listed.names[number]).parent.parts
+        for number in archived
+        if listed.classes[number] is None  # no archive within one
+    }
     shared = len(os.path.commonprefix([*inside.values()]))
     if len({*inside.values()}) == 1:  # a single folder, or none
         shared = max(shared - 1, 0)
@@ -168,11 +174,10 @@ def _list_folder(folder: Path, listed: _Listed) -> None:
                 listed.add(place, os.fspath(inside / file), name)
 
 
-def _list_tar(path: Path, listed: _Listed, inside: dict[int, tuple[str, ...]]) -> None:
-    """Lists an archive; inside gets the folders of images in none within it."""
+def _list_tar(path: Path, listed: _Listed) -> None:
     try:
         with path.open("rb") as file:
-            _list_members(file, path.stat().st_size, None, listed, inside)
+            _list_members(file, path.stat().st_size, None, listed)
     except tarfile.TarError as error:
         raise ValueError(
             f"{path} is not an uncompressed tar file ({checks.reason(error)}); unpack "
@@ -180,13 +185,7 @@ def _list_tar(path: Path, listed: _Listed, inside: dict[int, tuple[str, ...]]) -
         ) from error
 
 
-def _list_members(
-    file: BinaryIO,
-    end: int,
-    name: str | None,
-    listed: _Listed,
-    inside: dict[int, tuple[str, ...]],
-) -> None:
+def _list_members(file: BinaryIO, end: int, name: str | None, listed: _Listed) -> None:
     """Lists the archive from where the file stands to an end, and those within it."""
     before = len(listed.places)
     with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -202,11 +201,9 @@ def _list_members(
                 back = file.tell()
                 file.seek(member.offset_data)
                 inner = member.offset_data + member.size
-                _list_members(file, inner, path.stem, listed, inside)
+                _list_members(file, inner, path.stem, listed)
                 file.seek(back)
             else:
-                if name is None:
-                    inside[len(listed.places)] = path.parent.parts
                 place = len(listed.files) - 1, member.offset_data, member.size
                 listed.add(place, os.path.join(name or "", path), name)
         # To tarfile a damaged header is the end, which blocks of zeros mark.

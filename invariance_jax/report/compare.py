@@ -94,17 +94,18 @@ def in_words(table: pd.DataFrame) -> list[str]:
       table: its aggregated rows.
     """
     main, lines = _main(table), []
-    (metric, first), (other, last) = [*places(table), ("", None), ("", None)][:2]
-    if metric == other != "":
+    ends = places(table)[:2]
+    if [metric for metric, _ in ends] in (["accuracy"] * 2, ["mse"] * 2):
         one, many = (
             float(select(main, {"metric": metric, "views": views})["mean"].iloc[0])
-            for views in (first, last)
+            for metric, views in ends
         )
+        (metric, first), (_, last) = ends
         what = "plain images" if first == "plain" else "one view"
         if metric == "accuracy":
             verb = "raises" if many > one else "lowers"
-            change = f"the accuracy of {what} by {abs(many - one):.3f}"
-            lines.append(f"Averaging {last:g} views {verb} {change}.")
+            change = f"{verb} the accuracy of {what} by {abs(many - one):.3f}"
+            lines.append(f"Averaging {last:g} views {change}.")
         elif many > 0:
             change = f"divides the error of {what} by {one / many:.2g}"
             lines.append(f"Averaging {last:g} views {change}.")

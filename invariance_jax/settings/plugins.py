@@ -18,7 +18,7 @@ from typing import Any
 from invariance_jax.settings import schema
 from invariance_jax.settings.schema import Settings
 
-PARTS = ("encoder.name", "augmentation.name", "method.name")
+_PARTS = ("encoder.name", "augmentation.name", "method.name")
 """The keys that choose a part of a run."""
 
 FORM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -56,10 +56,9 @@ def load(key: str, name: str) -> Callable[..., Any]:
 def check(settings: Settings) -> None:
     """Raises ValueError with a line for each part that cannot be imported."""
     problems = []
-    for key in PARTS:
+    for key, name in _own_parts(settings).items():
         try:
-            if is_own(name := schema.get(settings, key)):
-                load(key, name)
+            load(key, name)
         except ValueError as error:
             problems.append(str(error))
     if problems:
@@ -117,11 +116,12 @@ def source(key: str, name: str) -> str:
 
 def sources(settings: Settings) -> dict[str, str]:
     """Returns key -> `source` of the parts of a run that are the user's own."""
-    return {
-        key: source(key, name)
-        for key in PARTS
-        if is_own(name := schema.get(settings, key))
-    }
+    return {key: source(key, name) for key, name in _own_parts(settings).items()}
+
+
+def _own_parts(settings: Settings) -> dict[str, str]:
+    names = {key: schema.get(settings, key) for key in _PARTS}
+    return {key: name for key, name in names.items() if is_own(name)}
 
 
 def _told(error: Exception) -> str:
