@@ -4,10 +4,9 @@
         --config.steps=300 --config.evaluation.split=validation \
         --workdir=runs/search_1 --sweep=configs/sweeps/search.py
 
-Forty-nine variants of three seeds, each of 300 steps. With AFTER=runs/search_1 in the
+Thirty-six variants of three seeds, each of 300 steps. With AFTER=runs/search_1 in the
 environment, 900 steps and another workdir the same command runs the better quarter of
-them, and with AFTER naming that one and 2500 steps the better quarter of these, beside
-the run without penalty. The winner is for the test split and other seeds. Not yet run.
+them beside the run without penalty. The winner is for the test split and other seeds.
 """
 
 import itertools
@@ -24,9 +23,13 @@ PLAIN = "no_penalty"
 def get_sweep() -> dict[str, dict[str, object]]:
     """Returns label -> changed keys; the others are compared to the first."""
     grid = itertools.product(
-        ("hard", "log"), (0.01, 0.03, 0.1, 0.3), PARAMETERS, ("coupled", "example")
+        ("hard", "log"), (0.01, 0.1, 1.0), PARAMETERS, ("coupled", "example")
     )
-    sweep: dict[str, dict[str, object]] = {PLAIN: {"penalty.weight": 0.0}}
+    sweep: dict[str, dict[str, object]] = {
+        PLAIN: {"penalty.weight": 0.0},
+        "paper": {"penalty.weight": 0.01, "penalty.example_limit": 0.0}
+        | {"penalty.batch_limit": 1000.0},
+    }
     for shape, weight, along, statistics in grid:
         sweep[f"gradient_{shape}_{weight}_{along}_{statistics}"] = {
             "penalty.limit_shape": shape,
@@ -34,23 +37,40 @@ def get_sweep() -> dict[str, dict[str, object]]:
             "penalty.parameters": PARAMETERS[along],
             "penalty.batch_statistics": statistics,
         }
-    kinds = itertools.product(("total_effect", "mixed"), ("hard", "log"))
-    for (kind, shape), weight in itertools.product(kinds, (0.03, 0.1, 0.3, 1.0)):
-        sweep[f"{kind}_{shape}_{weight}"] = {
+    for weight in (0.1, 1.0):
+        sweep[f"ratio_log_{weight}_colors"] = {
+            "penalty.normalization": "batch",
+            "penalty.limit_shape": "log",
+            "penalty.weight": weight,
+            "penalty.parameters": COLORS,
+        }
+    for kind, weight in itertools.product(
+        ("total_effect", "mixed", "consistency"), (0.03, 0.1, 0.3)
+    ):
+        sweep[f"{kind}_log_{weight}"] = {
             "penalty.kind": kind,
-            "penalty.limit_shape": shape,
+            "penalty.limit_shape": "log",
             "penalty.weight": weight,
         }
-    if before := os.environ.get("AFTER"):
-        errors = {label: error(Path(before) / label) for label in [*sweep][1:]}
-        tried = sorted((e, label) for label, e in errors.items() if e is not None)
-        kept = {PLAIN, *(label for _, label in tried[: -(-len(tried) // 4)])}
-        sweep = {label: sweep[label] for label in sweep if label in kept}
-    return sweep
+    return better(sweep, os.environ.get("AFTER"))
 
 
-def error(workdir: Path) -> float | None:
-    """Returns the mean over M = 1 and the largest M of the error of a finished run."""
+def better(
+    sweep: dict[str, dict[str, object]], before: str | None
+) -> dict[str, dict[str, object]]:
+    """Returns the better quarter of what a sweep has finished, and its first variant.
+
+    Better is the smaller mean error over one view and the largest number of views.
+    """
+    if before is None:
+        return sweep
+    errors = {label: _error(Path(before) / label) for label in [*sweep][1:]}
+    tried = sorted((e, label) for label, e in errors.items() if e is not None)
+    kept = {PLAIN, *(label for _, label in tried[: -(-len(tried) // 4)])}
+    return {label: sweep[label] for label in sweep if label in kept}
+
+
+def _error(workdir: Path) -> float | None:
     path = workdir / "results.json"
     if not path.exists():
         return None
