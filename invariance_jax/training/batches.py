@@ -15,7 +15,7 @@ from invariance_jax.data import Pictures
 from invariance_jax.data.streams import Pending
 from invariance_jax.types import Array, Key, PyTree
 
-_FEISTEL_ROUNDS = 6
+_ROUNDS = 32
 
 _STEPS_AT_ONCE = 64
 """Steps of which a stream computes the indices in one call."""
@@ -177,26 +177,21 @@ def make_sampler(*, num_examples: int, batch_size: int) -> Sampler:
 def shuffle(key: Key, positions: Array, *, num_examples: int) -> Array:
     """Returns where a random permutation of range(N), N <= 2**30, sends the positions.
 
-    A Feistel network permutes the smallest power of 4 that is large enough, and is
-    applied again to what falls outside (cycle walking). Unlike sorting random numbers
-    it needs no array of num_examples, so it is cheap inside a step.
+    The swap-or-not shuffle of Hoang, Morris and Rogaway (2012): each round pairs all
+    positions at random, and tosses a coin for each pair that changes places. Unlike
+    sorting random numbers it needs no array of num_examples, so it is cheap inside a
+    step, and its number of rounds is known, so that no device waits for the host.
     """
-    half_bits = max(1, (max(num_examples - 1, 1).bit_length() + 1) // 2)
-    mask = jnp.uint32(2**half_bits - 1)
-    round_keys = jax.random.bits(key, (_FEISTEL_ROUNDS,), jnp.uint32)
-
-    def permute(values: Array) -> Array:
-        left, right = values >> half_bits, values & mask
-        for round_key in round_keys:
-            left, right = right, left ^ (_mix(right ^ round_key) & mask)
-        return (left << half_bits) | right
-
-    def walk(values: Array) -> Array:
-        return jnp.where(values >= num_examples, permute(values), values)
-
-    values = permute(positions.astype(jnp.uint32))
-    values = jax.lax.while_loop(lambda v: jnp.any(v >= num_examples), walk, values)
-    return values.astype(jnp.int32)
+    sum_key, coin_key = jax.random.split(key)
+    sums = jax.random.randint(sum_key, (_ROUNDS,), 0, num_examples)
+    coins = jax.random.bits(coin_key, (_ROUNDS,), jnp.uint32)
+    for total, coin in zip(sums, coins, strict=True):
+        partners = total - positions
+        partners = jnp.where(partners < 0, partners + num_examples, partners)
+        pairs = jnp.maximum(positions, partners).astype(jnp.uint32)
+        changes = (_mix(pairs ^ coin) & 1) == 1
+        positions = jnp.where(changes, partners, positions)
+    return positions
 
 
 def _mix(x: Array) -> Array:
