@@ -4,7 +4,7 @@
         --config.steps=300 --config.evaluation.split=validation \
         --workdir=runs/search_1 --sweep=configs/sweeps/search.py
 
-Thirty-six variants of three seeds, each of 300 steps. With AFTER=runs/search_1 in the
+Forty-three variants of three seeds, each of 300 steps. With AFTER=runs/search_1 in the
 environment, 900 steps and another workdir the same command runs the better quarter of
 them beside the run without penalty. The winner is for the test split and other seeds.
 """
@@ -30,14 +30,16 @@ def get_sweep() -> dict[str, dict[str, object]]:
         "paper": {"penalty.weight": 0.01, "penalty.example_limit": 0.0}
         | {"penalty.batch_limit": 1000.0},
     }
-    for shape, weight, along, statistics in grid:
+    # Larger weights where the first of them were the better ones.
+    larger = (("log", weight, "colors", "coupled") for weight in (3.0, 10.0))
+    for shape, weight, along, statistics in (*grid, *larger):
         sweep[f"gradient_{shape}_{weight}_{along}_{statistics}"] = {
             "penalty.limit_shape": shape,
             "penalty.weight": weight,
             "penalty.parameters": PARAMETERS[along],
             "penalty.batch_statistics": statistics,
         }
-    for weight in (0.1, 1.0):
+    for weight in (0.1, 1.0, 10.0):
         sweep[f"ratio_log_{weight}_colors"] = {
             "penalty.normalization": "batch",
             "penalty.limit_shape": "log",
@@ -45,7 +47,7 @@ def get_sweep() -> dict[str, dict[str, object]]:
             "penalty.parameters": COLORS,
         }
     for kind, weight in itertools.product(
-        ("total_effect", "mixed", "consistency"), (0.03, 0.1, 0.3)
+        ("total_effect", "mixed", "consistency"), (0.03, 0.1, 0.3, 1.0)
     ):
         sweep[f"{kind}_log_{weight}"] = {
             "penalty.kind": kind,
@@ -60,7 +62,7 @@ def better(
 ) -> dict[str, dict[str, object]]:
     """Returns the better quarter of what a sweep has finished, and its first variant.
 
-    Better is the smaller mean error over one view and the largest number of views.
+    Better is the smaller error: its mean over one view and the most that are averaged.
     """
     if before is None:
         return sweep
@@ -76,5 +78,6 @@ def _error(workdir: Path) -> float | None:
         return None
     found = json.loads(path.read_text())
     views = found["settings"]["num_views"]
-    ends = [found["summary"][f"mse@{m}"]["mean"] for m in (views[0], views[-1])]
-    return sum(ends) / len(ends)
+    names = [f"mse@{m}" for m in {views[0], views[-1]}]
+    errors = [found["summary"][n]["mean"] for n in names if n in found["summary"]]
+    return sum(errors) / len(errors)
