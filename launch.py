@@ -37,11 +37,9 @@ _OUT = flags.DEFINE_string("out", None, "Folder of the report, or file of the ex
 _PROFILE = flags.DEFINE_string(
     "profile_steps", None, "Steps a:b that are traced: sets logging.profile_steps."
 )
-_DEVICES = flags.DEFINE_integer(
-    "check_devices", None, "Number of CPU devices that --mode=check simulates."
-)
 
-for _name in ("config", "sweep", "cluster"):  # --help lists those of this module
+# --help lists those of this module.
+for _name in ("config", "sweep", "cluster", "check_devices", "check_target"):
     flags.declare_key_flag(_name)
 
 
@@ -54,7 +52,7 @@ def main(arguments: list[str]) -> None:
     if mode == "export":
         return print(export.run(workdirs[0], _OUT.value, config=config))
     if mode == "check" and config:
-        return print(check.table(check.run(config, num_devices=_DEVICES.value)))
+        return print(check.table(check.run(config, *check.read_flags())))
     plan = sweeps.plan(config, workdirs[0], mode)
     if request:
         sys.exit(submission.submit(request, plan, mode))

@@ -1,7 +1,8 @@
 """The check program: what can be known of a run before it waits in a queue.
 
-The training step is compiled for the devices, but no data set is read, nothing is
-trained and nothing is written. Of a stream, whose set is prepared if it is not, some
+The training step is compiled for the devices that are there, for simulated CPUs or for
+GPUs that are not there, but no data set is read, nothing is trained and nothing is
+written. Of a stream, whose set is prepared if it is not, some
 images are decoded and a few steps of a copy of the state are made: it compares rates.
 """
 
@@ -11,11 +12,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from absl import flags
 from jax.stages import Compiled
 
 from invariance_jax import experiments
 from invariance_jax.data import Pictures
 from invariance_jax.runs.tracking import check_tracking
+from invariance_jax.runtime import cards
 from invariance_jax.runtime.devices import make_deterministic, simulate
 from invariance_jax.settings import Config, Settings, check_devices, resolve
 from invariance_jax.training import cost, parallel
@@ -29,6 +32,18 @@ from invariance_jax.training.build import (
     state_shapes,
 )
 from invariance_jax.types import PyTree
+
+_DEVICES = flags.DEFINE_integer(
+    "check_devices",
+    None,
+    "Devices that --mode=check assumes: CPUs, or GPUs.",
+)
+_TARGET = flags.DEFINE_enum(
+    "check_target",
+    None,
+    list(cards.CARDS),
+    "A GPU, there or not, for which --mode=check compiles.",
+)
 
 _TIMED_STEPS = 4
 """Batches that are decoded, and steps that are made, to measure the rates of both."""
@@ -53,17 +68,32 @@ class Check(NamedTuple):
     flops: float  # of a step over all devices, see `training.cost`
     memory: Memory
     compile_seconds: float  # tracing and compiling of the step, wall clock
+    kernels: int | None  # that a step starts, on a GPU
+    moved: int | None  # bytes that they take and return, on a GPU
+    step_seconds: float | None  # estimated, on a GPU that is not there
     decoded: float | None  # images a second that this host decodes, of a stream
     stepped: float | None  # images a second that the training step takes
 
 
-def run(config: Config, *, num_devices: int | None = None) -> Check:
-    """Checks a configuration and compiles its step, here or for simulated devices."""
+def read_flags() -> tuple[int | None, str | None]:
+    """Returns the devices that the command line asks for: how many, and which."""
+    return _DEVICES.value, _TARGET.value
+
+
+def run(
+    config: Config, num_devices: int | None = None, target: str | None = None
+) -> Check:
+    """Checks a configuration and compiles its step.
+
+    Args:
+      config: of the run.
+      num_devices: how many CPUs are simulated, or GPUs assumed; None: those that are
+        there, or one GPU.
+      target: a name of `runtime.cards.CARDS`, of GPUs that are not there; None: none.
+    """
     make_deterministic(config.deterministic)
-    if num_devices is not None:
-        simulate(num_devices)
-    settings = resolve(config)
-    devices = tuple(jax.devices())
+    settings, card = resolve(config), cards.CARDS[target] if target else None
+    devices = _devices(num_devices, target)
     check_devices(settings, len(devices))
     read_weights(settings)
     check_tracking(settings)
@@ -71,24 +101,45 @@ def run(config: Config, *, num_devices: int | None = None) -> Check:
     check_own_parts(parts)
     experiments.load(parts.task)  # what evaluation will look for
     state, batches = state_shapes(parts), _batches(parts, devices)
-    data, simulated = cost.bytes_of(batches.shape), num_devices is not None
-    if isinstance(batches, InMemory) and not simulated:
-        cost.check_data(data, devices)
+    data = cost.bytes_of(batches.shape)
+    simulated, memory = num_devices is not None, card.memory if card else None
+    fits = card is not None or not simulated
+    if isinstance(batches, InMemory) and fits:
+        cost.check_data(data, devices, memory=memory)
     started = time.monotonic()
     compiled = cost.compile_train(parts, batches, devices)
     compile_seconds = time.monotonic() - started
-    if not simulated:
-        cost.check_program(compiled, devices)
-    kind = ", simulated" if simulated else ""
+    if fits:
+        cost.check_program(compiled, devices, memory=memory)
+    flops = cost.count_operations(parts).of_batch(settings.batch_size)
+    kernels = moved = seconds = None
+    if devices[0].platform == "gpu":
+        kernels, moved = cost.traffic_of(compiled)
+        if card is not None:
+            share, precision = flops / len(devices), settings.precision
+            seconds = card.seconds(share, moved, kernels, precision)
+    kind = ", not there" if card else ", simulated" if simulated else ""
+    there = devices if card is None else ()
     return Check(
         settings,
         tuple(f"{device.device_kind}{kind}" for device in devices),
         {part: _size(state.params[part]) for part in ("encoder", "heads")},
-        cost.count_operations(parts).of_batch(settings.batch_size),
+        flops,
         _memory(compiled, state, data),
         compile_seconds,
-        *_rates(parts, batches, compiled, devices, simulated),
+        kernels,
+        moved,
+        seconds,
+        *_rates(parts, batches, compiled, there, simulated),
     )
+
+
+def _devices(num_devices: int | None, target: str | None) -> tuple[jax.Device, ...]:
+    if target is not None:
+        return cards.absent(target, num_devices or 1)
+    if num_devices is not None:
+        simulate(num_devices)
+    return tuple(jax.devices())
 
 
 def _batches(parts: Parts, devices: Sequence[jax.Device]) -> Batches:
@@ -120,7 +171,7 @@ def _rates(
 
     None where nothing is decoded, or the devices are not there.
     """
-    if isinstance(batches, InMemory):
+    if isinstance(batches, InMemory) or not devices:
         return None, None
     batches.load(0, 1, devices)  # compiles, and opens files
     size, started = parts.settings.batch_size, time.monotonic()
@@ -156,6 +207,10 @@ def table(found: Check) -> str:
         "  other": _bytes(taken.results + taken.program),
         "compiled in": f"{found.compile_seconds:.1f} s",
     }
+    if found.kernels is not None and found.moved is not None:
+        rows["kernels per step"] = f"{found.kernels}, moving {_bytes(found.moved)}"
+    if found.step_seconds is not None:
+        rows["estimated step"] = f"{found.step_seconds * 1e3:.3g} ms"
     if found.decoded is not None:
         needed = "unknown" if found.stepped is None else f"{found.stepped:.0f}"
         rows["decoded here"] = f"{found.decoded:.0f} images a second"

@@ -1,9 +1,14 @@
 """The check before a run: its numbers, by hand, and what it refuses."""
 
+import importlib.util
+
+import jax
 import pytest
+from processes import launch
 from tiny import tiny_config
 
 from invariance_jax import check
+from invariance_jax.runtime.cards import CARDS
 from invariance_jax.settings import resolve
 from invariance_jax.training import cost
 from invariance_jax.training.build import build
@@ -40,3 +45,63 @@ def test_the_rest_is_what_the_run_will_be(found):
 def test_a_bad_configuration_is_refused_before_anything_is_compiled():
     with pytest.raises(ValueError, match="temperature is -1"):
         check.run(tiny_config({"temperature": -1}))
+
+
+class Instruction:
+    """Stands for an instruction of XLA."""
+
+    def __init__(self, text, *operands):
+        self.name, self._text, self._operands = text.split(" ")[0], text, operands
+
+    def to_string(self):
+        return self._text
+
+    def operands(self):
+        return self._operands
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("%a = bf16[512,32]{1,0} parameter(0)", 512 * 32 * 2),
+        ("%b = (f32[4]{0}, pred[3]{0}, /*index=2*/u8[0]{0}) fusion(%a, %b)", 16 + 3),
+        ("%c = f32[] fusion(%a), kind=kLoop, calls=%f32[9]", 4),
+    ],
+)
+def test_bytes_of_what_an_instruction_returns(text, size):
+    assert cost._bytes_of_result(Instruction(text)) == size
+
+
+def test_traffic_is_that_of_the_loop():
+    def steps(number, x):
+        return jax.lax.fori_loop(0, number, lambda _, x: x[::-1] @ x, x)
+
+    program = jax.jit(steps).lower(3, jax.ShapeDtypeStruct((8, 8), "float32"))
+    kernels, moved = cost.traffic_of(program.compile())
+    # A product of two matrices to a third, and at most the reversal and a copy of it.
+    assert 2 <= kernels <= 5
+    assert 2 * 256 + 3 * 256 <= moved <= 8 * 256 + 32
+
+
+def test_a_slower_card_takes_longer():
+    h100, h200 = (
+        CARDS[name].seconds(5e12, 34e9, 700, "bfloat16") for name in ("h100", "h200")
+    )
+    assert 0.020 < h200 < h100 < 0.030
+    assert CARDS["h200"].seconds(5e12, 34e9, 700, "float32") > h200
+
+
+def test_a_card_that_is_not_there():
+    asked = "--check_devices=2", "--check_target=h200", "--mode=check"
+    done = launch("--config=configs/spirograph.py:smoke", *asked)
+    if importlib.util.find_spec("jax_plugins") is None:
+        assert "[cuda12]" in done.stderr
+    else:
+        assert "2 (NVIDIA H200, not there)" in done.stdout
+        assert "kernels per step" in done.stdout and "estimated step" in done.stdout
+
+
+def test_devices_that_are_used_already_are_no_card():
+    jax.devices()
+    with pytest.raises(ValueError, match="used its devices already"):
+        check.run(tiny_config({}), 1, "h200")

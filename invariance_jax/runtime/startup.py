@@ -135,6 +135,7 @@ _MODES_OF = {
     "out": ("all", "report", "export"),
     "profile_steps": ("all", "train"),
     "check_devices": ("check",),
+    "check_target": ("check",),
     "sweep": _RUNS,
     "sweep_run": _RUNS,
 }

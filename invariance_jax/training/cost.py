@@ -1,8 +1,9 @@
 """What a training step costs, known before it runs: memory and operations."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,12 @@ from invariance_jax.training import parallel
 from invariance_jax.training.batches import Batches
 from invariance_jax.training.build import Parts, build, state_shapes, view_shapes
 from invariance_jax.types import PyTree
+
+_NO_KERNELS = {
+    f"k{name}"
+    for name in ("Parameter", "Constant", "Tuple", "GetTupleElement", "Bitcast")
+}
+"""Instructions of XLA for which nothing is started."""
 
 
 class Operations(NamedTuple):
@@ -89,19 +96,23 @@ def check_memory(
     what: str,
     advice: str,
     share: float = 1.0,
+    memory: int | None = None,
 ) -> None:
     """Raises ValueError if something takes more than a share of a device's memory.
 
-    CPU devices share that of the machine.
+    The memory is that of the devices where it is not given; CPU devices share that of
+    the machine.
     """
     local = [devices[n] for n in parallel.local_positions(devices)]
     for device in local:
-        memory = (device.memory_stats() or {}).get("bytes_limit")
-        if device.platform == "cpu":
-            memory = machine_memory() / len(local)
-        if memory is not None and num_bytes > share * memory:
+        most: float | None = memory
+        if most is None and device.platform == "cpu":
+            most = machine_memory() / len(local)
+        elif most is None:
+            most = (device.memory_stats() or {}).get("bytes_limit")
+        if most is not None and num_bytes > share * most:
             raise ValueError(
-                f"{what} {num_bytes / 1e9:.3g} GB of the {memory / 1e9:.3g} GB of "
+                f"{what} {num_bytes / 1e9:.3g} GB of the {most / 1e9:.3g} GB of "
                 f"{device}{', more than half' if share < 1 else ''}; {advice}, or use "
                 "devices with more memory."
             )
@@ -127,19 +138,60 @@ def memory_of(program: Compiled) -> tuple[int, int, int]:
     return both, found.temp_size_in_bytes, found.generated_code_size_in_bytes
 
 
-def check_program(program: Compiled, devices: Sequence[jax.Device]) -> None:
+def traffic_of(program: Compiled) -> tuple[int, int]:
+    """Returns the kernels that a step of a program of a GPU starts, and their bytes.
+
+    Those of what each takes and returns. The step is the body of the loop over steps,
+    the largest part of the program.
+    """
+    executable = program.runtime_executable()
+    assert executable is not None
+    (module,) = executable.hlo_modules()
+    parts = {part.name: part.instructions() for part in module.computations()}
+
+    def kernels(part: list[Any]) -> Iterator[Any]:
+        for one in part:
+            called = re.search(r"to_apply=%([\w.-]+)", one.to_string())
+            if one.opcode.name == "kCall" and called:
+                yield from kernels(parts[called[1]])
+            elif one.opcode.name not in _NO_KERNELS:
+                yield one
+
+    started = list(kernels(max(parts.values(), key=len)))
+    moved = 0
+    for one in started:
+        arrays = {array.name: array for array in (one, *one.operands())}
+        moved += sum(map(_bytes_of_result, arrays.values()))
+    return len(started), moved
+
+
+def _bytes_of_result(instruction: Any) -> int:
+    """Returns the bytes of what an instruction of XLA returns, from its text."""
+    # %name = (bf16[8,3]{1,0}, f32[]) fusion(%a, %b), ...
+    text = instruction.to_string().split("(%", 1)[0]
+    return sum(
+        math.prod(map(int, filter(None, sizes.split(",")))) * -(-int(bits or 8) // 8)
+        for bits, sizes in re.findall(r"\b[a-z]+(\d*)\w*\[([\d,]*)\]", text)
+    )
+
+
+def check_program(
+    program: Compiled, devices: Sequence[jax.Device], *, memory: int | None = None
+) -> None:
     """Checks that the compiled training step fits into the memory of each device."""
     advice = "lower batch_size, encoder.width, penalty.directions, average_views or "
     advice += "more_views, raise microbatches"
     taken, what = sum(memory_of(program)), "the training step takes"
-    check_memory(taken, devices, what=what, advice=advice)
+    check_memory(taken, devices, what=what, advice=advice, memory=memory)
 
 
-def check_data(num_bytes: int, devices: Sequence[jax.Device]) -> None:
+def check_data(
+    num_bytes: int, devices: Sequence[jax.Device], *, memory: int | None = None
+) -> None:
     """Checks that a data set fits into the memory of each device."""
     what, advice = "the training images take", "lower data.train_examples, prepare "
     advice += "smaller images, stream them (data.source)"
-    check_memory(num_bytes, devices, what=what, advice=advice, share=0.5)
+    check_memory(num_bytes, devices, what=what, advice=advice, share=0.5, memory=memory)
 
 
 def check_state(parts: Parts) -> None:
