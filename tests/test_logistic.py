@@ -55,7 +55,9 @@ def test_objective_agrees_with_the_reference(x64, reference, dtype, l2):
     expected = reference[f"logistic_objective_{l2}"]
     assert_allclose(found.value, expected, rtol=0, atol=1e-6)
     loss = cross_entropy(predict(probe, h), jnp.asarray(labels))
-    assert_allclose(loss, reference[f"logistic_ce_{l2}"], rtol=0, atol=1e-6)
+    # Near the minimum the loss may change where the objective does not.
+    atol = {"float32": 1e-5, "float64": 1e-6}[dtype]
+    assert_allclose(loss, reference[f"logistic_ce_{l2}"], rtol=0, atol=atol)
     exact = objective(reference["probe_x"], labels, *map(np.float64, probe), float(l2))
     # That of the reference is above the minimum by 1e-10, where its L-BFGS stopped.
     assert exact < expected + {"float32": 1e-6, "float64": 0}[dtype]

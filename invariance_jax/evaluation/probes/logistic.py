@@ -13,9 +13,9 @@ from invariance_jax.arguments import (
     check_number,
     promote,
 )
+from invariance_jax.evaluation.probes.lbfgs import make_problem, minimize
 from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot, predict
 from invariance_jax.evaluation.probes.metrics import cross_entropy
-from invariance_jax.evaluation.probes.newton import make_problem, minimize
 from invariance_jax.numerics import safe_norm
 from invariance_jax.types import Array
 
@@ -39,15 +39,14 @@ def fit_logistic(
     *,
     num_classes: int,
     l2: float | Array,
-    max_iterations: int = 100,
+    max_iterations: int = 500,
 ) -> LinearProbe:
     """Returns the linear probe of least penalized cross-entropy.
 
     Minimizes `-mean_b log softmax(h_b kernel + bias)[label_b] + l2 sum(kernel^2)` over
-    kernel and bias, the features as given and the bias free. Newton's method with a
-    line search stops once a step promises to lower the objective by less than
-    `eps log C`, eps that of the dtype (1.2e-7 for float32, 2.2e-16 for float64), or
-    after max_iterations steps; `logistic_objective` tells where that is.
+    kernel and bias, the features as given and the bias free. L-BFGS stops at the first
+    step after which rounding hides that the objective decreases, or after
+    max_iterations of them; `logistic_objective` tells where that is.
 
     With l2 = 0 and separable classes there is no minimum: the kernel grows until
     rounding hides what is left of the objective. In the same way the bias of a class
@@ -60,7 +59,8 @@ def fit_logistic(
       labels: integer `[B]`, classes from 0 to C - 1.
       num_classes: C, 2 or more.
       l2: weight of the penalty on the kernel, 0 or more; may be traced.
-      max_iterations: Newton steps at most, 1 or more; 10 to 20 are usual.
+      max_iterations: steps at most, 1 or more; 20 to 200 are usual, the limit is met
+        where there is next to no penalty.
 
     Returns:
       `LinearProbe`, kernel `[D, C]` and bias `[C]`, each with sum 0 over the classes,
@@ -72,9 +72,8 @@ def fit_logistic(
         too small, or if l2 is not a number or, unless traced, is negative.
 
     Gradients: not meant for them.
-    Cost: `B D^2 + D^3` once, to precondition, and `B D C` for each product with the
-      Hessian, 10 to 100 of them for one step. Memory: a copy of h, a few `D^2` and
-      `B C`.
+    Cost: `B D^2 + D^3` once, to precondition, and about `2 B D C` for each step, twice
+      that where its length is tried again. Memory: a copy of h, a few `D^2` and `B C`.
     """
     check_matrix("h", h, expected="[B, D], representations")
     check_number("l2", l2, low=0)

@@ -1,0 +1,47 @@
+"""What to do with a time budget: the penalty, or more views, at equal seconds.
+
+    python launch.py --config=configs/spirograph.py:quick --config.seeds=3 \
+        --config.logging.probe_every_steps=0 --workdir=runs/budget \
+        --sweep=configs/sweeps/budget.py
+
+Seven ways to spend each of three budgets, 12, 36 and 108 seconds of a core that makes
+26 plain steps a second.
+"""
+
+COLORS = ("rback", "gfore", "gback", "bfore", "bback")
+
+# Time of a step over that of a plain one, and what makes it.
+WAYS: dict[str, tuple[float, dict[str, object]]] = {
+    "no penalty": (1.0, {"penalty.weight": 0.0}),
+    "penalty": (1.43, {}),
+    "penalty along the colours": (
+        1.43,
+        {
+            "penalty.weight": 1.0,
+            "penalty.limit_shape": "log",
+            "penalty.parameters": COLORS,
+        },
+    ),
+    "consistency": (1.0, {"penalty.kind": "consistency"}),
+    "two views": (1.8, {"penalty.weight": 0.0, "average_views": 2}),
+    "four views": (3.4, {"penalty.weight": 0.0, "average_views": 4}),
+    "two views, penalty along the colours": (
+        2.2,
+        {
+            "average_views": 2,
+            "penalty.weight": 1.0,
+            "penalty.limit_shape": "log",
+            "penalty.parameters": COLORS,
+        },
+    ),
+}
+PLAIN_STEPS = {"12 s": 320, "36 s": 960, "108 s": 2880}
+
+
+def get_sweep() -> dict[str, dict[str, object]]:
+    """Returns label -> changed keys; the others are compared to the first."""
+    return {
+        f"{way}, {budget}": {**changes, "steps": int(steps / factor)}
+        for budget, steps in PLAIN_STEPS.items()
+        for way, (factor, changes) in WAYS.items()
+    }
