@@ -32,7 +32,9 @@ ROWS = (
 LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
 PURE = {*ROWS[0], *ROWS[1], *ROWS[2]}
 # jax itself needs SciPy.
-PURE_PACKAGES = {PACKAGE, "chex", "flax", "jax", "jaxlib", "numpy", "scipy"}
+PURE_PACKAGES = {PACKAGE, "chex", "flax", "jax", "jaxlib", "numpy", "optax", "scipy"}
+"""jax, flax, chex, numpy, and what these bring."""
+
 TWICE = {"averaging", "invariance", "linearization", "spirograph"}
 """Subjects that are seen from two rooms or more, each with a module there."""
 
@@ -116,7 +118,7 @@ def test_every_room_has_its_row():
     assert {room(path) for path in MODULES} == {*LEVEL, "__init__"}
 
 
-def test_pure_rooms_import_jax_flax_chex_and_numpy_only():
+def test_pure_rooms_import_jax_flax_chex_numpy_and_what_these_bring():
     standard = PURE_PACKAGES | sys.stdlib_module_names
     found = {
         label(path): packages(tree) - standard for path, tree in PURE_TREES.items()

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot, predict
 from invariance_jax.numerics import safe_divide
@@ -85,6 +84,8 @@ def minimize(problem: Problem, *, max_iterations: int) -> LinearProbe:
 
     Cost: per step and trial of its length, two matrix products of `B D C`.
     """
+    import optax  # here, since most users of the probes do not need it
+
     num_classes, dtype = problem.targets.shape[1], problem.h.dtype
 
     def objective(point: LinearProbe) -> Array:
