@@ -1,9 +1,10 @@
 """The check program: what can be known of a run before it waits in a queue.
 
-The training step is compiled for the devices that are there, for simulated CPUs or for
+The training step is compiled for the devices that are there, for simulated CPUs, or for
 GPUs that are not there, but no data set is read, nothing is trained and nothing is
-written. Of a stream, whose set is prepared if it is not, some
-images are decoded and a few steps of a copy of the state are made: it compares rates.
+written. Of a stream, whose set is prepared if it is not, some images are decoded and,
+where the devices are there, a few steps of a copy of the state are made: it compares
+rates.
 """
 
 import time
@@ -59,6 +60,14 @@ class Memory(NamedTuple):
     program: int  # the compiled step itself (0 where XLA does not tell)
 
 
+class Traffic(NamedTuple):
+    """What a GPU does in a step, by the program that was compiled for it."""
+
+    kernels: int  # that it starts
+    moved: int  # bytes that they take and return
+    seconds: float  # that the step takes, estimated
+
+
 class Check(NamedTuple):
     """What is known of a run before it starts."""
 
@@ -68,9 +77,7 @@ class Check(NamedTuple):
     flops: float  # of a step over all devices, see `training.cost`
     memory: Memory
     compile_seconds: float  # tracing and compiling of the step, wall clock
-    kernels: int | None  # that a step starts, on a GPU
-    moved: int | None  # bytes that they take and return, on a GPU
-    step_seconds: float | None  # estimated, on a GPU that is not there
+    traffic: Traffic | None  # on a GPU that is not there
     decoded: float | None  # images a second that this host decodes, of a stream
     stepped: float | None  # images a second that the training step takes
 
@@ -101,25 +108,24 @@ def run(
     check_own_parts(parts)
     experiments.load(parts.task)  # what evaluation will look for
     state, batches = state_shapes(parts), _batches(parts, devices)
-    data = cost.bytes_of(batches.shape)
-    simulated, memory = num_devices is not None, card.memory if card else None
-    fits = card is not None or not simulated
-    if isinstance(batches, InMemory) and fits:
+    data, memory = cost.bytes_of(batches.shape), card.usable if card else None
+    simulated = card is None and num_devices is not None
+    if isinstance(batches, InMemory) and not simulated:
         cost.check_data(data, devices, memory=memory)
     started = time.monotonic()
     compiled = cost.compile_train(parts, batches, devices)
     compile_seconds = time.monotonic() - started
-    if fits:
+    if not simulated:
         cost.check_program(compiled, devices, memory=memory)
     flops = cost.count_operations(parts).of_batch(settings.batch_size)
-    kernels = moved = seconds = None
-    if devices[0].platform == "gpu":
-        kernels, moved = cost.traffic_of(compiled)
-        if card is not None:
-            share, precision = flops / len(devices), settings.precision
-            seconds = card.seconds(share, moved, kernels, precision)
-    kind = ", not there" if card else ", simulated" if simulated else ""
-    there = devices if card is None else ()
+    kind, traffic = ", simulated" if simulated else "", None
+    if card:
+        kind, (kernels, moved) = ", not there", cost.traffic_of(compiled)
+        share, precision = flops / len(devices), settings.precision
+        seconds = card.seconds(share, moved, kernels, precision)
+        traffic = Traffic(kernels, moved, seconds)
+    there = jax.devices() if card else devices  # what images are decoded for
+    decoded, stepped = _rates(parts, batches, compiled, there, bool(kind))
     return Check(
         settings,
         tuple(f"{device.device_kind}{kind}" for device in devices),
@@ -127,10 +133,9 @@ def run(
         flops,
         _memory(compiled, state, data),
         compile_seconds,
-        kernels,
-        moved,
-        seconds,
-        *_rates(parts, batches, compiled, there, simulated),
+        traffic,
+        decoded,
+        settings.batch_size / traffic.seconds if traffic else stepped,
     )
 
 
@@ -171,7 +176,7 @@ def _rates(
 
     None where nothing is decoded, or the devices are not there.
     """
-    if isinstance(batches, InMemory) or not devices:
+    if isinstance(batches, InMemory):
         return None, None
     batches.load(0, 1, devices)  # compiles, and opens files
     size, started = parts.settings.batch_size, time.monotonic()
@@ -207,10 +212,10 @@ def table(found: Check) -> str:
         "  other": _bytes(taken.results + taken.program),
         "compiled in": f"{found.compile_seconds:.1f} s",
     }
-    if found.kernels is not None and found.moved is not None:
-        rows["kernels per step"] = f"{found.kernels}, moving {_bytes(found.moved)}"
-    if found.step_seconds is not None:
-        rows["estimated step"] = f"{found.step_seconds * 1e3:.3g} ms"
+    if found.traffic is not None:
+        kernels, moved, seconds = found.traffic
+        rows["kernels per step"] = f"{kernels}, moving {_bytes(moved)}"
+        rows["estimated step"] = f"{seconds * 1e3:.3g} ms"
     if found.decoded is not None:
         needed = "unknown" if found.stepped is None else f"{found.stepped:.0f}"
         rows["decoded here"] = f"{found.decoded:.0f} images a second"

@@ -127,6 +127,14 @@ def test_shuffle_of_some_positions_is_that_of_all():
     np.testing.assert_array_equal(found, permutation(KEY, 1000)[positions])
 
 
+def test_shuffle_is_the_same_in_double_precision():
+    found = permutation(KEY, 1000)
+    with jax.enable_x64(True):
+        wide = permutation(KEY, 1000)
+    assert wide.dtype == found.dtype == np.int32
+    np.testing.assert_array_equal(wide, found)
+
+
 def test_an_epoch_takes_every_example_at_most_once(indices):
     per_epoch = EXAMPLES // BATCH
     for epoch in range(5):

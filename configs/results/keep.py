@@ -4,8 +4,8 @@
 
 writes NAME.csv, which must not exist: the numbers of the summary of each run, and of
 all but the first the paired differences to it, seed by seed, with 95 % intervals of
-Student's t; a label has no "=". Of several studies, as "byol: penalty=runs/byol", each
-has its first.
+Student's t, corrected for the number of runs that are compared (Holm); a label has no
+"=". Of several studies, as "byol: penalty=runs/byol", each has its first.
 """
 
 import csv
@@ -14,7 +14,13 @@ import sys
 from typing import Any
 
 from configs.results.page import FOLDER, Row
-from invariance_jax.report.aggregate import in_summary, long_table, over_seeds, paired
+from invariance_jax.report.aggregate import (
+    holm,
+    in_summary,
+    long_table,
+    over_seeds,
+    paired,
+)
 from invariance_jax.report.read import KEYS, SUMMARY, Run, read_runs
 from invariance_jax.report.words import Words
 
@@ -37,7 +43,7 @@ def rows_of(names: list[str], runs: list[Run]) -> list[Row]:
         raise ValueError(f"runs must have the same seeds; found {counts}.")
     rows = long_table([run.rows for run in runs])
     rows = rows[in_summary(rows)][[*KEYS, *SUMMARY]]
-    pairs = paired(rows, runs[0].name).rename(
+    pairs = holm(paired(rows, runs[0].name)).rename(
         columns={"mean": "difference", "standard_error": "pair_error"}
     )
     keys = ["run", "experiment", "metric", *SUMMARY]

@@ -9,8 +9,8 @@ derivative, so that the invariance penalty sees each example on its own.
 Conventions: the last axis holds the channels, the first the examples; replica r of n
 holds examples `r b` to `(r + 1) b` of a global batch of `n b`. Variances are biased
 (ddof 0), in the running average too, as flax's; PyTorch's running variance is unbiased.
-Mean and variance take one pass, in at least float32: deviations from a value near the
-mean, whose square mean and mean square differ by little more than the variance.
+Mean and variance take one pass, in at least float32: deviations from one of the values,
+whose square mean and mean square differ by little more than the variance.
 Accelerators wait for memory here: what is as large as the input is summed over the
 places of each example and multiplied once, so that a derivative of any order passes
 over it as rarely as can be; all else is of the size of a few rows.
@@ -46,7 +46,6 @@ def group_moments(
     x: Array,
     *,
     group_size: int,
-    pivot: Array | None = None,
     axis_name: str | None = None,
 ) -> Moments:
     """Returns the moments of the groups that the examples of this replica belong to.
@@ -58,9 +57,6 @@ def group_moments(
     Args:
       x: float `[B, ..., C]`, the examples of this replica.
       group_size: examples per group; 0 is the global batch.
-      pivot: `[C]`, a constant about which the moments are summed: the relative error
-        of the variance grows as the squared distance of the mean from it, in standard
-        deviations. None: the mean of the first example of each group.
       axis_name: the mapped axis of replicas; None means one replica.
 
     Returns:
@@ -75,9 +71,8 @@ def group_moments(
     _check_features(x)
     groups, span = _layout(x.shape[0], group_size, axis_name)
     rows = _rows(x).astype(jnp.promote_types(x.dtype, jnp.float32))
-    if pivot is None:
-        pivot = jnp.mean(rows[:: len(x) // groups], axis=1)
-    pivot = jax.lax.stop_gradient(jnp.broadcast_to(pivot, (groups, x.shape[-1])))
+    # About one of the values, so that the difference below cancels little.
+    pivot = jax.lax.stop_gradient(rows[:: len(x) // groups, 0])
     shifted = rows - _of_examples(pivot, len(x))
     # Next to each other, since each sum by itself is a program of an accelerator.
     sums = [jnp.mean(part, axis=1) for part in (shifted, jnp.square(shifted))]
@@ -181,12 +176,7 @@ class BatchNorm(nn.Module):
             return Moments(mean.value[None], var.value[None])
         if self.is_initializing():
             return group_moments(x, group_size=0)
-        moments = group_moments(
-            x,
-            group_size=self.group_size,
-            pivot=mean.value,
-            axis_name=self.axis_name,
-        )
+        moments = group_moments(x, group_size=self.group_size, axis_name=self.axis_name)
         if self.is_mutable_collection("batch_stats"):
             # one group over all replicas is the same on each of them already
             means = jnp.mean(jnp.stack(moments), axis=1)

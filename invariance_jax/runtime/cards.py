@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
-from invariance_jax.runtime.devices import have_started
+from invariance_jax.runtime.devices import have_started, simulate
 
 _FLAGS = ("--xla_gpu_autotune_level=0", "--xla_backend_optimization_level=0")
 """Nothing can be timed on a card that is not there, and its machine code is not run."""
@@ -68,6 +68,12 @@ class Card(NamedTuple):
     bandwidth: int
     operations: float
 
+    @property
+    def usable(self) -> float:
+        """Returns the bytes of its memory that jax takes, by default three quarters."""
+        share = os.environ.get("XLA_CLIENT_MEM_FRACTION", "0.75")
+        return float(share) * self.memory
+
     def seconds(self, flops: float, moved: int, kernels: int, precision: str) -> float:
         """Estimates the time of operations, of bytes moved and of starts, in turn.
 
@@ -114,7 +120,10 @@ CARDS = {"a100": _A100, "h100": _H100, "h200": _H200}
 
 
 def absent(name: str, count: int) -> tuple[jax.Device, ...]:
-    """Returns so many cards of a name, for which programs can be compiled only."""
+    """Returns so many cards of a name, for which programs can be compiled only.
+
+    As many CPU devices are simulated, for what is done besides.
+    """
     if not 0 < count <= 8:
         raise ValueError(
             f"--check_devices is {count}; expected 1 to 8, the cards of a machine."
@@ -124,9 +133,9 @@ def absent(name: str, count: int) -> tuple[jax.Device, ...]:
             "this process has used its devices already; expected none before the "
             f"{name} of --check_target is described."
         )
-    jax.config.update("jax_platforms", "cpu")
     flags = os.environ.get("XLA_FLAGS", "").split()
     os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, *flags])
+    simulate(count)  # the first use of a device, which reads the flags
     try:
         return tuple(
             topologies.get_topology_desc(

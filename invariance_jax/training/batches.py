@@ -183,7 +183,7 @@ def shuffle(key: Key, positions: Array, *, num_examples: int) -> Array:
     step, and its number of rounds is known, so that no device waits for the host.
     """
     sum_key, coin_key = jax.random.split(key)
-    sums = jax.random.randint(sum_key, (_ROUNDS,), 0, num_examples)
+    sums = jax.random.randint(sum_key, (_ROUNDS,), 0, num_examples, jnp.int32)
     coins = jax.random.bits(coin_key, (_ROUNDS,), jnp.uint32)
     for total, coin in zip(sums, coins, strict=True):
         partners = total - positions
@@ -191,7 +191,8 @@ def shuffle(key: Key, positions: Array, *, num_examples: int) -> Array:
         pairs = jnp.maximum(positions, partners).astype(jnp.uint32)
         changes = (_mix(pairs ^ coin) & 1) == 1
         positions = jnp.where(changes, partners, positions)
-    return positions
+    # Or XLA would shuffle anew for every pixel that it takes.
+    return jax.lax.optimization_barrier(positions)
 
 
 def _mix(x: Array) -> Array:

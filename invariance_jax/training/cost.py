@@ -96,7 +96,7 @@ def check_memory(
     what: str,
     advice: str,
     share: float = 1.0,
-    memory: int | None = None,
+    memory: float | None = None,
 ) -> None:
     """Raises ValueError if something takes more than a share of a device's memory.
 
@@ -105,7 +105,7 @@ def check_memory(
     """
     local = [devices[n] for n in parallel.local_positions(devices)]
     for device in local:
-        most: float | None = memory
+        most = memory
         if most is None and device.platform == "cpu":
             most = machine_memory() / len(local)
         elif most is None:
@@ -141,8 +141,9 @@ def memory_of(program: Compiled) -> tuple[int, int, int]:
 def traffic_of(program: Compiled) -> tuple[int, int]:
     """Returns the kernels that a step of a program of a GPU starts, and their bytes.
 
-    Those of what each takes and returns. The step is the body of the loop over steps,
-    the largest part of the program.
+    Those of all that each takes and returns, also where it reads only a part. The step
+    is the body of the one loop of the program's entry; loops within it count as often
+    as they run, where XLA knows that.
     """
     executable = program.runtime_executable()
     assert executable is not None
@@ -151,13 +152,18 @@ def traffic_of(program: Compiled) -> tuple[int, int]:
 
     def kernels(part: list[Any]) -> Iterator[Any]:
         for one in part:
-            called = re.search(r"to_apply=%([\w.-]+)", one.to_string())
-            if one.opcode.name == "kCall" and called:
-                yield from kernels(parts[called[1]])
-            elif one.opcode.name not in _NO_KERNELS:
+            kind, text = one.opcode.name, one.to_string()
+            called = re.search(r"(?:to_apply|body)=%([\w.-]+)", text)
+            if kind in ("kWhile", "kCall") and called:
+                times = re.search(r'"known_trip_count":{"n":"(\d+)"', text)
+                for _ in range(int(times[1]) if times else 1):
+                    yield from kernels(parts[called[1]])
+            elif kind not in _NO_KERNELS:
                 yield one
 
-    started = list(kernels(max(parts.values(), key=len)))
+    # The loop over steps has the longest of all bodies.
+    bodies = re.findall(r" while\(.*body=%?([\w.-]+)", module.to_string())
+    started = list(kernels(max((parts[name] for name in bodies), key=len)))
     moved = 0
     for one in started:
         arrays = {array.name: array for array in (one, *one.operands())}
@@ -176,7 +182,7 @@ def _bytes_of_result(instruction: Any) -> int:
 
 
 def check_program(
-    program: Compiled, devices: Sequence[jax.Device], *, memory: int | None = None
+    program: Compiled, devices: Sequence[jax.Device], *, memory: float | None = None
 ) -> None:
     """Checks that the compiled training step fits into the memory of each device."""
     advice = "lower batch_size, encoder.width, penalty.directions, average_views or "
@@ -186,7 +192,7 @@ def check_program(
 
 
 def check_data(
-    num_bytes: int, devices: Sequence[jax.Device], *, memory: int | None = None
+    num_bytes: int, devices: Sequence[jax.Device], *, memory: float | None = None
 ) -> None:
     """Checks that a data set fits into the memory of each device."""
     what, advice = "the training images take", "lower data.train_examples, prepare "

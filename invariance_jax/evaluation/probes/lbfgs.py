@@ -82,7 +82,7 @@ def minimize(problem: Problem, *, max_iterations: int) -> LinearProbe:
     Returns:
       `LinearProbe`, coefficients `[n, C]` in place of the kernel, and bias `[C]`.
 
-    Cost: per step and trial of its length, two matrix products of `B D C`.
+    Cost: for each trial of a step's length two products of `B D C` and two of `D^2 C`.
     """
     import optax  # here, since most users of the probes do not need it
 

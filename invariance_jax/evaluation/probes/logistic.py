@@ -72,8 +72,9 @@ def fit_logistic(
         too small, or if l2 is not a number or, unless traced, is negative.
 
     Gradients: not meant for them.
-    Cost: `B D^2 + D^3` once, to precondition, and about `2 B D C` for each step, twice
-      that where its length is tried again. Memory: a copy of h, a few `D^2` and `B C`.
+    Cost: `B D^2 + D^3` once, to precondition, and `(2 B + 2 D) D C` for each trial of a
+      step's length, of which most steps need one. Memory: a copy of h, a few `D^2` and
+      `B C`, and 43 `D C`.
     """
     check_matrix("h", h, expected="[B, D], representations")
     check_number("l2", l2, low=0)
