@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,12 @@ def test_a_file_has_a_smoke_variant_and_a_default_and_says_its_command(name):
     default = flatten(module(name).get_config())
     assert default in [flatten(module(name).get_config(v)) for v in variants(name)]
     assert f"python launch.py --config=configs/{name}.py" in module(name).__doc__
+
+
+def test_the_page_lists_every_sweep():
+    index = tomllib.loads(Path("configs/results/index.toml").read_text())
+    there = {path.stem for path in Path("configs/sweeps").glob("*.py")}
+    assert there == {*index["sweeps"]["files"]}
 
 
 @each_run

@@ -5,7 +5,7 @@
         --sweep=configs/sweeps/budget.py
 
 Seven ways to spend each of three budgets, 12, 36 and 108 seconds of a core that makes
-26 plain steps a second.
+26 plain steps a second. Not yet run.
 """
 
 COLORS = ("rback", "gfore", "gback", "bfore", "bback")
@@ -41,7 +41,7 @@ PLAIN_STEPS = {"12 s": 320, "36 s": 960, "108 s": 2880}
 def get_sweep() -> dict[str, dict[str, object]]:
     """Returns label -> changed keys; the others are compared to the first."""
     return {
-        f"{way}, {budget}": {**changes, "steps": int(steps / factor)}
+        f"{budget}: {way}": {**changes, "steps": int(steps / factor)}
         for budget, steps in PLAIN_STEPS.items()
         for way, (factor, changes) in WAYS.items()
     }
