@@ -8,7 +8,7 @@ Seven ways to spend each of three budgets, 12, 36 and 108 seconds of a core that
 26 plain steps a second. Not yet run.
 """
 
-COLORS = ("rback", "gfore", "gback", "bfore", "bback")
+from configs.sweeps.search import COLORS
 
 # Time of a step over that of a plain one, and what makes it.
 WAYS: dict[str, tuple[float, dict[str, object]]] = {

@@ -8,7 +8,7 @@ Five variants of three seeds, each of 500 steps. Not yet run.
 """
 
 # The nuisance of Spirograph but for the hole h.
-COLORS = ("rback", "gfore", "gback", "bfore", "bback")
+from configs.sweeps.search import COLORS
 
 
 def get_sweep() -> dict[str, dict[str, object]]:
