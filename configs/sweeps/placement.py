@@ -7,7 +7,6 @@
 Five variants of three seeds, each of 500 steps. Not yet run.
 """
 
-# The nuisance of Spirograph but for the hole h.
 from configs.sweeps.search import COLORS
 
 
