@@ -66,14 +66,8 @@ def _facts(run: Run) -> Row:
     return {
         "commit": "-".join([commit[:7], *changed]),
         "devices": ", ".join(made["devices"]),
-        "seconds": f"{_seconds(run):.0f}",
+        "seconds": f"{run.seconds:.0f}",
     }
-
-
-def _seconds(run: Run) -> float:
-    """Returns the seconds of training on the wall clock, the mean over seeds."""
-    ends = run.log[run.log["name"] == "seconds"].groupby("seed")["value"].max()
-    return float(ends.mean())
 
 
 def _text(row: Any) -> Row:

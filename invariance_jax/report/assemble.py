@@ -221,11 +221,10 @@ def _facts(run: Run) -> Json:
     found = {"git commit": commit, **environment, "work directory": str(run.path)}
     found |= run.saved.get("derived") or {}
     speed = run.log[run.log["name"] == "examples_per_second"]["value"].median()
-    ends = run.log[run.log["name"] == "seconds"].groupby("seed")["value"].max()
     if pd.notna(speed):
         found["speed"] = f"{speed:,.0f} examples per second (median)"
-    if len(ends):
-        found["training time"] = f"{ends.mean():,.0f} s{' per seed' * (len(ends) > 1)}"
+    if pd.notna(run.seconds):
+        found["training time"] = f"{run.seconds:,.0f} s{' per seed' * (run.n > 1)}"
     for name, entry in run.results["experiments"].items():
         found[f"seconds of {name}"] = entry.get("seconds")
     return found

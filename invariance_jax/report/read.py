@@ -70,6 +70,12 @@ class Run(NamedTuple):
         return len(self.results["seeds"]) or 1
 
     @property
+    def seconds(self) -> float:
+        """The seconds of training by the clock, the mean over seeds; NaN: unknown."""
+        ends = self.log[self.log["name"] == "seconds"].groupby("seed")["value"].max()
+        return float(ends.mean())
+
+    @property
     def targets(self) -> list[str]:
         """The regression targets; empty for other tasks."""
         return [str(name) for name in self.settings.get("targets") or ()]
