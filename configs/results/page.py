@@ -98,7 +98,7 @@ def _table(rows: list[Row], section: dict[str, Any]) -> str:
             key, column = (number,), row["run"]
         line = cells.setdefault(key, {})
         line[column] = f"{mean} ± {error}" if error else mean
-        against = f"{difference} ({low} to {high})" if difference else ""
+        against = f"{difference} ({low} to {high})" if low else ""
         line[f"{column}: {DIFFERENCE}"] = against
     columns = dict.fromkeys(column for line in cells.values() for column in line)
     columns = [c for c in columns if any(line.get(c) for line in cells.values())]
