@@ -37,13 +37,13 @@ from invariance_jax.types import PyTree
 _DEVICES = flags.DEFINE_integer(
     "check_devices",
     None,
-    "Devices that --mode=check assumes: CPUs, or GPUs.",
+    "CPU devices that --mode=check simulates, or GPUs of --check_target.",
 )
 _TARGET = flags.DEFINE_enum(
     "check_target",
     None,
     list(cards.CARDS),
-    "A GPU, there or not, for which --mode=check compiles.",
+    "A GPU that need not be there, for which --mode=check compiles.",
 )
 
 _TIMED_STEPS = 4
