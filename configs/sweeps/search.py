@@ -18,7 +18,6 @@ from pathlib import Path
 # The nuisance of Spirograph but for the hole h.
 COLORS = ("rback", "gfore", "gback", "bfore", "bback")
 PARAMETERS: dict[str, tuple[str, ...]] = {"all": (), "colors": COLORS}
-PLAIN = "no_penalty"
 
 
 def get_sweep() -> dict[str, dict[str, object]]:
@@ -27,9 +26,12 @@ def get_sweep() -> dict[str, dict[str, object]]:
         ("hard", "log"), (0.01, 0.1, 1.0), PARAMETERS, ("coupled", "example")
     )
     sweep: dict[str, dict[str, object]] = {
-        PLAIN: {"penalty.weight": 0.0},
-        "paper": {"penalty.weight": 0.01, "penalty.example_limit": 0.0}
-        | {"penalty.batch_limit": 1000.0},
+        "no_penalty": {"penalty.weight": 0.0},
+        "paper": {
+            "penalty.weight": 0.01,
+            "penalty.example_limit": 0.0,
+            "penalty.batch_limit": 1000.0,
+        },
     }
     # Larger weights where the first of them were the better ones.
     larger = (("log", weight, "colors", "coupled") for weight in (3.0, 10.0))
@@ -65,11 +67,12 @@ def better(
 
     Better is the smaller error: its mean over one view and the most that are averaged.
     """
-    if before is None:
+    if not before:
         return sweep
-    errors = {label: _error(Path(before) / label) for label in [*sweep][1:]}
+    first, *labels = sweep
+    errors = {label: _error(Path(before) / label) for label in labels}
     tried = sorted((e, label) for label, e in errors.items() if e is not None)
-    kept = {PLAIN, *(label for _, label in tried[: -(-len(tried) // 4)])}
+    kept = {first, *(label for _, label in tried[: -(-len(tried) // 4)])}
     return {label: sweep[label] for label in sweep if label in kept}
 
 

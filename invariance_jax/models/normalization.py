@@ -43,10 +43,7 @@ class Moments(NamedTuple):
 
 
 def group_moments(
-    x: Array,
-    *,
-    group_size: int,
-    axis_name: str | None = None,
+    x: Array, *, group_size: int, axis_name: str | None = None
 ) -> Moments:
     """Returns the moments of the groups that the examples of this replica belong to.
 
