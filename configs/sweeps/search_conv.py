@@ -1,0 +1,49 @@
+"""The search of `search.py` for a convolutional encoder, over fewer settings.
+
+    python launch.py --config=configs/spirograph.py:conv --config.seeds=3 \
+        --config.steps=300 --config.evaluation.split=validation \
+        --config.evaluation.num_views=1,8 --workdir=runs/search_conv_1 \
+        --sweep=configs/sweeps/search_conv.py
+
+Then with AFTER=runs/search_conv_1 in the environment and more steps. Results:
+configs/README.md.
+"""
+
+import os
+
+from configs.sweeps.search import COLORS, better
+
+
+def get_sweep() -> dict[str, dict[str, object]]:
+    """Returns label -> changed keys; the others are compared to the first."""
+    sweep: dict[str, dict[str, object]] = {"no_penalty": {"penalty.weight": 0.0}}
+    for weight in (0.001, 0.01, 0.1):
+        sweep[f"paper_{weight}"] = {"penalty.weight": weight}
+    for shape, weight, (along, parameters) in (
+        (shape, weight, each)
+        for shape in ("hard", "log")
+        for weight in (0.1, 1.0)
+        for each in (("all", ()), ("colors", COLORS))
+    ):
+        sweep[f"gradient_{shape}_{weight}_{along}"] = {
+            "penalty.limit_shape": shape,
+            "penalty.example_limit": 0.5,
+            "penalty.weight": weight,
+            "penalty.parameters": parameters,
+        }
+    for along, parameters in (("all", ()), ("colors", COLORS)):
+        sweep[f"ratio_log_0.1_{along}"] = {
+            "penalty.normalization": "batch",
+            "penalty.limit_shape": "log",
+            "penalty.example_limit": 0.5,
+            "penalty.weight": 0.1,
+            "penalty.parameters": parameters,
+        }
+    for kind in ("total_effect", "mixed"):
+        sweep[f"{kind}_log_0.3"] = {
+            "penalty.kind": kind,
+            "penalty.limit_shape": "log",
+            "penalty.example_limit": 0.5,
+            "penalty.weight": 0.3,
+        }
+    return better(sweep, os.environ.get("AFTER"))
