@@ -10,7 +10,8 @@ Conventions: the last axis holds the channels, the first the examples; replica r
 holds examples `r b` to `(r + 1) b` of a global batch of `n b`. Variances are biased
 (ddof 0), in the running average too, as flax's; PyTorch's running variance is unbiased.
 Mean and variance take one pass, in at least float32: deviations from one of the values,
-whose square mean and mean square differ by little more than the variance.
+whose square mean and mean square differ by little more than the variance (from 0 where
+the input is narrower and has lost those digits already).
 Accelerators wait for memory here: what is as large as the input is summed over the
 places of each example and multiplied once, so that a derivative of any order passes
 over it as rarely as can be; all else is of the size of a few rows.
@@ -68,13 +69,18 @@ def group_moments(
     _check_features(x)
     groups, span = _layout(x.shape[0], group_size, axis_name)
     rows = _rows(x).astype(jnp.promote_types(x.dtype, jnp.float32))
-    # About one of the values, so that the difference below cancels little.
+    # About one of the values, so that the difference below cancels little. bfloat16
+    # loses more where means are large, and the pivot takes a program by itself.
     pivot = jax.lax.stop_gradient(rows[:: len(x) // groups, 0])
+    if rows.dtype != x.dtype:
+        pivot = jnp.zeros_like(pivot)
     shifted = rows - _of_examples(pivot, len(x))
     # Next to each other, since each sum by itself is a program of an accelerator.
-    sums = [jnp.mean(part, axis=1) for part in (shifted, jnp.square(shifted))]
+    sums = [jnp.sum(part, axis=1) for part in (shifted, jnp.square(shifted))]
     both = jnp.concatenate(sums, axis=-1).reshape(groups, -1, 2 * x.shape[-1])
-    shift, square = jnp.split(jnp.mean(both, axis=1), 2, axis=-1)
+    count = x.size // (groups * x.shape[-1])
+    total = jnp.split(jnp.sum(both, axis=1), 2, axis=-1)
+    shift, square = (each / count for each in total)
     variance = jnp.maximum(square - jnp.square(shift), 0)
     mean = pivot + shift
     if span == 1:
@@ -154,8 +160,12 @@ class BatchNorm(nn.Module):
         if self.use_bias:
             offset = offset + self._parameter("bias", nn.initializers.zeros, x)
         both = _of_examples(jnp.concatenate([factor, offset], axis=-1), len(x))
-        factor, offset = jnp.split(both, 2, axis=-1)
-        y = (_rows(x) - _of_examples(centre, len(x))) * factor + offset
+        rows = _rows(x)
+        # Of the shape of x, so that derivatives are added up before they are summed.
+        factor, offset = (
+            jnp.broadcast_to(each, rows.shape) for each in jnp.split(both, 2, axis=-1)
+        )
+        y = (rows - _of_examples(centre, len(x))) * factor + offset
         return y.reshape(x.shape).astype(self.dtype or x.dtype)
 
     def _parameter(
