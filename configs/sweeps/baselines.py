@@ -13,6 +13,9 @@ def get_sweep() -> dict[str, dict[str, object]]:
     return {
         "no penalty": {"penalty.weight": 0.0},
         "gradient penalty": {},
-        "squared distance of the views": {"penalty.kind": "consistency"},
+        "squared distance of the views": {
+            "penalty.kind": "consistency",
+            "penalty.parameters": (),
+        },
         "two views averaged": {"penalty.weight": 0.0, "average_views": 2},
     }

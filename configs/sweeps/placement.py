@@ -7,15 +7,18 @@
 Five variants of three seeds, each of 500 steps. Not yet run.
 """
 
-from configs.sweeps.search import COLORS
+from configs.spirograph import COLORS
 
 
 def get_sweep() -> dict[str, dict[str, object]]:
     """Returns label -> changed keys; the others are compared to the first."""
     return {
         "no penalty": {"penalty.weight": 0.0},
-        "all parameters, h": {},
+        "all parameters": {"penalty.parameters": ()},
         "along h only": {"penalty.parameters": ("h",)},
-        "along the colors only": {"penalty.parameters": COLORS},
-        "at the projection z": {"penalty.at": "z"},
+        "along the colours": {"penalty.parameters": COLORS},
+        "along the colours, at the projection z": {
+            "penalty.parameters": COLORS,
+            "penalty.at": "z",
+        },
     }

@@ -15,8 +15,14 @@ import json
 import os
 from pathlib import Path
 
-# The nuisance of Spirograph but for the hole h.
-COLORS = ("rback", "gfore", "gback", "bfore", "bback")
+from configs.spirograph import COLORS
+
+# What `quick` has from this search.
+PAPER: dict[str, object] = {
+    "penalty.normalization": "l2",
+    "penalty.limit_shape": "hard",
+    "penalty.parameters": (),
+}
 PARAMETERS: dict[str, tuple[str, ...]] = {"all": (), "colors": COLORS}
 
 
@@ -57,6 +63,7 @@ def get_sweep() -> dict[str, dict[str, object]]:
             "penalty.limit_shape": "log",
             "penalty.weight": weight,
         }
+    sweep = {label: {**PAPER, **changes} for label, changes in sweep.items()}
     return better(sweep, os.environ.get("AFTER"))
 
 

@@ -11,7 +11,8 @@ configs/README.md.
 
 import os
 
-from configs.sweeps.search import COLORS, better
+from configs.spirograph import COLORS
+from configs.sweeps.search import better
 
 
 def get_sweep() -> dict[str, dict[str, object]]:
