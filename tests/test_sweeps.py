@@ -13,6 +13,7 @@ from tiny import tiny_config
 from configs import spirograph
 from invariance_jax import evaluate, train
 from invariance_jax.runs.workdir import check_same_run
+from invariance_jax.runtime.files import call_in_file
 from invariance_jax.settings import KEYS, flatten, resolve
 from invariance_jax.sweeps import collect
 from invariance_jax.sweeps import plan as sweeps
@@ -23,8 +24,9 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 ALONE = sweeps.Run(None, None, "")
 SWEEPS = Path(spirograph.__file__).parent / "sweeps"
 PROJECT = (
-    *("baselines", "directions", "limits", "methods", "normalization"),
-    *("penalty_weight", "placement", "savings", "search"),
+    *("baselines", "budget", "directions", "limits", "methods", "normalization"),
+    *("penalty_weight", "placement", "savings"),
+    *("search", "search_conv", "search_images"),
 )
 SMALL = {"steps": 4, "checkpoints.every_steps": 4, "logging.probe_every_steps": 0}
 GRID = {"penalty.weight": (0.0, 1), "seed": (0, 1)}
@@ -49,26 +51,33 @@ def test_a_sweep_of_the_project_is_what_its_command_says(name):
     words = [word.partition("=") for word in shlex.split(command)]
     given = {flag: value for flag, _, value in words}
     assert given["--sweep"] == f"configs/sweeps/{name}.py"
-    assert given["--config"] == "configs/spirograph.py:quick"
+    name, _, variant = given["--config"].partition(":")
     changed = {flag for flag in given if flag.startswith("--config.")}
     assert changed <= {f"--config.{key}" for key in KEYS}
-    variants = make_variants(spirograph.get_config("quick"), read_sweep(str(path)))
+    base = call_in_file(name, "get_config", variant)
+    variants = make_variants(base, read_sweep(str(path)))
     first, *others = variants.values()
     assert first.settings.penalty.weight == 0 and len(others) > 2
     assert all(re.fullmatch(r"[\w.+=-]{1,60}", folder) for folder in variants)
 
 
-def test_a_search_goes_on_with_the_better_quarter(tmp_path, monkeypatch):
-    path = str(SWEEPS / "search.py")
+@pytest.mark.parametrize(
+    "name, metric, sign, kept",
+    [("search", "mse", 1, 11), ("search_images", "accuracy", -1, 3)],
+)
+def test_a_search_goes_on_with_the_better_quarter(
+    name, metric, sign, kept, tmp_path, monkeypatch
+):
+    path = str(SWEEPS / f"{name}.py")
     first, *labels = read_sweep(path)
     for number, label in enumerate(labels[1:]):  # of the first nothing is known
-        means = {f"mse@{m}": {"mean": (number + m) % 47} for m in (1, 8)}
+        means = {f"{metric}@{m}": {"mean": sign * ((number + m) % 47)} for m in (1, 8)}
         content = {"settings": {"num_views": [1, 8]}, "summary": means}
         (tmp_path / label).mkdir()
         (tmp_path / label / "results.json").write_text(json.dumps(content))
     monkeypatch.setenv("AFTER", str(tmp_path))
     found = read_sweep(path)
-    assert [*found] == [first, *labels[1:12]]
+    assert [*found] == [first, *labels[1 : kept + 1]]
 
 
 def write(path, sweep):

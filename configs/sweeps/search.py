@@ -72,7 +72,8 @@ def better(
 ) -> dict[str, dict[str, object]]:
     """Returns the better quarter of what a sweep has finished, and its first variant.
 
-    Better is the smaller error: its mean over one view and the most that are averaged.
+    Better is the smaller error, of regression or of classification: its mean over one
+    view and the most that are averaged.
     """
     if not before:
         return sweep
@@ -88,8 +89,12 @@ def _error(workdir: Path) -> float | None:
     if not path.exists():
         return None
     found = json.loads(path.read_text())
+    means = {name: each["mean"] for name, each in found["summary"].items()}
     views = found["settings"]["num_views"]
-    places = {f"mse@{m}" for m in (views[0], views[-1])}
-    # Averages may not have been measured.
-    errors = [found["summary"][p]["mean"] for p in places & {*found["summary"]}]
+    errors = []
+    for m in {views[0], views[-1]}:  # averages may not have been measured
+        if f"mse@{m}" in means:
+            errors.append(means[f"mse@{m}"])
+        elif f"accuracy@{m}" in means:
+            errors.append(1 - means[f"accuracy@{m}"])
     return sum(errors) / len(errors) if errors else None

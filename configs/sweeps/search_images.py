@@ -1,0 +1,46 @@
+"""The search of `search.py` for Fashion-MNIST.
+
+    python launch.py --config=configs/fashion_mnist.py:quick --config.seeds=3 \
+        --config.steps=300 --config.evaluation.split=validation \
+        --config.logging.probe_every_steps=0 --config.evaluation.num_views=1,8 \
+        --config.evaluation.families=all --config.evaluation.baselines="()" \
+        --config.evaluation.l2_grid="()" --config.evaluation.l2=1e-3 \
+        --workdir=runs/search_images_1 --sweep=configs/sweeps/search_images.py
+
+Then with AFTER=runs/search_images_1 in the environment and more steps. Results:
+configs/README.md.
+"""
+
+import os
+
+from configs.sweeps.search import better
+
+
+def get_sweep() -> dict[str, dict[str, object]]:
+    """Returns label -> changed keys; the others are compared to the first."""
+    sweep: dict[str, dict[str, object]] = {
+        "no_penalty": {"penalty.weight": 0.0},
+        "paper": {
+            "penalty.weight": 0.1,
+            "penalty.example_limit": 0.0,
+            "penalty.batch_limit": 1.0,
+        },
+    }
+    for weight in (0.3, 3.0):
+        weighted = {"penalty.weight": weight}
+        logarithmic = {**weighted, "penalty.limit_shape": "log"}
+        sweep |= {
+            f"gradient_hard_{weight}": weighted,
+            f"gradient_log_{weight}": logarithmic,
+            f"gradient_log_{weight}_crop": {
+                **logarithmic,
+                "augmentation.differentiate": ("color", "crop"),
+            },
+            f"ratio_log_{weight}": {**logarithmic, "penalty.normalization": "batch"},
+            f"total_effect_log_{weight}": {
+                **logarithmic,
+                "penalty.kind": "total_effect",
+            },
+            f"consistency_log_{weight}": {**logarithmic, "penalty.kind": "consistency"},
+        }
+    return better(sweep, os.environ.get("AFTER"))
