@@ -40,6 +40,7 @@ def get_config(variant: str = "resnet18") -> Config:
 
 def _resnet18(config: Config) -> None:
     config.epochs = 100
+    config.precision = "bfloat16"
     config.penalty.weight = 0.1
     config.penalty.batch_limit = 1.0
 

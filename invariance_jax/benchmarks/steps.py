@@ -35,7 +35,11 @@ FORMS: dict[str, dict[str, Any]] = {
     "penalized": {},
     "penalty in every second step": {"penalty.every_steps": 2},
     "penalty in every fourth step": {"penalty.every_steps": 4},
-    "consistency": {"penalty.kind": "consistency", "penalty.directions": 1},
+    "consistency": {
+        "penalty.kind": "consistency",
+        "penalty.directions": 1,
+        "penalty.parameters": (),
+    },
     "two views averaged": {"penalty.weight": 0.0, "average_views": 2},
 }
 """Name -> what it changes in the configuration."""
@@ -51,7 +55,7 @@ def time_steps(options: Options, *, resnet_batch: int = 64) -> Iterator[Row]:
     """Yields PyTorch over ours: the run of the configuration, and of the ResNet-18."""
     yield from against_torch(options, options.config)
     resnet = timing.configuration("spirograph")
-    resnet.batch_size = resnet_batch
+    resnet.precision, resnet.batch_size = "float32", resnet_batch
     yield from against_torch(options.at_most(5), resnet)
 
 
