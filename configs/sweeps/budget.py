@@ -1,11 +1,12 @@
 """What to do with a time budget: the penalty, or more views, at equal seconds.
 
     python launch.py --config=configs/spirograph.py:quick --config.seeds=3 \
-        --config.logging.probe_every_steps=0 --workdir=runs/budget \
+        --config.logging.probe_every_steps=0 --config.evaluation.num_views=1,8 \
+        --config.evaluation.l2_grid="()" --workdir=runs/budget \
         --sweep=configs/sweeps/budget.py
 
-Seven ways to spend each of three budgets, 12, 36 and 108 seconds of a core that makes
-26 plain steps a second. Not yet run.
+Seven ways to spend each of three budgets, the time of 150, 450 and 1350 plain steps: 21
+variants of three seeds, 70 minutes on one core. Results: configs/README.md.
 """
 
 PLAIN: dict[str, object] = {"penalty.weight": 0.0}
@@ -26,13 +27,12 @@ WAYS: dict[str, tuple[float, dict[str, object]]] = {
     "two views, penalty": (2.2, {"average_views": 2}),
     "two views, consistency": (1.8, {**CONSISTENCY, "average_views": 2}),
 }
-PLAIN_STEPS = {"12 s": 320, "36 s": 960, "108 s": 2880}
 
 
 def get_sweep() -> dict[str, dict[str, object]]:
     """Returns label -> changed keys; the others are compared to the first."""
     return {
-        f"{budget}: {way}": {**changes, "steps": int(steps / factor)}
-        for budget, steps in PLAIN_STEPS.items()
+        f"{steps} steps: {way}": {**changes, "steps": int(steps / factor)}
+        for steps in (150, 450, 1350)
         for way, (factor, changes) in WAYS.items()
     }
