@@ -198,8 +198,9 @@ def _finish(axes: Axes, spec: Spec, panel: _Panel, words: Words) -> None:
     axes.yaxis.label.set_visible(
         not spec.share or (place is None or place.is_first_col())
     )
-    own = panel.rows[~of_paper(panel.rows)][spec.x]
-    ticks = sorted({*pd.to_numeric(own, errors="coerce").dropna()})
+    x, paper = pd.to_numeric(panel.rows[spec.x], errors="coerce"), of_paper(panel.rows)
+    # Of the paper those where we have none, so that they do not crowd.
+    ticks = sorted({*x[~paper | (x > x[~paper].max())].dropna()})
     if spec.log and ticks[0] > 0:
         axes.set_xscale("log")
         style.label_logs(axes.xaxis)
