@@ -63,6 +63,23 @@ def test_the_page_of_runs_is_what_its_generator_makes():
     assert PAGES["configs/README.md"] == page.make_page()
 
 
+@pytest.mark.parametrize(
+    "low, high, sign, verdict",
+    [
+        ("-0.3", "-0.1", "-", "holds"),
+        ("0.1", "0.3", "-", "the opposite"),
+        ("0.1", "0.3", "+", "holds"),
+        ("-0.3", "-0.1", "+", "the opposite"),
+        ("-0.1", "0.1", "-", "no difference seen"),
+        ("", "", "-", "one seed"),
+    ],
+)
+def test_a_claim_holds_where_its_interval_has_its_sign(low, high, sign, verdict):
+    row = {"mean": "1.8", "difference": "-0.2", "low": low, "high": high}
+    change, found = page._change(row, sign)
+    assert found == verdict and change.startswith("-10.0%")
+
+
 def anchors(text):
     heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}

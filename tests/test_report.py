@@ -317,6 +317,12 @@ def test_collapse_does_not_hide_the_other_differences() -> None:
     assert "(1 out of sight)" in said(picture.svg)
 
 
+def test_probes_have_words():
+    words = Words()
+    assert words.value("probe", "lbfgs500") == "500 steps of L-BFGS"
+    assert words.value("probe", "selected") == "probe with its own l2"
+
+
 def test_runs_differ_in_line_and_marker_as_well_as_colour() -> None:
     looks = [line_style(number) for number in range(7)]
     for key in ("color", "linestyle", "marker"):

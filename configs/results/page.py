@@ -36,6 +36,7 @@ def make_page() -> str:
         files = [f"{folder}/{name}.py" for name in index[folder]["files"]]
         what = [(f"[`{file}`]({file})", _header(file).split("\n")[0]) for file in files]
         parts += [index[folder]["text"], _markdown(("file", "what"), what)]
+    parts += [index["claims"]["text"], _claims(index)]
     parts += [index["results"], *map(_section, index["section"])]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -52,6 +53,39 @@ def _variants(header: str) -> str:
         parts = re.split(r"\s(?=Plain|M = )", " ".join(text.split()), maxsplit=1)
         lines.append((f"`{name}`{default}", *parts, "")[:3])
     return _markdown(("variant", "what, hardware, time", "result"), lines)
+
+
+def _claims(index: dict[str, Any]) -> str:
+    """Returns where the claims of the paper hold: a line for each place."""
+    titles = {section["file"]: section["title"] for section in index["section"]}
+    heads = ("claim", "where", "of", "change (95 % interval)", "n", "seconds", "")
+    lines = []
+    for place in index["claims"]["place"]:
+        study, run, number = place.get("study", ""), place["run"], place["number"]
+        (row,) = (
+            row
+            for row in _rows(FOLDER / f"{place['file']}.csv")
+            if (row.get("study", ""), row["run"], _number(row)) == (study, run, number)
+        )
+        # As GitHub names a title.
+        anchor = re.sub(r"[^\w -]", "", titles[place["file"]].lower())
+        where = f"[{place['where']}](#{anchor.replace(' ', '-')})"
+        change, verdict = _change(row, place["sign"])
+        facts = row["n"], row.get("seconds", "")
+        lines.append((place["claim"], where, number, change, *facts, verdict))
+    return _markdown(heads, lines)
+
+
+def _change(row: Row, sign: str) -> tuple[str, str]:
+    """Returns a difference over what it is a difference to, and what it says."""
+    base = float(row["mean"]) - float(row["difference"])
+    if not row["low"]:
+        return f"{float(row['difference']) / base:+.1%}", "one seed"
+    ends = float(row["low"]), float(row["high"])
+    text, low, high = (f"{x / base:+.1%}" for x in (float(row["difference"]), *ends))
+    verdict = "holds" if (ends[0] > 0) == (sign == "+") else "the opposite"
+    verdict = verdict if ends[0] * ends[1] > 0 else "no difference seen"
+    return f"{text} ({low} to {high})", verdict
 
 
 def _section(section: dict[str, Any]) -> str:

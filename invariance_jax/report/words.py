@@ -108,7 +108,8 @@ class Words:
         if isinstance(value, str):
             if self.spirograph and value == "h" and name.startswith("parameter"):
                 return "h (hole)"
-            return _VALUES.get((name, value), value)
+            text = re.sub(r"^lbfgs(\d+)$", r"\1 steps of L-BFGS", value)
+            return _VALUES.get((name, value), text)
         return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
     def place(self, at: Mapping[str, object]) -> str:
