@@ -37,10 +37,6 @@ def get_sweep() -> dict[str, dict[str, object]]:
                 "augmentation.differentiate": ("color", "crop"),
             },
             f"ratio_log_{weight}": {**logarithmic, "penalty.normalization": "batch"},
-            f"total_effect_log_{weight}": {
-                **logarithmic,
-                "penalty.kind": "total_effect",
-            },
             f"consistency_log_{weight}": {**logarithmic, "penalty.kind": "consistency"},
         }
     return better(sweep, os.environ.get("AFTER"))
