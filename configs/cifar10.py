@@ -6,8 +6,8 @@ The data set is downloaded on first use. Variants (accuracy of logistic regressi
 test split; plain images, and features averaged over M views):
   paper (default): the paper's run, ResNet-50, 1000 epochs, LARS, batch 512, in
     bfloat16. Eight GPUs. Plain, M = 100: not yet run (paper, n = 3: .9338, .9483).
-  resnet18: ResNet-18, 200 epochs, 45 000 training images and 5000 to validate. One GPU.
-    Plain, M = 100: not yet run.
+  resnet18: ResNet-18, 200 epochs, 45 000 training images and 5000 to validate, in
+    bfloat16. One GPU. Plain, M = 100: not yet run.
   smoke: a minute (ResNet-18 takes a few steps), for tests.
 """
 

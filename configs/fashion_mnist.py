@@ -4,7 +4,8 @@
 
 Variants (accuracy of logistic regression, test split; plain images, and features
 averaged over M views):
-  resnet18 (default): ResNet-18, 100 epochs. One GPU. Plain, M = 16: not yet run.
+  resnet18 (default): ResNet-18, 100 epochs, in bfloat16. One GPU.
+    Plain, M = 16: not yet run.
   quick: MLP 3 x 512 with the penalty, on two CPU cores; 7 minutes.
     Plain: .8363 +- .0008, M = 16: .8387 +- .0014, n = 3 seeds; see the README for
     what a probe with its own l2 makes of it.

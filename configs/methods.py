@@ -6,7 +6,7 @@ ResNet-18, 200 epochs, one GPU; the data set is downloaded on first use. Optimiz
 learning rate, weight decay, temperature and views are those of the papers, for ImageNet
 (dcl, emp_ssl: for CIFAR-10); heads and momentum are the defaults of `training.methods`.
 Not theirs: no blur, which they have for images of 224 pixels (emp_ssl has it for 32);
-no momentum of Nesterov's for emp_ssl. Narrow heads for CPUs:
+no momentum of Nesterov's for emp_ssl; bfloat16. Narrow heads for CPUs:
 `configs/sweeps/methods.py`.
 
 Variants (accuracy of logistic regression, test split, M = 100):

@@ -11,10 +11,10 @@ Variants (mean MSE over the targets, test split; M views averaged):
   cpu: MLP 3 x 1024 without the penalty, the best that two CPU cores do in half an hour;
     21 minutes. M = 1: .001472 +- .000003, M = 30: .000192 +- .000002, n = 3 seeds.
   conv: ResNet-18 of a quarter of the width with the penalty, the paper's LARS and
-    temperature, 800 steps of 128 examples; 18 minutes and 6 of evaluation on one core.
+    temperature, 800 steps of 128 examples; 38 minutes of training beside other work.
     M = 1: .0218, M = 30: .0057, one seed; more seeds not yet run.
-  conv_plain: the same without the penalty; 12 minutes and 6. M = 1: .0188, M = 30:
-    .0078, one seed; more seeds not yet run.
+  conv_plain: the same without the penalty; 29 minutes. M = 1: .0188, M = 30: .0078,
+    one seed; more seeds not yet run.
   smoke: one minute, for tests.
 """
 

@@ -75,9 +75,10 @@ def test_the_page_of_runs_is_what_its_generator_makes():
     ],
 )
 def test_a_claim_holds_where_its_interval_has_its_sign(low, high, sign, verdict):
-    row = {"mean": "1.8", "difference": "-0.2", "low": low, "high": high}
-    change, found = page._change(row, sign)
-    assert found == verdict and change.startswith("-10.0%")
+    row = {"difference": "-0.2", "low": low, "high": high}
+    ends = f" ({float(low) * 50:+.0f} % to {float(high) * 50:+.0f} %)" if low else ""
+    assert page.change(row, 2.0, sign) == (f"-10 %{ends}", verdict)
+    assert page.change(row, None, sign)[0].startswith("-20.0 points")
 
 
 def anchors(text):

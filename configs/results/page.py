@@ -62,30 +62,38 @@ def _claims(index: dict[str, Any]) -> str:
     lines = []
     for place in index["claims"]["place"]:
         study, run, number = place.get("study", ""), place["run"], place["number"]
-        (row,) = (
+        first, *others = (
             row
             for row in _rows(FOLDER / f"{place['file']}.csv")
-            if (row.get("study", ""), row["run"], _number(row)) == (study, run, number)
+            if (row.get("study", ""), _number(row)) == (study, number)
         )
+        (row,) = (row for row in others if row["run"] == run)
         # As GitHub names a title.
         anchor = re.sub(r"[^\w -]", "", titles[place["file"]].lower())
         where = f"[{place['where']}](#{anchor.replace(' ', '-')})"
-        change, verdict = _change(row, place["sign"])
+        base = None if row["metric"] == "accuracy" else float(first["mean"])
+        told = change(row, base, place["sign"])
         facts = row["n"], row.get("seconds", "")
-        lines.append((place["claim"], where, number, change, *facts, verdict))
+        lines.append((place["claim"], where, number, told[0], *facts, told[1]))
     return _markdown(heads, lines)
 
 
-def _change(row: Row, sign: str) -> tuple[str, str]:
-    """Returns a difference over what it is a difference to, and what it says."""
-    base = float(row["mean"]) - float(row["difference"])
-    if not row["low"]:
-        return f"{float(row['difference']) / base:+.1%}", "one seed"
-    ends = float(row["low"]), float(row["high"])
-    text, low, high = (f"{x / base:+.1%}" for x in (float(row["difference"]), *ends))
-    verdict = "holds" if (ends[0] > 0) == (sign == "+") else "the opposite"
-    verdict = verdict if ends[0] * ends[1] > 0 else "no difference seen"
-    return f"{text} ({low} to {high})", verdict
+def change(row: Row, base: float | None, sign: str) -> tuple[str, str]:
+    """Returns a difference, and whether its sign is the one that is claimed.
+
+    It is a share of a base; None: it is one of two shares, and counts in points.
+    """
+    numbers = [float(row[name]) for name in ("difference", "low", "high") if row[name]]
+    text, *ends = (
+        f"{100 * x:+.1f} points" if base is None else f"{round(100 * x / base):+d} %"
+        for x in numbers
+    )
+    if not ends:
+        return text, "one seed"
+    _, low, high = numbers
+    verdict = "holds" if (low > 0) == (sign == "+") else "the opposite"
+    verdict = verdict if low * high > 0 else "no difference seen"
+    return f"{text} ({' to '.join(ends)})", verdict
 
 
 def _section(section: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@
 Sixteen variants of three seeds, each of 500 steps. Results: configs/README.md.
 """
 
+from configs.sweeps.search import PAPER
+
 # Widths of z and of the hidden layers, and temperatures of the papers; the learning
 # rate is that of the run.
 METHODS: dict[str, dict[str, object]] = {
@@ -29,7 +31,8 @@ def with_and_without(
     parts: dict[str, dict[str, object]],
 ) -> dict[str, dict[str, object]]:
     """Returns label -> changed keys of each part, without the penalty and with it."""
-    weights = {"no penalty": {"penalty.weight": 0.0}, "penalty": {}}
+    penalty = {**PAPER, "penalty.weight": 0.3}
+    weights = {"no penalty": {"penalty.weight": 0.0}, "penalty": penalty}
     return {
         f"{name}, {label}": {**changes, **weight}
         for name, changes in parts.items()

@@ -11,7 +11,7 @@ holds examples `r b` to `(r + 1) b` of a global batch of `n b`. Variances are bi
 (ddof 0), in the running average too, as flax's; PyTorch's running variance is unbiased.
 Mean and variance take one pass, in at least float32: deviations from one of the values,
 whose square mean and mean square differ by little more than the variance (from 0 where
-the input is narrower and has lost those digits already).
+the input is bfloat16 and has lost those digits already).
 Accelerators wait for memory here: what is as large as the input is summed over the
 places of each example and multiplied once, so that a derivative of any order passes
 over it as rarely as can be; all else is of the size of a few rows.
@@ -72,7 +72,7 @@ def group_moments(
     # About one of the values, so that the difference below cancels little. bfloat16
     # loses more where means are large, and the pivot takes a program by itself.
     pivot = jax.lax.stop_gradient(rows[:: len(x) // groups, 0])
-    if rows.dtype != x.dtype:
+    if x.dtype == jnp.bfloat16:
         pivot = jnp.zeros_like(pivot)
     shifted = rows - _of_examples(pivot, len(x))
     # Next to each other, since each sum by itself is a program of an accelerator.

@@ -533,8 +533,8 @@ class Config:
     temperature: float = key(0.5, above=0)
     """Temperature of the loss of simclr, dcl and moco_v3; the others have none."""
     precision: str = key("float32", choices=tuple(PRECISIONS))
-    """Dtype: "float32", whose products GPUs round to TF32, or "bfloat16" for the
-    encoder's products and convolutions; all else stays in float32."""
+    """Dtype of the encoder's products, convolutions and activations: "float32", in
+    which GPUs round products to TF32, or "bfloat16". All else stays in float32."""
     steps_per_call: int = key(100, least=1, free=True)
     """Most training steps that one call to the devices runs."""
     deterministic: bool = False
