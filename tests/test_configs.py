@@ -81,6 +81,15 @@ def test_a_variant_resolves(name, variant, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@each_run
+def test_runs_on_gpus_are_in_bfloat16(name, variant):
+    on_gpu = variant in ("paper", "resnet18") or name in ("imagenet", "methods")
+    expected = "bfloat16" if on_gpu else "float32"
+    assert module(name).get_config(variant).precision in (
+        (expected, "float32") if variant == "smoke" else (expected,)
+    )
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 @pytest.mark.parametrize("variant", ["quick", "smoke"])
 def test_an_example_resolves(name, variant):

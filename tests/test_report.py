@@ -308,6 +308,15 @@ def test_axes_are_logarithmic_where_finite_numbers_span_them(
     assert texts <= said(picture.svg)
 
 
+def test_the_paper_has_ticks_beyond_ours_and_none_between() -> None:
+    runs = ["r"] * 2 + ["paper, penalty"] * 3
+    table = pd.DataFrame({"run": runs, "metric": "mse", "x": [1, 8, 1, 7, 30]})
+    table = table.assign(target=np.nan, standard_error=np.nan, mean=[1, 2, 3, 4, 5])
+    shown = draw.Shown(table, ["r", "paper, penalty"], Words(), {}, np.nan)
+    (picture,) = draw.figure(sections.Spec("x", "", "", "x", log=True), shown)
+    assert {"1", "8", "30"} <= said(picture.svg) and "7" not in said(picture.svg)
+
+
 def test_collapse_does_not_hide_the_other_differences() -> None:
     runs = ["a", "b", "c", "d"]
     table = pd.DataFrame({"run": runs, "metric": "mse", "mean": [1.0, -2.0, 1.5, 300]})

@@ -3,8 +3,9 @@
 Written from the paper, Foster, Pukdee, Rainforth (ICLR 2021): the renderer that
 broadcasts over `[points, B, S, S]`, the penalty by a second backward pass, L-BFGS for
 the probes. Steps have the settings of `configs/spirograph.py`, `paper` for ResNets and
-`quick` for the MLP, at a constant learning rate. PyTorch is optional (the extra
-`benchmarks`); nothing of it is used before a function is called.
+`quick` for the MLP, but for its penalty, here along all parameters up to a hard limit,
+at a constant learning rate. PyTorch is optional (the extra `benchmarks`); nothing of it
+is used before a function is called.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from invariance_jax.benchmarks.timing import Options, Row
 from invariance_jax.models import create_encoder
 from invariance_jax.models.weights import to_torch_state_dict
 from invariance_jax.runtime.devices import all_devices, simulate
-from invariance_jax.settings import Config
+from invariance_jax.settings import Config, change
 from invariance_jax.sweeps.variants import make_variants
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -43,6 +43,15 @@ FORMS: dict[str, dict[str, Any]] = {
     "two views averaged": {"penalty.weight": 0.0, "average_views": 2},
 }
 """Name -> what it changes in the configuration."""
+
+_OF_PEER: dict[str, Any] = {
+    "penalty.weight": 0.3,
+    "penalty.example_limit": 0.5,
+    "penalty.limit_shape": "hard",
+    "penalty.normalization": "l2",
+    "penalty.parameters": (),
+}
+"""The penalty of the MLP in PyTorch."""
 
 
 def describe(config: Config) -> str:
@@ -75,7 +84,11 @@ def against_torch(
             f"found data.name = {config.data.name!r}, encoder.width, depth, stem {own}."
         )
     assert size is not None
-    if name != "mlp":
+    if name == "mlp":
+        config = copy.deepcopy(config)
+        for key, value in _OF_PEER.items():
+            change(config, key, value)
+    else:
         check_encoder(name, size)
     for kind, weight in (("plain", 0.0), ("penalized", config.penalty.weight)):
         chosen = copy.deepcopy(config)
