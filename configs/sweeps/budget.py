@@ -5,8 +5,8 @@
         --config.evaluation.l2_grid="()" --workdir=runs/budget \
         --sweep=configs/sweeps/budget.py
 
-Seven ways to spend each of three budgets, the time of 150, 450 and 1350 plain steps: 21
-variants of three seeds, 70 minutes on one core. Not yet run.
+Seven ways to spend each of two budgets, the time of 200 and 600 plain steps: 14
+variants of three seeds, 40 minutes on one core. Not yet run.
 """
 
 PLAIN: dict[str, object] = {"penalty.weight": 0.0}
@@ -33,6 +33,6 @@ def get_sweep() -> dict[str, dict[str, object]]:
     """Returns label -> changed keys; the others are compared to the first."""
     return {
         f"{steps} steps: {way}": {**changes, "steps": int(steps / factor)}
-        for steps in (150, 450, 1350)
+        for steps in (200, 600)
         for way, (factor, changes) in WAYS.items()
     }
