@@ -1,8 +1,8 @@
 """The search of `search.py` for a convolutional encoder, over fewer settings.
 
     python launch.py --config=configs/spirograph.py:conv --config.seeds=3 \
-        --config.steps=300 --config.encoder.stem=imagenet \
-        --config.evaluation.split=validation --config.evaluation.num_views=1,8 \
+        --config.steps=300 --config.evaluation.split=validation \
+        --config.evaluation.num_views=1,8 \
         --config.evaluation.lbfgs_steps="()" --workdir=runs/search_conv_1 \
         --sweep=configs/sweeps/search_conv.py
 
