@@ -6,7 +6,8 @@
         --config.evaluation.lbfgs_steps="()" --workdir=runs/search_conv_1 \
         --sweep=configs/sweeps/search_conv.py
 
-Then with AFTER=runs/search_conv_1 in the environment and more steps. Results:
+Sixteen variants of three seeds, an hour on one core. With AFTER=runs/search_conv_1 in
+the environment and more steps it goes on with the better quarter. Results:
 configs/README.md.
 """
 
