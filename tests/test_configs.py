@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from configs import base
+from configs.results import figures
+from configs.sweeps import budget
 from invariance_jax.settings import KEYS, flatten, resolve
 from invariance_jax.transforms.spirograph import PARAMETERS
 
@@ -104,6 +106,11 @@ def test_a_file_has_a_smoke_variant_and_a_default_and_says_its_command(name):
     default = flatten(module(name).get_config())
     assert default in [flatten(module(name).get_config(v)) for v in variants(name)]
     assert f"python launch.py --config=configs/{name}.py" in module(name).__doc__
+
+
+def test_the_figure_of_budgets_has_every_way():
+    one_view, averaged = figures.budget().axes
+    assert len(one_view.containers) == len(averaged.containers) == len(budget.WAYS)
 
 
 def test_the_page_lists_every_sweep():
