@@ -11,10 +11,15 @@ the environment and more steps it goes on with the better quarter. Results:
 configs/README.md.
 """
 
+import itertools
 import os
 
-from configs.spirograph import COLORS
-from configs.sweeps.search import better
+from configs.sweeps.search import PARAMETERS, better
+
+LOGARITHMIC: dict[str, object] = {
+    "penalty.example_limit": 0.5,
+    "penalty.limit_shape": "log",
+}
 
 
 def get_sweep() -> dict[str, dict[str, object]]:
@@ -22,31 +27,26 @@ def get_sweep() -> dict[str, dict[str, object]]:
     sweep: dict[str, dict[str, object]] = {"no_penalty": {"penalty.weight": 0.0}}
     for weight in (0.001, 0.01, 0.1):
         sweep[f"paper_{weight}"] = {"penalty.weight": weight}
-    for shape, weight, (along, parameters) in (
-        (shape, weight, each)
-        for shape in ("hard", "log")
-        for weight in (0.1, 1.0)
-        for each in (("all", ()), ("colors", COLORS))
+    for shape, weight, along in itertools.product(
+        ("hard", "log"), (0.1, 1.0), PARAMETERS
     ):
         sweep[f"gradient_{shape}_{weight}_{along}"] = {
+            **LOGARITHMIC,
             "penalty.limit_shape": shape,
-            "penalty.example_limit": 0.5,
             "penalty.weight": weight,
-            "penalty.parameters": parameters,
+            "penalty.parameters": PARAMETERS[along],
         }
-    for along, parameters in (("all", ()), ("colors", COLORS)):
+    for along, parameters in PARAMETERS.items():
         sweep[f"ratio_log_0.1_{along}"] = {
+            **LOGARITHMIC,
             "penalty.normalization": "batch",
-            "penalty.limit_shape": "log",
-            "penalty.example_limit": 0.5,
             "penalty.weight": 0.1,
             "penalty.parameters": parameters,
         }
     for kind in ("total_effect", "mixed"):
         sweep[f"{kind}_log_0.3"] = {
+            **LOGARITHMIC,
             "penalty.kind": kind,
-            "penalty.limit_shape": "log",
-            "penalty.example_limit": 0.5,
             "penalty.weight": 0.3,
         }
     return better(sweep, os.environ.get("AFTER"))

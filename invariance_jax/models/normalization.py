@@ -75,7 +75,8 @@ def group_moments(
     if x.dtype == jnp.bfloat16:
         pivot = jnp.zeros_like(pivot)
     shifted = rows - _of_examples(pivot, len(x))
-    # Next to each other, since each sum by itself is a program of an accelerator.
+    # Next to each other, since each sum by itself is a program of an accelerator; the
+    # division comes after they are parted, or it would be one too.
     sums = [jnp.sum(part, axis=1) for part in (shifted, jnp.square(shifted))]
     both = jnp.concatenate(sums, axis=-1).reshape(groups, -1, 2 * x.shape[-1])
     count = x.size // (groups * x.shape[-1])
