@@ -69,11 +69,8 @@ def group_moments(
     _check_features(x)
     groups, span = _layout(x.shape[0], group_size, axis_name)
     rows = _rows(x).astype(jnp.promote_types(x.dtype, jnp.float32))
-    # About one of the values, so that the difference below cancels little. bfloat16
-    # loses more where means are large, and the pivot takes a program by itself.
-    pivot = jax.lax.stop_gradient(rows[:: len(x) // groups, 0])
-    if x.dtype == jnp.bfloat16:
-        pivot = jnp.zeros_like(pivot)
+    # About one of the values, so that the difference below cancels little.
+    pivot = _constant(rows[:: len(x) // groups, 0], x.dtype)
     shifted = rows - _of_examples(pivot, len(x))
     # Next to each other, since each sum by itself is a program of an accelerator; the
     # division comes after they are parted, or it would be one too.
@@ -153,7 +150,7 @@ class BatchNorm(nn.Module):
             raise ValueError(f"tangent is {self.tangent!r}, expected one of {TANGENTS}")
         moments = self._moments(x, train)
         # About the mean as a constant, so that large means lose no digits.
-        centre = jax.lax.stop_gradient(moments.mean)
+        centre = _constant(moments.mean, x.dtype)
         factor = jax.lax.rsqrt(moments.variance + self.epsilon)
         if self.use_scale:
             factor = factor * self._parameter("scale", nn.initializers.ones, x)
@@ -206,6 +203,16 @@ def _rows(x: Array) -> Array:
 def _of_examples(moment: Array, examples: int) -> Array:
     """Returns what each example takes of moments `[G, C]`, `[B, 1, C]`."""
     return jnp.repeat(moment, examples // len(moment), axis=0)[:, None]
+
+
+def _constant(shift: Array, dtype: DTypeLike) -> Array:
+    """Returns what to shift values of a dtype by, a constant to derivatives.
+
+    0 for bfloat16: it has lost more digits than large means would cost in float32, and
+    the shift would take time.
+    """
+    shift = jax.lax.stop_gradient(shift)
+    return jnp.zeros_like(shift) if dtype == jnp.bfloat16 else shift
 
 
 def _check_features(x: Array) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -27,6 +28,15 @@ WIDTH = 64
 Factory = Callable[..., nn.Module]
 
 _kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+@jax.custom_jvp
+def _relu(x: Array) -> Array:
+    """Returns max(x, 0); its derivative reads the output, which is kept anyway."""
+    return jnp.maximum(x, 0)
+
+
+_relu.defjvps(lambda tangent, y, x: jnp.where(y != 0, tangent, 0))
 
 
 class ResidualBlock(nn.Module):
@@ -62,7 +72,7 @@ class ResidualBlock(nn.Module):
             layers = [(1, 1, 1), (1, 3, self.stride), (4, 1, 1)]
         else:
             layers = [(1, 3, self.stride), (1, 3, 1)]
-        y = x
+        dtype, y = x.dtype, x
         for i, (width, kernel, stride) in enumerate(layers, start=1):
             y = nn.relu(y) if i > 1 else y
             y = self._convolve(y, width, kernel, stride, f"conv{i}")
@@ -71,7 +81,7 @@ class ResidualBlock(nn.Module):
             width = layers[-1][0]
             x = self._convolve(x, width, 1, self.stride, "downsample_conv")
             x = self.norm(name="downsample_bn")(x, train=train)
-        return nn.relu(x + y)
+        return _relu((x + y).astype(dtype))
 
     def _convolve(
         self, x: Array, width: int, kernel: int, stride: int, name: str
@@ -141,7 +151,7 @@ class ResNet(nn.Module):
             group_size=self.group_size,
             tangent=self.tangent,
             axis_name=self.axis_name,
-            dtype=self.dtype,
+            dtype=images.dtype,
         )
         block_class = ResidualBlock
         if self.rematerialize:
@@ -167,7 +177,8 @@ class ResNet(nn.Module):
         size, stride = (7, 2) if large else (3, 1)
         kernel = (size, size)
         x = conv(self.width, kernel, strides=stride, padding=size // 2, name="conv1")(x)
-        x = nn.relu(norm(name="bn1")(x, train=train))
+        dtype, x = x.dtype, norm(name="bn1")(x, train=train)
+        x = nn.relu(x).astype(dtype)
         if large:
             pad = ((1, 1), (1, 1))
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=pad)
