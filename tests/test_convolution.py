@@ -140,8 +140,7 @@ def test_maps_are_calls_one_by_one(name, mapped, x64):
 def test_some_examples_at_a_time_are_all_examples(name, x64, monkeypatch):
     drawn = draw(name)
     expected = jax.jit(partial(derivatives, ours(name)))(*drawn)
-    for name_of_size in ("MAPPED_BYTES", "SUMMED_BYTES"):
-        monkeypatch.setattr(parts, name_of_size, drawn[0].nbytes // len(drawn[0]))
+    monkeypatch.setattr(parts, "PART_BYTES", drawn[0].nbytes // len(drawn[0]))
     jax.clear_caches()
     assert_close(jax.jit(partial(derivatives, ours(name)))(*drawn), expected, 1e-12)
 
@@ -153,7 +152,7 @@ def test_parts_divide_the_batch():
         seen.append(x.shape)
         return 2 * x
 
-    x = jnp.zeros((6, parts.MAPPED_BYTES // 4 // 2))  # two of six fit, exactly
+    x = jnp.zeros((6, parts.PART_BYTES // 4 // 2))  # two of six fit, exactly
     assert parts.map_parts(double, x).shape == x.shape
     assert seen == [(2, x.shape[1])]
 

@@ -11,14 +11,13 @@ import jax.numpy as jnp
 
 from invariance_jax.types import Array
 
-MAPPED_BYTES, SUMMED_BYTES = 2**21, 2**20
-"""Of the first array that is taken at a time; of twice as much a sum takes a sixth
-longer, and of half as much an array of results half as long again."""
+PART_BYTES = 2**21
+"""Of the first array that is taken at a time; half or twice as much takes longer."""
 
 
 def map_parts(function: Callable[[Array], Array], x: Array) -> Array:
     """Returns `function(x)`, a row for each example, from some examples at a time."""
-    parts = _num_parts(x, MAPPED_BYTES)
+    parts = _num_parts(x)
     if parts == 1:
         return function(x)
     y: Array = jax.lax.map(function, _split(x, parts))
@@ -27,7 +26,7 @@ def map_parts(function: Callable[[Array], Array], x: Array) -> Array:
 
 def sum_parts(function: Callable[[Array, Array], Array], x: Array, y: Array) -> Array:
     """Returns `function(x, y)`, a sum over examples, from some of them at a time."""
-    parts = _num_parts(x, SUMMED_BYTES)
+    parts = _num_parts(x)
     if parts == 1:
         return function(x, y)
 
@@ -40,9 +39,9 @@ def sum_parts(function: Callable[[Array, Array], Array], x: Array, y: Array) -> 
     return total
 
 
-def _num_parts(x: Array, size: int) -> int:
+def _num_parts(x: Array) -> int:
     """Returns the least divisor of B that makes the parts of at most so many bytes."""
-    wanted = min(-(-x.size * x.dtype.itemsize // size), len(x))
+    wanted = min(-(-x.size * x.dtype.itemsize // PART_BYTES), len(x))
     return next(n for n in range(max(wanted, 1), len(x) + 1) if len(x) % n == 0)
 
 
