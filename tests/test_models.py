@@ -3,6 +3,7 @@
 import re
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,16 @@ import pytest
 from numpy.testing import assert_allclose
 from reference import reference_state_dict
 
-from invariance_jax.models import MLP, ProjectionHead, ResNet, create_encoder, weights
+from invariance_jax.models import (
+    MLP,
+    BatchNorm,
+    ProjectionHead,
+    ResidualBlock,
+    ResNet,
+    create_encoder,
+    weights,
+)
+from invariance_jax.models.convolution import Convolution
 
 AXIS = "replicas"
 IMAGES = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
@@ -119,6 +129,18 @@ def test_imagenet_stem_equals_explicit_convolution_and_pooling():
         pooled[:, i, j] = x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max(axis=(1, 2))
     h = module.apply(variables, images, train=False)
     assert_allclose(h, pooled.mean(axis=(1, 2)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_block_without_kernels_is_the_relu_of_its_input():
+    conv = partial(Convolution, kernel_init=nn.initializers.zeros)
+    block = ResidualBlock(3, 1, False, conv=conv, norm=BatchNorm)
+    x = jnp.array([-1.0, 0.0, 2.0]) * jnp.ones((2, 4, 4, 3))
+    variables = block.init(jax.random.key(0), x, False)
+    y, derivative = jax.jvp(
+        lambda x: block.apply(variables, x, False), (x,), (jnp.full_like(x, 3.0),)
+    )
+    assert_allclose(y, jnp.maximum(x, 0))
+    assert_allclose(derivative, jnp.where(x > 0, 3.0, 0.0))
 
 
 def test_kernels_are_normal_with_fan_out_of_resnets_and_fan_in_of_mlps():
