@@ -134,7 +134,7 @@ def test_imagenet_stem_equals_explicit_convolution_and_pooling():
 def test_a_block_without_kernels_is_the_relu_of_its_input():
     conv = partial(Convolution, kernel_init=nn.initializers.zeros)
     block = ResidualBlock(3, 1, False, conv=conv, norm=BatchNorm)
-    x = jnp.array([-1.0, 0.0, 2.0]) * jnp.ones((2, 4, 4, 3))
+    x = jnp.broadcast_to(jnp.array([-1.0, 0.0, 2.0]), (2, 4, 4, 3))
     variables = block.init(jax.random.key(0), x, False)
     y, derivative = jax.jvp(
         lambda x: block.apply(variables, x, False), (x,), (jnp.full_like(x, 3.0),)
