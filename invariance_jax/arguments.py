@@ -178,6 +178,15 @@ def check_pair(
     return float(pair[0]), float(pair[1])
 
 
+def check_range(name: str, ends: Sequence[float], *, most: float = math.inf) -> None:
+    """Checks the ends of a range of positive numbers."""
+    if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= most or ends[1] == math.inf:
+        raise ValueError(
+            f"{name} must be (least, greatest), positive, ordered and at most {most}; "
+            f"found {tuple(ends)}."
+        )
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Checks that a name is one of those there are."""
     if value not in choices:

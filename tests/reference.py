@@ -40,6 +40,17 @@ def oracle_render(
     return images
 
 
+def assert_uniform(unit):
+    """Checks that columns of numbers are uniform in [0, 1] and independent."""
+    count, columns = unit.shape
+    assert unit.min() > -1e-5 and unit.max() < 1 + 1e-5
+    # 4 standard errors of the mean and the variance, 5 of each correlation
+    np.testing.assert_allclose(unit.mean(axis=0), 1 / 2, atol=4 * 0.289 / count**0.5)
+    np.testing.assert_allclose(unit.var(axis=0), 1 / 12, atol=4 * 0.0745 / count**0.5)
+    between = np.corrcoef(unit, rowvar=False) - np.eye(columns)
+    assert np.abs(between).max() < 5 / count**0.5
+
+
 def oracle_nt_xent(z1, z2, *, temperature, decoupled=False):
     """`[B]`: mean over the two anchors of an example of their cross-entropy.
 

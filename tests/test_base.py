@@ -101,21 +101,9 @@ def with_both(change):
     return replace(GOOD, apply=lambda x, view: change(apply(x, view), view.alpha))
 
 
-def with_held(held):
-    """GOOD with other choices that are held."""
-    return with_view(lambda view: view._replace(held=held))
-
-
 def with_plain(change):
     """GOOD with changed plain images."""
     return replace(GOOD, plain=lambda x: change(x["images"]))
-
-
-def with_rounded(change):
-    """GOOD with a changed alpha."""
-    return replace(
-        GOOD, apply=lambda x, view: apply(x, view._replace(alpha=change(view.alpha)))
-    )
 
 
 def with_two_columns(change):
@@ -139,6 +127,10 @@ def half_derivative(alpha):
 
 
 half_derivative.defjvp(lambda primals, tangents: (primals[0], tangents[0] / 2))
+
+
+def halved(view):
+    return view._replace(alpha=half_derivative(view.alpha))
 
 
 @jax.custom_vjp
@@ -226,8 +218,14 @@ BROKEN = {
         "sample must draw different alpha for different examples",
     ),
     "draws outside the key": (with_alpha(numpy_draws), DIFFERENT),
-    "held for the batch": (with_held(jnp.array(True)), HELD + r"\(\)"),
-    "held for one": (with_held({"mirror": jnp.ones(1, bool)}), HELD + r"\(1,\)"),
+    "held for the batch": (
+        with_view(lambda v: v._replace(held=jnp.array(True))),
+        HELD + r"\(\)",
+    ),
+    "held for one": (
+        with_view(lambda v: v._replace(held=jnp.ones(1, bool))),
+        HELD + r"\(1,\)",
+    ),
     "sample that looks at values": (
         with_view(lambda view: view if view.alpha.sum() > 0 else view),
         "sample " + COMPILE,
@@ -289,7 +287,7 @@ BROKEN = {
         "the derivative along 'contrast' is 0 everywhere, though the images change",
     ),
     "a derivative of its own": (
-        with_rounded(half_derivative),
+        replace(GOOD, apply=lambda x, view: apply(x, halved(view))),
         "along 'brightness' must be that of the images; found 5. % off",
     ),
     "a column too many": (

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from derivatives import along_and_gradient
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
@@ -191,12 +192,7 @@ def test_extreme_images_and_boxes_have_finite_derivatives(method):
     def derivatives(level, direction):
         images = jnp.full((len(boxes), 6, 6, 1), level).at[:, 2, 2].set(1 - level)
         crop = partial(crop_and_resize, images, size=6, method=method)
-
-        def change(boxes):
-            return jax.jvp(crop, (boxes,), (direction,))[1]
-
-        gradient = jax.grad(lambda boxes: jnp.sum(jnp.square(change(boxes))))(boxes)
-        return change(boxes), gradient  # along boxes, and through that
+        return along_and_gradient(crop, boxes, direction)
 
     for level in (0.0, 0.5, 1.0):  # black, grey, white
         assert all(
@@ -356,10 +352,6 @@ def test_affine_has_finite_derivatives_everywhere():
     special += [(0, 1, 0, 5, 5), (0, 1e-3, 0, 0, 0), (0, 0, 0, 0, 0)]
     alpha = jnp.asarray(special, jnp.float32)
     images = jnp.asarray(make_images(len(special), 4, 4), jnp.float32)
-
-    def change(alpha):
-        return jax.jvp(partial(affine, images), (alpha,), (jnp.ones_like(alpha),))[1]
-
-    gradient = jax.grad(lambda alpha: jnp.sum(jnp.square(change(alpha))))
-    for function in (partial(affine, images), change, gradient):
-        assert jnp.isfinite(jax.jit(function)(alpha)).all()
+    move = partial(affine, images)
+    for values in (compiled_affine(images, alpha), *along_and_gradient(move, alpha)):
+        assert jnp.isfinite(values).all()

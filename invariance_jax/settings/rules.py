@@ -35,7 +35,6 @@ from invariance_jax.settings.schema import (
 from invariance_jax.settings.values import Bad, convert, expectation
 from invariance_jax.transforms import (
     Transformation,
-    distributions,
     image,
     shifts,
     spirograph,
@@ -249,7 +248,7 @@ def _check_shift(row: tuple[str, str, tuple[float, ...]], problems: _Problems) -
     what, how, grid = row
     names: tuple[str, ...] = (*spirograph.PARAMETERS, *shifts.GROUPS)
     if how == "strength":
-        names, most = ("color",), distributions.MAX_STRENGTH
+        names, most = ("color",), image.MAX_STRENGTH
         inside = all(0 <= strength <= most for strength in grid)
         problems.require(inside, _SHIFTS, f"strengths from 0 to {most}", row)
     if how == "widen":

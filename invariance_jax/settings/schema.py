@@ -17,7 +17,7 @@ from invariance_jax.models.registry import ENCODERS, PRECISIONS
 from invariance_jax.models.resnet import STEMS
 from invariance_jax.models.vit import POOLS
 from invariance_jax.transforms import spirograph
-from invariance_jax.transforms.distributions import FAMILIES as DIFFERENTIABLE
+from invariance_jax.transforms.image import FAMILIES as DIFFERENTIABLE
 from invariance_jax.transforms.image import RECIPES
 from invariance_jax.types import Json
 

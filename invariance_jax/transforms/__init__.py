@@ -14,8 +14,12 @@ from invariance_jax.transforms.base import (
     View,
     check_transformation,
 )
-from invariance_jax.transforms.distributions import Family, uniform_family
-from invariance_jax.transforms.operations import Operation, compose
+from invariance_jax.transforms.operations import (
+    Family,
+    Operation,
+    compose,
+    uniform_family,
+)
 
 __all__ = [
     "Family",

@@ -6,6 +6,7 @@ images beside it. What is drawn for one key does not depend on what is different
 but for the rounding of crop boxes and a jitter that only its derivative switches on.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -18,16 +19,41 @@ from invariance_jax.arguments import (
     check_integer,
     check_number,
     check_pair,
+    check_range,
     promote,
 )
-from invariance_jax.transforms import blur, color, distributions, geometry
+from invariance_jax.transforms import blur, color, geometry
 from invariance_jax.transforms.base import Squashed, Transformation
-from invariance_jax.transforms.operations import Operation, Probability, compose
+from invariance_jax.transforms.crops import crop_family
+from invariance_jax.transforms.operations import (
+    Family,
+    Operation,
+    Probability,
+    compose,
+    uniform_family,
+)
 from invariance_jax.types import Array
+
+FAMILIES = ("crop", "affine", "colorize", "color", "blur")
+"""What may be differentiated, in the order of the columns of alpha."""
+
+MAX_STRENGTH = 1.25
+"""The strength of colour jitter at which a factor may reach 0."""
+
+JITTER_RANGES = (0.8, 0.8, 0.8, 0.2)
+"""Ranges of brightness, contrast, saturation and hue (turns) at strength 1: SimCLR."""
+
+_SWITCHES = {
+    "crop": "set crop=True",
+    "affine": "give rotation, scaling, shear or translation a range above 0",
+    "colorize": "set colorize=True",
+    "blur": "give blur_probability a value above 0",
+}
+"""What switches a family on that may be differentiated."""
 
 _SIMCLR = {
     "strength": 0.5,
-    "jitter_ranges": distributions.JITTER_RANGES,
+    "jitter_ranges": JITTER_RANGES,
     "blur_probability": 0.0,
     "solarize_probability": 0.0,
 }
@@ -69,7 +95,7 @@ def make_transformation(
     scaling: float = 0.0,
     shear: float = 0.0,
     translation: float = 0.0,
-    jitter_ranges: Sequence[float] = distributions.JITTER_RANGES,
+    jitter_ranges: Sequence[float] = JITTER_RANGES,
     blur_probability: Probability = 0.0,
     blur_sigma: tuple[float, float] = (0.1, 2.0),
     solarize_probability: Probability = 0.0,
@@ -156,19 +182,18 @@ def make_transformation(
     floating = partial(_floating, source=source)
     square = partial(_square, source=source, cut=cut)
     normalize = partial(_normalize, mean=mean, std=std)
-    box = distributions.crop_family(
+    box = crop_family(
         source_size=source,
         area=crop_area,
         aspect=crop_aspect,
         whole_pixels="crop" not in differentiate,
         squashed=squashed,
     )
-    motion = distributions.affine_family(
-        rotation=rotation, scaling=scaling, shear=shear, translation=translation
-    )
-    factors = distributions.jitter_family(strength=strength, ranges=jitter_ranges)
-    widths = distributions.blur_family(sigma=blur_sigma)
-    hole = distributions.erase_family(image_size=image_size, area=erase_area)
+    motion = _affine_family(rotation, scaling, shear, translation)
+    factors = _jitter_family(strength, jitter_ranges)
+    widths = _blur_family(blur_sigma)
+    hole = _erase_family(image_size, erase_area)
+    erase = partial(_erased, mean)
     invert = partial(_solarized, threshold=solarize_threshold)
     moves = max(rotation, scaling, shear, translation) > 0
     colors = max(jitter) > 0 or "color" in differentiate
@@ -177,20 +202,22 @@ def make_transformation(
         (flip, Operation("flip", _mirrored, probability=0.5)),
         (moves, Operation("affine", geometry.affine, motion)),
         (True, Operation("channels", _three_channels)),
-        (
-            colorize,
-            Operation("colorize", color.colorize, distributions.colorize_family()),
-        ),
+        (colorize, Operation("colorize", color.colorize, _COLOURS)),
         (colors, Operation("color", color.jitter, factors, jitter)),
         (True, Operation("gray", _gray, probability=gray_probability)),
         (max(blurring) > 0, Operation("blur", _blurred, widths, blurring)),
         (True, Operation("solarize", invert, probability=solarize_probability)),
-        (max(erasing) > 0, Operation("erase", partial(_erased, mean), hole, erasing)),
+        (max(erasing) > 0, Operation("erase", erase, hole, erasing)),
         *((True, operation) for operation in more),
         (True, Operation("normalization", normalize)),
     ]
     operations = [operation for is_on, operation in switched if is_on]
-    _check_differentiated(operations, more, differentiate)
+    on = {operation.name for operation in operations}
+    off = [name for name in _SWITCHES if name in differentiate and name not in on]
+    if off:
+        raise ValueError(
+            f"differentiate names {off[0]!r}, which is off: {_SWITCHES[off[0]]}."
+        )
     return compose(
         operations,
         differentiate=differentiate,
@@ -199,17 +226,63 @@ def make_transformation(
     )
 
 
-def _check_differentiated(
-    operations: Sequence[Operation],
-    own: Sequence[Operation],
-    differentiate: Sequence[str],
-) -> None:
-    """Checks the names of built-in families; `compose` checks the others."""
-    if own:
-        names = {operation.name for operation in own}
-        differentiate = [name for name in differentiate if name not in names]
-    on = [operation.name for operation in operations]
-    distributions.check_differentiated(on, differentiate=differentiate)
+_COLOURS = uniform_family(
+    bounds={
+        name: (0.4, 1.0) if name.endswith("fore") else (0.0, 0.6)
+        for name in color.COLORIZE_NAMES
+    }
+)
+"""The colours of `color.colorize`, as of Spirograph."""
+
+
+def _jitter_family(strength: float, ranges: Sequence[float]) -> Family:
+    """Returns the distribution of `color.jitter`, about what changes nothing."""
+    unit = "as factors would be negative beyond"
+    check_number("strength", strength, low=0, high=MAX_STRENGTH, unit=unit)
+    if len(ranges) != 4:
+        raise ValueError(f"jitter_ranges must be four numbers; found {ranges}.")
+    for value, most in zip(ranges, (0.8, 0.8, 0.8, 0.4), strict=True):
+        check_number("jitter_ranges", value, low=0, high=most)
+    half = strength * np.array(ranges)
+    return _about((1.0, 1.0, 1.0, 0.0), half, color.JITTER_NAMES)
+
+
+def _affine_family(
+    rotation: float, scaling: float, shear: float, translation: float
+) -> Family:
+    """Returns the distribution of `geometry.affine`, about the identity."""
+    for name, value, most, unit in [
+        ("rotation", rotation, math.pi, "radians, not degrees"),
+        ("scaling", scaling, 1 - 2**-20, "the factors' distance from 1"),
+        ("shear", shear, 2.0, "a slope, not degrees"),
+        ("translation", translation, 1.0, "shares of the sides, not pixels"),
+    ]:
+        check_number(name, value, low=0, high=most, unit=unit)
+    half = [rotation, scaling, shear, translation, translation]
+    names = [f"affine.{name}" for name in geometry.AFFINE_NAMES]
+    return _about(geometry.AFFINE_IDENTITY, np.array(half), names)
+
+
+def _about(middle: Sequence[float], half: np.ndarray, names: Sequence[str]) -> Family:
+    """Returns uniform distributions of half these widths about their middles."""
+    ends = zip(np.array(middle) - half, np.array(middle) + half, strict=True)
+    return uniform_family(bounds=dict(zip(names, ends, strict=True)))
+
+
+def _blur_family(sigma: tuple[float, float]) -> Family:
+    check_range("blur_sigma", sigma)
+    return uniform_family(bounds={"blur.sigma": sigma})
+
+
+def _erase_family(image_size: int, area: tuple[float, float]) -> Family:
+    """Returns the distribution of the box of `geometry.erase`, Zhong et al. (2020)."""
+    return crop_family(
+        source_size=(image_size, image_size),
+        area=area,
+        aspect=(0.3, 3.3),
+        whole_pixels=True,
+        name="erase",
+    )
 
 
 def _floating(

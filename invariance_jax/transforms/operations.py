@@ -5,7 +5,8 @@ and a probability with which it acts. What is drawn for one key does not depend 
 is differentiated.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,8 +17,31 @@ from jax.typing import DTypeLike
 
 from invariance_jax.arguments import check_pair, check_shape, promote
 from invariance_jax.transforms.base import Transformation, View
-from invariance_jax.transforms.distributions import NO_PARAMETERS, Family
 from invariance_jax.types import Array, Key, PyTree
+
+
+class Family(NamedTuple):
+    """Parameters that go together, the columns of an array with a row per example.
+
+    Attributes:
+      names: of the columns.
+      bounds: a row per column, the ends of its distribution.
+      num_uniform: uniform numbers that one example takes.
+      draw: the parameters as a function of these numbers in [0, 1), a row per example.
+      draw_sized: the same of images of many sizes, of the numbers and of int32 `[B, 2]`
+        heights and widths; None where they change nothing.
+    """
+
+    names: tuple[str, ...]
+    bounds: np.ndarray
+    num_uniform: int
+    draw: Callable[[Array], Array]
+    draw_sized: Callable[[Array, Array], Array] | None = None
+
+
+NO_PARAMETERS = Family((), np.zeros((0, 2)), 0, lambda unit: unit)
+"""That of an operation without parameters."""
+
 
 Probability = float | tuple[float, float]
 """Of an operation: one for all views, or those of the first and of the second view."""
@@ -39,6 +63,32 @@ class Operation(NamedTuple):
     apply: Callable[[Array, Array], Array]
     family: Family = NO_PARAMETERS
     probability: Probability | None = None
+
+
+def uniform_family(*, bounds: Mapping[str, Sequence[float]]) -> Family:
+    """Returns the uniform distribution of some parameters.
+
+    Args:
+      bounds: the name of each and its ends, (least, greatest).
+
+    Returns:
+      `Family`, of columns with these names, in their order.
+
+    Raises:
+      ValueError: if there is not a pair of finite, ordered ends for each name.
+    """
+    for name, pair in bounds.items():
+        if len(pair) != 2 or not -math.inf < pair[0] <= pair[1] < math.inf:
+            raise ValueError(
+                f"bounds of {name!r} must be (least, greatest), finite; found {pair}."
+            )
+    rows = np.array([*bounds.values()], np.float64)
+
+    def draw(unit: Array) -> Array:
+        low, high = jnp.asarray(rows.T, jnp.float32)[:, None]
+        return low + (high - low) * unit
+
+    return Family(tuple(bounds), rows, len(rows), draw)
 
 
 def compose(
@@ -71,23 +121,27 @@ def compose(
     """
     names = [operation.name for operation in operations]
     random = [one for one in operations if one.family.names]
-    if len({*names}) < len(names) or not {*differentiate} <= {o.name for o in random}:
+    free = [one for one in random if one.name in differentiate]
+    if len({*names}) < len(names):
+        raise ValueError(f"names of operations must differ; found {names}.")
+    if sorted(one.name for one in free) != sorted(differentiate):
+        known = ", ".join(one.name for one in random) or "none"
         raise ValueError(
-            f"differentiate is {tuple(differentiate)}; expected names of operations "
-            f"with parameters, each once; the operations are {', '.join(names)}."
+            f"differentiate is {tuple(differentiate)}; expected, each once, some of "
+            f"the operations with parameters: {known}."
         )
     made = _Composition(
         operations,
         prepare,
         chances=_chances(operations),
-        free=[one for one in random if one.name in differentiate],
+        free=free,
         held=[one for one in random if one.name not in differentiate],
     )
-    bounds = [np.zeros((0, 2)), *(one.family.bounds for one in made.free)]
+    bounds = [np.zeros((0, 2)), *(one.family.bounds for one in free)]
     sized = any(one.family.draw_sized for one in random)
     differ = any(first != second for first, second in made.chances.values())
     return Transformation(
-        names=tuple(name for one in made.free for name in one.family.names),
+        names=tuple(name for one in free for name in one.family.names),
         bounds=np.concatenate(bounds),
         sample=made.sample,
         apply=made.apply,

@@ -21,19 +21,11 @@ from invariance_jax.arguments import (
     promote,
 )
 from invariance_jax.transforms.base import Transformation, View
+from invariance_jax.transforms.color import COLORIZE_NAMES
 from invariance_jax.types import Array, Key
 
-PARAMETERS = ("m", "b", "h", "sigma") + (
-    "rfore",
-    "rback",
-    "gfore",
-    "gback",
-    "bfore",
-    "bback",
-)
+PARAMETERS = ("m", "b", "h", "sigma", *COLORIZE_NAMES)
 """Names of the ten parameters: three of the curve, line width, then colours."""
-
-COLORS = PARAMETERS[4:]
 
 BOUNDS = np.array(
     [[2.0, 5.0], [0.1, 1.1], [0.5, 2.5], [0.25, 1.0]] + 3 * [[0.4, 1.0], [0.0, 0.6]]
@@ -219,7 +211,7 @@ def _check_bounds(bounds: ArrayLike) -> np.ndarray:
             raise ValueError(
                 f"bounds of {name} must stay above 0; found ({low}, {high})."
             )
-        if name in COLORS and not 0 <= low <= high <= 1:
+        if name in COLORIZE_NAMES and not 0 <= low <= high <= 1:
             raise ValueError(
                 f"bounds of {name}, a colour, must be in [0, 1]; found ({low}, {high})."
             )
