@@ -11,7 +11,7 @@ from PIL import Image
 
 from invariance_jax import data
 from invariance_jax.data import __main__ as command
-from invariance_jax.data import records
+from invariance_jax.data import decoding, records
 
 
 def draw(seed, num, shape=(6, 5, 3), num_classes=3):
@@ -104,7 +104,7 @@ def test_arrays_are_described_without_decoding(
     changes, num_classes, names, tmp_path, monkeypatch
 ):
     prepare(tmp_path, **changes)
-    monkeypatch.delattr(records, "decode")
+    monkeypatch.delattr(decoding, "decode")
     found = describe(tmp_path)
     assert found.image_shape == (6, 5, 3)
     assert (found.num_train, found.num_test) == (9, 4)

@@ -199,11 +199,6 @@ def test_offline_error_names_files_and_folder_and_leaves_no_set(tmp_path, offlin
     assert not [*tmp_path.glob("mnist/*")]
 
 
-def test_describing_a_set_downloads_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(downloader, "_open_url", None)
-    assert data.describe("mnist", data_dir=tmp_path) == data.known("mnist")
-
-
 def test_another_file_in_the_common_manual_folder_is_refused(tmp_path, offline):
     manual = tmp_path / "downloads" / "manual"
     manual.mkdir(parents=True)

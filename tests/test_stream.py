@@ -21,11 +21,12 @@ from tiny import image_config
 
 from invariance_jax import check, data, train
 from invariance_jax.data import __main__ as command
-from invariance_jax.data import decoding, records, streams
+from invariance_jax.data import decoding, originals, records, streams
 from invariance_jax.data.originals import prepare_files
 from invariance_jax.training import parallel
 from invariance_jax.training.batches import Streamed, make_sampler
-from invariance_jax.transforms import Squashed, distributions, image
+from invariance_jax.transforms import Squashed, image
+from invariance_jax.transforms.crops import crop_family
 
 SIZES = [(9, 14), (16, 11), (30, 30), (1, 1), (12, 40), (17, 17)]
 RANDOM = np.random.default_rng(0)
@@ -233,9 +234,9 @@ def test_a_thread_that_does_not_answer_is_named(data_dir, monkeypatch):
 def test_boxes_have_the_aspect_of_the_image_as_it_was():
     unit = RANDOM.random((200, 22), np.float32)
     options = {"area": (0.08, 1.0), "aspect": (3 / 4, 4 / 3), "whole_pixels": False}
-    squashed = distributions.crop_family(source_size=(64, 64), squashed=True, **options)
+    squashed = crop_family(source_size=(64, 64), squashed=True, **options)
     for shape in [(30, 50), (400, 100), (20, 2000), (9, 9)]:
-        plain = distributions.crop_family(source_size=shape, **options)
+        plain = crop_family(source_size=shape, **options)
         boxes = squashed.draw_sized(unit, np.tile(np.int32(shape), (200, 1)))
         scale = np.tile(np.array(shape) / 64, 2)
         np.testing.assert_allclose(
@@ -312,8 +313,6 @@ def test_the_first_folder_that_differs_is_the_class(form, paths, expected, tmp_p
 
 
 def test_preparing_continues_and_refuses_other_files(folder, tmp_path, monkeypatch):
-    from invariance_jax.data import originals
-
     monkeypatch.setattr(originals, "_SHARD_BYTES", 2000)
     written, copy = [], originals._copy
 
@@ -341,8 +340,6 @@ def test_preparing_continues_and_refuses_other_files(folder, tmp_path, monkeypat
 def test_shards_that_are_written_at_once_keep_their_images(
     folder, tmp_path, monkeypatch
 ):
-    from invariance_jax.data import originals
-
     monkeypatch.setattr(originals, "_SHARD_BYTES", 1)  # an image in each
     monkeypatch.setattr(originals, "cores", lambda: 12)
     together, size = threading.Barrier(12, timeout=30), originals._size

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from invariance_jax.data import loading, preparation, sets
+from invariance_jax.data import limits, loading, preparation, sets
 from invariance_jax.runtime import terminal
 
 
@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> None:
     if name == "stamps" and options.train is None:
         from invariance_jax.data.stamps import prepare_stamps
 
-        path = prepare_stamps(data_dir, source=options.source)
+        path = prepare_stamps(data_dir, options.source)
     elif options.train is None:
         path = preparation.prepare(name, data_dir=data_dir, source=options.source)
     elif options.image_size is None:
@@ -118,7 +118,7 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except (OSError, ValueError, MemoryError) as error:
-        sys.exit(f"error: {' '.join(str(error).split()) or type(error).__name__}")
+        sys.exit(f"error: {limits.reason(error)}")
     except KeyboardInterrupt:
         print("interrupted; no set was left half-written", file=sys.stderr)
         sys.exit(130)

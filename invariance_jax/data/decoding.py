@@ -39,22 +39,12 @@ _TURNS: dict[object, Image.Transpose] = {
 def decode(
     content: bytes, *, channels: int, size: int | None
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Returns the pixels of an image file, and its height and width.
+    """Returns the pixels of an image file, upright, and its height and width.
 
-    Pixels are upright; what is transparent shows white; 16 bits are cut to 8.
-
-    Args:
-      content: the bytes of the file.
-      channels: 1 or 3.
-      size: S, of a square that the whole image is squashed into, with antialiasing
-        (a JPEG is first reduced by 2, 4 or 8 while it stays larger); None: as it is.
-
-    Returns:
-      `(pixels, (H, W))`: uint8 `[S, S, channels]` or `[H, W, channels]`, and the size
-      of the upright image in the file.
-
-    Raises:
-      Exception: of Pillow or NumPy, if the file cannot be decoded.
+    Pixels are uint8 `[H, W, channels]`, of 1 or 3 channels; what is transparent shows
+    white, 16 bits are cut to 8. With a size S the whole image is squashed into `[S, S,
+    channels]`, with antialiasing (a JPEG is first reduced by 2, 4 or 8 while it stays
+    larger). A file that cannot be decoded raises whatever Pillow or NumPy does.
     """
     image = _fast(content, size) if channels == 3 else None
     if image is None:

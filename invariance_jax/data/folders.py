@@ -1,5 +1,6 @@
 """Folders of image files as arrays: which files, and how each is read."""
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,29 +44,31 @@ def read(
     return Split(images[:cut], labels[:cut]), Split(images[cut:], labels[cut:]), names
 
 
-def _visible(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; expected one of images.")
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        visible = (entry for entry in entries if not entry.name.startswith("."))
+        return sorted(visible, key=lambda entry: entry.name)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Yields the visible files of a folder and of those within it, in order."""
-    for path in _visible(folder):
-        if path.is_dir():
-            yield from _files(path)
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Yields the files of a folder and of those within it, in order."""
+    for entry in _visible(folder):
+        if entry.is_dir():
+            yield from visible_files(Path(entry))
         else:
-            yield path
+            yield Path(entry)
 
 
 def _class_names(folder: Path) -> list[str]:
-    return [path.name for path in _visible(folder) if path.is_dir()]
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; expected one of images.")
+    return [entry.name for entry in _visible(folder) if entry.is_dir()]
 
 
 def _list(folder: Path, names: list[str]) -> tuple[list[Path], np.ndarray]:
     """Returns the files of a folder and the numbers of their classes."""
     folders = [folder / name for name in names] or [folder]
-    classes = [[*_files(each)] for each in folders]
+    classes = [[*visible_files(each)] for each in folders]
     if [] in classes:
         raise ValueError(f"{folders[classes.index([])]} has no images.")
     files = [file for files in classes for file in files]

@@ -24,7 +24,6 @@ from invariance_jax.data.sets import (
     Color,
     Description,
     Shard,
-    Split,
     find,
     folder_of_sets,
     known,
@@ -37,13 +36,7 @@ from invariance_jax.data.streams import (
     cores,
 )
 from invariance_jax.data.subsets import hold_out
-
-SPLITS = ("train", "validation", "test")
-
-_SEVERAL_SIZES = (
-    "the images of {} have several sizes; expected images of one size, or "
-    "data.store_size, the side of a square that each is squashed to."
-)
+from invariance_jax.data.targets import SPLITS
 
 _FEW_BYTES = 2**32
 """Of sets with more bytes, or of several sizes, some squashed images give moments."""
@@ -110,13 +103,11 @@ def load_arrays(
         hold them, or a record is corrupt (named).
       OSError: if a set cannot be written.
     """
-    found, rows = _opened(name, split, data_dir, validation_examples)
-    if 0 in found.image_shape:
-        raise ValueError(_SEVERAL_SIZES.format(name))
-    if rows is None:
-        return _decoded(found, "test")
-    images, labels = _decoded(found, "train")
-    return images[rows], None if labels is None else labels[rows]
+    found, disk, rows = _opened(name, split, data_dir, validation_examples, None)
+    chosen = _decoded(found, disk)[rows]
+    images = chosen.all()
+    assert isinstance(images, np.ndarray)
+    return images, chosen.labels
 
 
 def _opened(
@@ -124,10 +115,11 @@ def _opened(
     split: str,
     data_dir: str | os.PathLike[str] | None,
     validation_examples: int,
-) -> "tuple[_Set, np.ndarray | None]":
-    """Returns a set, prepared if need be, and which of its training rows are meant.
+    size: int | None,
+) -> "tuple[_Set, str, np.ndarray | slice]":
+    """Returns a set, prepared if need be, which of its splits is meant, and its rows.
 
-    Those of train or validation; None of the test split.
+    Of the set the validation split is a part of train.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}; found {split!r}.")
@@ -135,10 +127,17 @@ def _opened(
     if name in NAMES:
         prepare(name, data_dir=root)
     found = _open(name, root)
+    if size is None and 0 in found.image_shape:
+        raise ValueError(
+            f"the images of {name} have several sizes; expected images of one size, or "
+            "data.store_size, the side of a square that each is squashed to."
+        )
     train, validation = hold_out(
         _size(found.train), validation_examples=validation_examples
     )
-    return found, {"train": train, "validation": validation, "test": None}[split]
+    if split == "test":
+        return found, "test", slice(None)
+    return found, "train", train if split == "train" else validation
 
 
 class _Set(NamedTuple):
@@ -171,24 +170,10 @@ def _size(shards: tuple[Shard, ...]) -> int:
     return sum(shard.size for shard in shards)
 
 
-@functools.lru_cache(maxsize=8)
-def _decoded(found: _Set, split: str) -> Split:
-    from invariance_jax.data import records
-
-    shards = found.test if split == "test" else found.train
-    what = f"the {split} images of {found.name}"
-    checks.memory(what, _size(shards) * math.prod(found.image_shape))
-    if "places" in found.side(split):
-        everything = _pictures(found, split, None, 0, cores())
-        images = everything.load(np.arange(len(everything)))
-        assert isinstance(images, np.ndarray)
-        return Split(images, everything.labels)
-    return records.decode(
-        shards,
-        image_shape=found.image_shape,
-        num_classes=len(found.class_names) or None,
-        title=f"Decoding {found.name} {split}",
-    )
+def _decoded(found: _Set, split: str) -> Pictures:
+    """Returns all images of a split, in memory; they have one size."""
+    title = f"Decoding {found.name} {split}"
+    return _pictures(found, split, None, 0, cores()).in_memory(title)
 
 
 @functools.lru_cache(maxsize=8)
@@ -197,7 +182,9 @@ def _moments(found: _Set) -> tuple[Color, Color]:
 
     size = _size(found.train)
     if 0 < size * math.prod(found.image_shape) <= _FEW_BYTES:
-        return records.moments(_decoded(found, "train").images)
+        images = _decoded(found, "train").all()
+        assert isinstance(images, np.ndarray)
+        return records.moments(images)
     return records.sampled_moments(
         _pictures(found, "train", records.SAMPLED_SIDE, size, cores())
     )
@@ -232,12 +219,8 @@ def open_pictures(
         several sizes and size is None.
       OSError: if a set cannot be written.
     """
-    found, rows = _opened(name, split, data_dir, validation_examples)
-    if size is None and 0 in found.image_shape:
-        raise ValueError(_SEVERAL_SIZES.format(name))
-    of = "test" if rows is None else "train"
-    everything = _pictures(found, of, size, max_corrupt, threads or cores())
-    return everything if rows is None else everything[rows]
+    found, disk, rows = _opened(name, split, data_dir, validation_examples, size)
+    return _pictures(found, disk, size, max_corrupt, threads or cores())[rows]
 
 
 @functools.lru_cache(maxsize=8)

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -25,6 +25,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from invariance_jax.data import limits as checks
 from invariance_jax.data import records
+from invariance_jax.data.folders import visible_files
 from invariance_jax.data.preparation import folder_for_new
 from invariance_jax.data.sets import FORMAT, user_path
 from invariance_jax.data.streams import FileRecords, Pictures, Store, cores
@@ -33,33 +34,14 @@ _SHARD_BYTES, _HEADER_BYTES = 2**28, 2**15
 _TURNED = {5, 6, 7, 8}
 
 
-class _Listed(NamedTuple):
-    """Images where they lie: files, (file, start, size) of each, and its class."""
+class _Image(NamedTuple):
+    """A file or a part of one, what it is named, and its class."""
 
-    files: list[str]
-    places: list[tuple[int, int, int]]
-    names: list[str]
-    classes: list[str | None]
-
-    def add(self, place: tuple[int, int, int], name: str, of: str | None) -> None:
-        """Takes an image, its name and its class."""
-        self.places.append(place)
-        self.names.append(name)
-        self.classes.append(of)
-
-    def records(self, class_names: list[str]) -> FileRecords:
-        """Returns them to be read."""
-        labels = None
-        if class_names:
-            number = {name: n for n, name in enumerate(class_names)}
-            labels = np.array([number[c or ""] for c in self.classes], np.int32)
-        times = np.array([os.stat(file).st_mtime_ns for file in self.files], np.int64)
-        return FileRecords(self.files, times, np.array(self.places, np.int64), labels)
-
-    def chosen(self, rows: Sequence[int]) -> "_Listed":
-        """Returns some of them."""
-        columns = ([column[n] for n in rows] for column in self[1:])
-        return _Listed(self.files, *columns)  # type: ignore[arg-type]
+    file: str
+    start: int
+    size: int
+    name: str
+    of: str | None
 
 
 def prepare_files(
@@ -84,17 +66,9 @@ def prepare_files(
       train: folders and uncompressed tar archives.
       test: the same of the test split; none: a fixed random tenth of train.
       classes: names of the classes that are kept; None: all.
-      test_classes: names of the classes of the test images, in the order of the names
-        of their files, where no folder tells; None: the folders tell.
+      test_classes: of the test images in the order of the names of their files, where
+        no folder tells; None: the folders tell.
       index: whether the files stay where they are, and only an index is written.
-
-    Returns:
-      The folder of the prepared set.
-
-    Raises:
-      ValueError: if the name is invalid or taken, a file is no image, there are none,
-        or train and test have other classes.
-      OSError: if the set cannot be written.
     """
     root = folder_for_new(name, data_dir)
     listed = {"train": _list(train)}
@@ -105,16 +79,9 @@ def prepare_files(
     if classes is not None:
         listed = {split: _only(part, classes) for split, part in listed.items()}
     if not test:
-        rows = np.random.RandomState(0).permutation(len(listed["train"].places))
-        if len(rows) < 2:
-            raise ValueError(f"{name} has {len(rows)} images; expected 2 or more.")
-        first = -(-len(rows) // 10)
-        listed = {
-            split: listed["train"].chosen(np.sort(part).tolist())
-            for split, part in (("train", rows[first:]), ("test", rows[:first]))
-        }
+        listed = _put_aside(name, listed["train"])
     class_names = _class_names(listed)
-    found = {split: part.records(class_names) for split, part in listed.items()}
+    found = {split: _records(part, class_names) for split, part in listed.items()}
     temporary = root / name / "1.0.0.incomplete"
     try:
         _check_plan(temporary, found, index)
@@ -129,55 +96,36 @@ def prepare_files(
         ) from error
 
 
-def _list(paths: Sequence[str | os.PathLike[str]]) -> _Listed:
-    listed, archived = _Listed([], [], [], []), list[int]()
+def _list(paths: Sequence[str | os.PathLike[str]]) -> list[_Image]:
+    in_folders, in_archives = list[_Image](), list[_Image]()
     for path in (user_path("train or test", path) for path in paths):
-        before = len(listed.places)
         if path.is_dir():
-            _list_folder(path, listed)
+            found = [*_in_folder(path)]
+            in_folders += found
         elif path.is_file():
-            listed.files.append(os.fspath(path.absolute()))
-            _list_tar(path, listed)
-            archived += range(before, len(listed.places))
+            found = _in_tar(path)
+            in_archives += found
         else:
             raise ValueError(f"{path} is not there; expected a folder or a tar file.")
-        if len(listed.places) == before:
+        if not found:
             raise ValueError(f"{path} has no images.")
-    inside = {
-        number: Path(listed.names[number]).parent.parts
-        for number in archived
-        if listed.classes[number] is None  # no archive within one
-    }
-    shared = len(os.path.commonprefix([*inside.values()]))
-    if len({*inside.values()}) == 1:  # a single folder, or none
-        shared = max(shared - 1, 0)
-    for number, folders in inside.items():
-        listed.classes[number] = next(iter(folders[shared:]), None)
-    order = sorted(range(len(listed.places)), key=lambda n: listed.names[n])
-    return listed.chosen(order)
+    images = in_folders + _by_folder(in_archives)
+    return sorted(images, key=lambda image: image.name)
 
 
-def _list_folder(folder: Path, listed: _Listed) -> None:
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for parent, below, files in os.walk(folder, onerror=refuse, followlinks=True):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        inside = Path(parent).relative_to(folder)
-        for file in sorted(files):
-            path = Path(parent, file).absolute()
-            if not file.startswith("."):
-                place = len(listed.files), 0, path.stat().st_size
-                listed.files.append(os.fspath(path))
-                name = next(iter(inside.parts), None)
-                listed.add(place, os.fspath(inside / file), name)
+def _in_folder(folder: Path) -> Iterator[_Image]:
+    for path in visible_files(folder):
+        name = path.relative_to(folder)
+        of = name.parts[0] if len(name.parts) > 1 else None
+        file, size = os.fspath(path.absolute()), path.stat().st_size
+        yield _Image(file, 0, size, os.fspath(name), of)
 
 
-def _list_tar(path: Path, listed: _Listed) -> None:
+def _in_tar(path: Path) -> list[_Image]:
     try:
         with path.open("rb") as file:
-            _list_members(file, path.stat().st_size, None, listed)
+            place = os.fspath(path.absolute())
+            return _members(file, place, path.stat().st_size, None)
     except tarfile.TarError as error:
         raise ValueError(
             f"{path} is not an uncompressed tar file ({checks.reason(error)}); unpack "
@@ -185,60 +133,96 @@ def _list_tar(path: Path, listed: _Listed) -> None:
         ) from error
 
 
-def _list_members(file: BinaryIO, end: int, name: str | None, listed: _Listed) -> None:
+def _members(file: BinaryIO, place: str, end: int, of: str | None) -> list[_Image]:
     """Lists the archive from where the file stands to an end, and those within it."""
-    before = len(listed.places)
+    found = list[_Image]()
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             path = Path(member.name)
             if member.islnk() or member.issym():
-                raise ValueError(
-                    f"{listed.files[-1]}: {path} is a link; expected files only."
-                )
+                raise ValueError(f"{place}: {path} is a link; expected files only.")
             if not member.isfile() or path.name.startswith("."):
                 continue
+            start, size = member.offset_data, member.size
             if path.suffix == ".tar":
                 back = file.tell()
-                file.seek(member.offset_data)
-                inner = member.offset_data + member.size
-                _list_members(file, inner, path.stem, listed)
+                file.seek(start)
+                found += _members(file, place, start + size, path.stem)
                 file.seek(back)
             else:
-                place = len(listed.files) - 1, member.offset_data, member.size
-                listed.add(place, os.path.join(name or "", path), name)
+                name = os.path.join(of or "", path)
+                found.append(_Image(place, start, size, name, of))
         # To tarfile a damaged header is the end, which blocks of zeros mark.
         file.seek(archive.offset)
         mark = file.read(min(tarfile.BLOCKSIZE, end - archive.offset))
-    if mark != bytes(tarfile.BLOCKSIZE) or (name and len(listed.places) == before):
+    if mark != bytes(tarfile.BLOCKSIZE) or (of and not found):
         raise ValueError(
-            f"{listed.files[-1]}: the archive{f' of {name}' if name else ''} is cut or "
-            f"damaged at byte {archive.offset}; get it again."
+            f"{place}: the archive{f' of {of}' if of else ''} is cut or damaged at "
+            f"byte {archive.offset}; get it again."
         )
+    return found
 
 
-def _named(listed: _Listed, classes: Sequence[str]) -> _Listed:
-    if len(classes) != len(listed.places):
+def _by_folder(images: list[_Image]) -> list[_Image]:
+    """Returns images of archives, each of the first folder that not all share."""
+    folders = [Path(image.name).parent.parts for image in images]
+    # The others are in an archive within one, which is their class.
+    inside = [f for f, image in zip(folders, images, strict=True) if image.of is None]
+    shared = len(os.path.commonprefix(inside))
+    if len({*inside}) == 1:  # a single folder, or none
+        shared = max(shared - 1, 0)
+    return [
+        image._replace(of=image.of or next(iter(parts[shared:]), None))
+        for parts, image in zip(folders, images, strict=True)
+    ]
+
+
+def _named(images: list[_Image], classes: Sequence[str]) -> list[_Image]:
+    if len(classes) != len(images):
         raise ValueError(
             f"the classes of the test images are {len(classes)}; expected one for each "
-            f"of the {len(listed.places)} images, in the order of their names."
+            f"of the {len(images)} images, in the order of their names."
         )
-    return listed._replace(classes=list(classes))
+    return [image._replace(of=of) for image, of in zip(images, classes, strict=True)]
 
 
-def _only(listed: _Listed, classes: Sequence[str]) -> _Listed:
-    missing = sorted({*classes} - {*listed.classes})
+def _only(images: list[_Image], classes: Sequence[str]) -> list[_Image]:
+    missing = sorted({*classes} - {image.of for image in images})
     if missing:
         raise ValueError(
             f"there is no image of {len(missing)} of the {len(classes)} classes, such "
             f"as {missing[0]!r}."
         )
     wanted = {*classes}
-    rows = [n for n, name in enumerate(listed.classes) if name in wanted]
-    return listed.chosen(rows)
+    return [image for image in images if image.of in wanted]
 
 
-def _class_names(listed: dict[str, _Listed]) -> list[str]:
-    train, test = ({*listed[split].classes} for split in ("train", "test"))
+def _put_aside(name: str, images: list[_Image]) -> dict[str, list[_Image]]:
+    """Returns training and test images, a fixed random tenth."""
+    if len(images) < 2:
+        raise ValueError(f"{name} has {len(images)} images; expected 2 or more.")
+    order = np.random.RandomState(0).permutation(len(images))
+    test, train = np.split(order, [-(-len(images) // 10)])
+    parts = {"train": np.sort(train), "test": np.sort(test)}
+    return {split: [images[row] for row in rows] for split, rows in parts.items()}
+
+
+def _records(images: list[_Image], class_names: list[str]) -> FileRecords:
+    files = {image.file: None for image in images}
+    numbers = {file: number for number, file in enumerate(files)}
+    places = [(numbers[image.file], image.start, image.size) for image in images]
+    times = [os.stat(file).st_mtime_ns for file in files]
+    labels = None
+    if class_names:
+        classes = {name: number for number, name in enumerate(class_names)}
+        labels = np.array([classes[image.of or ""] for image in images], np.int32)
+    return FileRecords(
+        [*files], np.array(times, np.int64), np.array(places, np.int64), labels
+    )
+
+
+def _class_names(listed: dict[str, list[_Image]]) -> list[str]:
+    train, test = ({i.of for i in listed[split]} for split in ("train", "test"))
     if not test <= train or (None in train and len(train) > 1):
         odd = sorted(str(name) for name in (test - train) | ({None} & train))
         raise ValueError(
@@ -281,27 +265,11 @@ def _write(
 ) -> None:
     sizes, lengths = set[tuple[int, int]](), {}
     for split, part in found.items():
-        shards = [range(len(part))] if index else _shards(part)
         title = f"{'Indexing' if index else 'Copying'} {name} {split}"
-
-        def copy(
-            job: tuple[int, range],
-            part: FileRecords = part,
-            shards: list[range] = shards,
-            split: str = split,
-        ) -> int:
-            number, rows = job
-            suffix = f"{number:05d}-of-{len(shards):05d}"
-            path = None if index else folder / f"{name}-{split}.{FORMAT}-{suffix}"
-            sizes.update(_copy(part, rows, path))
-            return len(rows)
-
-        jobs = [*enumerate(shards)]
-        if index:
-            jobs = [(n, r) for n, r in enumerate(_parts(len(part)))]
-        with ThreadPoolExecutor(cores()) as pool:
-            records.progress(pool.map(copy, jobs), len(part), title)
-        lengths[split] = [len(rows) for rows in shards]
+        stem = None if index else folder / f"{name}-{split}.{FORMAT}"
+        shards, found_sizes = _copy_all(part, stem, title)
+        lengths[split] = [len(part)] if index else [*map(len, shards)]
+        sizes |= found_sizes
         side = {} if part.labels is None else {"labels": part.labels}
         if index:
             text = "\0".join(part.files).encode("utf-8", "surrogateescape")
@@ -314,8 +282,25 @@ def _write(
     shutil.rmtree(folder / "sizes", ignore_errors=True)
 
 
-def _parts(count: int) -> list[range]:
-    return [range(n, min(n + 500, count)) for n in range(0, count, 500)]
+def _copy_all(
+    part: FileRecords, stem: Path | None, title: str
+) -> tuple[list[range], set[tuple[int, int]]]:
+    """Copies images into files that begin with a stem, if one is given.
+
+    Returns which images go into which file, and the sizes of all.
+    """
+    shards, sizes = _shards(part), set[tuple[int, int]]()
+
+    def copy(number: int) -> int:
+        suffix = f"-{number:05d}-of-{len(shards):05d}"
+        path = stem and stem.with_name(stem.name + suffix)
+        sizes.update(_copy(part, shards[number], path))
+        return len(shards[number])
+
+    with ThreadPoolExecutor(cores()) as pool:
+        counts = pool.map(copy, range(len(shards)))
+        records.progress(counts, len(part), title)
+    return shards, sizes
 
 
 def _shards(part: FileRecords) -> list[range]:
@@ -335,10 +320,8 @@ def _copy(part: FileRecords, rows: range, path: Path | None) -> set[tuple[int, i
     if done.exists() and path.exists():
         return {(height, width) for height, width in json.loads(done.read_text())}
     temporary = path.with_name(f"{path.name}.tmp")
-    writer, sizes = (
-        ArrayRecordWriter(str(temporary), "group_size:1,uncompressed"),
-        set(),
-    )
+    writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+    sizes = set[tuple[int, int]]()
     try:
         for row in rows:
             content = part.read(row)
@@ -388,12 +371,9 @@ def _describe(
     shape: tuple[int | None, int | None],
 ) -> None:
     """Writes what TFDS and `describe` read of a set."""
-    features = {"image": tfds.features.Image(shape=(*shape, 3))}
-    if class_names:
-        features["label"] = tfds.features.ClassLabel(names=class_names)
     train, most = found["train"], min(len(found["train"]), records.SAMPLED) // 2
     store = Store(train, 3, records.SAMPLED_SIDE, (0, 0), most, cores())
-    mean, std = records.sampled_moments(Pictures(store, np.arange(len(train))))
+    moments = records.sampled_moments(Pictures(store, np.arange(len(train))))
     info = tfds.core.DatasetInfo(
         builder=dataset_info.DatasetIdentity(
             name=name,
@@ -402,9 +382,7 @@ def _describe(
             module_name="",
         ),
         description="Prepared from files.",
-        features=tfds.features.FeaturesDict(features),
-        supervised_keys=("image", "label") if class_names else None,
-        metadata=tfds.core.MetadataDict(mean=mean, std=std),
+        **records.about((*shape, 3), class_names, moments),
     )
     info.set_file_format(FORMAT)
     template = naming.ShardedFileTemplate(

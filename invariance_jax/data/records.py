@@ -4,6 +4,7 @@ TFDS encodes an array with TensorFlow, but takes an image that is a PNG file alr
 and it writes and reads the format array_record without TensorFlow.
 """
 
+import bisect
 import contextlib
 import io
 import itertools
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +27,6 @@ from tensorflow_datasets.core.utils import temporary_assignment, tqdm_utils
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from invariance_jax.data import decoding
 from invariance_jax.data import limits as checks
 from invariance_jax.data.sets import FORMAT, Color, Shard, Split
 from invariance_jax.data.streams import Corrupt, Pictures
@@ -34,6 +35,23 @@ _CHUNK = 500
 
 SAMPLED, SAMPLED_SIDE = 2000, 64
 """Images of many sizes that give moments, and the side that they are squashed to."""
+
+
+def about(
+    shape: tuple[int | None, ...],
+    class_names: Sequence[str],
+    moments: tuple[Color, Color],
+) -> dict[str, Any]:
+    """Returns what `describe` reads of a set, as arguments of a `DatasetInfo`."""
+    features = {"image": tfds.features.Image(shape=shape)}
+    if class_names:
+        features["label"] = tfds.features.ClassLabel(names=class_names)
+    return {
+        "features": tfds.features.FeaturesDict(features),
+        "supervised_keys": ("image", "label") if class_names else None,
+        "metadata": tfds.core.MetadataDict(mean=moments[0], std=moments[1]),
+    }
+
 
 with registered.skip_registration():
 
@@ -58,17 +76,11 @@ with registered.skip_registration():
 
         def _info(self) -> tfds.core.DatasetInfo:
             images = self._splits["train"].images
-            mean, std = moments(images)
-            features = {"image": tfds.features.Image(shape=images.shape[1:])}
-            if self._class_names:
-                features["label"] = tfds.features.ClassLabel(names=self._class_names)
             return tfds.core.DatasetInfo(
                 builder=self,
                 description="Prepared from arrays.",
-                features=tfds.features.FeaturesDict(features),
-                supervised_keys=("image", "label") if self._class_names else None,
                 disable_shuffling=True,
-                metadata=tfds.core.MetadataDict(mean=mean, std=std),
+                **about(images.shape[1:], self._class_names, moments(images)),
             )
 
         def _split_generators(self, dl_manager: object) -> dict[str, Iterator[object]]:
@@ -159,43 +171,6 @@ def _encode(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def decode(
-    shards: Sequence[Shard],
-    *,
-    image_shape: tuple[int, int, int],
-    num_classes: int | None,
-    title: str,
-) -> Split:
-    """Returns the images and labels of files of records, in their order, read-only.
-
-    Without num_classes there are no labels. An error names the file and the record.
-    """
-    starts = [0, *itertools.accumulate(shard.size for shard in shards)]
-    images = np.empty((starts[-1], *image_shape), np.uint8)
-    labels = np.empty(starts[-1], np.int32)
-
-    def read(chunk: tuple[Path, ArrayRecordDataSource, range, int]) -> int:
-        path, source, positions, start = chunk
-        records = _records(path, source, positions)
-        for position, record in zip(positions, records, strict=True):
-            index = start + position
-            with _blaming(path, position):
-                labels[index] = _decode(record, images[index], num_classes)
-        return len(positions)
-
-    chunks = [
-        (shard.path, source, range(first, min(first + _CHUNK, shard.size)), start)
-        for shard, start in zip(shards, starts[:-1], strict=True)
-        for source in [_open(shard)]
-        for first in range(0, shard.size, _CHUNK)
-    ]
-    with ThreadPoolExecutor() as pool:
-        progress(pool.map(read, chunks), len(images), title)
-    images.setflags(write=False)
-    labels.setflags(write=False)
-    return Split(images, None if num_classes is None else labels)
-
-
 def _open(shard: Shard) -> ArrayRecordDataSource:
     try:
         source = ArrayRecordDataSource(str(shard.path))
@@ -210,48 +185,6 @@ def _open(shard: Shard) -> ArrayRecordDataSource:
     return source
 
 
-@contextlib.contextmanager
-def _blaming(path: Path, position: int) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # array_record, Pillow and protobuf each raise their own
-        text = f"{path}: record {position} is corrupt: {checks.reason(error)}"
-        raise ValueError(text) from error
-
-
-def _records(
-    path: Path, source: ArrayRecordDataSource, positions: range
-) -> list[bytes]:
-    try:
-        return list(source.__getitems__(positions))
-    except Exception:
-        for position in positions:  # one by one, to find the record
-            with _blaming(path, position):
-                source[position]
-        raise
-
-
-def _decode(record: bytes, image: np.ndarray, num_classes: int | None) -> int:
-    """Decodes a record into an image; returns its label, 0 where there are none."""
-    feature = tf_example_pb2.Example.FromString(record).features.feature
-    (content,) = feature["image"].bytes_list.value or [b""]
-    pixels, (height, width) = decoding.decode(
-        content, channels=image.shape[-1], size=None
-    )
-    if pixels.shape != image.shape:
-        raise ValueError(
-            f"its image has {height} x {width} pixels; expected "
-            f"{image.shape[0]} x {image.shape[1]}."
-        )
-    image[...] = pixels
-    if num_classes is None:
-        return 0
-    (label,) = feature["label"].int64_list.value or [-1]
-    if not 0 <= label < num_classes:
-        raise ValueError(f"its label is {label}, of {num_classes} classes.")
-    return int(label)
-
-
 class ShardRecords:
     """The image files of a split in files of records, see `streams.Records`."""
 
@@ -261,12 +194,12 @@ class ShardRecords:
         # All stay open, and a thousand are often the limit.
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
-        self._ends = np.cumsum([shard.size for shard in shards])
+        self._ends = [*itertools.accumulate(shard.size for shard in shards)]
         self._lock, self._open = threading.Lock(), dict[int, ArrayRecordDataSource]()
 
     def __len__(self) -> int:
         """Returns the number of records."""
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def where(self, index: int) -> str:
         """Returns the file and the place in it."""
@@ -293,15 +226,15 @@ class ShardRecords:
         return content, label
 
     def _place(self, index: int) -> tuple[int, int]:
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return number, int(index - self._ends[number] + self._shards[number].size)
+        number = bisect.bisect_right(self._ends, index)
+        return number, index - self._ends[number] + self._shards[number].size
 
     def read_labels(self, num_classes: int, title: str) -> tuple[np.ndarray, bool]:
         """Returns the labels of all records, and whether all could be read.
 
         The label of a record that cannot be read is 0.
         """
-        labels, unread = np.zeros(len(self), np.int32), list[int]()
+        labels, unread = np.zeros(len(self), np.int64), list[int]()
 
         def read(start: int) -> int:
             part = range(start, min(start + _CHUNK, len(self)))
@@ -321,7 +254,7 @@ class ShardRecords:
                 f"{self.where(int(wrong[0]))} is corrupt: its label is "
                 f"{labels[wrong[0]]}, of {num_classes} classes."
             )
-        return labels, not unread
+        return labels.astype(np.int32), not unread
 
 
 def sampled_moments(pictures: Pictures) -> tuple[Color, Color]:

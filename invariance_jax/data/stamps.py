@@ -8,7 +8,6 @@ only. The pictures keep their licences: nothing of them is in this package.
 
 import hashlib
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,33 +23,17 @@ from invariance_jax.data.streams import cores
 _PACKAGES = "apt-get install tuxpaint-stamps-default mate-backgrounds"
 _FEWEST = 12  # pictures of a category
 _SIDES = (200, 600)
+_COUNTS = {"train": 16_000, "test": 4_000}
 
 
 def prepare_stamps(
-    data_dir: str | os.PathLike[str] | None,
-    *,
-    source: str | os.PathLike[str] | None = None,
-    name: str = "stamps",
-    count: int = 20_000,
-    seed: int = 0,
+    data_dir: str | os.PathLike[str] | None, source: str | os.PathLike[str] | None
 ) -> Path:
     """Draws the set, JPEG files of 200 to 600 pixels a side, and prepares it.
 
-    Args:
-      data_dir: see `prepare_arrays`.
-      source: folder with `tuxpaint/stamps` and `backgrounds`; None: /usr/share.
-      name: name of the set.
-      count: images, of which a fifth is the test split.
-      seed: seed of all that is random.
-
-    Returns:
-      The folder of the prepared set.
-
-    Raises:
-      ValueError: if the packages are not installed, or the name is taken.
-      OSError: if the set cannot be written.
+    The source has the folders `tuxpaint/stamps` and `backgrounds`; None: /usr/share.
     """
-    root = folder_for_new(name, data_dir)
+    root = folder_for_new("stamps", data_dir)
     share = user_path("source", source or "/usr/share")
     stamps = sorted((share / "tuxpaint" / "stamps").rglob("*.png"))
     walls = [
@@ -68,45 +51,43 @@ def prepare_stamps(
             f"{share} has {len(stamps)} stamps and {len(walls)} wallpapers; expected "
             f"those of Debian: {_PACKAGES}."
         )
-    drawn_from = repr((seed, count, stamps, walls)).encode()
-    digest = hashlib.sha256(drawn_from).hexdigest()[:8]
-    folder = root / "downloads" / f"{name}-{digest}"
-    papers = {s: list(map(_shrunk, _of(walls, s))) for s in ("train", "test")}
-    for split, part in (("train", count - count // 5), ("test", count // 5)):
-        jobs = _jobs(categories, split, folder, part)
-
-        def draw(job: tuple[int, Path, Path], split: str = split) -> int:
-            number, stamp, file = job
-            if file.exists():  # of a start that was stopped
-                return 1
-            random = np.random.default_rng([seed, split == "test", number])
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(".tmp")
-            _draw(random, stamp, papers[split]).save(temporary, "JPEG", quality=85)
-            temporary.rename(file)
-            return 1
-
-        with ThreadPoolExecutor(cores()) as pool:
-            records.progress(pool.map(draw, jobs), part, f"Drawing {name} {split}")
+    digest = hashlib.sha256(repr((stamps, walls)).encode()).hexdigest()[:8]
+    folder = root / "downloads" / f"stamps-{digest}"
+    for split in _COUNTS:
+        _draw_split(folder / split, split, categories, _of(walls, split))
     return prepare_files(
-        name, data_dir, train=[folder / "train"], test=[folder / "test"]
+        "stamps", data_dir, train=[folder / "train"], test=[folder / "test"]
     )
 
 
-def _of(paths: list[Path], split: str) -> list[Path]:
-    return [p for n, p in enumerate(paths) if (n % 5 == 4) == (split == "test")]
+def _draw_split(
+    folder: Path, split: str, categories: dict[str, list[Path]], walls: list[Path]
+) -> None:
+    """Draws as many images of each category, those that are not there yet."""
+    papers, names = [*map(_shrunk, walls)], [*categories]
 
-
-def _jobs(
-    categories: dict[str, list[Path]], split: str, folder: Path, count: int
-) -> Iterator[tuple[int, Path, Path]]:
-    """Yields number, stamp and file of each image; the classes are of one size."""
-    names = list(categories)
-    for number in range(count):
+    def draw(number: int) -> int:
         name = names[number % len(names)]
-        pictures = _of(categories[name], split)
-        stamp = pictures[number // len(names) % len(pictures)]
-        yield number, stamp, folder / split / name / f"{number:06d}.jpg"
+        file = folder / name / f"{number:06d}.jpg"
+        if file.exists():  # of a start that was stopped
+            return 1
+        stamps = _of(categories[name], split)
+        stamp = stamps[number // len(names) % len(stamps)]
+        random = np.random.default_rng([0, split == "test", number])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        _draw(random, stamp, papers).save(temporary, "JPEG", quality=85)
+        temporary.rename(file)
+        return 1
+
+    with ThreadPoolExecutor(cores()) as pool:
+        counts = pool.map(draw, range(_COUNTS[split]))
+        records.progress(counts, _COUNTS[split], f"Drawing stamps {split}")
+
+
+def _of(paths: list[Path], split: str) -> list[Path]:
+    """Returns every fifth path for the test split, the others for training."""
+    return [p for n, p in enumerate(paths) if (n % 5 == 4) == (split == "test")]
 
 
 def _shrunk(path: Path) -> Image.Image:

@@ -25,6 +25,7 @@ import numpy as np
 
 from invariance_jax.data import limits as checks
 from invariance_jax.transforms import Squashed
+from invariance_jax.types import PyTree
 
 _log = logging.getLogger(__name__)
 
@@ -72,19 +73,14 @@ class Corrupt(Exception):
     """One record cannot be read or decoded; the others may."""
 
 
+@dataclass(eq=False)
 class FileRecords:
     """Parts of files that lie where they are: images, or members of tar archives."""
 
-    def __init__(
-        self,
-        files: Sequence[str],
-        times: np.ndarray,
-        places: np.ndarray,
-        labels: np.ndarray | None,
-    ):
-        """Takes files, their times of change and, per image, (file, start, size)."""
-        self.files, self.times, self.places = files, times, places
-        self.labels = labels
+    files: Sequence[str]
+    times: np.ndarray  # of change, of each file, in nanoseconds
+    places: np.ndarray  # [N, 3]: the file, and start and size in it
+    labels: np.ndarray | None
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -123,7 +119,7 @@ class Workers:
     def __init__(self, count: int):
         """Starts the threads."""
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.busy: dict[str, tuple[float, str]] = {}
+        self.busy: dict[str, tuple[float, Callable[[], str]]] = {}
         for number in range(count):
             name = f"data thread {number}"
             threading.Thread(target=self._work, name=name, daemon=True).start()
@@ -133,8 +129,8 @@ class Workers:
             self._jobs.get()()
             self.busy.pop(threading.current_thread().name, None)
 
-    def note(self, what: str) -> None:
-        """Remembers what this thread reads now."""
+    def note(self, what: Callable[[], str]) -> None:
+        """Remembers what this thread reads now; its name is asked for if it hangs."""
         self.busy[threading.current_thread().name] = time.monotonic(), what
 
     def submit(self, function: Callable[[], T]) -> "futures.Future[T]":
@@ -186,7 +182,7 @@ class Pending(NamedTuple):
         if now - answered < _PATIENCE or self.threads is None:
             return
         each = [
-            f"{name} has read {what} for {now - since:.0f} s"
+            f"{name} has read {what()} for {now - since:.0f} s"
             for name, (since, what) in sorted(self.threads.busy.items())
         ]
         raise TimeoutError(
@@ -198,45 +194,22 @@ class Pending(NamedTuple):
 
 @dataclass(eq=False)
 class Store:
-    """Where pixels come from: records and how each is decoded.
-
-    Attributes:
-      records: the image files of a split.
-      channels: 1 or 3.
-      size: S that images are squashed to; None: they have one size.
-      shape: (H, W) of all images, if size is None.
-      max_corrupt: records that may be replaced.
-      threads: that decode.
-      corrupt: number of a record -> why it is replaced.
-    """
+    """Where pixels come from: records and how each is decoded."""
 
     records: Records
-    channels: int
-    size: int | None
-    shape: tuple[int, int]
-    max_corrupt: int
+    channels: int  # 1 or 3
+    size: int | None  # S that images are squashed to; None: they have one size
+    shape: tuple[int, int]  # (H, W) of all images, if size is None
+    max_corrupt: int  # records that may be replaced
     threads: int
+    # Number of a record -> why it is replaced.
     corrupt: dict[int, str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """Those of the records."""
-        return self.records.labels
 
     @property
     def side(self) -> tuple[int, int]:
         """Height and width of what is decoded."""
         return self.shape if self.size is None else (self.size, self.size)
-
-    def stand_ins(self, count: int) -> Loaded:
-        """Returns zeros in place of images."""
-        zero: np.ndarray = np.broadcast_to(
-            np.uint8(0), (count, *self.side, self.channels)
-        )
-        if self.size is None:
-            return zero
-        return Squashed(zero, np.broadcast_to(np.int32(0), (count, 2)))
 
     def start(self, rows: np.ndarray, numbers: np.ndarray) -> Pending:
         """Begins to decode some of the rows, each the number of a record."""
@@ -247,8 +220,9 @@ class Store:
 
         def decode_some(part: range) -> None:
             for place in part:
-                pool.note(self.records.where(int(rows[flat[place]])))
-                pixels[place], sizes[place] = self._decode(rows, int(flat[place]))
+                number = int(flat[place])
+                pool.note(functools.partial(self.records.where, int(rows[number])))
+                pixels[place], sizes[place] = self._decode(rows, number)
 
         step = min(_MOST_PER_JOB, -(-flat.size // (2 * self.threads)) or 1)
         parts = (
@@ -316,44 +290,19 @@ class Store:
             ) from error
 
 
-class InMemory(NamedTuple):
-    """Pixels that were decoded before; the rows of `Pictures` are theirs."""
-
-    pixels: Loaded
-    labels: np.ndarray | None
-    corrupt: dict[int, str]
-
-    @property
-    def size(self) -> int:
-        """Images, of which a whole `Pictures` has them in this order."""
-        return len(jax.tree.leaves(self.pixels)[0])
-
-    def stand_ins(self, count: int) -> Loaded:
-        """Returns zeros in place of images."""
-        zeros: Loaded = jax.tree.map(
-            lambda a: np.zeros((count, *a.shape[1:]), a.dtype), self.pixels
-        )
-        return zeros
-
-    def start(self, rows: np.ndarray, numbers: np.ndarray) -> Pending:
-        """Returns the rows at once."""
-        chosen = rows[numbers]
-        if isinstance(self.pixels, Squashed):
-            return Pending([], Squashed(*(leaf[chosen] for leaf in self.pixels)), None)
-        return Pending([], self.pixels[chosen], None)
-
-
+@dataclass(eq=False)
 class Pictures:
     """Images that are decoded when `load` or `start` asks for them.
 
     Attributes:
       store: where their pixels come from.
       rows: int64 `[N]`, the numbers of their records.
+      pixels: all images, if they are in memory.
     """
 
-    def __init__(self, store: Store | InMemory, rows: np.ndarray):
-        """Takes a store and the rows of it; reads nothing."""
-        self.store, self.rows = store, rows
+    store: Store
+    rows: np.ndarray
+    pixels: Loaded | None = None
 
     def __len__(self) -> int:
         """Returns N."""
@@ -362,12 +311,12 @@ class Pictures:
     @property
     def labels(self) -> np.ndarray | None:
         """Labels int32 `[N]`, or None."""
-        labels = self.store.labels
+        labels = self.store.records.labels
         return None if labels is None else labels[self.rows]
 
     def __getitem__(self, rows: slice | np.ndarray) -> "Pictures":
-        """Returns some of the images, not decoded yet."""
-        return Pictures(self.store, self.rows[rows])
+        """Returns some of the images; what is not in memory is not decoded yet."""
+        return Pictures(self.store, self.rows[rows], _rows(self.pixels, rows))
 
     @property
     def num_corrupt(self) -> int:
@@ -377,20 +326,16 @@ class Pictures:
     @property
     def is_in_memory(self) -> bool:
         """Whether all are decoded."""
-        return isinstance(self.store, InMemory)
+        return self.pixels is not None
 
     def all(self) -> Loaded:
         """Returns all images."""
-        if isinstance(self.store, InMemory) and len(self) == self.store.size:
-            return self.store.pixels  # in their order, and not twice in memory
-        return self.load(np.arange(len(self)))
-
-    def stand_ins(self, count: int) -> Loaded:
-        """Returns what `load` does of some images, zeros that take no memory."""
-        return self.store.stand_ins(count)
+        return self.load(np.arange(len(self))) if self.pixels is None else self.pixels
 
     def start(self, numbers: np.ndarray) -> Pending:
         """Begins to decode the images with these numbers, integers of any shape."""
+        if self.pixels is not None:
+            return Pending([], _rows(self.pixels, numbers), None)
         return self.store.start(self.rows, np.asarray(numbers))
 
     def load(self, numbers: np.ndarray) -> Loaded:
@@ -399,9 +344,13 @@ class Pictures:
 
     def in_memory(self, title: str) -> "Pictures":
         """Returns the same images, decoded; once in a process for the same rows."""
-        if isinstance(self.store, InMemory):
+        if self.pixels is not None:
             return self
         return _decoded(self.store, self.rows.astype(np.int64).tobytes(), title)
+
+
+def _rows(pixels: PyTree, rows: slice | np.ndarray) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[rows], pixels)
 
 
 @functools.lru_cache(maxsize=4)
@@ -412,7 +361,7 @@ def _decoded(store: Store, rows: bytes, title: str) -> Pictures:
     count = len(pictures)
     num_bytes = count * math.prod(store.side) * store.channels
     checks.memory(f"{title}: {count} images", num_bytes)
-    parts = np.array_split(np.arange(count), -(-count // _MOST_AT_ONCE))
+    parts = np.array_split(np.arange(count), -(-count // _MOST_AT_ONCE) or 1)
     batches = []
 
     def load(part: np.ndarray) -> int:
@@ -421,8 +370,9 @@ def _decoded(store: Store, rows: bytes, title: str) -> Pictures:
 
     progress(map(load, parts), count, title)
     pixels: Loaded = jax.tree.map(lambda *each: np.concatenate(each), *batches)
-    kept = InMemory(pixels, pictures.labels, store.corrupt)
-    return Pictures(kept, np.arange(count))
+    for array in jax.tree.leaves(pixels):
+        array.setflags(write=False)  # all who ask share it
+    return Pictures(store, pictures.rows, pixels)
 
 
 def take(x: np.ndarray | Pictures, numbers: np.ndarray) -> Loaded:

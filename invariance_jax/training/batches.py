@@ -36,7 +36,7 @@ class InMemory:
     @property
     def shape(self) -> PyTree:
         """That of the set."""
-        return _shapes(self._x)
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), self._x)
 
     def load(
         self,
@@ -105,7 +105,11 @@ class Streamed:
     @property
     def shape(self) -> PyTree:
         """That of the batch of one device."""
-        return _shapes(self._pictures.stand_ins(self._share[1]))
+        nothing = self._pictures.load(np.arange(0))
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((self._share[1], *a.shape[1:]), a.dtype),
+            nothing,
+        )
 
     def load(
         self,
@@ -151,10 +155,6 @@ Batches = InMemory | Streamed
 def _is_ready(tree: PyTree) -> bool:
     """Returns whether the devices have computed a tree."""
     return all(leaf.is_ready() for leaf in jax.tree.leaves(tree))
-
-
-def _shapes(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
 
 
 def make_sampler(*, num_examples: int, batch_size: int) -> Sampler:
