@@ -242,7 +242,6 @@ def test_damaged_set_is_named(file, content, tmp_path):
     assert "\n" not in str(error.value)
 
 
-VARYING = tfds.features.Image(shape=(None, None, 3))
 ALPHA = tfds.features.Image(shape=(4, 4, 4))
 NUMBER = tfds.features.Scalar(np.int64)
 
@@ -275,13 +274,6 @@ def test_sets_of_another_kind_are_refused(changes, message, tmp_path):
     make(tmp_path, **changes)
     with pytest.raises(ValueError, match=message):
         describe(tmp_path)
-
-
-def test_images_of_several_sizes_want_a_side_to_be_squashed_to(tmp_path):
-    make(tmp_path, features={**FEATURES, "image": VARYING})
-    assert describe(tmp_path).image_shape == (0, 0, 3)
-    with pytest.raises(ValueError, match=r"several sizes; .*data\.store_size"):
-        load(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
@@ -335,15 +327,6 @@ def test_label_outside_the_classes_is_named(label, tmp_path):
     (path / "features.json").write_text((other / "features.json").read_text())
     with pytest.raises(ValueError, match=f"corrupt: its label is {label}, of 3"):
         load(tmp_path, "train", validation_examples=1)
-
-
-def test_image_that_cannot_be_decoded_is_named(tmp_path, monkeypatch):
-    split = np.zeros((4, 4, 4, 3), np.uint8), [0, 1, 0, 1]
-    encode = records._encode
-    monkeypatch.setattr(records, "_encode", lambda image: encode(image)[:45])
-    data.prepare_arrays("broken", tmp_path, train=split, test=split)
-    with pytest.raises(ValueError, match=r"broken-test.*record \d is corrupt"):
-        load(tmp_path, "test", name="broken", validation_examples=0)
 
 
 def test_corrupt_record_is_named(tmp_path):

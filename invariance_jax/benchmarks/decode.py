@@ -35,7 +35,7 @@ def time_decode(options: Options, *, count: int = 128) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         records = _write(Path(folder), count)
         pictures = Pictures(
-            Store(records, 3, _SIZE, (0, 0), 0, workers), np.arange(count)
+            Store(records, 3, _SIZE, (_SIZE, _SIZE), 0, workers), np.arange(count)
         )
         peers: dict[str, Read] = {
             f"Pillow, {workers} processes": _in_processes(stack, records, workers)

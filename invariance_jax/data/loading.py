@@ -247,7 +247,8 @@ def _pictures(
             if whole:
                 _keep(found.path / f"{split}.npz", labels)
     height, width, channels = found.image_shape
-    store = Store(records, channels, size, (height, width), max_corrupt, threads)
+    shape = (size, size) if size else (height, width)
+    store = Store(records, channels, size, shape, max_corrupt, threads)
     return Pictures(store, np.arange(len(records)))
 
 

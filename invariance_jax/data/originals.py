@@ -372,7 +372,8 @@ def _describe(
 ) -> None:
     """Writes what TFDS and `describe` read of a set."""
     train, most = found["train"], min(len(found["train"]), records.SAMPLED) // 2
-    store = Store(train, 3, records.SAMPLED_SIDE, (0, 0), most, cores())
+    side = records.SAMPLED_SIDE
+    store = Store(train, 3, side, (side, side), most, cores())
     moments = records.sampled_moments(Pictures(store, np.arange(len(train))))
     info = tfds.core.DatasetInfo(
         builder=dataset_info.DatasetIdentity(

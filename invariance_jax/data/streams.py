@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -41,32 +41,23 @@ _MOST_PER_JOB, _MOST_AT_ONCE = 8, 1000
 Loaded = np.ndarray | Squashed
 """A batch: images uint8 `[..., H, W, C]`; of many sizes `Squashed`."""
 
-T = TypeVar("T")
-
 
 class Records(Protocol):
-    """The image files of a split, read in any order by any number of threads.
+    """The image files of a split, read in any order by any number of threads."""
 
-    Attributes:
-      labels: int32 `[N]`; None if there are none.
-    """
-
-    labels: np.ndarray | None
+    labels: np.ndarray | None  # int32 [N]
 
     def __len__(self) -> int:
         """Returns N."""
-        ...
 
     def read(self, index: int) -> bytes:
         """Returns the bytes of an image file.
 
         Raises `Corrupt` if this one cannot be read, OSError or ValueError if none can.
         """
-        ...
 
     def where(self, index: int) -> str:
         """Returns the place of an image, for messages."""
-        ...
 
 
 class Corrupt(Exception):
@@ -133,16 +124,17 @@ class Workers:
         """Remembers what this thread reads now; its name is asked for if it hangs."""
         self.busy[threading.current_thread().name] = time.monotonic(), what
 
-    def submit(self, function: Callable[[], T]) -> "futures.Future[T]":
-        """Returns the future result of a function."""
-        future: futures.Future[T] = futures.Future()
+    def submit(self, function: Callable[[], None]) -> "futures.Future[None]":
+        """Returns the future end of a function."""
+        future: futures.Future[None] = futures.Future()
 
         def job() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function())
-                except BaseException as error:  # told where the result is asked for
-                    future.set_exception(error)
+            try:
+                function()
+            except BaseException as error:  # told where the end is waited for
+                future.set_exception(error)
+            else:
+                future.set_result(None)
 
         self._jobs.put(job)
         return future
@@ -199,22 +191,17 @@ class Store:
     records: Records
     channels: int  # 1 or 3
     size: int | None  # S that images are squashed to; None: they have one size
-    shape: tuple[int, int]  # (H, W) of all images, if size is None
+    shape: tuple[int, int]  # (H, W) of what is decoded
     max_corrupt: int  # records that may be replaced
     threads: int
     # Number of a record -> why it is replaced.
     corrupt: dict[int, str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    @property
-    def side(self) -> tuple[int, int]:
-        """Height and width of what is decoded."""
-        return self.shape if self.size is None else (self.size, self.size)
-
     def start(self, rows: np.ndarray, numbers: np.ndarray) -> Pending:
         """Begins to decode some of the rows, each the number of a record."""
-        flat, shape = numbers.ravel(), numbers.shape
-        pixels = np.empty((flat.size, *self.side, self.channels), np.uint8)
+        flat = numbers.ravel()
+        pixels = np.empty((flat.size, *self.shape, self.channels), np.uint8)
         sizes = np.empty((flat.size, 2), np.int32)
         pool = workers(self.threads)
 
@@ -230,9 +217,9 @@ class Store:
             for start in range(0, flat.size, step)
         )
         jobs = [pool.submit(functools.partial(decode_some, part)) for part in parts]
-        batch: Loaded = pixels.reshape(*shape, *pixels.shape[1:])
+        batch: Loaded = pixels.reshape(*numbers.shape, *pixels.shape[1:])
         if self.size is not None:
-            batch = Squashed(batch, sizes.reshape(*shape, 2))
+            batch = Squashed(batch, sizes.reshape(*numbers.shape, 2))
         return Pending(jobs, batch, pool)
 
     def _decode(
@@ -262,10 +249,10 @@ class Store:
             raise
         except Exception as error:  # each format of Pillow raises its own
             raise Corrupt(checks.reason(error)) from error
-        if pixels.shape[:2] != self.side:
+        if pixels.shape[:2] != self.shape:
             raise Corrupt(
                 f"its image has {shape[0]} x {shape[1]} pixels; expected "
-                f"{self.side[0]} x {self.side[1]}"
+                f"{self.shape[0]} x {self.shape[1]}"
             )
         return pixels, shape
 
@@ -279,15 +266,16 @@ class Store:
         """Takes a note of a corrupt record; raises if there are too many."""
         text = f"{self.records.where(index)} is corrupt: {checks.reason(error)}"
         with self.lock:
-            if index not in self.corrupt:
-                self.corrupt[index] = text
-                _log.warning("%s; it is left out", text)
-            found = [*self.corrupt.values()]
-        if len(found) > self.max_corrupt:
+            is_new = index not in self.corrupt
+            self.corrupt[index] = text
+            count = len(self.corrupt)
+        if count > self.max_corrupt:
             raise ValueError(
-                f"{found[-1]}. data.max_corrupt is {self.max_corrupt}, and "
-                f"{len(found)} cannot be read; mend or remove them, or allow more."
+                f"{text}. data.max_corrupt is {self.max_corrupt}, and {count} cannot be "
+                "read; mend or remove them, or allow more."
             ) from error
+        if is_new:
+            _log.warning("%s; it is left out", text)
 
 
 @dataclass(eq=False)
@@ -359,7 +347,7 @@ def _decoded(store: Store, rows: bytes, title: str) -> Pictures:
 
     pictures = Pictures(store, np.frombuffer(rows, np.int64))
     count = len(pictures)
-    num_bytes = count * math.prod(store.side) * store.channels
+    num_bytes = count * math.prod(store.shape) * store.channels
     checks.memory(f"{title}: {count} images", num_bytes)
     parts = np.array_split(np.arange(count), -(-count // _MOST_AT_ONCE) or 1)
     batches = []

@@ -151,23 +151,16 @@ def check_transformation(
         any(np.ptp(view.alpha, axis=0).any() for view in views),
         "sample must draw different alpha for different examples",
     )
-    apply = jax.jit(transformation.apply)
-    images = _attempt("apply must compile", apply, x, first)
-    _check_images("apply", images, batch_size)
+    shape = _check_images("apply", transformation.apply, x, first)
     _check_columns(transformation, x, first)
     _check_derivatives(transformation, x, first, views[1].alpha - first.alpha)
     _check_slopes(transformation, x, views)
-    _check_alone("apply", apply, images, x, first)
     if transformation.plain is not None:
-        plain = jax.jit(transformation.plain)
-        found = _attempt("plain must compile", plain, x)
-        _check_images("plain", found, batch_size)
+        found = _check_images("plain", transformation.plain, x)
         _require(
-            found.shape == images.shape,
-            f"plain must return images of the size of apply's, {images.shape}; found "
-            f"{found.shape}",
+            found == shape,
+            f"plain must return images of the size of apply's, {shape}; found {found}",
         )
-        _check_alone("plain", plain, found, x)
 
 
 def _attempt(promise: str, function: Callable[..., PyTree], *args: PyTree) -> PyTree:
@@ -313,21 +306,13 @@ def _check_slopes(transformation: Transformation, x: PyTree, views: list[View]) 
         )
 
 
-def _check_alone(
-    name: str, function: Callable[..., Array], images: Array, *examples: PyTree
-) -> None:
-    """Compares what examples give alone with what they give among the others."""
-    numbers = np.unique(np.linspace(0, len(images) - 1, _MOST_ALONE).astype(int))
-    for number in numbers:
-        one = jax.tree.map(lambda leaf, i=number: leaf[i : i + 1], examples)
-        _require(
-            np.allclose(function(*one)[0], images[number], atol=1e-4),
-            f"{name} must treat examples independently: number {number} alone differs",
-        )
-
-
-def _check_images(name: str, images: Array, batch_size: int) -> None:
-    kind = type(images).__name__
+def _check_images(
+    name: str, function: Callable[..., Array], *examples: PyTree
+) -> tuple[int, ...]:
+    """Checks what a function gives for all examples and for each alone."""
+    function = jax.jit(function)
+    images = _attempt(f"{name} must compile", function, *examples)
+    batch_size, kind = len(jax.tree.leaves(examples)[0]), type(images).__name__
     _require(
         isinstance(images, jax.Array), f"{name} must return an array; found a {kind}"
     )
@@ -340,6 +325,14 @@ def _check_images(name: str, images: Array, batch_size: int) -> None:
         f"{name} must return images in float32; found {images.dtype}",
     )
     _check_finite(f"the images of {name}", images)
+    numbers = np.unique(np.linspace(0, batch_size - 1, _MOST_ALONE).astype(int))
+    for number in numbers:
+        one = jax.tree.map(lambda leaf, i=number: leaf[i : i + 1], examples)
+        _require(
+            np.allclose(function(*one)[0], images[number], atol=1e-4),
+            f"{name} must treat examples independently: number {number} alone differs",
+        )
+    return images.shape
 
 
 def _check_finite(name: str, values: Array) -> None:
