@@ -39,9 +39,11 @@ def read(
         files, labels = files + test_files, np.append(labels, test_labels)
         count = len(test_files)
     images, cut = _read_images(files, image_size), len(files) - count
-    if not names:
-        return Split(images[:cut], None), Split(images[cut:], None), None
-    return Split(images[:cut], labels[:cut]), Split(images[cut:], labels[cut:]), names
+    first, second = (
+        Split(images[part], labels[part] if names else None)
+        for part in (slice(cut), slice(cut, None))
+    )
+    return first, second, names or None
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:

@@ -271,8 +271,8 @@ class Store:
             count = len(self.corrupt)
         if count > self.max_corrupt:
             raise ValueError(
-                f"{text}. data.max_corrupt is {self.max_corrupt}, and {count} cannot be "
-                "read; mend or remove them, or allow more."
+                f"{text}. data.max_corrupt is {self.max_corrupt}, and {count} cannot "
+                "be read; mend or remove them, or allow more."
             ) from error
         if is_new:
             _log.warning("%s; it is left out", text)

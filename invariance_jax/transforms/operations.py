@@ -42,7 +42,6 @@ class Family(NamedTuple):
 NO_PARAMETERS = Family((), np.zeros((0, 2)), 0, lambda unit: unit)
 """That of an operation without parameters."""
 
-
 Probability = float | tuple[float, float]
 """Of an operation: one for all views, or those of the first and of the second view."""
 
