@@ -60,15 +60,10 @@ def prepare_files(
     all of their images share, or the archive within an archive. What a start that was
     stopped has copied is not copied again.
 
-    Args:
-      name: see `prepare_arrays`.
-      data_dir: see `prepare_arrays`.
-      train: folders and uncompressed tar archives.
-      test: the same of the test split; none: a fixed random tenth of train.
-      classes: names of the classes that are kept; None: all.
-      test_classes: of the test images in the order of the names of their files, where
-        no folder tells; None: the folders tell.
-      index: whether the files stay where they are, and only an index is written.
+    Without test images a fixed random tenth of train is put aside. Classes are those
+    that are kept, None for all; test_classes are those of the test images in the order
+    of the names of their files, where no folder tells. With index the files stay where
+    they are, and only an index is written.
     """
     root = folder_for_new(name, data_dir)
     listed = {"train": _list(train)}
