@@ -235,7 +235,7 @@ def _read_examples(task: Task) -> Examples:
 
 def _make_batches(train: Examples) -> Callable[[Parts], Batches]:
     """Returns what makes the batches of a seed; all share what is in memory."""
-    if isinstance(train.x, Pictures) and not train.x.is_in_memory:
+    if isinstance(train.x, Pictures) and train.x.pixels is None:
         pictures, count = train.x, len(all_devices())
         return lambda parts: parts.make_stream(pictures, count)
     x = train.x.all() if isinstance(train.x, Pictures) else train.x

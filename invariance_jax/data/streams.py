@@ -311,11 +311,6 @@ class Pictures:
         """Images of the split that were found to be corrupt."""
         return len(self.store.corrupt)
 
-    @property
-    def is_in_memory(self) -> bool:
-        """Whether all are decoded."""
-        return self.pixels is not None
-
     def all(self) -> Loaded:
         """Returns all images."""
         return self.load(np.arange(len(self))) if self.pixels is None else self.pixels
