@@ -541,3 +541,6 @@ def test_labels_are_kept_only_if_all_could_be_read(folder, tmp_path, monkeypatch
     np.testing.assert_array_equal(opened(tmp_path).labels, expected)
     np.savez(kept, labels=expected[:5])  # of fewer records
     np.testing.assert_array_equal(opened(tmp_path).labels, expected)
+    np.savez(kept, labels=expected[::-1])  # of records that were replaced
+    os.utime(kept, (0, 0))
+    np.testing.assert_array_equal(opened(tmp_path).labels, expected)

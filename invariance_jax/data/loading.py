@@ -237,7 +237,7 @@ def _pictures(
     else:
         from invariance_jax.data.records import ShardRecords
 
-        if labels is not None and len(labels) != _size(shards):  # of other records
+        if labels is not None and _are_of_other_records(labels, found, split, shards):
             labels = None
         records = shard_records = ShardRecords(shards, labels)
         if labels is None and found.class_names:
@@ -250,6 +250,15 @@ def _pictures(
     shape = (size, size) if size else (height, width)
     store = Store(records, channels, size, shape, max_corrupt, threads)
     return Pictures(store, np.arange(len(records)))
+
+
+def _are_of_other_records(
+    labels: np.ndarray, found: _Set, split: str, shards: tuple[Shard, ...]
+) -> bool:
+    """Returns whether records came after the labels that stand beside them."""
+    read = (found.path / f"{split}.npz").stat().st_mtime
+    newest = max((shard.path.stat().st_mtime for shard in shards), default=0.0)
+    return len(labels) != _size(shards) or newest > read
 
 
 def _keep(path: Path, labels: np.ndarray) -> None:
