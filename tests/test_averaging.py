@@ -244,20 +244,10 @@ COMMON = "share one leading axis B"
         ({"x": jnp.float32(1)}, COMMON),
         ({"x": {"a": jnp.zeros((2, 4)), "b": jnp.zeros(3)}}, COMMON),
         ({"encode": lambda v: v}, r"encode must give \[B, D\] with B = 6"),
-        (
-            {"encode": lambda v: jnp.zeros((6, 2), jnp.int32)},
-            "float dtype, but gives int32",
-        ),
+        ({"encode": lambda v: jnp.zeros((6, 2), int)}, "dtype, but gives int32"),
     ],
 )
 def test_bad_examples_indices_and_encoders_are_refused(key, x, changes, message):
-    given = {"encode": encode, "x": x, "indices": None, **changes}
+    given = {"encode": encode, "x": x, "transformation": Tint(), **changes}
     with pytest.raises(ValueError, match=message):
-        average_features(
-            key,
-            given["encode"],
-            Tint(),
-            given["x"],
-            num_views=(1,),
-            indices=given["indices"],
-        )
+        average_features(key, num_views=(1,), **given)

@@ -225,15 +225,14 @@ def _check_indices(indices: Array) -> None:
 
 
 def _check_num_views(num_views: tuple[int, ...]) -> tuple[int, ...]:
+    given = num_views if isinstance(num_views, tuple) else ()
     try:
-        if not isinstance(num_views, tuple) or not num_views:
-            raise ValueError
-        counts = tuple(check_integer("num_views", count) for count in num_views)
-        if any(a >= b for a, b in zip(counts, counts[1:], strict=False)):
-            raise ValueError
+        counts = [check_integer("num_views", count) for count in given]
     except ValueError:
+        counts = []
+    if not counts or counts != sorted({*counts}):
         raise ValueError(
             "num_views must be a strictly increasing tuple of integers of 1 or more, "
             f"such as (1, 8), not {num_views!r}."
-        ) from None
-    return counts
+        )
+    return tuple(counts)

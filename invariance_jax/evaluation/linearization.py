@@ -11,6 +11,7 @@ times the mean squared derivative (Sobol and Kucherenko, 2009).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -191,8 +192,8 @@ def linearization_error(changes: Changes) -> LinearizationError:
             "changes must be [len(steps), B] with B >= 1 examples; found "
             f"{list(changes.true.shape)}."
         )
-    unit = magnitude(jnp.stack(changes), axis=(0, 2))[0]
-    true, linear, difference = (squares / unit for squares in changes)
+    mean, unit = partial(jnp.mean, axis=1), magnitude(jnp.stack(changes), axis=(0, 2))
+    true, linear, difference = (squares / unit[0] for squares in changes)
     moves = true > 0
     ratios = jnp.where(moves, linear / jnp.where(moves, true, 1), jnp.nan)
     count = -(-true.shape[1] // 100)  # 1 %, rounded up
@@ -202,11 +203,11 @@ def linearization_error(changes: Changes) -> LinearizationError:
     cosine = safe_divide(product, safe_sqrt(true) * safe_sqrt(linear))
     either = (moves | (linear > 0)).astype(true.dtype)
     return LinearizationError(
-        relative_error=safe_divide(_mean(difference), _mean(true)),
-        ratio=safe_divide(_mean(linear), _mean(true)),
+        relative_error=safe_divide(mean(difference), mean(true)),
+        ratio=safe_divide(mean(linear), mean(true)),
         median_ratio=jnp.nan_to_num(jnp.nanmedian(ratios, axis=1)),
         top_share=safe_divide(top, jnp.sum(linear, axis=1)),
-        cosine=safe_divide(_mean(cosine), _mean(either)),
+        cosine=safe_divide(mean(cosine), mean(either)),
     )
 
 
@@ -228,7 +229,3 @@ def _checked(represent: Callable[[Array], Array]) -> Callable[[Array], Array]:
 
 def _squared(change: Array) -> Array:
     return jnp.sum(jnp.square(change), axis=-1)
-
-
-def _mean(values: Array) -> Array:
-    return jnp.mean(values, axis=1)

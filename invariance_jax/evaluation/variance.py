@@ -108,5 +108,4 @@ def _promote_views(h: Array, *, least_examples: int) -> Array:
             f"h must hold M >= 2 views of B >= {least_examples} examples for a "
             f"variance over views; found M = {num_views}, B = {batch_size}."
         )
-    (h,) = promote(h=h)
-    return h
+    return promote(h=h)[0]

@@ -7,12 +7,12 @@ losses on the same features. Everything works on the dtype it is given; matrix p
 are made in full precision on every device.
 """
 
-from invariance_jax.evaluation.probes.blocks import fit_logistic_in_blocks
 from invariance_jax.evaluation.probes.knn import knn_accuracy
 from invariance_jax.evaluation.probes.linear import LinearProbe, predict
 from invariance_jax.evaluation.probes.logistic import (
     LogisticObjective,
     fit_logistic,
+    fit_logistic_in_blocks,
     logistic_objective,
 )
 from invariance_jax.evaluation.probes.metrics import (

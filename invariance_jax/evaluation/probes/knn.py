@@ -70,11 +70,23 @@ def knn_accuracy(
     if temperature is not None:
         check_number("temperature", temperature, low=0, above=True)
     labels, labels_test = _number_classes(labels, labels_test)
-    if block_size is not None:
-        block_size = max(check_integer("block_size", block_size), k)
-        return _in_blocks(h, labels, h_test, labels_test, temperature, k, block_size)
-    h, h_test = promote(h=h, h_test=h_test)
-    return _share_of_correct(h, labels, h_test, labels_test, temperature, k=k)
+    if block_size is None:
+        h, h_test = promote(h=h, h_test=h_test)
+        block_size = h.shape[0]
+    block_size = max(check_integer("block_size", block_size), k)
+    count = max(1, _CHUNK_ENTRIES // max(block_size, k * k))
+    shares = []
+    for first in range(0, len(h_test), count):
+        chunk = slice(first, first + count)
+        sums = jnp.zeros(len(h_test[chunk]), jnp.float32)
+        values = jnp.full((len(sums), k), -jnp.inf, jnp.float32)
+        best = values, jnp.zeros(values.shape, labels.dtype), sums
+        for start in range(0, len(h), block_size):
+            block = slice(start, start + block_size)
+            rows, others = promote(h_test=h_test[chunk], h=h[block])
+            best = _nearer(best, rows, others, labels[block], k=k)
+        shares.append(_are_correct(best, labels_test[chunk], temperature))
+    return jnp.mean(jnp.concatenate(shares))
 
 
 def _number_classes(labels: Array, labels_test: Array) -> tuple[Array, Array]:
@@ -91,82 +103,47 @@ def _number_classes(labels: Array, labels_test: Array) -> tuple[Array, Array]:
 
 
 @partial(jax.jit, static_argnames="k")
-def _share_of_correct(
-    h: Array,
-    labels: Array,
-    h_test: Array,
-    labels_test: Array,
-    temperature: float | Array | None,
-    *,
-    k: int,
-) -> Array:
-    h, h_test = l2_normalize(h), l2_normalize(h_test)
-
-    def is_correct(example: tuple[Array, Array]) -> Array:
-        row, label = example
-        similarity = exact_dot(h, row[:, None])[:, 0]
-        nearest, indices = jax.lax.top_k(similarity, k)
-        correct = _vote(nearest, labels[indices], temperature) == label
-        undefined = jnp.isnan(jnp.sum(similarity))
-        return jnp.where(undefined, jnp.nan, correct.astype(h.dtype))
-
-    chunk = max(1, min(h_test.shape[0], _CHUNK_ENTRIES // max(h.shape[0], k * k)))
-    return jnp.mean(jax.lax.map(is_correct, (h_test, labels_test), batch_size=chunk))
-
-
-def _in_blocks(
-    h: Array,
-    labels: Array,
-    h_test: Array,
-    labels_test: Array,
-    temperature: float | Array | None,
-    k: int,
-    block_size: int,
-) -> Array:
-    """Returns the same of features that are brought to the device block by block."""
-    step = max(1, _CHUNK_ENTRIES // max(block_size, k * k))
-    shares = []
-    for first in range(0, len(h_test), step):
-        rows = l2_normalize(jnp.asarray(h_test[first : first + step]))
-        best = jnp.full((len(rows), k), -jnp.inf), jnp.zeros((len(rows), k), jnp.int32)
-        for start in range(0, len(h), block_size):
-            part = slice(start, start + block_size)
-            best = _nearer(best, rows, jnp.asarray(h[part]), labels[part], k=k)
-        found = jax.vmap(partial(_vote, temperature=temperature))(*best)
-        correct = (found == labels_test[first : first + step]).astype(rows.dtype)
-        undefined = jnp.isnan(jnp.sum(best[0], axis=1))
-        shares.append(jnp.where(undefined, jnp.nan, correct))
-    return jnp.mean(jnp.concatenate(shares))
-
-
-@partial(jax.jit, static_argnames="k")
 def _nearer(
-    best: tuple[Array, Array], rows: Array, h: Array, labels: Array, *, k: int
-) -> tuple[Array, Array]:
-    """Returns similarities and classes of the nearest, now also among others."""
-    similarity = exact_dot(rows, l2_normalize(h).T)
-    classes = jnp.broadcast_to(labels[None], similarity.shape)
-    both = (best[0], similarity), (best[1], classes)
-    values, all_classes = (jnp.concatenate(pair, axis=1) for pair in both)
-    nearest, indices = jax.lax.top_k(values, k)
-    return nearest, jnp.take_along_axis(all_classes, indices, axis=1)
+    best: tuple[Array, Array, Array], rows: Array, h: Array, labels: Array, *, k: int
+) -> tuple[Array, Array, Array]:
+    """Returns the k nearest to each row, those found before among them.
+
+    Similarities and classes `[rows, k]`, the nearest first, and the sum of all
+    similarities, which is NaN where a representation is.
+    """
+    similarity = exact_dot(l2_normalize(rows), l2_normalize(h).T)
+    nearest, indices = jax.lax.top_k(similarity, min(k, len(h)))
+    # Of those that tie, the first: what was found before stands in front.
+    nearest = jnp.concatenate([best[0], nearest], axis=1)
+    classes = jnp.concatenate([best[1], labels[indices]], axis=1)
+    nearest, indices = jax.lax.top_k(nearest, k)
+    classes = jnp.take_along_axis(classes, indices, axis=1)
+    return nearest, classes, best[2] + jnp.sum(similarity, axis=1)
 
 
-def _vote(
-    similarity: Array, classes: Array, temperature: float | Array | None
+@jax.jit
+def _are_correct(
+    best: tuple[Array, Array, Array],
+    labels: Array,
+    temperature: float | Array | None,
 ) -> Array:
-    """Returns the class with the most weight, of k neighbours, the nearest first."""
-    if temperature is None:
+    """Returns 1 for each row whose neighbours vote for its class, 0 or NaN else."""
+
+    def vote(similarity: Array, classes: Array) -> Array:
         weight = jnp.ones_like(similarity)
-    else:
-        # Relative to the nearest: the weights of a low temperature overflow.
-        temperature = jnp.asarray(temperature, similarity.dtype)
-        weight = jnp.exp((similarity - similarity[:1]) / temperature)
-    same = classes[:, None] == classes[None, :]
-    # Per neighbour, not per class: needs no number of classes, and argmax takes the
-    # first, which is the nearest.
-    votes = jnp.sum(jnp.where(same, weight[None, :], 0), axis=1)
-    return classes[jnp.argmax(votes)]
+        if temperature is not None:
+            # Relative to the nearest: the weights of a low temperature overflow.
+            divisor = jnp.asarray(temperature, similarity.dtype)
+            weight = jnp.exp((similarity - similarity[:1]) / divisor)
+        same = classes[:, None] == classes[None, :]
+        # Per neighbour, not per class: needs no number of classes, and argmax takes the
+        # first, which is the nearest.
+        votes = jnp.sum(jnp.where(same, weight[None, :], 0), axis=1)
+        return classes[jnp.argmax(votes)]
+
+    nearest, classes, total = best
+    correct = jax.vmap(vote)(nearest, classes) == labels
+    return jnp.where(jnp.isnan(total), jnp.nan, correct.astype(nearest.dtype))
 
 
 def _check_sets(h: Array, labels: Array, h_test: Array, labels_test: Array) -> None:

@@ -1,10 +1,17 @@
-"""Multinomial logistic regression on representations, to the minimum."""
+"""Multinomial logistic regression on representations, to the minimum, by L-BFGS.
 
+The kernel is written as `basis coefficients`, in a basis in which the features have
+about unit covariance: that changes the speed and neither the objective nor its minimum,
+which are those of the features as given.
+"""
+
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from invariance_jax.arguments import (
     check_integer,
@@ -13,11 +20,13 @@ from invariance_jax.arguments import (
     check_number,
     promote,
 )
-from invariance_jax.evaluation.probes.lbfgs import make_problem, minimize
 from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot, predict
 from invariance_jax.evaluation.probes.metrics import cross_entropy
-from invariance_jax.numerics import safe_norm
-from invariance_jax.types import Array
+from invariance_jax.numerics import safe_divide, safe_norm
+from invariance_jax.types import Array, PyTree
+
+_PAIRS = 20
+"""Steps whose changes of the gradient stand for the Hessian."""
 
 
 class LogisticObjective(NamedTuple):
@@ -126,6 +135,99 @@ def logistic_objective(
     return LogisticObjective(value, safe_norm(jnp.concatenate(leaves)))
 
 
+def fit_logistic_in_blocks(
+    h: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_classes: int,
+    l2: float,
+    block_size: int = 65_536,
+    max_iterations: int = 200,
+) -> LinearProbe:
+    """Returns the linear probe of `fit_logistic`, of features that no device holds.
+
+    The objective is the same, and so is its minimum; each step passes over all features
+    once, which may lie in a memory-mapped file.
+
+    Args:
+      h: float `[B, D]`, representations, an array of NumPy.
+      labels: integer `[B]`, classes from 0 to C - 1.
+      num_classes: C, 2 or more.
+      l2: weight of the penalty on the kernel, 0 or more.
+      block_size: examples that are on the device at a time.
+      max_iterations: passes over the features at most, those of line searches aside.
+
+    Returns:
+      `LinearProbe`, kernel `[D, C]` and bias `[C]`, float32, each with sum 0 over the
+      classes.
+
+    Raises:
+      ValueError: if labels are not one integer below C per example, a number is too
+        small, or l2 is negative.
+
+    Gradients: none.
+    Cost: `B D^2 + D^3` once and `B D C` for each pass; memory of a block and of a few
+      `D^2` and `D C`.
+    """
+    import scipy.optimize  # here, since most users of the probes do not need it
+
+    num_classes = check_integer("num_classes", num_classes, least=2)
+    block_size = check_integer("block_size", block_size)
+    check_number("l2", l2, low=0)
+    classes = jnp.asarray(labels)
+    check_labels("labels", classes, num_examples=len(h), num_classes=num_classes)
+
+    def blocks() -> Iterator[tuple[Array, Array]]:
+        for start in range(0, len(h), block_size):
+            part = slice(start, start + block_size)
+            yield jnp.asarray(h[part], jnp.float32), classes[part]
+
+    mean = sum(np.asarray(jnp.sum(x, axis=0), np.float64) for x, _ in blocks()) / len(h)
+    middle = jnp.asarray(mean, jnp.float32)[None]
+    gram = sum(np.asarray(_gram(x - middle), np.float64) for x, _ in blocks()) / len(h)
+    basis = np.asarray(_basis(jnp.asarray(gram, jnp.float32), 2 * num_classes * l2))
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        point = flat.reshape(-1, num_classes)
+        kernel, bias = basis @ point[:-1], point[-1]
+        probe = LinearProbe(*(jnp.asarray(a, jnp.float32) for a in (kernel, bias)))
+        sums = [l2 * np.sum(kernel**2), 2 * l2 * kernel, np.zeros(num_classes)]
+        for x, y in blocks():
+            loss, slope = _summed_loss(probe, x - middle, y)
+            for number, one in enumerate((loss, *slope)):
+                sums[number] = sums[number] + np.asarray(one, np.float64) / len(h)
+        value, of_kernel, of_bias = sums
+        gradient = np.concatenate([basis.T @ of_kernel, of_bias[None]])
+        return float(value), gradient.ravel()
+
+    # The last step is one of so small a decrease.
+    small = 1e-3 * float(np.finfo(np.float32).eps)
+    found = scipy.optimize.minimize(
+        objective,
+        np.zeros((len(basis) + 1) * num_classes),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": max_iterations, "maxcor": _PAIRS, "ftol": small, "gtol": 0},
+    )
+    point = found.x.reshape(-1, num_classes)
+    kernel = basis @ point[:-1]
+    bias = point[-1] - mean @ kernel
+    rows = (_sum_to_zero(a) for a in (kernel, bias[None]))
+    kernel, bias = (jnp.asarray(a, jnp.float32) for a in rows)
+    return LinearProbe(kernel, bias[0])
+
+
+@jax.jit
+def _gram(h: Array) -> Array:
+    return exact_dot(h.T, h)
+
+
+@jax.jit
+@jax.value_and_grad
+def _summed_loss(probe: LinearProbe, h: Array, labels: Array) -> Array:
+    return cross_entropy(predict(probe, h), labels) * len(h)
+
+
 @partial(jax.jit, static_argnames=("num_classes", "max_iterations"))
 def _fit(
     h: Array, labels: Array, l2: Array, *, num_classes: int, max_iterations: int
@@ -137,14 +239,80 @@ def _fit(
     # A common scale keeps the squares of tiny or huge features inside the float range,
     # and its own limit keeps l2 / scale^2 there.
     scale = jnp.maximum(jnp.max(jnp.abs(centred), initial=0), 2.0**-50)
-    scaled_l2 = (l2 / scale) / scale
-    problem = make_problem(centred / scale, labels, scaled_l2, num_classes=num_classes)
-    coefficients, bias = minimize(problem, max_iterations=max_iterations)
+    h, l2 = centred / scale, (l2 / scale) / scale
+    basis = _basis(_gram(h) / h.shape[0], 2 * num_classes * l2)
+    targets = jax.nn.one_hot(labels, num_classes, dtype=h.dtype)
+    kernel, bias = _minimize(h, basis, targets, l2, max_iterations=max_iterations)
     # A common offset of the classes changes no probability and only costs penalty.
-    kernel = _sum_to_zero(exact_dot(problem.basis, coefficients) / scale)
+    kernel = _sum_to_zero(kernel / scale)
     bias = bias[None] - exact_dot(first, kernel) - exact_dot(rest, kernel)
     return LinearProbe(kernel, _sum_to_zero(bias)[0])
 
 
-def _sum_to_zero(rows: Array) -> Array:
-    return rows - jnp.mean(rows, axis=1, keepdims=True)
+@jax.jit
+def _basis(gram: Array, ridge: Array | float) -> Array:
+    """Returns `[D, D]`, a basis in which `gram + ridge I` is about the identity.
+
+    With the covariance and the ridge `2 C l2` that is, at the start, where all
+    probabilities are 1 / C, C times the Hessian. It is scaled to a diagonal of 1 before
+    its eigenvectors are taken, so that features of all sizes count. Rounding of the
+    basis changes the speed only.
+    """
+    scale = _inverse_root(jnp.diagonal(gram) + ridge)[:, None]
+    gram = gram + ridge * jnp.eye(len(gram), dtype=gram.dtype)
+    values, vectors = jnp.linalg.eigh(scale * gram * scale.T)
+    # Small ones cannot be told from rounding: they are not blown up and, where no
+    # penalty keeps their coefficients from drifting, left out.
+    rounding = np.finfo(gram.dtype).eps * jnp.max(values, initial=0)
+    kept = (values > 4 * rounding) | (ridge > 0)
+    values = jnp.maximum(values, len(values) * rounding)
+    return scale * vectors * jnp.where(kept, _inverse_root(values), 0)[None]
+
+
+def _inverse_root(values: Array) -> Array:
+    """Returns 1 / sqrt(values), 0 where those are 0."""
+    return safe_divide(jnp.ones_like(values), jnp.sqrt(values))
+
+
+def _minimize(
+    h: Array, basis: Array, targets: Array, l2: Array, *, max_iterations: int
+) -> LinearProbe:
+    """Returns the probe of least objective on centred features; targets are one-hot."""
+    import optax  # here, since most users of the probes do not need it
+
+    def objective(point: LinearProbe) -> Array:
+        kernel = exact_dot(basis, point.kernel)
+        logits = predict(LinearProbe(kernel, point.bias), h)
+        log_probability = jax.nn.log_softmax(logits, axis=1)
+        loss = -jnp.mean(jnp.sum(targets * log_probability, axis=1))
+        return loss + l2 * jnp.sum(jnp.square(kernel))
+
+    optimizer = optax.lbfgs(memory_size=_PAIRS)
+    value_and_gradient = optax.value_and_grad_from_state(objective)
+
+    def is_running(carry: tuple[Array, LinearProbe, PyTree, Array]) -> Array:
+        iteration, _, _, decrease = carry
+        return (iteration < max_iterations) & (decrease > 0)
+
+    def advance(carry: tuple[Array, LinearProbe, PyTree, Array]) -> PyTree:
+        iteration, point, state, _ = carry
+        value, gradient = value_and_gradient(point, state=state)
+        step, state = optimizer.update(
+            gradient, state, point, value=value, grad=gradient, value_fn=objective
+        )
+        reached = optax.tree.get(state, "value")
+        # Features that are not numbers end it: the basis hands them to the kernel.
+        return iteration + 1, optax.apply_updates(point, step), state, value - reached
+
+    num_classes = targets.shape[1]
+    start = LinearProbe(
+        jnp.zeros((len(basis), num_classes), h.dtype), jnp.zeros(num_classes, h.dtype)
+    )
+    first = jnp.zeros((), jnp.int32), start, optimizer.init(start)
+    infinity = jnp.full((), jnp.inf, h.dtype)
+    found = jax.lax.while_loop(is_running, advance, (*first, infinity))[1]
+    return LinearProbe(exact_dot(basis, found.kernel), found.bias)
+
+
+def _sum_to_zero(rows: PyTree) -> PyTree:
+    return rows - rows.mean(axis=1, keepdims=True)
