@@ -517,7 +517,7 @@ def test_images_are_jittered_at_the_strength_of_the_training_too(images):
 
 
 def test_strength_0_is_the_plain_image(images):
-    features = shift.Shifted(images, images.task.shiftable())
+    features = shift.shifted_features(images, images.task.shiftable(), (1, 3))
     plain = encode_plain(images, "test")
     # The matrices of the hue are not exact inverses.
     for one in features("test", ("color", "strength", 0.0)):

@@ -1,6 +1,6 @@
 """The experiments of the paper, and better ones, on a trained encoder.
 
-Each is a module with `run(context) -> ExperimentResult`, named in
+Each is a module of this folder with `run(context) -> ExperimentResult`, named in
 `evaluation.experiments`; it computes with the pure functions of `evaluation` and
 `transforms`. A user's own is a function MODULE:FUNCTION of that form:
 
@@ -9,25 +9,16 @@ Each is a module with `run(context) -> ExperimentResult`, named in
         return ExperimentResult([Row("norm", np.linalg.norm(h, axis=1).mean())])
 """
 
+import importlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
 import numpy as np
 
-from invariance_jax.experiments import (
-    averaging,
-    downstream,
-    invariance,
-    label_fraction,
-    linearization,
-    nuisance_prediction,
-    poincare_ratio,
-    shift,
-)
 from invariance_jax.experiments.context import Context
 from invariance_jax.runs.results import ExperimentResult, Row, wanted
 from invariance_jax.runtime.preemption import Preempted
-from invariance_jax.settings import Settings, plugins
+from invariance_jax.settings import Settings, plugins, schema
 from invariance_jax.tasks import Task
 
 __all__ = ["EXPERIMENTS", "Context", "ExperimentResult", "Row"]
@@ -35,14 +26,8 @@ __all__ = ["EXPERIMENTS", "Context", "ExperimentResult", "Row"]
 Experiment = Callable[[Context], ExperimentResult]
 
 EXPERIMENTS: dict[str, Experiment] = {
-    "downstream": downstream.run,
-    "averaging": averaging.run,
-    "invariance": invariance.run,
-    "linearization": linearization.run,
-    "poincare_ratio": poincare_ratio.run,
-    "nuisance_prediction": nuisance_prediction.run,
-    "shift": shift.run,
-    "label_fraction": label_fraction.run,
+    name: importlib.import_module(f"{__name__}.{name}").run
+    for name in schema.EXPERIMENTS
 }
 
 _KEY = "evaluation.experiments"

@@ -12,7 +12,7 @@ import logging
 import jax.numpy as jnp
 import numpy as np
 
-from invariance_jax.experiments.context import STREAMS, Context, part_of
+from invariance_jax.experiments.context import STREAMS, Context
 from invariance_jax.runs.results import ExperimentResult, rows_of
 
 _log = logging.getLogger(__name__)
@@ -22,9 +22,10 @@ def run(context: Context) -> ExperimentResult:
     """Returns the quality of the probe for every number of averaged views."""
     chosen, rows = context.settings.evaluation, []
     for family in chosen.families:
+        part = None if family == "all" else family
         for number, views in enumerate(chosen.num_views):
             values = context.scored(number, family).values
-            rows += rows_of(values, views=views, family=part_of(family))
+            rows += rows_of(values, views=views, family=part)
     if "all" in chosen.families:
         numbers = range(len(chosen.num_views))
         # A logistic fit takes long.

@@ -139,8 +139,3 @@ class Context:
 def overall(values: dict[str, float]) -> dict[str, float]:
     """Returns the metrics that are not of a single target."""
     return {name: value for name, value in values.items() if "." not in name}
-
-
-def part_of(family: str) -> str | None:
-    """Returns a family of views as a coordinate; the whole transformation has none."""
-    return None if family == "all" else family

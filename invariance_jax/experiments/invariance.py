@@ -5,6 +5,7 @@ the summary: `variance.within`, `variance.total`, `variance.normalized`, of n(h)
 views of the same example, with `.FAMILY` where a part of the transformation is drawn.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 
@@ -78,16 +79,13 @@ def _by_parameter(
 
 def checkpoints(context: Context) -> Iterator[tuple[int, Variables]]:
     """Yields the step and the encoder of each checkpoint; given weights have step 0."""
-    kept, network = Checkpoints(context.workdir), context.settings.evaluation.network
-    try:
-        like = state_shapes(context.parts)
+    network, like = context.settings.evaluation.network, state_shapes(context.parts)
+    with contextlib.closing(Checkpoints(context.workdir)) as kept:
         for step in kept.steps():
             state = kept.restore(like, step=step).state
             yield step, encoder_variables(state, network)
         if not kept.steps():
             yield 0, context.variables
-    finally:
-        kept.close()
 
 
 def _redraw(context: Context) -> Mapped:

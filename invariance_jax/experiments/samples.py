@@ -81,16 +81,15 @@ def _projection(context: Context) -> dict[str, np.ndarray]:
 
 def principal_components(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns two principal components, `[N, 2]`, and their shares of the variance."""
-    centred = h - h.mean(axis=0)
+    # A column more, so that there are two components of one feature too.
+    centred = np.pad(h - h.mean(axis=0), ((0, 0), (0, 1)))
     left, scale, right = np.linalg.svd(centred, full_matrices=False)
     # The sign of a component is free: its largest loading is positive.
     largest = np.take_along_axis(right, np.abs(right).argmax(axis=1)[:, None], axis=1)
     points = left * scale * np.where(largest[:, 0] < 0, -1, 1)
     total = np.square(scale).sum()
     shares = np.square(scale) / total if total > 0 else np.zeros_like(scale)
-    missing = max(2 - len(scale), 0)
-    points = np.pad(points, ((0, 0), (0, missing)))
-    return points[:, :2], np.pad(shares, (0, missing))[:2]
+    return points[:, :2], shares[:2]
 
 
 def _neighbors(context: Context) -> dict[str, np.ndarray]:

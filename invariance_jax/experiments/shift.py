@@ -7,6 +7,7 @@ distribution.
 
 import functools
 import logging
+from collections.abc import Callable
 
 import numpy as np
 
@@ -21,8 +22,10 @@ from invariance_jax.types import Array
 
 _log = logging.getLogger(__name__)
 
-_Point = tuple[str, str, float]
+Point = tuple[str, str, float]
 """What, how, value."""
+
+Features = Callable[[str, Point], np.ndarray]
 
 
 def run(context: Context) -> ExperimentResult:
@@ -39,9 +42,10 @@ def run(context: Context) -> ExperimentResult:
         _log.info("no shifts: augmentation.name is MODULE:FUNCTION")
     if base is None or not grids:
         return ExperimentResult([])
-    rows, features = [], Shifted(context, base)
-    task, y = context.task, context.y("test")
-    heads = _unshifted(context, features)
+    num_views = tuple(sorted({context.num_views[0], context.num_views[-1]}))
+    features = shifted_features(context, base, num_views)
+    task, y, rows = context.task, context.y("test"), []
+    heads = _unshifted(context, features, num_views)
     for what, how, grid in grids:
         start = unshifted_value(context.settings, how)
         for value in sorted({*grid} | {start}):
@@ -54,7 +58,7 @@ def run(context: Context) -> ExperimentResult:
                     for head, one in zip(heads, h_test, strict=True)
                 ]
             for head, each in found.items():
-                for views, one in zip(features.num_views, each, strict=True):
+                for views, one in zip(num_views, each, strict=True):
                     at: dict[str, Value] = {"parameter": what, "how": how}
                     at |= {"shift": value, "head": head, "views": views}
                     rows += rows_of(one.values, **at)
@@ -80,42 +84,39 @@ def move_and_scale(
     return move, scale
 
 
-class Shifted:
-    """Features of views of a shifted distribution, averaged over `num_views`."""
+def shifted_features(
+    context: Context, base: Transformation, num_views: tuple[int, ...]
+) -> Features:
+    """Returns `(split, point) -> features of shifted views, [len(num_views), N, D]`."""
+    encoder = context.encoder
 
-    def __init__(self, context: Context, base: Transformation):
-        """Takes the transformation whose distribution is shifted; computes nothing."""
-        self._context, self._base = context, base
-        self.num_views = tuple(sorted({context.num_views[0], context.num_views[-1]}))
-        self._mapped = context.encoder.map(self._compute, axis=1)
-
-    def __call__(self, split: str, point: _Point) -> np.ndarray:
-        """Returns `[len(num_views), N, D]` of "train" or "test" at a point."""
-        parts = self._context.variables, *move_and_scale(self._base.names, *point)
-        return self._mapped(parts, self._context.examples(split).x, STREAMS[split])
-
-    def _compute(
-        self,
-        parts: tuple[Variables, Array, Array],
-        x: Array,
-        indices: Array,
-        stream: Array,
+    def compute(
+        parts: tuple[Variables, Array, Array], x: Array, indices: Array, stream: Array
     ) -> Array:
         variables, move, scale = parts
-        encoder = self._context.encoder
         return evaluation.average_features(
             encoder.key(stream),
             functools.partial(encoder.encode, variables),
-            shifts.shift(self._base, move, scale),
+            shifts.shift(base, move, scale),
             x,
-            num_views=self.num_views,
+            num_views=num_views,
             indices=indices,
         )
 
+    mapped = encoder.map(compute, axis=1)
 
-def _unshifted(context: Context, features: Shifted) -> list[Scored]:
+    def features(split: str, point: Point) -> np.ndarray:
+        parts = context.variables, *move_and_scale(base.names, *point)
+        return mapped(parts, context.examples(split).x, STREAMS[split])
+
+    return features
+
+
+def _unshifted(
+    context: Context, features: Features, num_views: tuple[int, ...]
+) -> list[Scored]:
     """Returns the probes on views of the training distribution, one for each M."""
     if context.task.shiftable() is context.parts.transformation:
-        return [context.scored(context.num_views.index(m)) for m in features.num_views]
+        return [context.scored(context.num_views.index(m)) for m in num_views]
     point = "color", "strength", unshifted_value(context.settings, "strength")
     return list(map(context.fit_and_score, *(features(s, point) for s in STREAMS)))
