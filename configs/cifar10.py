@@ -21,20 +21,10 @@ def get_config(variant: str = "paper") -> Config:
     change = base.of_variant(variants, variant)
     config = base.get_config()
     config.data.name = "cifar10"
-    of_images(config)
+    base.of_images(config)
     config.evaluation.num_views = (1, 5, 15, 26, 47, 100)
     change(config)
     return config
-
-
-def of_images(config: Config) -> None:
-    """Changes the base configuration to an image set, with the paper's constants."""
-    config.data.train_examples = None
-    config.data.validation_examples = 5000
-    config.data.test_examples = None
-    config.data.image_size = None
-    config.evaluation.l2 = 1e-5
-    config.evaluation.shifts = (("color", "strength", (0.0, 0.25, 0.5, 0.75, 0.875)),)
 
 
 def _paper(config: Config) -> None:
@@ -66,21 +56,6 @@ def _resnet18(config: Config) -> None:
 
 def _smoke(config: Config) -> None:
     _large(config)
-    config.epochs = None
+    base.smoke_of_resnet(config)
     config.precision = "float32"
-    config.steps = 4
-    config.steps_per_call = 2
-    config.batch_size = 16
     config.batchnorm.group_size = 0
-    config.encoder.name = "resnet18"
-    config.data.train_examples = 64
-    config.data.validation_examples = 32
-    config.data.test_examples = 64
-    config.logging.every_steps = 2
-    config.logging.probe_every_steps = 0
-    config.checkpoints.every_steps = 4
-    config.evaluation.num_views = (1, 2)
-    config.evaluation.neighbors = (5,)
-    config.evaluation.batch_size = 16
-    config.evaluation.variance_views = 2
-    config.evaluation.variance_examples = 16

@@ -16,7 +16,6 @@ averaged over M views):
 """
 
 from configs import base
-from configs.cifar10 import of_images
 from invariance_jax.settings import Config
 
 
@@ -31,7 +30,7 @@ def get_config(variant: str = "resnet18") -> Config:
     change = base.of_variant(variants, variant)
     config = base.get_config()
     config.data.name = "fashion_mnist"
-    of_images(config)
+    base.of_images(config)
     config.evaluation.num_views = (1, 16)
     config.evaluation.families = ("all", "crop")
     config.evaluation.baselines = ("pixels", "untrained")
@@ -68,19 +67,4 @@ def _quick_colorized(config: Config) -> None:
 
 def _smoke(config: Config) -> None:
     _quick(config)
-    config.batch_size = 64
-    config.steps = 40
-    config.steps_per_call = 10
-    config.encoder.width = 64
-    config.data.train_examples = 2000
-    config.data.validation_examples = 500
-    config.data.test_examples = 500
-    config.logging.every_steps = 10
-    config.logging.probe_every_steps = 20
-    config.logging.probe_train_examples = 500
-    config.logging.probe_validation_examples = 200
-    config.checkpoints.every_steps = 20
-    config.evaluation.num_views = (1, 2, 4)
-    config.evaluation.train_examples = None
-    config.evaluation.variance_views = 4
-    config.evaluation.variance_examples = 100
+    base.smoke_of_mlp(config)

@@ -18,7 +18,6 @@ with `--config.data.store_size=160`. The penalty acts along the colours. Variant
 """
 
 from configs import base
-from configs.cifar10 import of_images
 from invariance_jax.settings import Config
 
 
@@ -33,7 +32,7 @@ def get_config(variant: str = "resnet50") -> Config:
     }
     change = base.of_variant(variants, variant)
     config = base.get_config()
-    of_images(config)
+    base.of_images(config)
     config.data.source = "stream"
     config.data.store_size = 256
     config.data.image_size = 224
@@ -96,18 +95,7 @@ def _byol(config: Config) -> None:
 
 def _smoke(config: Config) -> None:
     _imagenet100(config)
-    config.epochs = None
-    config.steps = 4
-    config.batch_size = 16
+    base.smoke_of_resnet(config)
     config.data.store_size = 64
     config.data.source_size = (64, 64)
     config.data.image_size = 32
-    config.data.train_examples = 64
-    config.data.validation_examples = 32
-    config.data.test_examples = 64
-    config.logging.probe_every_steps = 0
-    config.evaluation.num_views = (1, 2)
-    config.evaluation.neighbors = (5,)
-    config.evaluation.batch_size = 16
-    config.evaluation.variance_views = 2
-    config.evaluation.variance_examples = 16

@@ -98,18 +98,4 @@ def _conv_plain(config: Config) -> None:
 
 def _smoke(config: Config) -> None:
     base.small_mlp(config)
-    config.batch_size = 64
-    config.steps = 40
-    config.steps_per_call = 10
-    config.encoder.width = 64
-    config.data.train_examples = 2000
-    config.data.validation_examples = 500
-    config.data.test_examples = 500
-    config.logging.every_steps = 10
-    config.logging.probe_every_steps = 20
-    config.logging.probe_train_examples = 500
-    config.logging.probe_validation_examples = 200
-    config.checkpoints.every_steps = 20
-    config.evaluation.num_views = (1, 2, 4)
-    config.evaluation.variance_views = 4
-    config.evaluation.variance_examples = 100
+    base.smoke_of_mlp(config)

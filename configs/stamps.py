@@ -12,7 +12,6 @@ not trained on):
 """
 
 from configs import base
-from configs.cifar10 import of_images
 from invariance_jax.settings import Config
 
 
@@ -22,7 +21,7 @@ def get_config(variant: str = "quick") -> Config:
     change = base.of_variant(variants, variant)
     config = base.get_config()
     config.data.name = "stamps"
-    of_images(config)
+    base.of_images(config)
     config.data.source = "stream"
     config.data.store_size = 64
     config.data.image_size = 32
@@ -50,15 +49,4 @@ def _quick(config: Config) -> None:
 
 def _smoke(config: Config) -> None:
     _quick(config)
-    config.batch_size = 32
-    config.steps = 20
-    config.encoder.width = 32
-    config.data.train_examples = 400
-    config.data.validation_examples = 100
-    config.data.test_examples = 100
-    config.logging.every_steps = 10
-    config.logging.probe_every_steps = 0
-    config.evaluation.num_views = (1, 2)
-    config.evaluation.train_examples = None
-    config.evaluation.variance_views = 2
-    config.evaluation.variance_examples = 50
+    base.smoke_of_mlp(config)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from configs import base
 from configs.results import figures
 from configs.sweeps import budget
 from invariance_jax.settings import KEYS, flatten, resolve
@@ -65,11 +64,6 @@ def test_every_key_is_read(key, attributes):
     # The bounds are read by the names of the parameters.
     name = key.split(".")[-1]
     assert name in attributes or name in PARAMETERS
-
-
-def test_the_base_has_every_key_at_its_default():
-    values = flatten(base.get_config())
-    assert values == {name: one.default for name, one in KEYS.items()}
 
 
 @each_run

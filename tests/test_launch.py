@@ -117,7 +117,7 @@ MISTAKES = {
         ["--out goes with --mode=all, report, export, not train"],
     ),
     "a sweep that nobody reads": (
-        [CONFIG, "--mode=check", "--sweep=configs/sweeps/limits.py"],
+        [CONFIG, "--mode=check", "--sweep=configs/sweeps/savings.py"],
         ["--sweep goes with --mode=all, train, evaluate, embed, not check"],
     ),
     "unknown variant": (

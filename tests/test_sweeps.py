@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 ALONE = sweeps.Run(None, None, "")
 SWEEPS = Path(spirograph.__file__).parent / "sweeps"
 PROJECT = (
-    *("baselines", "budget", "directions", "limits", "methods", "normalization"),
-    *("penalty_weight", "placement", "savings"),
+    *("baselines", "budget", "directions", "methods", "penalty_weight", "placement"),
+    "savings",
     *("search", "search_conv", "search_images"),
 )
 SMALL = {"steps": 4, "checkpoints.every_steps": 4, "logging.probe_every_steps": 0}

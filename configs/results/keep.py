@@ -31,12 +31,7 @@ COLUMNS = (
 
 
 def rows_of(names: list[str], runs: list[Run]) -> list[Row]:
-    """Returns the rows of the page.
-
-    Args:
-      names: of the runs, as the page shows them.
-      runs: the runs, the first of which the others are compared to.
-    """
+    """Returns the rows of runs, compared to the first, with the names of the page."""
     shown = dict(zip((run.name for run in runs), names, strict=True))
     counts = {run.name: run.results["n"] for run in runs}
     if len({*counts.values()}) > 1:

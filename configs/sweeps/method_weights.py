@@ -12,7 +12,7 @@ Sixteen variants of three seeds, each of 200 steps: 70 minutes on one core. Resu
 configs/README.md.
 """
 
-from configs.sweeps.methods import METHODS
+from configs.sweeps.methods import PARTS, with_and_without
 
 # The heavier of 3 and 30 that lowers the accuracy by at most 0.01: one seed, 300 steps,
 # validation split. Where neither does, and for simsiam, which was not searched, the
@@ -28,15 +28,4 @@ WEIGHTS = {
 
 def get_sweep() -> dict[str, dict[str, object]]:
     """Returns label -> changed keys; the others are compared to the first."""
-    return {
-        f"{name}, {label}": {
-            "method.name": name,
-            **changes,
-            "penalty.weight": weight,
-        }
-        for name, changes in METHODS.items()
-        for label, weight in (
-            ("no penalty", 0.0),
-            ("penalty", WEIGHTS.get(name, 0.3)),
-        )
-    }
+    return with_and_without(PARTS, WEIGHTS)

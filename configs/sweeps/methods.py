@@ -8,6 +8,8 @@
 Sixteen variants of three seeds, each of 500 steps. Results: configs/README.md.
 """
 
+from collections.abc import Mapping
+
 from configs.sweeps.search import PAPER
 
 # Widths of z and of the hidden layers, and temperatures of the papers; the learning
@@ -27,21 +29,24 @@ METHODS: dict[str, dict[str, object]] = {
 }
 
 
+PARTS = {name: {"method.name": name, **changes} for name, changes in METHODS.items()}
+
+
 def with_and_without(
-    parts: dict[str, dict[str, object]],
+    parts: dict[str, dict[str, object]], weights: Mapping[str, float] = {}
 ) -> dict[str, dict[str, object]]:
-    """Returns label -> changed keys of each part, without the penalty and with it."""
-    penalty = {**PAPER, "penalty.weight": 0.3}
-    weights = {"no penalty": {"penalty.weight": 0.0}, "penalty": penalty}
-    return {
-        f"{name}, {label}": {**changes, **weight}
-        for name, changes in parts.items()
-        for label, weight in weights.items()
-    }
+    """Returns label -> changed keys of each part, without the penalty and with it.
+
+    Its weight is 0.3 where the weights have no other of the part.
+    """
+    sweep = {}
+    for name, changes in parts.items():
+        penalty = {**PAPER, "penalty.weight": weights.get(name, 0.3)}
+        sweep[f"{name}, no penalty"] = {**changes, "penalty.weight": 0.0}
+        sweep[f"{name}, penalty"] = {**changes, **penalty}
+    return sweep
 
 
 def get_sweep() -> dict[str, dict[str, object]]:
     """Returns label -> changed keys; the others are compared to the first."""
-    return with_and_without(
-        {name: {"method.name": name, **changes} for name, changes in METHODS.items()}
-    )
+    return with_and_without(PARTS)
