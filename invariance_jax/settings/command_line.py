@@ -1,6 +1,7 @@
 """The keys on the command line: `--config.KEY=VALUE`, and their help."""
 
 import ast
+import contextlib
 import inspect
 import itertools
 import textwrap
@@ -45,23 +46,20 @@ class _Values(flags.ArgumentParser[Any]):
 
 
 def _literal(text: str) -> Any:
-    try:
+    with contextlib.suppress(SyntaxError, TypeError, ValueError):
         return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
+    return text
 
 
 def _keywords(text: str) -> Any:
     """Returns `width=20, act='gelu'` as a dictionary; what is none as it is."""
-    try:
-        if text.strip().startswith("{"):
-            return ast.literal_eval(text)
+    if text.strip().startswith("{"):
+        return _literal(text)
+    with contextlib.suppress(SyntaxError, ValueError):
         call = ast.parse(f"_({text})", mode="eval").body
-        assert isinstance(call, ast.Call)
-        found = {one.arg: ast.literal_eval(one.value) for one in call.keywords}
-        return text if call.args else found
-    except (SyntaxError, ValueError):
-        return text
+        if isinstance(call, ast.Call) and not call.args:
+            return {one.arg: ast.literal_eval(one.value) for one in call.keywords}
+    return text
 
 
 def define_config(name: str, help_string: str) -> flags.FlagHolder[Config]:

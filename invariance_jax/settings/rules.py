@@ -75,6 +75,10 @@ class _Problems:
             value = get(self._config, key) if value is ... else value
             self.found.setdefault(key, f"{key} is {value!r}; expected {expected}.")
 
+    def only(self, key: str, value: object, why: str) -> None:
+        """Takes a note unless a key has the one value that goes with the others."""
+        self.require(get(self._config, key) == value, key, f"{value!r}, as {why}")
+
     def stop(self) -> None:
         """Raises an error with all lines, if there are any."""
         if self.found:
@@ -114,7 +118,7 @@ def resolve(config: Config) -> Settings:
     _check_validation(settings, problems)
     _check_own(settings, problems)
     for row in settings.evaluation.shifts:
-        _check_shift(row, problems)
+        _check_shift(row, settings, problems)
     if settings.data.name == "spirograph":
         _check_spirograph(settings, problems)
     else:
@@ -139,7 +143,7 @@ def _check_objective(settings: Settings, problems: _Problems) -> None:
     expected = f"0, or a divisor of {batch} that is more than 1"
     divides = group == 0 or (group > 1 and batch % group == 0)
     require(divides, "batchnorm.group_size", expected)
-    parts, whole = settings.microbatches, "1, as {} needs the whole batch"
+    parts = settings.microbatches
     require(batch % parts == 0, "microbatches", f"a divisor of {batch}")
     encoder = settings.encoder
     bare = (encoder.depth, encoder.final) == (1, "linear")
@@ -148,28 +152,27 @@ def _check_objective(settings: Settings, problems: _Problems) -> None:
     fits = parts == 1 or group > 0 or not normalizes
     require(fits, "batchnorm.group_size", expected)
     method = settings.method.name
-    compares = method in WITH_SIMILARITIES or plugins.is_own(method)
-    expected = f"0, as method.name {method!r} has no similarities"
-    require(settings.similarity_block == 0 or compares, "similarity_block", expected)
-    if parts > 1 and penalty.weight > 0:
-        at_z = penalty.at == "z"
-        require(not at_z, "microbatches", whole.format("penalty.at 'z'"))
-        whole = whole.format("penalty.normalization 'batch'")
-        of_batch = penalty.normalization == "batch" and penalty.kind != "consistency"
-        require(not of_batch, "microbatches", whole)
+    if not (method in WITH_SIMILARITIES or plugins.is_own(method)):
+        why = f"method.name {method!r} has no similarities"
+        problems.only("similarity_block", 0, why)
+    if penalty.weight > 0 and penalty.at == "z":
+        problems.only("microbatches", 1, "penalty.at 'z' needs the whole batch")
+    of_batch = penalty.normalization == "batch" and penalty.kind != "consistency"
+    if penalty.weight > 0 and of_batch:
+        why = "penalty.normalization 'batch' needs the whole batch"
+        problems.only("microbatches", 1, why)
 
 
 def _check_optimizer(settings: Settings, problems: _Problems) -> None:
-    require, optimizer = problems.require, settings.optimizer
-    fits = optimizer.name == "adamw" or optimizer.weight_decay_end is None
-    expected = f"None, as optimizer.name is {optimizer.name!r}"
-    require(fits, "optimizer.weight_decay_end", expected)
-    fits = optimizer.name == "lars" or not optimizer.clip_trust
-    expected = f"False, as optimizer.name is {optimizer.name!r}"
-    require(fits, "optimizer.clip_trust", expected)
-    fits = optimizer.excluded_rate == 1 or optimizer.exclude != ()
-    expected = "1.0, as optimizer.exclude is empty"
-    require(fits, "optimizer.excluded_rate", expected)
+    chosen = settings.optimizer
+    why = f"optimizer.name is {chosen.name!r}"
+    if chosen.name != "adamw":
+        problems.only("optimizer.weight_decay_end", None, why)
+    if chosen.name != "lars":
+        problems.only("optimizer.clip_trust", False, why)
+    if not chosen.exclude:
+        why = "optimizer.exclude is empty"
+        problems.only("optimizer.excluded_rate", 1.0, why)
 
 
 def _check_validation(settings: Settings, problems: _Problems) -> None:
@@ -186,33 +189,29 @@ def _check_validation(settings: Settings, problems: _Problems) -> None:
 
 def _check_own(settings: Settings, problems: _Problems) -> None:
     """Checks what goes with parts that are the user's own."""
-    require, own = problems.require, dict[str, bool]()
-    for part in ("method", "encoder", "augmentation"):
-        chosen = getattr(settings, part)
-        own[part] = plugins.is_own(chosen.name)
-        expected = f"{{}}, as {part}.name is {chosen.name!r}"
-        fits = own[part] or not chosen.kwargs or part == "method"
-        require(fits, f"{part}.kwargs", expected)
-    if settings.penalty.batch_statistics == "example":
-        key, why = "penalty.batch_statistics", "'coupled', as {} is MODULE:FUNCTION"
-        require(not own["encoder"], key, why.format("encoder.name"))
-        at_z = own["method"] and settings.penalty.at == "z"
-        why = why.format("method.name") + " and penalty.at is 'z'"
-        require(not at_z, key, why)
-    if own["augmentation"]:
-        expected = "'image', as data.name is 'spirograph', which makes its own views"
-        of_images = settings.data.name != "spirograph"
-        require(of_images, "augmentation.name", expected)
-        expected = "('all',), as augmentation.name is MODULE:FUNCTION"
-        whole = settings.evaluation.families == ("all",)
-        require(whole, "evaluation.families", expected)
-    encoder = settings.encoder
-    expected = f"None, as encoder.name is {encoder.name!r}; a ResNet can be read"
-    readable = not encoder.weights or encoder.name in RESNETS
-    require(readable, "encoder.weights", expected)
-    narrow = encoder.name not in RESNETS or (encoder.width or 0) <= 256
-    expected = f"at most 256 for {encoder.name}, or None, which is 64"
-    require(narrow, "encoder.width", expected)
+    encoder, augmentation = settings.encoder, settings.augmentation
+    only, statistics = problems.only, "penalty.batch_statistics"
+    if plugins.is_own(encoder.name):
+        only(statistics, "coupled", "encoder.name is MODULE:FUNCTION")
+    else:
+        only("encoder.kwargs", {}, f"encoder.name is {encoder.name!r}")
+    if plugins.is_own(settings.method.name) and settings.penalty.at == "z":
+        why = "method.name is MODULE:FUNCTION and penalty.at is 'z'"
+        only(statistics, "coupled", why)
+    if plugins.is_own(augmentation.name):
+        if settings.data.name == "spirograph":
+            why = "data.name is 'spirograph', which makes its own views"
+            only("augmentation.name", "image", why)
+        why = "augmentation.name is MODULE:FUNCTION"
+        only("evaluation.families", ("all",), why)
+    else:
+        only("augmentation.kwargs", {}, f"augmentation.name is {augmentation.name!r}")
+    if encoder.name in RESNETS:
+        expected = f"at most 256 for {encoder.name}, or None, which is 64"
+        problems.require((encoder.width or 0) <= 256, "encoder.width", expected)
+    else:
+        why = f"encoder.name is {encoder.name!r}; a ResNet can be read"
+        only("encoder.weights", None, why)
 
 
 def _check_sizes(settings: Settings, problems: _Problems) -> None:
@@ -240,23 +239,42 @@ def is_asked(settings: Settings, experiment: str) -> bool:
     return bool({experiment, "all"} & {*settings.evaluation.experiments})
 
 
-_SHIFTS = "evaluation.shifts"
-_HOW = ("move", "widen", "strength")
+def _check_shift(
+    row: tuple[str, str, tuple[float, ...]], settings: Settings, problems: _Problems
+) -> None:
+    """Checks a row of evaluation.shifts; against the data set if it is measured."""
 
+    def require(condition: bool, expected: str) -> None:
+        problems.require(condition, "evaluation.shifts", expected, row)
 
-def _check_shift(row: tuple[str, str, tuple[float, ...]], problems: _Problems) -> None:
     what, how, grid = row
     names: tuple[str, ...] = (*spirograph.PARAMETERS, *shifts.GROUPS)
     if how == "strength":
         names, most = ("color",), image.MAX_STRENGTH
         inside = all(0 <= strength <= most for strength in grid)
-        problems.require(inside, _SHIFTS, f"strengths from 0 to {most}", row)
+        require(inside, f"strengths from 0 to {most}")
     if how == "widen":
         positive = all(factor >= 0 for factor in grid)
-        problems.require(positive, _SHIFTS, "factors of 0 or more to widen by", row)
-    known = how in _HOW and what in names and len(grid) > 0
-    expected = f"(one of {', '.join(names)}; one of {', '.join(_HOW)}; numbers)"
-    problems.require(known, _SHIFTS, expected, row)
+        require(positive, "factors of 0 or more to widen by")
+    ways = ("move", "widen", "strength")
+    known = how in ways and what in names and len(grid) > 0
+    require(known, f"(one of {', '.join(names)}; one of {', '.join(ways)}; numbers)")
+    if not known or not is_asked(settings, "shift"):
+        return
+    if settings.data.name != "spirograph":
+        require(how == "strength", '("color", "strength", numbers) of images')
+    elif how == "strength":
+        require(False, '"move" or "widen" of Spirograph')
+    else:
+        for name in shifts.GROUPS.get(what, (what,)):
+            free = name not in settings.data.targets
+            require(free, f"a nuisance parameter: {name} is a target")
+            low, high = getattr(settings.data.bounds, name)
+            # Negative, these would make no image.
+            for value in grid if name in ("b", "sigma") else ():
+                widened = (low + high) / 2 - value * (high - low) / 2
+                positive = (low + value if how == "move" else widened) > 0
+                require(positive, f"distributions of {name} that stay above 0")
 
 
 def _check_spirograph(settings: Settings, problems: _Problems) -> None:
@@ -267,10 +285,8 @@ def _check_spirograph(settings: Settings, problems: _Problems) -> None:
     require(count > 0, "data.validation_examples", "a positive number")
     whole = settings.evaluation.families == ("all",)
     require(whole, "evaluation.families", "('all',)")
-    expected = "{!r}, as Spirograph is drawn on the devices"
-    for name, only in (("source", "memory"), ("store_size", None)):
-        fits = getattr(chosen, name) == only
-        require(fits, f"data.{name}", expected.format(only))
+    for name, value in (("source", "memory"), ("store_size", None)):
+        problems.only(f"data.{name}", value, "Spirograph is drawn on the devices")
     plain = settings.embedding.num_views == 0
     require(not plain, "embedding.num_views", "M >= 1, as no image is plain")
     if not (chosen.train_examples and chosen.test_examples and chosen.image_size):
@@ -284,9 +300,7 @@ def _check_spirograph(settings: Settings, problems: _Problems) -> None:
     sections, names = ("data", "augmentation"), {"bounds of ": "bounds."}
     made = _made(lambda: make_spirograph(settings), problems, sections, names)
     if made is not None:
-        _check_parameters(settings, made.names, frozenset(), problems)
-    if is_asked(settings, "shift"):
-        _check_moved(settings, problems)
+        _check_parameters(settings, made.names, problems)
 
 
 def make_spirograph(settings: Settings) -> Transformation:
@@ -335,8 +349,8 @@ def _made(
 def _check_parameters(
     settings: Settings,
     names: tuple[str, ...],
-    idle: frozenset[str],
     problems: _Problems,
+    idle: frozenset[str] = frozenset(),
 ) -> None:
     """Checks that the penalty has parameters along which views change."""
     penalty, key = settings.penalty, "penalty.parameters"
@@ -357,28 +371,8 @@ def _check_parameters(
 def check_parameters(settings: Settings, names: tuple[str, ...]) -> None:
     """Checks that the parameters of the penalty are those of the user's own views."""
     problems = _Problems(settings)
-    _check_parameters(settings, names, frozenset(), problems)
+    _check_parameters(settings, names, problems)
     problems.stop()
-
-
-def _check_moved(settings: Settings, problems: _Problems) -> None:
-    """Checks the shifts of Spirograph's nuisance."""
-    bounds = dict(zip(spirograph.PARAMETERS, spirograph_bounds(settings), strict=True))
-    for row in settings.evaluation.shifts:
-        what, how, grid = row
-        expected = '"move" or "widen" of Spirograph'
-        problems.require(how != "strength", _SHIFTS, expected, row)
-        for name in shifts.GROUPS.get(what, (what,)) if how != "strength" else ():
-            free = name not in settings.data.targets
-            expected = f"a nuisance parameter: {name} is a target"
-            problems.require(free, _SHIFTS, expected, row)
-            low, high = bounds[name]
-            # Negative, these would make no image.
-            for value in grid if name in ("b", "sigma") else ():
-                widened = (low + high) / 2 - value * (high - low) / 2
-                positive = (low + value if how == "move" else widened) > 0
-                expected = f"distributions of {name} that stay above 0"
-                problems.require(positive, _SHIFTS, expected, row)
 
 
 _OF_VIEWS = tuple(
@@ -404,12 +398,6 @@ def _follow_recipe(augmentation: Augmentation, problems: _Problems) -> None:
         problems.require(fits, "augmentation.second_view", expected)
 
 
-def _of_both(augmentation: Augmentation, name: str) -> tuple[float, float]:
-    """Returns a probability of the first and of the second view."""
-    first = getattr(augmentation, name)
-    return first, augmentation.second_view.get(name, first)
-
-
 _OF_MORE = {"crop_area": "more_area", "image_size": "more_size"}
 """What further views have in place of the keys of the two."""
 
@@ -421,11 +409,7 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
         chosen.source_size = chosen.source_size or square
         expected = f"{square}, of data.store_size, or None"
         problems.require(chosen.source_size == square, "data.source_size", expected)
-    none = not settings.evaluation.lbfgs_steps
-    problems.require(none, "evaluation.lbfgs_steps", "(), as the probe is logistic")
-    for row in settings.evaluation.shifts if is_asked(settings, "shift") else ():
-        expected = '("color", "strength", numbers) of images'
-        problems.require(row[1] == "strength", _SHIFTS, expected, row)
+    problems.only("evaluation.lbfgs_steps", (), "the probe is logistic")
     _follow_recipe(augmentation, problems)
     if not plugins.is_own(augmentation.name):
         problems.stop()
@@ -440,7 +424,7 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
             still = 0 in (augmentation.jitter_probability, augmentation.strength)
             idle = {*(JITTER_NAMES if still else ())}
             idle |= {"blur.sigma"} if augmentation.blur_probability == 0 else set()
-            _check_parameters(settings, made.names, frozenset(idle), problems)
+            _check_parameters(settings, made.names, problems, frozenset(idle))
             if settings.more_views:
                 more, names = partial(make_image_views, stand_in, "more"), _OF_MORE
                 _made(more, problems, sections, names)
@@ -461,9 +445,11 @@ def make_image_views(settings: Settings, family: str = "all") -> Transformation:
         size, area = augmentation.more_size or size, augmentation.more_area or area
     assert chosen.source_size is not None and size is not None
     assert augmentation.strength is not None and augmentation.jitter_ranges is not None
-    probabilities: dict[str, Any] = {
-        name: _of_both(augmentation, name) if colored else 0.0 for name in _OF_VIEWS
-    }
+    probabilities: dict[str, Any] = {}
+    for name in _OF_VIEWS:
+        first = getattr(augmentation, name)
+        both = first, augmentation.second_view.get(name, first)
+        probabilities[name] = both if colored else 0.0
     return image.make_transformation(
         source_size=chosen.source_size,
         image_size=size,
@@ -491,14 +477,9 @@ def make_image_views(settings: Settings, family: str = "all") -> Transformation:
 
 
 _OF_SET = (
-    "train_examples",
-    "test_examples",
-    "source_size",
-    "channels",
-    "mean",
-    "std",
-    "num_classes",
+    "train_examples test_examples source_size channels mean std num_classes".split()
 )
+"""Keys of data that the description of an image set fills in."""
 
 
 def _describe(chosen: Data) -> data.Description | None:

@@ -36,14 +36,7 @@ EXPERIMENTS = (
 WITH_SIMILARITIES = ("simclr", "dcl", "moco_v3")
 """The built-in methods that compare each example to all others."""
 
-METHODS = (
-    *WITH_SIMILARITIES,
-    "byol",
-    "simsiam",
-    "barlow_twins",
-    "vicreg",
-    "emp_ssl",
-)
+METHODS = (*WITH_SIMILARITIES, "byol", "simsiam", "barlow_twins", "vicreg", "emp_ssl")
 """The built-in methods."""
 
 WITH_PROBE = ("downstream", "averaging", "shift", "label_fraction")
@@ -58,10 +51,8 @@ PENALTIES = ("gradient", "consistency", "total_effect", "mixed")
 MOST = 2**31 - 1
 """The largest integer of a key, unless it says another: indices are int32."""
 
-
 OFF = "off"
 """The value of `compilation_cache` that keeps nothing."""
-
 
 T = TypeVar("T")
 
