@@ -17,13 +17,17 @@ from pathlib import Path
 
 from configs.spirograph import COLORS
 
-# The penalty that variants change; `quick` has the one that won.
-PAPER: dict[str, object] = {
-    "penalty.normalization": "l2",
-    "penalty.limit_shape": "hard",
-    "penalty.parameters": (),
-}
 PARAMETERS: dict[str, tuple[str, ...]] = {"all": (), "colors": COLORS}
+
+
+def penalty(weight: float, **others: object) -> dict[str, object]:
+    """Returns `penalty.NAME` -> value of the weight and of other keys."""
+    values = {"weight": weight, **others}
+    return {f"penalty.{name}": value for name, value in values.items()}
+
+
+# The penalty that variants change; `quick` has the one that won.
+PAPER = penalty(0.01, normalization="l2", limit_shape="hard", parameters=())
 
 
 def get_sweep() -> dict[str, dict[str, object]]:
@@ -31,38 +35,26 @@ def get_sweep() -> dict[str, dict[str, object]]:
     grid = itertools.product(
         ("hard", "log"), (0.01, 0.1, 1.0), PARAMETERS, ("coupled", "example")
     )
-    sweep: dict[str, dict[str, object]] = {
-        "no_penalty": {"penalty.weight": 0.0},
-        "paper": {
-            "penalty.weight": 0.01,
-            "penalty.example_limit": 0.0,
-            "penalty.batch_limit": 1000.0,
-        },
+    sweep = {
+        "no_penalty": penalty(0.0),
+        "paper": penalty(0.01, example_limit=0.0, batch_limit=1000.0),
     }
     # Larger weights where the first of them were the better ones.
     larger = (("log", weight, "colors", "coupled") for weight in (3.0, 10.0))
     for shape, weight, along, statistics in (*grid, *larger):
-        sweep[f"gradient_{shape}_{weight}_{along}_{statistics}"] = {
-            "penalty.limit_shape": shape,
-            "penalty.weight": weight,
-            "penalty.parameters": PARAMETERS[along],
-            "penalty.batch_statistics": statistics,
-        }
+        sweep[f"gradient_{shape}_{weight}_{along}_{statistics}"] = penalty(
+            weight,
+            limit_shape=shape,
+            parameters=PARAMETERS[along],
+            batch_statistics=statistics,
+        )
     for weight in (0.1, 1.0, 10.0):
-        sweep[f"ratio_log_{weight}_colors"] = {
-            "penalty.normalization": "batch",
-            "penalty.limit_shape": "log",
-            "penalty.weight": weight,
-            "penalty.parameters": COLORS,
-        }
+        ratio = penalty(weight, normalization="batch", parameters=COLORS)
+        sweep[f"ratio_log_{weight}_colors"] = {**ratio, "penalty.limit_shape": "log"}
     for kind, weight in itertools.product(
         ("total_effect", "mixed", "consistency"), (0.03, 0.1, 0.3, 1.0)
     ):
-        sweep[f"{kind}_log_{weight}"] = {
-            "penalty.kind": kind,
-            "penalty.limit_shape": "log",
-            "penalty.weight": weight,
-        }
+        sweep[f"{kind}_log_{weight}"] = penalty(weight, kind=kind, limit_shape="log")
     sweep = {label: {**PAPER, **changes} for label, changes in sweep.items()}
     return better(sweep, os.environ.get("AFTER"))
 

@@ -13,40 +13,27 @@ configs/README.md.
 
 import itertools
 import os
+from functools import partial
 
-from configs.sweeps.search import PARAMETERS, better
-
-LOGARITHMIC: dict[str, object] = {
-    "penalty.example_limit": 0.5,
-    "penalty.limit_shape": "log",
-}
+from configs.sweeps.search import PARAMETERS, better, penalty
 
 
 def get_sweep() -> dict[str, dict[str, object]]:
     """Returns label -> changed keys; the others are compared to the first."""
-    sweep: dict[str, dict[str, object]] = {"no_penalty": {"penalty.weight": 0.0}}
+    sweep = {"no_penalty": penalty(0.0)}
     for weight in (0.001, 0.01, 0.1):
-        sweep[f"paper_{weight}"] = {"penalty.weight": weight}
+        sweep[f"paper_{weight}"] = penalty(weight)
+    limited = partial(penalty, example_limit=0.5, limit_shape="log")
     for shape, weight, along in itertools.product(
         ("hard", "log"), (0.1, 1.0), PARAMETERS
     ):
-        sweep[f"gradient_{shape}_{weight}_{along}"] = {
-            **LOGARITHMIC,
-            "penalty.limit_shape": shape,
-            "penalty.weight": weight,
-            "penalty.parameters": PARAMETERS[along],
-        }
+        sweep[f"gradient_{shape}_{weight}_{along}"] = limited(
+            weight, limit_shape=shape, parameters=PARAMETERS[along]
+        )
     for along, parameters in PARAMETERS.items():
-        sweep[f"ratio_log_0.1_{along}"] = {
-            **LOGARITHMIC,
-            "penalty.normalization": "batch",
-            "penalty.weight": 0.1,
-            "penalty.parameters": parameters,
-        }
+        sweep[f"ratio_log_0.1_{along}"] = limited(
+            0.1, normalization="batch", parameters=parameters
+        )
     for kind in ("total_effect", "mixed"):
-        sweep[f"{kind}_log_0.3"] = {
-            **LOGARITHMIC,
-            "penalty.kind": kind,
-            "penalty.weight": 0.3,
-        }
+        sweep[f"{kind}_log_0.3"] = limited(0.3, kind=kind)
     return better(sweep, os.environ.get("AFTER"))

@@ -14,30 +14,23 @@ configs/README.md.
 
 import os
 
-from configs.sweeps.search import better
+from configs.sweeps.search import better, penalty
 
 
 def get_sweep() -> dict[str, dict[str, object]]:
     """Returns label -> changed keys; the others are compared to the first."""
-    sweep: dict[str, dict[str, object]] = {
-        "no_penalty": {"penalty.weight": 0.0},
-        "paper": {
-            "penalty.weight": 0.1,
-            "penalty.example_limit": 0.0,
-            "penalty.batch_limit": 1.0,
-        },
+    sweep = {
+        "no_penalty": penalty(0.0),
+        "paper": penalty(0.1, example_limit=0.0, batch_limit=1.0),
     }
     for weight in (0.3, 3.0):
-        weighted = {"penalty.weight": weight}
-        logarithmic = {**weighted, "penalty.limit_shape": "log"}
+        log = penalty(weight, limit_shape="log")
+        crop = {"augmentation.differentiate": ("color", "crop")}
         sweep |= {
-            f"gradient_hard_{weight}": weighted,
-            f"gradient_log_{weight}": logarithmic,
-            f"gradient_log_{weight}_crop": {
-                **logarithmic,
-                "augmentation.differentiate": ("color", "crop"),
-            },
-            f"ratio_log_{weight}": {**logarithmic, "penalty.normalization": "batch"},
-            f"consistency_log_{weight}": {**logarithmic, "penalty.kind": "consistency"},
+            f"gradient_hard_{weight}": penalty(weight),
+            f"gradient_log_{weight}": log,
+            f"gradient_log_{weight}_crop": {**log, **crop},
+            f"ratio_log_{weight}": {**log, "penalty.normalization": "batch"},
+            f"consistency_log_{weight}": {**log, "penalty.kind": "consistency"},
         }
     return better(sweep, os.environ.get("AFTER"))
