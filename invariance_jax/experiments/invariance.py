@@ -30,15 +30,11 @@ _OF: dict[str, Callable[[Array], Array]] = {"n(h)": l2_normalize, "h": lambda h:
 def run(context: Context) -> ExperimentResult:
     """Returns the variance over views, by family, by parameter and by checkpoint.
 
-    Table "parameters": the whole transformation, "all", and each parameter alone drawn
-    anew for every view while the others, and what is held, keep one draw per example.
-    Both are divided by the total variance of the whole transformation. The total under
-    one parameter alone has the same expectation, as its views have the same
-    distribution, but more noise, as it sees one draw of the rest per example; and with
-    one denominator the parameters can be compared. "paired" is the same variance from
-    the change between two views, of which the penalty takes the first-order term.
-
-    Table "checkpoints": the whole transformation, of each checkpoint that is kept.
+    In the table "parameters" each is drawn anew for every view while the others, and
+    what is held, keep one draw per example. The total is that of the whole
+    transformation, "all": that of one parameter has the same expectation, as its views
+    have the same distribution, but more noise. "paired" is the variance within from the
+    change between two views, of which the penalty takes the first-order term.
     """
     x = context.test.x[: context.settings.evaluation.variance_examples]
     views = functools.partial(context.encoder.views, stream=STREAMS["test"])
@@ -46,14 +42,14 @@ def run(context: Context) -> ExperimentResult:
     for family in dict.fromkeys(("all", *context.settings.evaluation.families)):
         h = whole if family == "all" else views(context.variables, x, family=family)
         at = {} if family == "all" else {"family": family}
-        numbers = _numbers(evaluation.invariance(l2_normalize(h)))
-        rows += _rows({f"variance.{name}": v for name, v in numbers.items()}, **at)
+        named = _rows(evaluation.invariance(l2_normalize(h)), **at)
+        rows += [row._replace(metric=f"variance.{row.metric}") for row in named]
     rows += _by_parameter(context, x, whole)
     for step, variables in checkpoints(context):
         h = views(variables, x)
         for of, normalize in _OF.items():
-            values = _numbers(evaluation.invariance(normalize(h)))
-            rows += _rows(values, table="checkpoints", step=step, of=of)
+            found = evaluation.invariance(normalize(h))
+            rows += _rows(found, table="checkpoints", step=step, of=of)
     return ExperimentResult(rows)
 
 
@@ -62,18 +58,18 @@ def _by_parameter(
 ) -> list[Row]:
     totals, rows = {}, []
     for of, normalize in _OF.items():
-        h = normalize(whole)
+        h, at = normalize(whole), {"table": "parameters", "parameter": "all", "of": of}
         found = evaluation.invariance(h)
         totals[of] = found.total
-        values = _numbers(found) | {"paired": float(evaluation.paired_change(h))}
-        rows += _rows(values, table="parameters", parameter="all", of=of)
+        rows += _rows(found, **at)
+        rows.append(Row("paired", float(evaluation.paired_change(h)), at))
     names, redrawn = context.parts.transformation.names, _redraw(context)
     for name, chosen in zip(names, np.eye(len(names), dtype=bool), strict=True):
         part = jnp.asarray(redrawn((context.variables, chosen), x, STREAMS["test"]))
         for of, normalize in _OF.items():
             within, total = evaluation.invariance(normalize(part)).within, totals[of]
             found = evaluation.Variance(within, total, safe_divide(within, total))
-            rows += _rows(_numbers(found), table="parameters", parameter=name, of=of)
+            rows += _rows(found, table="parameters", parameter=name, of=of)
     return rows
 
 
@@ -112,9 +108,5 @@ def _redraw(context: Context) -> Mapped:
     return encoder.map(views, axis=1, batch_size=VIEWS_BATCH)
 
 
-def _numbers(variance: evaluation.Variance) -> dict[str, float]:
-    return {name: float(value) for name, value in variance._asdict().items()}
-
-
-def _rows(values: dict[str, float], **at: str | int) -> list[Row]:
-    return [Row(name, value, at) for name, value in values.items()]
+def _rows(variance: evaluation.Variance, **at: str | int) -> list[Row]:
+    return [Row(name, float(value), at) for name, value in variance._asdict().items()]

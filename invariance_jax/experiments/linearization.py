@@ -25,13 +25,10 @@ Represent = Callable[[Array], Array]
 
 
 def run(context: Context) -> ExperimentResult:
-    """Returns how far the first-order change is from the true one.
+    """Returns the fields of `evaluation.LinearizationError`, over pairs of views.
 
-    For each step along all parameters, and along each alone for the largest step: the
-    fields of `evaluation.LinearizationError`, over pairs alpha, alpha' of
-    `evaluation.variance_views` independent views of each of
-    `evaluation.variance_examples` examples; in a pair the other random choices are
-    those of the first view.
+    For each step along all parameters, and for the largest step along each alone. In a
+    pair the other random choices are those of the first view.
     """
     steps = context.settings.evaluation.linearization_steps
     names, rows = context.parts.transformation.names, []

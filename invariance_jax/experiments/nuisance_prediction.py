@@ -21,12 +21,9 @@ _HIDDEN, _MOST = 1024, 20_000  # random features, and training examples with the
 def run(context: Context) -> ExperimentResult:
     """Returns how well a linear and a nonlinear probe predict each parameter of a view.
 
-    What the nonlinear one alone tells is known, but not linearly readable.
-
-    Of images it predicts the alpha that was drawn, also where a gate switched the
-    jitter off: a view without jitter tells nothing of it, so that r2 stays below about
-    the share of views that are jittered. The columns of a crop box are predicted in
-    pixels.
+    What the nonlinear one alone tells is known, but not linearly readable. Of images
+    the alpha that was drawn is predicted, also where a gate switched the jitter off:
+    r2 stays below about the share of views that are jittered.
     """
     names = context.parts.transformation.names
     if not names:

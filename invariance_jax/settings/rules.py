@@ -384,11 +384,10 @@ def _follow_recipe(augmentation: Augmentation, problems: _Problems) -> None:
     """Fills in what the recipe says, and checks what is of the second view."""
     for name, value in image.RECIPES[augmentation.recipe].items():
         if getattr(augmentation, name) is None:
-            first, second = value, value
             if name in _OF_VIEWS and isinstance(value, tuple):
-                first, second = value
+                value, second = value
                 augmentation.second_view = {name: second, **augmentation.second_view}
-            setattr(augmentation, name, first)
+            setattr(augmentation, name, value)
     of_views = {*augmentation.second_view} <= {*_OF_VIEWS}
     expected = f"some of {', '.join(_OF_VIEWS)}"
     problems.require(of_views, "augmentation.second_view", expected)

@@ -45,9 +45,6 @@ WITH_PROBE = ("downstream", "averaging", "shift", "label_fraction")
 _WITH_FEATURES = (*WITH_PROBE, "nuisance_prediction")
 _OF_VIEWS = ("invariance", "linearization", "poincare_ratio")
 
-PENALTIES = ("gradient", "consistency", "total_effect", "mixed")
-"""The kinds of the invariance penalty."""
-
 MOST = 2**31 - 1
 """The largest integer of a key, unless it says another: indices are int32."""
 
@@ -106,7 +103,9 @@ class Method:
 class Penalty:
     """The invariance penalty."""
 
-    kind: str = key("gradient", choices=PENALTIES)
+    kind: str = key(
+        "gradient", choices=("gradient", "consistency", "total_effect", "mixed")
+    )
     """What it squares: "gradient" (the paper); without a derivative "consistency", the
     distance of n(h) of the two views, or "total_effect", half of it where one parameter
     is drawn anew; or "mixed", the gradient along some parameters and the full change

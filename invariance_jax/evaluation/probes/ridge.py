@@ -65,23 +65,14 @@ def _solve_ridge(h: Array, y: Array, l2: Array) -> LinearProbe:
     scale = jnp.squeeze(magnitude(h))
     h = h / scale
     ridge = y.shape[1] * (l2 / scale) / scale
-    if num_features <= batch_size:
-        values, vectors = _eigh(exact_dot(h.T, h) / batch_size)
-        weights = _invert(values, ridge)
-        rotated = exact_dot(vectors.T, exact_dot(h.T, y) / batch_size)
-        kernel = exact_dot(vectors, weights[:, None] * rotated)
-    else:
-        values, vectors = _eigh(exact_dot(h, h.T) / batch_size)
-        weights = _invert(values, ridge)
-        rotated = exact_dot(vectors.T, y / batch_size)
-        kernel = exact_dot(h.T, exact_dot(vectors, weights[:, None] * rotated))
-    kernel = kernel / scale
+    is_tall = num_features <= batch_size
+    rows, right = (h.T, exact_dot(h.T, y)) if is_tall else (h, y)
+    values, vectors = jnp.linalg.eigh(exact_dot(rows, rows.T) / batch_size)
+    weights = _invert(jnp.maximum(values, 0), ridge)  # Rounding makes zeros negative.
+    rotated = exact_dot(vectors.T, right / batch_size)
+    kernel = exact_dot(vectors, weights[:, None] * rotated)
+    kernel = (kernel if is_tall else exact_dot(h.T, kernel)) / scale
     return LinearProbe(kernel, (y_mean - exact_dot(h_mean, kernel))[0])
-
-
-def _eigh(gram: Array) -> tuple[Array, Array]:
-    values, vectors = jnp.linalg.eigh(gram)
-    return jnp.maximum(values, 0), vectors  # Rounding makes zeros negative.
 
 
 def _invert(values: Array, ridge: Array) -> Array:
