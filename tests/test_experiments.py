@@ -133,11 +133,12 @@ def unit(h):
     return h / np.linalg.norm(h, axis=-1, keepdims=True)
 
 
-def loop_variance(h):
-    """Within and total from their definitions, one example after the other."""
-    h = h.astype(np.float64)
-    within = [h[:, b].var(axis=0, ddof=1).sum() for b in range(h.shape[1])]
-    return np.mean(within), h.reshape(-1, h.shape[2]).var(axis=0, ddof=1).sum()
+def loop_variance(h, whole=None):
+    """From the definitions, one example after the other; the total is of the whole."""
+    h, rows = (a.astype(float) for a in (h, h if whole is None else whole))
+    within = np.mean([h[:, b].var(axis=0, ddof=1).sum() for b in range(h.shape[1])])
+    total = rows.reshape(-1, rows.shape[2]).var(axis=0, ddof=1).sum()
+    return {"within": within, "total": total, "normalized": within / total}
 
 
 def values_at(result, **at):
@@ -176,10 +177,9 @@ OF = pytest.mark.parametrize(("of", "normalize"), [("n(h)", unit), ("h", np.asar
 def test_the_whole_transformation_is_a_row(context, variances, of, normalize):
     h = views_of(context, drawn_alphas(context), context.test.x[:EXAMPLES])
     h = normalize(h)
-    within, total = loop_variance(h)
+    expected = loop_variance(h)
     pairs = [((h[0] - h[1]) ** 2).sum(1).mean(), ((h[2] - h[3]) ** 2).sum(1).mean()]
     found = values_at(variances, table="parameters", parameter="all", of=of)
-    expected = {"within": within, "total": total, "normalized": within / total}
     assert found == pytest.approx(expected | {"paired": np.mean(pairs) / 2}, rel=1e-4)
     if of == "n(h)":
         named = {f"variance.{name}": value for name, value in expected.items()}
@@ -195,11 +195,12 @@ def test_one_parameter_alone_is_redrawn(context, variances, name, of, normalize)
     for drawn in drawn_alphas(context):
         alphas.append(kept.copy())
         alphas[-1][:, column] = drawn[:, column]
-    within, _ = loop_variance(normalize(views_of(context, alphas, x)))
-    whole = normalize(views_of(context, drawn_alphas(context), x))
-    _, total = loop_variance(whole)
+    alone, whole = (
+        normalize(views_of(context, each, x))
+        for each in (alphas, drawn_alphas(context))
+    )
     found = values_at(variances, table="parameters", parameter=name, of=of)
-    expected = {"within": within, "total": total, "normalized": within / total}
+    expected = loop_variance(alone, whole)
     assert found == pytest.approx(expected, rel=1e-4)
 
 
@@ -208,10 +209,8 @@ def test_every_checkpoint_is_a_row(context, variances, states, of, normalize):
     x, alphas = context.test.x[:EXAMPLES], drawn_alphas(context)
     for step, state in states.items():
         h = views_of(context, alphas, x, encoder_variables(state, "online"))
-        within, total = loop_variance(normalize(h))
         found = values_at(variances, table="checkpoints", step=step, of=of)
-        expected = {"within": within, "total": total, "normalized": within / total}
-        assert found == pytest.approx(expected, rel=1e-4)
+        assert found == pytest.approx(loop_variance(normalize(h)), rel=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -98,8 +98,6 @@ def key_help(prefix: str = "") -> str:
         unit = f" [{key.unit}]" if key.unit else ""
         lines.append(f"{key.name}: {type_name(key.type)} = {key.default!r}{unit}")
         free = " May change between two starts." if key.free else ""
-        text, indent = f"{texts[key.name]} Takes {expectation(key)}.{free}", " " * 4
-        lines += textwrap.wrap(
-            text, 84, initial_indent=indent, subsequent_indent=indent
-        )
+        text = f"{texts[key.name]} Takes {expectation(key)}.{free}"
+        lines.append(textwrap.indent(textwrap.fill(text, 80), "    "))
     return "\n".join(lines)

@@ -7,8 +7,7 @@ found and what was expected.
 
 import copy
 import re
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -297,8 +296,8 @@ def _check_spirograph(settings: Settings, problems: _Problems) -> None:
     there = machine_memory()
     expected = f"fewer: the targets take {needed:.2g} of {there:.2g} bytes of memory"
     require(needed < there / 2, "data.train_examples", expected)
-    sections, names = ("data", "augmentation"), {"bounds of ": "bounds."}
-    made = _made(lambda: make_spirograph(settings), problems, sections, names)
+    names = {"bounds of ": "bounds."}
+    made = _made(lambda: make_spirograph(settings), problems, names)
     if made is not None:
         _check_parameters(settings, made.names, problems)
 
@@ -327,8 +326,7 @@ def spirograph_bounds(settings: Settings) -> np.ndarray:
 def _made(
     make: Callable[[], Transformation],
     problems: _Problems,
-    sections: tuple[str, str],
-    names: dict[str, str],
+    names: Mapping[str, str] = {},
 ) -> Transformation | None:
     """Returns a transformation; its error, which names an argument, is a problem.
 
@@ -341,8 +339,9 @@ def _made(
         for argument, key in names.items():
             message = message.replace(argument, key)
         argument = re.split(r"\W", message)[0]
-        of_first = f"{sections[0]}.{argument}" in KEYS or argument == "bounds"
-        problems.found.setdefault(argument, f"{sections[not of_first]}.{message}")
+        of_data = f"data.{argument}" in {*KEYS, *SECTIONS}
+        section = "data" if of_data else "augmentation"
+        problems.found.setdefault(argument, f"{section}.{message}")
         return None
 
 
@@ -397,10 +396,6 @@ def _follow_recipe(augmentation: Augmentation, problems: _Problems) -> None:
         problems.require(fits, "augmentation.second_view", expected)
 
 
-_OF_MORE = {"crop_area": "more_area", "image_size": "more_size"}
-"""What further views have in place of the keys of the two."""
-
-
 def _check_images(settings: Settings, problems: _Problems) -> None:
     chosen, augmentation = settings.data, settings.augmentation
     if chosen.store_size is not None:
@@ -416,8 +411,7 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
         source = chosen.source_size or (32, 32)
         stand_in.data.source_size = source
         stand_in.data.image_size = chosen.image_size or min(source)
-        sections = ("augmentation", "data")
-        made = _made(lambda: make_image_views(stand_in), problems, sections, {})
+        made = _made(lambda: make_image_views(stand_in), problems)
         if made is not None:
             # The penalty is that of the first view.
             still = 0 in (augmentation.jitter_probability, augmentation.strength)
@@ -425,8 +419,9 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
             idle |= {"blur.sigma"} if augmentation.blur_probability == 0 else set()
             _check_parameters(settings, made.names, problems, frozenset(idle))
             if settings.more_views:
-                more, names = partial(make_image_views, stand_in, "more"), _OF_MORE
-                _made(more, problems, sections, names)
+                # What further views have in place of the keys of the two.
+                names = {"crop_area": "more_area", "image_size": "more_size"}
+                _made(lambda: make_image_views(stand_in, "more"), problems, names)
     problems.stop()
     _fill_in(settings, problems)
 
