@@ -1,7 +1,6 @@
 """Feature averaging: the draws of an example, the running means, the memory."""
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +14,9 @@ from invariance_jax.evaluation.averaging import (
     encode_views,
     sample_view,
 )
-from invariance_jax.types import Array
+from invariance_jax.transforms import View
 
 BATCH, FEATURES, SIZE = 6, 5, 2
-
-
-class Drawn(NamedTuple):
-    alpha: Array
-    held: Array
 
 
 class Tint:
@@ -30,7 +24,7 @@ class Tint:
 
     def sample(self, key, batch_size, /):
         key_alpha, key_held = jax.random.split(key)
-        return Drawn(
+        return View(
             jax.random.normal(key_alpha, (batch_size, 3)),
             jax.random.bernoulli(key_held, shape=(batch_size,)),
         )

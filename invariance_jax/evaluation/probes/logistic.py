@@ -177,14 +177,15 @@ def fit_logistic_in_blocks(
     classes = jnp.asarray(labels)
     check_labels("labels", classes, num_examples=len(h), num_classes=num_classes)
 
+    mean = np.mean(h, axis=0, dtype=np.float64)
+    middle = jnp.asarray(mean, jnp.float32)[None]
+
     def blocks() -> Iterator[tuple[Array, Array]]:
         for start in range(0, len(h), block_size):
             part = slice(start, start + block_size)
-            yield jnp.asarray(h[part], jnp.float32), classes[part]
+            yield jnp.asarray(h[part], jnp.float32) - middle, classes[part]
 
-    mean = sum(np.asarray(jnp.sum(x, axis=0), np.float64) for x, _ in blocks()) / len(h)
-    middle = jnp.asarray(mean, jnp.float32)[None]
-    gram = sum(np.asarray(_gram(x - middle), np.float64) for x, _ in blocks()) / len(h)
+    gram = sum(np.asarray(_gram(x), np.float64) for x, _ in blocks()) / len(h)
     basis = np.asarray(_basis(jnp.asarray(gram, jnp.float32), 2 * num_classes * l2))
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -193,7 +194,7 @@ def fit_logistic_in_blocks(
         probe = LinearProbe(*(jnp.asarray(a, jnp.float32) for a in (kernel, bias)))
         sums = [l2 * np.sum(kernel**2), 2 * l2 * kernel, np.zeros(num_classes)]
         for x, y in blocks():
-            loss, slope = _summed_loss(probe, x - middle, y)
+            loss, slope = _summed_loss(probe, x, y)
             for number, one in enumerate((loss, *slope)):
                 sums[number] = sums[number] + np.asarray(one, np.float64) / len(h)
         value, of_kernel, of_bias = sums
@@ -212,9 +213,8 @@ def fit_logistic_in_blocks(
     point = found.x.reshape(-1, num_classes)
     kernel = basis @ point[:-1]
     bias = point[-1] - mean @ kernel
-    rows = (_sum_to_zero(a) for a in (kernel, bias[None]))
-    kernel, bias = (jnp.asarray(a, jnp.float32) for a in rows)
-    return LinearProbe(kernel, bias[0])
+    parts = (_sum_to_zero(part) for part in (kernel, bias))
+    return LinearProbe(*(jnp.asarray(part, jnp.float32) for part in parts))
 
 
 @jax.jit
@@ -315,4 +315,4 @@ def _minimize(
 
 
 def _sum_to_zero(rows: PyTree) -> PyTree:
-    return rows - rows.mean(axis=1, keepdims=True)
+    return rows - rows.mean(axis=-1, keepdims=True)
