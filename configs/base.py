@@ -4,9 +4,11 @@ Every key is declared, with its type, range, default, unit and meaning, in
 `invariance_jax.settings.schema`; `python launch.py --mode=keys` prints them.
 """
 
-from collections.abc import Callable
+from typing import TypeVar
 
 from invariance_jax.settings import Config
+
+T = TypeVar("T")
 
 
 def get_config() -> Config:
@@ -14,9 +16,7 @@ def get_config() -> Config:
     return Config()
 
 
-def of_variant(
-    variants: dict[str, Callable[[Config], None]], variant: str
-) -> Callable[[Config], None]:
+def of_variant(variants: dict[str, T], variant: str) -> T:
     """Returns what a variant changes; raises ValueError with the names there are."""
     if variant not in variants:
         raise ValueError(

@@ -22,7 +22,7 @@ Variants (accuracy of logistic regression, test split, M = 100):
 
 from typing import Any
 
-from configs import cifar10
+from configs import base, cifar10
 from invariance_jax.settings import Config, change
 
 _LARS = {
@@ -96,13 +96,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def get_config(variant: str = "byol") -> Config:
     """Returns the configuration of a method, or of `smoke`."""
-    name, base = ("byol", "smoke") if variant == "smoke" else (variant, "resnet18")
-    if name not in VARIANTS:
-        raise ValueError(
-            f"the variant is {variant!r}; expected one of {', '.join(VARIANTS)}, smoke."
-        )
-    config = cifar10.get_config(base)
-    config.method.name = name
-    for key, value in VARIANTS[name].items():
+    changes = base.of_variant({**VARIANTS, "smoke": VARIANTS["byol"]}, variant)
+    is_smoke = variant == "smoke"
+    config = cifar10.get_config("smoke" if is_smoke else "resnet18")
+    config.method.name = "byol" if is_smoke else variant
+    for key, value in changes.items():
         change(config, key, value)
     return config

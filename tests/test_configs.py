@@ -15,17 +15,10 @@ from invariance_jax.transforms.spirograph import PARAMETERS
 
 ROOT = Path(__file__).resolve().parents[1]
 # By name: a file of a user's own beside them is none of ours.
-RUNS = (
-    *("cifar10", "cifar100", "fashion_mnist", "imagenet", "methods"),
-    *("spirograph", "stamps"),
-)
+RUNS = "cifar10 cifar100 fashion_mnist imagenet methods spirograph stamps".split()
 EXAMPLES = ("align_and_spread", "convnext", "rotate_and_blur")
-SETTINGS = ROOT / "invariance_jax" / "settings"
-SOURCES = [
-    path
-    for path in (ROOT / "invariance_jax").rglob("*.py")
-    if path != SETTINGS / "schema.py"
-]
+SOURCES = {*(ROOT / "invariance_jax").rglob("*.py")}
+SOURCES -= {ROOT / "invariance_jax" / "settings" / "schema.py"}
 
 
 def module(name):

@@ -25,8 +25,7 @@ ALONE = sweeps.Run(None, None, "")
 SWEEPS = Path(spirograph.__file__).parent / "sweeps"
 PROJECT = (
     *("baselines", "budget", "directions", "methods", "penalty_weight", "placement"),
-    "savings",
-    *("search", "search_conv", "search_images"),
+    *("savings", "search", "search_conv", "search_images"),
 )
 SMALL = {"steps": 4, "checkpoints.every_steps": 4, "logging.probe_every_steps": 0}
 GRID = {"penalty.weight": (0.0, 1), "seed": (0, 1)}
