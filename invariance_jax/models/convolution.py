@@ -9,7 +9,7 @@ derivatives are the other two. Hence every mode and order of differentiation is 
 as the operation itself.
 """
 
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -31,19 +31,12 @@ ROLES = ("image", "kernel", "output")
 
 
 class Geometry(NamedTuple):
-    """What the shapes of two of the three do not tell of the third.
+    """What the shapes of two of the three do not tell of the third."""
 
-    Attributes:
-      image: its rows and columns.
-      kernel: its rows and columns.
-      strides: pixels from one output to the next, along both axes.
-      padding: pixels of zeros on each of the four sides.
-    """
-
-    image: tuple[int, ...]
-    kernel: tuple[int, ...]
-    strides: int
-    padding: int
+    image: tuple[int, ...]  # rows and columns
+    kernel: tuple[int, ...]  # rows and columns
+    strides: int  # pixels from one output to the next, along both axes
+    padding: int  # pixels of zeros on each of the four sides
 
     @property
     def output(self) -> tuple[int, ...]:
@@ -53,25 +46,14 @@ class Geometry(NamedTuple):
 
 
 class Convolution(nn.Module):
-    """A convolution of images with square kernels and without a bias.
-
-    The parameter `kernel [size, size, C, features]` is that of `flax.linen.Conv`.
-
-    Attributes:
-      features: D, channels of the output.
-      kernel_size: rows and columns of the kernel.
-      strides: pixels from one output to the next, along both axes.
-      padding: pixels of zeros on each of the four sides.
-      kernel_init: initializer of the kernel.
-      dtype: of the computation; None is that of image and kernel, promoted.
-    """
+    """A convolution of images without a bias; names are those of `flax.linen.Conv`."""
 
     features: int
     kernel_size: tuple[int, int]
     strides: int = 1
     padding: int = 0
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-    dtype: DTypeLike | None = None
+    dtype: DTypeLike | None = None  # None: that of image and kernel, promoted
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -85,19 +67,8 @@ class Convolution(nn.Module):
 def convolve(x: Array, kernel: Array, *, strides: int, padding: int) -> Array:
     """Returns the convolution (in the sense of networks: the cross-correlation).
 
-    Args:
-      x: float `[B, H, W, C]`.
-      kernel: `[rows, columns, C, D]`, of the same dtype.
-      strides: pixels from one output to the next, along both axes.
-      padding: pixels of zeros on each of the four sides.
-
-    Returns:
-      `[B, H', W', D]`, with H' = (H + 2 padding - rows) // strides + 1.
-
-    Raises:
-      ValueError: if the ranks or the channels of x and kernel do not fit.
-
-    Gradients: with respect to both, of any order and mode.
+    Of x `[B, H, W, C]` with a kernel `[rows, columns, C, D]` of the same dtype, `[B,
+    H', W', D]` with H' = (H + 2 padding - rows) // strides + 1.
     """
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2]:
         raise ValueError(
@@ -114,8 +85,7 @@ _operation = Primitive("convolution_of_images")
 
 def _bind(role: str, given: dict[str, Array], geometry: Geometry) -> Array:
     arguments = [given[name] for name in _others(role)]
-    result: Array = _operation.bind(*arguments, role=role, geometry=geometry)
-    return result
+    return _operation.bind(*arguments, role=role, geometry=geometry)
 
 
 def _others(role: str) -> list[str]:
@@ -157,34 +127,28 @@ def _batch(
     }
     if role != "kernel" and "kernel" not in mapped:
         ((name, x),) = mapped.items()
-        y = _bind(role, {**given, name: x.reshape(-1, *x.shape[2:])}, geometry)
+        y = _bind(role, given | {name: x.reshape(-1, *x.shape[2:])}, geometry)
         return y.reshape(*x.shape[:2], *y.shape[1:]), 0
-    result: Array = jax.lax.map(
-        lambda own: _bind(role, {**given, **own}, geometry), mapped
-    )
-    return result, 0
+    return jax.lax.map(lambda own: _bind(role, given | own, geometry), mapped), 0
 
 
 def by_xla(one: Array, two: Array, *, role: str, geometry: Geometry) -> Array:
     """Returns the image, kernel or output of a role from the other two, by XLA."""
     if role == "output":
-        sides = (geometry.padding, geometry.padding)
-        y: Array = jax.lax.conv_general_dilated(
+        return jax.lax.conv_general_dilated(
             one,
             two,
-            (geometry.strides, geometry.strides),
-            (sides, sides),
+            [geometry.strides] * 2,
+            [(geometry.padding, geometry.padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y
     convolution = partial(by_xla, role="output", geometry=geometry)
     shape = _abstract(jax.typeof(one), jax.typeof(two), role=role, geometry=geometry)
     if role == "image":
         transposed = jax.linear_transpose(lambda x: convolution(x, one), shape)
     else:
         transposed = jax.linear_transpose(lambda k: convolution(one, k), shape)
-    (result,) = transposed(two)
-    return result
+    return transposed(two)[0]
 
 
 def by_products(one: Array, two: Array, *, role: str, geometry: Geometry) -> Array:
@@ -215,17 +179,7 @@ def _pays(one: Array, two: Array, role: str, geometry: Geometry) -> bool:
     return tiles >= _TILES and min(channels) >= _CHANNELS
 
 
-@cache
-def _compiled(role: str, geometry: Geometry) -> Any:
-    return jax.jit(partial(_operation.bind, role=role, geometry=geometry))
-
-
-def _eager(one: Array, two: Array, *, role: str, geometry: Geometry) -> Array:
-    result: Array = _compiled(role, geometry)(one, two)
-    return result
-
-
-_operation.def_impl(_eager)
+_operation.def_impl(jax.jit(_operation.bind, static_argnames=("role", "geometry")))
 _operation.def_abstract_eval(_abstract)
 ad.defbilinear(_operation, partial(_transpose, 0), partial(_transpose, 1))
 batching.primitive_batchers[_operation] = _batch

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from invariance_jax.arguments import check_choice, check_integer
 from invariance_jax.models.normalization import BatchNorm
 from invariance_jax.models.resnet import check_images
 from invariance_jax.types import Array
@@ -56,11 +57,12 @@ class MLP(nn.Module):
           ValueError: if the images have another rank, or as of `BatchNorm`, or if
             width, depth or final is none of the above.
 
-        Gradients: with respect to images and parameters, reverse over forward mode
-          included.
+        Gradients: in images and parameters, reverse over forward mode included.
         """
         check_images(images)
-        self._check_settings()
+        check_integer("width", self.width)
+        check_integer("depth", self.depth)
+        check_choice("final", self.final, FINALS)
         x = images.reshape(images.shape[0], -1)
         for layer in range(self.depth):
             bare = layer == self.depth - 1 and self.final == "linear"
@@ -72,19 +74,12 @@ class MLP(nn.Module):
                 name=f"dense{layer + 1}",
             )(x)
             if not bare:
-                x = BatchNorm(
+                norm = BatchNorm(
                     group_size=self.group_size,
                     tangent=self.tangent,
                     axis_name=self.axis_name,
                     dtype=self.dtype,
                     name=f"bn{layer + 1}",
-                )(x, train=train)
-                x = nn.relu(x)
+                )
+                x = nn.relu(norm(x, train=train))
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-    def _check_settings(self) -> None:
-        for name in ("width", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more")
-        if self.final not in FINALS:
-            raise ValueError(f"final is {self.final!r}, expected one of {FINALS}")

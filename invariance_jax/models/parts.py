@@ -20,7 +20,7 @@ def map_parts(function: Callable[[Array], Array], x: Array) -> Array:
     parts = _num_parts(x)
     if parts == 1:
         return function(x)
-    y: Array = jax.lax.map(function, _split(x, parts))
+    y = jax.lax.map(function, _split(x, parts))
     return y.reshape(-1, *y.shape[2:])
 
 

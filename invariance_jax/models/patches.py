@@ -34,10 +34,7 @@ def image_gradient(
     strides: int,
     padding: int,
 ) -> Array:
-    """Returns the gradient of `sum(cotangent * convolve(x, kernel))` in x.
-
-    The size is `(H, W)`.
-    """
+    """Returns the gradient of `sum(cotangent * convolve(x, kernel))` in x `(H, W)`."""
     matrix = kernel.reshape(-1, kernel.shape[-1])
 
     def differentiate_part(cotangent: Array) -> Array:
@@ -55,10 +52,7 @@ def image_gradient(
 def kernel_gradient(
     x: Array, cotangent: Array, *, size: tuple[int, ...], strides: int, padding: int
 ) -> Array:
-    """Returns the gradient of `sum(cotangent * convolve(x, kernel))` in the kernel.
-
-    The size is `(rows, columns)`.
-    """
+    """Returns the gradient of `sum(cotangent * convolve(x, kernel))` in the kernel."""
 
     def differentiate_part(x: Array, cotangent: Array) -> Array:
         patches = _patches(x, size, strides, padding).reshape(-1, rows)

@@ -7,14 +7,17 @@ The heads of other methods differ in the number of layers, their widths and what
 after the last one; a bias before BatchNorm, which some papers have, does nothing.
 """
 
-import chex
+from functools import partial
+
 import flax.linen as nn
 
+from invariance_jax.arguments import check_matrix
 from invariance_jax.models.normalization import BatchNorm
 from invariance_jax.types import Array
 
 # a uniform distribution on +-a has variance a^2 / 3
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+_dense = partial(nn.Dense, kernel_init=_kernel_init)
 
 
 class ProjectionHead(nn.Module):
@@ -57,33 +60,22 @@ class ProjectionHead(nn.Module):
 
         Gradients: with respect to h and parameters, reverse over forward mode included.
         """
-        chex.assert_rank(
-            h,
-            2,
-            exception_type=ValueError,
-            custom_message=f"h has shape {h.shape}, expected [B, D]",
-        )
-        hidden = self.features or h.shape[-1]
-        for layer in range(1, self.layers):
-            h = self._dense(hidden, layer, bias=False)(h)
-            h = nn.relu(self._norm(True, layer)(h, train=train))
-        h = self._dense(self.output, self.layers, bias=self.final_bias)(h)
-        return self._norm(False, self.layers)(h, train=train) if self.final_norm else h
-
-    def _dense(self, features: int, layer: int, *, bias: bool) -> nn.Dense:
-        return nn.Dense(
-            features, use_bias=bias, kernel_init=_kernel_init, name=f"dense{layer}"
-        )
-
-    def _norm(self, affine: bool, layer: int) -> BatchNorm:
-        return BatchNorm(
-            use_scale=affine,
-            use_bias=affine,
+        check_matrix("h", h, expected="[B, D]")
+        norm = partial(
+            BatchNorm,
             group_size=self.group_size,
             tangent=self.tangent,
             axis_name=self.axis_name,
-            name=f"bn{layer}",
         )
+        hidden, last = self.features or h.shape[-1], self.layers
+        for layer in range(1, last):
+            h = _dense(hidden, use_bias=False, name=f"dense{layer}")(h)
+            h = nn.relu(norm(name=f"bn{layer}")(h, train=train))
+        h = _dense(self.output, use_bias=self.final_bias, name=f"dense{last}")(h)
+        if not self.final_norm:
+            return h
+        norm = partial(norm, use_scale=False, use_bias=False)
+        return norm(name=f"bn{last}")(h, train=train)
 
 
 class PredictedProjection(nn.Module):

@@ -1,6 +1,7 @@
 """Encoders by name."""
 
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -11,16 +12,12 @@ from invariance_jax.models.resnet import STEMS, WIDTH, ResNet
 from invariance_jax.models.vit import ViT
 
 # name -> (stage_sizes, bottleneck)
-_RESNETS = {
+RESNETS = {
     "resnet18": ((2, 2, 2, 2), False),
     "resnet34": ((3, 4, 6, 3), False),
     "resnet50": ((3, 4, 6, 3), True),
 }
-
-# name -> (width, depth)
-_VITS = {"vit_tiny": (192, 12), "vit_small": (384, 12)}
-
-RESNETS, VITS = tuple(_RESNETS), tuple(_VITS)
+VITS = {"vit_tiny": 192, "vit_small": 384}  # their width
 ENCODERS = (*RESNETS, "mlp", *VITS)
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}
 
@@ -42,9 +39,7 @@ def create_encoder(
 ) -> nn.Module:
     """Returns an encoder, called as `module.apply(variables, images, train=bool)`.
 
-    One set of settings serves every name, so that a change of the encoder is a change
-    of its name: stem applies to ResNets, final to the MLP, patch_size and pool to
-    vision transformers, and a setting that does not apply is ignored.
+    One set of settings serves every name; those that do not apply to it are ignored.
 
     >>> import jax
     >>> encoder = create_encoder("mlp", width=8, depth=2)
@@ -57,7 +52,8 @@ def create_encoder(
     Args:
       name: one of `ENCODERS`. D is 8 times the width for resnet18 and resnet34, 32
         times for resnet50, and the width for the others.
-      stem: "cifar" (3x3, stride 1) or "imagenet" (7x7, stride 2, max-pool).
+      stem: of a ResNet, "cifar" (3x3, stride 1) or "imagenet" (7x7, stride 2,
+        max-pool).
       width: channels of the first stage of a ResNet, features of the others. None: 64
         for ResNets, 512 for the MLP, 192 for vit_tiny, 384 for vit_small.
       depth: dense layers of the MLP, or blocks of a transformer. None: 3, or 12.
@@ -83,18 +79,11 @@ def create_encoder(
     """
     _check_choice("name", name, ENCODERS)
     _check_choice("stem", stem, STEMS)
-    _check_choice("precision", precision, tuple(PRECISIONS))
+    _check_choice("precision", precision, PRECISIONS)
     dtype = PRECISIONS[precision]
-    if name in _VITS:
-        own_width, own_depth = _VITS[name]
-        return ViT(
-            patch_size,
-            width or own_width,
-            depth or own_depth,
-            pool,
-            rematerialize,
-            dtype,
-        )
+    if name in VITS:
+        width, depth = width or VITS[name], depth or 12
+        return ViT(patch_size, width, depth, pool, rematerialize, dtype)
     common: dict[str, Any] = {
         "group_size": norm_group_size,
         "tangent": norm_tangent,
@@ -103,22 +92,14 @@ def create_encoder(
     }
     if name == "mlp":
         return MLP(width or 512, depth or 3, final, **common)
-    stage_sizes, bottleneck = _RESNETS[name]
-    return ResNet(
-        stage_sizes,
-        bottleneck,
-        width or WIDTH,
-        stem=stem,
-        rematerialize=rematerialize,
-        **common,
-    )
+    width = width or WIDTH
+    return ResNet(*RESNETS[name], width, stem, rematerialize=rematerialize, **common)
 
 
-def _check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
-    if value in choices:
-        return
-    closest = difflib.get_close_matches(value, choices, n=1, cutoff=0.0)
-    raise ValueError(
-        f"{argument} is {value!r}, expected one of {', '.join(choices)}; "
-        f"the closest is {closest[0]!r}"
-    )
+def _check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        closest = difflib.get_close_matches(value, choices, n=1, cutoff=0.0)
+        raise ValueError(
+            f"{argument} is {value!r}, expected one of {', '.join(choices)}; "
+            f"the closest is {closest[0]!r}"
+        )

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from invariance_jax.arguments import check_shape
+from invariance_jax.arguments import check_choice, check_shape
 from invariance_jax.models.convolution import Convolution
 from invariance_jax.models.normalization import BatchNorm
 from invariance_jax.types import Array
@@ -86,15 +86,9 @@ class ResidualBlock(nn.Module):
     def _convolve(
         self, x: Array, width: int, kernel: int, stride: int, name: str
     ) -> Array:
-        convolution = self.conv(
-            width * self.features,
-            (kernel, kernel),
-            strides=stride,
-            padding=kernel // 2,
-            name=name,
-        )
-        y: Array = convolution(x)
-        return y
+        size, padding = (kernel, kernel), kernel // 2
+        features = width * self.features
+        return self.conv(features, size, strides=stride, padding=padding, name=name)(x)
 
 
 class ResNet(nn.Module):
@@ -141,8 +135,7 @@ class ResNet(nn.Module):
           ValueError: if the images have another rank, or as of `BatchNorm`, or if the
             stem is unknown.
 
-        Gradients: with respect to images and parameters, reverse over forward mode
-          included.
+        Gradients: in images and parameters, reverse over forward mode included.
         """
         check_images(images)
         conv = partial(Convolution, kernel_init=_kernel_init, dtype=self.dtype)
@@ -171,8 +164,7 @@ class ResNet(nn.Module):
         return jnp.mean(x, axis=(1, 2))
 
     def _stem(self, x: Array, conv: Factory, norm: Factory, train: bool) -> Array:
-        if self.stem not in STEMS:
-            raise ValueError(f"stem is {self.stem!r}, expected one of {STEMS}")
+        check_choice("stem", self.stem, STEMS)
         large = self.stem == "imagenet"
         size, stride = (7, 2) if large else (3, 1)
         kernel = (size, size)

@@ -7,17 +7,23 @@ along alpha needs no signs. Not in Foster et al. (2021).
 """
 
 import math
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from invariance_jax.arguments import check_choice
 from invariance_jax.models.resnet import check_images
 from invariance_jax.types import Array, Key
 
 POOLS = ("token", "mean")
 HEAD_FEATURES = 64
+
+_norm = partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+_xavier = nn.initializers.xavier_uniform()
 
 
 class Block(nn.Module):
@@ -32,24 +38,14 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Returns the tokens `[B, N, D]` after the block; D is a multiple of 64."""
+        settings: dict[str, Any] = {"kernel_init": _xavier, "dtype": self.dtype}
         features = x.shape[-1]
-        y = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name="ln1")(x)
-        x += nn.MultiHeadDotProductAttention(
-            features // HEAD_FEATURES,
-            kernel_init=nn.initializers.xavier_uniform(),
-            dtype=self.dtype,
-            name="attention",
-        )(y)
-        y = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name="ln2")(x)
-        for number, size in enumerate((4 * features, features), start=1):
-            y = nn.gelu(y, approximate=False) if number == 2 else y
-            y = nn.Dense(
-                size,
-                kernel_init=nn.initializers.xavier_uniform(),
-                dtype=self.dtype,
-                name=f"dense{number}",
-            )(y)
-        return x + y
+        heads = features // HEAD_FEATURES
+        attend = nn.MultiHeadDotProductAttention(heads, name="attention", **settings)
+        x += attend(_norm(name="ln1")(x))
+        y = nn.Dense(4 * features, name="dense1", **settings)(_norm(name="ln2")(x))
+        y = nn.gelu(y, approximate=False)
+        return x + nn.Dense(features, name="dense2", **settings)(y)
 
 
 class ViT(nn.Module):
@@ -88,8 +84,7 @@ class ViT(nn.Module):
           ValueError: if the images have another rank or sides that are no multiples of
             the patch size, or the width is no multiple of 64, or the pool is unknown.
 
-        Gradients: with respect to images and parameters, reverse over forward mode
-          included.
+        Gradients: in images and parameters, reverse over forward mode included.
         """
         check_images(images)
         self._check(images)
@@ -113,7 +108,7 @@ class ViT(nn.Module):
         block = nn.remat(Block) if self.rematerialize else Block
         for layer in range(self.depth):
             x = block(dtype=self.dtype, name=f"block{layer + 1}")(x)
-        x = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name="ln")(x)
+        x = _norm(name="ln")(x)
         return x[:, 0] if self.pool == "token" else jnp.mean(x, axis=1)
 
     def _check(self, images: Array) -> None:
@@ -127,14 +122,13 @@ class ViT(nn.Module):
             raise ValueError(
                 f"width is {self.width}, expected a multiple of {HEAD_FEATURES}"
             )
-        if self.pool not in POOLS:
-            raise ValueError(f"pool is {self.pool!r}, expected one of {POOLS}")
+        check_choice("pool", self.pool, POOLS)
 
 
 def _init_patches(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Returns kernels `[p, p, 3, D]` drawn as those of a linear layer (MoCo v3)."""
     linear = math.prod(shape[:-1]), shape[-1]
-    return nn.initializers.xavier_uniform()(key, linear, dtype).reshape(shape)
+    return _xavier(key, linear, dtype).reshape(shape)
 
 
 def _positions(rows: int, columns: int, features: int) -> np.ndarray:

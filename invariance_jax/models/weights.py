@@ -25,11 +25,12 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from invariance_jax.models.registry import RESNETS, create_encoder
 from invariance_jax.models.resnet import STEMS, WIDTH
@@ -62,13 +63,7 @@ LEAVES = {
 
 
 class Architecture(NamedTuple):
-    """Which encoder it is, as `create_encoder` calls it.
-
-    Attributes:
-      name: "resnet18", "resnet34" or "resnet50".
-      stem: "cifar" or "imagenet".
-      width: channels of the first stage.
-    """
+    """Which encoder it is: arguments of `create_encoder`."""
 
     name: str
     stem: str
@@ -101,16 +96,12 @@ def from_torch_state_dict(
     tensors = _unwrap(state_dict, prefix)
     architecture = _closest(tensors)
     _check(tensors, architecture)
-    variables: dict[str, Any] = {}
+    found = {}
     for name, (path, _) in _expected(*architecture).items():
         array = tensors[name]
         array = array.astype(np.float64 if array.dtype == np.float64 else np.float32)
-        node = variables
-        for step in path[:-1]:
-            node = node.setdefault(step, {})
-        is_kernel = path[-1] == "kernel"
-        node[path[-1]] = array.transpose(2, 3, 1, 0) if is_kernel else array
-    return variables
+        found[path] = array.transpose(2, 3, 1, 0) if path[-1] == "kernel" else array
+    return unflatten_dict(found)
 
 
 def to_torch_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -128,12 +119,11 @@ def to_torch_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         missing, unexpected or of another shape are named.
     """
     tensors = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(dict(variables))[0]:
+    for path, leaf in flatten_dict(dict(variables)).items():
         array = np.asarray(leaf)
-        names = tuple(str(key.key) for key in path)
-        if names[-1] == "kernel" and array.ndim == 4:
+        if path[-1] == "kernel" and array.ndim == 4:
             array = array.transpose(3, 2, 0, 1)
-        tensors[_torch_name(names)] = array
+        tensors[_torch_name(path)] = array
     architecture = _closest(tensors)
     _check(tensors, architecture)
     state_dict = {}
@@ -191,10 +181,9 @@ def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     try:
         if path.suffix == ".safetensors":
             return _from_safetensors(path.read_bytes())
-        with path.open("rb") as file:
-            _check_size(file, path.stat().st_size)
-            archive = np.load(file, allow_pickle=False)
-            return {name: archive[name] for name in archive.files}
+        _check_size(path)
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
     except Exception as error:  # zipfile, zlib, json and NumPy each raise their own
         raise ValueError(f"{path} cannot be read: {error}") from error
 
@@ -224,16 +213,15 @@ def save_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> N
     temporary.rename(path)
 
 
-def _check_size(file: BinaryIO, size: int) -> None:
+def _check_size(path: Path) -> None:
     """Refuses an archive that takes far more memory than its bytes on the disk."""
-    with zipfile.ZipFile(file) as archive:
+    with zipfile.ZipFile(path) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
-    if unpacked > 20 * size:
+    if unpacked > 20 * (size := path.stat().st_size):
         raise ValueError(
             f"it holds {unpacked:,} bytes in a file of {size:,}; expected weights, "
             "which cannot be packed so small"
         )
-    file.seek(0)
 
 
 def _from_safetensors(data: bytes) -> dict[str, np.ndarray]:
@@ -290,16 +278,12 @@ def _unwrap(state_dict: Mapping[str, Any], prefix: str | None) -> dict[str, np.n
     if prefix is not None and prefix not in candidates:
         raise ValueError(f"no ResNet has the prefix {prefix!r}; found {listed}.")
     start = prefix if prefix is not None else next(iter(candidates), "")
-    own = {
-        name.removeprefix(start).removeprefix("stem."): array
-        for name, array in flat.items()
-        if name.startswith(start)
-    }
-    found = {
-        name: _to_numpy(name, array)
-        for name, array in own.items()
-        if _LAYER.match(name) and not name.endswith("num_batches_tracked")
-    }
+    found = {}
+    for name, array in flat.items():
+        own = name.removeprefix(start).removeprefix("stem.")
+        is_counter = own.endswith("num_batches_tracked")
+        if name.startswith(start) and _LAYER.match(own) and not is_counter:
+            found[own] = _to_numpy(own, array)
     if not found:
         raise _no_resnet(flat)
     return found
@@ -334,12 +318,11 @@ def _expected(
 ) -> dict[str, tuple[tuple[str, ...], Any]]:
     """Returns torchvision's name -> (path in the variables, shape) of each tensor."""
     encoder = create_encoder(name, stem=stem, width=width)
-    image = jnp.zeros((1, 8, 8, 3))
     init = functools.partial(encoder.init, train=False)
-    shapes = jax.eval_shape(init, jax.random.key(0), image)
+    shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     found = {}
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
-        path, shape = tuple(str(key.key) for key in keys), leaf.shape
+    for path, leaf in flatten_dict(shapes).items():
+        shape = leaf.shape
         if path[-1] == "kernel":
             shape = (shape[3], shape[2], *shape[:2])
         found[_torch_name(path)] = (path, shape)
@@ -368,12 +351,11 @@ def _torch_order(name: str) -> tuple[Any, ...]:
 
 def _closest(tensors: Mapping[str, np.ndarray]) -> Architecture:
     """Returns the architecture that shares most tensors, by name and shape."""
-    found = {(name, np.shape(array)) for name, array in tensors.items()}
+    found = {(name, array.shape) for name, array in tensors.items()}
     width = [*np.shape(tensors.get("conv1.weight", 0)), WIDTH][0]
     shared = {}
-    for architecture in itertools.starmap(
-        Architecture, itertools.product(RESNETS, STEMS, [width])
-    ):
+    for name, stem in itertools.product(RESNETS, STEMS):
+        architecture = Architecture(name, stem, width)
         of_it = _expected(*architecture)
         wanted = {(tensor, shape) for tensor, (_, shape) in of_it.items()}
         shared[architecture] = len(found & wanted), -len(wanted)
@@ -390,14 +372,14 @@ def _check(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> Non
         "missing": sorted({*expected} - {*tensors}),
         "unexpected": sorted({*tensors} - {*expected}),
         "of another shape": [
-            f"{name} {list(np.shape(tensors[name]))}, not {list(expected[name][1])}"
+            f"{name} {list(tensors[name].shape)}, not {list(expected[name][1])}"
             for name in common
-            if np.shape(tensors[name]) != expected[name][1]
+            if tensors[name].shape != expected[name][1]
         ],
         "not floating": [
-            f"{name} ({np.asarray(tensors[name]).dtype})"
+            f"{name} ({tensors[name].dtype})"
             for name in common
-            if not jnp.issubdtype(np.asarray(tensors[name]).dtype, jnp.floating)
+            if not jnp.issubdtype(tensors[name].dtype, jnp.floating)
         ],
     }
     told = []

@@ -98,21 +98,14 @@ def _stack(sums: np.ndarray, entries: Iterable[Array], axis: int) -> Array:
     rows = [zip(row.tolist(), entries, strict=True) for row in sums]
     made = [sum(factor * entry for factor, entry in row if factor) for row in rows]
     # Without the barrier XLA computes the entries again for each sum of the other axis.
-    stacked: Array = jax.lax.optimization_barrier(jnp.stack(made, axis))
-    return stacked
+    return jax.lax.optimization_barrier(jnp.stack(made, axis))
 
 
 def _tile_sums(x: Array, sums: np.ndarray, *, apart: int, before: int) -> Array:
-    """Returns `T X T^T` of each tile X, where sums is T.
+    """Returns `T X T^T` of each tile X, where sums is T, `[len(T)^2, B * tiles, C]`.
 
-    Args:
-      x: `[B, H, W, C]`.
-      sums: `[S, size]`, size pixels per side of a tile; tiles cover the image.
-      apart: pixels from one tile to the next.
-      before: rows and columns of zeros before the first.
-
-    Returns:
-      `[S * S, B * tiles, C]`.
+    Tiles lie so many pixels apart and cover the image, with some rows and columns of
+    zeros before the first.
     """
     size = sums.shape[1]
     tiles = [-(-length // apart) for length in x.shape[1:3]]
