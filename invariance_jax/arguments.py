@@ -41,6 +41,13 @@ def promote(**arrays: Array) -> list[Array]:
     ]
 
 
+def promote_pair(**pair: Array) -> list[Array]:
+    """Returns two matrices `[B, D]` of one shape in one dtype."""
+    check_matrix(*next(iter(pair.items())), expected="[B, D]")
+    check_same_shape(**pair)
+    return promote(**pair)
+
+
 def promote_images(images: Array, *, channels: int | None = None) -> Array:
     """Returns images `[B, H, W, C]` in at least float32; integers are refused."""
     expected = f"[B, H, W, {channels or 'C'}]"

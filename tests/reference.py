@@ -90,10 +90,8 @@ def oracle_barlow_twins(z1, z2, *, off_diagonal_weight):
     loss = 0.0
     for i in range(z1.shape[1]):
         for j in range(z2.shape[1]):
-            a, b = (
-                z1[:, i] - sum(z1[:, i]) / len(z1),
-                z2[:, j] - sum(z2[:, j]) / len(z2),
-            )
+            a = z1[:, i] - sum(z1[:, i]) / len(z1)
+            b = z2[:, j] - sum(z2[:, j]) / len(z2)
             correlation = sum(a * b) / math.sqrt(sum(a**2) * sum(b**2))
             if i == j:
                 loss += (1 - correlation) ** 2
@@ -139,12 +137,8 @@ def oracle_emp_ssl(*z, invariance_weight, distortion):
 def oracle_negative_cosine(p, z):
     """`[B]`: minus the cosine of the angle between two rows."""
     p, z = np.asarray(p, np.float64), np.asarray(z, np.float64)
-    return np.array(
-        [
-            -sum(a * b) / math.sqrt(sum(a**2) * sum(b**2))
-            for a, b in zip(p, z, strict=True)
-        ]
-    )
+    pairs = zip(p, z, strict=True)
+    return np.array([-sum(a * b) / math.sqrt(sum(a**2) * sum(b**2)) for a, b in pairs])
 
 
 def oracle_penalty(
@@ -163,10 +157,7 @@ def oracle_penalty(
     With signs `[K, B, D]`, of the square of its projection.
     """
     batch_size = len(alpha)
-    h = np.asarray(represent(alpha), np.float64)
-    variance = 0.0
-    for d in range(h.shape[1]):
-        variance += sum((h[:, d] - sum(h[:, d]) / batch_size) ** 2) / batch_size
+    variance = oracle_variance(np.asarray(represent(alpha), np.float64))
     penalty = np.zeros(batch_size)
     for k, other in enumerate(alpha_other):
         ahead = np.array(represent(alpha + step * (other - alpha)), np.float64)
@@ -186,6 +177,12 @@ def oracle_penalty(
     return penalty
 
 
+def oracle_variance(h):
+    """The sum over the features of their variances over the batch, ddof 0."""
+    means = [sum(feature) / len(feature) for feature in h.T]
+    return sum(sum((f - m) ** 2) / len(f) for f, m in zip(h.T, means, strict=True))
+
+
 def oracle_limit(squared, limit, shape):
     """The squared change below its limit."""
     if shape == "hard":
@@ -198,11 +195,7 @@ def oracle_consistency(
 ):
     """`[B]`: the squared distance of two views, in the unit of the normalization."""
     h1, h2 = np.array(h1, np.float64), np.array(h2, np.float64)
-    variance = 0.0
-    for h in (h1, h2):
-        for d in range(h.shape[1]):
-            middle = sum(h[:, d]) / len(h)
-            variance += sum((h[:, d] - middle) ** 2) / len(h) / 2
+    variance = (oracle_variance(h1) + oracle_variance(h2)) / 2
     distances = np.zeros(len(h1))
     for i, (one, two) in enumerate(zip(h1, h2, strict=True)):
         if normalization == "l2":

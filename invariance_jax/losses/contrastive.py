@@ -16,13 +16,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from invariance_jax.arguments import (
-    check_integer,
-    check_matrix,
-    check_number,
-    check_same_shape,
-    promote,
-)
+from invariance_jax.arguments import check_integer, check_number, promote_pair
 from invariance_jax.numerics import l2_normalize, num_replicas
 from invariance_jax.types import Array
 
@@ -101,8 +95,7 @@ def dcl(
         raise ValueError(
             f"z1 and z2 must hold 2 or more examples, for negatives; found {len(z1)}."
         )
-    ratio = _log_ratios(z1, z2, temperature, block_size, axis_name)
-    return jnp.mean(ratio, axis=0)
+    return jnp.mean(_log_ratios(z1, z2, temperature, block_size, axis_name), axis=0)
 
 
 def info_nce(
@@ -165,10 +158,8 @@ def _log_ratios(
 
 def _normalized(temperature: float | Array, **pair: Array) -> list[Array]:
     """Returns two matrices of one shape, each row divided by its norm."""
-    check_matrix(*next(iter(pair.items())), expected="[B, D]")
-    check_same_shape(**pair)
     check_number("temperature", temperature, low=0, above=True)
-    return [l2_normalize(rows) for rows in promote(**pair)]
+    return [l2_normalize(rows) for rows in promote_pair(**pair)]
 
 
 def _gather(rows: Array, axis_name: str | None) -> tuple[Array, Array]:
@@ -209,5 +200,4 @@ def _log_ratio(
         return jax.vmap(log_ratio)(*rows)
     block_size = check_integer("block_size", block_size)
     again = jax.checkpoint(log_ratio)
-    ratios: Array = jax.lax.map(lambda row: again(*row), rows, batch_size=block_size)
-    return ratios
+    return jax.lax.map(lambda row: again(*row), rows, batch_size=block_size)

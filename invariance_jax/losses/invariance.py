@@ -16,11 +16,11 @@ import jax.numpy as jnp
 
 from invariance_jax.arguments import (
     check_choice,
-    check_matrix,
     check_number,
     check_same_shape,
     check_shape,
     promote,
+    promote_pair,
 )
 from invariance_jax.numerics import (
     batch_mean,
@@ -200,18 +200,14 @@ def consistency(
 
     Gradients: with respect to h1 and h2.
     """
-    check_matrix("h1", h1, expected="[B, D]")
-    check_same_shape(h1=h1, h2=h2)
     _check_settings(normalization, example_limit, limit_shape)
-    h1, h2 = promote(h1=h1, h2=h2)
+    h1, h2 = promote_pair(h1=h1, h2=h2)
     if normalization == "l2":
         change = l2_normalize(h1) - l2_normalize(h2)
     else:
         change = h1 - h2
-    squared = _relative(
-        change, h1, h2, normalization=normalization, axis_name=axis_name
-    )
-    return _limit(squared, example_limit, limit_shape)
+    relative = partial(_relative, normalization=normalization, axis_name=axis_name)
+    return _limit(relative(change, h1, h2), example_limit, limit_shape)
 
 
 def _normalized(

@@ -19,11 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from invariance_jax.arguments import (
-    check_matrix,
     check_number,
-    check_same_shape,
     check_shape,
     promote,
+    promote_pair,
 )
 from invariance_jax.numerics import (
     batch_mean,
@@ -69,7 +68,7 @@ def barlow_twins(
     Cost: one product of `[D, B]` with `[B, D]`, and one array `[D, D]`.
     """
     check_number("off_diagonal_weight", off_diagonal_weight, low=0)
-    z1, z2 = _promote_pair(z1, z2, axis_name)
+    z1, z2 = _check_pair(z1, z2, axis_name)
     mean = partial(batch_mean, keepdims=True, axis_name=axis_name)
     standardized = []
     for z in (z1, z2):
@@ -118,13 +117,10 @@ def vicreg(
     Gradients: with respect to both projections.
     Cost: two products of `[D, B]` with `[B, D]`, and two arrays `[D, D]`.
     """
-    for name, weight in [
-        ("invariance_weight", invariance_weight),
-        ("variance_weight", variance_weight),
-        ("covariance_weight", covariance_weight),
-    ]:
-        check_number(name, weight, low=0)
-    z1, z2 = _promote_pair(z1, z2, axis_name)
+    check_number("invariance_weight", invariance_weight, low=0)
+    check_number("variance_weight", variance_weight, low=0)
+    check_number("covariance_weight", covariance_weight, low=0)
+    z1, z2 = _check_pair(z1, z2, axis_name)
     number = len(z1) * num_replicas(axis_name=axis_name)
     variance, covariance = jnp.zeros((2,), z1.dtype)
     for z in (z1, z2):
@@ -200,21 +196,18 @@ def negative_cosine(p: Array, z: Array) -> Array:
 
     Gradients: with respect to both.
     """
-    check_matrix("p", p, expected="[B, D]")
-    check_same_shape(p=p, z=z)
-    p, z = promote(p=p, z=z)
+    p, z = promote_pair(p=p, z=z)
     return -jnp.sum(l2_normalize(p) * l2_normalize(z), axis=1)
 
 
-def _promote_pair(z1: Array, z2: Array, axis_name: str | None) -> list[Array]:
-    check_matrix("z1", z1, expected="[B, D]")
-    check_same_shape(z1=z1, z2=z2)
+def _check_pair(z1: Array, z2: Array, axis_name: str | None) -> list[Array]:
+    pair = promote_pair(z1=z1, z2=z2)
     if len(z1) * num_replicas(axis_name=axis_name) < 2:
         raise ValueError(
             f"z1 and z2 must hold 2 or more examples, for statistics over them; found "
             f"{len(z1)}."
         )
-    return promote(z1=z1, z2=z2)
+    return pair
 
 
 def _mean_product(a: Array, b: Array, axis_name: str | None) -> Array:
