@@ -15,15 +15,13 @@ from tiny import tiny_config
 
 from invariance_jax.benchmarks import (
     MODULES,
+    NEED_TORCH,
     ON_GPU,
-    augment,
     check_names,
     gpu,
     peers,
     probe,
-    render,
     restart,
-    runs,
     steps,
     timing,
 )
@@ -38,7 +36,7 @@ ONCE = Options(Timer(1, 0.0), tiny_config({"encoder.width": 4}))
 COUNTS = {
     "render": (2, 2),
     "augment": (1, 0),
-    "decode": (2, 0),
+    "decode": (2, 1),
     "steps": (0, 4),
     "penalty": (1, 0),
     "loss": (2, 2),
@@ -79,21 +77,15 @@ class Clock:
         return called
 
 
-@pytest.mark.parametrize("min_seconds", [0.0, 1.0])
-def test_a_timer_gives_the_seconds_of_one_call_without_the_first(min_seconds):
-    clock = Clock()
-    calls = clock.call("a", 9.0, 0.25), clock.call("b", 2.0)
-    times = Timer(3, min_seconds, clock)(*calls)
-    np.testing.assert_allclose(times, [[0.25] * 3, [2.0] * 3])
-
-
 @pytest.mark.parametrize(
     ("min_seconds", "calls"), [(1.0, "aabb" + "aab" + "baa"), (0.0, "ab" + "ab" + "ba")]
 )
 def test_a_timer_fills_the_least_time_and_takes_turns(min_seconds, calls):
     clock = Clock()
-    Timer(2, min_seconds, clock)(clock.call("a", 0.5), clock.call("b", 2.0))
+    both = clock.call("a", 9.0, 0.5), clock.call("b", 2.0)
+    times = Timer(2, min_seconds, clock)(*both)
     assert "".join(clock.calls) == calls
+    np.testing.assert_allclose(times, [[0.5] * 2, [2.0] * 2])  # of a call but the first
 
 
 def test_a_timer_waits_for_the_result():
@@ -126,7 +118,7 @@ def test_a_table_has_a_column_for_each_key_and_three_digits():
 @pytest.mark.parametrize("found", [[1.0, 2.3], [1.0, np.nan], [1.0, 2.0, 3.0]])
 def test_a_peer_that_computes_something_else_is_refused(found):
     timing.check_same("x", [1.0, 2.1], [1.0, 2.0], 0.1)
-    with pytest.raises(ValueError, match="x of the peer .* expected at most 0.1"):
+    with pytest.raises(AssertionError, match="x of the peer"):
         timing.check_same("x", found, [1.0, 2.0], 0.1)
 
 
@@ -141,10 +133,10 @@ def benchmark(name):
     return getattr(module, f"time_{name}")
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_benchmark_runs(name, monkeypatch):
-    if name in ("steps", "probe") and not timing.has_torch():
+    if name in NEED_TORCH and not timing.has_torch():
         pytest.skip("needs PyTorch")
     monkeypatch.chdir(ROOT)
     two = {form: steps.FORMS[form] for form in ("plain", "penalized")}
@@ -159,7 +151,7 @@ def test_a_benchmark_runs(name, monkeypatch):
 
 @pytest.mark.parametrize(("image_size", "num_points"), [(32, 40), (9, 7)])
 def test_the_broadcasting_renderer_draws_our_images(image_size, num_points):
-    parameters = render.draw_parameters(16, 0)
+    parameters = peers.draw_parameters(16)
     found = peers.broadcast(np, parameters, image_size, num_points)
     size = {"image_size": image_size, "num_points": num_points}
     expected = spirograph.render(jnp.asarray(parameters), **size)
@@ -167,22 +159,11 @@ def test_the_broadcasting_renderer_draws_our_images(image_size, num_points):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
-def test_the_pipelines_make_views_of_one_kind_and_new_ones_each_time():
-    images = np.random.default_rng(0).integers(0, 256, (256, 16, 16, 3), np.uint8)
-    generator = np.random.default_rng(1)
-    peer = np.stack([np.asarray(augment.augment(i, generator)) for i in images]) / 255
-    peer = (peer - np.array(augment.MEAN)) / np.array(augment.STD)
-    ours = augment.make_ours(images)
-    for measure in (np.mean, np.std):
-        assert measure(peer) == pytest.approx(float(measure(ours())), abs=0.1)
-    assert not np.array_equal(ours(), ours())
-
-
 @pytest.mark.parametrize("kind", ["ridge", "logistic"])
 def test_the_objective_of_our_probe_is_the_least(kind):
     h, targets, labels = probe.make_features(300, 8)
     y = targets if kind == "ridge" else labels
-    kernel, bias = map(np.asarray, probe.make_fit(kind, h, y)())
+    kernel, bias = map(np.asarray, probe.fit(kind, h, y))
     least = probe.objective(kind, (kernel, bias), h, y)
     generator = np.random.default_rng(0)
     for _ in range(5):
@@ -193,7 +174,7 @@ def test_the_objective_of_our_probe_is_the_least(kind):
 def test_a_probe_that_is_worse_than_the_peers_is_refused(monkeypatch):
     best = np.zeros((4, 4)), np.zeros(4)
     monkeypatch.setattr(peers, "make_probe", lambda *_, **__: lambda: best)
-    monkeypatch.setattr(probe, "make_fit", lambda *_: lambda: (best[0] + 1, 9.0))
+    monkeypatch.setattr(probe, "fit", lambda *_: (best[0] + 1, 9.0))
     with pytest.raises(ValueError, match="the objective of our ridge probe is"):
         next(probe.time_probe(ONCE, **TINY["probe"]))
 
@@ -221,26 +202,21 @@ def test_the_forms_of_the_penalty_are_timed_per_step(monkeypatch):
     monkeypatch.setattr(steps, "Training", FakeTraining)
     options = ONCE._replace(timer=Timer(2, 0.0, FakeTraining.clock))
     found = [*steps.time_penalty(options)]
-    rows = {row["first"]: row["first / second"] for row in found}
-    assert [*rows.values()] == [1.5, 1.25, 1.125, 1.5, 2.0]
-    assert next(iter(rows)) == "penalized, 2 MB"
-    (row, *_) = steps.time_penalty(options)
-    assert (row["first, ms"], row["second, ms"]) == (3000, 2000)
+    assert [row["first / second"] for row in found] == [1.5, 1.25, 1.125, 1.5, 2.0]
+    assert found[0]["first"] == "penalized, 2 MB"
+    assert (found[0]["first, ms"], found[0]["second, ms"]) == (3000, 2000)
     sweep = {"four": {"average_views": 4}, "two": {"average_views": 2}}
     (row,) = steps.time_penalty(options._replace(sweep=sweep))
     assert (row["first"], row["second"]) == ("two, 2 MB", "four, 2 MB")
     assert row["first / second"] == pytest.approx(5 / 9)
+    plain = options._replace(config=tiny_config({"penalty.weight": 0.0}))
     with pytest.raises(ValueError, match="penalty.weight is 0.0; expected a positive"):
-        next(
-            steps.time_penalty(
-                options._replace(config=tiny_config({"penalty.weight": 0.0}))
-            )
-        )
+        next(steps.time_penalty(plain))
 
 
 @pytest.fixture(scope="module")
 def training():
-    return runs.Training(tiny_config())
+    return steps.Training(tiny_config())
 
 
 def test_a_training_trains_on(training):
@@ -268,11 +244,6 @@ def test_a_run_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(restart, "_TRAIN", "raise KeyError('why')")
     with pytest.raises(RuntimeError, match="the run failed: .*KeyError: 'why'"):
         restart.Stopped(tiny_config(), tmp_path)
-
-
-def test_a_wait_for_a_checkpoint_is_part_of_its_write(tmp_path):
-    writes, waits = restart.time_saves(tiny_config(), tmp_path, 3)
-    assert writes.shape == (3,) and (writes >= waits).all() and (waits > 0).all()
 
 
 def test_the_steps_on_a_gpu_are_those_of_the_papers_runs(monkeypatch):
@@ -304,12 +275,10 @@ def test_a_step_that_fails_or_has_no_time_is_told(monkeypatch):
 
     monkeypatch.setattr(gpu, "measure", measure)
     monkeypatch.setattr(gpu, "make_config", lambda name: None)
-    rows = {
-        row.pop("case"): row for row in gpu.measure_all("a large c".split(), options)
-    }
-    assert rows["a"] == {"ms": 1.0}
-    assert rows["large"]["note"] == "failed: RESOURCE_EXHAUSTED: out of memory"
-    assert rows["c"]["note"] == "not run: no time left"
+    first, failed, left_out = gpu.measure_all(["a", "large", "c"], options)
+    assert first == {"case": "a", "ms": 1.0}
+    assert failed["note"] == "failed: RESOURCE_EXHAUSTED: out of memory"
+    assert left_out["note"] == "not run: no time left"
 
 
 @pytest.mark.parametrize("name", ["spirograph", "cifar10"])
@@ -358,7 +327,7 @@ def test_a_step_of_torch_trains(penalized):
 
 @needs_torch
 def test_the_resnet_of_torch_is_ours():
-    steps.check_encoder("resnet18", 8)
+    peers.check_encoder("resnet18", 8)
     with pytest.raises(ValueError, match="encoder.name is 'vit'; expected 'resnet18'"):
         peers.make_encoder("vit", 8)
 

@@ -1,22 +1,21 @@
 """Image augmentation on the device against a pipeline of Pillow in worker processes.
 
 The peer is what data loaders run: for each image a random resized crop (Lanczos), a
-flip, brightness, contrast, saturation and hue, grayscale, and normalization, by Pillow
-in processes that are kept alive and write into shared memory. Ours is one compiled call
-for the batch, from bytes to normalized views; both draw their own random numbers.
+flip, brightness, contrast, saturation and hue, and grayscale, by Pillow in processes
+that are kept alive, and normalization of the batch. Ours is one compiled call for the
+batch, from bytes to normalized views; both draw their own random numbers.
 """
 
-import contextlib
 import itertools
 import math
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.shared_memory import SharedMemory
 
 import jax
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image
+from PIL.ImageEnhance import Brightness, Color, Contrast
 
 from invariance_jax.benchmarks.timing import Options, Row, check_same
 from invariance_jax.transforms import image
@@ -24,7 +23,7 @@ from invariance_jax.types import Array
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 STRENGTH, JITTERED, GRAY = 0.5, 0.8, 0.2
-AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
+AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # what ours crops by default
 
 TOLERANCE = 0.1
 """Of the standard deviation of all views, which are drawn at random."""
@@ -36,8 +35,16 @@ def time_augment(
     """Yields the peer over ours."""
     shape = batch_size, image_size, image_size, 3
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    parts, seeds = np.array_split(images, workers), itertools.count()
+    mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
     ours = make_ours(images)
-    with make_peer(images, workers) as peer:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+
+        def peer() -> np.ndarray:
+            own = [next(seeds) for _ in parts]
+            views = np.concatenate([*pool.map(_augment_all, parts, own)])
+            return (views / np.float32(255) - mean) / std
+
         check_same("deviations", np.std(peer()), np.std(ours()), TOLERANCE)
         case = f"{batch_size} views, {image_size} x {image_size}"
         pillow = f"Pillow, {workers} processes", peer
@@ -56,58 +63,20 @@ def make_ours(images: np.ndarray) -> Callable[[], Array]:
         gray_probability=GRAY,
         crop=True,
         flip=True,
-        crop_area=AREA,
-        crop_aspect=ASPECT,
     )
     on_device, calls = jax.device_put(images), itertools.count()
 
     @jax.jit
-    def views(number: Array) -> Array:
-        key = jax.random.fold_in(jax.random.key(0), number)
-        return transformation.apply(on_device, transformation.sample(key, len(images)))
+    def views(seed: Array) -> Array:
+        view = transformation.sample(jax.random.key(seed), len(images))
+        return transformation.apply(on_device, view)
 
     return lambda: views(np.int32(next(calls)))
 
 
-@contextlib.contextmanager
-def make_peer(images: np.ndarray, workers: int) -> Iterator[Callable[[], np.ndarray]]:
-    """Yields what `make_ours` returns, by Pillow in processes of its own."""
-    memory = SharedMemory(create=True, size=4 * images.size)
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(workers, context, _attach, (memory.name,))
-    views = np.ndarray(images.shape, np.float32, memory.buf)
-    parts, calls = np.array_split(images, workers), itertools.count()
-    offsets = np.cumsum([0, *(4 * part.size for part in parts[:-1])])
-
-    def call() -> np.ndarray:
-        seeds = [next(calls)] * workers
-        list(executor.map(_write_views, parts, offsets, seeds))
-        # NumPy does not keep shared memory from being unmapped.
-        return views.copy()
-
-    try:
-        yield call
-    finally:
-        executor.shutdown()
-        memory.close()
-        memory.unlink()
-
-
-_attached: list[SharedMemory] = []  # Of a worker process.
-
-
-def _attach(name: str) -> None:
-    _attached.append(SharedMemory(name))
-
-
-def _write_views(images: np.ndarray, offset: int, seed: int) -> None:
-    generator = np.random.default_rng([seed, offset])
-    mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
-    views = np.ndarray(images.shape, np.float32, _attached[0].buf, offset)
-    for view, pixels in zip(views, images, strict=True):
-        view[:] = (
-            np.asarray(augment(pixels, generator), np.float32) / 255 - mean
-        ) / std
+def _augment_all(images: np.ndarray, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    return np.stack([np.asarray(augment(pixels, generator)) for pixels in images])
 
 
 def augment(pixels: np.ndarray, generator: np.random.Generator) -> Image.Image:
@@ -119,12 +88,8 @@ def augment(pixels: np.ndarray, generator: np.random.Generator) -> Image.Image:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if generator.uniform() < JITTERED:
         low, high = 1 - 0.8 * STRENGTH, 1 + 0.8 * STRENGTH
-        for kind in (
-            ImageEnhance.Brightness,
-            ImageEnhance.Contrast,
-            ImageEnhance.Color,
-        ):
-            view = kind(view).enhance(generator.uniform(low, high))
+        for change in (Brightness, Contrast, Color):
+            view = change(view).enhance(generator.uniform(low, high))
         view = _turn_hue(view, generator.uniform(-0.2 * STRENGTH, 0.2 * STRENGTH))
     if generator.uniform() < GRAY:
         view = view.convert("L").convert("RGB")
@@ -145,8 +110,7 @@ def _draw_box(size: int, generator: np.random.Generator) -> tuple[int, int, int,
         aspect = math.exp(generator.uniform(*np.log(ASPECT)))
         width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < width <= size and 0 < height <= size:
-            left, upper = (
-                int(generator.integers(0, size - n + 1)) for n in (width, height)
-            )
+            left = int(generator.integers(0, size - width + 1))
+            upper = int(generator.integers(0, size - height + 1))
             return left, upper, left + width, upper + height
     return 0, 0, size, size

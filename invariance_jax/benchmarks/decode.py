@@ -26,62 +26,64 @@ from invariance_jax.data.streams import FileRecords, Pictures, Store, cores
 
 _SIZE = 256
 
-Read = Callable[[], object]
+Peer = Callable[[], object]
 
 
 def time_decode(options: Options, *, count: int = 128) -> Iterator[Row]:
     """Yields each peer over our threads, for one batch of files."""
-    workers = cores()
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    workers, context = cores(), get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(workers, context) as processes,
+        ThreadPoolExecutor(workers) as threads,
+    ):
         records = _write(Path(folder), count)
-        pictures = Pictures(
-            Store(records, 3, _SIZE, (_SIZE, _SIZE), 0, workers), np.arange(count)
-        )
-        peers: dict[str, Read] = {
-            f"Pillow, {workers} processes": _in_processes(stack, records, workers)
-        }
+        store = Store(records, 3, _SIZE, (_SIZE, _SIZE), 0, workers)
+        contents = [records.read(index) for index in range(count)]
+
+        def with_pillow() -> np.ndarray:
+            return np.stack([*processes.map(_read, records.files, chunksize=8)])
+
+        peers: dict[str, Peer] = {f"Pillow, {workers} processes": with_pillow}
         with contextlib.suppress(ImportError):
             peers[f"DataLoader, {workers} processes"] = _in_torch(records, workers)
         with contextlib.suppress(ImportError):
             peers[f"Grain, {workers} processes"] = _in_grain(records, workers)
-        peers["the decoder alone"] = _alone(stack, records, workers)
+        peers["the decoder alone"] = lambda: [*threads.map(_decode, contents)]
         decoder = "simplejpeg" if decoding.simplejpeg else "Pillow"
         case = f"{count} JPEG of 500 x 375 to {_SIZE}, {decoder}"
+        ours = f"ours, {workers} threads", Pictures(store, np.arange(count)).all
         for name, peer in peers.items():
             target = "target 1.5" if "processes" in name else ""
-            ours = f"ours, {workers} threads", pictures.all
             yield options.versus(case, (name, peer), ours, target)
 
 
 def _write(folder: Path, count: int) -> FileRecords:
     """Writes files with the detail of photographs, about 50 kB each."""
-    random, files = np.random.default_rng(0), []
-    for number in range(count):
+    random = np.random.default_rng(0)
+    files = [folder / f"{number}.jpg" for number in range(count)]
+    for path in files:
         coarse = random.integers(0, 256, (12, 16, 3), np.uint8)
         image = np.asarray(Image.fromarray(coarse).resize((500, 375)), np.int16)
-        noise = random.integers(-14, 15, image.shape)
-        path = folder / f"{number}.jpg"
-        clean = np.clip(image + noise, 0, 255).astype(np.uint8)
-        Image.fromarray(clean).save(path, quality=85)
-        files.append(path)
+        noisy = image + random.integers(-14, 15, image.shape)
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, quality=85)
     stats = [path.stat() for path in files]
     places = np.array([(n, 0, stat.st_size) for n, stat in enumerate(stats)])
     times = np.array([stat.st_mtime_ns for stat in stats])
     return FileRecords([str(path) for path in files], times, places, None)
 
 
-def _with_pillow(path: str) -> np.ndarray:
+def _read(path: str) -> np.ndarray:
     with Image.open(path) as file:
         image = file.convert("RGB").resize((_SIZE, _SIZE), Image.Resampling.BILINEAR)
     return np.asarray(image)
 
 
-def _in_processes(
-    stack: contextlib.ExitStack, records: FileRecords, workers: int
-) -> Read:
-    context = get_context("spawn")
-    pool = stack.enter_context(ProcessPoolExecutor(workers, mp_context=context))
-    return lambda: np.stack([*pool.map(_with_pillow, records.files, chunksize=8)])
+def _decode(content: bytes) -> None:
+    if decoding.simplejpeg is None:
+        Image.open(io.BytesIO(content)).load()
+    else:
+        decoding.simplejpeg.decode_jpeg(content, "RGB")
 
 
 class _Files:
@@ -90,17 +92,15 @@ class _Files:
     def __init__(self, paths: Sequence[str]):
         self._paths = paths
 
-    def __len__(self) -> int:
-        return len(self._paths)
-
     def __getitem__(self, index: int) -> np.ndarray:
-        return _with_pillow(self._paths[index]).copy()  # PyTorch wants to write
+        return _read(self._paths[index]).copy()  # PyTorch wants to write
 
 
-def _in_torch(records: FileRecords, workers: int) -> Read:
+def _in_torch(records: FileRecords, workers: int) -> Peer:
     data = importlib.import_module("torch.utils.data")
     loader = data.DataLoader(
         _Files(records.files),
+        sampler=range(len(records)),
         batch_size=max(1, len(records) // (4 * workers)),
         num_workers=workers,
         multiprocessing_context="spawn",
@@ -113,23 +113,10 @@ def _with_ours(records: FileRecords, index: int) -> np.ndarray:
     return decoding.decode(records.read(index), channels=3, size=_SIZE)[0]
 
 
-def _in_grain(records: FileRecords, workers: int) -> Read:
+def _in_grain(records: FileRecords, workers: int) -> Peer:
     grain = importlib.import_module("grain")
     count = len(records)
     data = grain.MapDataset.range(count).map(functools.partial(_with_ours, records))
     data = data.repeat().to_iter_dataset(grain.ReadOptions(num_threads=0))
     started = iter(data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
     return lambda: np.stack([next(started) for _ in range(count)])
-
-
-def _alone(stack: contextlib.ExitStack, records: FileRecords, workers: int) -> Read:
-    pool = stack.enter_context(ThreadPoolExecutor(workers))
-
-    def decode(content: bytes) -> None:
-        if decoding.simplejpeg is None:
-            Image.open(io.BytesIO(content)).load()
-        else:
-            decoding.simplejpeg.decode_jpeg(content, "RGB")
-
-    contents = [records.read(index) for index in range(len(records))]
-    return lambda: [*pool.map(decode, contents)]

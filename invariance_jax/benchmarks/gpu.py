@@ -1,10 +1,5 @@
-"""Training steps on a GPU: time, share of a matrix product's rate, memory; PyTorch's.
+"""Training steps on a GPU, and PyTorch's: time, rate beside a product's, memory."""
 
-The cases come most important first; one that there is no time for is named and left
-out.
-"""
-
-import functools
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -12,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 
-from invariance_jax.benchmarks.runs import Training
+from invariance_jax.benchmarks.steps import Training, against_torch
 from invariance_jax.benchmarks.timing import Options, Row, configuration, product_rate
 from invariance_jax.settings import Config
 
@@ -58,14 +53,11 @@ def time_gpu_peers(options: Options) -> Iterator[Row]:
     In a process of its own, since what one library leaves in the memory of the device
     decides what fits for the other.
     """
-    from invariance_jax.benchmarks.steps import against_torch  # with PyTorch
-
     _check_gpu(0.4)
     for precision in chosen(["bfloat16", "float32"], options.cases):
         config, tuned = configuration("spirograph"), precision == "bfloat16"
         config.precision = precision
-        few = options.at_most(5)
-        yield from against_torch(few, config, device="cuda", tuned=tuned)
+        yield from against_torch(options.at_most(5), config, device="cuda", tuned=tuned)
 
 
 def _check_gpu(share: float) -> None:
@@ -96,9 +88,9 @@ def make_config(name: str) -> Config:
 def measure_all(names: Iterable[str], options: Options) -> Iterator[Row]:
     """Yields what is measured of each case until the time is over, or how it failed."""
     clock = options.timer.clock
-    start = clock()
+    end = clock() + options.seconds
     for name in names:
-        if clock() - start > options.seconds:
+        if clock() > end:
             yield {"case": name, "note": "not run: no time left"}
             continue
         try:
@@ -117,8 +109,7 @@ def measure(name: str, config: Config, options: Options) -> Row:
     jax.block_until_ready(training())
     one = time.perf_counter() - compiled
     count = min(max(round(SECONDS / one), 1), STEPS)
-    call = functools.partial(training, count)
-    times = options.at_most(3).timer(call)[0] / count
+    times = options.at_most(3).timer(lambda: training(count))[0] / count
     training.check_finite()
     median, derived = float(np.median(times)), training.settings.derived
     share = training.flops / median / product_rate(config.precision)

@@ -26,39 +26,34 @@ def time_loss(
     features: int = 128,
     block_size: int = 512,
 ) -> Iterator[Row]:
-    """Yields PyTorch over ours, and blocks of anchors over all of them at once.
-
-    Ours tells the memory that it takes beside inputs and results.
-    """
+    """Yields PyTorch over ours, and blocks of anchors over all of them at once."""
     for size in sizes:
         generator = np.random.default_rng(0)
         z1 = generator.normal(size=(size // 2, features)).astype(np.float32)
         z2 = z1 + generator.normal(size=z1.shape).astype(np.float32)
-        whole, name = _make_ours(z1, z2, None)
-        others = dict([_make_ours(z1, z2, block_size)[::-1]])
+        case = f"NT-Xent and gradient, {size} projections"
+        whole, *others = (_make_ours(z1, z2, block) for block in (None, block_size))
         if timing.has_torch():
-            others["PyTorch"] = peers.make_nt_xent_gradient(z1, z2, TEMPERATURE)
-        for other, call in others.items():
-            timing.check_same("gradients", call(), whole(), TOLERANCE)
-            case = f"NT-Xent and gradient, {size} projections"
-            yield options.at_most(5).versus(case, (other, call), (name, whole))
+            peer = peers.make_nt_xent_gradient(z1, z2, TEMPERATURE)
+            others.append(("PyTorch", peer))
+        for other in others:
+            timing.check_same("gradients", other[1](), whole[1](), TOLERANCE)
+            yield options.at_most(5).versus(case, other, whole)
 
 
 def _make_ours(
     z1: np.ndarray, z2: np.ndarray, block_size: int | None
-) -> tuple[Callable[[], Array], str]:
-    """Returns `() -> gradient [2, B, D]`, and a name with the memory that it takes."""
+) -> tuple[str, Callable[[], Array]]:
+    """Returns a name with the memory within, and `() -> gradient [2, B, D]`."""
 
-    def loss(z1: Array, z2: Array) -> Array:
-        losses = nt_xent(z1, z2, temperature=TEMPERATURE, block_size=block_size)
+    @jax.jit
+    @jax.grad
+    def gradient(pair: Array) -> Array:
+        losses = nt_xent(*pair, temperature=TEMPERATURE, block_size=block_size)
         return jnp.mean(losses)
 
-    def gradient(z1: Array, z2: Array) -> Array:
-        return jnp.stack(jax.grad(loss, argnums=(0, 1))(z1, z2))
-
-    inputs = jax.device_put((z1, z2))
-    compiled = jax.jit(gradient).lower(*inputs).compile()
+    pair = jnp.stack([z1, z2])
+    compiled = gradient.lower(pair).compile()
     _, taken, _ = cost.memory_of(compiled)
     how = "at once" if block_size is None else f"in blocks of {block_size}"
-    name = f"ours {how}, {taken / 1e6:.0f} MB"
-    return lambda: compiled(*inputs), name
+    return f"ours {how}, {taken / 1e6:.0f} MB", lambda: compiled(pair)

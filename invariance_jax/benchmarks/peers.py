@@ -11,13 +11,18 @@ is used before a function is called.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
+import jax
 import numpy as np
 
+from invariance_jax.benchmarks.timing import check_same
+from invariance_jax.models import create_encoder
+from invariance_jax.models.weights import to_torch_state_dict
 from invariance_jax.transforms import spirograph
 
 with contextlib.suppress(ModuleNotFoundError):
@@ -33,9 +38,9 @@ DIRECTIONS = 100
 
 
 def broadcast(xp: ModuleType, parameters: Any, image_size: int, num_points: int) -> Any:
-    """Returns Spirograph images `[B, S, S, 3]` by way of an array `[points, B, S, S]`.
+    """Returns images `[B, S, S, 3]` of parameters float32 `[B, 10]`.
 
-    Of parameters float32 `[B, 10]`, by numpy or torch, whose functions have one name.
+    By numpy or torch, whose functions have one name.
     """
     m, b, h, sigma = parameters.T[:4]
     angle = xp.linspace(0, 2 * np.pi, num_points, dtype=xp.float32)[:, None]
@@ -53,22 +58,26 @@ def broadcast(xp: ModuleType, parameters: Any, image_size: int, num_points: int)
     return intensity * fore + (1 - intensity) * back
 
 
+def draw_parameters(examples: int, seed: int = 0) -> np.ndarray:
+    """Returns float32 `[B, 10]`, uniform within the paper's bounds."""
+    generator = np.random.default_rng(seed)
+    low, high = spirograph.BOUNDS.T
+    return generator.uniform(low, high, (examples, len(low))).astype(np.float32)
+
+
 def make_render(
     parameters: np.ndarray, direction: np.ndarray | None, *size: int
 ) -> Callable[[], Any]:
     """Returns `() -> images`, or with a direction `() -> (images, derivatives)`."""
+
+    def draw(given: Tensor) -> Tensor:
+        return broadcast(torch, given, *size)
+
     at = torch.tensor(parameters)
-    along = at if direction is None else torch.tensor(direction)
-
-    def render() -> Any:
-        if direction is None:
-            return broadcast(torch, at, *size)
-        images, change = torch.func.jvp(
-            lambda given: broadcast(torch, given, *size), (at,), (along,)
-        )
-        return images, change
-
-    return torch.no_grad()(render)
+    if direction is None:
+        return torch.no_grad()(lambda: draw(at))
+    along = torch.tensor(direction)
+    return torch.no_grad()(lambda: torch.func.jvp(draw, (at,), (along,)))
 
 
 def make_encoder(name: str, image_size: int) -> nn.Module:
@@ -95,9 +104,12 @@ def _resnet18() -> nn.Module:
     for stage, width in enumerate((64, 128, 256, 512), start=1):
         blocks = []
         for stride in (1 if stage == 1 else 2, 1):
-            layers = {"conv1": _conv(inputs, width, 3, stride)}
-            layers |= {"conv2": _conv(width, width, 3)}
-            layers |= {name: nn.BatchNorm2d(width) for name in ("bn1", "bn2")}
+            layers = {
+                "conv1": _conv(inputs, width, 3, stride),
+                "bn1": nn.BatchNorm2d(width),
+                "conv2": _conv(width, width, 3),
+                "bn2": nn.BatchNorm2d(width),
+            }
             if stride > 1:
                 shortcut = _conv(inputs, width, 1, stride), nn.BatchNorm2d(width)
                 layers["downsample"] = nn.Sequential(*shortcut)
@@ -118,7 +130,8 @@ def encode(encoder: nn.Module, images: Tensor, *, tuned: bool = False) -> Tensor
     with torch.autocast(images.device.type, torch.bfloat16, enabled=tuned):
         if isinstance(encoder, nn.Sequential):
             return encoder(images).float()
-        x = images.permute(0, 3, 1, 2).contiguous(memory_format=_layout(tuned))
+        x = images.permute(0, 3, 1, 2)  # channels last, as they lie
+        x = x if tuned else x.contiguous()
         stem, *stages = encoder.values()
         x = stem["bn1"](stem["conv1"](x)).relu()
         for block in (block for stage in stages for block in stage):
@@ -128,18 +141,18 @@ def encode(encoder: nn.Module, images: Tensor, *, tuned: bool = False) -> Tensor
         return x.mean((2, 3)).float()
 
 
-def _layout(tuned: bool) -> torch.memory_format:
-    return torch.channels_last if tuned else torch.contiguous_format
-
-
-def represent(
-    name: str, weights: Mapping[str, np.ndarray], images: np.ndarray
-) -> np.ndarray:
-    """Returns h of an encoder with these weights, on running statistics."""
-    encoder = make_encoder(name, images.shape[1]).eval()
-    encoder.load_state_dict({n: torch.tensor(w) for n, w in weights.items()})
+def check_encoder(name: str, image_size: int) -> None:
+    """Refuses a ResNet that with the same weights has other representations."""
+    generator = np.random.default_rng(0)
+    images = generator.random((4, image_size, image_size, 3), np.float32)
+    ours = functools.partial(create_encoder(name).init_with_output, train=False)
+    with jax.default_matmul_precision("highest"):  # of GPUs and TPUs
+        expected, variables = jax.jit(ours)(jax.random.key(0), images)
+    theirs, weights = make_encoder(name, image_size), to_torch_state_dict(variables)
+    theirs.load_state_dict({n: torch.tensor(w) for n, w in weights.items()})
     with torch.inference_mode():
-        return np.asarray(encode(encoder, torch.tensor(images)))
+        found = encode(theirs.eval(), torch.tensor(images))
+    check_same("representations", found, expected, 1e-3)
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
@@ -166,8 +179,7 @@ def make_nt_xent_gradient(
 def penalty(h: Tensor, alpha: Tensor, others: Tensor) -> Tensor:
     """Returns the squared changes `[K, B]` of a sign projection of n(h), by a gradient.
 
-    Of h `[B, D]` of the leaf alpha `[B, P]`, towards the other ends `[K, B, P]`; with a
-    graph for the second backward pass.
+    With a graph for the second backward pass; alpha is a leaf, others `[K, B, P]`.
     """
     normalized = nn.functional.normalize(h.float(), dim=1)
     signs = 2 * torch.randint_like(normalized, 2) - 1
@@ -195,13 +207,16 @@ def make_step(
     torch.backends.cudnn.benchmark = True  # as the authors
     torch.set_float32_matmul_precision("high" if tuned else "highest")
     encoder, head = make_encoder(name, image_size), _make_head(512)
-    encoder.to(device, memory_format=_layout(tuned))
+    encoder.to(device)
     head.to(device)
-    for layer in encoder.modules() if tuned else ():
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-            # A compiled pass would change them under the graph of one that is not.
-            layer.track_running_stats = False
-            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    if tuned:
+        encoder.to(memory_format=torch.channels_last)
+        for layer in encoder.modules():
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+                # A compiled pass would change them under the graph of one that is not.
+                layer.track_running_stats = False
+                layer.running_mean = layer.running_var = None
+                layer.num_batches_tracked = None
     parameters = [*encoder.parameters(), *head.parameters()]
     update = _lars(parameters, batch_size)
     if name == "mlp":
@@ -213,7 +228,10 @@ def make_step(
         images = broadcast(torch, torch.cat(columns, dim=1), image_size, NUM_POINTS)
         return encode(encoder, images, tuned=tuned)
 
-    compiled = _compile(view) if tuned else view
+    compiled = view
+    if tuned:
+        torch._dynamo.config.suppress_errors = True  # what fails runs as it is
+        compiled = torch.compile(view)
     # A compiled function has no second derivative: the penalized view is not compiled.
     first_view = view if penalized else compiled
 
@@ -258,15 +276,6 @@ def _uniform(columns: Sequence[int], *shape: int) -> Tensor:
     return low + (high - low) * torch.rand(*shape, len(columns))
 
 
-def _compile(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Returns a function compiled; what cannot be compiled runs as it is."""
-    import torch._dynamo
-
-    torch._dynamo.config.suppress_errors = True
-    compiled: Callable[..., Tensor] = torch.compile(function)
-    return compiled
-
-
 def _lars(parameters: list[Tensor], batch_size: int) -> Callable[[], None]:
     """Returns the update of LARS in the authors' variant, over every parameter."""
     trust, decay, momentum = 1e-3, 1e-6, 0.9
@@ -284,8 +293,7 @@ def _lars(parameters: list[Tensor], batch_size: int) -> Callable[[], None]:
         torch._foreach_add_(moments, scaled)
         torch._foreach_add_(parameters, moments, alpha=-rate)
 
-    without: Callable[[], None] = torch.no_grad()(update)
-    return without
+    return torch.no_grad()(update)
 
 
 def make_probe(

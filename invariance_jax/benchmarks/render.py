@@ -28,12 +28,9 @@ def time_render(
     image_size: int = 32,
     num_points: int = peers.NUM_POINTS,
 ) -> Iterator[Row]:
-    """Yields peers over ours, of images and of their derivative, and ours over ours.
-
-    The derivative is the `jax.jvp` along a direction of the nuisance, images included.
-    """
+    """Yields peers over ours, of images and of their derivative, and ours over ours."""
     size = image_size, num_points
-    parameters, ends = (draw_parameters(batch_size, seed) for seed in (0, 1))
+    parameters, ends = (peers.draw_parameters(batch_size, seed) for seed in (0, 1))
     direction = ends - parameters
     direction[:, TARGETS] = 0
     render, derivative = _make_ours(parameters, direction, *size)
@@ -49,27 +46,18 @@ def time_render(
         share = written / np.median(ours) / timing.copy_rate()
         note = f"target 100; ours at {share:.0%} of the rate of a copy"
         yield timing.compare(case, (name, theirs), ("ours", ours), note)
-    case += " and derivatives"
+    case, own = f"{case} and derivatives", ("ours", derivative)
     if timing.has_torch():
         peer = peers.make_render(parameters, direction, *size)
         timing.check_same("derivatives", peer()[1], derivative()[1], TOLERANCE)
-        yield options.versus(
-            case, ("PyTorch", peer), ("ours", derivative), "target 100"
-        )
-    yield options.versus(case, ("ours", derivative), ("images only", render))
-
-
-def draw_parameters(batch_size: int, seed: int) -> np.ndarray:
-    """Returns float32 `[B, 10]`, uniform within the paper's bounds."""
-    generator = np.random.default_rng(seed)
-    low, high = spirograph.BOUNDS.T
-    return generator.uniform(low, high, (batch_size, len(low))).astype(np.float32)
+        yield options.versus(case, ("PyTorch", peer), own, "target 100")
+    yield options.versus(case, own, ("images only", render))
 
 
 def _make_ours(
     parameters: np.ndarray, direction: np.ndarray, image_size: int, num_points: int
 ) -> tuple[Callable[[], Array], Callable[[], tuple[Array, Array]]]:
-    """Returns `() -> images`, and `() -> (images, derivatives)`."""
+    """Returns `() -> images`, and `() -> (images, derivatives)` along the nuisance."""
     transformation = spirograph.make_transformation(
         image_size=image_size, num_points=num_points
     )

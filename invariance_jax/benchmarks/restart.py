@@ -63,8 +63,7 @@ class Stopped:
         endless.checkpoints.every_steps = _NEVER
         endless.compilation_cache = str(self._now / "programs")
         claim(resolve(endless), self._now / "run")
-        process = self._spawn()
-        self._wait_for_a_row(process, 0)
+        process = self._train_to_a_row()
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=_SECONDS)
         self._now.rename(self._kept)
@@ -75,34 +74,30 @@ class Stopped:
         shutil.copytree(self._kept, self._now)
         if not warm:
             shutil.rmtree(self._now / "programs")
-        rows, start = self._rows(), time.perf_counter()
-        process = self._spawn()
-        try:
-            self._wait_for_a_row(process, rows)
-            return time.perf_counter() - start
-        finally:
-            process.kill()
-            process.communicate()
+        start = time.perf_counter()
+        process = self._train_to_a_row()
+        seconds = time.perf_counter() - start
+        process.kill()
+        process.communicate()
+        return seconds
 
-    def _rows(self) -> int:
-        path = self._now / "run" / "metrics.jsonl"
-        return path.read_bytes().count(b"\n") if path.exists() else 0
+    def _train_to_a_row(self) -> "subprocess.Popen[str]":
+        """Returns a process that trains, and has logged one step more."""
+        log = self._now / "run" / "metrics.jsonl"
 
-    def _spawn(self) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-c", _TRAIN, str(self._now / "run")],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        def rows() -> int:
+            return log.read_bytes().count(b"\n") if log.exists() else 0
 
-    def _wait_for_a_row(self, process: "subprocess.Popen[str]", rows: int) -> None:
-        """Waits for a row more than these; raises a RuntimeError if there is none."""
-        while self._rows() <= rows:
+        before = rows()
+        command = [sys.executable, "-c", _TRAIN, str(log.parent)]
+        null, pipe = subprocess.DEVNULL, subprocess.PIPE
+        process = subprocess.Popen(command, stdout=null, stderr=pipe, text=True)
+        while rows() <= before:
             if process.poll() is not None:
                 _, said = process.communicate()
                 raise RuntimeError(f"the run failed: {said.strip().splitlines()[-1:]}")
             time.sleep(0.002)
+        return process
 
 
 def time_saves(

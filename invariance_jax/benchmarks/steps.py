@@ -21,14 +21,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from invariance_jax.benchmarks import peers, timing
-from invariance_jax.benchmarks.runs import Training
+from invariance_jax.benchmarks import timing
 from invariance_jax.benchmarks.timing import Options, Row
-from invariance_jax.models import create_encoder
-from invariance_jax.models.weights import to_torch_state_dict
 from invariance_jax.runtime.devices import all_devices, simulate
-from invariance_jax.settings import Config, change
+from invariance_jax.settings import Config, change, check_devices, resolve
 from invariance_jax.sweeps.variants import make_variants
+from invariance_jax.training import cost, parallel
+from invariance_jax.training.batches import InMemory
+from invariance_jax.training.build import build, initial_state
+from invariance_jax.training.step import Metrics
 
 FORMS: dict[str, dict[str, Any]] = {
     "plain": {"penalty.weight": 0.0},
@@ -54,6 +55,46 @@ _OF_PEER: dict[str, Any] = {
 """The penalty of the MLP in PyTorch."""
 
 
+class Training:
+    """A run from its first step, compiled; images are noise, and none is read."""
+
+    def __init__(self, config: Config, devices: Sequence[jax.Device] = ()):
+        """Compiles the steps of a run on some devices, or on all that there are."""
+        self.settings, devices = resolve(config), devices or all_devices()
+        check_devices(self.settings, len(devices))
+        parts, data = build(self.settings), self.settings.data
+        if data.name == "spirograph":
+            x = parts.task.examples("train").x
+        else:
+            draw = functools.partial(np.random.default_rng(0).integers, 1, 256)
+            zeros = parts.task.stand_ins(data.train_examples or 1)
+            x = jax.tree.map(lambda leaf: draw(leaf.shape, leaf.dtype), zeros)
+        batches = InMemory(x, parallel.replicate)
+        self._program = cost.compile_train(parts, batches, devices)
+        self.memory = sum(cost.memory_of(self._program))
+        self.flops = cost.count_operations(parts).of_batch(self.settings.batch_size)
+        self._state = parallel.replicate(initial_state(parts), devices)
+        self._data = batches.load(0, 1, devices)
+        self._key = jax.random.key(self.settings.seed)
+        self._sums: Metrics = {}
+
+    def __call__(self, num_steps: int = 1) -> Metrics:
+        """Trains on for some steps, in one call; returns sums over them."""
+        self._state, self._sums = self._program(
+            self._state, self._key, self._data, np.int32(num_steps)
+        )
+        return self._sums
+
+    def check_finite(self) -> None:
+        """Raises a FloatingPointError if the newest loss is no number."""
+        loss = float(parallel.one_replica(self._sums)["loss"][0])
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss}, and the time of such steps means nothing; lower "
+                "optimizer.learning_rate or penalty.weight."
+            )
+
+
 def describe(config: Config) -> str:
     """Returns what the time of a step depends on most, as the case of a row."""
     encoder = config.encoder.name
@@ -75,8 +116,9 @@ def against_torch(
 
     Before anything is timed, the same weights must give the same representation.
     """
+    from invariance_jax.benchmarks import peers  # PyTorch shall not stand beside `gpu`
+
     encoder, size = config.encoder, config.data.image_size
-    name = encoder.name
     own = encoder.width, encoder.depth, encoder.stem
     if config.data.name != "spirograph" or own != (None, None, "cifar"):
         raise ValueError(
@@ -84,18 +126,17 @@ def against_torch(
             f"found data.name = {config.data.name!r}, encoder.width, depth, stem {own}."
         )
     assert size is not None
-    if name == "mlp":
-        config = copy.deepcopy(config)
+    config = copy.deepcopy(config)
+    if encoder.name == "mlp":
         for key, value in _OF_PEER.items():
             change(config, key, value)
     else:
-        check_encoder(name, size)
+        peers.check_encoder(encoder.name, size)
     for kind, weight in (("plain", 0.0), ("penalized", config.penalty.weight)):
-        chosen = copy.deepcopy(config)
-        chosen.penalty.weight = weight
-        ours = Training(chosen)
+        config.penalty.weight = weight
+        ours = Training(config)
         peer = peers.make_step(
-            name,
+            encoder.name,
             batch_size=config.batch_size,
             image_size=size,
             penalized=weight > 0,
@@ -113,20 +154,6 @@ def against_torch(
         )
 
 
-def check_encoder(name: str, image_size: int) -> None:
-    """Refuses a peer whose ResNet gives other representations than ours."""
-    generator = np.random.default_rng(0)
-    images = generator.random((4, image_size, image_size, 3), np.float32)
-    encoder = create_encoder(name)
-    init = jax.jit(functools.partial(encoder.init, train=False))
-    variables = init(jax.random.key(0), images)
-    with jax.default_matmul_precision("highest"):  # of GPUs and TPUs
-        represent = jax.jit(functools.partial(encoder.apply, train=False))
-        expected = represent(variables, images)
-    found = peers.represent(name, to_torch_state_dict(variables), images)
-    timing.check_same("representations", found, expected, 1e-3)
-
-
 def time_penalty(options: Options, *, num_steps: int = 4) -> Iterator[Row]:
     """Yields variants of the step over the first one, in calls of a multiple of 4.
 
@@ -142,38 +169,21 @@ def time_penalty(options: Options, *, num_steps: int = 4) -> Iterator[Row]:
     for one in make_variants(options.config, options.sweep or FORMS).values():
         run = Training(one.config)
         runs[f"{one.label}, {run.memory / 1e6:.0f} MB"] = run
-    (first, base), *others = zip(
-        runs, _per_step(options, [*runs.values()], num_steps), strict=True
-    )
-    for name, seconds in others:
-        note = "target: at most 1.5" if name.startswith("penalized,") else ""
-        yield timing.compare(
-            describe(options.config), (name, seconds), (first, base), note
-        )
-
-
-def _per_step(
-    options: Options, runs: Sequence[Training], *num_steps: int
-) -> np.ndarray:
-    """Returns the seconds of a step of each run, in calls of as many steps."""
-    counts = np.broadcast_to(num_steps, len(runs))
-    calls = (functools.partial(r, int(n)) for r, n in zip(runs, counts, strict=True))
-    times = options.timer(*calls) / counts[:, None]
-    for each in runs:
-        each.check_finite()
-    return times
+    times = _per_step(options, [*runs.values()], [num_steps] * len(runs))
+    base, *others = zip(runs, times, strict=True)
+    for other in others:
+        note = "target: at most 1.5" if other[0].startswith("penalized,") else ""
+        yield timing.compare(describe(options.config), other, base, note)
 
 
 def time_scaling(
     options: Options, *, counts: Sequence[int] = (2, 4, 8), num_steps: int = 8
 ) -> Iterator[Row]:
     """Yields several devices over one at the same batch, and calls of one step."""
-    context, most = get_context("spawn"), max(counts)
+    devices, steps = [1, 1, *counts], [1, *[num_steps] * (1 + len(counts))]
     # In a process of its own, since the devices of this one are what they are.
-    with ProcessPoolExecutor(
-        1, mp_context=context, initializer=simulate, initargs=(most,)
-    ) as pool:
-        devices, steps = (1, 1, *counts), (1, *[num_steps] * (1 + len(counts)))
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, context, simulate, (max(counts),)) as pool:
         measured = pool.submit(_on_devices, options.at_most(5), devices, steps)
         single, one, *others = measured.result()
     case = describe(options.config)
@@ -187,5 +197,16 @@ def _on_devices(
     options: Options, devices: Sequence[int], num_steps: Sequence[int]
 ) -> np.ndarray:
     timing.keep_freed_memory()
-    every = [all_devices(count) for count in devices]
-    return _per_step(options, [Training(options.config, d) for d in every], *num_steps)
+    runs = [Training(options.config, all_devices(count)) for count in devices]
+    return _per_step(options, runs, num_steps)
+
+
+def _per_step(
+    options: Options, runs: Sequence[Training], num_steps: Sequence[int]
+) -> np.ndarray:
+    """Returns the seconds of a step of each run `[len(runs), R]`, so many in a call."""
+    calls = map(functools.partial, runs, num_steps)
+    times = options.timer(*calls) / np.array(num_steps)[:, None]
+    for run in runs:
+        run.check_finite()
+    return times

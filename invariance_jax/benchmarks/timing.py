@@ -4,6 +4,7 @@ A machine that is busy or slows down is so for all calls of a comparison. A rati
 taken of neighbouring measurements; its median, smallest and largest value are shown.
 """
 
+import contextlib
 import ctypes
 import functools
 import importlib
@@ -25,7 +26,7 @@ from numpy.typing import ArrayLike
 from invariance_jax.runs.workdir import provenance
 from invariance_jax.settings import Config
 from invariance_jax.sweeps.variants import Sweep
-from invariance_jax.types import Array
+from invariance_jax.types import Array, Json
 
 Row = dict[str, str | float]
 """Column -> cell of the table; a unit is in the name of the column."""
@@ -45,8 +46,7 @@ class Timer(NamedTuple):
         """Returns the seconds of each call in each round, `[len(calls), R]`.
 
         Each is called before the first round, which compiles it. Every second round
-        goes backwards, so that none always comes after the same other one. A call ends
-        when the arrays of JAX that it returns are there.
+        goes backwards, so that none always comes after the same other one.
         """
         counts = []
         for call in calls:
@@ -100,8 +100,7 @@ def configuration(name: str, *variant: str) -> Config:
         raise ValueError(
             f"there is no {path}; expected to be started in a checkout of the project."
         )
-    config: Config = importlib.import_module(f"configs.{name}").get_config(*variant)
-    return config
+    return importlib.import_module(f"configs.{name}").get_config(*variant)
 
 
 def compare(
@@ -110,10 +109,7 @@ def compare(
     second: tuple[str, np.ndarray],
     note: str = "",
 ) -> Row:
-    """Returns a row: the time of the first call over that of the second.
-
-    Each has a name, and seconds `[R]` of the same rounds.
-    """
+    """Returns a row of two names, each with its seconds `[R]` of the same rounds."""
     quotients = first[1] / second[1]
     return {
         "case": case,
@@ -149,19 +145,10 @@ def _text(cell: str | float) -> str:
 def check_same(
     what: str, found: ArrayLike, expected: ArrayLike, tolerance: float
 ) -> None:
-    """Refuses a peer that computes something else than ours.
-
-    The tolerance is a share of the largest entry of ours.
-    """
+    """Refuses a peer that differs from ours by more than a share of its largest."""
     one, other = np.asarray(found), np.asarray(expected)
-    difference = np.inf
-    if one.shape == other.shape:
-        difference = np.abs(one - other).max() / np.abs(other).max()
-    if not difference <= tolerance:
-        raise ValueError(
-            f"{what} of the peer {one.shape} differ from ours {other.shape} by "
-            f"{difference:.2g} of the largest entry; expected at most {tolerance}."
-        )
+    atol = tolerance * np.abs(other).max()
+    np.testing.assert_allclose(one, other, 0, atol, err_msg=f"{what} of the peer")
 
 
 @functools.cache
@@ -194,12 +181,9 @@ def keep_freed_memory() -> None:
     other arrays happen to lie; where it does, the next call waits for the pages, for
     12 MB of results longer than it takes to compute them. Holds for ours and the peers.
     """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (AttributeError, OSError):
-        return
-    for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
-        mallopt(option, _LARGE)
+    with contextlib.suppress(AttributeError, OSError):
+        for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            ctypes.CDLL("libc.so.6").mallopt(option, _LARGE)
 
 
 def has_torch() -> bool:
@@ -207,12 +191,12 @@ def has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def machine() -> dict[str, object]:
+def machine() -> Json:
     """Returns what the times depend on; load: processes that wait, over a minute."""
-    facts: dict[str, object] = {
+    return {
         **provenance()["environment"],
+        **({"torch": metadata.version("torch")} if has_torch() else {}),
         "processor": platform.machine(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
     }
-    return facts | ({"torch": metadata.version("torch")} if has_torch() else {})
