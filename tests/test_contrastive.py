@@ -9,7 +9,6 @@ import pytest
 from intermediates import largest_intermediate
 from numpy.testing import assert_allclose, assert_array_equal
 from reference import oracle_nt_xent
-from replicas import AXIS, over_devices, over_vmap
 
 from invariance_jax.losses import nt_xent
 
@@ -109,36 +108,6 @@ def test_blocks_give_the_losses_and_derivatives_of_the_whole(x64):
         jax.tree.map(
             partial(assert_allclose, rtol=1e-10, atol=1e-12), results(block_size), whole
         )
-
-
-def objective(weight, x1, x2, **settings):
-    """The mean over the local examples, as a step takes it, and each loss."""
-    losses = nt_xent(x1 @ weight, x2 @ weight, temperature=0.2, **settings)
-    return jnp.mean(losses), losses
-
-
-def replica_step(weight, x1, x2, block_size=None):
-    of_replica = partial(objective, axis_name=AXIS, block_size=block_size)
-    gradient, losses = jax.grad(of_replica, has_aux=True)(weight, x1, x2)
-    return jax.lax.pmean(gradient, AXIS), losses
-
-
-@pytest.mark.parametrize(
-    "mapping, replicas, block_size",
-    [(over_devices, 4, None), (over_devices, 2, 3), (over_vmap, 4, 3)],
-)
-def test_replicas_give_the_joined_losses_and_gradient(
-    mapping, replicas, block_size, x64
-):
-    x1, x2 = make_projections(8)
-    weight = jnp.asarray(np.random.default_rng(2).normal(size=(5, 3)))
-    expected, losses = jax.jit(jax.grad(objective, has_aux=True))(weight, x1, x2)
-    step = partial(replica_step, block_size=block_size)
-    split = (x.reshape(replicas, -1, x.shape[1]) for x in (x1, x2))
-    gradients, found = mapping(step, replicas, (None, 0, 0))(weight, *split)
-    assert_allclose(found.reshape(-1), losses, rtol=1e-9)
-    for gradient in gradients:
-        assert_allclose(gradient, expected, rtol=1e-9, atol=1e-12)
 
 
 ABOVE = "temperature must be above 0; found"

@@ -9,7 +9,7 @@ import pytest
 import reference
 from conftest import DATA
 from jax.test_util import check_grads
-from replicas import AXIS, over_vmap
+from replicas import AXIS, over_devices, over_vmap
 
 from invariance_jax import losses
 
@@ -92,27 +92,37 @@ def test_derivatives_of_first_and_second_order(name, x64):
     check_grads(loss, make_projections(4), 2, both, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("mapping, replicas", [(over_devices, 4), (over_vmap, 2)])
 @pytest.mark.parametrize(
-    "name", ["barlow_twins", "vicreg", "dcl", "info_nce", "emp_ssl"]
+    "name, changes",
+    [
+        *((name, {}) for name in SETTINGS if name != "negative_cosine"),
+        ("nt_xent", {"block_size": 3}),
+    ],
 )
-@pytest.mark.parametrize("replicas", [1, 2, 4])
-def test_replicas_give_the_joined_loss_and_gradient(name, replicas, x64):
+def test_replicas_give_the_joined_loss_and_gradient(
+    name, changes, mapping, replicas, x64
+):
     x1, x2 = make_projections()
     weight = jnp.asarray(np.random.default_rng(2).normal(size=(5, 3)))
 
-    def objective(weight, x1, x2, axis_name=None):
-        return jnp.mean(bound(name)(x1 @ weight, x2 @ weight, axis_name=axis_name))
+    def slope(weight, x1, x2, **settings):
+        def objective(weight):
+            found = bound(name, **settings)(x1 @ weight, x2 @ weight)
+            return jnp.mean(found), found
 
-    def step(weight, x1, x2):
-        both = jax.value_and_grad(partial(objective, axis_name=AXIS))(weight, x1, x2)
-        return jax.lax.pmean(both, AXIS)
+        return jax.grad(objective, has_aux=True)(weight)
 
-    expected, slope = jax.jit(jax.value_and_grad(objective))(weight, x1, x2)
+    def step(*arguments):
+        gradient, found = slope(*arguments, axis_name=AXIS, **changes)
+        return jax.lax.pmean(gradient, AXIS), found
+
+    expected, joined = jax.jit(slope)(weight, x1, x2)
     split = (x.reshape(replicas, -1, 5) for x in (x1, x2))
-    values, gradients = over_vmap(step, replicas, (None, 0, 0))(weight, *split)
-    np.testing.assert_allclose(values, expected, rtol=1e-9)
+    gradients, found = mapping(step, replicas, (None, 0, 0))(weight, *split)
+    np.testing.assert_allclose(found.reshape(-1), joined, rtol=1e-9)
     for gradient in gradients:
-        np.testing.assert_allclose(gradient, slope, rtol=1e-8, atol=1e-12)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-8, atol=1e-12)
 
 
 def test_equal_standardized_views_have_no_diagonal_term(x64):
