@@ -22,10 +22,7 @@ ON_GPU, NEED_TORCH = ("gpu", "gpu_peers"), ("steps", "probe", "gpu_peers")
 
 
 def check_names(arguments: list[str], has_torch: bool) -> list[str]:
-    """Returns the benchmarks that a command line names; "all" are those that can run.
-
-    Raises ValueError if there is no such benchmark, or it needs PyTorch.
-    """
+    """Returns the benchmarks that are named; "all" are those that can run here."""
     if len(arguments) != 1 or arguments[0] not in (*MODULES, "all"):
         found = " ".join(arguments) or "nothing"
         raise ValueError(

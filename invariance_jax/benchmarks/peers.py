@@ -38,10 +38,7 @@ DIRECTIONS = 100
 
 
 def broadcast(xp: ModuleType, parameters: Any, image_size: int, num_points: int) -> Any:
-    """Returns images `[B, S, S, 3]` of parameters float32 `[B, 10]`.
-
-    By numpy or torch, whose functions have one name.
-    """
+    """Returns images of parameters `[B, 10]`, by numpy or torch: they share names."""
     m, b, h, sigma = parameters.T[:4]
     angle = xp.linspace(0, 2 * np.pi, num_points, dtype=xp.float32)[:, None]
     inner = angle * ((m - h) / b)
@@ -81,11 +78,7 @@ def make_render(
 
 
 def make_encoder(name: str, image_size: int) -> nn.Module:
-    """Returns the layers of an encoder with 512 features; `encode` applies them.
-
-    The tensors of "resnet18" have the names of `models.weights.to_torch_state_dict`;
-    "mlp" has three layers, each with normalization and ReLU.
-    """
+    """Returns the layers of an encoder with 512 features; `encode` applies them."""
     if name == "resnet18":
         return _resnet18()
     if name != "mlp":
@@ -301,8 +294,7 @@ def make_probe(
 ) -> Callable[[], tuple[Tensor, Tensor]]:
     """Returns a function that fits a probe with L-BFGS, PyTorch's defaults, from zero.
 
-    Ridge of targets float32 `[N, T]`, logistic of labels int32 `[N]`, in steps of up to
-    20 iterations each; it returns the kernel `[D, T or C]` and the bias `[T or C]`.
+    Ridge of targets `[N, T]`, logistic of labels `[N]`; a kernel and a bias come back.
     """
     features, regresses = torch.tensor(h), y.ndim > 1
     wanted = torch.tensor(y, dtype=torch.float32 if regresses else torch.int64)
@@ -329,10 +321,7 @@ def make_probe(
 
 
 def make_averages(x: np.ndarray, num_views: Sequence[int]) -> Callable[[], Tensor]:
-    """Returns `() -> [len(num_views), B, 512]`, features of the MLP averaged over M.
-
-    The views of targets float32 `[B, 4]` are drawn and encoded anew for each M.
-    """
+    """Returns `() -> [len(num_views), B, 512]`, averages of the MLP, each M anew."""
     encoder, parameters = make_encoder("mlp", 32).eval(), torch.empty(len(x), 10)
     parameters[:, TARGETS] = torch.tensor(x)
 

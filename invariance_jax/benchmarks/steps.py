@@ -97,8 +97,7 @@ class Training:
 
 def describe(config: Config) -> str:
     """Returns what the time of a step depends on most, as the case of a row."""
-    encoder = config.encoder.name
-    return f"step, {encoder}, batch {config.batch_size}, {config.precision}"
+    return f"step, {config.encoder.name}, batch {config.batch_size}, {config.precision}"
 
 
 def time_steps(options: Options, *, resnet_batch: int = 64) -> Iterator[Row]:
@@ -112,10 +111,7 @@ def time_steps(options: Options, *, resnet_batch: int = 64) -> Iterator[Row]:
 def against_torch(
     options: Options, config: Config, *, device: str = "cpu", tuned: bool = False
 ) -> Iterator[Row]:
-    """Yields PyTorch on a device over ours, plain and penalized.
-
-    Before anything is timed, the same weights must give the same representation.
-    """
+    """Yields PyTorch on a device over ours, plain and penalized."""
     from invariance_jax.benchmarks import peers  # PyTorch shall not stand beside `gpu`
 
     encoder, size = config.encoder, config.data.image_size
@@ -154,11 +150,8 @@ def against_torch(
         )
 
 
-def time_penalty(options: Options, *, num_steps: int = 4) -> Iterator[Row]:
-    """Yields variants of the step over the first one, in calls of a multiple of 4.
-
-    They are those of a sweep, or the forms of the penalty; each tells its memory.
-    """
+def time_penalty(options: Options) -> Iterator[Row]:
+    """Yields variants over the first one: those of a sweep, or forms of the penalty."""
     weight = options.config.penalty.weight
     if not (weight > 0 or options.sweep):
         raise ValueError(
@@ -169,7 +162,8 @@ def time_penalty(options: Options, *, num_steps: int = 4) -> Iterator[Row]:
     for one in make_variants(options.config, options.sweep or FORMS).values():
         run = Training(one.config)
         runs[f"{one.label}, {run.memory / 1e6:.0f} MB"] = run
-    times = _per_step(options, [*runs.values()], [num_steps] * len(runs))
+    # Calls of 4 steps, so that each has its share of the penalties of every fourth one.
+    times = _per_step(options, [*runs.values()], [4] * len(runs))
     base, *others = zip(runs, times, strict=True)
     for other in others:
         note = "target: at most 1.5" if other[0].startswith("penalized,") else ""
