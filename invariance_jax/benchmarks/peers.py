@@ -203,13 +203,7 @@ def make_step(
     encoder.to(device)
     head.to(device)
     if tuned:
-        encoder.to(memory_format=torch.channels_last)
-        for layer in encoder.modules():
-            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-                # A compiled pass would change them under the graph of one that is not.
-                layer.track_running_stats = False
-                layer.running_mean = layer.running_var = None
-                layer.num_batches_tracked = None
+        _tune(encoder)
     parameters = [*encoder.parameters(), *head.parameters()]
     update = _lars(parameters, batch_size)
     if name == "mlp":
@@ -252,6 +246,15 @@ def make_step(
             return float(found.detach())
 
     return step
+
+
+def _tune(encoder: nn.Module) -> None:
+    encoder.to(memory_format=torch.channels_last)
+    for layer in encoder.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            # A compiled pass would change them under the graph of one that is not.
+            layer.track_running_stats = False
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
 
 
 def _make_head(features: int) -> nn.Module:
