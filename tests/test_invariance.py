@@ -1,5 +1,6 @@
 """The invariance penalty: values, derivatives, limits, batch statistics, replicas."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -112,73 +113,46 @@ def test_reference_gradient_in_the_weights(dtype, tolerance, reference, x64):
         assert_close(found, reference[f"penalty_grad_w{i}_l2"], tolerance)
 
 
-@partial(jax.jit, static_argnums=0)
-def sign_estimator(representation, alpha, direction, signs):
-    """The paper's estimator, reverse mode from random signs on one direction.
-
-    `[N, B]`: (e . dh/d alpha_i . direction_i)^2 for each e of signs `[N, B, D]`.
-    """
-    _, pull_back = jax.vjp(representation, alpha)
-    gradients = jax.vmap(lambda sign: pull_back(sign)[0])(signs)
-    return jnp.sum(gradients * direction[None], axis=-1) ** 2
-
-
 def random_signs(*shape):
     return jax.random.rademacher(jax.random.key(0), shape, jnp.float64)
 
 
 def test_penalty_is_the_mean_of_the_sign_estimator(x64):
+    """The paper's, in reverse mode from signs e: (e . d n(h)/d alpha . direction)^2."""
     weights, alpha, others = make_problem(dtype=np.float64)
     represent = partial(encode, weights)
     penalty, h = invariance_penalty(represent, alpha, others[0])
-    estimates = sign_estimator(
-        lambda alpha: l2_normalize(represent(alpha)),
-        alpha,
-        others[0] - alpha,
-        random_signs(4000, *h.shape),
-    )
+    _, pull_back = jax.vjp(lambda alpha: l2_normalize(represent(alpha)), alpha)
+    gradients = jax.jit(jax.vmap(pull_back))(random_signs(4000, *h.shape))[0]
+    estimates = jnp.sum(gradients * (others[0] - alpha)[None], axis=-1) ** 2
     error = estimates.std(axis=0, ddof=1) / len(estimates) ** 0.5
     assert np.all(np.abs(estimates.mean(axis=0) - penalty) < 4 * error)
     assert jnp.max(penalty / estimates.std(axis=0)) > 0.5  # the test has power
 
 
-def every_sign(batch_size):
-    """All [2^B, B, 1] choices of a sign per example."""
-    bits = np.arange(2**batch_size)[:, None] >> np.arange(batch_size)[None] & 1
-    return jnp.asarray(2.0 * bits - 1)[:, :, None]
-
-
-def normalized_by_batch(h):
-    """Training-mode normalization without scale and bias, epsilon 1e-5."""
-    return BatchNorm(use_scale=False, use_bias=False).apply(
-        {"batch_stats": {"mean": jnp.zeros(h.shape[1]), "var": jnp.ones(h.shape[1])}},
-        h,
-        train=True,
-        mutable=["batch_stats"],
-    )[0]
-
-
 def test_reference_penalties_with_batch_normalization(reference, x64):
     represent, weights, alpha, others = reference_encoder(reference, np.float64)
+    norm = BatchNorm(use_scale=False, use_bias=False)
+    variables = norm.init(jax.random.key(0), represent(weights, alpha), train=False)
 
     @jax.jit
     def penalty(alpha_other):
+        def normalized(alpha):
+            return norm.apply(variables, represent(weights, alpha), train=True)
+
         ends = alpha, alpha_other
-        return invariance_penalty(
-            lambda alpha: normalized_by_batch(represent(weights, alpha)),
-            *ends,
-            normalization="none",
-        )[0]
+        return invariance_penalty(normalized, *ends, normalization="none")[0]
 
     def expected(name, k):
         return reference["penalty_bn_" + name][k]
 
+    every_sign = jnp.array([*itertools.product([-1.0, 1.0], repeat=len(alpha))])
     for k, other in enumerate(others):
         sign = jnp.asarray(expected("example_sign", k))[:, None]
         assert_close(penalty(alpha + sign * (other - alpha)), expected("sq", k), 1e-6)
         unsigned = jnp.sum(penalty(other))
         assert_allclose(unsigned, expected("unsigned_sum", k), rtol=1e-6)
-        everywhere = alpha[None] + every_sign(len(alpha)) * (other - alpha)[None]
+        everywhere = alpha[None] + every_sign[:, :, None] * (other - alpha)[None]
         mean = jnp.sum(penalty(everywhere))
         assert_allclose(mean, expected("expected_sum", k), rtol=1e-6)
         assert abs(unsigned / mean - 1) > 0.05

@@ -27,9 +27,7 @@ class MLP(nn.Module):
       depth: the number of dense layers, 1 or more.
       final: the last layer: "linear", dense with a bias and nothing after it; or
         "norm_relu", as the others, so that h is non-negative like that of a ResNet.
-      group_size: as of `BatchNorm`.
-      tangent: as of `BatchNorm`.
-      axis_name: as of `BatchNorm`.
+      group_size, tangent, axis_name: as of `BatchNorm`.
       dtype: of the matrix products and activations; None is that of the images. The
         parameters are float32 in any case.
     """

@@ -30,8 +30,7 @@ class ProjectionHead(nn.Module):
       final_norm: whether BatchNorm without scale and bias ends it.
       final_bias: whether the last layer has a bias.
       group_size: as of `BatchNorm`; the paper normalizes over the whole batch here (0).
-      tangent: as of `BatchNorm`.
-      axis_name: as of `BatchNorm`.
+      tangent, axis_name: as of `BatchNorm`.
     """
 
     features: int | None = None

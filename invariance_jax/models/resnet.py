@@ -101,9 +101,7 @@ class ResNet(nn.Module):
       width: channels of the stem and the first stage, 64 in the paper.
       stem: "cifar", a 3x3 convolution of stride 1; or "imagenet", a 7x7 convolution of
         stride 2 and a 3x3 max-pool of stride 2.
-      group_size: as of `BatchNorm`.
-      tangent: as of `BatchNorm`.
-      axis_name: as of `BatchNorm`.
+      group_size, tangent, axis_name: as of `BatchNorm`.
       rematerialize: whether the backward pass computes what is within a block again
         instead of keeping it.
       dtype: of the convolutions and activations; None is that of the images. The
