@@ -33,28 +33,19 @@ from invariance_jax.transforms import spirograph
 ROOT = Path(__file__).resolve().parents[1]
 ONCE = Options(Timer(1, 0.0), tiny_config({"encoder.width": 4}))
 
-COUNTS = {
-    "render": (2, 2),
-    "augment": (1, 0),
-    "decode": (2, 1),
-    "steps": (0, 4),
-    "penalty": (1, 0),
-    "loss": (2, 2),
-    "probe": (0, 3),
-    "scaling": (2, 0),
-    "restart": (2, 0),
+CASES = {
+    "render": (2, 2, {"batch_size": 2, "image_size": 8, "num_points": 5}),
+    "augment": (1, 0, {"batch_size": 128, "image_size": 16, "workers": 2}),
+    "decode": (2, 1, {"count": 3}),
+    "steps": (0, 4, {"resnet_batch": 4}),
+    "penalty": (1, 0, {}),
+    "loss": (2, 2, {"sizes": (12, 8), "features": 3, "block_size": 4}),
+    "probe": (0, 3, {"examples": 60, "features": 4, "steps": 9, "averaged": 2}),
+    "scaling": (2, 0, {"counts": (2,), "num_steps": 2}),
+    "restart": (2, 0, {}),
 }
-"""Rows of each benchmark, and those that PyTorch adds."""
+"""Rows of each benchmark, those that PyTorch adds, and tiny inputs."""
 
-TINY = {
-    "render": {"batch_size": 2, "image_size": 8, "num_points": 5},
-    "augment": {"batch_size": 128, "image_size": 16, "workers": 2},
-    "decode": {"count": 3},
-    "loss": {"sizes": (12, 8), "features": 3, "block_size": 4},
-    "probe": {"examples": 60, "features": 4, "steps": 9, "averaged": 2},
-    "scaling": {"counts": (2,), "num_steps": 2},
-    "steps": {"resnet_batch": 4},
-}
 needs_torch = pytest.mark.skipif(not timing.has_torch(), reason="needs PyTorch")
 
 
@@ -134,7 +125,7 @@ def benchmark(name):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", CASES)
 def test_a_benchmark_runs(name, monkeypatch):
     if name in NEED_TORCH and not timing.has_torch():
         pytest.skip("needs PyTorch")
@@ -143,9 +134,9 @@ def test_a_benchmark_runs(name, monkeypatch):
     monkeypatch.setattr(steps, "FORMS", two)
     whole = tiny_config({"encoder.width": None, "encoder.depth": None})
     options = ONCE._replace(config=whole) if name == "steps" else ONCE
-    rows = [*benchmark(name)(options, **TINY.get(name, {}))]
-    assert rows and all(row["first / second"] > 0 and row["n"] == 1 for row in rows)
-    count, of_torch = COUNTS[name]
+    count, of_torch, tiny = CASES[name]
+    rows = [*benchmark(name)(options, **tiny)]
+    assert all(row["first / second"] > 0 and row["n"] == 1 for row in rows)
     assert len(rows) == count + of_torch * timing.has_torch()
 
 
@@ -176,7 +167,7 @@ def test_a_probe_that_is_worse_than_the_peers_is_refused(monkeypatch):
     monkeypatch.setattr(peers, "make_probe", lambda *_, **__: lambda: best)
     monkeypatch.setattr(probe, "fit", lambda *_: (best[0] + 1, 9.0))
     with pytest.raises(ValueError, match="the objective of our ridge probe is"):
-        next(probe.time_probe(ONCE, **TINY["probe"]))
+        next(probe.time_probe(ONCE, **CASES["probe"][2]))
 
 
 class FakeTraining:
@@ -333,13 +324,13 @@ def test_the_resnet_of_torch_is_ours():
 
 
 def test_every_name_is_a_module():
-    assert {*MODULES} == {*COUNTS, *ON_GPU}
+    assert {*MODULES} == {*CASES, *ON_GPU}
     assert all(map(callable, map(benchmark, MODULES)))
 
 
 def test_a_bad_name_is_told_and_all_leaves_out_what_needs_torch():
-    assert check_names(["all"], has_torch=True) == [*COUNTS]
-    assert {*COUNTS} - {*check_names(["all"], has_torch=False)} == {"steps", "probe"}
+    assert check_names(["all"], has_torch=True) == [*CASES]
+    assert {*CASES} - {*check_names(["all"], has_torch=False)} == {"steps", "probe"}
     with pytest.raises(ValueError, match="'rendre'; expected one of render, augment"):
         check_names(["rendre"], has_torch=True)
     with pytest.raises(ValueError, match="probe compares with PyTorch, which is not"):

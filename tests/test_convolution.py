@@ -177,8 +177,8 @@ def test_accelerators_keep_the_convolution_of_xla():
 
 def test_parameters_and_values_are_those_of_flax():
     x, *_ = draw("strided", np.float32)
-    settings = {"features": 5, "kernel_size": (3, 3), "strides": 2, "padding": 1}
-    flax, own = nn.Conv(use_bias=False, **settings), Convolution(**settings)
+    flax = nn.Conv(5, (3, 3), strides=2, padding=1, use_bias=False)
+    own = Convolution(5, 3, strides=2)
     variables = jax.jit(flax.init)(jax.random.key(0), x)
     assert_close(jax.jit(own.init)(jax.random.key(0), x), variables, 0)
     assert_close(own.apply(variables, x), flax.apply(variables, x), 1e-5)

@@ -46,22 +46,25 @@ class Geometry(NamedTuple):
 
 
 class Convolution(nn.Module):
-    """A convolution of images without a bias; names are those of `flax.linen.Conv`."""
+    """A convolution with a square kernel, without a bias, that pads by half the kernel.
+
+    Its parameter is that of `flax.linen.Conv`.
+    """
 
     features: int
-    kernel_size: tuple[int, int]
+    kernel_size: int
     strides: int = 1
-    padding: int = 0
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
     dtype: DTypeLike | None = None  # None: that of image and kernel, promoted
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Returns the convolution of images, `[B, H, W, C] -> [B, H', W', D]`."""
-        shape = (*self.kernel_size, x.shape[-1], self.features)
+        size = self.kernel_size
+        shape = (size, size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        return convolve(x, kernel, strides=self.strides, padding=self.padding)
+        return convolve(x, kernel, strides=self.strides, padding=size // 2)
 
 
 def convolve(x: Array, kernel: Array, *, strides: int, padding: int) -> Array:

@@ -46,7 +46,7 @@ class ResidualBlock(nn.Module):
       features: channels F of the 3x3 convolutions.
       stride: of the block.
       bottleneck: whether the output has 4 F channels behind a bottleneck, or F.
-      conv: makes a convolution from features, kernel size, strides, padding and name.
+      conv: makes a `Convolution` from features, kernel size, strides and name.
       norm: makes a `BatchNorm` from a name.
     """
 
@@ -67,28 +67,22 @@ class ResidualBlock(nn.Module):
         Returns:
           `[B, H / stride, W / stride, F or 4 F]`, rounded up, non-negative.
         """
-        # (features, kernel size, stride) of each convolution
+        f, dtype, y = self.features, x.dtype, x
+        # (channels, kernel size, stride) of each convolution
         if self.bottleneck:
-            layers = [(1, 1, 1), (1, 3, self.stride), (4, 1, 1)]
+            layers = [(f, 1, 1), (f, 3, self.stride), (4 * f, 1, 1)]
         else:
-            layers = [(1, 3, self.stride), (1, 3, 1)]
-        dtype, y = x.dtype, x
-        for i, (width, kernel, stride) in enumerate(layers, start=1):
+            layers = [(f, 3, self.stride), (f, 3, 1)]
+        for i, (channels, size, stride) in enumerate(layers, start=1):
             y = nn.relu(y) if i > 1 else y
-            y = self._convolve(y, width, kernel, stride, f"conv{i}")
+            y = self.conv(channels, size, strides=stride, name=f"conv{i}")(y)
             y = self.norm(name=f"bn{i}")(y, train=train)
         if x.shape != y.shape:
-            width = layers[-1][0]
-            x = self._convolve(x, width, 1, self.stride, "downsample_conv")
-            x = self.norm(name="downsample_bn")(x, train=train)
+            shortcut = self.conv(
+                y.shape[-1], 1, strides=self.stride, name="downsample_conv"
+            )
+            x = self.norm(name="downsample_bn")(shortcut(x), train=train)
         return _relu((x + y).astype(dtype))
-
-    def _convolve(
-        self, x: Array, width: int, kernel: int, stride: int, name: str
-    ) -> Array:
-        size, padding = (kernel, kernel), kernel // 2
-        features = width * self.features
-        return self.conv(features, size, strides=stride, padding=padding, name=name)(x)
 
 
 class ResNet(nn.Module):
@@ -165,8 +159,7 @@ class ResNet(nn.Module):
         check_choice("stem", self.stem, STEMS)
         large = self.stem == "imagenet"
         size, stride = (7, 2) if large else (3, 1)
-        kernel = (size, size)
-        x = conv(self.width, kernel, strides=stride, padding=size // 2, name="conv1")(x)
+        x = conv(self.width, size, strides=stride, name="conv1")(x)
         dtype, x = x.dtype, norm(name="bn1")(x, train=train)
         x = nn.relu(x).astype(dtype)
         if large:
