@@ -34,15 +34,8 @@ class Geometry(NamedTuple):
     """What the shapes of two of the three do not tell of the third."""
 
     image: tuple[int, ...]  # rows and columns
-    kernel: tuple[int, ...]  # rows and columns
+    size: int  # rows and columns of the kernel, an odd number
     strides: int  # pixels from one output to the next, along both axes
-    padding: int  # pixels of zeros on each of the four sides
-
-    @property
-    def output(self) -> tuple[int, ...]:
-        """Returns its rows and columns."""
-        sizes = zip(self.image, self.kernel, strict=True)
-        return tuple((n + 2 * self.padding - k) // self.strides + 1 for n, k in sizes)
 
 
 class Convolution(nn.Module):
@@ -64,21 +57,21 @@ class Convolution(nn.Module):
         shape = (size, size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        return convolve(x, kernel, strides=self.strides, padding=size // 2)
+        return convolve(x, kernel, strides=self.strides)
 
 
-def convolve(x: Array, kernel: Array, *, strides: int, padding: int) -> Array:
+def convolve(x: Array, kernel: Array, *, strides: int) -> Array:
     """Returns the convolution (in the sense of networks: the cross-correlation).
 
-    Of x `[B, H, W, C]` with a kernel `[rows, columns, C, D]` of the same dtype, `[B,
-    H', W', D]` with H' = (H + 2 padding - rows) // strides + 1.
+    Of x `[B, H, W, C]` with a kernel `[size, size, C, D]` of an odd size and the same
+    dtype: `[B, H / strides, W / strides, D]`, rounded up.
     """
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2]:
         raise ValueError(
             f"x has shape {x.shape} and kernel {kernel.shape}; expected [B, H, W, C] "
-            "and [rows, columns, C, D]."
+            "and [size, size, C, D]."
         )
-    geometry = Geometry(x.shape[1:3], kernel.shape[:2], strides, padding)
+    geometry = Geometry(x.shape[1:3], len(kernel), strides)
     return _bind("output", {"image": x, "kernel": kernel}, geometry)
 
 
@@ -97,11 +90,12 @@ def _others(role: str) -> list[str]:
 
 def _abstract(one: Any, two: Any, *, role: str, geometry: Geometry) -> Any:
     if role == "output":
-        shape = (one.shape[0], *geometry.output, two.shape[3])
+        rows, columns = (-(-n // geometry.strides) for n in geometry.image)
+        shape = (one.shape[0], rows, columns, two.shape[3])
     elif role == "image":
         shape = (two.shape[0], *geometry.image, one.shape[2])
     else:
-        shape = (*geometry.kernel, one.shape[3], two.shape[3])
+        shape = (geometry.size, geometry.size, one.shape[3], two.shape[3])
     return one.update(shape=shape)
 
 
@@ -138,12 +132,10 @@ def _batch(
 def by_xla(one: Array, two: Array, *, role: str, geometry: Geometry) -> Array:
     """Returns the image, kernel or output of a role from the other two, by XLA."""
     if role == "output":
+        strides, side = geometry.strides, geometry.size // 2
+        padding, order = [(side, side)] * 2, ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(
-            one,
-            two,
-            [geometry.strides] * 2,
-            [(geometry.padding, geometry.padding)] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            one, two, (strides, strides), padding, dimension_numbers=order
         )
     convolution = partial(by_xla, role="output", geometry=geometry)
     shape = _abstract(jax.typeof(one), jax.typeof(two), role=role, geometry=geometry)
@@ -156,24 +148,24 @@ def by_xla(one: Array, two: Array, *, role: str, geometry: Geometry) -> Array:
 
 def by_products(one: Array, two: Array, *, role: str, geometry: Geometry) -> Array:
     """Returns what `by_xla` does, as products of matrices."""
-    steps = {"strides": geometry.strides, "padding": geometry.padding}
+    image, size, strides = geometry
     filtering = _pays(one, two, role, geometry)
     if role == "output":
         if filtering:
             return winograd.convolve(one, two)
-        return patches.convolve(one, two, **steps)
+        return patches.convolve(one, two, strides=strides)
     if role == "kernel":
         if filtering:
             return winograd.kernel_gradient(one, two)
-        return patches.kernel_gradient(one, two, size=geometry.kernel, **steps)
+        return patches.kernel_gradient(one, two, size=size, strides=strides)
     if filtering:
         return winograd.image_gradient(one, two)
-    return patches.image_gradient(one, two, size=geometry.image, **steps)
+    return patches.image_gradient(one, two, image=image, strides=strides)
 
 
 def _pays(one: Array, two: Array, role: str, geometry: Geometry) -> bool:
     """Returns whether Winograd's way is possible, and faster."""
-    if geometry[1:] != ((3, 3), 1, 1) or one.dtype.itemsize < 4:
+    if geometry[1:] != (3, 1) or one.dtype.itemsize < 4:
         return False  # sums of bfloat16 would lose what it has
     images = two if role == "image" else one
     tiles = images.size // images.shape[-1] // 4
