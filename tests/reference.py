@@ -14,9 +14,8 @@ def oracle_render(
     parameters, *, image_size=32, num_points=40, extent=6.0, normalization="row"
 ):
     """Images `[B, S, S, 3]` of parameters `[B, 10]`: a loop over curve points."""
-    axis = [
-        -extent + 2 * extent * s / max(image_size - 1, 1) for s in range(image_size)
-    ]
+    steps = max(image_size - 1, 1)
+    axis = [-extent + 2 * extent * s / steps for s in range(image_size)]
     x_grid, y_grid = np.meshgrid(axis, axis, indexing="ij")
     images = np.zeros((len(parameters), image_size, image_size, 3))
     for i, row in enumerate(np.asarray(parameters, np.float64)):
@@ -33,9 +32,8 @@ def oracle_render(
                 intensity[s] /= max(intensity[s]) + 1e-8
         else:
             intensity /= intensity.max() + 1e-8
-        for c, (fore, back) in enumerate(
-            [(rfore, rback), (gfore, gback), (bfore, bback)]
-        ):
+        colors = (rfore, rback), (gfore, gback), (bfore, bback)
+        for c, (fore, back) in enumerate(colors):
             images[i, :, :, c] = intensity * fore + (1 - intensity) * back
     return images
 
@@ -215,16 +213,8 @@ def encoder_weights():
 
 
 def reference_state_dict(entry):
-    """The state dict of an encoder with the formula weights of the reference.
-
-    Args:
-      entry: what reference.json holds of the encoder.
-
-    Returns:
-      The authors' names to float64 arrays, the counters int64.
-    """
-    state_dict = {}
-    convolutions = 0
+    """The formula weights of an entry of reference.json, by the authors' names."""
+    state_dict, convolutions = {}, 0
     for name, shape in entry["state_dict"]:
         leaf = name.split(".")[-1]
         if len(shape) == 4:

@@ -31,9 +31,7 @@ def make_problem(batch_size=6, directions=3, dtype=np.float32):
     """Weights of a smooth encoder of 3 parameters, alpha and alpha_other."""
     generator = np.random.default_rng(0)
     shapes = [(3, 5), (5, 4), (batch_size, 3), (directions, batch_size, 3)]
-    w1, w2, alpha, other = (
-        jnp.asarray(generator.normal(size=s), dtype) for s in shapes
-    )
+    w1, w2, alpha, other = (jnp.array(generator.normal(size=s), dtype) for s in shapes)
     return {"w1": w1, "w2": w2}, alpha, other
 
 
