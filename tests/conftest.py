@@ -19,6 +19,7 @@ import jax
 import loopback_slurm
 import numpy as np
 import pytest
+from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -64,6 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Through the config and not through the environment, so that a program which a test
     # starts as a subprocess sees the devices that a user's shell would give it.
     platform = config.getoption("--device")
+    flags.FLAGS.mark_as_parsed()  # so that they have their defaults
     jax.config.update("jax_platforms", platform)
     if platform != "cpu":
         jax.config.update("jax_default_matmul_precision", "highest")

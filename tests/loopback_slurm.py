@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 PROGRAMS = "slurmctld slurmd munged sbatch srun scontrol scancel sinfo squeue".split()
 HOSTS = Path("/etc/hosts")
@@ -40,9 +41,7 @@ def cluster(folder: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         _begin_munge(stack, folder)
         _name_hosts(stack, nodes)
-        before = os.environ.get("SLURM_CONF")
-        stack.callback(_restore, "SLURM_CONF", before)
-        os.environ["SLURM_CONF"] = str(path)
+        stack.enter_context(mock.patch.dict(os.environ, SLURM_CONF=str(path)))
         _daemon(stack, folder, "slurmctld", "-D")
         for node in nodes:
             _daemon(stack, folder, "slurmd", "-D", "-N", node)
@@ -155,12 +154,6 @@ def _wait(condition: object, folder: Path) -> None:
 def _output(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     return done.stdout.strip()
-
-
-def _restore(name: str, value: str | None) -> None:
-    os.environ.pop(name, None)
-    if value is not None:
-        os.environ[name] = value
 
 
 def _path() -> str:

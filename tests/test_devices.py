@@ -1,18 +1,15 @@
 """What is said to XLA before the first device is used, each in a new process."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
+import processes
 import pytest
 from tiny import tiny_config
 
 from invariance_jax import train
 from invariance_jax.runtime import devices
 
-ROOT = Path(__file__).resolve().parents[1]
 FLAGS = "--xla_gpu_deterministic_ops=true --xla_gpu_exclude_nondeterministic_ops=true"
 OTHER = "--xla_dump_hlo_as_text=true"
 
@@ -26,16 +23,8 @@ def options():
 
 def python(code, xla_flags=""):
     """Returns what some code prints in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": xla_flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stdout
+    (output,) = processes.run(["-c", code], XLA_FLAGS=xla_flags)
+    return output
 
 
 PREPARE = """

@@ -1,5 +1,6 @@
 """Signals: noted, and answered by a checkpoint from which the run goes on."""
 
+import itertools
 import signal
 import threading
 
@@ -76,28 +77,22 @@ def whole(tmp_path_factory):
     return workdir
 
 
-def signal_after(monkeypatch, calls, number=signal.SIGTERM):
+def run_until_signal(monkeypatch, workdir, calls, number):
     """Sends a signal while that call to the devices is under way."""
-    make = parallel.make_train
-    left = [calls]
+    make, made = parallel.make_train, itertools.count(1)
 
-    def make_train(*arguments, **settings):
-        steps = make(*arguments, **settings)
+    def make_train(*arguments):
+        steps = make(*arguments)
 
         def counted(*arguments):
-            left[0] -= 1
-            if left[0] == 0:
+            if next(made) == calls:
                 send(number)
             return steps(*arguments)
 
         return counted
 
-    monkeypatch.setattr(parallel, "make_train", make_train)
-
-
-def run_until_signal(monkeypatch, workdir, calls, number=signal.SIGTERM):
     with monkeypatch.context() as patch:
-        signal_after(patch, calls, number)
+        patch.setattr(parallel, "make_train", make_train)
         train.run(tiny_config(SMALL | PENDING), workdir)
 
 

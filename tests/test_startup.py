@@ -11,45 +11,34 @@ import processes
 import pytest
 from processes import CONFIG, SMALL
 
-ENDLESS = ["--config.steps=1000000", "--config.logging.probe_every_steps=0"]
-
-
-def start(*arguments, **streams):
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-    return subprocess.Popen(
-        [sys.executable, "launch.py", *map(str, arguments)],
-        cwd=processes.ROOT,
-        env=processes.environment(1),
-        text=True,
-        **streams,
-    )
+ENDLESS = ["launch.py", CONFIG, *SMALL, "--mode=train", "--config.steps=1000000"]
+ENDLESS += ["--config.logging.probe_every_steps=0"]
 
 
 def test_an_interrupted_run_is_saved_and_says_how_to_go_on(tmp_path):
-    process = start(CONFIG, *SMALL, *ENDLESS, "--mode=train", f"--workdir={tmp_path}")
+    (process,) = processes.start([*ENDLESS, f"--workdir={tmp_path}"])
     processes.wait_for_rows(tmp_path)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=100)
-    assert process.returncode == 130
+    (status,), (said,) = processes.finish([process], seconds=100)
+    assert status == 130
     (step,) = re.findall(r"^SIGINT: .* is saved at step (\d+); the same", said, re.M)
     assert (tmp_path / "checkpoints" / step).is_dir()
     assert "Traceback" not in said
 
 
 def test_an_interrupt_before_there_is_anything_to_save_says_nothing_of_pythons():
-    process = start("--mode=keys", stderr=subprocess.PIPE)
+    (process,) = processes.start(["launch.py", "--mode=keys"])
     time.sleep(0.5)  # while modules are imported
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=100)
-    assert process.returncode in (-signal.SIGINT, 130)
+    (status,), (said,) = processes.finish([process], seconds=100)
+    assert status in (-signal.SIGINT, 130)
     assert len(said.splitlines()) <= 1
 
 
 def test_a_terminal_that_is_gone_does_not_end_a_run_nor_change_its_status(tmp_path):
     """As `2>&1 | head -1` does, and then a preemption."""
-    process = start(CONFIG, *SMALL, *ENDLESS, "--mode=train", f"--workdir={tmp_path}")
-    process.stderr.readline()
-    process.stderr.close()
+    (process,) = processes.start([*ENDLESS, f"--workdir={tmp_path}"])
+    process.stdout.readline()
     process.stdout.close()
     processes.wait_for_rows(tmp_path)
     process.send_signal(signal.SIGTERM)
@@ -101,18 +90,15 @@ def error_of(*arguments, **environment):
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    ("value", "expected"),
     [
-        (
-            "def get_config():\n    return 1 / 0",
-            "line 2: ZeroDivisionError: division by",
-        ),
-        ("def get_config():\n    return None", "returns None; expected the configurat"),
+        ("1 / 0", "line 2: ZeroDivisionError: division by"),
+        ("None", "returns None; expected the configuration"),
     ],
 )
-def test_whatever_a_configuration_does_is_one_line(tmp_path, text, expected):
+def test_whatever_a_configuration_does_is_one_line(tmp_path, value, expected):
     path = tmp_path / "mine.py"
-    path.write_text(text)
+    path.write_text(f"def get_config():\n    return {value}")
     line = error_of("--config=~/mine.py", "--workdir=none", HOME=str(tmp_path))
     assert line.startswith("error: ") and path.name in line and expected in line
 

@@ -39,34 +39,19 @@ device_description_str: "{name}"
 
 
 class Card(NamedTuple):
-    """What is known of a GPU; sizes in bytes, rates per second.
+    """What is known of a GPU; sizes in bytes, rates per second."""
 
-    Attributes:
-      name: the maker's.
-      capability: the version of its instructions.
-      cores: its multiprocessors.
-      units: units for float32 of a multiprocessor.
-      clock: GHz.
-      shared_memory: of a multiprocessor.
-      shared_memory_of_block: of a block of threads, at most.
-      cache: shared by all multiprocessors.
-      memory: of the card.
-      bandwidth: bytes that its memory moves.
-      operations: of matrix products in bfloat16; TF32, in which XLA multiplies
-        float32, has half the rate.
-    """
-
-    name: str
-    capability: int
-    cores: int
-    units: int
-    clock: float
-    shared_memory: int
-    shared_memory_of_block: int
-    cache: int
-    memory: int
-    bandwidth: int
-    operations: float
+    name: str  # the maker's
+    capability: int  # the version of its instructions
+    cores: int  # its multiprocessors
+    units: int  # for float32, of a multiprocessor
+    clock: float  # GHz
+    shared_memory: int  # of a multiprocessor
+    shared_memory_of_block: int  # of a block of threads, at most
+    cache: int  # shared by all multiprocessors
+    memory: int  # of the card
+    bandwidth: int  # bytes that its memory moves
+    operations: float  # of products in bfloat16; TF32, XLA's float32, has half the rate
 
     @property
     def usable(self) -> float:

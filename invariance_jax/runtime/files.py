@@ -69,9 +69,12 @@ def private_folder(path: Path) -> Path:
 def read_json(path: epath.Path) -> Json:
     """Returns the object in a JSON file; raises ValueError if it holds none."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
+        content = json.loads(path.read_text())
+    except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} cannot be read: it holds no object.")
+    return content
 
 
 def write_json(path: AnyPath, content: object) -> None:
@@ -125,18 +128,10 @@ def call_in_file(path: str, function: str, *arguments: str) -> Any:
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise ValueError(f"{path} is no file; expected a Python file.")
-    with _blamed(path):
-        found = runpy.run_path(path).get(function)
-    if not callable(found):
-        raise ValueError(f"{path} has no function {function}().")
-    with _blamed(path):
-        return found(*arguments)
-
-
-@contextlib.contextmanager
-def _blamed(path: str) -> Iterator[None]:
     try:
-        yield
+        found = runpy.run_path(path).get(function)
+        if callable(found):
+            return found(*arguments)
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines, text = [one.lineno for one in frames if one.filename == path], str(error)
@@ -145,3 +140,4 @@ def _blamed(path: str) -> Iterator[None]:
         where = f", line {lines[-1]}" if lines and lines[-1] else ""
         what = " ".join(f"{type(error).__name__}: {text}".split()).rstrip(": ")
         raise ValueError(f"{path}{where}: {what}") from error
+    raise ValueError(f"{path} has no function {function}().")

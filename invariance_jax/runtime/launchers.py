@@ -101,7 +101,7 @@ def _slurm(environment: Mapping[str, str]) -> Launcher | None:
         return None
     nodes = environment["SLURM_STEP_NODELIST"]
     job = _number(environment, "SLURM_JOB_ID")
-    step = _number({"SLURM_STEP_ID": "0", **environment}, "SLURM_STEP_ID")
+    step = _number(environment, "SLURM_STEP_ID", "0")
     address = f"{first_host(nodes)}:{_FIRST_PORT + (job + step) % _PORTS}"
     # SLURM shows each task its own devices only, or those of the node to all of them.
     shares: tuple[int, ...] = ()
@@ -118,7 +118,7 @@ def _tasks_on_node(environment: Mapping[str, str]) -> int:
     counts: list[int] = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", tasks):
         counts += [int(count)] * int(times or 1)
-    node = _number({"SLURM_NODEID": "0", **environment}, "SLURM_NODEID")
+    node = _number(environment, "SLURM_NODEID", "0")
     if not counts or 0 in counts:
         raise ValueError(
             f"SLURM_STEP_TASKS_PER_NODE is {tasks!r}; expected a list as '8(x2),4'."
@@ -161,8 +161,8 @@ def _address(environment: Mapping[str, str], expected: str) -> str:
     return found
 
 
-def _number(environment: Mapping[str, str], name: str) -> int:
-    value = environment.get(name, "nothing")
+def _number(environment: Mapping[str, str], name: str, default: str = "nothing") -> int:
+    value = environment.get(name, default)
     if not value.isdecimal():
         raise ValueError(f"{name} is {value}; expected a number from the launcher.")
     return int(value)

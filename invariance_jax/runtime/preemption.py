@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import ClassVar, Self
 
 WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -62,12 +62,7 @@ class Watch:
             Watch._open += 1
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Puts the former handlers back when the outermost context ends."""
         if threading.current_thread() is threading.main_thread():
             Watch._open -= 1

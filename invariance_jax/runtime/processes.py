@@ -33,8 +33,7 @@ def from_main(tree: Tree) -> Tree:
     """Returns the tree of the main process, in every process."""
     if jax.process_count() == 1:
         return tree
-    found: Tree = multihost_utils.broadcast_one_to_all(tree)
-    return found
+    return multihost_utils.broadcast_one_to_all(tree)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-from typing import Self
 
 import jax
 from etils import epath
@@ -14,38 +13,31 @@ from invariance_jax.runtime.processes import is_main_process
 _log = logging.getLogger(__name__)
 
 
-class Profiler:
+class Profiler(contextlib.ExitStack):
     """A context that writes a `jax.profiler` trace of `logging.profile_steps`.
 
-    A run that goes on after the first of these steps says so and writes none.
+    A run that goes on after the first of these steps says so and writes none. The end
+    of the context ends a trace that an error has interrupted; JAX allows one at a time.
     """
 
     def __init__(self, ends: tuple[int, ...], workdir: AnyPath, *, first_step: int):
         """Prepares the trace; nothing is written yet."""
+        super().__init__()
         self._folder = os.fspath(epath.Path(workdir) / "profile")
         if ends and first_step > ends[0]:
             _log.info("no trace: the run goes on at step %d of %s", first_step, ends)
             ends = ()
         self._ends = ends if is_main_process() else ()
-        self._trace = contextlib.ExitStack()
 
     def before(self, step: int, arrays: object) -> None:
         """Starts the trace if its first step is next, once the arrays are there."""
         if step in self._ends[:1]:
             jax.block_until_ready(arrays)
-            self._trace.enter_context(jax.profiler.trace(self._folder))
+            self.enter_context(jax.profiler.trace(self._folder))
 
     def after(self, step: int, arrays: object) -> None:
         """Ends the trace if its last step is finished, once the arrays are there."""
         if step in self._ends[1:]:
             jax.block_until_ready(arrays)
-            self._trace.close()
+            self.close()
             _log.info("%s: trace of the steps %d to %d", self._folder, *self._ends)
-
-    def __enter__(self) -> Self:
-        """Returns the profiler."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Ends a trace that an error has interrupted; JAX allows one at a time."""
-        self._trace.close()
