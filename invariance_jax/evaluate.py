@@ -28,7 +28,7 @@ from invariance_jax.runs.workdir import (
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import all_devices, make_deterministic
-from invariance_jax.runtime.files import AnyPath, work_folder
+from invariance_jax.runtime.files import AnyPath, work_folder, write_json
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.runtime.terminal import progress
 from invariance_jax.settings import Config, Settings, plugins, resolve
@@ -96,7 +96,7 @@ def run(config: Config | None, workdir: AnyPath) -> Json:
             ]
     found = results.aggregate(each)
     if processes.is_main_process():
-        results.write_results(workdir, found)
+        write_json(work_folder(workdir) / "results.json", found)
     if failed:
         raise ValueError("\n".join(failed))
     return found
@@ -200,9 +200,7 @@ def _evaluate(
     def keep(name: str, measured: ExperimentResult, seconds: float) -> None:
         rows = results.table(name, measured.rows, seed=parts.settings.seed)
         how: Json = {"seconds": seconds, "settings": settings, "source": sources[name]}
-        found[name] = results.make_record(name, rows, **how)
-        if processes.is_main_process():
-            results.write_record(workdir, found[name])
+        found[name] = results.keep(workdir, name, rows, **how)
 
     for name in [name for name in functions if name not in missing]:
         _log.info("%s: %s is measured already", workdir, name)
@@ -221,7 +219,7 @@ def _evaluate(
     rows = [results.Row(name, value) for name, value in final.items()]
     content = results.of_seed(parts.settings.seed, settings, found, rows)
     if processes.is_main_process():
-        results.write_results(workdir, content)
+        write_json(workdir / "results.json", content)
     return content
 
 

@@ -8,11 +8,9 @@ import stat
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import processes
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 from processes import CONFIG, SMALL, launch
 from tiny import tiny_config
@@ -22,15 +20,6 @@ from invariance_jax.runtime.preemption import INTERRUPTED, PREEMPTED
 from invariance_jax.settings import resolve
 from invariance_jax.slurm import job, local, options, submission
 from invariance_jax.sweeps.plan import Plan, Run
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(autouse=True)
-def parsed():
-    """Flags can be read."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
 
 
 def read(mode="all", **given):
@@ -225,10 +214,9 @@ def test_a_submission_uses_no_device(tmp_path):
         "finally:\n"
         "    print('used:', devices.have_started())\n"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "#SBATCH" in done.stdout
-    assert done.stdout.endswith("used: False\n")
+    (output,) = processes.run(["-c", code])
+    assert "#SBATCH" in output
+    assert output.endswith("used: False\n")
 
 
 def test_an_object_store_needs_a_folder_for_logs():
@@ -289,9 +277,8 @@ def test_slurm_is_asked_for(monkeypatch, tmp_path):
 
 def test_a_job_begins_without_jax():
     code = "import sys, invariance_jax.slurm.job; print(*sys.modules)"
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not {"jax", "flax", "absl"} & {*done.stdout.split()}
+    (output,) = processes.run(["-c", code])
+    assert not {"jax", "flax", "absl"} & {*output.split()}
 
 
 @pytest.fixture
@@ -367,9 +354,7 @@ def starts(folder):
 
 def test_processes_run_to_their_end_at_one_address(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    code = (
-        "assert sys.argv[1:] == ['--a', 'b c']; assert 'SLURM_JOB_ID' not in os.environ"
-    )
+    code = "assert sys.argv[1:] == ['--a', 'b c'] and 'SLURM_JOB_ID' not in os.environ"
     assert run_here(tmp_path, code) == 0
     (one, first), (other, second) = sorted(starts(tmp_path))
     assert (one, other) == ("0", "1")
@@ -412,7 +397,7 @@ def test_a_signal_is_passed_on_once_and_the_job_ends(tmp_path, name):
         "import sys\n"
         "from pathlib import Path\n"
         "import pytest, test_submission\n"
-        "test_submission.flags.FLAGS.mark_as_parsed()\n"
+        "test_submission.options.flags.FLAGS.mark_as_parsed()\n"
         f"sys.exit(test_submission.run_here(Path({str(tmp_path)!r}), {code!r}))"
     )
     process = subprocess.Popen(
@@ -449,12 +434,10 @@ def test_a_run_over_two_processes_of_this_machine(tmp_path):
 
 
 def test_a_sweep_is_shown_as_an_array(tmp_path):
-    sweep = "--sweep=configs/sweeps/penalty_weight.py"
-    seeds = "--config.seeds=3"
     workdir = tmp_path / "sweep"
-    done = launch(
-        CONFIG, seeds, f"--workdir={workdir}", sweep, "--cluster=slurm", "--dry-run"
-    )
+    arguments = [CONFIG, "--config.seeds=3", f"--workdir={workdir}"]
+    arguments += ["--sweep=configs/sweeps/penalty_weight.py", "--cluster=slurm"]
+    done = launch(*arguments, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --array=0-14%15\n" in done.stdout
     assert re.search(r"--sweep_run=\S+/seed_2\n", done.stdout)

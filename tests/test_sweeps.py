@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from absl.testing import flagsaver
+from finished_runs import change
 from tiny import tiny_config
 
 from configs import spirograph
@@ -95,8 +96,6 @@ def plan(tmp_path):
                 config(changes), str(workdir or tmp_path / "sweep"), mode
             )
 
-    if not sweeps.flags.FLAGS.is_parsed():
-        sweeps.flags.FLAGS.mark_as_parsed()
     return make
 
 
@@ -231,10 +230,7 @@ def test_seeds_are_given_once(plan):
         ("\nimport no_such_module", r", line 2: ModuleNotFoundError: No mod"),
         ("def get_sweep():\n    return 1 / 0", r"line 2: ZeroDivisionError: division"),
         ("def get_sweep():\n    raise SystemExit(3)", r"line 2: SystemExit: 3"),
-        (
-            "def get_sweep():\n    raise OSError('a\\nb')",
-            r"line 2: OSError: a b",
-        ),
+        ("def get_sweep():\n    raise OSError('a\\nb')", r"line 2: OSError: a b"),
         ("\0", r": SyntaxError: source code string"),
         ("def get_sweep(a): pass", r": TypeError: .*missing 1 required"),
     ],
@@ -263,23 +259,16 @@ def test_without_a_sweep_the_run_is_the_one_that_was_asked_for(plan, tmp_path):
     assert (run.name, run.workdir, run.config.seeds) == (None, str(tmp_path), 3)
 
 
-def evaluated(config, workdir):
-    """Leaves what a run and its evaluation leave, quickly."""
-    train.run(config, workdir)
-    evaluate.run(config, workdir)
-
-
 @pytest.fixture(scope="module")
 def made(compiled_once, tmp_path_factory):
     """A sweep of two weights and two seeds, all evaluated."""
     folder = tmp_path_factory.mktemp("made")
-    if not sweeps.flags.FLAGS.is_parsed():
-        sweeps.flags.FLAGS.mark_as_parsed()
     with flagsaver.flagsaver(sweep=write(folder / "grid.py", GRID)):
         found = sweeps.plan(config(), str(folder / "sweep"), "all")
         sweeps.begin(found)
         for run in found.runs:
-            evaluated(run.config, run.workdir)
+            train.run(run.config, run.workdir)
+            evaluate.run(run.config, run.workdir)
     return folder / "sweep"
 
 
@@ -287,12 +276,6 @@ def made(compiled_once, tmp_path_factory):
 def copy(made, tmp_path):
     """A copy of it, to be changed."""
     return shutil.copytree(made, tmp_path / "sweep")
-
-
-def edit(path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 def test_finished_runs_are_skipped(plan, copy, caplog):
@@ -383,10 +366,9 @@ def test_an_unfinished_variant_is_left_out_and_named(copy, caplog):
 
 
 def test_a_run_that_was_evaluated_on_its_way_is_not_finished(copy):
-    edit(copy / RUNS[0] / "results.json", lambda c: c["settings"].update(step=2))
-    assert [path.name for path in collect.finished([str(copy)])] == [
-        "penalty.weight=1.0"
-    ]
+    change(copy / RUNS[0] / "results.json", lambda c: c["settings"].update(step=2))
+    (variant,) = collect.finished([str(copy)])
+    assert variant.name == "penalty.weight=1.0"
 
 
 def test_a_sweep_without_a_finished_variant_has_no_report(copy):
@@ -398,7 +380,7 @@ def test_a_sweep_without_a_finished_variant_has_no_report(copy):
 
 def test_seeds_that_differ_by_more_than_the_seed_are_refused(copy):
     path = copy / RUNS[1] / "config.json"
-    edit(path, lambda content: content["config"].update(temperature=0.3))
+    change(path, lambda content: content["config"].update(temperature=0.3))
     expected = rf"{re.escape(RUNS[1])} has temperature = 0.3; expected 0.2"
     with pytest.raises(ValueError, match=expected):
         collect.finished([str(copy)])
@@ -407,7 +389,7 @@ def test_seeds_that_differ_by_more_than_the_seed_are_refused(copy):
 
 def test_runs_that_were_evaluated_in_different_ways_are_refused(copy):
     path = copy / RUNS[1] / "results.json"
-    edit(path, lambda content: content["settings"].update(l2=0.5))
+    change(path, lambda content: content["settings"].update(l2=0.5))
     expected = rf"{re.escape(RUNS[1])} was evaluated with evaluation.l2 = 0.5; expected"
     with pytest.raises(ValueError, match=expected):
         collect.finished([str(copy)])
@@ -416,12 +398,8 @@ def test_runs_that_were_evaluated_in_different_ways_are_refused(copy):
 def test_other_work_directories_stay_as_they_are(copy, tmp_path):
     run = copy / RUNS[0]
     found = collect.finished([str(run), str(copy), "elsewhere"])
-    assert [path.name for path in found] == [
-        "seed_0",
-        "penalty.weight=0.0",
-        "penalty.weight=1.0",
-        "elsewhere",
-    ]
+    both = ["penalty.weight=0.0", "penalty.weight=1.0"]
+    assert [path.name for path in found] == ["seed_0", *both, "elsewhere"]
 
 
 @pytest.mark.parametrize(
@@ -434,6 +412,6 @@ def test_a_damaged_record_is_named(copy, text):
 
 
 def test_a_record_of_another_version_is_refused(copy):
-    edit(copy / "sweep.json", lambda content: content.update(format=1))
+    change(copy / "sweep.json", lambda content: content.update(format=1))
     with pytest.raises(ValueError, match="has format 1, this version reads 2"):
         collect.finished([str(copy)])

@@ -29,12 +29,6 @@ def content(workdir):
     return json.loads((workdir / "config.json").read_text())
 
 
-def edit(workdir, change):
-    found = content(workdir)
-    change(found)
-    (workdir / "config.json").write_text(json.dumps(found))
-
-
 def test_a_new_folder_is_made_with_its_parents(tmp_path):
     workdir = tmp_path / "a" / "b"
     owner = claim(settings(), workdir)

@@ -7,14 +7,14 @@ orbax writes into a temporary folder and renames it, so a checkpoint that was cu
 never chosen by a resume.
 """
 
-import functools
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -121,9 +121,9 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
         args = ocp.args.StandardSave(arrays)
         whole = _seal({"step": step, "note": note or {}, "hashes": _hashes(arrays)})
-        # When to save is the run's decision, not orbax's: hence force.
-        save = functools.partial(self._manager.save, step, args=args, force=True)
-        self._told(lambda: save(custom_metadata=whole))
+        with self._telling():
+            # When to save is the run's decision, not orbax's: hence force.
+            self._manager.save(step, args=args, custom_metadata=whole, force=True)
 
     def _sync(self) -> None:
         """Waits for the disk before orbax says that a checkpoint is done."""
@@ -142,15 +142,18 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises OSError if the last checkpoint could not be written."""
-        self._told(self._manager.check_for_errors)
+        with self._telling():
+            self._manager.check_for_errors()
 
     def wait(self) -> None:
         """Waits until everything is saved; raises OSError if it could not be."""
-        self._told(self._manager.wait_until_finished)
+        with self._telling():
+            self._manager.wait_until_finished()
 
-    def _told(self, call: Callable[[], object]) -> None:
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
         try:
-            call()
+            yield
         except Exception as error:
             code = re.search(r"os_error_code='(\d+)'", str(error))
             reason = os.strerror(int(code.group(1))) if code else str(error)

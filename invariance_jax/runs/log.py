@@ -39,7 +39,7 @@ class MetricsWriter:
         if not is_main_process():
             return
         self._path = owner.workdir / _FILE
-        found, bad = _read(self._path)
+        found, bad = read_rows(owner.workdir)
         for number, what in bad:
             _log.warning("%s: line %d is left out, it is %s", self._path, number, what)
         self._kept = [text for text, row in found if row["step"] <= first_step]
@@ -98,11 +98,11 @@ class MetricsWriter:
 
 def final_metrics(workdir: AnyPath, *, step: int) -> dict[str, float]:
     """Returns `loss.final` and `penalty.final`, those of the last rows until a step."""
-    path = epath.Path(workdir) / _FILE
-    found, bad = _read(path)
+    found, bad = read_rows(workdir)
     for number, what in bad:
         raise ValueError(
-            f"{path}: line {number} is {what}; remove it to evaluate without it."
+            f"{epath.Path(workdir) / _FILE}: line {number} is {what}; remove it to "
+            "evaluate without it."
         )
     rows = [row for _, row in found if "loss" in row and row["step"] <= step]
     return {
@@ -113,10 +113,11 @@ def final_metrics(workdir: AnyPath, *, step: int) -> dict[str, float]:
     }
 
 
-def _read(
-    path: epath.Path,
+def read_rows(
+    workdir: AnyPath,
 ) -> tuple[list[tuple[str, Json]], list[tuple[int, str]]]:
-    """Returns the rows of a log, and number and content of each line that is none."""
+    """Returns lines and rows of a log, and number and content of each bad line."""
+    path = epath.Path(workdir) / _FILE
     text = path.read_bytes().decode(errors="replace") if path.exists() else ""
     lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("}\n"):

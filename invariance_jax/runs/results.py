@@ -8,7 +8,6 @@ found is all their rows.
 """
 
 import dataclasses
-import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,8 @@ import numpy as np
 from etils import epath
 
 from invariance_jax.runs.workdir import provenance
-from invariance_jax.runtime.files import AnyPath, write_json
+from invariance_jax.runtime.files import read_json, write_json
+from invariance_jax.runtime.processes import is_main_process
 from invariance_jax.settings import KEYS, plugins
 from invariance_jax.settings.rules import is_asked
 from invariance_jax.settings.schema import EXPERIMENTS, WITH_PROBE, tuples
@@ -114,17 +114,17 @@ def table(experiment: str, rows: Iterable[Row], *, seed: int) -> list[Json]:
     ]
 
 
-def make_record(name: str, rows: list[Json], **how: float | str | Json) -> Json:
-    """Returns what is kept of an experiment: rows, and how they were measured."""
-    return {"format": FORMAT, "name": name, "rows": rows, **how, **provenance()}
-
-
-def write_record(workdir: epath.Path, record: Json) -> None:
-    """Writes the file of an experiment into the work directory of its seed."""
-    # A colon has a meaning in some file systems.
-    path = workdir / "experiments" / f"{record['name'].replace(':', '.')}.json"
-    path.parent.mkdir(exist_ok=True)
-    write_json(path, record)
+def keep(
+    workdir: epath.Path, name: str, rows: list[Json], **how: float | str | Json
+) -> Json:
+    """Returns the record of an experiment; the main process writes it."""
+    record = {"format": FORMAT, "name": name, "rows": rows, **how, **provenance()}
+    if is_main_process():
+        # A colon has a meaning in some file systems.
+        path = workdir / "experiments" / f"{name.replace(':', '.')}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, record)
+    return record
 
 
 def read_records(
@@ -135,14 +135,14 @@ def read_records(
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in [path for path in files if path.suffix == ".json"]:
         try:
-            record = dict(tuples(json.loads(path.read_text())))
+            record = tuples(read_json(path))
             if record.get("format") != FORMAT:
                 continue
             name, then = record["name"], dict(record["settings"])
             summary(record["rows"]), record["seconds"], record["command"]
             key = _difference(name, settings, then)
             same_code = record["source"] == sources.get(name, record["source"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error!r}); remove it.") from error
         if key is None and same_code:
             found[name] = record
@@ -215,11 +215,6 @@ def _whole(
         "rows": rows,
         "experiments": parts,
     }
-
-
-def write_results(workdir: AnyPath, content: Json) -> None:
-    """Writes `results.json` into a work directory."""
-    write_json(epath.Path(workdir) / "results.json", content)
 
 
 def summary(rows: Iterable[Json]) -> dict[str, Json]:

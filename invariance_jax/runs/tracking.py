@@ -1,5 +1,6 @@
 """Weights & Biases: a copy of `metrics.jsonl`, one run over all starts."""
 
+import functools
 import importlib.util
 import json
 import logging
@@ -73,32 +74,28 @@ class Tracker:
     def _start(self, settings: Settings, workdir: epath.Path) -> Any:
         import wandb
 
-        def start(mode: Any) -> Any:
-            return wandb.init(
-                project=settings.logging.wandb_project,
-                id=self._id,
-                name="/".join(workdir.parts[-2:]),
-                resume="allow",
-                # The run of another seed may be open.
-                reinit="create_new",
-                # On its way it is on this machine, if the work directory is not.
-                dir=None if is_url(workdir) else os.fspath(workdir),
-                config=to_dict(settings),
-                mode=mode,
-                settings=wandb.Settings(
-                    console="off", silent=True, init_timeout=_SECONDS
-                ),
-            )
-
+        start = functools.partial(
+            wandb.init,
+            project=settings.logging.wandb_project,
+            id=self._id,
+            name="/".join(workdir.parts[-2:]),
+            resume="allow",
+            # The run of another seed may be open.
+            reinit="create_new",
+            # On its way it is on this machine, if the work directory is not.
+            dir=None if is_url(workdir) else os.fspath(workdir),
+            config=to_dict(settings),
+            settings=wandb.Settings(console="off", silent=True, init_timeout=_SECONDS),
+        )
         try:
-            return start(None)
+            return start()
         except wandb.Error as error:
             _log.warning(
                 "Weights & Biases does not answer (%s): the rows go to %s, as with "
                 "WANDB_MODE=offline; `wandb sync` sends them",
                 *(str(error).splitlines()[0], workdir / "wandb"),
             )
-            return start("offline")
+            return start(mode="offline")
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
         """Takes a row; all rows of a step become one, sent when the next one begins."""

@@ -1,8 +1,8 @@
 """The work directory of a run: who owns it, and its `config.json`."""
 
+import contextlib
 import copy
 import functools
-import json
 import logging
 import os
 import platform
@@ -58,8 +58,8 @@ class Owner(NamedTuple):
         """Raises OSError if the run was started a second time or the folder is gone."""
         path = self.workdir / "config.json"
         try:
-            found = json.loads(path.read_text()).get("start")
-        except (AttributeError, OSError, ValueError) as error:
+            found = read_json(path).get("start")
+        except (OSError, ValueError) as error:
             raise OSError(f"{path} is gone or damaged: {error}") from error
         if found != self.start:
             raise OSError(
@@ -97,7 +97,7 @@ def claim(settings: Settings, workdir: AnyPath, *, finished: bool = False) -> Ow
 def check(settings: Settings, workdir: AnyPath) -> None:
     """Checks that `claim` would succeed; writes nothing."""
     folder = work_folder(workdir)
-    within = () if "://" in str(folder) else folder.parents
+    within = () if is_url(folder) else folder.parents
     there = next((one for one in (folder, *within) if one.exists()), None)
     if there is not None and not there.is_dir():
         raise ValueError(f"workdir is {folder}: {there} is a file; expected a folder.")
@@ -224,17 +224,11 @@ def _git_commit() -> str | None:
 
     Where there is no checkout, as in a container: `INVARIANCE_JAX_COMMIT`.
     """
-    package = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str:
-        words = ["git", "-C", str(package), *arguments]
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) == package.parent:
-            dirty = git("status", "--porcelain", "--untracked-files=no")
-            return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
-    except (OSError, subprocess.CalledProcessError):
-        pass
+    checkout = Path(__file__).resolve().parents[2]
+    words = ["git", "-C", str(checkout), "describe", "--dirty"]
+    words += ["--always", "--exclude=*", "--abbrev=40"]  # the commit, no tag
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        if (checkout / ".git").exists():
+            done = subprocess.run(words, capture_output=True, text=True, check=True)
+            return done.stdout.strip()
     return os.environ.get("INVARIANCE_JAX_COMMIT")

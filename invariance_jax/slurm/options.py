@@ -43,21 +43,19 @@ _OPTIONS = flags.DEFINE_string(
     None,
     "Other options of sbatch: key=value,key=value; 'key=' for one without a value.",
 )
-_CPUS = flags.DEFINE_integer("cpus_per_task", None, "Cores of a task.", lower_bound=1)
+flags.DEFINE_integer("cpus_per_task", None, "Cores of a task.", lower_bound=1)
 _MEM = flags.DEFINE_string("mem", None, "Memory of a node: a number and K, M, G or T.")
-_PARTITION = flags.DEFINE_string("partition", None, "Partition of SLURM.")
-_ACCOUNT = flags.DEFINE_string("account", None, "Account of SLURM.")
-_QOS = flags.DEFINE_string("qos", None, "Quality of service of SLURM.")
-_CONSTRAINT = flags.DEFINE_string("constraint", None, "Features that nodes must have.")
+flags.DEFINE_string("partition", None, "Partition of SLURM.")
+flags.DEFINE_string("account", None, "Account of SLURM.")
+flags.DEFINE_string("qos", None, "Quality of service of SLURM.")
+flags.DEFINE_string("constraint", None, "Features that nodes must have.")
 
-_OF_SBATCH = (_CPUS, _MEM, _PARTITION, _ACCOUNT, _QOS, _CONSTRAINT)
-_FOR_BOTH = [
-    *(one.name for one in (_NODES, _GPUS, _TASKS, _SETUP, _FOLDER, _DRY_RUN)),
-    "dry-run",
-]
-_FOR_SLURM = [
-    one.name for one in (_TIME, _SIGNAL_DELAY, _PARALLELISM, _OPTIONS, *_OF_SBATCH)
-]
+_OF_SBATCH = ("cpus_per_task", "mem", "partition", "account", "qos", "constraint")
+_FOR_SLURM = ("time", "signal_delay", "array_parallelism", "slurm_options", *_OF_SBATCH)
+_FOR_BOTH = (
+    *("nodes", "gpus_per_node", "tasks_per_node", "setup", "slurm_folder"),
+    *("dry_run", "dry-run"),
+)
 
 MODES = ("all", "train", "evaluate", "embed")
 """The modes that a job can have; the others are for this machine."""
@@ -171,7 +169,8 @@ def _options() -> Options:
     """Returns the options of sbatch; a value in `--slurm_options` may have commas."""
     if _MEM.value is not None and not re.fullmatch(r"\d+[KMGT]?", _MEM.value):
         raise ValueError(f"--mem is {_MEM.value!r}; expected a number and K, M, G or T")
-    options = {one.name: one.value for one in _OF_SBATCH if one.value is not None}
+    given = {name: flags.FLAGS[name].value for name in _OF_SBATCH}
+    options = {name: value for name, value in given.items() if value is not None}
     other = Options()
     for part in filter(None, (_OPTIONS.value or "").split(",")):
         name, equals, value = part.partition("=")

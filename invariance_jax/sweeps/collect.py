@@ -68,20 +68,20 @@ def is_evaluated(settings: Settings, workdir: epath.Path) -> bool:
 
 
 def _variants(parent: epath.Path) -> list[epath.Path]:
-    found, missing = [], []
+    found = []
     variants = read_record(parent)["variants"]
-    for name, content in variants.items():
-        config = from_dict(content["config"])
-        runs = one_per_seed(config, parent / name)
-        each = [_read(one, path) for one, path in runs]
-        missing += [str(p) for (_, p), one in zip(runs, each, strict=True) if not one]
-        whole = [one for one in each if one]
-        if len(whole) == len(runs):
-            found.append(parent / name)
-            if len(runs) > 1:
-                _aggregate(config, [path for _, path in runs], whole, parent / name)
-    for path in missing:
-        _log.warning("%s: not finished, left out", path)
+    for name, variant in variants.items():
+        config, folder = from_dict(variant["config"]), parent / name
+        each = {path: _read(one, path) for one, path in one_per_seed(config, folder)}
+        whole = [content for content in each.values() if content is not None]
+        for path in [path for path, content in each.items() if content is None]:
+            _log.warning("%s: not finished, left out", path)
+        if len(whole) == len(each):
+            found.append(folder)
+        if len(whole) == len(each) > 1:
+            first = read_json(next(iter(each)) / "config.json")
+            write_json(folder / "config.json", first | {"config": to_dict(config)})
+            write_json(folder / "results.json", results.aggregate(whole))
     if not found:
         raise ValueError(f"{parent}: none of the {len(variants)} variants is finished.")
     if found[0] != parent / next(iter(variants)):
@@ -116,7 +116,7 @@ def _read(config: Config, workdir: epath.Path) -> Json | None:
 
 def _results(workdir: epath.Path) -> Json | None:
     path = workdir / "results.json"
-    return dict(tuples(read_json(path))) if path.exists() else None
+    return tuples(read_json(path)) if path.exists() else None
 
 
 def _differences(settings: Settings, found: Json) -> dict[str, tuple[object, object]]:
@@ -134,15 +134,3 @@ def _differences(settings: Settings, found: Json) -> dict[str, tuple[object, obj
         for key, value in wanted.items()
         if value != values.get(key, ())  # what an older run lacks was empty
     }
-
-
-def _aggregate(
-    config: Config,
-    paths: list[epath.Path],
-    each: list[Json],
-    variant: epath.Path,
-) -> None:
-    """Makes the folder of a variant the work directory of a run over seeds."""
-    content = read_json(paths[0] / "config.json")
-    write_json(variant / "config.json", content | {"config": to_dict(config)})
-    results.write_results(variant, results.aggregate(each))

@@ -48,12 +48,10 @@ def read_sweep(path: str) -> Sweep:
             f"get_sweep() of {path} returns {sweep!r}; expected key -> its values, or "
             "label -> {key: value}."
         )
-    lists = [values for values in sweep.values() if isinstance(values, tuple | list)]
-    _check_count(math.prod(max(1, len(values)) for values in lists))
     for key, values in sweep.items():
         if not isinstance(values, tuple | list) or not values:
             raise ValueError(f"{path}: {key} is {values!r}; expected a tuple of values")
-        if any(value in values[:n] for n, value in enumerate(values)):
+        if len({*map(repr, values)}) < len(values):
             raise ValueError(f"{path}: {key} is {values!r}; expected each value once")
     return {key: tuple(values) for key, values in sweep.items()}
 
@@ -74,7 +72,8 @@ def make_variants(config: Config, sweep: Sweep) -> dict[str, Variant]:
         base.seed, base.seeds = _seeds(config, axes.pop("seed"))
     each = [value for value in axes.values() if not isinstance(value, dict)]
     count = (math.prod(map(len, each)) if each else len(axes)) * base.seeds
-    _check_count(count)
+    if count > MOST:
+        raise ValueError(f"the sweep has {count} runs; expected at most {MOST}.")
     variants: dict[str, Variant] = {}
     for label, changes in _changes(axes):
         variant = copy.deepcopy(base)
@@ -88,7 +87,7 @@ def make_variants(config: Config, sweep: Sweep) -> dict[str, Variant]:
         words = label or ", ".join(f"{key} = {one!r}" for key, one in changes.items())
         settings = resolve_variant(words, variant)
         values = flatten(settings)
-        name = _folder(label or _text_of({key: values[key] for key in changes}))
+        name = _folder(label or "__".join(f"{k}={_text(values[k])}" for k in changes))
         if name in variants:
             raise ValueError(f"sweep: two variants have the folder {name}")
         variants[name] = Variant(words or "all seeds", variant, settings)
@@ -101,11 +100,6 @@ def resolve_variant(label: str, config: Config) -> Settings:
         return resolve(config)
     except ValueError as error:
         raise ValueError(f"sweep: {label}: {error}") from error
-
-
-def _check_count(count: int) -> None:
-    if count > MOST:
-        raise ValueError(f"the sweep has {count} runs; expected at most {MOST}.")
 
 
 def _changes(axes: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -133,16 +127,8 @@ def _seeds(config: Config, values: Any) -> tuple[int, int]:
     return values[0], len(values)
 
 
-def _text_of(changes: Mapping[str, object]) -> str:
-    """Returns the changes of a variant as one word.
-
-    >>> _text_of({"penalty.weight": 0.1, "penalty.parameters": ("h", "gfore")})
-    'penalty.weight=0.1__penalty.parameters=h+gfore'
-    """
-    return "__".join(f"{key}={_text(value)}" for key, value in changes.items())
-
-
 def _text(value: object) -> str:
+    """Returns a value in a word, such as "0.1", "h+gfore" or "none"."""
     if isinstance(value, tuple | list):
         return "+".join(map(_text, value)) or "none"
     return "none" if value is None else str(value)
