@@ -111,13 +111,11 @@ def label_fraction(kind: str) -> Rows:
 
 
 EXPERIMENTS: dict[str, Callable[[str], Rows]] = {
-    "averaging": averaging,
-    "invariance": invariance,
-    "linearization": linearization,
-    "poincare_ratio": poincare_ratio,
-    "nuisance_prediction": nuisance_prediction,
-    "shift": shift,
-    "label_fraction": label_fraction,
+    experiment.__name__: experiment
+    for experiment in (
+        *(averaging, invariance, linearization, poincare_ratio, nuisance_prediction),
+        *(shift, label_fraction),
+    )
 }
 
 
@@ -147,7 +145,7 @@ def write_run(
     for key, value in {"augmentation.strength": 0.5, **(config or {})}.items():
         section, _, name = key.rpartition(".")
         content.setdefault(section, {})[name] = value
-    saved = {"format": 3, "config": content, "derived": {"steps": 1500}}
+    saved = {"format": 3, "config": content, "derived": {"steps": 1500}, "jax": {}}
     saved["environment"] = {"git_commit": "0123abc", "devices": ["cpu", "cpu"]}
     saved["command"] = "python launch.py --config=configs/a.py --workdir 'my runs/a'"
     (path / "config.json").write_text(json.dumps(saved))

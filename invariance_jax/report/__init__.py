@@ -3,6 +3,7 @@
 Nothing is measured here: all numbers come from the `results.json` of the runs.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -64,7 +65,5 @@ def _import_matplotlib() -> None:
     import matplotlib
 
     os.environ["MPLBACKEND"] = backend
-    try:
+    with contextlib.suppress(ValueError):  # whoever uses it gets Matplotlib's own error
         matplotlib.rcParams["backend"] = backend
-    except ValueError:
-        return  # whoever asks for it gets Matplotlib's own error

@@ -27,9 +27,6 @@ from invariance_jax.report.words import is_share
 from invariance_jax.runtime.files import plain_path, write_bytes, write_text
 from invariance_jax.types import Json
 
-_TRAINING = {"move": 0.0, "widen": 1.0}
-"""Where the training distribution is on the axis of a shift, by the kind of shift."""
-
 
 class Group(NamedTuple):
     """Parts of the page that belong together.
@@ -100,10 +97,10 @@ class _Report:
         self.words, table = self.comparison.words, self.comparison.table
         # Those of single weights stand beside the main numbers only.
         self.table = table[~table["run"].astype(str).str.startswith("paper, weight")]
-        strengths = {run.config.get("augmentation.strength") for run in runs}
-        training = {**_TRAINING}
-        if len(strengths) == 1 and isinstance(strength := strengths.pop(), int | float):
-            training["strength"] = float(strength)
+        training = {"move": 0.0, "widen": 1.0}  # where it is on the axis of a shift
+        strengths = {run.config["augmentation.strength"] for run in runs}
+        if len(strengths) == 1 and (strength := strengths.pop()) is not None:
+            training["strength"] = strength
         constant = select(table, {"metric": "mse.constant"})["mean"].mean()
         names = [run.name for run in runs]
         self.shown = Shown(self.table, names, self.words, training, constant)
@@ -140,7 +137,7 @@ class _Report:
 
     def _compared(self) -> list[Part]:
         """Returns the main numbers of several runs, and their differences."""
-        found = self.comparison.main_differences()
+        found = self.comparison.main_pairs.copy()
         ways = ["higher" if is_share(name) else "lower" for name in found["metric"]]
         found["metric"] += [f"\n({way} is better)" for way in ways]
         spec = Spec(
@@ -171,8 +168,8 @@ class _Report:
             if every:
                 parts.append(Group("folded", "Every number", every))
             each = [commands.of_experiment(run, name) for run in self.runs]
-            lines = Group("commands", "", [*dict.fromkeys(filter(None, each))])
-            if parts and lines.parts:
+            if parts:
+                lines = Group("commands", "", [*dict.fromkeys(each)])
                 parts.append(Group("folded", "Command", [lines]))
             yield Group("section", section.title, parts, section.text)
 
@@ -216,29 +213,26 @@ class _Report:
 
 def _facts(run: Run) -> Json:
     """Returns environment, derived quantities, speed and times of a run."""
-    environment = dict(run.saved.get("environment") or {})
-    commit = environment.pop("git_commit", None) or "none: not run from a git checkout"
+    environment, log = dict(run.saved["environment"]), run.log
+    commit = environment.pop("git_commit") or "none: not run from a git checkout"
     found = {"git commit": commit, **environment, "work directory": str(run.path)}
-    found |= run.saved.get("derived") or {}
-    speed = run.log[run.log["name"] == "examples_per_second"]["value"].median()
+    found |= run.saved["derived"]
+    speed = log[log["name"] == "examples_per_second"]["value"].median()
     if pd.notna(speed):
         found["speed"] = f"{speed:,.0f} examples per second (median)"
-    if pd.notna(run.seconds):
-        found["training time"] = f"{run.seconds:,.0f} s{' per seed' * (run.n > 1)}"
+    seconds = log[log["name"] == "seconds"].groupby("seed")["value"].max().mean()
+    if pd.notna(seconds):
+        found["training time"] = f"{seconds:,.0f} s{' per seed' * (run.n > 1)}"
     for name, entry in run.results["experiments"].items():
-        found[f"seconds of {name}"] = entry.get("seconds")
+        found[f"seconds of {name}"] = entry["seconds"]
     return found
 
 
 def _sentence(run: Run) -> str:
     """Returns what was run and what the numbers are, in a line."""
-    config, derived = run.config, run.saved.get("derived") or {}
-    parts = [config.get(f"{key}.name") for key in ("data", "encoder", "method")]
-    weight = config.get("penalty.weight")
-    if weight is not None:
-        parts.append(f"penalty of weight {weight}" if weight else "no penalty")
-    if derived.get("steps"):
-        parts.append(f"{derived['steps']} steps of {config.get('batch_size')} examples")
+    config, weight = run.config, run.config["penalty.weight"]
+    names = ", ".join(config[f"{key}.name"] for key in ("data", "encoder", "method"))
+    penalty = f"penalty of weight {weight}" if weight else "no penalty"
+    steps = f"{run.saved['derived']['steps']} steps of {config['batch_size']} examples"
     error = "Mean ± standard error over " if run.n > 1 else "Numbers of "
-    made = ", ".join(str(part) for part in parts if part)
-    return f"{made}. {error}{over(run.n, run.split)}."
+    return f"{names}, {penalty}, {steps}. {error}{over(run.n, run.split)}."

@@ -9,7 +9,7 @@ from invariance_jax.report import aggregate, paper, tables
 from invariance_jax.report.aggregate import select, show
 from invariance_jax.report.read import Run
 from invariance_jax.report.tables import Table
-from invariance_jax.report.words import Words
+from invariance_jax.report.words import Words, word
 from invariance_jax.runs.results import Value
 from invariance_jax.types import Json
 
@@ -50,13 +50,11 @@ def places(table: pd.DataFrame) -> list[Place]:
     return [place for place in ordered if place in every][:3]
 
 
-def main_numbers(
-    table: pd.DataFrame, where: Sequence[Place], words: Words
-) -> pd.DataFrame:
+def main_numbers(table: pd.DataFrame, where: Sequence[Place]) -> pd.DataFrame:
     """Returns the rows of the main numbers, whose metrics become their titles."""
     main, each = _main(table), []
     for metric, views in where:
-        title = words.word(metric)
+        title = word(metric)
         if views == "plain":
             title += ", plain images"
         elif views is not None:
@@ -74,25 +72,16 @@ def headlines(table: pd.DataFrame, settings: Json) -> list[Headline]:
         remarks["MSE"] = f"constant predictor: {show(constant.iloc[0])}"
     if settings.get("classes"):
         remarks["accuracy"] = f"chance: {show(1 / len(settings['classes']))}"
-    found = main_numbers(table, places(table), Words())
-    return [
-        Headline(
-            title,
-            show(mean, error),
-            next((v for k, v in remarks.items() if title.startswith(k)), ""),
-        )
-        for title, mean, error in zip(
-            found["metric"], found["mean"], found["standard_error"], strict=True
-        )
-    ]
+    found = main_numbers(table, places(table))
+    texts, each = map(show, found["mean"], found["standard_error"]), list[Headline]()
+    for title, text in zip(found["metric"], texts, strict=True):
+        remark = [said for start, said in remarks.items() if title.startswith(start)]
+        each.append(Headline(title, text, "".join(remark)))
+    return each
 
 
 def in_words(table: pd.DataFrame) -> list[str]:
-    """Returns what averaging did to a run, and where the effect of its penalty shows.
-
-    Args:
-      table: its aggregated rows.
-    """
+    """Returns what averaging did, and where the effect of the penalty shows."""
     main, lines = _main(table), []
     ends = places(table)[:2]
     if [metric for metric, _ in ends] in (["accuracy"] * 2, ["mse"] * 2):
@@ -128,9 +117,9 @@ def terminal_text(results: Json) -> str:
     table = aggregate.over_seeds(aggregate.long_table([results["rows"]]))
     found = headlines(table, settings)
     width = max((len(one.title) for one in found), default=0)
-    n, split = len(results["seeds"]), str(settings.get("split") or "test")
     lines = [f"{one.title:<{width}}  {one.number}" for one in found]
-    lines[:1] = [f"{line}  ({over(n, split)})" for line in lines[:1]]
+    what = over(len(results["seeds"]), settings["split"])
+    lines[:1] = [f"{line}  ({what})" for line in lines[:1]]
     return "\n".join([*lines, *in_words(table)]) or "no results"
 
 
@@ -146,6 +135,7 @@ class Comparison:
         self.pairs = aggregate.holm(aggregate.paired(rows, self.first))
         each = [places(own[own["run"] == run.name]) for run in runs]
         self._places = list(dict.fromkeys(place for found in each for place in found))
+        self.main_pairs = main_numbers(self.pairs, self._places)
 
     def main(self) -> list[Table]:
         """Returns one row for each run and for the paper's: the main numbers."""
@@ -154,18 +144,14 @@ class Comparison:
         if len({*splits.values()}) > 1:
             seeds = f"; different splits, not to be compared: {tables.joined(splits)}."
         note = "Mean ± standard error over seeds" + seeds
-        found = main_numbers(self.table, self._places, self.words)
+        found = main_numbers(self.table, self._places)
         found = found.assign(seeds=found.groupby("run")["n"].transform("max"))
         index = ["run", "seeds"]
         return tables.numbers(found, self.words, index, name="comparison", note=note)
 
-    def main_differences(self) -> pd.DataFrame:
-        """Returns the paired differences of the main numbers."""
-        return main_numbers(self.pairs, self._places, self.words)
-
     def differences(self) -> Table:
         """Returns the paired differences of the main numbers; its file has them all."""
-        found = self.main_differences()
+        found = self.main_pairs
         ends = zip(found["low"].map(show), found["high"].map(show), strict=True)
         interval = pd.Series([" to ".join(pair) for pair in ends], found.index, str)
         texts = {

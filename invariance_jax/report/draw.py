@@ -17,19 +17,11 @@ from matplotlib.ticker import FuncFormatter
 from invariance_jax.report import paper, style
 from invariance_jax.report.aggregate import of_paper, select
 from invariance_jax.report.sections import Spec
-from invariance_jax.report.style import (
-    FAINT,
-    NARROW,
-    TEXT,
-    WIDTH,
-    Picture,
-    Style,
-    label,
-)
-from invariance_jax.report.words import Words, is_share
+from invariance_jax.report.style import Picture, Style, label
+from invariance_jax.report.words import Words, is_share, word
 from invariance_jax.types import Json
 
-_ACROSS: Style = {"color": FAINT, "linewidth": 1.0, "linestyle": (0, (6, 3))}
+_ACROSS: Style = {"color": style.FAINT, "linewidth": 1.0, "linestyle": (0, (6, 3))}
 _PLAIN: Style = {"linewidth": 1.1, "linestyle": ":"}
 
 
@@ -93,9 +85,10 @@ def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
     height = 3.3 if columns == 1 else 2.7
     if spec.dots:
         height = 0.8 + len(names) * (0.1 + 0.17 * min(len(shown.names), 4))
-    width, share = WIDTH / columns, spec.share or spec.dots
-    size = NARROW if columns == 1 else width, height
-    figure, grid = style.subplots(len(panels), columns, size, sharey=share)
+    width = style.NARROW if columns == 1 else style.WIDTH / columns
+    figure, grid = style.subplots(
+        len(panels), columns, (width, height), sharey=spec.share or spec.dots
+    )
     entries: dict[str, Style] = {}
     looks: dict[str, int] = {}
     for axes, panel in zip(grid, panels, strict=True):
@@ -134,7 +127,7 @@ def _curves(
         run, metric, *_ = map(str, key)
         at = dict(zip(keys[2:], key[2:], strict=True))
         several = len(panel.metrics) > 1
-        text = shown.words.word(metric) if several else shown.words.place(at)
+        text = word(metric) if several else shown.words.place(at)
         if run not in shown.names:
             yield run, style.paper_style(run), rows
             continue
@@ -152,7 +145,7 @@ def _draw_points(
     """Draws finite points with bars: over x, or as dots at y."""
     rows = _with_ends(rows).assign(at=at).dropna(subset=["at"]).sort_values("at")
     bars = np.array([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
-    error = bars if bars.any() and look["color"] != FAINT else None
+    error = bars if bars.any() and look["color"] != style.FAINT else None
     if dots:
         axes.errorbar(rows["mean"], rows["at"], xerr=error, **{**look, "linestyle": ""})
     else:
@@ -177,7 +170,7 @@ def _marks(axes: Axes, spec: Spec, panel: _Panel, shown: Shown) -> dict[str, Sty
         entries["training distribution"] = {**_ACROSS, "linestyle": (0, (1, 2))}
         axes.axvline(training, **entries["training distribution"], zorder=1)
     if (panel.rows[spec.x] == "plain").any():
-        entries["plain images"] = {**_PLAIN, "color": TEXT}
+        entries["plain images"] = {**_PLAIN, "color": style.TEXT}
     is_mean = panel.metrics == ("mse",) and "target" in spec.where
     if is_mean and panel.rows["mean"].max() > 0.3 * shown.constant:
         axes.axhline(shown.constant, **_ACROSS, zorder=1)

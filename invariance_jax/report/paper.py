@@ -11,46 +11,29 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
-import numpy as np
 import pandas as pd
 
 from invariance_jax.report.aggregate import of_paper
 from invariance_jax.report.read import Run
-from invariance_jax.types import Json
+from invariance_jax.settings import KEYS, plugins
 
-_TARGETS = ("m", "b", "sigma", "rfore")
-
-_SAMPLE: Json = {
-    "image_size": 32,
-    "num_points": 40,
-    "extent": 6.0,
-    "normalization": "row",
-    "bounds.m": (2.0, 5.0),
-    "bounds.b": (0.1, 1.1),
-    "bounds.h": (0.5, 2.5),
-    "bounds.sigma": (0.25, 1.0),
-    **{f"bounds.{color}fore": (0.4, 1.0) for color in "rgb"},
-    **{f"bounds.{color}back": (0.0, 0.6) for color in "rgb"},
-}
+_IMAGES = [
+    *("data.image_size", "data.num_points", "data.extent", "data.normalization"),
+    *(name for name in KEYS if name.startswith("data.bounds.")),
+]
+"""The keys of Spirograph's images, whose defaults are the paper's."""
 
 
 def data_of(run: Run) -> str:
-    """Returns the data of the paper that a run was measured on; empty if none.
-
-    A key that `config.json` lacks counts as the paper's.
-    """
-    config = run.config
-    name = str(config.get("data.name", "")).lower()
-    is_own = ":" in str(config.get("augmentation.name") or "")
+    """Returns the data of the paper that a run was measured on; empty if none."""
+    config, name = run.config, str(run.config["data.name"])
+    is_own = plugins.is_own(config["augmentation.name"])
     if is_own or run.split != "test" or run.settings.get("label_fraction", 1) != 1:
         return ""
     if name in ("cifar10", "cifar100"):
-        return name if config.get("data.image_size") in (None, 32) else ""
-    is_same = all(
-        np.array_equal(np.asarray(config.get(f"data.{key}", value)), value)
-        for key, value in _SAMPLE.items()
-    )
-    is_same &= {*config.get("data.targets", _TARGETS)} == {*_TARGETS}
+        return name if config["data.image_size"] in (None, 32) else ""
+    is_same = all(config[key] == KEYS[key].default for key in _IMAGES)
+    is_same &= {*config["data.targets"]} == {*KEYS["data.targets"].default}
     return name if name == "spirograph" and is_same else ""
 
 
@@ -63,7 +46,7 @@ def rows(runs: Sequence[Run]) -> pd.DataFrame:
     found = {data_of(run) for run in runs} - {""}
     table = _read().iloc[:0] if len(found) != 1 else _read()
     table = table[table["data"].isin(found)].drop(columns="data")
-    weights = {run.config.get("penalty.weight") for run in runs}
+    weights = {run.config["penalty.weight"] for run in runs}
     is_weight = table["run"].str.startswith("paper, weight")
     return table if len(weights) > 1 else table[~is_weight]
 

@@ -50,7 +50,7 @@ def _neighbors(run: Run) -> list[Picture]:
         return []
     names, others, caption = [""] * len(found), np.zeros(found.shape[:2], bool), ""
     if labels is not None:
-        names = [_class_name(run, row[0]) for row in labels]
+        names = [run.settings["classes"][row[0]] for row in labels]
         others, caption = labels != labels[:, :1], " Framed: of another class."
     caption = (
         f"Left: examples of the {run.split} split; right of each its nearest by cosine "
@@ -93,12 +93,6 @@ def _tiles(
     return figure
 
 
-def _class_name(run: Run, number: int) -> str:
-    """Returns the name of a class, its number if it has none."""
-    names = run.settings.get("classes") or ()
-    return str(names[number]) if 0 <= number < len(names) else str(number)
-
-
 @style.looks()
 def quality(run: Run) -> list[Picture]:
     """Returns the true against the predicted values or classes."""
@@ -106,41 +100,39 @@ def quality(run: Run) -> list[Picture]:
         caption = (
             f"Examples of the {run.split} split; the line is a perfect prediction."
         )
-        title, drawn = "Predicted against true values", _predictions(run)
-        return style.picture("predictions", title, caption, drawn)
+        title = "Predicted against true values"
+        return style.picture("predictions", title, caption, _predictions(run))
     if "confusion" in run.samples:
         caption = (
             f"Percent of each true class of the {run.split} split; features averaged "
             "over the largest M."
         )
-        title, drawn = "Predicted against true classes", _confusion(run)
-        return style.picture("confusion", title, caption, drawn)
+        title = "Predicted against true classes"
+        return style.picture("confusion", title, caption, _confusion(run))
     return []
 
 
 def _predictions(run: Run) -> Figure:
     """Draws the predictions of each target, at the fewest and the most views."""
-    columns, words = min(4, len(run.targets)), Words([run])
+    targets, views = run.settings["targets"], run.settings["num_views"]
+    columns, words = min(4, len(targets)), Words([run])
     size = style.WIDTH / max(columns, 2)
-    figure, grid = style.subplots(len(run.targets), columns, (size, size))
-    views = run.settings.get("num_views") or [1]
-    layers = {"predicted_single": f"M = {views[0]}", "predicted": f"M = {views[-1]}"}
-    styles: dict[str, Style] = {
-        name: {"marker": marker, "color": color, "linestyle": ""}
-        for name, marker, color in zip(layers, "so", style.COLORS[1::-1], strict=False)
-        if name in run.samples
+    figure, grid = style.subplots(len(targets), columns, (size, size))
+    layers: dict[str, Style] = {
+        "predicted_single": {"marker": "s", "color": style.COLORS[1], "linestyle": ""},
+        "predicted": {"marker": "o", "color": style.COLORS[0], "linestyle": ""},
     }
-    for number, (axes, target) in enumerate(zip(grid, run.targets, strict=True)):
+    for number, (axes, target) in enumerate(zip(grid, targets, strict=True)):
         x, unit = run.samples["true"][:, number], words.unit(target)
-        for name, look in styles.items():
+        for name, look in layers.items():
             dots = {**look, "markersize": 2, "alpha": 0.6, "markeredgewidth": 0}
             axes.plot(x, run.samples[name][:, number], **dots, rasterized=True)
-        axes.plot(
-            [x.min(), x.max()], [x.min(), x.max()], color=style.TEXT, linewidth=0.8
-        )
+        ends = [x.min(), x.max()]
+        axes.plot(ends, ends, color=style.TEXT, linewidth=0.8)
         axes.set_xlabel(label(f"true {target} ({unit})" if unit else f"true {target}"))
     grid[0].set_ylabel("predicted")
-    style.add_legend(figure, {layers[name]: look for name, look in styles.items()})
+    names = f"M = {views[0]}", f"M = {views[-1]}"
+    style.add_legend(figure, dict(zip(names, layers.values(), strict=True)))
     return figure
 
 
@@ -154,13 +146,10 @@ def _confusion(run: Run) -> Figure:
     look: Style = {"cmap": "cividis", "vmin": 0, "vmax": 100, "square": True}
     look["cbar_kws"] = {"label": "% of the true class", "shrink": 0.6}
     if few:
-        names = [label(_class_name(run, number)) for number in range(len(counts))]
         texts = np.where(shares >= 0.5, np.char.mod("%.0f", shares), "")
         look |= {"annot": texts, "fmt": "", "annot_kws": {"fontsize": 8}}
-        look |= {"xticklabels": names, "yticklabels": names}
-    else:
-        look |= {"xticklabels": False, "yticklabels": False}
-    seaborn.heatmap(shares, ax=axes, **look)
+    ticks = [*map(label, run.settings["classes"])] if few else False
+    seaborn.heatmap(shares, ax=axes, xticklabels=ticks, yticklabels=ticks, **look)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.tick_params(length=0)
     axes.tick_params("x", rotation=90)
@@ -185,21 +174,21 @@ def embeddings(run: Run) -> list[Picture]:
             looks = {"": {"c": [palette[place] for place in places]}}
             for number, color in zip(classes, palette, strict=False):
                 dot = {"marker": "o", "linestyle": "", "color": color}
-                legend[_class_name(run, int(number))] = dot
+                legend[run.settings["classes"][number]] = dot
     elif targets is not None:
-        each = zip(run.targets, targets.T, strict=True)
+        each = zip(run.settings["targets"], targets.T, strict=True)
         looks = {name: {"c": values, "cmap": "viridis"} for name, values in each}
         by = ", coloured by target"
     columns = min(2, len(looks))
     size = style.NARROW / columns
     figure, grid = style.subplots(len(looks), columns, (size, size))
-    explained = run.samples.get("projection_explained", ())
-    first, second, *_ = [f" ({100 * share:.0f} %)" for share in explained] + ["", ""]
+    first, second = run.samples["projection_explained"]
     for axes, (name, look) in zip(grid, looks.items(), strict=True):
         look = {**look, "s": 7, "alpha": 0.75, "linewidths": 0, "rasterized": True}
         axes.scatter(*points.T, **look)
         axes.set(title=label(name), xticks=[], yticks=[])
-        axes.set(xlabel=f"first{first}", ylabel=f"second{second}")
+        axes.set_xlabel(f"first ({100 * first:.0f} %)")
+        axes.set_ylabel(f"second ({100 * second:.0f} %)")
         axes.label_outer()
     if legend:
         style.add_legend(figure, legend)

@@ -4,18 +4,20 @@ A run over seeds keeps its training log and samples in `seed_0`, `seed_1`, ... a
 aggregated `results.json` in the directory itself.
 """
 
-import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from etils import epath
 
+from invariance_jax.runs.log import read_rows
 from invariance_jax.runs.results import FORMAT
-from invariance_jax.runtime.files import absolute
+from invariance_jax.runs.workdir import read_config
+from invariance_jax.runtime.files import absolute, read_json
+from invariance_jax.settings import flatten
 from invariance_jax.types import Json
 
 SUMMARY = ("views", "target", "family", "encoder", "probe")
@@ -35,16 +37,6 @@ _ROW: dict[str, tuple[type, ...]] = {
     "value": (int, float, type(None)),
 }
 
-_ARRAYS = {
-    1: "projection_explained projection_labels",
-    2: "true predicted predicted_single confusion projection projection_targets "
-    "neighbor_labels",
-    4: "plain",
-    5: "views neighbors",
-}
-_DIMENSIONS = {name: n for n, names in _ARRAYS.items() for name in names.split()}
-"""Of the arrays of `samples.npz`."""
-
 
 class Run(NamedTuple):
     """One finished work directory."""
@@ -52,7 +44,7 @@ class Run(NamedTuple):
     name: str  # what tells it from the other runs of the report
     path: epath.Path
     config: Json  # dotted key -> value
-    saved: Json  # the rest of `config.json`: derived, environment, command
+    saved: Json  # the content of `config.json`
     results: Json  # `results.json` without its rows
     rows: pd.DataFrame  # the long table: `KEYS` and coordinates, NaN where absent
     log: pd.DataFrame  # the training logs: seed, step, name, value
@@ -67,36 +59,12 @@ class Run(NamedTuple):
     @property
     def n(self) -> int:
         """The number of seeds."""
-        return len(self.results["seeds"]) or 1
-
-    @property
-    def seconds(self) -> float:
-        """The seconds of training by the clock, the mean over seeds; NaN: unknown."""
-        ends = self.log[self.log["name"] == "seconds"].groupby("seed")["value"].max()
-        return float(ends.mean())
-
-    @property
-    def targets(self) -> list[str]:
-        """The regression targets; empty for other tasks."""
-        return [str(name) for name in self.settings.get("targets") or ()]
+        return len(self.results["seeds"])
 
     @property
     def split(self) -> str:
         """The split that the numbers are of."""
-        return str(self.settings.get("split") or "test")
-
-
-def flatten(config: Json, prefix: str = "") -> Json:
-    """Returns a nested mapping as dotted name -> value.
-
-    >>> flatten({"a": {"b": 1}, "c": [2]})
-    {'a.b': 1, 'c': [2]}
-    """
-    flat: Json = {}
-    for key, value in config.items():
-        nested = isinstance(value, Mapping) and value
-        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return flat
+        return str(self.settings["split"])
 
 
 def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
@@ -130,40 +98,36 @@ def _names(paths: Sequence[epath.Path]) -> list[str]:
 def _label(path: epath.Path) -> str:
     """Returns the label that the sweep of a work directory gave it, empty if none."""
     record = path.parent / "sweep.json"
-    variants = _read_json(record).get("variants", {}) if record.is_file() else {}
+    variants = read_json(record).get("variants", {}) if record.is_file() else {}
     return str(variants.get(path.name, {}).get("label") or "")
 
 
-def _read_json(path: epath.Path) -> Json:
-    where = f"work directory {path.parent}: {path.name}"
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{where} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{where} must hold an object, not {type(content).__name__}")
-    return content
-
-
 def _read(path: epath.Path, name: str) -> Run:
-    where = f"work directory {path}"
     if not path.is_dir():
-        raise ValueError(f"{where} does not exist or is not a directory")
+        raise ValueError(f"work directory {path} does not exist or is no directory")
     missing = [f for f in ("config.json", "results.json") if not (path / f).is_file()]
     if missing:
         raise ValueError(
-            f"{where} has no {' and no '.join(missing)}: the run is not finished "
-            "(--mode=all or --mode=evaluate finishes it)"
+            f"work directory {path} has no {' and no '.join(missing)}: the run is not "
+            "finished (--mode=all or --mode=evaluate finishes it)"
         )
-    saved, content = (_read_json(path / f"{f}.json") for f in ("config", "results"))
-    results = check_results(content, f"{where}: results.json", name)
+    file = path / "results.json"
+    results = check_results(read_json(file), str(file), name)
     seeds = results["seeds"]
     folders = [path / f"seed_{seed}" for seed in seeds] if len(seeds) > 1 else [path]
-    skipped: dict[str, int] = {}
-    log = pd.concat([_read_log(folder, path, skipped) for folder in folders])
-    config, rows = flatten(saved.pop("config", {})), results.pop("rows")
-    samples = _read_samples(folders[0])
-    return Run(name, path, config, saved, results, rows, log, skipped, samples)
+    logs = {folder / "metrics.jsonl": read_rows(folder) for folder in folders}
+    bad = {str(file.relative_to(path)): len(one) for file, (_, one) in logs.items()}
+    return Run(
+        name,
+        path,
+        config=flatten(read_config(path)),
+        saved=read_json(path / "config.json"),
+        rows=results.pop("rows"),
+        results=results,
+        log=pd.concat([_long(f.parent.name, rows) for f, (rows, _) in logs.items()]),
+        skipped={file: count for file, count in bad.items() if count},
+        samples=_read_samples(folders[0] / "samples.npz"),
+    )
 
 
 def check_results(content: Json, where: str = "results", run: str = "") -> Json:
@@ -185,8 +149,7 @@ def check_results(content: Json, where: str = "results", run: str = "") -> Json:
     # As objects, so that a number M of views stays an integer beside "plain".
     columns = None if found else [*KEYS]
     frame = pd.DataFrame(found, columns=columns, dtype=object).assign(run=run)
-    known = {"seeds": [], "settings": {}, "experiments": {}, **content}
-    return {**known, "rows": frame.astype({"value": float, "seed": int})}
+    return {**content, "rows": frame.astype({"value": float, "seed": int})}
 
 
 def _row(row: Json, where: str) -> Json:
@@ -208,42 +171,24 @@ def _row(row: Json, where: str) -> Json:
     return found | {f"{n}_" if n in taken else n: v for n, v in row["at"].items()}
 
 
-def _read_log(
-    folder: epath.Path, workdir: epath.Path, skipped: dict[str, int]
-) -> pd.DataFrame:
-    """Returns the training log of a seed; counts the lines that cannot be read."""
-    path = folder / "metrics.jsonl"
-    content = path.read_bytes().decode(errors="replace") if path.is_file() else ""
-    rows = []
-    for line in filter(str.strip, content.splitlines()):
-        try:
-            row = json.loads(line)
-            numbers = {k: v for k, v in row.items() if type(v) in (int, float)}
-            rows.append({**numbers, "step": int(row["step"])})
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-            # A run that was killed while it wrote leaves a torn line.
-            file = str(path.relative_to(workdir))
-            skipped[file] = skipped.get(file, 0) + 1
-    table = pd.DataFrame(rows, columns=None if rows else ["step"])
+def _long(seed: str, rows: Sequence[tuple[str, Json]]) -> pd.DataFrame:
+    """Returns the numbers of a training log: seed, step, name, value."""
+    numbers = [
+        {name: value for name, value in row.items() if type(value) in (int, float)}
+        for _, row in rows
+    ]
+    table = pd.DataFrame(numbers, columns=None if numbers else ["step"])
     long = table.melt("step", var_name="name").dropna()
     long = long.drop_duplicates(["step", "name"], keep="last")  # of a restart
-    long.insert(0, "seed", folder.name)
+    long.insert(0, "seed", seed)
     return long.astype({"value": float})
 
 
-def _read_samples(folder: epath.Path) -> dict[str, np.ndarray]:
-    path, where = folder / "samples.npz", f"work directory {folder}: samples.npz"
+def _read_samples(path: epath.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         return {}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            samples = {k: archive[k] for k in archive.files if k in _DIMENSIONS}
+            return {name: array for name, array in archive.items() if array.size}
     except Exception as error:  # each library raises its own
-        raise ValueError(f"{where}: {error}") from error
-    for name, array in samples.items():
-        if array.ndim != _DIMENSIONS[name]:
-            raise ValueError(
-                f"{where}: {name} must have {_DIMENSIONS[name]} dimensions, found "
-                f"shape {array.shape}"
-            )
-    return {name: array for name, array in samples.items() if array.size}
+        raise ValueError(f"{path} cannot be read: {error}") from error

@@ -41,7 +41,6 @@ class Section(NamedTuple):
 
 _KINDS = ("encoder", "family", "probe")
 _AVERAGED = "M, averaged views"
-_NORMALIZED = (("normalized",),)
 
 AVERAGING = Spec(
     "averaging",
@@ -83,11 +82,10 @@ SECTIONS = {
                 "one alone while the others keep one draw; at 0 a representation is "
                 "invariant, at 1 it knows nothing but the view.",
                 "parameter",
-                metrics=_NORMALIZED,
+                metrics=(("normalized",),),
                 where={"table": "parameters"},
                 panels=("of",),
                 dots=True,
-                columns=2,
             ),
             Spec(
                 "invariance_checkpoints",
@@ -95,11 +93,10 @@ SECTIONS = {
                 "Every parameter drawn anew, for each checkpoint that is kept.",
                 "step",
                 "training step",
-                metrics=_NORMALIZED,
+                metrics=(("normalized",),),
                 where={"table": "checkpoints"},
                 panels=("of",),
                 share=True,
-                columns=2,
             ),
         ),
     ),
@@ -167,7 +164,6 @@ SECTIONS = {
                 "Nonlinear: on random ReLU features of h as well.",
                 "parameter",
                 metrics=(("r2",),),
-                where={"target": None},
                 curves=("probe",),
                 dots=True,
                 line=0.0,

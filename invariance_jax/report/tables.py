@@ -9,7 +9,7 @@ import pandas as pd
 from invariance_jax.report import paper
 from invariance_jax.report.aggregate import coordinates, of_paper, select, show
 from invariance_jax.report.read import NUMBERS, SUMMARY, Run
-from invariance_jax.report.words import Words
+from invariance_jax.report.words import Words, word
 
 
 class Table(NamedTuple):
@@ -50,7 +50,7 @@ def numbers(
         return []
     index = [n for n in index if n in rows and rows[n].nunique() > int(n == "run")]
     targets = rows["target"].map(lambda t: words.value("target", t))
-    heads = rows["metric"].map(words.word) + (" of " + targets).where(targets != "", "")
+    heads = rows["metric"].map(word) + (" of " + targets).where(targets != "", "")
     cells = [*map(show, rows["mean"], rows["standard_error"])]
     # Numbers as names, as words of two columns may be the same.
     texts = [rows[n].map(lambda v, n=n: words.value(n, v)) for n in index]
@@ -61,7 +61,7 @@ def numbers(
     )
     wide = wide[[*dict.fromkeys(heads)]].reset_index()
     faint, wide = [*wide.iloc[:, 0]], wide.iloc[:, 1:]
-    wide.columns = [*map(words.word, index), *wide.columns[len(index) :]]
+    wide.columns = [*map(word, index), *wide.columns[len(index) :]]
     note = " ".join(filter(None, [note, paper.note(rows)]))
     return [Table(name, title, note, wide, tidy(rows), len(index), faint)]
 
@@ -84,10 +84,9 @@ def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[T
     views = pd.to_numeric(rows["views"], errors="coerce")
     ends = views.groupby(rows["run"]).agg(["min", "max"]).loc[rows["run"]].to_numpy()
     is_end = views.isna() | (ends == views.to_numpy()[:, None]).any(axis=1)
-    order = pd.DataFrame({"run": pd.factorize(rows["run"])[0]}, rows.index)
-    order = order.assign(other=rows["features"] != "encoder", features=rows["features"])
-    order = order.assign(views=views.fillna(0))
-    order = order.sort_values([*order.columns], kind="stable")
+    order = rows[["features"]].assign(run=pd.factorize(rows["run"])[0])
+    order = order.assign(other=rows["features"] != "encoder", views=views.fillna(0))
+    order = order.sort_values(["run", "other", "features", "views"], kind="stable")
     rows, is_end = rows.loc[order.index], is_end.loc[order.index]
     note, index = "M: number of averaged views.", ["features", "views"]
     if len(runs) > 1:

@@ -2,8 +2,12 @@
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
 
 from invariance_jax.report.read import Run
+from invariance_jax.runs.results import Value
 
 _WORDS = {
     # Metrics.
@@ -72,9 +76,12 @@ def is_share(metric: str) -> bool:
     return re.match(shares, metric) is not None
 
 
-def is_absent(value: object) -> bool:
-    """Returns whether a row lacks a coordinate: a table has NaN there."""
-    return value is None or value != value
+def word(name: str) -> str:
+    """Returns a metric or a coordinate in words."""
+    found = re.fullmatch(r"knn(\d+)(_majority)?", name)
+    if found:
+        return f"{found[1]} nearest neighbours{', majority' if found[2] else ''}"
+    return _WORDS.get(name, name.replace("_", " "))
 
 
 class Words:
@@ -82,28 +89,20 @@ class Words:
 
     def __init__(self, runs: Sequence[Run] = ()):
         """Takes the runs that are shown."""
-        names = {str(run.config.get("data.name", "")).lower() for run in runs}
-        self.spirograph = names == {"spirograph"}
-
-    def word(self, name: str) -> str:
-        """Returns a metric or a coordinate in words."""
-        found = re.fullmatch(r"knn(\d+)(_majority)?", name)
-        if found:
-            return f"{found[1]} nearest neighbours{', majority' if found[2] else ''}"
-        return _WORDS.get(name, name.replace("_", " "))
+        self.spirograph = {run.config["data.name"] for run in runs} == {"spirograph"}
 
     def axis(self, name: str, target: object = None) -> str:
         """Returns the text at the axis of a metric, with its unit."""
         unit = self.unit(target) if name == "mse" else ""
-        return f"MSE, ({unit})²" if unit else _AXES.get(name, self.word(name))
+        return f"MSE, ({unit})²" if unit else _AXES.get(name, word(name))
 
     def unit(self, parameter: object) -> str:
         """Returns the unit of a parameter, empty if it is not known."""
         return _UNITS.get(str(parameter), "") if self.spirograph else ""
 
-    def value(self, name: str, value: object) -> str:
+    def value(self, name: str, value: Value | None) -> str:
         """Returns the value of a coordinate in words; empty where it is absent."""
-        if is_absent(value):
+        if pd.isna(value):
             return ""
         if isinstance(value, str):
             if self.spirograph and value == "h" and name.startswith("parameter"):
@@ -112,16 +111,16 @@ class Words:
             return _VALUES.get((name, value), text)
         return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
-    def place(self, at: Mapping[str, object]) -> str:
+    def place(self, at: Mapping[str, Any]) -> str:
         """Returns coordinates in words, such as "b, crop and flip only, M = 8"."""
         texts = [
-            f"{'' if isinstance(v, str) else self.word(n) + ' = '}{self.value(n, v)}"
+            f"{'' if isinstance(v, str) else word(n) + ' = '}{self.value(n, v)}"
             for n, v in at.items()
-            if not is_absent(v)
+            if not pd.isna(v)
         ]
         return ", ".join(texts)
 
-    def features(self, at: Mapping[Hashable, object]) -> str:
+    def features(self, at: Mapping[Hashable, Any]) -> str:
         """Returns what a probe saw, without M: "encoder", "raw pixels", ..."""
         names = ("encoder", "family", "probe")
         return self.place({name: at.get(name) for name in names}) or "encoder"
