@@ -26,7 +26,7 @@ from invariance_jax.report import (
     read,
     sections,
 )
-from invariance_jax.report.style import line_style
+from invariance_jax.report.style import line_style, looks
 from invariance_jax.report.words import Words
 
 HOSTILE = "<script>alert('x')<\u2215script> $a_{ & \"q\""
@@ -285,6 +285,14 @@ def test_terminal_shows_the_main_numbers_and_a_comparison_by_labels(
     assert text[-1].startswith("Run minus variant 1")
 
 
+def drawn(spec: sections.Spec, table: pd.DataFrame, names: list[str]) -> set[str]:
+    """The texts in the figure of a table."""
+    with looks():
+        shown = draw.Shown(table, names, Words(), {}, np.nan)
+        (picture,) = draw.figure(spec, shown)
+    return said(picture.svg)
+
+
 @pytest.mark.parametrize(
     ("values", "texts"),
     [
@@ -298,18 +306,16 @@ def test_axes_are_logarithmic_where_finite_numbers_span_them(
 ) -> None:
     table = pd.DataFrame({"run": "r", "metric": "mse", "mean": values})
     table = table.assign(target=np.nan, standard_error=np.nan, x=range(len(values)))
-    shown = draw.Shown(table, ["r"], Words(), {}, np.nan)
-    (picture,) = draw.figure(sections.Spec("x", "", "", "x"), shown)
-    assert texts <= said(picture.svg)
+    assert texts <= drawn(sections.Spec("x", "", "", "x"), table, ["r"])
 
 
 def test_the_paper_has_ticks_beyond_ours_and_none_between() -> None:
     runs = ["r"] * 2 + ["paper, penalty"] * 3
     table = pd.DataFrame({"run": runs, "metric": "mse", "x": [1, 8, 1, 7, 30]})
     table = table.assign(target=np.nan, standard_error=np.nan, mean=[1, 2, 3, 4, 5])
-    shown = draw.Shown(table, ["r", "paper, penalty"], Words(), {}, np.nan)
-    (picture,) = draw.figure(sections.Spec("x", "", "", "x", log=True), shown)
-    assert {"1", "8", "30"} <= said(picture.svg) and "7" not in said(picture.svg)
+    spec = sections.Spec("x", "", "", "x", log=True)
+    found = drawn(spec, table, ["r", "paper, penalty"])
+    assert {"1", "8", "30"} <= found and "7" not in found
 
 
 def test_collapse_does_not_hide_the_other_differences() -> None:
@@ -317,8 +323,7 @@ def test_collapse_does_not_hide_the_other_differences() -> None:
     table = pd.DataFrame({"run": runs, "metric": "mse", "mean": [1.0, -2.0, 1.5, 300]})
     spec = sections.Spec("x", "", "", "run", where={}, dots=True, line=0.0)
     table = table.assign(standard_error=0.1)
-    (picture,) = draw.figure(spec, draw.Shown(table, runs, Words(), {}, np.nan))
-    assert "(1 out of sight)" in said(picture.svg)
+    assert "(1 out of sight)" in drawn(spec, table, runs)
 
 
 def test_probes_have_words():

@@ -201,6 +201,7 @@ MISTAKES = {
         {"seed": tuple(range(10)), "penalty.weight": tuple(range(10**4))},
         "the sweep has 100000 runs; expected at most 1000",
     ),
+    "too many seeds": ({"seed": tuple(range(1001))}, "the sweep has 1001 runs; expect"),
     "too many values": (
         {"penalty.weight": tuple(range(10**5))},
         "the sweep has 100000 runs; expected at most 1000",

@@ -15,7 +15,7 @@ import jinja2
 import pandas as pd
 from etils import epath
 
-from invariance_jax.report import commands, pictures, tables
+from invariance_jax.report import commands, pictures, style, tables
 from invariance_jax.report.aggregate import in_summary, select
 from invariance_jax.report.compare import Comparison, Headline, headlines, over
 from invariance_jax.report.draw import Shown, figure
@@ -51,7 +51,8 @@ def write(
     runs, folder = read_runs(workdirs), epath.Path(out)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out must be a directory, found the file {folder}")
-    first, sections = _Report(runs).parts()
+    with style.looks():
+        first, sections = _Report(runs).parts()
     title, subtitle = runs[0].name, _sentence(runs[0])
     if len(runs) > 1:
         subtitle = f"The others are compared to the first, {title}."

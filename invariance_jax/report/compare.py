@@ -10,7 +10,7 @@ from invariance_jax.report.aggregate import select, show
 from invariance_jax.report.read import Run
 from invariance_jax.report.tables import Table
 from invariance_jax.report.words import Words, word
-from invariance_jax.runs.results import Value
+from invariance_jax.runs.results import NAMED, Value
 from invariance_jax.types import Json
 
 Place = tuple[str, Value | None]
@@ -26,8 +26,7 @@ class Headline(NamedTuple):
 
 
 def _main(table: pd.DataFrame) -> pd.DataFrame:
-    none = dict.fromkeys(("target", "family", "encoder", "probe"))
-    return select(table[aggregate.in_summary(table)], none)
+    return select(table[aggregate.in_summary(table)], dict.fromkeys(NAMED))
 
 
 def places(table: pd.DataFrame) -> list[Place]:
@@ -85,19 +84,16 @@ def in_words(table: pd.DataFrame) -> list[str]:
     main, lines = _main(table), []
     ends = places(table)[:2]
     if [metric for metric, _ in ends] in (["accuracy"] * 2, ["mse"] * 2):
-        one, many = (
-            float(select(main, {"metric": metric, "views": views})["mean"].iloc[0])
-            for metric, views in ends
-        )
+        one, many = main_numbers(table, ends)["mean"]
         (metric, first), (_, last) = ends
+        start = f"Averaging {last:g} views"
         what = "plain images" if first == "plain" else "one view"
         if metric == "accuracy":
             verb = "raises" if many > one else "lowers"
             change = f"{verb} the accuracy of {what} by {abs(many - one):.3f}"
-            lines.append(f"Averaging {last:g} views {change}.")
+            lines.append(f"{start} {change}.")
         elif many > 0:
-            change = f"divides the error of {what} by {one / many:.2g}"
-            lines.append(f"Averaging {last:g} views {change}.")
+            lines.append(f"{start} divides the error of {what} by {one / many:.2g}.")
     if (select(main, {"metric": "penalty.final"})["mean"] > 0).any():
         lines.append(
             "What the penalty does shows beside a run with --config.penalty.weight=0: "
@@ -175,10 +171,10 @@ class Comparison:
         """Returns the keys whose values differ; those of evaluation as it was made."""
         each = {}
         for run in self.runs:
-            own = {f"evaluation.{k}": v for k, v in run.settings.items()}
-            config = run.config | {k: own[k] for k in own if k in run.config}
-            each[run.name] = {key: tables.joined(v) for key, v in config.items()}
-        frame = pd.DataFrame(each, dtype=object).fillna("-")
+            own = {f"evaluation.{name}": value for name, value in run.settings.items()}
+            made = {key: own.get(key, value) for key, value in run.config.items()}
+            each[run.name] = {key: tables.joined(value) for key, value in made.items()}
+        frame = pd.DataFrame(each)
         frame = frame[frame.nunique(axis=1) > 1].reset_index(names="key")
         return tables.plain(frame, "settings_that_differ", "Settings that differ")
 

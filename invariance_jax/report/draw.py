@@ -41,7 +41,6 @@ class _Panel(NamedTuple):
     at: Json
 
 
-@style.looks()
 def figure(spec: Spec, shown: Shown) -> list[Picture]:
     """Returns the picture of a declaration, none where no run has measured it."""
     panels = [*_panels(spec, shown)]

@@ -27,7 +27,6 @@ _TRAINING = {
 }
 
 
-@style.looks()
 def views(run: Run, title: str = "Views") -> list[Picture]:
     """Returns examples under several draws, the plain image at the left if known."""
     found, plain = run.samples.get("views"), run.samples.get("plain")
@@ -42,7 +41,6 @@ def views(run: Run, title: str = "Views") -> list[Picture]:
     return style.picture("views", title, caption, drawn)
 
 
-@style.looks()
 def _neighbors(run: Run) -> list[Picture]:
     """Returns the nearest neighbours of some examples, beside these."""
     found, labels = run.samples.get("neighbors"), run.samples.get("neighbor_labels")
@@ -93,7 +91,6 @@ def _tiles(
     return figure
 
 
-@style.looks()
 def quality(run: Run) -> list[Picture]:
     """Returns the true against the predicted values or classes."""
     if "true" in run.samples:
@@ -157,7 +154,6 @@ def _confusion(run: Run) -> Figure:
     return figure
 
 
-@style.looks()
 def embeddings(run: Run) -> list[Picture]:
     """Returns the principal components, coloured by class or target; neighbours."""
     points, labels = run.samples.get("projection"), run.samples.get("projection_labels")
@@ -197,7 +193,6 @@ def embeddings(run: Run) -> list[Picture]:
     return style.picture("projection", title, caption, figure) + _neighbors(run)
 
 
-@style.looks()
 def training(runs: Sequence[Run]) -> list[Picture]:
     """Returns the training curves of all runs: each seed thin, their mean thick."""
     log = pd.concat([run.log.assign(run=run.name) for run in runs])

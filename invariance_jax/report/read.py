@@ -14,13 +14,13 @@ import pandas as pd
 from etils import epath
 
 from invariance_jax.runs.log import read_rows
-from invariance_jax.runs.results import FORMAT
+from invariance_jax.runs.results import FORMAT, NAMED
 from invariance_jax.runs.workdir import read_config
 from invariance_jax.runtime.files import absolute, read_json
 from invariance_jax.settings import flatten
 from invariance_jax.types import Json
 
-SUMMARY = ("views", "target", "family", "encoder", "probe")
+SUMMARY = ("views", *NAMED)
 """Coordinates of the rows that are in the summary."""
 
 KEYS = ("run", "experiment", "metric", "seed", "value")

@@ -78,8 +78,7 @@ def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[T
     Of several runs and of the paper the smallest and the largest M are shown.
     """
     is_task = table["experiment"].isin(["downstream", "averaging"])
-    is_task &= table["views"].notna()
-    rows = table[is_task]
+    rows = table[is_task & table["views"].notna()]
     rows = rows.assign(features=[words.features(r) for r in rows.to_dict("records")])
     views = pd.to_numeric(rows["views"], errors="coerce")
     ends = views.groupby(rows["run"]).agg(["min", "max"]).loc[rows["run"]].to_numpy()

@@ -34,7 +34,8 @@ TRAINING = "training"
 Value = str | int | float
 """What stands in a row of the table."""
 
-_NAMED = ("target", "family", "encoder", "probe")
+NAMED = ("target", "family", "encoder", "probe")
+"""Coordinates that stand in the names of the summary."""
 
 _log = logging.getLogger(__name__)
 
@@ -226,8 +227,8 @@ def summary(rows: Iterable[Json]) -> dict[str, Json]:
     for row in rows:
         at = dict(row["at"])
         views = f"@{at.pop('views')}" if "views" in at else ""
-        if {*at} <= {*_NAMED}:
-            parts = [row["metric"], *(str(at[name]) for name in _NAMED if name in at)]
+        if {*at} <= {*NAMED}:
+            parts = [row["metric"], *(str(at[name]) for name in NAMED if name in at)]
             values = found.setdefault(".".join(parts) + views, {})
             values.setdefault(row["seed"], row["value"])
     seeds = {seed for values in found.values() for seed in values}

@@ -43,13 +43,12 @@ def from_flags(
         "--num_processes": count,
         "--process_id": index,
     }
-    if all(value is None for value in given.values()):
+    found = ", ".join(f"{k}={v}" for k, v in given.items() if v is not None)
+    if not found:
         return None
-    for name, value in given.items():
-        if value is None:
-            found = ", ".join(f"{k}={v}" for k, v in given.items() if v is not None)
-            raise ValueError(f"{name} is missing; found {found}, expected all three.")
-    assert address is not None and count is not None and index is not None
+    if address is None or count is None or index is None:
+        missing = next(name for name, value in given.items() if value is None)
+        raise ValueError(f"{missing} is missing; found {found}, expected all three.")
     if not re.fullmatch(r".+:\d+", address):
         raise ValueError(f"--coordinator_address is {address!r}; expected HOST:PORT.")
     if count < 1:

@@ -19,14 +19,9 @@ from etils import epath
 
 from invariance_jax.runs.workdir import check, command, one_per_seed
 from invariance_jax.runtime.files import work_folder, write_json
-from invariance_jax.settings import Config, to_dict
+from invariance_jax.settings import Config, resolve, to_dict
 from invariance_jax.sweeps.collect import FORMAT, is_evaluated, read_record
-from invariance_jax.sweeps.variants import (
-    Variant,
-    make_variants,
-    read_sweep,
-    resolve_variant,
-)
+from invariance_jax.sweeps.variants import Variant, make_variants, read_sweep
 from invariance_jax.types import Json
 
 _SWEEP = flags.DEFINE_string(
@@ -72,8 +67,7 @@ def plan(config: Config | None, workdir: str, mode: str) -> Plan:
     runs, done = {}, set()
     for name, variant in variants.items():
         for one, folder in one_per_seed(variant.config, parent / name):
-            settings = resolve_variant(variant.label, one)
-            own = str(folder.relative_to(parent))
+            settings, own = resolve(one), str(folder.relative_to(parent))
             check(settings, folder)
             runs[own] = Run(own, one, str(folder))
             if mode in ("all", "evaluate") and is_evaluated(settings, folder):

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from invariance_jax.runtime.files import call_in_file
@@ -67,15 +67,19 @@ def make_variants(config: Config, sweep: Sweep) -> dict[str, Variant]:
 
     The values of "seed" are the seeds of every variant; alone, they are in folder ".".
     """
-    base, axes = copy.deepcopy(config), dict(sweep)
+    base, axes = copy.deepcopy(config), dict[str, Any](sweep)
     if "seed" in axes:
         base.seed, base.seeds = _seeds(config, axes.pop("seed"))
-    each = [value for value in axes.values() if not isinstance(value, dict)]
-    count = (math.prod(map(len, each)) if each else len(axes)) * base.seeds
+    count, each = len(axes), iter(axes.items())
+    if not any(isinstance(value, dict) for value in axes.values()):
+        count = math.prod(map(len, axes.values()))
+        points = itertools.product(*axes.values())
+        each = (("", dict(zip(axes, point, strict=True))) for point in points)
+    count *= base.seeds
     if count > MOST:
         raise ValueError(f"the sweep has {count} runs; expected at most {MOST}.")
     variants: dict[str, Variant] = {}
-    for label, changes in _changes(axes):
+    for label, changes in each:
         variant = copy.deepcopy(base)
         for key, value in changes.items():
             if key not in KEYS or key in ("seed", "seeds"):
@@ -85,30 +89,16 @@ def make_variants(config: Config, sweep: Sweep) -> dict[str, Variant]:
                 )
             change(variant, key, copy.deepcopy(value))
         words = label or ", ".join(f"{key} = {one!r}" for key, one in changes.items())
-        settings = resolve_variant(words, variant)
+        try:
+            settings = resolve(variant)
+        except ValueError as error:
+            raise ValueError(f"sweep: {words}: {error}") from error
         values = flatten(settings)
         name = _folder(label or "__".join(f"{k}={_text(values[k])}" for k in changes))
         if name in variants:
             raise ValueError(f"sweep: two variants have the folder {name}")
         variants[name] = Variant(words or "all seeds", variant, settings)
     return variants
-
-
-def resolve_variant(label: str, config: Config) -> Settings:
-    """Returns the settings of a variant, which an error names."""
-    try:
-        return resolve(config)
-    except ValueError as error:
-        raise ValueError(f"sweep: {label}: {error}") from error
-
-
-def _changes(axes: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields label (empty in a grid) and changed keys of every variant."""
-    if any(isinstance(value, dict) for value in axes.values()):
-        yield from axes.items()
-    else:
-        for values in itertools.product(*axes.values()):
-            yield "", dict(zip(axes, values, strict=True))
 
 
 def _seeds(config: Config, values: Any) -> tuple[int, int]:
