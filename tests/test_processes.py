@@ -12,23 +12,12 @@ import pytest
 import steps_of_a_process
 from processes import CONFIG, SMALL
 
-# LARS, since adamw scales the rounding error of a gradient of 0 up to a step.
-CASES = {
-    "groups that span processes, two directions": {
-        "optimizer.name": "lars",
-        "batchnorm.group_size": 8,
-        "penalty.directions": 2,
-    }
-}
-STEPS = 20
-
 
 @pytest.fixture(scope="module")
 def two_by_two(tmp_path_factory):
     """What two processes of two devices make."""
-    (case,), out = CASES, tmp_path_factory.mktemp("steps") / "out.npz"
-    arguments = ["tests/steps_of_a_process.py", out, case, STEPS, "float64"]
-    processes.run(arguments, processes=2, devices=2)
+    out = tmp_path_factory.mktemp("steps") / "out.npz"
+    processes.run(["tests/steps_of_a_process.py", out], processes=2, devices=2)
     with np.load(out) as archive:
         return dict(archive)
 
@@ -36,16 +25,15 @@ def two_by_two(tmp_path_factory):
 @pytest.mark.parametrize("count", [4, 1])
 def test_two_processes_give_the_numbers_of_one(two_by_two, count, x64):
     """Of one process with as many devices, and of one device."""
-    (case,), found = CASES, two_by_two
-    expected = steps_of_a_process.compute(case, STEPS, count)
-    assert {*found} == {*expected}
+    expected = steps_of_a_process.compute(count)
+    assert {*two_by_two} == {*expected}
     for name, array in expected.items():
-        error = np.abs(found[name] - array).max()
+        error = np.abs(two_by_two[name] - array).max()
         # A few last bits of the kernels, for biases whose gradients nearly cancel.
         bits = 10 * np.finfo(np.float64).eps
         assert error <= 1e-9 * np.abs(array).max() + bits, name
-    assert found["metrics"].dtype == np.float64
-    assert len(found["metrics"]) == STEPS
+    assert two_by_two["metrics"].dtype == np.float64
+    assert len(two_by_two["metrics"]) == steps_of_a_process.STEPS
 
 
 RUN = ["launch.py", CONFIG, *SMALL]

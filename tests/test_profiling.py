@@ -28,8 +28,10 @@ def events(monkeypatch):
     @contextlib.contextmanager
     def trace(folder):
         found.append(Path(folder).name)
-        yield
-        found.append("stop")
+        try:
+            yield
+        finally:
+            found.append("stop")
 
     monkeypatch.setattr(jax.profiler, "trace", trace)
     monkeypatch.setattr(jax, "block_until_ready", lambda _: found.append("wait"))

@@ -92,15 +92,14 @@ def error_of(*arguments, **environment):
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("1 / 0", "line 2: ZeroDivisionError: division by"),
-        ("None", "returns None; expected the configuration"),
+        ("1 / 0", "mine.py, line 2: ZeroDivisionError: division by"),
+        ("None", "get_config() returns None; expected the configuration"),
     ],
 )
 def test_whatever_a_configuration_does_is_one_line(tmp_path, value, expected):
-    path = tmp_path / "mine.py"
-    path.write_text(f"def get_config():\n    return {value}")
+    (tmp_path / "mine.py").write_text(f"def get_config():\n    return {value}")
     line = error_of("--config=~/mine.py", "--workdir=none", HOME=str(tmp_path))
-    assert line.startswith("error: ") and path.name in line and expected in line
+    assert line.startswith("error: ") and expected in line
 
 
 def test_a_device_that_is_not_there_is_one_line(tmp_path):

@@ -39,7 +39,9 @@ class Section(NamedTuple):
     note: str = ""
 
 
-_KINDS = ("encoder", "family", "probe")
+KINDS = ("encoder", "family", "probe")
+"""Coordinates of the features that a probe sees, beside M."""
+
 _AVERAGED = "M, averaged views"
 
 AVERAGING = Spec(
@@ -48,7 +50,7 @@ AVERAGING = Spec(
     "A linear probe on features averaged over M views.",
     "views",
     _AVERAGED,
-    curves=_KINDS,
+    curves=KINDS,
     log=True,
 )
 """The figure of the first screen."""
@@ -64,7 +66,7 @@ SECTIONS = {
                 "In squared units of the targets.",
                 "views",
                 _AVERAGED,
-                where=dict.fromkeys(_KINDS),
+                where=dict.fromkeys(KINDS),
                 panels=("target",),
                 log=True,
                 columns=4,

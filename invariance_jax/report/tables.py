@@ -9,6 +9,7 @@ import pandas as pd
 from invariance_jax.report import paper
 from invariance_jax.report.aggregate import coordinates, of_paper, select, show
 from invariance_jax.report.read import NUMBERS, SUMMARY, Run
+from invariance_jax.report.sections import KINDS
 from invariance_jax.report.words import Words, word
 
 
@@ -79,7 +80,8 @@ def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[T
     """
     is_task = table["experiment"].isin(["downstream", "averaging"])
     rows = table[is_task & table["views"].notna()]
-    rows = rows.assign(features=[words.features(r) for r in rows.to_dict("records")])
+    kinds = [words.place(kind) for kind in rows[[*KINDS]].to_dict("records")]
+    rows = rows.assign(features=[kind or "encoder" for kind in kinds])
     views = pd.to_numeric(rows["views"], errors="coerce")
     ends = views.groupby(rows["run"]).agg(["min", "max"]).loc[rows["run"]].to_numpy()
     is_end = views.isna() | (ends == views.to_numpy()[:, None]).any(axis=1)

@@ -1,7 +1,7 @@
 """Words for people: what metrics, coordinates and their values are called."""
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -111,7 +111,7 @@ class Words:
             return _VALUES.get((name, value), text)
         return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
-    def place(self, at: Mapping[str, Any]) -> str:
+    def place(self, at: Mapping[Any, Any]) -> str:
         """Returns coordinates in words, such as "b, crop and flip only, M = 8"."""
         texts = [
             f"{'' if isinstance(v, str) else word(n) + ' = '}{self.value(n, v)}"
@@ -119,8 +119,3 @@ class Words:
             if not pd.isna(v)
         ]
         return ", ".join(texts)
-
-    def features(self, at: Mapping[Hashable, Any]) -> str:
-        """Returns what a probe saw, without M: "encoder", "raw pixels", ..."""
-        names = ("encoder", "family", "probe")
-        return self.place({name: at.get(name) for name in names}) or "encoder"

@@ -178,11 +178,10 @@ def one_per_seed(config: Config, workdir: AnyPath) -> list[tuple[Config, epath.P
 
 def provenance() -> Json:
     """Returns the command of this process; commit, versions, devices and processes."""
-    versions = {"invariance_jax": __version__}
-    versions |= {name: metadata.version(name) for name in _PACKAGES}
+    versions = {name: metadata.version(name) for name in _PACKAGES}
     environment = {
         "git_commit": _git_commit(),
-        "versions": versions,
+        "versions": {"invariance_jax": __version__, **versions},
         "python": platform.python_version(),
         "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
         "processes": jax.process_count(),

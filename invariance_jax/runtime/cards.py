@@ -69,19 +69,6 @@ class Card(NamedTuple):
         return flops / (0.42 * rate) + moved / (0.75 * self.bandwidth) + 2e-6 * kernels
 
 
-_A100 = Card(
-    name="NVIDIA A100-SXM4-80GB",
-    capability=8,
-    cores=108,
-    units=64,
-    clock=1.41,
-    shared_memory=167_936,
-    shared_memory_of_block=166_912,
-    cache=41_943_040,
-    memory=84_974_239_744,
-    bandwidth=2_039_000_000_000,
-    operations=312e12,
-)
 _H200 = Card(
     name="NVIDIA H200",
     capability=9,
@@ -95,13 +82,28 @@ _H200 = Card(
     bandwidth=4_800_000_000_000,
     operations=989e12,
 )
-_H100 = _H200._replace(
-    name="NVIDIA H100 80GB HBM3",
-    memory=84_942_979_072,
-    bandwidth=3_352_320_000_000,
-)
 
-CARDS = {"a100": _A100, "h100": _H100, "h200": _H200}
+CARDS = {
+    "a100": Card(
+        name="NVIDIA A100-SXM4-80GB",
+        capability=8,
+        cores=108,
+        units=64,
+        clock=1.41,
+        shared_memory=167_936,
+        shared_memory_of_block=166_912,
+        cache=41_943_040,
+        memory=84_974_239_744,
+        bandwidth=2_039_000_000_000,
+        operations=312e12,
+    ),
+    "h100": _H200._replace(
+        name="NVIDIA H100 80GB HBM3",
+        memory=84_942_979_072,
+        bandwidth=3_352_320_000_000,
+    ),
+    "h200": _H200,
+}
 
 
 def absent(name: str, count: int) -> tuple[jax.Device, ...]:
@@ -122,16 +124,15 @@ def absent(name: str, count: int) -> tuple[jax.Device, ...]:
     os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, *flags])
     simulate(count)  # the first use of a device, which reads the flags
     try:
-        return tuple(
-            topologies.get_topology_desc(
-                "absent",
-                "cuda",
-                topology=f"1x1x{count}",
-                target_config=_DESCRIPTION.format(**CARDS[name]._asdict()),
-            ).devices
+        described = topologies.get_topology_desc(
+            "absent",
+            "cuda",
+            topology=f"1x1x{count}",
+            target_config=_DESCRIPTION.format(**CARDS[name]._asdict()),
         )
     except (NotImplementedError, RuntimeError) as error:
         raise ValueError(
             f"--check_target is {name!r}, and jax cannot compile for it ({error}); it "
             "needs its CUDA plugin: python -m pip install -e '.[cuda12]'."
         ) from error
+    return tuple(described.devices)

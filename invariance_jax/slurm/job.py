@@ -80,16 +80,15 @@ def job_id() -> str:
     return os.environ["SLURM_JOB_ID"]
 
 
-def requeue(job: str) -> bool:
-    """Queues a job again if SLURM still runs it, and returns whether it did."""
+def requeue(job: str) -> None:
+    """Queues a job again if SLURM still runs it."""
     found = re.search(r"\bJobState=(\w+)", _scontrol("show", "job", job, "--oneliner"))
     state = found.group(1) if found else "unknown"
-    if state != "RUNNING":
+    if state == "RUNNING":
+        _scontrol("requeue", job)
+        say(f"invariance_jax: job {job} is queued again")
+    else:
         say(f"invariance_jax: job {job} is {state}: not queued again")
-        return False
-    _scontrol("requeue", job)
-    say(f"invariance_jax: job {job} is queued again")
-    return True
 
 
 def _scontrol(*arguments: str) -> str:

@@ -49,15 +49,14 @@ def read_record(parent: epath.Path) -> Json:
     """Returns the content of the `sweep.json` of a sweep, checked."""
     path = parent / "sweep.json"
     content = read_json(path)
-    try:
-        number = content["format"]
-        if number == FORMAT:
-            for one in content["variants"].values():
-                from_dict(one["config"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from error
+    number = content.get("format")
     if number != FORMAT:
         raise ValueError(f"{path} has format {number}, this version reads {FORMAT}.")
+    try:
+        for one in content["variants"].values():
+            from_dict(one["config"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from error
     return content
 
 
