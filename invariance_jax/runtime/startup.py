@@ -1,6 +1,5 @@
 """Start-up of the processes of a run, and how each of them ends."""
 
-import contextlib
 import logging
 import os
 import re
@@ -12,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from importlib import metadata
-from typing import Any, ParamSpec
+from typing import ParamSpec
 
 import jax
 from absl import app, flags
@@ -196,35 +195,28 @@ def initialize() -> bool:
 def _meet(launcher: Launcher) -> None:
     # Its service would take SIGTERM, which is the run's to handle.
     jax.config.update("jax_enable_preemption_service", False)
-    known: dict[str, Any] = {}
-    if launcher.address is not None:
-        known = {
-            "coordinator_address": launcher.address,
-            "coordinator_bind_address": launcher.bind_address,
-            "num_processes": launcher.count,
-            "process_id": launcher.index,
-            "cluster_detection_method": "deactivate",
-        }
-    seconds = _START_SECONDS.value
+    known, seconds = launcher.address is not None, _START_SECONDS.value
     details = ", ".join(f"{k}={v}" for k, v in vars(launcher).items())
-    # JAX's own time-out aborts the process with a stack trace, so ours comes first.
-    watchdog = threading.Timer(
-        seconds,
-        _fail,
-        [
-            f"error: the processes of the run did not meet within {seconds} s; found "
-            f"{details} on {socket.gethostname()}. Check that all of them were "
-            "started and reach the address, or raise --initialization_timeout."
-        ],
+    late = (
+        f"error: the processes of the run did not meet within {seconds} s; found "
+        f"{details} on {socket.gethostname()}. Check that all of them were started and "
+        "reach the address, or raise --initialization_timeout."
     )
+    # JAX's own time-out aborts the process with a stack trace, so ours comes first.
+    watchdog = threading.Timer(seconds, _fail, [late])
     watchdog.daemon = True
     watchdog.start()
-    with contextlib.ExitStack() as stack:
-        stack.callback(watchdog.cancel)
+    try:
         jax.distributed.initialize(
-            **known,
+            coordinator_address=launcher.address,
+            coordinator_bind_address=launcher.bind_address,
+            num_processes=launcher.count,
+            process_id=launcher.index,
             # None, where the launcher is known, leaves JAX_LOCAL_DEVICE_IDS its say.
             local_device_ids=list(launcher.local_devices) or (None if known else []),
+            cluster_detection_method="deactivate" if known else None,
             initialization_timeout=2 * seconds,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS.value,
         )
+    finally:
+        watchdog.cancel()
