@@ -4,7 +4,6 @@ A run over seeds keeps its training log and samples in `seed_0`, `seed_1`, ... a
 aggregated `results.json` in the directory itself.
 """
 
-import math
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,14 +27,6 @@ KEYS = ("run", "experiment", "metric", "seed", "value")
 
 NUMBERS = ("mean", "standard_error", "n", "low", "high")
 """Columns of an aggregated table in place of seed and value."""
-
-_ROW: dict[str, tuple[type, ...]] = {
-    "experiment": (str,),
-    "metric": (str,),
-    "at": (dict,),
-    "seed": (int,),
-    "value": (int, float, type(None)),
-}
 
 
 class Run(NamedTuple):
@@ -153,22 +144,29 @@ def check_results(content: Json, where: str = "results", run: str = "") -> Json:
 
 
 def _row(row: Json, where: str) -> Json:
-    for name, types in _ROW.items():
-        if not isinstance(row, dict) or type(row.get(name, ())) not in types:
+    match row:
+        case {
+            "experiment": str(),
+            "metric": str(),
+            "at": dict(at),
+            "seed": int(),
+            "value": int() | float() | None,
+        }:
+            pass
+        case _:
             raise ValueError(
                 f"{where} must have an experiment, a metric, at, a seed and a value (a "
                 f"number or null), found {str(row)[:80]}"
             )
-    for name, value in row["at"].items():
+    for name, value in at.items():
         if type(value) not in (str, int, float):
             raise ValueError(
                 f"{where}: {name} must be a text or a number, found {str(value)[:80]}"
             )
-    found = {name: row[name] for name in _ROW if name != "at"}
-    found["value"] = math.nan if row["value"] is None else float(row["value"])
     # A coordinate of a user's own may have the name of another column.
     taken = (*KEYS, *NUMBERS)
-    return found | {f"{n}_" if n in taken else n: v for n, v in row["at"].items()}
+    coordinates = {f"{n}_" if n in taken else n: value for n, value in at.items()}
+    return {name: row[name] for name in KEYS[1:]} | coordinates
 
 
 def _long(seed: str, rows: Sequence[tuple[str, Json]]) -> pd.DataFrame:
