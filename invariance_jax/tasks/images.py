@@ -5,6 +5,7 @@ Foster, Pukdee, Rainforth (ICLR 2021), section 5: multinomial logistic regressio
 
 import functools
 from dataclasses import replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from invariance_jax.evaluation import LinearProbe
 from invariance_jax.settings import Settings, plugins
 from invariance_jax.settings.rules import make_image_views
 from invariance_jax.settings.schema import KEYS, WITH_PROBE
-from invariance_jax.tasks.task import Examples, Scored, Task
+from invariance_jax.tasks.task import Examples, Task
 from invariance_jax.transforms import (
     Squashed,
     Transformation,
@@ -61,41 +62,34 @@ class ImageTask(Task):
         return names or tuple(map(str, range(self._num_classes)))
 
     def examples(self, split: str, *, in_order: bool = False) -> Examples:
-        """Returns the images and labels of a split."""
+        """Returns the images and labels of a split, decoded now or when asked for."""
         chosen = self.settings.data
-        if chosen.source == "stream" or chosen.store_size or chosen.max_corrupt:
-            return self._decoded_later(split, in_order)
-        pixels, labels = data.load_arrays(
+        of_set: dict[str, Any] = {
+            "data_dir": chosen.data_dir,
+            "validation_examples": chosen.validation_examples,
+        }
+        if not (chosen.source == "stream" or chosen.store_size or chosen.max_corrupt):
+            pixels, labels = data.load_arrays(chosen.name, split, **of_set)
+            rows = self._rows(split, len(pixels), in_order)
+            return Examples(pixels[rows], None if labels is None else labels[rows])
+        pictures = data.open_pictures(
             chosen.name,
             split,
-            data_dir=chosen.data_dir,
-            validation_examples=chosen.validation_examples,
+            **of_set,
+            size=chosen.store_size,
+            max_corrupt=chosen.max_corrupt,
+            threads=chosen.threads,
         )
-        rows = self._rows(split, len(pixels), in_order)
-        return Examples(pixels[rows], None if labels is None else labels[rows])
+        pictures = pictures[self._rows(split, len(pictures), in_order)]
+        if chosen.source == "memory":
+            pictures = pictures.in_memory(f"Decoding {chosen.name} {split}")
+        return Examples(pictures, pictures.labels)
 
     def _rows(self, split: str, count: int, in_order: bool) -> np.ndarray:
         """Returns which images of a split are used, in which order."""
         wanted = getattr(self.settings.data, f"{split}_examples")
         rows = np.random.RandomState(_ORDER_SEED).permutation(count)[:wanted]
         return np.sort(rows) if in_order else rows
-
-    def _decoded_later(self, split: str, in_order: bool) -> Examples:
-        """Returns images of a split that no memory need hold, or a copy in memory."""
-        chosen = self.settings.data
-        everything = data.open_pictures(
-            chosen.name,
-            split,
-            data_dir=chosen.data_dir,
-            validation_examples=chosen.validation_examples,
-            size=chosen.store_size,
-            max_corrupt=chosen.max_corrupt,
-            threads=chosen.threads,
-        )
-        pictures = everything[self._rows(split, len(everything), in_order)]
-        if chosen.source == "memory":
-            pictures = pictures.in_memory(f"Decoding {chosen.name} {split}")
-        return Examples(pictures, pictures.labels)
 
     def stand_ins(self, count: int) -> np.ndarray | Squashed:
         """Returns black images."""
@@ -147,8 +141,7 @@ class ImageTask(Task):
         """Returns colour jitter of strength 1; None of an own augmentation."""
         if plugins.is_own(self.settings.augmentation.name):
             return None
-        chosen = self.settings.data
-        there = self._described()
+        chosen, there = self.settings.data, self._described()
         return image.make_transformation(
             source_size=there.image_shape[:2],
             image_size=chosen.image_size or min(there.image_shape[:2]),
@@ -183,21 +176,11 @@ class ImageTask(Task):
 
     def fit(self, h: np.ndarray, y: np.ndarray) -> LinearProbe:
         """Returns multinomial logistic regression, in blocks if h is large."""
+        l2, count = self.settings.evaluation.l2, self._num_classes
         if h.nbytes > MOST_BYTES:
-            return evaluation.fit_logistic_in_blocks(
-                h, y, num_classes=self._num_classes, l2=self.settings.evaluation.l2
-            )
-        return evaluation.fit_logistic(
-            jnp.asarray(h),
-            jnp.asarray(y),
-            num_classes=self._num_classes,
-            l2=self.settings.evaluation.l2,
-        )
-
-    def score(self, probe: LinearProbe, h: np.ndarray, y: np.ndarray) -> Scored:
-        """Returns accuracy, and cross_entropy in nats."""
-        logits = evaluation.predict(probe, jnp.asarray(h))
-        return Scored(probe, np.asarray(logits), self.quality(logits, jnp.asarray(y)))
+            return evaluation.fit_logistic_in_blocks(h, y, num_classes=count, l2=l2)
+        features, labels = jnp.asarray(h), jnp.asarray(y)
+        return evaluation.fit_logistic(features, labels, num_classes=count, l2=l2)
 
     def select(
         self, h: np.ndarray, y: np.ndarray, h_test: np.ndarray, y_test: np.ndarray

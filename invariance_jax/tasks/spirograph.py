@@ -14,15 +14,23 @@ from invariance_jax import data, evaluation
 from invariance_jax.evaluation import LinearProbe
 from invariance_jax.settings import Settings
 from invariance_jax.settings.rules import make_spirograph, spirograph_bounds
-from invariance_jax.tasks.task import Examples, Scored, Task
+from invariance_jax.tasks.task import Examples, Task
 from invariance_jax.transforms import Transformation
 from invariance_jax.types import Array
+
+
+@contextlib.contextmanager
+def _in_float64() -> Iterator[None]:
+    cpu = jax.local_devices(backend="cpu")[0]
+    with jax.enable_x64(True), jax.default_device(cpu):
+        yield
 
 
 class SpirographTask(Task):
     """An example is its targets; the probe is ridge regression, float64 on the CPU."""
 
     metric = "mse"
+    precision = staticmethod(_in_float64)
 
     def __init__(self, settings: Settings):
         """As of a `Task`."""
@@ -63,13 +71,6 @@ class SpirographTask(Task):
         with _in_float64():
             l2 = self.settings.evaluation.l2
             return evaluation.fit_ridge(_doubles(h), _doubles(y), l2=l2)
-
-    def score(self, probe: LinearProbe, h: np.ndarray, y: np.ndarray) -> Scored:
-        """Returns mse, the mean over the targets, and mse and r2 of each."""
-        with _in_float64():
-            predictions = evaluation.predict(probe, _doubles(h))
-            values = self.quality(predictions, _doubles(y))
-        return Scored(probe, np.asarray(predictions), values)
 
     def select(
         self, h: np.ndarray, y: np.ndarray, h_test: np.ndarray, y_test: np.ndarray
@@ -125,13 +126,6 @@ class SpirographTask(Task):
         """Returns the drawings, whose values are about [0, 1]."""
         pixels: np.ndarray = np.clip(np.rint(np.asarray(images) * 255), 0, 255)
         return pixels.astype(np.uint8)
-
-
-@contextlib.contextmanager
-def _in_float64() -> Iterator[None]:
-    cpu = jax.local_devices(backend="cpu")[0]
-    with jax.enable_x64(True), jax.default_device(cpu):
-        yield
 
 
 def _doubles(array: np.ndarray) -> Array:

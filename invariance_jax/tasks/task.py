@@ -4,10 +4,14 @@ Foster, Pukdee, Rainforth (ICLR 2021), sections 4 and 5.
 """
 
 import abc
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
+from invariance_jax import evaluation
 from invariance_jax.data import Pictures
 from invariance_jax.evaluation import LinearProbe
 from invariance_jax.settings import Settings
@@ -19,11 +23,10 @@ from invariance_jax.types import Array
 class Examples(NamedTuple):
     """A split of a data set.
 
-    Attributes:
-      x: what the transformation takes: float32 `[N, T]` Spirograph targets, or images
-        uint8 `[N, H, W, 1 or 3]`, which `Pictures` decode when they are asked for.
-      y: what a probe predicts: float32 `[N, T]` targets, or labels int32 `[N]`; None
-        for images without labels.
+    x is what the transformation takes: float32 `[N, T]` Spirograph targets, or images
+    uint8 `[N, H, W, 1 or 3]`, which `Pictures` decode when they are asked for. y is
+    what a probe predicts: float32 `[N, T]` targets, or labels int32 `[N]`; None for
+    images without labels.
     """
 
     x: np.ndarray | Pictures
@@ -35,30 +38,19 @@ class Examples(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """A linear probe and what it does on held-out examples.
+    """A linear probe and what it does on held-out examples."""
 
-    Attributes:
-      probe: fitted on the training features.
-      predictions: `[N, T]` targets, or `[N, C]` logits.
-      values: metric -> number.
-    """
-
-    probe: LinearProbe
-    predictions: np.ndarray
-    values: dict[str, float]
+    probe: LinearProbe  # fitted on the training features
+    predictions: np.ndarray  # [N, T] targets, or [N, C] logits
+    values: dict[str, float]  # metric -> number
 
 
 class Task(abc.ABC):
-    """What a run learns from and how its features are probed.
+    """What a run learns from and how its features are probed."""
 
-    Attributes:
-      settings: the result of `settings.resolve`.
-      targets: names of the T regression targets, else ().
-      metric: the headline metric, a key of `Scored.values`; "" without labels.
-    """
-
-    targets: tuple[str, ...] = ()
-    metric: str
+    targets: tuple[str, ...] = ()  # names of the T regression targets
+    metric: str  # the headline, a key of `Scored.values`; "" without labels
+    precision: Callable[[], AbstractContextManager[None]] = nullcontext  # of probes
 
     def __init__(self, settings: Settings):
         """Remembers the settings; no file is read."""
@@ -122,9 +114,12 @@ class Task(abc.ABC):
         """Returns what some steps of L-BFGS from 0 make of the objective of `fit`."""
         raise NotImplementedError
 
-    @abc.abstractmethod
     def score(self, probe: LinearProbe, h: np.ndarray, y: np.ndarray) -> Scored:
         """Returns the quality of a probe on features `[N, D]` that it has not seen."""
+        with self.precision():
+            predictions = evaluation.predict(probe, jnp.asarray(h))
+            values = self.quality(predictions, jnp.asarray(y))
+        return Scored(probe, np.asarray(predictions), values)
 
     @abc.abstractmethod
     def select(
