@@ -55,16 +55,19 @@ def load(
     """Returns the frozen encoder of a run, and its configuration.
 
     Args:
-      workdir: the work directory of a run, with `config.json` and `checkpoints/`.
-      step: the checkpoint to load; the last one if None.
+      workdir: the work directory of one seed, with `config.json` and `checkpoints/`.
+      step: finished steps of the checkpoint to load; the last one if None.
 
     Returns:
-      `(encode, config)`. `encode` maps images `[B, H, W, 3]`, float32 in [0, 1], to
-      representations `[B, D]`, normalization of the images included.
+      `(encode, config)`. `encode` maps images `[B, H, W, 3]`, float32 in [0, 1] (of an
+      image set of its size, also uint8 and of one channel), to representations `[B, D]`
+      on running statistics, normalization of the images included, and works under jax's
+      transformations. Views of the user's own get bytes, through which there is no
+      gradient.
 
     Raises:
-      ValueError: if workdir holds no run or no checkpoint of that step, or the run was
-        written by a newer version.
+      ValueError: if workdir holds no run, several seeds or no checkpoint of that step,
+        or the run was written by a newer version.
     """
     # Imported here so that `import invariance_jax` stays quick.
     from invariance_jax import evaluate

@@ -5,6 +5,7 @@ by their value, whatever Python or NumPy type they have; those that are traced a
 checked by their shape alone.
 """
 
+import contextlib
 import math
 import operator
 from collections.abc import Sequence
@@ -117,16 +118,14 @@ def check_integer(
     name: str, value: object, *, least: int = 1, most: int | None = None
 ) -> int:
     """Returns a whole number as an int, whatever integer type it has."""
-    expected = f"an integer of {least} or more" if most is None else ""
-    expected = expected or f"an integer from {least} to {most}"
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise ValueError(f"{name} must be {expected}; found {value!r}.") from None
-    if number < least or (most is not None and number > most):
-        raise ValueError(f"{name} must be {expected}; found {number}.")
+    number = None
+    with contextlib.suppress(TypeError):
+        if not isinstance(value, bool | np.bool_):
+            number = operator.index(value)  # type: ignore[arg-type]
+    if number is None or number < least or (most is not None and number > most):
+        ends = f"of {least} or more" if most is None else f"from {least} to {most}"
+        found = repr(value) if number is None else number
+        raise ValueError(f"{name} must be an integer {ends}; found {found}.")
     return number
 
 

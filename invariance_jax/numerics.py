@@ -50,10 +50,7 @@ def batch_mean(
 
 
 def magnitude(
-    x: Array,
-    *,
-    axis: int | Sequence[int] | None = None,
-    axis_name: str | None = None,
+    x: Array, *, axis: int | Sequence[int] | None = None, axis_name: str | None = None
 ) -> Array:
     """Returns a power of two near the largest absolute entry, 1 where all are 0.
 
