@@ -86,6 +86,10 @@ class Method(NamedTuple):
     joint: Callable[..., Array] | None = None
 
 
+Head = Callable[..., ProjectionHead]
+"""`ProjectionHead` for the batch statistics and replicas of a run."""
+
+
 def projection(outputs: PyTree) -> PyTree:
     """Returns z of the outputs of heads; None: there is no such matrix."""
     z = outputs.get("z") if isinstance(outputs, dict) else outputs
@@ -103,12 +107,12 @@ def _of_pair(loss: Callable[..., Array], **settings: object) -> Loss:
     return of_outputs
 
 
-def _toward(
-    own: PyTree, other: PyTree, target_own: PyTree, target_other: PyTree
+def _crossed(
+    loss: Callable[[Array, Array], Array], pair: tuple[PyTree, PyTree], targets: PyTree
 ) -> Array:
-    """Returns minus both cosines of a prediction and the other view's target."""
-    one = losses.negative_cosine(own["p"], target_other["z"])
-    return one + losses.negative_cosine(other["p"], target_own["z"])
+    """Returns the losses of each prediction and the other view's target, summed."""
+    (own, other), (target_own, target_other) = pair, targets
+    return loss(own["p"], target_other["z"]) + loss(other["p"], target_own["z"])
 
 
 def rising(momentum: float, *, steps: int) -> optax.Schedule:
@@ -128,22 +132,22 @@ def rising(momentum: float, *, steps: int) -> optax.Schedule:
 def contrastive(
     loss: Callable[..., Array],
     /,
+    head: Head,
     *,
     temperature: float,
     output: int = 128,
     block_size: int | None = None,
-    tangent: str = "coupled",
-    axis_name: str | None = None,
 ) -> Method:
     """SimCLR, Chen, Kornblith, Norouzi, Hinton (2020); DCL, Yeh et al. (2022).
 
     They differ in the loss of z alone. The head is that of Foster et al. (2021).
     """
-    head = ProjectionHead(output=output, tangent=tangent, axis_name=axis_name)
-    return Method(head, _of_pair(loss, temperature=temperature, block_size=block_size))
+    pair_loss = _of_pair(loss, temperature=temperature, block_size=block_size)
+    return Method(head(output=output), pair_loss)
 
 
 def moco_v3(
+    head: Head,
     *,
     temperature: float,
     steps: int,
@@ -153,8 +157,6 @@ def moco_v3(
     final_norm: bool = True,
     momentum: float = 0.99,
     block_size: int | None = None,
-    tangent: str = "coupled",
-    axis_name: str | None = None,
 ) -> Method:
     """MoCo v3, Chen, Xie, He (2021), algorithm 1.
 
@@ -162,87 +164,81 @@ def moco_v3(
     heads are those of its ViT; of its ResNet, the projector has 2 layers and the
     predictor, in its code, no final normalization.
     """
-    head = functools.partial(ProjectionHead, tangent=tangent, axis_name=axis_name)
     predictor = head(hidden, output, final_norm=final_norm)
     heads = PredictedProjection(head(hidden, output, layers), predictor)
 
-    nce = functools.partial(
-        losses.info_nce, temperature=temperature, block_size=block_size
-    )
-
     def loss(own: PyTree, other: PyTree, *rest: PyTree, axis_name: str | None) -> Array:
-        target_own, target_other, _ = rest
-        one = nce(own["p"], target_other["z"], axis_name=axis_name)
-        two = nce(other["p"], target_own["z"], axis_name=axis_name)
-        return 2 * temperature * (one + two)
+        nce = functools.partial(
+            losses.info_nce,
+            temperature=temperature,
+            block_size=block_size,
+            axis_name=axis_name,
+        )
+        return 2 * temperature * _crossed(nce, (own, other), rest[:2])
 
     return Method(heads, loss, rising(momentum, steps=steps))
 
 
 def byol(
+    head: Head,
     *,
     steps: int,
     hidden: int = 4096,
     output: int = 256,
     momentum: float = 0.996,
-    tangent: str = "coupled",
-    axis_name: str | None = None,
 ) -> Method:
     """BYOL, Grill et al. (2020), equation 2 of both views.
 
     `2 - 2 cos` of the angle between p and the target's z of the other view.
     """
-    head = functools.partial(ProjectionHead, tangent=tangent, axis_name=axis_name)
     ends = head(hidden, output, final_norm=False)
     heads = PredictedProjection(ends, ends.clone())
 
     def loss(own: PyTree, other: PyTree, *rest: PyTree, axis_name: str | None) -> Array:
-        return 4 + 2 * _toward(own, other, *rest[:2])
+        return 4 + 2 * _crossed(losses.negative_cosine, (own, other), rest[:2])
 
     return Method(heads, loss, rising(momentum, steps=steps))
 
 
 def simsiam(
+    head: Head,
     *,
     hidden: int = 2048,
     layers: int = 3,
     output: int = 2048,
     bottleneck: int = 512,
-    tangent: str = "coupled",
-    axis_name: str | None = None,
 ) -> Method:
     """SimSiam, Chen and He (2021), equations 1 to 4.
 
     The mean over both views of minus the cosine of p and the z of the other view, which
     is held. The learning rate of the predictor stays constant.
     """
-    head = functools.partial(ProjectionHead, tangent=tangent, axis_name=axis_name)
     predictor = head(bottleneck, output, final_norm=False, final_bias=True)
     heads = PredictedProjection(head(hidden, output, layers), predictor)
 
     def loss(own: PyTree, other: PyTree, *_: PyTree, axis_name: str | None) -> Array:
-        return _toward(own, other, *jax.lax.stop_gradient((own, other))) / 2
+        pair = own, other
+        held = jax.lax.stop_gradient(pair)
+        return _crossed(losses.negative_cosine, pair, held) / 2
 
     return Method(heads, loss, constant_rate="predictor")
 
 
 def barlow_twins(
+    head: Head,
     *,
     hidden: int = 8192,
     layers: int = 3,
     output: int = 8192,
     off_diagonal_weight: float = 5e-3,
-    tangent: str = "coupled",
-    axis_name: str | None = None,
 ) -> Method:
     """Barlow Twins, Zbontar et al. (2021), equation 1: correlations of z."""
-    head = functools.partial(ProjectionHead, tangent=tangent, axis_name=axis_name)
-    weights = {"off_diagonal_weight": off_diagonal_weight}
-    loss = _of_pair(losses.barlow_twins, **weights)
+    loss = _of_pair(losses.barlow_twins, off_diagonal_weight=off_diagonal_weight)
     return Method(head(hidden, output, layers, final_norm=False), loss)
 
 
 def vicreg(
+    head: Head,
     *,
     hidden: int = 8192,
     layers: int = 3,
@@ -250,29 +246,25 @@ def vicreg(
     invariance_weight: float = 25.0,
     variance_weight: float = 25.0,
     covariance_weight: float = 1.0,
-    tangent: str = "coupled",
-    axis_name: str | None = None,
 ) -> Method:
     """VICReg, Bardes, Ponce, LeCun (2022), equation 6, of the z of its expander."""
-    head = functools.partial(ProjectionHead, tangent=tangent, axis_name=axis_name)
-    weights = {
-        "invariance_weight": invariance_weight,
-        "variance_weight": variance_weight,
-        "covariance_weight": covariance_weight,
-    }
-    loss = _of_pair(losses.vicreg, **weights)
+    loss = _of_pair(
+        losses.vicreg,
+        invariance_weight=invariance_weight,
+        variance_weight=variance_weight,
+        covariance_weight=covariance_weight,
+    )
     return Method(head(hidden, output, layers, final_norm=False), loss)
 
 
 def emp_ssl(
+    head: Head,
     *,
     hidden: int = 4096,
     layers: int = 3,
     output: int = 1024,
     invariance_weight: float = 200.0,
     distortion: float = 0.2,
-    tangent: str = "coupled",
-    axis_name: str | None = None,
 ) -> Method:
     """EMP-SSL, Tong, Chen, Ma, LeCun (2023), equation 3, of the z of all patches.
 
@@ -280,7 +272,6 @@ def emp_ssl(
     the features that it probes are the mean over patches of their first layer, here h.
     Deviation: each view has batch statistics of its own, and not all patches together.
     """
-    head = functools.partial(ProjectionHead, tangent=tangent, axis_name=axis_name)
     settings = {"invariance_weight": invariance_weight, "distortion": distortion}
 
     def joint(outputs: Sequence[PyTree], *, axis_name: str | None) -> Array:
@@ -320,12 +311,13 @@ def make_method(
     name, kwargs = settings.method.name, settings.method.kwargs
     if not plugins.is_own(name):
         common = {
+            "head": functools.partial(
+                ProjectionHead, tangent=tangent, axis_name=axis_name
+            ),
             "temperature": settings.temperature,
             "block_size": settings.similarity_block or None,
             "steps": settings.derived.steps,
             "output": settings.encoder.projection,
-            "tangent": tangent,
-            "axis_name": axis_name,
         }
         takes = inspect.signature(METHODS[name]).parameters
         offered = {key: takes[key].default for key in takes if key not in common}
