@@ -16,23 +16,14 @@ import numpy as np
 from absl import flags
 from jax.stages import Compiled
 
-from invariance_jax import experiments
 from invariance_jax.data import Pictures
-from invariance_jax.runs.tracking import check_tracking
 from invariance_jax.runtime import cards
 from invariance_jax.runtime.devices import make_deterministic, simulate
-from invariance_jax.settings import Config, Settings, check_devices, resolve
+from invariance_jax.settings import Config, Settings, resolve
+from invariance_jax.train import checked_parts
 from invariance_jax.training import cost, parallel
 from invariance_jax.training.batches import Batches, InMemory
-from invariance_jax.training.build import (
-    Parts,
-    build,
-    check_own_parts,
-    first_state,
-    read_weights,
-    state_shapes,
-)
-from invariance_jax.types import PyTree
+from invariance_jax.training.build import Parts, first_state, state_shapes
 
 _DEVICES = flags.DEFINE_integer(
     "check_devices",
@@ -55,17 +46,8 @@ class Memory(NamedTuple):
 
     data: int  # the data set, of which each device holds a copy
     state: int  # parameters, statistics and optimizer; the new ones take their place
-    results: int  # what else comes in and goes out
     temporary: int  # what lives within a step only, at most at any one time
-    program: int  # the compiled step itself (0 where XLA does not tell)
-
-
-class Traffic(NamedTuple):
-    """What a GPU does in a step, by the program that was compiled for it."""
-
-    kernels: int  # that it starts
-    moved: int  # bytes that they take and return
-    seconds: float  # that the step takes, estimated
+    other: int  # what else comes in and goes out, and the compiled step itself
 
 
 class Check(NamedTuple):
@@ -77,7 +59,9 @@ class Check(NamedTuple):
     flops: float  # of a step over all devices, see `training.cost`
     memory: Memory
     compile_seconds: float  # tracing and compiling of the step, wall clock
-    traffic: Traffic | None  # on a GPU that is not there
+    # Of a GPU that is not there: kernels that a step starts, bytes that they take and
+    # return, and the seconds of a step, estimated.
+    traffic: tuple[int, int, float] | None
     decoded: float | None  # images a second that this host decodes, of a stream
     stepped: float | None  # images a second that the training step takes
 
@@ -92,21 +76,13 @@ def run(
 ) -> Check:
     """Checks a configuration and compiles its step.
 
-    Args:
-      config: of the run.
-      num_devices: how many CPUs are simulated, or GPUs assumed; None: those that are
-        there, or one GPU.
-      target: a name of `runtime.cards.CARDS`, of GPUs that are not there; None: none.
+    For so many CPUs that are simulated, or GPUs of a target of `runtime.cards.CARDS`
+    that are not there; None: those that are there, or one GPU.
     """
     make_deterministic(config.deterministic)
     settings, card = resolve(config), cards.CARDS[target] if target else None
     devices = _devices(num_devices, target)
-    check_devices(settings, len(devices))
-    read_weights(settings)
-    check_tracking(settings)
-    parts = build(settings)
-    check_own_parts(parts)
-    experiments.load(parts.task)  # what evaluation will look for
+    parts = checked_parts(settings, len(devices))
     state, batches = state_shapes(parts), _batches(parts, devices)
     data, memory = cost.bytes_of(batches.shape), card.usable if card else None
     simulated = card is None and num_devices is not None
@@ -117,25 +93,30 @@ def run(
     compile_seconds = time.monotonic() - started
     if not simulated:
         cost.check_program(compiled, devices, memory=memory)
-    flops = cost.count_operations(parts).of_batch(settings.batch_size)
+    flops = cost.count_operations(parts)
     kind, traffic = ", simulated" if simulated else "", None
     if card:
         kind, (kernels, moved) = ", not there", cost.traffic_of(compiled)
         share, precision = flops / len(devices), settings.precision
-        seconds = card.seconds(share, moved, kernels, precision)
-        traffic = Traffic(kernels, moved, seconds)
+        estimated = card.seconds(share, moved, kernels, precision)
+        traffic = kernels, moved, estimated
     there = jax.devices() if card else devices  # what images are decoded for
     decoded, stepped = _rates(parts, batches, compiled, there, bool(kind))
+    leaves = {part: jax.tree.leaves(tree) for part, tree in state.params.items()}
+    both, temporary, program = cost.memory_of(compiled)
+    size = cost.bytes_of(state)
+    # Where a platform does not tell, these are 0.
+    other = max(both - size - data, 0) + program
     return Check(
         settings,
         tuple(f"{device.device_kind}{kind}" for device in devices),
-        {part: _size(state.params[part]) for part in ("encoder", "heads")},
+        {part: sum(leaf.size for leaf in each) for part, each in leaves.items()},
         flops,
-        _memory(compiled, state, data),
+        Memory(data, size, temporary, other),
         compile_seconds,
         traffic,
         decoded,
-        settings.batch_size / traffic.seconds if traffic else stepped,
+        settings.batch_size / traffic[-1] if traffic else stepped,
     )
 
 
@@ -178,10 +159,10 @@ def _rates(
     """
     if isinstance(batches, InMemory):
         return None, None
-    batches.load(0, 1, devices)  # compiles, and opens files
+    batches.load(0, devices)  # compiles, and opens files
     size, started = parts.settings.batch_size, time.monotonic()
     for step in range(1, _TIMED_STEPS + 1):
-        loaded = batches.load(step, 1, devices)
+        loaded = batches.load(step, devices)
     decoded = _TIMED_STEPS * size / (time.monotonic() - started)
     if simulated:
         return decoded, None
@@ -209,7 +190,7 @@ def table(found: Check) -> str:
         "  data set": _bytes(taken.data),
         "  state": _bytes(taken.state),
         "  within a step": _bytes(taken.temporary),
-        "  other": _bytes(taken.results + taken.program),
+        "  other": _bytes(taken.other),
         "compiled in": f"{found.compile_seconds:.1f} s",
     }
     if found.traffic is not None:
@@ -222,17 +203,6 @@ def table(found: Check) -> str:
         rows["  the step takes"] = f"{needed} images a second"
     width = max(map(len, rows))
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
-
-
-def _memory(compiled: Compiled, state: PyTree, data: int) -> Memory:
-    """Returns the memory of a program; results are 0 where a platform tells none."""
-    both, temporary, program = cost.memory_of(compiled)
-    size = cost.bytes_of(state)
-    return Memory(data, size, max(both - size - data, 0), temporary, program)
-
-
-def _size(tree: PyTree) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def _bytes(number: int) -> str:

@@ -58,22 +58,14 @@ _OF_FEW_VIEWS = {
 
 
 def run(config: Config | None, workdir: AnyPath) -> Json:
-    """Evaluates the newest checkpoint of every seed of a run.
+    """Evaluates the newest checkpoint of every seed; returns what `results.json` says.
 
-    Every process of a run over several calls it; the main one writes.
-
-    A new work directory is evaluated too if the configuration gives `encoder.weights`.
-    Writes `experiments/`, `results.json` and `samples.npz` per seed, and with several
-    seeds the aggregated `results.json` into the parent. Experiments that were measured
-    with the same settings before are not repeated.
-
-    Args:
-      config: the configuration of the run; its evaluation keys may differ. None: that
-        of the work directory.
-      workdir: the work directory of the run.
-
-    Returns:
-      The content of `results.json`.
+    Of a configuration the evaluation keys may differ from those of the run; None: that
+    of the work directory. A new work directory is evaluated too if `encoder.weights`
+    are given. Writes `experiments/`, `results.json` and `samples.npz` per seed, and
+    with several seeds the aggregated `results.json` into the parent. Experiments that
+    were measured with the same settings before are not repeated. Every process of a run
+    over several calls it; the main one writes.
 
     Raises:
       ValueError: if the configuration is invalid, the work directory holds no such run,
@@ -123,21 +115,7 @@ def prepare(
 def load(
     workdir: AnyPath, *, step: int | None = None
 ) -> tuple[Callable[[Array], Array], Config]:
-    """Returns the encoder of a trained run, and its configuration.
-
-    Args:
-      workdir: the work directory of one seed.
-      step: finished steps of the checkpoint; None is the newest.
-
-    Returns:
-      `(encode, config)`: encode maps raw images `[B, H, W, 3]`, float32 in [0, 1] (of
-      an image set of its size, also uint8 and of one channel), to representations
-      `[B, D]` on running statistics, and works under jax's transformations. Views of
-      the user's own get bytes, through which there is no gradient.
-
-    Raises:
-      ValueError: if there is no run, several seeds, or no such checkpoint.
-    """
+    """Returns the encoder of a run and its configuration: see `invariance_jax.load`."""
     parts, config, variables = load_parts(workdir, step=step)
     plain = parts.transformation.plain
 
@@ -229,10 +207,8 @@ def _measure(
     keep: Callable[[str, ExperimentResult, float], None],
 ) -> list[ValueError]:
     """Keeps what experiments measure; returns the errors of the user's own."""
-    failed, main = list[ValueError](), processes.is_main_process()
-    with progress(
-        "evaluating", len(functions), unit="experiments", silent=not main
-    ) as bar:
+    failed = list[ValueError]()
+    with progress("evaluating", len(functions), unit="experiments") as bar:
         for name, function in functions.items():
             bar.set_description(f"evaluating {name}")
             started = time.monotonic()

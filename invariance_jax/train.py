@@ -8,9 +8,12 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import numpy as np
 from jax.stages import Compiled, Wrapped
+from tqdm import tqdm
 
 from invariance_jax import experiments
 from invariance_jax.data import Pictures
@@ -38,9 +41,9 @@ from invariance_jax.training.build import (
     state_shapes,
 )
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
-from invariance_jax.training.rows import Rows
+from invariance_jax.training.optimizers import make_schedule
 from invariance_jax.training.step import TrainState
-from invariance_jax.types import Json
+from invariance_jax.types import Json, PyTree
 
 _log = logging.getLogger(__name__)
 
@@ -48,13 +51,10 @@ _log = logging.getLogger(__name__)
 def run(config: Config, workdir: AnyPath) -> None:
     """Trains, or continues to train, the run of a configuration.
 
+    The work directory is a new folder, or one of an earlier start of the same run.
     Several seeds train one after the other, each in a folder of its own. Writes
     `config.json`, `checkpoints/`, `metrics.jsonl` and `tensorboard/`. Every process of
     a run over several calls it; the main one writes.
-
-    Args:
-      config: a configuration.
-      workdir: a new folder, or one of an earlier start of the same run.
 
     Raises:
       ValueError: if the configuration is invalid, does not fit the devices, or the work
@@ -68,17 +68,9 @@ def run(config: Config, workdir: AnyPath) -> None:
     with Watch() as watch:
         with processes.main_process_first():
             settings = open_set(resolve(config))
-            check_devices(settings, jax.device_count())
-            read_weights(settings)
-            check_tracking(settings)
-            parts = build(settings)
+            parts = checked_parts(settings, jax.device_count())
             cost.check_state(parts)
-            check_own_parts(parts)
-            experiments.load(parts.task)  # what evaluation will look for
-            each = [
-                (open_set(resolve(one)), path)
-                for one, path in one_per_seed(config, workdir)
-            ]
+            each = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
             check(settings, workdir)
             for one, path in each:
                 check(one, path)
@@ -98,6 +90,17 @@ def run(config: Config, workdir: AnyPath) -> None:
             for one, owner in owned:
                 with _Run(one, owner, train, make_batches, watch) as training:
                     training.make_steps(program)
+
+
+def checked_parts(settings: Settings, num_devices: int) -> Parts:
+    """Returns the parts of a run, after checking all that can be before any data."""
+    check_devices(settings, num_devices)
+    read_weights(settings)
+    check_tracking(settings)
+    parts = build(settings)
+    check_own_parts(parts)
+    experiments.load(parts.task)  # what evaluation will look for
+    return parts
 
 
 class _Run(contextlib.ExitStack):
@@ -136,25 +139,19 @@ class _Run(contextlib.ExitStack):
         # Processes on different processors may initialize to different last bits.
         return Checkpoint(0, processes.from_main(first_state(self._parts)), {})
 
-    def _rows(self, step: int, note: Json) -> Rows:
+    def _rows(self, step: int, note: Json) -> "Rows":
         """Returns the open log, after the rows until a step."""
         settings, rows = self._settings, note.get("rows", 0)
         self._writer = MetricsWriter(
             self._owner, first_step=step, rows=rows, settings=settings
         )
         self.callback(self._writer.close)
-        bar = progress(
-            "training",
-            settings.derived.steps,
-            initial=step,
-            unit="step",
-            silent=not processes.is_main_process(),
-        )
+        steps = settings.derived.steps
+        bar = progress("training", steps, initial=step, unit="step")
         return Rows(
+            settings,
             self._writer,
             self.enter_context(bar),
-            self._parts.schedule,
-            batch_size=settings.batch_size,
             first_step=step,
             pending=note.get("pending", {}),
             report=self._batches.report,
@@ -279,3 +276,87 @@ def boundaries(settings: Settings, step: int) -> Iterator[int]:
 
 def _due(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
+
+
+Sums = dict[str, tuple[float, float]]
+"""Name -> (sum, count)."""
+
+
+class Rows:
+    """Turns the sums of the steps into rows of the log and into the bar."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        writer: MetricsWriter,
+        bar: "tqdm[Any]",
+        *,
+        first_step: int,
+        pending: Json,
+        report: Callable[[], dict[str, float]] = dict,
+    ):
+        """Begins after the last row; report: of the loading, `Batches.report`."""
+        self._writer, self._bar, self._report = writer, bar, report
+        self._batch_size, self._schedule = settings.batch_size, make_schedule(settings)
+        self._last, self._sums = first_step, list[PyTree]()
+        self._pending: Sums = dict(pending)
+        self._since = time.monotonic()
+        # As if the run had never been stopped.
+        self._started = self._since - writer.seconds
+        self._compiled = False
+
+    def add(self, sums: PyTree) -> None:
+        """Takes the replicated metrics of a call, which stay on the device for now."""
+        self._sums.append(sums)
+
+    def pending(self) -> Sums:
+        """Returns the sums over the steps since the last row."""
+        for sums in map(parallel.one_replica, self._sums):
+            for name, (total, number) in sums.items():
+                before = self._pending.get(name, (0.0, 0.0))
+                added = before[0] + float(total), before[1] + float(number)
+                self._pending[name] = added
+        self._sums = []
+        return dict(self._pending)  # orbax writes it later
+
+    def write(self, step: int) -> None:
+        """Writes a row, unless there is nothing to add."""
+        sums = self.pending()
+        if not sums:
+            return
+        # No step of a short row may have had the penalty.
+        means = {name: total / n for name, (total, n) in sums.items() if n}
+        bad = [name for name, value in means.items() if not np.isfinite(value)]
+        if bad:
+            raise FloatingPointError(
+                f"{bad[0]} is not finite between steps {self._last} and {step}; lower "
+                "optimizer.learning_rate or penalty.weight, or set a "
+                "penalty.example_limit. Older checkpoints are kept."
+            )
+        now = time.monotonic()
+        examples = (step - self._last) * self._batch_size
+        speed = examples / (now - self._since) if self._compiled else None
+        row: dict[str, float | None] = {
+            **means,
+            "learning_rate": float(self._schedule(step - 1)),
+            "examples_per_second": speed,
+            "seconds": now - self._started,
+        }
+        loading = self._report()
+        if "waited" in loading:
+            loading["waited"] /= now - self._since
+        row |= loading
+        self._writer.write(step, row)
+        names: list[str] = [one for one in ("loss", "penalty") if one in means]
+        shown = {name: f"{means[name]:.4g}" for name in names}
+        if speed:
+            shown["examples/s"] = f"{speed:.0f}"
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(step - self._last)
+        self._last, self._since = step, now
+        self._pending, self._compiled = {}, True
+
+    def write_others(self, step: int, row: dict[str, float], seconds: float) -> None:
+        """Writes a row that took so long, which is left out of the speed."""
+        self._writer.write(step, dict(row))
+        self._since += seconds

@@ -66,9 +66,9 @@ ENCODER, HEAD = 8 * 8 * 3 * 16 + 16 * 16, 16 * 16 + 16 * 8
 )
 def test_operations_of_a_step(changes, encoders, heads):
     found = cost.count_operations(build(resolve(tiny_config(changes))))
-    assert found.example == 6 * (encoders * ENCODER + heads * HEAD)
     # Anchors meet all anchors.
-    assert found.of_batch(10) - 10 * found.example == 6 * 20**2 * 8
+    similarities = 6 * 32**2 * 8
+    assert found == 16 * 6 * (encoders * ENCODER + heads * HEAD) + similarities
 
 
 def test_a_network_that_the_machine_does_not_hold_is_refused(tmp_path):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from invariance_jax.settings.schema import Penalty
 from invariance_jax.training.batches import make_sampler, shuffle
 from invariance_jax.training.draws import make_draw
 from invariance_jax.transforms import Transformation, View, spirograph
@@ -28,13 +29,21 @@ def with_held() -> Transformation:
     return Transformation(("a",), np.array([[0.0, 1.0]]), sample, lambda x, view: x)
 
 
-def make(transformation=None, **settings):
-    settings = {
-        "batch_size": BATCH,
-        "directions": DIRECTIONS,
-    } | settings
-    transformation = transformation or spirograph.make_transformation()
-    return jax.jit(make_draw(transformation, **settings))
+def make(transformation=None, *, average_views=1, **penalty):
+    """The draws; keywords are keys of the penalty."""
+    draw = make_draw(
+        transformation or spirograph.make_transformation(),
+        Penalty(**{"directions": DIRECTIONS, **penalty}),
+        batch_size=BATCH,
+        sign_features=5,
+        average_views=average_views,
+    )
+    return jax.jit(draw)
+
+
+def of_200_steps(**settings):
+    """The draws of 200 steps, stacked."""
+    return jax.vmap(make(**settings), in_axes=(None, 0))(KEY, jnp.arange(200))
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +64,7 @@ def indices():
 
 @pytest.fixture(scope="module")
 def many():
-    """The draws of 200 steps, stacked."""
-    steps = jnp.arange(200, dtype=jnp.int32)
-    draws = make_draw(
-        spirograph.make_transformation(),
-        batch_size=BATCH,
-        directions=DIRECTIONS,
-    )
-    return jax.jit(jax.vmap(draws, in_axes=(None, 0)))(KEY, steps)
+    return of_200_steps()
 
 
 def alpha_of(side):
@@ -149,28 +151,14 @@ def test_the_remainder_is_another_one_in_each_epoch(indices):
     assert len(set(left_out)) > 50
 
 
-def test_every_leaf_has_the_axis_of_examples(draw):
-    shapes = {leaf.shape[0] for leaf in jax.tree.leaves(draw(KEY, 3))}
-    assert shapes == {BATCH}
-    assert draw(KEY, 3).first.alpha_other.shape == (BATCH, DIRECTIONS, 6)
-
-
 def test_held_choices_are_drawn_for_both_views():
     draws = make(with_held())(KEY, 0)
     assert draws.first.views[0].held["flip"].shape == (BATCH,)
     assert draws.second.views[0].held["flip"].dtype == bool
 
 
-def test_same_key_and_step_give_the_same_draws(draw):
-    jax.tree.map(np.testing.assert_array_equal, draw(KEY, 5), draw(KEY, 5))
-
-
 def test_compiled_and_eager_draws_agree(draw):
-    eager = make_draw(
-        spirograph.make_transformation(),
-        batch_size=BATCH,
-        directions=DIRECTIONS,
-    )(KEY, jnp.int32(5))
+    eager = make().__wrapped__(KEY, jnp.int32(5))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
     jax.tree.map(close, draw(KEY, 5), eager)
 
@@ -193,27 +181,25 @@ def test_views_and_directions_are_independent(many):
     assert np.abs(correlation[1, 2:]).max() < bound
 
 
-def test_an_end_or_its_reflection_is_within_the_bounds(many):
+@pytest.fixture(scope="module")
+def inside(many):
+    """Whether ends, and their reflections, are within the bounds, `[200, B, K]`."""
     low, high = spirograph.make_transformation().bounds.T
-    alpha = alpha_of(many.first)[:, :, None]
-    change = np.asarray(many.first.alpha_other) - alpha
-
-    def inside(end):
-        return np.all((end >= low - 1e-5) & (end <= high + 1e-5), axis=-1)
-
-    assert np.all(inside(alpha + change) | inside(alpha - change))
-    assert not np.all(inside(alpha + change))
+    alpha, end = alpha_of(many.first)[:, :, None], np.asarray(many.first.alpha_other)
+    return [
+        np.all((one >= low - 1e-5) & (one <= high + 1e-5), axis=-1)
+        for one in (end, 2 * alpha - end)
+    ]
 
 
-def test_signs_are_even_and_independent_between_examples_and_directions(many):
-    low, high = spirograph.make_transformation().bounds.T
-    alpha = alpha_of(many.first)[:, :, None]
-    change = np.asarray(many.first.alpha_other) - alpha
-    end = alpha + change
-    out = ~np.all((end >= low - 1e-5) & (end <= high + 1e-5), axis=-1)
-    back = alpha - change
-    sure = out | ~np.all((back >= low - 1e-5) & (back <= high + 1e-5), axis=-1)
-    sign = np.where(out, -1.0, 1.0)
+def test_an_end_or_its_reflection_is_within_the_bounds(inside):
+    end, back = inside
+    assert np.all(end | back) and not np.all(end)
+
+
+def test_signs_are_even_and_independent_between_examples_and_directions(inside):
+    end, back = inside
+    sure, sign = ~end | ~back, np.where(end, 1.0, -1.0)
     assert abs(sign[sure].mean()) < 5 / np.sqrt(sure.sum())
     for first, second in [
         ((slice(None), 0, 0), (slice(None), 1, 0)),
@@ -233,15 +219,14 @@ def test_directions_do_not_move_the_views(draw):
 @pytest.fixture(scope="module")
 def with_options():
     """As `many`, with everything that may be drawn."""
-    options = {"sign_features": 5, "average_views": 3}
-    return jax.vmap(make(**options), in_axes=(None, 0))(KEY, jnp.arange(200))
+    return of_200_steps(estimator="sign", average_views=3)
 
 
 def test_what_is_off_is_not_drawn(draw):
     draws = draw(KEY, 4)
     assert draws.first.signs is None and draws.second[1:] == (None,) * 4
     assert len(draws.first.views) == len(draws.second.views) == 1
-    none = jax.eval_shape(make(penalized=False, sign_features=5), KEY, 4)
+    none = jax.eval_shape(make(weight=0.0, estimator="sign"), KEY, 4)
     assert none.first.alpha_other is none.first.signs is None
 
 
@@ -250,7 +235,7 @@ def test_options_leave_the_other_draws_as_they_are(many, with_options):
         np.testing.assert_array_equal(alpha_of(ours), alpha_of(theirs))
     ends = many.first.alpha_other, with_options.first.alpha_other
     np.testing.assert_array_equal(*ends)
-    fewer = make(average_views=2, penalized=False)(KEY, 4)
+    fewer = make(average_views=2, weight=0.0)(KEY, 4)
     np.testing.assert_array_equal(alpha_of(fewer.first), alpha_of(many.first)[4])
     for ours, theirs in zip(fewer[:2], with_options[:2], strict=True):
         expected = theirs.views[1].alpha[4]
@@ -267,10 +252,8 @@ def test_options_have_the_axis_of_examples(with_options):
 
 def test_one_parameter_is_redrawn_as_often_as_its_weight_says():
     weights = (1.0, 0.0, 2.0, 0.0, 0.0, 1.0)
-    options = {"kind": "total_effect", "column_weights": weights}
-    draws = jax.vmap(make(**options), in_axes=(None, 0))(KEY, jnp.arange(200))
+    side = of_200_steps(kind="total_effect", parameter_weights=weights).first
     low, high = spirograph.make_transformation().bounds.T
-    side = draws.first
     assert side.alpha_other is None
     moved = np.asarray(side.alpha_redrawn != side.views[0].alpha[:, :, None])
     assert np.all(moved.sum(axis=-1) == 1)
@@ -283,8 +266,7 @@ def test_one_parameter_is_redrawn_as_often_as_its_weight_says():
 
 
 def test_full_steps_go_to_the_draw_that_directions_are_reflected_from(many):
-    options = {"kind": "mixed", "column_weights": (1.0,) * 6}
-    side = jax.vmap(make(**options), in_axes=(None, 0))(KEY, jnp.arange(200)).first
+    side = of_200_steps(kind="mixed").first
     # But for the rounding of two programs.
     np.testing.assert_allclose(side.alpha_other, many.first.alpha_other, atol=1e-6)
     alpha = alpha_of(side)[:, :, None]

@@ -127,10 +127,7 @@ MISTAKES = {
     "no such file": (["--config=configs/none.py"], ["configs/none.py is no file"]),
     "unknown flag": ([CONFIG, "--wrokdir=a"], ["wrokdir"]),
     "no configuration": ([], ["--config is missing"]),
-    "a word too many": (
-        [CONFIG, "now"],
-        ["unexpected argument 'now'; quote '(1, 2)'"],
-    ),
+    "a word too many": ([CONFIG, "now"], ["unexpected argument 'now'; quote '(1, 2)'"]),
     "nothing to report": (["--mode=report"], ["does not exist"]),
     "nothing to evaluate": (["--mode=evaluate"], ["holds no run"]),
 }

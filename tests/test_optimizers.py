@@ -21,6 +21,13 @@ NAMES = ("kernel", "bias", "scale")
 SETTINGS = {"weight_decay": 1e-2, "momentum": 0.9, "trust_coefficient": 1e-3}
 
 
+def constant_rate(steps=5, **optimizer):
+    """Settings without a warm-up, with some keys of the optimizer."""
+    changes = {f"optimizer.{key}": value for key, value in optimizer.items()}
+    changes |= {"steps": steps, "optimizer.warmup_fraction": 0.0}
+    return resolve(tiny_config(changes))
+
+
 def trajectory(optimizer, params, gradients):
     """Yields the parameters after each gradient."""
     state = optimizer.init(params)
@@ -135,11 +142,10 @@ def test_the_paper_schedule_counts_epochs_of_whole_batches():
 
 @pytest.mark.parametrize("name", ["lars", "adamw"])
 def test_the_optimizer_is_the_one_that_is_named(name):
-    changes = {"optimizer.name": name, "optimizer.weight_decay": 0.1, "steps": 5}
-    settings = resolve(tiny_config(changes))
+    settings = constant_rate(name=name, weight_decay=0.1)
     schedule = make_schedule(settings)
     expected = {
-        "lars": lars(schedule, weight_decay=0.1, momentum=0.9, trust_coefficient=1e-3),
+        "lars": lars(schedule, **{**SETTINGS, "weight_decay": 0.1}),
         "adamw": optax.adamw(schedule, weight_decay=0.1),
     }[name]
     p = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.zeros(3)}
@@ -166,14 +172,16 @@ def test_what_is_excluded_has_no_decay_and_no_rate_of_its_own(name, exclude, lef
         "encoder": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
         "bn1": {"scale": jnp.ones(3), "bias": jnp.ones(3)},
     }
-    base = {"optimizer.name": name, "steps": 5, "optimizer.warmup_fraction": 0.0}
-    rate = make_schedule(resolve(tiny_config(base)))(0)
+    rate = make_schedule(constant_rate(name=name))(0)
 
     def after_a_step(**changes):
-        named = {f"optimizer.{key}": value for key, value in changes.items()}
-        optimizer = make_optimizer(resolve(tiny_config(base | named)))
+        optimizer = make_optimizer(constant_rate(name=name, **changes))
         (stepped,) = trajectory(optimizer, p, [p])
-        return flat(stepped)
+        return {
+            f"{module}.{name}": leaf
+            for module, leaves in stepped.items()
+            for name, leaf in leaves.items()
+        }
 
     everywhere, nowhere = (after_a_step(weight_decay=w) for w in (0.1, 0.0))
     for leaf, value in after_a_step(weight_decay=0.1, exclude=exclude).items():
@@ -188,27 +196,16 @@ def test_excluded_parameters_have_a_learning_rate_of_their_own():
     p = {"dense": {"kernel": jnp.full(3, 2.0), "bias": jnp.ones(3)}}
     steps = {}
     for rate in (1.0, 0.25):
-        changes = {"optimizer.exclude": ("bias",), "optimizer.excluded_rate": rate}
-        changes |= {"optimizer.name": "lars", "steps": 5}
-        optimizer = make_optimizer(resolve(tiny_config(changes)))
+        settings = constant_rate(name="lars", exclude=("bias",), excluded_rate=rate)
+        optimizer = make_optimizer(settings)
         *_, last = trajectory(optimizer, p, [p, p])
         steps[rate] = jax.tree.map(jnp.subtract, p, last)["dense"]
     np.testing.assert_array_equal(steps[1.0]["kernel"], steps[0.25]["kernel"])
     np.testing.assert_allclose(steps[0.25]["bias"], steps[1.0]["bias"] / 4, rtol=1e-4)
 
 
-def flat(tree):
-    return {
-        f"{module}.{name}": leaf
-        for module, leaves in tree.items()
-        for name, leaf in leaves.items()
-    }
-
-
 def test_a_gradient_is_clipped_as_a_whole():
-    changes = {"optimizer.name": "lars", "steps": 5, "optimizer.exclude": ("bias",)}
-    changes |= {"optimizer.warmup_fraction": 0.0}
-    settings = resolve(tiny_config(changes | {"optimizer.clip_norm": 1.0}))
+    settings = constant_rate(name="lars", exclude=("bias",), clip_norm=1.0)
     p = {"one": {"bias": jnp.zeros(1)}, "two": {"bias": jnp.zeros(1)}}
     gradient = {"one": {"bias": jnp.full(1, 3.0)}, "two": {"bias": jnp.full(1, 4.0)}}
     *_, found = trajectory(make_optimizer(settings), p, [gradient])
@@ -218,16 +215,11 @@ def test_a_gradient_is_clipped_as_a_whole():
 
 
 def test_the_weight_decay_of_adamw_follows_half_a_cosine():
-    changes = {"optimizer.weight_decay": 0.1, "optimizer.weight_decay_end": 0.5}
-    changes |= {"optimizer.warmup_fraction": 0.0, "steps": 10}
-    settings = resolve(tiny_config(changes))
-    params = {"w": jnp.ones(1)}
-    zeros = [jax.tree.map(jnp.zeros_like, params)] * 10
-    values = [
-        1.0,
-        *(p["w"][0] for p in trajectory(make_optimizer(settings), params, zeros)),
-    ]
-    shrunk = 1 - np.array(values[1:]) / np.array(values[:-1])
+    settings = constant_rate(steps=10, weight_decay=0.1, weight_decay_end=0.5)
+    zeros = [{"w": jnp.zeros(1)}] * 10
+    found = trajectory(make_optimizer(settings), {"w": jnp.ones(1)}, zeros)
+    values = np.array([1.0, *(params["w"][0] for params in found)])
+    shrunk = 1 - values[1:] / values[:-1]
     steps = np.arange(10)
     rates = np.array([make_schedule(settings)(step) for step in steps])
     decay = 0.5 - 0.4 * (1 + np.cos(np.pi * steps / 10)) / 2
@@ -235,9 +227,7 @@ def test_the_weight_decay_of_adamw_follows_half_a_cosine():
 
 
 def test_sgd_has_momentum_and_weight_decay():
-    changes = {"optimizer.name": "sgd", "optimizer.weight_decay": 0.1}
-    changes |= {"optimizer.momentum": 0.5, "optimizer.warmup_fraction": 0.0}
-    settings = resolve(tiny_config(changes))
+    settings = constant_rate(name="sgd", weight_decay=0.1, momentum=0.5)
     gradients = [{"w": jnp.full(1, slope)} for slope in (1.0, -2.0, 0.5)]
     found = trajectory(make_optimizer(settings), {"w": jnp.ones(1)}, gradients)
     w, m = 1.0, 0.0

@@ -13,7 +13,7 @@ import pytest
 from tiny import tiny_config
 
 from configs import run as of_run
-from invariance_jax import check, embed, evaluate, train
+from invariance_jax import embed, evaluate, train
 from invariance_jax.runtime.preemption import Preempted
 from invariance_jax.settings import plugins, resolve
 from invariance_jax.training.build import build, check_own_parts
@@ -174,11 +174,6 @@ def test_all_parts_that_cannot_be_imported_are_named_at_once():
         build(resolve(tiny_config(names)))
     assert len(str(caught.value).splitlines()) == 2
     assert str(caught.value).count("put that on PYTHONPATH") == 2
-
-
-def test_the_check_looks_for_experiments_too():
-    with pytest.raises(ValueError, match="evaluation.experiments is 'nowhere:f', but"):
-        check.run(tiny_config({"evaluation.experiments": ("nowhere:f",)}))
 
 
 def test_bad_keys_of_all_kinds_are_listed_at_once():

@@ -98,13 +98,7 @@ class Case:
 
     def train(self, devices):
         mapped = self.parts(parallel.AXIS_NAME)
-        program = parallel.map_train(
-            mapped.make_step(),
-            mapped.make_draw(),
-            mapped.make_sampler(),
-            self.batches,
-            devices,
-        )
+        program = parallel.map_train(mapped, self.batches, devices)
         return parallel.make_train(program, self.batches, devices)
 
     def on_devices(self, count):
@@ -118,35 +112,33 @@ class Case:
 
 def assert_close(found, expected, tolerance):
     def check(a, b):
-        size = max(1e-4, float(np.abs(b).max()))
+        size = max(1e-3, float(np.abs(b).max()))
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * size)
 
     jax.tree.map(check, found, expected)
 
 
-# LARS where the gradient of a bias is 0: adamw would scale its rounding error up.
+# With LARS; where the gradient of a bias is 0, adamw would scale its rounding error up.
 CASES = {
-    "paper": {},
+    "paper": {"optimizer.name": "adamw"},
     "ratio, two directions, groups within devices": {
-        "optimizer.name": "lars",
         "penalty.normalization": "batch",
         "penalty.directions": 2,
         "batchnorm.group_size": 4,
     },
     "held statistics, two directions, groups that span devices": {
+        "optimizer.name": "adamw",
         "penalty.batch_statistics": "example",
         "penalty.directions": 2,
         "batchnorm.group_size": 8,
     },
     "limit of the batch": {
-        "optimizer.name": "lars",
         # Between the means of single devices: they must decide together.
         "penalty.batch_limit": 200.0,
         "penalty.example_limit": None,
         "penalty.weight": 0.5,
     },
     "signs on z, held, one parameter, log": {
-        "optimizer.name": "lars",
         "penalty.estimator": "sign",
         "penalty.at": "z",
         "penalty.batch_statistics": "example",
@@ -154,24 +146,18 @@ CASES = {
         "penalty.limit_shape": "log",
     },
     "every second step, microbatches": {
-        "optimizer.name": "lars",
         "penalty.every_steps": 2,
         "penalty.weight": 0.5,
         "microbatches": 2,
         "similarity_block": 3,
         "batchnorm.group_size": 2,
     },
-    "total effect": {
-        "optimizer.name": "lars",
-        "penalty.kind": "total_effect",
-    },
+    "total effect": {"penalty.kind": "total_effect"},
     "mixed, ratio measured in every second step": {
-        "optimizer.name": "lars",
         "penalty.kind": "mixed",
         "penalty.ratio_every_steps": 2,
     },
     "consistency of z, averaged views": {
-        "optimizer.name": "lars",
         "penalty.kind": "consistency",
         "penalty.at": "z",
         "penalty.normalization": "batch",
@@ -182,14 +168,18 @@ CASES = {
 PARITY = [("paper", 1), *((name, 4) for name in CASES)]
 
 
+def of_case(name):
+    return Case({"optimizer.name": "lars", **CASES[name]})
+
+
 @functools.cache
 def expected(name):
-    return list(Case(CASES[name]).on_the_joined_batch())
+    return list(of_case(name).on_the_joined_batch())
 
 
 @pytest.mark.parametrize(("name", "count"), PARITY)
 def test_devices_give_the_numbers_of_one(x64, name, count):
-    found = Case(CASES[name]).on_devices(count)
+    found = of_case(name).on_devices(count)
     for (state, metrics), (wanted, terms) in zip(found, expected(name), strict=True):
         assert_close(metrics, terms, 1e-9)
         assert_close(state, wanted, 1e-8)
@@ -255,7 +245,7 @@ def test_one_batch_is_on_its_way_while_a_step_runs_and_no_more():
     class Batches:
         most_steps = 1
 
-        def load(self, step, count, devices, before=()):
+        def load(self, step, devices, before=()):
             events.append(f"{step} is loaded")
 
     def program(state, key, loaded, count):

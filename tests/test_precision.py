@@ -72,10 +72,11 @@ def represent(weight, alpha):
     return jnp.tanh(alpha @ jnp.asarray(W1, alpha.dtype)) @ weight
 
 
-def penalize(alpha, other, weight, normalization):
-    """The penalty alone."""
-    return losses.invariance_penalty(
-        partial(represent, weight), alpha, other, normalization=normalization
+def penalty_of(name):
+    """The penalty alone, of a loss that returns more."""
+    loss = getattr(losses, name)
+    return lambda alpha, other, weight, **unit: loss(
+        partial(represent, weight), alpha, other, **unit
     )[0]
 
 
@@ -140,31 +141,16 @@ CASES = {
     ),
     "losses.negative_cosine": Case(losses.negative_cosine, PAIR, (*PAIR,)),
     **{
-        f"losses.consistency {unit}": Case(
-            partial(losses.consistency, normalization=unit),
-            PAIR,
-            () if unit == "none" else (*PAIR,),
+        f"losses.{name} {unit}": Case(
+            partial(function, normalization=unit),
+            arguments,
+            () if unit == "none" else scaled,
             alone=unit != "batch",
         )
-        for unit in ("l2", "batch", "none")
-    },
-    **{
-        f"losses.invariance_penalty {unit}": Case(
-            partial(penalize, normalization=unit),
-            ENDS,
-            () if unit == "none" else ("weight",),
-            alone=unit != "batch",
-        )
-        for unit in ("l2", "batch", "none")
-    },
-    **{
-        f"losses.total_effect {unit}": Case(
-            lambda alpha, other, weight, unit=unit: losses.total_effect(
-                partial(represent, weight), alpha, other, normalization=unit
-            )[0],
-            ENDS,
-            () if unit == "none" else ("weight",),
-            alone=unit != "batch",
+        for name, function, arguments, scaled in (
+            ("consistency", losses.consistency, PAIR, (*PAIR,)),
+            ("invariance_penalty", penalty_of("invariance_penalty"), ENDS, ("weight",)),
+            ("total_effect", penalty_of("total_effect"), ENDS, ("weight",)),
         )
         for unit in ("l2", "batch", "none")
     },

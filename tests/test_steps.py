@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import test_parallel
+from test_parallel import assert_close
 from tiny import tiny_config
 
 from invariance_jax.models.resnet import ResNet
@@ -17,12 +19,8 @@ from invariance_jax.training.objective import block_output, is_block
 from invariance_jax.training.step import init_state
 from invariance_jax.transforms import View
 
-SMALL = {
+SMALL = test_parallel.SMALL | {
     "batch_size": 6,
-    "encoder.width": 7,
-    "encoder.projection": 5,
-    "data.image_size": 6,
-    "data.num_points": 6,
     "data.train_examples": 6,
     "penalty.example_limit": None,
 }
@@ -232,14 +230,6 @@ def oracle(case):
     return jax.jit(jax.grad(objective, has_aux=True))(case.state.params)
 
 
-def assert_close(found, expected, tolerance):
-    def check(a, b):
-        size = max(1e-3, float(np.abs(b).max()))
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * size)
-
-    jax.tree.map(check, found, expected)
-
-
 CASES = {
     "paper": {"penalty.weight": 0.5},
     "two directions": {"penalty.directions": 2, "penalty.normalization": "none"},
@@ -360,41 +350,26 @@ def test_the_penalty_of_every_third_step_is_three_times_as_heavy(x64):
 
 
 MICROBATCHES = {
-    "groups": {"batchnorm.group_size": 3},
-    "nothing normalizes": {"encoder.depth": 1},
-    "limit of the batch, reached": {
-        "batchnorm.group_size": 3,
-        "penalty.batch_limit": 1e-3,
-    },
+    "groups": {},
+    "nothing normalizes": {"encoder.depth": 1, "batchnorm.group_size": 0},
+    "limit of the batch, reached": {"penalty.batch_limit": 1e-3},
     "two directions, signs": {
-        "batchnorm.group_size": 3,
         "penalty.directions": 2,
         "penalty.estimator": "sign",
         "penalty.batch_statistics": "example",
     },
-    "averaged views, consistency": {
-        "batchnorm.group_size": 3,
-        "penalty.kind": "consistency",
-        "average_views": 2,
-    },
-    "total effect": {"batchnorm.group_size": 3, "penalty.kind": "total_effect"},
-    "mixed, measured": {
-        "batchnorm.group_size": 3,
-        "penalty.kind": "mixed",
-        "penalty.ratio_every_steps": 1,
-    },
-    "consistency of a block": {
-        "batchnorm.group_size": 3,
-        "penalty.kind": "consistency",
-        "penalty.at": "bn1",
-    },
-    "no penalty": {"batchnorm.group_size": 3, "penalty.weight": 0.0},
+    "averaged views, consistency": {"penalty.kind": "consistency", "average_views": 2},
+    "total effect": {"penalty.kind": "total_effect"},
+    "mixed, measured": {"penalty.kind": "mixed", "penalty.ratio_every_steps": 1},
+    "consistency of a block": {"penalty.kind": "consistency", "penalty.at": "bn1"},
+    "no penalty": {"penalty.weight": 0.0},
 }
 
 
 @pytest.mark.parametrize("name", MICROBATCHES)
 def test_microbatches_give_the_step_of_the_whole_batch(x64, name):
-    changes = {"penalty.weight": 0.5, **MICROBATCHES[name]}
+    groups = {"penalty.weight": 0.5, "batchnorm.group_size": 3}
+    changes = {**groups, **MICROBATCHES[name]}
     new, metrics = Case(changes | {"microbatches": 2}).step()
     expected, terms = Case(changes).step()
     assert_close(metrics, terms, 1e-9)
@@ -487,10 +462,7 @@ def test_no_derivative_is_taken_that_is_not_asked_for(case, changes, monkeypatch
         ({}, 7),
         ({"penalty.at": "z"}, 5),
         ({"encoder.name": "resnet18", "encoder.width": 2}, 16),
-        (
-            {"encoder.name": "resnet18", "encoder.width": 2, "penalty.at": "layer3"},
-            8,
-        ),
+        ({"encoder.name": "resnet18", "encoder.width": 2, "penalty.at": "layer3"}, 8),
         (
             {
                 "encoder.name": "vit_tiny",
@@ -535,14 +507,10 @@ def test_a_block_that_is_not_there_is_refused():
         build(settings)
 
 
-def test_a_step_counts(case):
+def test_a_step_counts_and_keeps_shapes_and_dtypes(case):
     new, metrics = case.step()
     assert int(new.step) == 1
     assert {float(count) for _, count in metrics.values()} == {1.0}
-
-
-def test_a_step_keeps_shapes_and_dtypes(case):
-    new, _ = case.step()
     before, after = (
         jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
         for state in (case.state, new)
@@ -559,15 +527,11 @@ def test_examples_may_stand_in_any_order(case):
     assert_close(gradient, again, 1e-4)
 
 
-def test_the_initial_state_depends_on_the_key_alone(case):
-    jax.tree.map(np.testing.assert_array_equal, case.start(0), case.start(0))
+def test_the_initial_state_depends_on_the_key_and_is_before_the_first_step(case):
+    assert int(case.state.step) == 0
+    stats = jax.tree.leaves(case.state.batch_stats)
+    assert {float(value) for leaf in stats for value in leaf} == {0.0, 1.0}
     ours, theirs = case.start(0).params, case.start(1).params
     assert not np.allclose(
         ours["encoder"]["dense1"]["kernel"], theirs["encoder"]["dense1"]["kernel"]
     )
-
-
-def test_the_initial_state_is_before_the_first_step(case):
-    assert int(case.state.step) == 0
-    stats = jax.tree.leaves(case.state.batch_stats)
-    assert {float(value) for leaf in stats for value in leaf} == {0.0, 1.0}

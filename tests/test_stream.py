@@ -147,7 +147,7 @@ def test_any_step_gives_the_same_batch_however_it_is_reached(
         found, sampler, key, batch_size=4, num_devices=2, prefetch=threads
     )
     for step in (0, 1, 2, 70, 5, 6):
-        batch = batches.load(step, 1, devices)
+        batch = batches.load(step, devices)
         indices = np.asarray(sampler(key, jnp.int32(step))).reshape(2, 2)
         same(batch, found.in_memory("test").load(indices))
     assert batches.report()["waited"] > 0 == batches.report()["waited"]

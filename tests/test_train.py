@@ -11,14 +11,13 @@ import pytest
 from processes import rows
 from tiny import tiny_config
 
-from invariance_jax import train, training
+from invariance_jax import train
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.log import MetricsWriter
 from invariance_jax.runtime.devices import all_devices
 from invariance_jax.settings import resolve
 from invariance_jax.training import parallel
 from invariance_jax.training.optimizers import make_schedule
-from invariance_jax.training.rows import Rows
 
 # Where one file of a checkpoint cannot be read, orbax closes its event loop before its
 # threads have told that loop about the other files.
@@ -64,12 +63,9 @@ def test_the_loss_goes_down(smoke):
 
 
 def test_the_probe_gets_better(smoke):
-    errors = [row["probe_mse"] for row in rows(smoke) if "probe_mse" in row]
-    variances = [
-        row["variance_normalized"] for row in rows(smoke) if "probe_mse" in row
-    ]
-    assert errors[-1] < errors[0]
-    assert all(0 < value < 1.1 for value in variances)
+    found = [row for row in rows(smoke) if "probe_mse" in row]
+    assert found[-1]["probe_mse"] < found[0]["probe_mse"]
+    assert all(0 < row["variance_normalized"] < 1.1 for row in found)
 
 
 def test_a_row_holds_loss_penalty_rate_and_speed(smoke):
@@ -98,41 +94,31 @@ def test_a_run_leaves_what_is_promised_at_its_steps_and_nothing_else(smoke):
     }
 
 
-@pytest.mark.parametrize("stop", [5, 20, 60])
+@pytest.mark.parametrize(
+    ("kind", "name", "stop", "kept"),
+    [
+        (MetricsWriter, "write", 5, []),
+        (MetricsWriter, "write", 20, [15]),
+        (MetricsWriter, "write", 60, [30, 45]),
+        (Checkpoints, "save", 45, [30, 45]),
+    ],
+)
 def test_a_run_that_was_stopped_continues_to_the_same_numbers(
-    smoke, tmp_path, monkeypatch, stop
+    smoke, tmp_path, monkeypatch, kind, name, stop, kept
 ):
-    """The machine goes away after the rows of a step, before its checkpoint."""
-    write = MetricsWriter.write
+    """The machine goes away after the rows of a step, or when it is saved."""
+    method = getattr(kind, name)
 
-    def stopped(writer, step, values):
-        write(writer, step, values)
+    def stopped(self, step, *arguments, **note):
+        method(self, step, *arguments, **note)
         if step == stop:
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(MetricsWriter, "write", stopped)
+        patch.setattr(kind, name, stopped)
         with pytest.raises(Stop):
             train.run(tiny_config(SMOKE), tmp_path)
-    assert max(checkpoint_steps(tmp_path), default=0) < stop
-    train.run(tiny_config(SMOKE), tmp_path)
-    processes.assert_same_run(tmp_path, smoke, step=60)
-
-
-def test_a_run_continues_from_a_checkpoint(smoke, tmp_path, monkeypatch):
-    """The machine goes away as soon as a checkpoint is whole."""
-    save = Checkpoints.save
-
-    def stopped(checkpoints, step, state, **note):
-        save(checkpoints, step, state, **note)
-        if step == 45:
-            raise Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", stopped)
-        with pytest.raises(Stop):
-            train.run(tiny_config(SMOKE), tmp_path)
-    assert max(checkpoint_steps(tmp_path)) == 45
+    assert checkpoint_steps(tmp_path) == kept
     train.run(tiny_config(SMOKE), tmp_path)
     processes.assert_same_run(tmp_path, smoke, step=60)
 
@@ -191,6 +177,10 @@ def test_a_torn_checkpoint_is_passed_over(smoke, tmp_path, caplog):
         ({"encoder.name": "own_parts:endless"}, "is not finite"),
         ({"batch_size": 18}, "expected a multiple of the 4 devices"),
         ({"seeds": 2, "temperature": 0.0}, "temperature is 0.0"),
+        (
+            {"evaluation.experiments": ("no_such_module:f",)},
+            r"evaluation\.experiments is 'no_such_modu",
+        ),
     ],
 )
 def test_bad_settings_stop_before_anything_is_written(tmp_path, changes, expected):
@@ -252,9 +242,9 @@ class Seconds:
 
 
 def test_the_time_of_a_probe_is_no_time_of_the_steps(monkeypatch):
-    clock, writer = Seconds(), Writer()
-    monkeypatch.setattr(training.rows, "time", clock)
-    rows = Rows(writer, Bar(), lambda _: 0.1, batch_size=16, first_step=0, pending={})
+    clock = Seconds()
+    monkeypatch.setattr(train, "time", clock)
+    rows, writer, _ = made_log(0)
     for step, probe in ((2, 0.0), (4, 7.0), (6, 0.0)):
         clock.now += 2.0 + probe  # a second for each step
         rows.add(sums(1.0, 2))
@@ -265,11 +255,15 @@ def test_the_time_of_a_probe_is_no_time_of_the_steps(monkeypatch):
     assert writer.rows[-1][1]["examples_per_second"] == pytest.approx(16)
 
 
+def made_log(step):
+    writer, bar = Writer(), Bar()
+    settings = resolve(tiny_config())
+    return train.Rows(settings, writer, bar, first_step=step, pending={}), writer, bar
+
+
 @pytest.fixture
 def log():
-    writer, bar = Writer(), Bar()
-    rows = Rows(writer, bar, lambda step: 0.1, batch_size=16, first_step=4, pending={})
-    return rows, writer, bar
+    return made_log(4)
 
 
 def sums(loss, count):
@@ -340,10 +334,3 @@ def test_calls_of_a_run_that_continues_are_those_of_the_whole_run():
     assert whole[-1] == 97
     for number, step in enumerate(whole):
         assert list(train.boundaries(settings, step)) == whole[number + 1 :]
-
-
-def test_what_evaluation_will_look_for_is_there_before_anything_is_written(tmp_path):
-    config = tiny_config({"evaluation.experiments": ("no_such_module:f",)})
-    with pytest.raises(ValueError, match=r"evaluation\.experiments is 'no_such_modu"):
-        train.run(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()

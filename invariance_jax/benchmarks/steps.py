@@ -72,9 +72,9 @@ class Training:
         batches = InMemory(x, parallel.replicate)
         self._program = cost.compile_train(parts, batches, devices)
         self.memory = sum(cost.memory_of(self._program))
-        self.flops = cost.count_operations(parts).of_batch(self.settings.batch_size)
+        self.flops = cost.count_operations(parts)
         self._state = parallel.replicate(initial_state(parts), devices)
-        self._data = batches.load(0, 1, devices)
+        self._data = batches.load(0, devices)
         self._key = jax.random.key(self.settings.seed)
         self._sums: Metrics = {}
 

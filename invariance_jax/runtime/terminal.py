@@ -8,6 +8,8 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from invariance_jax.runtime.processes import is_main_process
+
 _SECONDS = 30.0  # from a line of a log file to the next
 _LINE = "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
@@ -63,17 +65,18 @@ class _Lines(io.StringIO):
         return len(text)
 
 
-def progress(
-    name: str, total: int, *, unit: str, initial: int = 0, silent: bool = False
-) -> "tqdm[Any]":
-    """Returns a progress bar with the time left; in a file, a line now and then."""
+def progress(name: str, total: int, *, unit: str, initial: int = 0) -> "tqdm[Any]":
+    """Returns a progress bar with the time left; in a file, a line now and then.
+
+    Only the main process shows it.
+    """
     terminal = sys.stderr.isatty()
     return tqdm(
         desc=f"{name}: ",  # as set_description writes it
         total=total,
         initial=initial,
         unit=unit,
-        disable=silent,
+        disable=not is_main_process(),
         file=sys.stderr if terminal else _Lines(),
         ncols=100 if terminal else None,
         bar_format=None if terminal else _LINE,

@@ -80,7 +80,11 @@ def call(key: str, name: str, *arguments: object, **kwargs: object) -> Any:
 
 @contextlib.contextmanager
 def blaming(
-    key: str, name: str, but: type[Exception] | tuple[()] = ()
+    key: str,
+    name: str,
+    but: type[Exception] | tuple[()] = (),
+    *,
+    fault: str = "which raised",
 ) -> Iterator[None]:
     """Names the function of the user's own that raises something but of one kind."""
     try:
@@ -88,7 +92,7 @@ def blaming(
     except but:
         raise
     except Exception as error:  # whatever it is
-        raise ValueError(f"{key} is {name!r}, which raised {_told(error)}") from error
+        raise ValueError(f"{key} is {name!r}, {fault} {_told(error)}") from error
 
 
 _hashes: dict[int, tuple[object, str]] = {}

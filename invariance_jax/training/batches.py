@@ -27,7 +27,7 @@ Sampler = Callable[[Key, Array], Array]
 class InMemory:
     """A training set of which each device holds a copy."""
 
-    most_steps: int | None = None  # that one `load` serves at most; None: any number
+    most_steps: int | None = None  # that one `load` serves; None: any number
 
     def __init__(self, x: PyTree, replicate: Callable[..., PyTree]):
         """Takes the examples, `[N, ...]`; `parallel.replicate` copies them later."""
@@ -39,32 +39,18 @@ class InMemory:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), self._x)
 
     def load(
-        self,
-        step: int,
-        count: int,
-        devices: Sequence[jax.Device],
-        before: PyTree = (),
+        self, step: int, devices: Sequence[jax.Device], before: PyTree = ()
     ) -> PyTree:
-        """Returns what `take` needs for some steps, axis 0 the local devices.
+        """Returns what `take` needs from a step on, axis 0 the local of all devices.
 
-        Args:
-          step: the first of them.
-          count: how many.
-          devices: the devices of all processes.
-          before: what the step before returned; until it is there no step waits.
+        Until what the step before returned is there, no step waits.
         """
         if self._copies is None:
             self._copies = self._replicate(self._x, devices)
         return self._copies
 
-    def take(self, loaded: PyTree, indices: Array, position: Array) -> PyTree:
-        """Returns the rows of a replica for one step.
-
-        Args:
-          loaded: what `load` returned, of this device.
-          indices: int32 `[B / replicas]`, its examples.
-          position: int32 `[]`, of the step among those that were loaded.
-        """
+    def take(self, loaded: PyTree, indices: Array) -> PyTree:
+        """Returns the rows of a replica for a step; indices int32 `[B / replicas]`."""
         return jax.tree.map(lambda leaf: leaf[indices], loaded)
 
     def report(self) -> dict[str, float]:
@@ -112,11 +98,7 @@ class Streamed:
         )
 
     def load(
-        self,
-        step: int,
-        count: int,
-        devices: Sequence[jax.Device],
-        before: PyTree = (),
+        self, step: int, devices: Sequence[jax.Device], before: PyTree = ()
     ) -> PyTree:
         """Returns the batch of a step, and begins to decode those that follow."""
         own = [device.process_index == jax.process_index() for device in devices]
@@ -138,7 +120,7 @@ class Streamed:
             self._indices = dict(enumerate(rows, start=first))
         return self._indices[step]
 
-    def take(self, loaded: PyTree, indices: Array, position: Array) -> PyTree:
+    def take(self, loaded: PyTree, indices: Array) -> PyTree:
         """Returns the batch, which holds these rows already."""
         return loaded
 

@@ -1,5 +1,6 @@
 """From settings to the parts of a run, built once per program."""
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,15 +18,10 @@ from invariance_jax.settings.schema import get
 from invariance_jax.tasks import Task, make_task
 from invariance_jax.training.batches import Sampler, Streamed, make_sampler
 from invariance_jax.training.draws import Draws, make_draw
-from invariance_jax.training.methods import Method, make_method, projection
+from invariance_jax.training.methods import make_method, projection
 from invariance_jax.training.objective import Objective, block_output, is_block
-from invariance_jax.training.optimizers import make_optimizer, make_schedule
-from invariance_jax.training.step import (
-    Metrics,
-    TrainState,
-    init_state,
-    make_step,
-)
+from invariance_jax.training.optimizers import make_optimizer
+from invariance_jax.training.step import Metrics, TrainState, init_state, make_step
 from invariance_jax.transforms import Transformation
 from invariance_jax.types import Array, Key, PyTree
 
@@ -33,64 +29,30 @@ _log = logging.getLogger(__name__)
 
 
 class Parts(NamedTuple):
-    """The parts of a run.
+    """The parts of a run."""
 
-    Attributes:
-      settings: what they were built from.
-      task: examples and probes.
-      transformation: makes views.
-      encoder: images -> h.
-      features: D of h.
-      point_features: those of h, z or a block, where the penalty acts.
-      method: heads and loss.
-      objective: the loss of a batch.
-      optimizer: an optax transformation.
-      schedule: step -> learning rate.
-      axis_name: the mapped axis over which a batch is spread; None: one replica.
-    """
-
-    settings: Settings
-    task: Task
-    transformation: Transformation
-    encoder: nn.Module
-    features: int
-    point_features: int
-    method: Method
-    objective: Objective
+    settings: Settings  # what they were built from
+    task: Task  # examples and probes
+    transformation: Transformation  # makes views
+    encoder: nn.Module  # images -> h
+    features: int  # D of h
+    point_features: int  # of h, z or a block, where the penalty acts
+    objective: Objective  # the loss of a batch
     optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    axis_name: str | None
-
-    @property
-    def is_penalized(self) -> bool:
-        """Whether the first view has a penalty of its own."""
-        penalty = self.settings.penalty
-        return penalty.weight > 0 and penalty.kind != "consistency"
 
     def make_step(self) -> Callable[..., tuple[TrainState, Metrics]]:
         """Returns the step of one replica, see `training.step`."""
-        return make_step(
-            self.objective,
-            self.optimizer,
-            microbatches=self.settings.microbatches,
-        )
+        count = self.settings.microbatches
+        return make_step(self.objective, self.optimizer, microbatches=count)
 
     def make_draw(self) -> Callable[..., Draws]:
         """Returns the draws of the views of a global batch, see `training.draws`."""
-        settings = self.settings
-        penalty, names = settings.penalty, self.transformation.names
-        signed, more = penalty.estimator == "sign", self.objective.more
-        chosen = penalty.parameters or names
-        weights = penalty.parameter_weights or (1.0,) * len(chosen)
-        weight_of = dict(zip(chosen, weights, strict=True))
+        settings, more = self.settings, self.objective.more
         return make_draw(
             self.transformation,
+            settings.penalty,
             batch_size=settings.batch_size,
-            directions=penalty.directions,
-            penalized=self.is_penalized,
-            kind=penalty.kind,
-            column_weights=tuple(weight_of.get(name, 0.0) for name in names),
-            sign_features=self.point_features if signed else None,
+            sign_features=self.point_features,
             average_views=settings.average_views,
             more=(more,) * settings.more_views if more else (),
         )
@@ -121,13 +83,9 @@ class Parts(NamedTuple):
 def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
     """Returns the parts of a run; nothing is compiled, no data set is read.
 
-    Args:
-      settings: the result of `resolve`.
-      axis_name: the mapped axis over which a batch is spread; None: one replica.
-
-    Raises:
-      ValueError: if a part of the user's own cannot be imported or is not what it
-        should be, or the method lacks what a key asks of it.
+    The axis is the one over which a batch is spread; None: one replica. Raises
+    ValueError if a part of the user's own cannot be imported or is not what it should
+    be, or the method lacks what a key asks of it.
     """
     plugins.check(settings)
     task = make_task(settings)
@@ -136,10 +94,7 @@ def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
         check_parameters(settings, transformation.names)
     statistics = settings.penalty.batch_statistics
     encoder = _make_encoder(settings, "coupled", axis_name)
-    images = view_shapes(task, transformation)
-    alone = _make_encoder(settings, "coupled", None)
-    h = _representation(settings, alone, images)
-    features = int(h.shape[-1])
+    features, point_features = _features(settings, view_shapes(task, transformation))
     method = make_method(settings, features, axis_name=axis_name)
     if method.momentum is None and settings.evaluation.network == "target":
         raise ValueError(
@@ -159,18 +114,16 @@ def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
         axis_name,
         task.transformation("more") if settings.more_views else None,
     )
+    optimizer = make_optimizer(settings, constant_rate=method.constant_rate)
     return Parts(
         settings,
         task,
         transformation,
         encoder,
         features,
-        _point_features(settings, alone, images, h),
-        method,
+        point_features,
         objective,
-        make_optimizer(settings, constant_rate=method.constant_rate),
-        make_schedule(settings),
-        axis_name,
+        optimizer,
     )
 
 
@@ -211,76 +164,56 @@ def view_shapes(task: Task, transformation: Transformation) -> jax.ShapeDtypeStr
     return jax.eval_shape(views, jax.random.key(0))
 
 
-def _representation(
-    settings: Settings, encoder: nn.Module, images: jax.ShapeDtypeStruct
-) -> jax.ShapeDtypeStruct:
-    """Returns the shape of h, which an encoder of the user's own may have wrong."""
-    name = settings.encoder.name
+def applied(
+    module: nn.Module, x: PyTree, seen: Callable[..., bool] | bool = False
+) -> tuple[PyTree, PyTree]:
+    """Returns what a module makes of examples, and its variables, as shapes.
 
-    def init(images: Array) -> PyTree:
-        return encoder.init_with_output(jax.random.key(0), images, train=False)[0]
+    Seen are the calls within it whose outputs are among the variables.
+    """
+    init = functools.partial(
+        module.init_with_output, train=False, capture_intermediates=seen
+    )
+    return jax.eval_shape(init, jax.random.key(0), x)
 
-    try:
-        h = jax.eval_shape(init, images)
-    except Exception as error:
-        if not plugins.is_own(name):
-            raise
-        raise ValueError(
-            f"encoder.name is {name!r}, which cannot be applied to images of shape "
-            f"{images.shape}: {type(error).__name__}: {error}"
-        ) from error
+
+def _features(settings: Settings, images: jax.ShapeDtypeStruct) -> tuple[int, int]:
+    """Returns the features of h, and of what the penalty acts on: h, z or a block.
+
+    A part of the user's own may give none.
+    """
+    name, at = settings.encoder.name, settings.penalty.at
+    encoder = _make_encoder(settings, "coupled", None)
+    fault = f"which cannot be applied to images of shape {images.shape}:"
+    with plugins.blaming("encoder.name", name, fault=fault):
+        seen = at not in ("h", "z") and is_block
+        h, variables = applied(encoder, images, seen)
     shape = getattr(h, "shape", None)
     if shape is None or len(shape) != 2 or shape[0] != images.shape[0]:
         raise ValueError(
             f"encoder.name is {name!r}, which returns {shape} of images "
             f"{images.shape}; expected h [B, D]."
         )
-    return h
-
-
-def _point_features(
-    settings: Settings,
-    encoder: nn.Module,
-    images: jax.ShapeDtypeStruct,
-    h: jax.ShapeDtypeStruct,
-) -> int:
-    """Returns the features of what the penalty acts on."""
-    at = settings.penalty.at
-    if at == "z":
-        return _projected(settings, h)
     if at == "h":
-        return int(h.shape[-1])
-
-    def point(images: Array) -> Array:
-        _, seen = encoder.init_with_output(
-            jax.random.key(0), images, train=False, capture_intermediates=is_block
-        )
-        return block_output(seen["intermediates"], at)
-
+        return shape[-1], shape[-1]
+    if at == "z":
+        return shape[-1], _features_of_z(settings, h)
     try:
-        return int(jax.eval_shape(point, images).shape[-1])
+        block = functools.partial(block_output, name=at)
+        point = jax.eval_shape(block, variables.get("intermediates", {}))
     except KeyError as error:
         raise ValueError(
             f"penalty.at is {at!r}; expected 'h', 'z' or a block of encoder.name "
-            f"{settings.encoder.name!r}: {error.args[0]}."
+            f"{name!r}: {error.args[0]}."
         ) from error
+    return shape[-1], point.shape[-1]
 
 
-def _projected(settings: Settings, h: jax.ShapeDtypeStruct) -> int:
-    """Returns the features of z, which a method of the user's own may not have."""
-    heads = make_method(settings, int(h.shape[-1])).heads
-
-    def init(h: Array) -> PyTree:
-        return heads.init_with_output(jax.random.key(0), h, train=False)[0]
-
-    name = settings.method.name
-    try:
-        z = projection(jax.eval_shape(init, h))
-    except Exception as error:
-        raise ValueError(
-            f"method.name is {name!r}, whose heads cannot be applied to h {h.shape}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+def _features_of_z(settings: Settings, h: jax.ShapeDtypeStruct) -> int:
+    name, heads = settings.method.name, make_method(settings, h.shape[-1]).heads
+    fault = f"whose heads cannot be applied to h {h.shape}:"
+    with plugins.blaming("method.name", name, fault=fault):
+        z = projection(applied(heads, h)[0])
     if z is None:
         raise ValueError(
             f"penalty.at is 'z'; expected 'h', as the outputs of {name!r} are neither "
@@ -292,9 +225,8 @@ def _projected(settings: Settings, h: jax.ShapeDtypeStruct) -> int:
 def check_own_parts(parts: Parts) -> None:
     """Checks the parts of the user's own on random inputs, if there are any.
 
-    Raises:
-      ValueError: if an encoder is not finite or lacks the derivatives that training
-        takes, or a method does not give one finite loss per example.
+    Raises ValueError if an encoder is not finite or lacks the derivatives that training
+    takes, or a method does not give one finite loss per example.
     """
     settings = parts.settings
     if plugins.is_own(settings.encoder.name):
@@ -303,14 +235,15 @@ def check_own_parts(parts: Parts) -> None:
             if (value := get(settings, key)) != KEYS[key].default:
                 text = "%s is %r, of which encoder.name %r is not told: see its kwargs"
                 _log.warning(text, key, value, settings.encoder.name)
-        _check_encoder(settings, parts.encoder, parts)
+        _check_encoder(parts)
     if plugins.is_own(settings.method.name):
-        _check_method(settings, parts.method, parts.features)
+        _check_method(parts)
 
 
-def _check_encoder(settings: Settings, encoder: nn.Module, parts: Parts) -> None:
+def _check_encoder(parts: Parts) -> None:
     """Checks an encoder: finite, and reverse over forward mode."""
-    name, shape = settings.encoder.name, view_shapes(parts.task, parts.transformation)
+    name, encoder = parts.settings.encoder.name, parts.encoder
+    shape = view_shapes(parts.task, parts.transformation).shape
 
     @jax.jit
     def gradient(x: Array) -> PyTree:
@@ -326,26 +259,23 @@ def _check_encoder(settings: Settings, encoder: nn.Module, parts: Parts) -> None
 
         return jax.grad(change, has_aux=True)(variables["params"])
 
-    try:
-        found = jax.tree.leaves(
-            gradient(jax.random.uniform(jax.random.key(0), shape.shape))
-        )
-    except Exception as error:
-        raise ValueError(
-            f"encoder.name is {name!r}, whose derivative along the images cannot be "
-            "differentiated in the parameters, which the penalty needs (reverse over "
-            f"forward mode; no custom_vjp): {type(error).__name__}: {error}"
-        ) from error
-    if not all(np.isfinite(leaf).all() for leaf in found):
+    fault = (
+        "whose derivative along the images cannot be differentiated in the parameters, "
+        "which the penalty needs (reverse over forward mode; no custom_vjp):"
+    )
+    with plugins.blaming("encoder.name", name, fault=fault):
+        found = gradient(jax.random.uniform(jax.random.key(0), shape))
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
         raise ValueError(
             f"encoder.name is {name!r}, which is not finite on random images, or its "
             "derivatives are not; expected finite h and derivatives."
         )
 
 
-def _check_method(settings: Settings, method: Method, features: int) -> None:
+def _check_method(parts: Parts) -> None:
     """Checks a method: one finite loss per example, a memory that keeps its shape."""
-    name = settings.method.name
+    name, method = parts.settings.method.name, parts.objective.method
+    shape = 4, parts.features
 
     @jax.jit
     def apply(h: Array) -> PyTree:
@@ -359,14 +289,9 @@ def _check_method(settings: Settings, method: Method, features: int) -> None:
             memory = method.update(memory, (outputs, outputs))
         return losses, memory
 
-    try:
-        h = jax.random.normal(jax.random.key(0), (4, features))
-        losses, memory = apply(h)
-    except Exception as error:
-        raise ValueError(
-            f"method.name is {name!r}, whose heads or loss cannot be applied to h "
-            f"{(4, features)}: {type(error).__name__}: {error}"
-        ) from error
+    fault = f"whose heads or loss cannot be applied to h {shape}:"
+    with plugins.blaming("method.name", name, fault=fault):
+        losses, memory = apply(jax.random.normal(jax.random.key(0), shape))
     if np.shape(losses) != (4,) or not np.isfinite(losses).all():
         raise ValueError(
             f"method.name is {name!r}, whose loss is {losses} for 4 examples; "
@@ -400,8 +325,7 @@ def _init(parts: Parts, key: Key) -> TrainState:
 def read_weights(settings: Settings) -> dict[str, PyTree] | None:
     """Returns the variables of the encoder in the file of the settings, if any.
 
-    Raises:
-      ValueError: if the file cannot be read or holds another network.
+    Raises ValueError if the file cannot be read or holds another network.
     """
     path, chosen = settings.encoder.weights, settings.encoder
     if path is None:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,65 +15,53 @@ from invariance_jax.data.limits import machine_memory
 from invariance_jax.settings.schema import WITH_SIMILARITIES
 from invariance_jax.training import parallel
 from invariance_jax.training.batches import Batches
-from invariance_jax.training.build import Parts, build, state_shapes, view_shapes
+from invariance_jax.training.build import (
+    Parts,
+    applied,
+    build,
+    state_shapes,
+    view_shapes,
+)
+from invariance_jax.training.draws import has_penalty
 from invariance_jax.types import PyTree
 
 _NO_KERNELS = {"kParameter", "kConstant", "kTuple", "kGetTupleElement", "kBitcast"}
 """Instructions of XLA for which nothing is started."""
 
 
-class Operations(NamedTuple):
-    """Floating-point operations of a step, a multiply-add as two."""
+def count_operations(parts: Parts) -> float:
+    """Returns the floating-point operations of a step, a multiply-add as two.
 
-    example: float  # of encoder and heads, for one example of the batch
-    pair: float  # of the similarities, for one example with one other
-
-    def of_batch(self, size: int) -> float:
-        """Returns the operations of a step of so many examples."""
-        return self.example * size + self.pair * size**2
-
-
-def count_operations(parts: Parts) -> Operations:
-    """Returns the operations of a step, counted from the shapes of its layers.
-
-    Those of convolutions, matrix products and similarities: forward, twice that
-    backward, and the same again for each derivative and each view of the penalty;
-    forward alone of a target network.
+    Counted from the shapes of layers are those of convolutions, matrix products and
+    similarities: forward, twice that backward, and the same again for each derivative
+    and each view of the penalty; forward alone of a target network.
     """
-    settings, further = parts.settings, parts.objective.more
-    number = settings.more_views
-
+    settings, objective = parts.settings, parts.objective
     images = view_shapes(parts.task, parts.transformation)
     h, encoder = products(parts.encoder, images)
-    z, heads = products(parts.method.heads, h)
+    z, heads = products(objective.method.heads, h)
     more = 0
-    if further:
-        _, more = products(parts.encoder, view_shapes(parts.task, further))
+    if objective.more:
+        _, more = products(parts.encoder, view_shapes(parts.task, objective.more))
     # "mixed" takes a derivative and a view.
     each = settings.penalty.directions * (1 + (settings.penalty.kind == "mixed"))
-    tangents = parts.is_penalized * each
+    tangents = has_penalty(settings.penalty) * each
     passes = 2 * settings.average_views + tangents
+    number = settings.more_views
     passes_of_heads = 2 + number + tangents * (settings.penalty.at == "z")
-    contrasts = settings.method.name in WITH_SIMILARITIES
     # Forward, and backward for inputs and weights; a target network is not trained.
     trained = passes * encoder + number * more + passes_of_heads * heads
     target = 2 * (settings.average_views * encoder + heads)
+    target *= objective.method.momentum is not None
     # Of two examples, four views meet.
-    return Operations(
-        example=6.0 * trained + 2.0 * target * (parts.method.momentum is not None),
-        pair=6.0 * 4 * jax.tree.leaves(z)[0].shape[-1] * contrasts,
-    )
+    pairs = 4 * settings.batch_size * (settings.method.name in WITH_SIMILARITIES)
+    similarities = pairs * jax.tree.leaves(z)[0].shape[-1]
+    return settings.batch_size * (6.0 * (trained + similarities) + 2.0 * target)
 
 
 def products(module: nn.Module, x: PyTree) -> tuple[PyTree, int]:
     """Returns what a module makes of examples, as a shape, and its multiplications."""
-
-    def init(x: PyTree) -> PyTree:
-        return module.init_with_output(
-            jax.random.key(0), x, train=False, capture_intermediates=True
-        )
-
-    result, variables = jax.eval_shape(init, x)
+    result, variables = applied(module, x, seen=True)
     outputs = flatten_dict(variables["intermediates"])
     params, count = flatten_dict(variables["params"]), 0
     for (*layer, name), kernel in params.items():
@@ -122,13 +110,13 @@ def bytes_of(tree: PyTree) -> int:
 
 
 def memory_of(program: Compiled) -> tuple[int, int, int]:
-    """Returns the bytes that a compiled program takes of each device; 0: unknown.
+    """Returns the bytes that a compiled program takes of each device.
 
     Those of arguments and results, of which what is donated counts once; those that it
-    needs within; and its own.
+    needs within; and its own. All are 0 where a platform does not tell.
     """
     found = program.memory_analysis()
-    if found is None:  # of a platform that does not tell
+    if found is None:
         return 0, 0, 0
     both = found.argument_size_in_bytes + found.output_size_in_bytes
     both -= found.alias_size_in_bytes
@@ -215,9 +203,7 @@ def make_program(
 ) -> Wrapped:
     """Returns the program that trains, which its first call compiles."""
     mapped = build(parts.settings, axis_name=parallel.AXIS_NAME)
-    return parallel.map_train(
-        mapped.make_step(), mapped.make_draw(), mapped.make_sampler(), batches, devices
-    )
+    return parallel.map_train(mapped, batches, devices)
 
 
 def compile_train(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from invariance_jax.settings.schema import Penalty
 from invariance_jax.transforms.base import Transformation, View
 from invariance_jax.types import Array, Key
 
@@ -23,70 +24,60 @@ _COLUMNS = 2**20  # beyond the numbers of any views
 class Side(NamedTuple):
     """The draws of one side of the loss; what is switched off is None.
 
-    Attributes:
-      views: one or more, whose representations are averaged.
-      alpha_other: `[B, K, P]`, ends of the directions of the first view's penalty,
-        reflected about alpha with an independent sign per example: then the cross terms
-        that batch statistics add to the penalty vanish in expectation.
-      signs: `[B, K, D]`, random signs onto which its derivatives are projected.
-      alpha_redrawn: `[B, K, P]`, ends of the full steps of the first view's penalty: of
-        "total_effect" with one parameter drawn anew, of "mixed" with all.
-      columns: int32 `[B]`, the parameter whose ratio "mixed" measures on an example.
+    Directions end at `alpha_other`, reflected about alpha with an independent sign per
+    example: then the cross terms that batch statistics add to the penalty vanish in
+    expectation. Full steps end at `alpha_redrawn`: of "total_effect" with one parameter
+    drawn anew, of "mixed" with all.
     """
 
-    views: tuple[View, ...]
-    alpha_other: Array | None = None
-    signs: Array | None = None
-    alpha_redrawn: Array | None = None
-    columns: Array | None = None
+    views: tuple[View, ...]  # one or more, whose representations are averaged
+    alpha_other: Array | None = None  # [B, K, P], for the first view's penalty
+    signs: Array | None = None  # [B, K, D], onto which its derivatives are projected
+    alpha_redrawn: Array | None = None  # [B, K, P], for the first view's penalty
+    columns: Array | None = None  # int32 [B], whose ratio "mixed" measures
 
 
 class Draws(NamedTuple):
-    """What is random in the views of one step; every leaf has leading axis B.
+    """What is random in the views of one step; every leaf has leading axis B."""
 
-    Attributes:
-      first: the side whose first view is penalized.
-      second: the other side.
-      more: further views, each of every example.
-    """
-
-    first: Side
+    first: Side  # whose first view is penalized
     second: Side
-    more: tuple[View, ...] = ()
+    more: tuple[View, ...] = ()  # further views, each of every example
+
+
+def has_penalty(penalty: Penalty) -> bool:
+    """Returns whether the first view has a penalty of its own."""
+    return penalty.weight > 0 and penalty.kind != "consistency"
+
+
+def _column_weights(penalty: Penalty, names: tuple[str, ...]) -> list[float]:
+    """Returns how often each parameter is chosen, relative to the others."""
+    chosen = penalty.parameters or names
+    weights = penalty.parameter_weights or (1.0,) * len(chosen)
+    weight_of = dict(zip(chosen, weights, strict=True))
+    return [weight_of.get(name, 0.0) for name in names]
 
 
 def make_draw(
     transformation: Transformation,
+    penalty: Penalty,
     *,
     batch_size: int,
-    directions: int,
-    penalized: bool = True,
-    kind: str = "gradient",
-    column_weights: tuple[float, ...] = (),
-    sign_features: int | None = None,
+    sign_features: int,
     average_views: int = 1,
     more: Sequence[Transformation] = (),
 ) -> Callable[..., Draws]:
     """Returns `(key, step int32 [], sizes) -> Draws` of the global batch, pure.
 
-    Of images of many sizes, sizes are int32 `[B, 2]`, else None.
-
-    An option that adds draws leaves the others as they are.
-
-    Args:
-      transformation: what the views are drawn from.
-      batch_size: B.
-      directions: K of the penalty.
-      penalized: whether the first view has a penalty of its own.
-      kind: of the penalty: "gradient", "total_effect" or "mixed".
-      column_weights: P numbers, how often the latter two choose each parameter.
-      sign_features: D of the random signs; None: no signs.
-      average_views: views on each side.
-      more: what the further views are drawn from, one by one.
+    Sizes are int32 `[B, 2]` of images of many sizes, else None; sign_features is the D
+    of random signs. Each side averages some views; more are what the further views are
+    drawn from, one by one. An option that adds draws leaves the others as they are.
     """
+    kind, directions = penalty.kind, penalty.directions
 
     def draw_columns(key: Key, *shape: int) -> Array:
-        logits = jnp.log(jnp.asarray(column_weights, jnp.float32))
+        weights = _column_weights(penalty, transformation.names)
+        logits = jnp.log(jnp.asarray(weights, jnp.float32))
         return jax.random.categorical(key, logits, shape=(batch_size, *shape))
 
     def draw_ends(
@@ -104,7 +95,7 @@ def make_draw(
         return ends
 
     def draw_signs(key: Key) -> Array | None:
-        if sign_features is None:
+        if penalty.estimator != "sign":
             return None
         shape = (batch_size, directions, sign_features)
         return jax.random.rademacher(key, shape, jnp.float32)
@@ -123,7 +114,7 @@ def make_draw(
             first = sample(keys[number])
             ahead = range(3 + number, 3 + number + 2 * (average_views - 1), 2)
             views = first, *(sample(own(n)) for n in ahead)
-            if second or not penalized:
+            if second or not has_penalty(penalty):
                 return Side(views)
             # One by one: some generators draw otherwise under vmap.
             ends = jax.lax.map(lambda k: sample(k).alpha, keys[3:]).swapaxes(0, 1)

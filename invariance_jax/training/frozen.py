@@ -20,7 +20,10 @@ from invariance_jax.types import Array, Key, PyTree
 VIEWS_BATCH = 100
 """Examples per device of which several views are held at once."""
 
-Mapped = Callable[[PyTree, np.ndarray | Pictures, int], np.ndarray]
+Inputs = np.ndarray | Pictures
+"""Examples `x [N, ...]`."""
+
+Mapped = Callable[[PyTree, Inputs, int], np.ndarray]
 """(variables, x [N, ...], stream) -> results [..., N, ...] on the host."""
 
 
@@ -43,57 +46,57 @@ class FrozenEncoder:
         self._parts, self._chosen = parts, parts.settings.evaluation
         self._make_map = functools.partial(make_map, devices=devices, between=between)
         self._plain = self.map(self._encode_plain, axis=0)
-        self._averaged = functools.cache(self._make_averaged)
-        self._views = functools.cache(self._make_views)
+        self._of_views = functools.cache(self._make_of_views)
 
     def features(
         self,
         variables: Variables,
-        x: np.ndarray | Pictures,
+        x: Inputs,
         *,
         num_views: tuple[int, ...],
         stream: int,
         family: str = "all",
     ) -> np.ndarray:
         """Returns features averaged over each M, `[len(num_views), N, D]`."""
-        return self._averaged(self.encode, num_views, family)(variables, x, stream)
+        average = evaluation.average_features
+        mapped = self._of_views(average, self.encode, num_views, family)
+        return mapped(variables, x, stream)
 
-    def plain(self, variables: Variables, x: np.ndarray | Pictures) -> np.ndarray:
+    def plain(self, variables: Variables, x: Inputs) -> np.ndarray:
         """Returns the features of plain images, `[N, D]`."""
         return self._plain(variables, x, 0)
 
     def pixels(
-        self, x: np.ndarray | Pictures, *, num_views: tuple[int, ...], stream: int
+        self, x: Inputs, *, num_views: tuple[int, ...], stream: int
     ) -> np.ndarray:
         """Returns the views of `features` averaged, `[len(num_views), N, H W 3]`."""
-        return self._averaged(_flat, num_views, "all")({}, x, stream)
+        mapped = self._of_views(evaluation.average_features, _flat, num_views)
+        return mapped({}, x, stream)
 
     def probabilities(
         self,
         variables: Variables,
         probe: evaluation.LinearProbe,
-        x: np.ndarray | Pictures,
+        x: Inputs,
         *,
         num_views: tuple[int, ...],
         stream: int,
     ) -> np.ndarray:
         """Returns averaged probabilities of a probe, `[len(num_views), N, C]`."""
-        mapped = self._averaged(self._classify, num_views, "all")
+        average = evaluation.average_features
+        mapped = self._of_views(average, self._classify, num_views)
         return mapped((variables, probe), x, stream)
 
     def views(
-        self,
-        variables: Variables,
-        x: np.ndarray | Pictures,
-        *,
-        stream: int,
-        family: str = "all",
+        self, variables: Variables, x: Inputs, *, stream: int, family: str = "all"
     ) -> Array:
         """Returns features of `evaluation.variance_views` views, `[M, N, D]`."""
-        return jnp.asarray(self._views(family)(variables, x, stream))
+        count, every = self._chosen.variance_views, evaluation.encode_views
+        mapped = self._of_views(every, self.encode, count, family, VIEWS_BATCH)
+        return jnp.asarray(mapped(variables, x, stream))
 
     def variance(
-        self, variables: Variables, x: np.ndarray | Pictures, *, stream: int
+        self, variables: Variables, x: Inputs, *, stream: int
     ) -> evaluation.Variance:
         """Returns the variance of n(h) over these views."""
         views = self.views(variables, x, stream=stream)
@@ -123,16 +126,19 @@ class FrozenEncoder:
         """Returns the features of views, `[B, D]`."""
         return apply(self._parts.encoder, variables, images)
 
-    def _make_averaged(
+    def _make_of_views(
         self,
+        function: Callable[..., Array],
         encode: Callable[[PyTree, Array], Array],
-        num_views: tuple[int, ...],
-        family: str,
+        num_views: tuple[int, ...] | int,
+        family: str = "all",
+        batch_size: int | None = None,
     ) -> Mapped:
+        """Returns a function of `evaluation.averaging`, over examples."""
         transformation = self._parts.task.transformation(family)
 
-        def averaged(tree: PyTree, x: Array, indices: Array, stream: Array) -> Array:
-            return evaluation.average_features(
+        def compute(tree: PyTree, x: Array, indices: Array, stream: Array) -> Array:
+            return function(
                 self.key(stream),
                 functools.partial(encode, tree),
                 transformation,
@@ -141,7 +147,7 @@ class FrozenEncoder:
                 indices=indices,
             )
 
-        return self.map(averaged, axis=1)
+        return self.map(compute, axis=1, batch_size=batch_size)
 
     def _classify(
         self, tree: tuple[Variables, evaluation.LinearProbe], images: Array
@@ -149,27 +155,10 @@ class FrozenEncoder:
         variables, probe = tree
         return jax.nn.softmax(evaluation.predict(probe, self.encode(variables, images)))
 
-    def _encode_plain(
-        self, variables: Variables, x: Array, indices: Array, stream: Array
-    ) -> Array:
+    def _encode_plain(self, variables: Variables, x: Array, *_: Array) -> Array:
         plain = self._parts.transformation.plain
         assert plain is not None
         return self.encode(variables, plain(x))
-
-    def _make_views(self, family: str) -> Mapped:
-        transformation = self._parts.task.transformation(family)
-
-        def views(tree: Variables, x: Array, indices: Array, stream: Array) -> Array:
-            return evaluation.encode_views(
-                self.key(stream),
-                functools.partial(self.encode, tree),
-                transformation,
-                x,
-                num_views=self._chosen.variance_views,
-                indices=indices,
-            )
-
-        return self.map(views, axis=1, batch_size=VIEWS_BATCH)
 
 
 def _flat(variables: Variables, images: Array) -> Array:

@@ -21,7 +21,7 @@ from invariance_jax.evaluation import total_effects
 from invariance_jax.losses import consistency, invariance_penalty, total_effect
 from invariance_jax.numerics import batch_mean, l2_normalize
 from invariance_jax.settings.schema import Penalty
-from invariance_jax.training.draws import Draws, Side
+from invariance_jax.training.draws import Draws, Side, has_penalty
 from invariance_jax.training.methods import Method, projection
 from invariance_jax.transforms.base import Transformation, View
 from invariance_jax.types import Array, PyTree
@@ -31,61 +31,39 @@ Variables = dict[str, PyTree]
 
 
 class Encoded(NamedTuple):
-    """One side of the loss, encoded.
+    """One side of the loss, encoded."""
 
-    Attributes:
-      h: `[B, D]`, its representation, the mean over its views.
-      point: `[B, D]`, what the penalty acts on, of its first view: h, z or a block.
-      penalty: `[B]`, the penalty of its first view, if it has one of its own.
-      outputs: of the heads, if they are made already.
-    """
-
-    h: Array
-    point: Array
-    penalty: Array | None
-    outputs: PyTree = None
+    h: Array  # [B, D], its representation, the mean over its views
+    point: Array  # [B, D], where the penalty acts, of its first view: h, z or a block
+    penalty: Array | None  # [B], of its first view, if it has one of its own
+    outputs: PyTree = None  # of the heads, if they are made already
 
 
 class Terms(NamedTuple):
-    """What the loss is made of.
+    """What the loss is made of."""
 
-    Attributes:
-      method: `[B]`, the loss of the method.
-      penalty: `[B]`; 0 without one.
-      limited: `[]`, the mean of the penalty over all replicas, at most its limit.
-      outputs: of the heads, of both sides.
-    """
-
-    method: Array
-    penalty: Array
-    limited: Array
-    outputs: tuple[PyTree, PyTree]
+    method: Array  # [B], the loss of the method
+    penalty: Array  # [B]; 0 without one
+    limited: Array  # [], the mean of the penalty over all replicas, at most its limit
+    outputs: tuple[PyTree, PyTree]  # of the heads, of both sides
 
 
 @dataclass(frozen=True)
 class Objective:
     """The loss of a batch as a function of the parameters.
 
-    Attributes:
-      encoder: images -> h.
-      penalized: the encoder in the form that the penalty differentiates along alpha:
-        the same variables, batch statistics coupled or held.
-      method: heads and loss.
-      penalized_heads: the heads in that form.
-      transformation: makes views of x.
-      penalty: how much of which penalty.
-      axis_name: the mapped axis over which the batch is spread; None: one replica.
-      more: makes the further views; None: there are none.
+    Two modules share the variables of encoder and heads and differ in the form that the
+    penalty differentiates along alpha: batch statistics coupled or held.
     """
 
-    encoder: nn.Module
-    penalized: nn.Module
-    method: Method
-    penalized_heads: nn.Module
-    transformation: Transformation
-    penalty: Penalty
-    axis_name: str | None = None
-    more: Transformation | None = None
+    encoder: nn.Module  # images -> h
+    penalized: nn.Module  # the encoder in that form
+    method: Method  # heads and loss
+    penalized_heads: nn.Module  # the heads in that form
+    transformation: Transformation  # makes views of x
+    penalty: Penalty  # how much of which penalty
+    axis_name: str | None = None  # over which the batch is spread; None: one replica
+    more: Transformation | None = None  # makes the further views; None: there are none
 
     def __call__(
         self,
@@ -110,11 +88,10 @@ class Objective:
         self, params: Variables, stats: Variables, x: Array, draws: Draws
     ) -> tuple[tuple[Encoded, ...], Variables]:
         """Returns both sides and further views, encoded, and the running statistics."""
-        sides = []
+        sides, encoder = [], self.encoder
         for side in (draws.first, draws.second):
             (alpha, held), *more = side.views
-            ends = side.alpha_other is not None or side.alpha_redrawn is not None
-            takes = ends and self.penalty.weight > 0
+            takes = side is draws.first and has_penalty(self.penalty)
             at = self.penalty.at if takes or self._is_consistency() else "h"
             represent = self._representation(params, stats, x, held, takes, at)
             if takes:
@@ -124,16 +101,14 @@ class Objective:
                 penalty, (point, (h, outputs, stats)) = None, represent(alpha)
             for view in more:
                 images = self.transformation.apply(x, view)
-                view_h, stats, _ = _apply(
-                    self.encoder, "encoder", params, stats, images
-                )
+                view_h, stats, _ = _apply(encoder, "encoder", params, stats, images)
                 h = h + view_h
             h = h / len(side.views) if more else h
             sides.append(Encoded(h, point, penalty, None if more else outputs))
         for view in draws.more:
             assert self.more is not None
             images = self.more.apply(x, view)
-            h, stats, _ = _apply(self.encoder, "encoder", params, stats, images)
+            h, stats, _ = _apply(encoder, "encoder", params, stats, images)
             sides.append(Encoded(h, h, None))
         return tuple(sides), stats
 
@@ -147,10 +122,7 @@ class Objective:
         memory: PyTree,
     ) -> tuple[Array, tuple[Terms, Variables]]:
         """Returns the loss of sides that are encoded; it sees the whole batch."""
-        outputs = []
-        for side in sides:
-            made, stats = self._outputs(params, stats, side)
-            outputs.append(made)
+        outputs, stats = self._outputs(params, stats, sides)
         losses = self._losses(outputs, target, memory)
         penalty = self._penalty(sides[0], sides[1])
         limited = batch_mean(penalty, axis_name=self.axis_name)
@@ -163,13 +135,13 @@ class Objective:
         self, params: Variables, stats: Variables, x: Array, draws: Draws
     ) -> tuple[tuple[PyTree, PyTree], Variables]:
         """Returns what a target network makes of both sides, and its statistics."""
-        made = []
-        plain = replace(self, penalty=replace(self.penalty, weight=0.0))
-        sides, stats = plain.encode(params, stats, x, draws._replace(more=()))
-        for side in sides:
-            outputs, stats = self._outputs(params, stats, side)
-            made.append(outputs)
-        return (made[0], made[1]), stats
+        sides, stats = self.plain().encode(params, stats, x, draws._replace(more=()))
+        (own, other), stats = self._outputs(params, stats, sides)
+        return (own, other), stats
+
+    def plain(self) -> "Objective":
+        """Returns the objective without a penalty."""
+        return replace(self, penalty=replace(self.penalty, weight=0.0))
 
     def _representation(
         self,
@@ -275,12 +247,17 @@ class Objective:
         return draws._replace(first=first)
 
     def _outputs(
-        self, params: Variables, stats: Variables, side: Encoded
-    ) -> tuple[PyTree, Variables]:
-        """Returns the outputs of the heads of one side, and the statistics after it."""
-        if side.outputs is not None:
-            return side.outputs, stats
-        return _apply(self.method.heads, "heads", params, stats, side.h)[:2]
+        self, params: Variables, stats: Variables, sides: tuple[Encoded, ...]
+    ) -> tuple[list[PyTree], Variables]:
+        """Returns the outputs of the heads of all sides, and the statistics."""
+        found = []
+        for side in sides:
+            outputs = side.outputs
+            if outputs is None:
+                heads = self.method.heads
+                outputs, stats, _ = _apply(heads, "heads", params, stats, side.h)
+            found.append(outputs)
+        return found, stats
 
     def _losses(
         self, outputs: list[PyTree], target: tuple[PyTree, PyTree], memory: PyTree

@@ -18,8 +18,8 @@ from jax.stages import Wrapped
 
 from invariance_jax.data import Pictures, take
 from invariance_jax.data.limits import machine_memory
-from invariance_jax.training.batches import Batches, Sampler
-from invariance_jax.training.draws import Draws
+from invariance_jax.training.batches import Batches
+from invariance_jax.training.build import Parts
 from invariance_jax.training.step import Metrics, TrainState
 from invariance_jax.transforms.base import sizes_of
 from invariance_jax.types import Array, Key, PyTree
@@ -87,7 +87,7 @@ def make_train(
         sums, most = None, batches.most_steps or max(num_steps, 1)
         for begin in range(first, first + max(num_steps, 1), most):
             count = min(most, first + num_steps - begin)
-            loaded = batches.load(begin, count, devices, last)
+            loaded = batches.load(begin, devices, last)
             if batches.most_steps is not None:
                 # One batch is copied to the devices while a step runs, and no more.
                 jax.block_until_ready(before)
@@ -101,17 +101,12 @@ def make_train(
     return train_steps
 
 
-def map_train(
-    step: Callable[[TrainState, Array, Draws], tuple[TrainState, Metrics]],
-    draw: Callable[..., Draws],
-    sampler: Sampler,
-    batches: Batches,
-    devices: Sequence[jax.Device],
-) -> Wrapped:
+def map_train(parts: Parts, batches: Batches, devices: Sequence[jax.Device]) -> Wrapped:
     """Returns what `make_train` calls, num_steps int32 `[]`; it can be lowered.
 
-    Every number of steps shares one compilation.
+    The parts are those of one replica. Every number of steps shares one compilation.
     """
+    step, draw, sampler = parts.make_step(), parts.make_draw(), parts.make_sampler()
 
     def take_share(tree: PyTree) -> PyTree:
         replicas = jax.lax.psum(1, AXIS_NAME)
@@ -125,10 +120,10 @@ def map_train(
 
     @jax.jit  # traced once, for the shapes of the metrics and in the loop
     def one_step(
-        state: TrainState, key: Key, loaded: PyTree, position: Array
+        state: TrainState, key: Key, loaded: PyTree
     ) -> tuple[TrainState, Metrics]:
         indices = take_share(sampler(key, state.step))
-        x = batches.take(loaded, indices, position)
+        x = batches.take(loaded, indices)
         sizes = sizes_of(x)
         if sizes is not None:
             sizes = jax.lax.all_gather(sizes, AXIS_NAME, tiled=True)
@@ -137,13 +132,12 @@ def map_train(
     def train(
         state: TrainState, key: Key, loaded: PyTree, num_steps: Array
     ) -> tuple[TrainState, Metrics]:
-        def body(position: Array, carry: tuple[TrainState, Metrics]) -> PyTree:
+        def body(_: Array, carry: tuple[TrainState, Metrics]) -> PyTree:
             state, sums = carry
-            state, metrics = one_step(state, key, loaded, position)
+            state, metrics = one_step(state, key, loaded)
             return state, jax.tree.map(jnp.add, sums, metrics)
 
-        zero = jnp.zeros((), jnp.int32)
-        _, shapes = jax.eval_shape(one_step, state, key, loaded, zero)
+        _, shapes = jax.eval_shape(one_step, state, key, loaded)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.fori_loop(0, num_steps, body, (state, zeros))
 
@@ -201,15 +195,6 @@ def make_map(
     return map_examples
 
 
-def _reserve(file: int, size: int) -> None:
-    try:
-        os.posix_fallocate(file, 0, size)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"no room for features of {size / 1e9:.3g} GB (TMPDIR)"
-        ) from error
-
-
 def _put(
     results: np.ndarray | None, batch: np.ndarray, start: int, count: int, axis: int
 ) -> np.ndarray:
@@ -225,8 +210,11 @@ def _put(
             results = np.empty(shape, batch.dtype)
         else:
             with tempfile.TemporaryFile() as file:
-                # Now: a page that finds no room later would end the process.
-                _reserve(file.fileno(), size)
+                try:  # now: a page that finds no room later would end the process
+                    os.posix_fallocate(file.fileno(), 0, size)
+                except OSError as error:
+                    text = f"no room for features of {size / 1e9:.3g} GB (TMPDIR)"
+                    raise OSError(error.errno, text) from error
                 results = np.memmap(file, batch.dtype, "r+", shape=shape)
     size = min(batch.shape[axis], count - start)
     before = (slice(None),) * axis

@@ -4,8 +4,8 @@ Gradient descent on `training.objective`. One replica; collectives only behind
 `axis_name`.
 """
 
+import functools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -27,37 +27,23 @@ _KEPT = 0.9
 
 
 class Target(NamedTuple):
-    """The target network: an exponential average of the parameters.
+    """The target network: an exponential average of the parameters."""
 
-    Attributes:
-      params: of encoder and heads.
-      batch_stats: its own running statistics.
-    """
-
-    params: Variables
-    batch_stats: Variables
+    params: Variables  # of encoder and heads
+    batch_stats: Variables  # its own running statistics
 
 
 class TrainState(NamedTuple):
-    """All that changes during training.
+    """All that changes during training."""
 
-    Attributes:
-      step: int32 `[]`, finished steps.
-      params: {"encoder": ..., "heads": ...}.
-      batch_stats: running statistics, {"encoder": ..., "heads": ...}.
-      opt_state: state of the optimizer.
-      target: the target network; None: the method has none.
-      memory: of the method; (): it has none.
-      effects: `[2, P]`, fading sums of derivative bound and total effect by parameter;
-        None unless the penalty is "mixed".
-    """
-
-    step: Array
-    params: Variables
-    batch_stats: Variables
-    opt_state: PyTree
-    target: Target | None = None
-    memory: PyTree = ()
+    step: Array  # int32 [], finished steps
+    params: Variables  # {"encoder": ..., "heads": ...}
+    batch_stats: Variables  # running statistics, {"encoder": ..., "heads": ...}
+    opt_state: PyTree  # of the optimizer
+    target: Target | None = None  # None: the method has none
+    memory: PyTree = ()  # of the method; (): it has none
+    # [2, P], fading sums of derivative bound and total effect by parameter; None unless
+    # the penalty is "mixed".
     effects: Array | None = None
 
 
@@ -75,8 +61,7 @@ def make_step(
     penalty, axis_name = objective.penalty, objective.axis_name
     every = penalty.every_steps
     penalized = make_gradient(objective, microbatches)
-    without = replace(objective, penalty=replace(penalty, weight=0.0))
-    plain = make_gradient(without, microbatches)
+    plain = make_gradient(objective.plain(), microbatches)
 
     def step(state: TrainState, x: Array, draws: Draws) -> tuple[TrainState, Metrics]:
         due = state.step % every == 0
@@ -84,7 +69,10 @@ def make_step(
         weight = penalty.weight * jnp.minimum(ramp, 1.0) * every * due
         effects, ratios = _measure_ratios(objective, state, x, draws, microbatches)
         draws = objective.split_by_ratio(draws, effects)
-        target, seen = _target_outputs(objective, state.target, x, draws)
+        target, seen = state.target, (None, None)
+        if target is not None:
+            seen, moved = objective.target_outputs(*target, x, draws)
+            target = target._replace(batch_stats=moved)
         inputs = (state.params, state.batch_stats, weight, x, draws, seen, state.memory)
         if every == 1:
             grads, (terms, stats) = penalized(*inputs)
@@ -95,20 +83,18 @@ def make_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         loss = batch_mean(terms.method, axis_name=axis_name)
+        size = batch_mean(terms.penalty, axis_name=axis_name)
         one = jnp.ones_like(loss)
         metrics = {
             "loss": (loss + weight * terms.limited, one),
             "contrastive": (loss, one),
-            "penalty": (
-                batch_mean(terms.penalty, axis_name=axis_name) * due,
-                one * due,
-            ),
+            "penalty": (size * due, one * due),
             **ratios,
         }
         if target is not None:
             target, followed = _follow(objective, target, params, state.step)
             metrics |= {name: (value, one) for name, value in followed.items()}
-        outputs = terms.outputs if state.target is None else seen
+        outputs = terms.outputs if target is None else seen
         memory = _remember(objective, state.memory, outputs)
         trained = params, stats, opt_state, target, memory, effects
         return TrainState(state.step + 1, *trained), metrics
@@ -146,17 +132,6 @@ def _measure_ratios(
     }
 
 
-def _target_outputs(
-    objective: Objective, target: Target | None, x: Array, draws: Draws
-) -> tuple[Target | None, tuple[PyTree, PyTree]]:
-    """Returns the target network with new statistics, and its outputs."""
-    if target is None:
-        return None, (None, None)
-    outputs, stats = objective.target_outputs(*target, x, draws)
-    outputs = jax.lax.stop_gradient(outputs)
-    return Target(target.params, stats), outputs
-
-
 def _follow(
     objective: Objective, target: Target, params: Variables, step: Array
 ) -> tuple[Target, dict[str, Array]]:
@@ -166,23 +141,19 @@ def _follow(
     moved = optax.incremental_update(params, target.params, 1 - kept)
     apart = optax.tree.norm(jax.tree.map(jnp.subtract, moved, params))
     distance = apart / optax.tree.norm(params)
-    return Target(moved, target.batch_stats), {
-        "target_momentum": kept,
-        "target_distance": distance,
-    }
+    followed = {"target_momentum": kept, "target_distance": distance}
+    return target._replace(params=moved), followed
 
 
 def _remember(objective: Objective, memory: PyTree, outputs: PyTree) -> PyTree:
     """Returns the memory of the method after it has seen the outputs of the batch."""
-    if objective.method.update is None:
+    update, axis_name = objective.method.update, objective.axis_name
+    if update is None:
         return memory
-    if objective.axis_name is not None:
-
-        def gather(leaf: Array) -> Array:
-            return jax.lax.all_gather(leaf, objective.axis_name, tiled=True)
-
+    if axis_name is not None:
+        gather = functools.partial(jax.lax.all_gather, axis_name=axis_name, tiled=True)
         outputs = jax.tree.map(gather, outputs)
-    return objective.method.update(memory, jax.lax.stop_gradient(outputs))
+    return update(memory, outputs)
 
 
 def init_state(
@@ -198,13 +169,12 @@ def init_state(
     parts = {"encoder": encoder, "heads": heads}
     params = {name: part["params"] for name, part in parts.items()}
     stats = {name: part.get("batch_stats", {}) for name, part in parts.items()}
-    # A copy, since the state is donated.
-    target = None
+    target, effects, penalty = None, None, objective.penalty
     if method.momentum is not None:
+        # A copy, since the state is donated.
         target = Target(*jax.tree.map(jnp.copy, (params, stats)))
-    memory = jax.tree.map(jnp.asarray, method.memory)
-    step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
-    penalty, effects = objective.penalty, None
     if penalty.kind == "mixed" and penalty.weight > 0:
         effects = jnp.zeros((2, len(transformation.names)))
+    memory = jax.tree.map(jnp.asarray, method.memory)
+    step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
     return TrainState(step, params, stats, opt_state, target, memory, effects)
