@@ -23,9 +23,6 @@ def promote(**arrays: Array) -> list[Array]:
     """Returns arrays in one dtype: float64 where one of them is, else float32.
 
     So nothing is computed in half precision, and integers do not wrap.
-
-    Raises:
-      ValueError: that names the argument which holds no real numbers.
     """
     found = {
         name: array if isinstance(array, jax.Array) else np.asarray(array)
@@ -69,10 +66,7 @@ def promote_rows(
     *,
     channels: int | None = None,
 ) -> list[Array]:
-    """Returns images as above, and values `[B]` or, with columns, `[B, len(columns)]`.
-
-    Both in one dtype.
-    """
+    """Returns images and values, `[B]` or with columns `[B, columns]`, in one dtype."""
     images = promote_images(images, channels=channels)
     expected = (images.shape[0], *([len(columns)] if columns else []))
     order = f", columns {', '.join(columns)}" if columns else ""

@@ -142,20 +142,15 @@ class _Run(contextlib.ExitStack):
     def _rows(self, step: int, note: Json) -> "Rows":
         """Returns the open log, after the rows until a step."""
         settings, rows = self._settings, note.get("rows", 0)
-        self._writer = MetricsWriter(
+        writer = MetricsWriter(
             self._owner, first_step=step, rows=rows, settings=settings
         )
-        self.callback(self._writer.close)
-        steps = settings.derived.steps
+        self.callback(writer.close)
+        steps, pending = settings.derived.steps, note.get("pending", {})
         bar = progress("training", steps, initial=step, unit="step")
-        return Rows(
-            settings,
-            self._writer,
-            self.enter_context(bar),
-            first_step=step,
-            pending=note.get("pending", {}),
-            report=self._batches.report,
-        )
+        self.enter_context(bar)
+        report = self._batches.report
+        return Rows(settings, writer, bar, step, pending=pending, report=report)
 
     def make_steps(self, program: Callable[[], Compiled | Wrapped]) -> None:
         """Makes the steps that are left; the program is compiled if there are any."""
@@ -187,8 +182,7 @@ class _Run(contextlib.ExitStack):
             leaves = step < settings.derived.steps and self._watch.is_asked()
             if leaves or self._saves(step):  # after the rows: no resumed run repeats it
                 state = parallel.one_replica(replicated)
-                note = {"rows": self._writer.count, "pending": rows.pending()}
-                self._checkpoints.save(step, state, note=note)
+                self._checkpoints.save(step, state, note=rows.note())
             if leaves:
                 self._checkpoints.wait()
                 raise self._watch.stop(f"{self._workdir} is saved at step {step}")
@@ -290,8 +284,8 @@ class Rows:
         settings: Settings,
         writer: MetricsWriter,
         bar: "tqdm[Any]",
-        *,
         first_step: int,
+        *,
         pending: Json,
         report: Callable[[], dict[str, float]] = dict,
     ):
@@ -318,6 +312,10 @@ class Rows:
                 self._pending[name] = added
         self._sums = []
         return dict(self._pending)  # orbax writes it later
+
+    def note(self) -> Json:
+        """Returns what a checkpoint keeps, so that the log goes on where it was."""
+        return {"rows": self._writer.count, "pending": self.pending()}
 
     def write(self, step: int) -> None:
         """Writes a row, unless there is nothing to add."""

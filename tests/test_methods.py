@@ -313,21 +313,23 @@ def trained(tmp_path_factory):
     return workdir
 
 
-def test_a_run_with_a_target_continues_bit_by_bit(trained, tmp_path):
-    workdir = Path(shutil.copytree(trained, tmp_path / "run"))
+def assert_continues(whole, tmp_path, config):
+    workdir = Path(shutil.copytree(whole, tmp_path / "run"))
     shutil.rmtree(workdir / "checkpoints" / "20")
-    train.run(tiny_config(BYOL | {"evaluation.network": "target"}), workdir)
-    assert_same_run(workdir, trained, step=20)
+    train.run(config, workdir)
+    assert_same_run(workdir, whole, step=20)
+
+
+def test_a_run_with_a_target_continues_bit_by_bit(trained, tmp_path):
+    config = tiny_config(BYOL | {"evaluation.network": "target"})
+    assert_continues(trained, tmp_path, config)
 
 
 def test_a_run_with_a_memory_continues_bit_by_bit(tmp_path):
     own = {"method.name": OWN, "evaluation.experiments": ("invariance",)}
     config = tiny_config(own | {"logging.probe_every_steps": 0})
     train.run(config, tmp_path / "whole")
-    workdir = Path(shutil.copytree(tmp_path / "whole", tmp_path / "run"))
-    shutil.rmtree(workdir / "checkpoints" / "20")
-    train.run(config, workdir)
-    assert_same_run(workdir, tmp_path / "whole", step=20)
+    assert_continues(tmp_path / "whole", tmp_path, config)
 
 
 def test_the_target_is_evaluated_and_loaded_if_it_is_asked_for(trained):

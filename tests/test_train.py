@@ -258,7 +258,7 @@ def test_the_time_of_a_probe_is_no_time_of_the_steps(monkeypatch):
 def made_log(step):
     writer, bar = Writer(), Bar()
     settings = resolve(tiny_config())
-    return train.Rows(settings, writer, bar, first_step=step, pending={}), writer, bar
+    return train.Rows(settings, writer, bar, step, pending={}), writer, bar
 
 
 @pytest.fixture

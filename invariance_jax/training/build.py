@@ -83,9 +83,7 @@ class Parts(NamedTuple):
 def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
     """Returns the parts of a run; nothing is compiled, no data set is read.
 
-    The axis is the one over which a batch is spread; None: one replica. Raises
-    ValueError if a part of the user's own cannot be imported or is not what it should
-    be, or the method lacks what a key asks of it.
+    The axis is the one over which a batch is spread; None: one replica.
     """
     plugins.check(settings)
     task = make_task(settings)
@@ -178,10 +176,7 @@ def applied(
 
 
 def _features(settings: Settings, images: jax.ShapeDtypeStruct) -> tuple[int, int]:
-    """Returns the features of h, and of what the penalty acts on: h, z or a block.
-
-    A part of the user's own may give none.
-    """
+    """Returns the features of h, and of what the penalty acts on: h, z or a block."""
     name, at = settings.encoder.name, settings.penalty.at
     encoder = _make_encoder(settings, "coupled", None)
     fault = f"which cannot be applied to images of shape {images.shape}:"
@@ -223,11 +218,7 @@ def _features_of_z(settings: Settings, h: jax.ShapeDtypeStruct) -> int:
 
 
 def check_own_parts(parts: Parts) -> None:
-    """Checks the parts of the user's own on random inputs, if there are any.
-
-    Raises ValueError if an encoder is not finite or lacks the derivatives that training
-    takes, or a method does not give one finite loss per example.
-    """
+    """Checks the parts of the user's own on random inputs, if there are any."""
     settings = parts.settings
     if plugins.is_own(settings.encoder.name):
         _log.info("compiling a check of the encoder %s", settings.encoder.name)
@@ -323,10 +314,7 @@ def _init(parts: Parts, key: Key) -> TrainState:
 
 
 def read_weights(settings: Settings) -> dict[str, PyTree] | None:
-    """Returns the variables of the encoder in the file of the settings, if any.
-
-    Raises ValueError if the file cannot be read or holds another network.
-    """
+    """Returns the variables of the encoder in the file of the settings, if any."""
     path, chosen = settings.encoder.weights, settings.encoder
     if path is None:
         return None

@@ -304,9 +304,7 @@ def make_method(
 ) -> Method:
     """Returns the method that the settings name, for a representation `[B, features]`.
 
-    The tangent is that of batch normalization in the heads. Raises ValueError if its
-    keyword arguments are not what it takes, or a function of the user's own cannot be
-    called or returns something else.
+    The tangent is that of batch normalization in the heads.
     """
     name, kwargs = settings.method.name, settings.method.kwargs
     if not plugins.is_own(name):

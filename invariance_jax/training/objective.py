@@ -198,10 +198,7 @@ class Objective:
     def measure_effects(
         self, params: Variables, stats: Variables, x: Array, side: Side
     ) -> Array:
-        """Returns bound and total effect, `[2, P]`, summed over all examples.
-
-        Each example counts for one parameter.
-        """
+        """Returns sums of bound and effect `[2, P]`; an example is of one parameter."""
         alpha, held = side.views[0]
         assert side.alpha_other is not None and side.alpha_redrawn is not None
         assert side.columns is not None

@@ -8,6 +8,7 @@ order of momentum and learning rate. Clipped (LARC), r takes the place of the le
 rate, which is its limit: `r <- min(r / learning_rate, 1)`.
 """
 
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -128,23 +129,20 @@ def make_optimizer(
     if constant_rate is not None:
         constant = _with_rate(settings, settings.derived.peak_learning_rate)
 
-        def labels(params: PyTree) -> PyTree:
-            def label(path: PyTree, _: PyTree) -> str:
-                inside = _names(path)[:2] == ("heads", constant_rate)
-                return "constant" if inside else "scheduled"
-
-            return jax.tree_util.tree_map_with_path(label, params)
+        def label(path: PyTree, _: PyTree) -> str:
+            inside = _names(path)[:2] == ("heads", constant_rate)
+            return "constant" if inside else "scheduled"
 
         both = {"scheduled": scheduled, "constant": constant}
+        labels = functools.partial(jax.tree_util.tree_map_with_path, label)
         scheduled = optax.multi_transform(both, labels)
     chosen = settings.optimizer
     if chosen.excluded_rate != 1:
         kept = _not_named(chosen.exclude)
-
-        def excluded(params: PyTree) -> PyTree:
-            return jax.tree.map(operator.not_, kept(params))
-
-        slower = optax.masked(optax.scale(chosen.excluded_rate), excluded)
+        slower = optax.masked(
+            optax.scale(chosen.excluded_rate),
+            lambda params: jax.tree.map(operator.not_, kept(params)),
+        )
         scheduled = optax.chain(scheduled, slower)
     if chosen.clip_norm is None:
         return scheduled

@@ -105,10 +105,7 @@ def make_step(
 def _measure_ratios(
     objective: Objective, state: TrainState, x: Array, draws: Draws, microbatches: int
 ) -> tuple[Array | None, Metrics]:
-    """Returns the sums of bound and effect, in some steps new, and their ratios.
-
-    The parts of the batch are measured one after the other.
-    """
+    """Returns the sums of bound and effect, in some steps new, and their ratios."""
     if state.effects is None:
         return None, {}
     parts = split((x, draws.first), microbatches)
