@@ -219,7 +219,6 @@ def _read_examples(task: Task) -> Examples:
             f"data.train_examples is {wanted}; expected at most {len(train.x)}, what "
             f"{settings.data.name} has."
         )
-    task.probe_examples(train)
     task.check_fractions(train)
     return train
 

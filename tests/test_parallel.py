@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import tiny_config
+from tiny import penalty, tiny_config
 
 from invariance_jax.models.resnet import ResNet
 from invariance_jax.runtime.devices import all_devices
@@ -122,46 +122,36 @@ def assert_close(found, expected, tolerance):
 CASES = {
     "paper": {"optimizer.name": "adamw"},
     "ratio, two directions, groups within devices": {
-        "penalty.normalization": "batch",
-        "penalty.directions": 2,
         "batchnorm.group_size": 4,
+        **penalty(normalization="batch", directions=2),
     },
     "held statistics, two directions, groups that span devices": {
         "optimizer.name": "adamw",
-        "penalty.batch_statistics": "example",
-        "penalty.directions": 2,
         "batchnorm.group_size": 8,
+        **penalty(batch_statistics="example", directions=2),
     },
-    "limit of the batch": {
-        # Between the means of single devices: they must decide together.
-        "penalty.batch_limit": 200.0,
-        "penalty.example_limit": None,
-        "penalty.weight": 0.5,
-    },
-    "signs on z, held, one parameter, log": {
-        "penalty.estimator": "sign",
-        "penalty.at": "z",
-        "penalty.batch_statistics": "example",
-        "penalty.parameters": ("rback",),
-        "penalty.limit_shape": "log",
-    },
+    # Between the means of single devices: they must decide together.
+    "limit of the batch": penalty(batch_limit=200.0, example_limit=None, weight=0.5),
+    "signs on z, held, one parameter, log": penalty(
+        estimator="sign",
+        at="z",
+        batch_statistics="example",
+        parameters=("rback",),
+        limit_shape="log",
+    ),
     "every second step, microbatches": {
-        "penalty.every_steps": 2,
-        "penalty.weight": 0.5,
         "microbatches": 2,
         "similarity_block": 3,
         "batchnorm.group_size": 2,
+        **penalty(every_steps=2, weight=0.5),
     },
-    "total effect": {"penalty.kind": "total_effect"},
-    "mixed, ratio measured in every second step": {
-        "penalty.kind": "mixed",
-        "penalty.ratio_every_steps": 2,
-    },
+    "total effect": penalty(kind="total_effect"),
+    "mixed, ratio measured in every second step": penalty(
+        kind="mixed", ratio_every_steps=2
+    ),
     "consistency of z, averaged views": {
-        "penalty.kind": "consistency",
-        "penalty.at": "z",
-        "penalty.normalization": "batch",
         "average_views": 2,
+        **penalty(kind="consistency", at="z", normalization="batch"),
     },
 }
 

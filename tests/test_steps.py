@@ -9,7 +9,7 @@ import optax
 import pytest
 import test_parallel
 from test_parallel import assert_close
-from tiny import tiny_config
+from tiny import penalty, tiny_config
 
 from invariance_jax.models.resnet import ResNet
 from invariance_jax.settings import resolve
@@ -231,69 +231,48 @@ def oracle(case):
 
 
 CASES = {
-    "paper": {"penalty.weight": 0.5},
-    "two directions": {"penalty.directions": 2, "penalty.normalization": "none"},
-    "ratio, held": {
-        "penalty.normalization": "batch",
-        "penalty.batch_statistics": "example",
-        "penalty.weight": 0.5,
-    },
-    "limit per example, held": {
-        "penalty.directions": 2,
-        "penalty.example_limit": 0.4,
-        "penalty.batch_statistics": "example",
-        "penalty.weight": 2.0,
-    },
-    "limit of the batch": {"penalty.batch_limit": 0.01, "penalty.weight": 3.0},
-    "signs, some parameters, log": {
-        "penalty.estimator": "sign",
-        "penalty.parameters": ("gback", "h"),
-        "penalty.directions": 2,
-        "penalty.example_limit": 0.4,
-        "penalty.limit_shape": "log",
-    },
-    "signs on z, held": {
-        "penalty.at": "z",
-        "penalty.estimator": "sign",
-        "penalty.batch_statistics": "example",
-    },
+    "paper": penalty(weight=0.5),
+    "two directions": penalty(directions=2, normalization="none"),
+    "ratio, held": penalty(
+        normalization="batch", batch_statistics="example", weight=0.5
+    ),
+    "limit per example, held": penalty(
+        directions=2, example_limit=0.4, batch_statistics="example", weight=2.0
+    ),
+    "limit of the batch": penalty(batch_limit=0.01, weight=3.0),
+    "signs, some parameters, log": penalty(
+        estimator="sign",
+        parameters=("gback", "h"),
+        directions=2,
+        example_limit=0.4,
+        limit_shape="log",
+    ),
+    "signs on z, held": penalty(at="z", estimator="sign", batch_statistics="example"),
     "averaged views, z of the first, held": {
         "average_views": 2,
-        "penalty.at": "z",
-        "penalty.normalization": "none",
-        "penalty.batch_statistics": "example",
+        **penalty(at="z", normalization="none", batch_statistics="example"),
     },
     "consistency of averaged views, limited": {
-        "penalty.kind": "consistency",
-        "penalty.normalization": "batch",
-        "penalty.example_limit": 1.0,
         "average_views": 2,
+        **penalty(kind="consistency", normalization="batch", example_limit=1.0),
     },
-    "total effect, two directions, log": {
-        "penalty.kind": "total_effect",
-        "penalty.directions": 2,
-        "penalty.example_limit": 0.1,
-        "penalty.limit_shape": "log",
-    },
-    "total effect of z, ratio": {
-        "penalty.kind": "total_effect",
-        "penalty.at": "z",
-        "penalty.normalization": "batch",
-        "penalty.parameters": ("gback", "h"),
-        "penalty.parameter_weights": (1.0, 2.0),
-    },
-    "a block, signs": {"penalty.at": "dense1", "penalty.estimator": "sign"},
-    "mixed, two directions, limited": {
-        "penalty.kind": "mixed",
-        "penalty.directions": 2,
-        "penalty.example_limit": 0.4,
-    },
-    "consistency of z, log": {
-        "penalty.kind": "consistency",
-        "penalty.at": "z",
-        "penalty.example_limit": 0.5,
-        "penalty.limit_shape": "log",
-    },
+    "total effect, two directions, log": penalty(
+        kind="total_effect", directions=2, example_limit=0.1, limit_shape="log"
+    ),
+    "total effect of z, ratio": penalty(
+        kind="total_effect",
+        at="z",
+        normalization="batch",
+        parameters=("gback", "h"),
+        parameter_weights=(1.0, 2.0),
+    ),
+    "a block, signs": penalty(at="dense1", estimator="sign"),
+    "mixed, two directions, limited": penalty(
+        kind="mixed", directions=2, example_limit=0.4
+    ),
+    "consistency of z, log": penalty(
+        kind="consistency", at="z", example_limit=0.5, limit_shape="log"
+    ),
 }
 
 
@@ -352,17 +331,15 @@ def test_the_penalty_of_every_third_step_is_three_times_as_heavy(x64):
 MICROBATCHES = {
     "groups": {},
     "nothing normalizes": {"encoder.depth": 1, "batchnorm.group_size": 0},
-    "limit of the batch, reached": {"penalty.batch_limit": 1e-3},
-    "two directions, signs": {
-        "penalty.directions": 2,
-        "penalty.estimator": "sign",
-        "penalty.batch_statistics": "example",
-    },
+    "limit of the batch, reached": penalty(batch_limit=1e-3),
+    "two directions, signs": penalty(
+        directions=2, estimator="sign", batch_statistics="example"
+    ),
     "averaged views, consistency": {"penalty.kind": "consistency", "average_views": 2},
-    "total effect": {"penalty.kind": "total_effect"},
-    "mixed, measured": {"penalty.kind": "mixed", "penalty.ratio_every_steps": 1},
-    "consistency of a block": {"penalty.kind": "consistency", "penalty.at": "bn1"},
-    "no penalty": {"penalty.weight": 0.0},
+    "total effect": penalty(kind="total_effect"),
+    "mixed, measured": penalty(kind="mixed", ratio_every_steps=1),
+    "consistency of a block": penalty(kind="consistency", at="bn1"),
+    "no penalty": penalty(weight=0.0),
 }
 
 
@@ -469,7 +446,7 @@ def test_no_derivative_is_taken_that_is_not_asked_for(case, changes, monkeypatch
                 "encoder.width": 64,
                 "encoder.depth": 2,
                 "encoder.patch_size": 2,
-                "penalty.at": "block1",
+                **penalty(at="block1"),
             },
             64,
         ),

@@ -52,6 +52,11 @@ def tiny_config(changes: Mapping[str, Any] | None = None) -> Config:
     return config
 
 
+def penalty(**keys: Any) -> dict[str, Any]:
+    """Returns changes of keys of the penalty."""
+    return {f"penalty.{name}": value for name, value in keys.items()}
+
+
 def image_arrays(
     seed: int, *, num_examples: int, num_classes: int = 3, channels: int = 3
 ) -> tuple[np.ndarray, np.ndarray]:
