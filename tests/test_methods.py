@@ -129,12 +129,11 @@ def test_the_loss_is_that_of_the_paper(name, x64):
     def outputs(variables, h):
         return method.heads.apply(variables, h, train=True, mutable=["batch_stats"])[0]
 
-    networks = (online, online, target, target)
-    views = (*h, *h)
-    made = [outputs(one, view) for one, view in zip(networks, views, strict=True)]
+    of_views = [(network, view) for network in (online, target) for view in h]
+    made = [outputs(network, view) for network, view in of_views]
     expected = [
-        outputs_oracle(name, jax.tree.map(np.asarray, one["params"]), view)
-        for one, view in zip(networks, views, strict=True)
+        outputs_oracle(name, jax.tree.map(np.asarray, network["params"]), view)
+        for network, view in of_views
     ]
     found = method.loss(*made, (), axis_name=None)
     assert found.shape == (8,)
@@ -215,13 +214,12 @@ def test_the_predictor_of_simsiam_keeps_its_rate():
     sizes = []
     for _ in range(20):
         updates, state = parts.optimizer.update(params, state, params)
-        sizes.append(jax.tree.map(lambda leaf: float(leaf[0, 0]), updates))
-    kept = [size["heads"]["predictor"]["kernel"] for size in sizes]
-    np.testing.assert_allclose(kept, kept[0], rtol=1e-6)
-    for part in (lambda size: size["encoder"], lambda size: size["heads"]["projector"]):
-        moving = np.array([part(size)["kernel"] for size in sizes])
-        rates = np.array([float(schedule(step)) for step in range(20)])
-        np.testing.assert_allclose(moving, kept[0] * rates / max(rates), rtol=1e-5)
+        sizes.append([float(leaf[0, 0]) for leaf in jax.tree.leaves(updates)])
+    encoder, predictor, projector = np.transpose(sizes)
+    np.testing.assert_allclose(predictor, predictor[0], rtol=1e-6)
+    rates = np.array([float(schedule(step)) for step in range(20)])
+    for moving in (encoder, projector):
+        np.testing.assert_allclose(moving, predictor * rates / max(rates), rtol=1e-5)
 
 
 COMMON = {

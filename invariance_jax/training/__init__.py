@@ -1,1 +1,1 @@
-"""Training: settings, draws, the pure step, and what runs and records it."""
+"""Training: the parts of a run, its draws, its pure step, and the map over devices."""

@@ -108,7 +108,9 @@ class Streamed:
             if number not in self._pending:
                 rows = self._rows(number).reshape(self._share)[own]
                 self._pending[number] = self._pictures.start(rows)
-        batch, waited = self._pending.pop(step).wait(lambda: not _is_ready(before))
+        leaves = jax.tree.leaves(before)  # ready when the devices have computed them
+        pending = self._pending.pop(step)
+        batch, waited = pending.wait(lambda: not all(one.is_ready() for one in leaves))
         self._waited += waited
         return batch
 
@@ -132,11 +134,6 @@ class Streamed:
 
 Batches = InMemory | Streamed
 """The rows of a training set, batch by batch."""
-
-
-def _is_ready(tree: PyTree) -> bool:
-    """Returns whether the devices have computed a tree."""
-    return all(leaf.is_ready() for leaf in jax.tree.leaves(tree))
 
 
 def make_sampler(*, num_examples: int, batch_size: int) -> Sampler:

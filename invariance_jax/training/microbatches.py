@@ -47,10 +47,8 @@ def make_gradient(
         inputs = params, moved, weight, _join(sides), target, memory
         (direct, cotangents), aux = outer(*inputs)
 
-        def add(
-            total: PyTree, part_and_cotangents: tuple[PyTree, PyTree]
-        ) -> tuple[PyTree, None]:
-            part, cotangents = part_and_cotangents
+        def add(total: PyTree, of_part: PyTree) -> tuple[PyTree, None]:
+            part, cotangents = of_part
             _, pull = jax.vjp(lambda p: objective.encode(p, stats, *part)[0], params)
             return jax.tree.map(jnp.add, total, *pull(cotangents)), None
 
