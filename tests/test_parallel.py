@@ -112,7 +112,7 @@ class Case:
 
 def assert_close(found, expected, tolerance):
     def check(a, b):
-        size = max(1e-3, float(np.abs(b).max()))
+        size = max(1e-4, float(np.abs(b).max()))
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * size)
 
     jax.tree.map(check, found, expected)
