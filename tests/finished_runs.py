@@ -169,6 +169,7 @@ def write_run(
     results |= {"summary": {}, "rows": rows}
     results["experiments"] = {name: {"seconds": 12.3} for name in each}
     results["command"] = f"python launch.py --mode=evaluate --workdir={path.name}"
+    results["environment"] = saved["environment"]
     (path / "results.json").write_text(json.dumps(results))
     for seed in range(seeds if drawn and not bare else 0):
         folder = path / f"seed_{seed}" if seeds > 1 else path

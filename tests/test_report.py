@@ -16,6 +16,7 @@ import pytest
 from finished_runs import CLASSES, EXPERIMENTS, Page, change, write_log, write_run
 from scipy import special
 
+from configs.results import keep
 from invariance_jax import report
 from invariance_jax.report import (
     aggregate,
@@ -29,6 +30,7 @@ from invariance_jax.report import (
 from invariance_jax.report.style import line_style, looks
 from invariance_jax.report.words import Words
 
+TRUE = {"experiment": "own", "metric": "m", "at": {}, "seed": 0, "value": True}
 HOSTILE = "<script>alert('x')<\u2215script> $a_{ & \"q\""
 AVERAGING = "Quality against the number of averaged views"
 
@@ -245,6 +247,17 @@ def test_comparison_has_main_numbers_and_paired_differences(several: Path) -> No
     assert {"differences.png", "views-2-a__run.png", "projection-2-a__run.png"} <= files
 
 
+def test_kept_results_are_compared_to_the_first(several: Path) -> None:
+    folder = several.parent.parent / "a"
+    rows = keep.rows_of(
+        ["plain", "penalty"], read.read_runs([folder / HOSTILE, folder / "_run"])
+    )
+    at = "MSE", "M = 1"
+    (row,) = [r for r in rows if (r["run"], r["metric"], r["at"]) == ("penalty", *at)]
+    numbers = [float(row[name]) for name in ("mean", "difference", "n", "seconds")]
+    assert numbers == [0.001, -0.001, 3, 45]
+
+
 def test_runs_on_different_splits_are_told_apart(tmp_path: Path) -> None:
     paths = [write_run(tmp_path / name, bare=True) for name in ("one", "other")]
     results = paths[1] / "results.json"
@@ -432,6 +445,11 @@ def test_damaged_lines_of_the_log_are_counted_and_named(tmp_path: Path) -> None:
         ("results.json", {"format": 2}, "has format 2, this version reads 3: use inv"),
         ("results.json", {"rows": {}}, "must have a list of rows, found {}"),
         ("results.json", {"rows": [{"at": {}}]}, "row 1 must have an experiment, a m"),
+        (
+            "results.json",
+            {"rows": [TRUE]},
+            "row 1 must have an experiment, a metric, a",
+        ),
         ("results.json", "[]", "results.json cannot be read: it holds no object"),
         ("config.json", "{", "config.json cannot be read: Expecting"),
         ("samples.npz", "torn", "samples.npz cannot be read: "),
@@ -452,6 +470,16 @@ def test_bad_work_directory_is_named_before_anything_is_written(
     with pytest.raises(ValueError, match=f"bad.*{re.escape(message)}") as info:
         report.run([good, bad], tmp_path / "out")
     assert "\n" not in str(info.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("file, part", [("results", "seeds"), ("config", "derived")])
+def test_a_part_that_every_run_writes_is_missed_by_name(
+    tmp_path: Path, file: str, part: str
+) -> None:
+    run = write_run(tmp_path / "run", bare=True)
+    change(run / f"{file}.json", lambda content: content.pop(part))
+    with pytest.raises(ValueError, match=rf"{file}\.json has no {part}"):
+        report.run([run], tmp_path / "out")
 
 
 def test_a_row_at_a_place_that_is_no_text_or_number_is_refused(tmp_path: Path) -> None:

@@ -142,6 +142,15 @@ def test_constant_features_leave_the_mean_of_the_targets():
     assert_array_equal(probe.bias, y[0])
 
 
+def test_tiny_features_do_not_underflow():
+    scale = np.float32(2.0**-80)  # Its square is no float32.
+    for shape in SHAPES.values():
+        h, y = make_data(*shape, np.float32)
+        plain, tiny = fit(h, y, 0.0), fit(h * scale, y, 0.0)
+        assert np.any(np.asarray(plain.kernel) != 0)
+        assert_allclose(tiny.kernel * scale, plain.kernel, rtol=1e-4)
+
+
 @shapes
 def test_scales_shifts_and_orders_change_the_probe_as_they_must(x64, shape):
     h, y = make_data(*shape)

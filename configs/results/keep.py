@@ -22,7 +22,7 @@ from invariance_jax.report.aggregate import (
     paired,
 )
 from invariance_jax.report.read import KEYS, SUMMARY, Run, read_runs
-from invariance_jax.report.words import Words
+from invariance_jax.report.words import Words, word
 
 COLUMNS = (
     "study run metric at mean standard_error difference low high n commit "
@@ -46,7 +46,7 @@ def rows_of(names: list[str], runs: list[Run]) -> list[Row]:
     facts = {run.name: _facts(run) for run in runs}
     words = Words(runs)
     return [
-        {"run": shown[row["run"]], "metric": words.word(row["metric"])}
+        {"run": shown[row["run"]], "metric": word(row["metric"])}
         | {"at": words.place({name: row[name] for name in ("target", *SUMMARY)})}
         | _text(row)
         | {"n": str(row["n"])}

@@ -221,9 +221,8 @@ def _facts(run: Run) -> Json:
     speed = log[log["name"] == "examples_per_second"]["value"].median()
     if pd.notna(speed):
         found["speed"] = f"{speed:,.0f} examples per second (median)"
-    seconds = log[log["name"] == "seconds"].groupby("seed")["value"].max().mean()
-    if pd.notna(seconds):
-        found["training time"] = f"{seconds:,.0f} s{' per seed' * (run.n > 1)}"
+    if pd.notna(run.seconds):
+        found["training time"] = f"{run.seconds:,.0f} s{' per seed' * (run.n > 1)}"
     for name, entry in run.results["experiments"].items():
         found[f"seconds of {name}"] = entry["seconds"]
     return found

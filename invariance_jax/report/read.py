@@ -57,6 +57,12 @@ class Run(NamedTuple):
         """The split that the numbers are of."""
         return str(self.settings["split"])
 
+    @property
+    def seconds(self) -> float:
+        """The seconds of training, the mean over the seeds."""
+        rows = self.log[self.log["name"] == "seconds"]
+        return float(rows.groupby("seed")["value"].max().mean())
+
 
 def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
     """Returns the runs of finished work directories, in the order given."""
@@ -106,13 +112,15 @@ def _read(path: epath.Path, name: str) -> Run:
     results = check_results(read_json(file), str(file), name)
     seeds = results["seeds"]
     folders = [path / f"seed_{seed}" for seed in seeds] if len(seeds) > 1 else [path]
+    saved = read_json(path / "config.json")
+    _check_parts(saved, ("derived", "environment", "command"), path / "config.json")
     logs = {folder / "metrics.jsonl": read_rows(folder) for folder in folders}
     bad = {str(file.relative_to(path)): len(one) for file, (_, one) in logs.items()}
     return Run(
         name,
         path,
         config=flatten(read_config(path)),
-        saved=read_json(path / "config.json"),
+        saved=saved,
         rows=results.pop("rows"),
         results=results,
         log=pd.concat([_long(f.parent.name, rows) for f, (rows, _) in logs.items()]),
@@ -133,6 +141,8 @@ def check_results(content: Json, where: str = "results", run: str = "") -> Json:
             f"{where} has format {content.get('format')!r}, this version reads "
             f"{FORMAT}: use invariance_jax {wrote}, or run --mode=evaluate again"
         )
+    parts = ("seeds", "settings", "experiments", "command")
+    _check_parts(content, parts, where)
     rows = content.get("rows")
     if not isinstance(rows, list):
         raise ValueError(f"{where} must have a list of rows, found {str(rows)[:80]}")
@@ -143,6 +153,12 @@ def check_results(content: Json, where: str = "results", run: str = "") -> Json:
     return {**content, "rows": frame.astype({"value": float, "seed": int})}
 
 
+def _check_parts(content: Json, names: Sequence[str], where: object) -> None:
+    missing = [name for name in names if name not in content]
+    if missing:
+        raise ValueError(f"{where} has no {', '.join(missing)}, which every run writes")
+
+
 def _row(row: Json, where: str) -> Json:
     match row:
         case {
@@ -151,7 +167,7 @@ def _row(row: Json, where: str) -> Json:
             "at": dict(at),
             "seed": int(),
             "value": int() | float() | None,
-        }:
+        } if bool not in (type(row["seed"]), type(row["value"])):
             pass
         case _:
             raise ValueError(

@@ -215,7 +215,7 @@ def _read_run(workdir: AnyPath) -> tuple[Config, Json]:
     try:
         return from_dict(content["config"]), dict(content["jax"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from error
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _git_commit() -> str | None:

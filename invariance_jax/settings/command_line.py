@@ -55,7 +55,7 @@ def _keywords(text: str) -> Any:
     """Returns `width=20, act='gelu'` as a dictionary; what is none as it is."""
     if text.strip().startswith("{"):
         return _literal(text)
-    with contextlib.suppress(SyntaxError, ValueError):
+    with contextlib.suppress(SyntaxError, TypeError, ValueError):
         call = ast.parse(f"_({text})", mode="eval").body
         if isinstance(call, ast.Call) and not call.args:
             return {one.arg: ast.literal_eval(one.value) for one in call.keywords}
