@@ -595,6 +595,8 @@ def test_principal_components_are_those_of_the_covariance():
     # One feature, or features that are all the same, have no second component.
     points, shares = samples.principal_components(h[:, :1])
     assert points.shape == (50, 2) and shares.tolist() == [1, 0]
+    points, shares = samples.principal_components(h[:1])
+    assert points.shape == (1, 2) and shares.tolist() == [0, 0]
     assert samples.principal_components(np.ones((5, 3)))[1].tolist() == [0, 0]
 
 

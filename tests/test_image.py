@@ -201,6 +201,8 @@ def test_an_own_operation_stands_before_the_normalization():
     assert_close(show(transformation, x, view), expected)
     with pytest.raises(ValueError, match="differentiate is .*'hue'.*: gamma"):
         make({**bare, "differentiate": ("gamma", "hue")}, more=[own])
+    with pytest.raises(ValueError, match="differentiate is .*None"):
+        make({**bare, "differentiate": ("gamma", None)}, more=[own])
 
 
 @pytest.mark.parametrize("pair", [(1.0, 0.5), (0.5,), (0.0, np.inf)])

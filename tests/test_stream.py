@@ -544,3 +544,6 @@ def test_labels_are_kept_only_if_all_could_be_read(folder, tmp_path, monkeypatch
     np.savez(kept, labels=expected[::-1])  # of records that were replaced
     os.utime(kept, (0, 0))
     np.testing.assert_array_equal(opened(tmp_path).labels, expected)
+    next(path.glob("*train*record*")).unlink()
+    with pytest.raises(ValueError, match="cannot be read as a file of records"):
+        opened(tmp_path).load(np.arange(1))

@@ -147,6 +147,8 @@ def check_same(
 ) -> None:
     """Refuses a peer that differs from ours by more than a share of its largest."""
     one, other = np.asarray(found), np.asarray(expected)
+    assert np.isfinite(other).all(), f"{what} of ours: {other}"
+    assert one.shape == other.shape, f"{what} of the peer: {one.shape}, {other.shape}"
     atol = tolerance * np.abs(other).max()
     np.testing.assert_allclose(one, other, 0, atol, err_msg=f"{what} of the peer")
 

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import math
 import os
+import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,7 +86,8 @@ def load_arrays(
     """Returns the images and labels of a split; decodes once per process.
 
     The validation split is a fixed random part of the training split, the same for
-    every seed: see `subsets.hold_out`.
+    every seed: see `subsets.hold_out`. Labels are kept beside the records where that is
+    allowed, since reading them takes as long as decoding.
 
     Args:
       name: one of `NAMES`, which is prepared if it is not yet, or a prepared set.
@@ -257,13 +259,14 @@ def _are_of_other_records(
 ) -> bool:
     """Returns whether records came after the labels that stand beside them."""
     read = (found.path / f"{split}.npz").stat().st_mtime
-    newest = max((shard.path.stat().st_mtime for shard in shards), default=0.0)
+    there = [shard.path for shard in shards if shard.path.exists()]
+    newest = max((path.stat().st_mtime for path in there), default=0.0)
     return len(labels) != _size(shards) or newest > read
 
 
 def _keep(path: Path, labels: np.ndarray) -> None:
     """Writes the labels beside the records, where that is allowed."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
+    temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp.npz")
     with contextlib.suppress(OSError):
         np.savez(temporary, labels=labels)
         temporary.replace(path)

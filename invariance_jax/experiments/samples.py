@@ -81,15 +81,15 @@ def _projection(context: Context) -> dict[str, np.ndarray]:
 
 def principal_components(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns two principal components, `[N, 2]`, and their shares of the variance."""
-    # A column more, so that there are two components of one feature too.
-    centred = np.pad(h - h.mean(axis=0), ((0, 0), (0, 1)))
+    # One more of both, so that there are two components of one feature or example too.
+    centred = np.pad(h - h.mean(axis=0), ((0, 1), (0, 1)))
     left, scale, right = np.linalg.svd(centred, full_matrices=False)
     # The sign of a component is free: its largest loading is positive.
     largest = np.take_along_axis(right, np.abs(right).argmax(axis=1)[:, None], axis=1)
     points = left * scale * np.where(largest[:, 0] < 0, -1, 1)
     total = np.square(scale).sum()
     shares = np.square(scale) / total if total > 0 else np.zeros_like(scale)
-    return points[:, :2], shares[:2]
+    return points[: len(h), :2], shares[:2]
 
 
 def _neighbors(context: Context) -> dict[str, np.ndarray]:

@@ -123,7 +123,7 @@ def compose(
     free = [one for one in random if one.name in differentiate]
     if len({*names}) < len(names):
         raise ValueError(f"names of operations must differ; found {names}.")
-    if sorted(one.name for one in free) != sorted(differentiate):
+    if sorted(one.name for one in free) != sorted(map(str, differentiate)):
         known = ", ".join(one.name for one in random) or "none"
         raise ValueError(
             f"differentiate is {tuple(differentiate)}; expected, each once, some of "
