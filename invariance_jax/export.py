@@ -18,6 +18,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from invariance_jax.evaluate import load_parts
 from invariance_jax.models import weights
@@ -63,10 +64,7 @@ def state_dict(parts: Parts, variables: Variables) -> dict[str, np.ndarray]:
     name = parts.settings.encoder.name
     if name in RESNETS:
         return weights.to_torch_state_dict(variables)
-    leaves = jax.tree_util.tree_flatten_with_path(variables)[0]
-    arrays = {
-        tuple(str(key.key) for key in path): np.asarray(leaf) for path, leaf in leaves
-    }
+    arrays = jax.tree.map(np.asarray, flatten_dict(variables))
     if name != "mlp":
         return {".".join(path): array for path, array in arrays.items()}
     return _mlp(arrays, parts)
