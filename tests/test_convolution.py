@@ -188,3 +188,9 @@ def test_parameters_and_values_are_those_of_flax():
 def test_shapes_that_do_not_fit_are_refused(shape):
     with pytest.raises(ValueError, match=r"x has shape .* kernel \(3, 3, 3, 5\)"):
         convolve(jnp.zeros(shape), jnp.zeros((3, 3, 3, 5)), strides=1)
+
+
+@pytest.mark.parametrize("size", [(3, 5), (2, 2)])
+def test_kernels_that_are_not_square_or_even_are_refused(size):
+    with pytest.raises(ValueError, match=r"expected .* of an odd size"):
+        convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros((*size, 3, 5)), strides=1)

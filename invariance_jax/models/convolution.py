@@ -66,10 +66,11 @@ def convolve(x: Array, kernel: Array, *, strides: int) -> Array:
     Of x `[B, H, W, C]` with a kernel `[size, size, C, D]` of an odd size and the same
     dtype: `[B, H / strides, W / strides, D]`, rounded up.
     """
-    if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2]:
+    fits = x.ndim == kernel.ndim == 4 and x.shape[-1] == kernel.shape[2]
+    if not fits or kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0:
         raise ValueError(
             f"x has shape {x.shape} and kernel {kernel.shape}; expected [B, H, W, C] "
-            "and [size, size, C, D]."
+            "and [size, size, C, D], of an odd size."
         )
     geometry = Geometry(x.shape[1:3], len(kernel), strides)
     return _bind("output", {"image": x, "kernel": kernel}, geometry)
