@@ -38,7 +38,7 @@ def time_decode(options: Options, *, count: int = 128) -> Iterator[Row]:
         ThreadPoolExecutor(workers) as threads,
     ):
         records = _write(Path(folder), count)
-        store = Store(records, 3, _SIZE, (_SIZE, _SIZE), 0, workers)
+        store = Store(records, 3, (_SIZE, _SIZE), 0, workers, squashed=True)
         contents = [records.read(index) for index in range(count)]
 
         def with_pillow() -> np.ndarray:

@@ -86,8 +86,8 @@ def load_arrays(
     """Returns the images and labels of a split; decodes once per process.
 
     The validation split is a fixed random part of the training split, the same for
-    every seed: see `subsets.hold_out`. Labels are kept beside the records where that is
-    allowed, since reading them takes as long as decoding.
+    every seed: see `subsets.hold_out`. Labels are read first, and kept beside the
+    records where that is allowed.
 
     Args:
       name: one of `NAMES`, which is prepared if it is not yet, or a prepared set.
@@ -249,8 +249,8 @@ def _pictures(
             if whole:
                 _keep(found.path / f"{split}.npz", labels)
     height, width, channels = found.image_shape
-    shape = (size, size) if size else (height, width)
-    store = Store(records, channels, size, shape, max_corrupt, threads)
+    shape, squashed = (size or height, size or width), size is not None
+    store = Store(records, channels, shape, max_corrupt, threads, squashed)
     return Pictures(store, np.arange(len(records)))
 
 

@@ -368,7 +368,7 @@ def _describe(
     """Writes what TFDS and `describe` read of a set."""
     train, most = found["train"], min(len(found["train"]), records.SAMPLED) // 2
     side = records.SAMPLED_SIDE
-    store = Store(train, 3, side, (side, side), most, cores())
+    store = Store(train, 3, (side, side), most, cores(), squashed=True)
     moments = records.sampled_moments(Pictures(store, np.arange(len(train))))
     info = tfds.core.DatasetInfo(
         builder=dataset_info.DatasetIdentity(

@@ -190,10 +190,10 @@ class Store:
 
     records: Records
     channels: int  # 1 or 3
-    size: int | None  # S that images are squashed to; None: they have one size
     shape: tuple[int, int]  # (H, W) of what is decoded
     max_corrupt: int  # records that may be replaced
     threads: int
+    squashed: bool  # whether images of many sizes are, into a square of that shape
     # Number of a record -> why it is replaced.
     corrupt: dict[int, str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -218,7 +218,7 @@ class Store:
         )
         jobs = [pool.submit(functools.partial(decode_some, part)) for part in parts]
         batch: Loaded = pixels.reshape(*numbers.shape, *pixels.shape[1:])
-        if self.size is not None:
+        if self.squashed:
             batch = Squashed(batch, sizes.reshape(*numbers.shape, 2))
         return Pending(jobs, batch, pool)
 
@@ -244,7 +244,8 @@ class Store:
         from invariance_jax.data.decoding import decode
 
         try:
-            pixels, shape = decode(content, channels=self.channels, size=self.size)
+            size = self.shape[0] if self.squashed else None
+            pixels, shape = decode(content, channels=self.channels, size=size)
         except MemoryError:
             raise
         except Exception as error:  # each format of Pillow raises its own
