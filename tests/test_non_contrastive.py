@@ -122,7 +122,7 @@ def test_replicas_give_the_joined_loss_and_gradient(
     gradients, found = mapping(step, replicas, (None, 0, 0))(weight, *split)
     np.testing.assert_allclose(found.reshape(-1), joined, rtol=1e-9)
     for gradient in gradients:
-        np.testing.assert_allclose(gradient, expected, rtol=1e-8, atol=1e-12)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_equal_standardized_views_have_no_diagonal_term(x64):
