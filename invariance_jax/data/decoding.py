@@ -1,8 +1,8 @@
-"""An image file as pixels: any format, mode and size, the same bits on every machine.
+"""Decoding of image files of any format, mode and size, the same bits on every machine.
 
-JPEG is decoded by simplejpeg where it is installed, which is faster, and otherwise by
-Pillow; both by libjpeg-turbo, to the same pixels. What simplejpeg does not take as it
-is (CMYK, an orientation, a damaged file) goes to Pillow, which decides.
+A JPEG file is decoded by simplejpeg if it is installed, which is faster, and otherwise
+by Pillow. Both use libjpeg-turbo and give the same pixels. Pillow also decodes the JPEG
+files that simplejpeg does not handle: CMYK, with an orientation, damaged.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ with contextlib.suppress(ImportError):
     simplejpeg = importlib.import_module("simplejpeg")
 
 GREY_MODES = {"1", "L", "LA"}
-"""Those of Pillow without colour."""
+"""Pillow's modes without colour."""
 
 _FACTORS = (8, 4, 2)
-"""By which both decoders reduce a JPEG while they decode it."""
+"""Factors by which both decoders can reduce a JPEG while they decode it."""
 
 _TURNS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -33,7 +33,7 @@ _TURNS: dict[object, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What an EXIF orientation asks for."""
+"""EXIF orientation -> the transposition that makes the image upright."""
 
 
 def decode(
@@ -41,28 +41,30 @@ def decode(
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Returns the pixels of an image file, upright, and its height and width.
 
-    Pixels are uint8 `[H, W, channels]`, of 1 or 3 channels; what is transparent shows
-    white, 16 bits are cut to 8. With a size S the whole image is squashed into `[S, S,
-    channels]`, with antialiasing (a JPEG is first reduced by 2, 4 or 8 while it stays
-    larger). A file that cannot be decoded raises whatever Pillow or NumPy does.
+    Pixels are uint8 `[H, W, channels]`, with 1 or 3 channels. Transparent pixels are
+    put on white, 16 bits are cut to 8. If size is S, the whole image is squashed to
+    `[S, S, channels]` with antialiasing, and a JPEG is first reduced by 2, 4 or 8 if
+    both sides stay at least S. The height and width are those before squashing. A file
+    that cannot be decoded raises the error of Pillow or NumPy.
     """
-    image = _fast(content, size) if channels == 3 else None
-    if image is None:
-        image = _upright(io.BytesIO(content), "L" if channels == 1 else "RGB", size)
-    pixels, shape = image
-    if size is not None and pixels.size != (size, size):
-        pixels = pixels.resize((size, size), Image.Resampling.BILINEAR)
-    array = np.asarray(pixels)
-    return array.reshape(*array.shape[:2], channels), shape
+    decoded = _decode_with_simplejpeg(content, size) if channels == 3 else None
+    if decoded is None:
+        mode = "L" if channels == 1 else "RGB"
+        decoded = _decode_with_pillow(io.BytesIO(content), mode, size)
+    image, shape = decoded
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image)
+    return pixels.reshape(*pixels.shape[:2], channels), shape
 
 
-def _fast(
+def _decode_with_simplejpeg(
     content: bytes, size: int | None
 ) -> tuple[Image.Image, tuple[int, int]] | None:
-    """Returns a plain colour or grey JPEG, decoded by simplejpeg; None of others."""
+    """Returns a JPEG image and its height and width; None if Pillow must decode it."""
     if simplejpeg is None or content[:2] != b"\xff\xd8":
         return None
-    if b"Exif\0" in content or b"tiff:Orientation" in content:  # wherever it stands
+    if b"Exif\0" in content or b"tiff:Orientation" in content:  # anywhere in the file
         return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
@@ -82,41 +84,41 @@ def _fast(
 
 
 def _factor(shape: tuple[int, int], size: int | None) -> int:
-    """Returns by how much a JPEG may be reduced without losing what is needed."""
+    """Returns the largest factor that keeps both sides of a JPEG at least size."""
     if size is None:
         return 1
     return next((f for f in _FACTORS if min(shape) // f >= size), 1)
 
 
-def _upright(
+def _decode_with_pillow(
     file: BinaryIO, mode: str, size: int | None
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Returns the image that Pillow reads, in a mode, and its size."""
+    """Returns an upright image in the given mode, and its height and width."""
     with Image.open(file) as image:
         shape = image.height, image.width
         if image.format == "JPEG" and image.mode != "CMYK":
             factor = _factor(shape, size)
             image.draft(None, (image.width // factor, image.height // factor))
-        turned = turn(image, _eight_bits(image).convert(mode))
-    return turned, shape if turned.size[0] == image.width else shape[::-1]
+        upright = turn(image, _eight_bits(image).convert(mode))
+    return upright, shape if upright.size[0] == image.width else shape[::-1]
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Returns an image whose modes Pillow converts without loss of meaning."""
+    """Returns an image with 8 bits a channel and its transparent pixels on white."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode[0] in "IF":
         raise ValueError(f"its mode {image.mode} has more than 8 bits")
     if not image.has_transparency_data:
         return image
-    pixels = image.convert("RGBA")
-    white = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, pixels)
+    foreground = image.convert("RGBA")
+    white = Image.new("RGBA", foreground.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, foreground)
 
 
 def turn(file: Image.Image, image: Image.Image) -> Image.Image:
-    """Returns an image as the EXIF orientation of its file wants it."""
-    # What else stands in the EXIF may be damaged.
+    """Returns the image turned upright, by the EXIF orientation of its file."""
+    # Without an orientation, or with damaged EXIF data, the image stays as it is.
     with contextlib.suppress(Exception):
         orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
         return image.transpose(_TURNS[orientation])

@@ -1,4 +1,4 @@
-"""Folders of image files as arrays: which files, and how each is read."""
+"""Reads folders of image files into arrays."""
 
 import os
 from collections.abc import Iterator
@@ -19,42 +19,42 @@ def read(
 ) -> tuple[Split, Split, list[str] | None]:
     """Returns the training split, the test split and the names of the classes.
 
-    See `preparation.prepare_folder`. The images are in a fixed random order; without
-    class folders there are neither labels nor names.
+    See `preparation.prepare_folder`. The images are in a fixed random order. Without
+    class folders, labels and class names are None.
     """
     if image_size is not None:
         image_size = check_integer("image_size", image_size, least=1)
     names = checks.class_names(_class_names(train))
-    if test is not None and names != (others := _class_names(test)):
+    if test is not None and names != (test_names := _class_names(test)):
         raise ValueError(
             f"train and test must have the same class folders; only one of {train} and "
-            f"{test} has {min({*names} ^ {*others})!r}."
+            f"{test} has {min({*names} ^ {*test_names})!r}."
         )
-    files, labels = _list(train, names)
+    files, labels = _list_files(train, names)
     if test is None:
-        count = -(-len(files) // 10)
-        files, labels = files[count:] + files[:count], np.roll(labels, -count)
+        num_test = -(-len(files) // 10)
+        files, labels = files[num_test:] + files[:num_test], np.roll(labels, -num_test)
     else:
-        test_files, test_labels = _list(test, names)
+        test_files, test_labels = _list_files(test, names)
         files, labels = files + test_files, np.append(labels, test_labels)
-        count = len(test_files)
-    images, cut = _read_images(files, image_size), len(files) - count
-    first, second = (
+        num_test = len(test_files)
+    images, num_train = _read_images(files, image_size), len(files) - num_test
+    train_split, test_split = (
         Split(images[part], labels[part] if names else None)
-        for part in (slice(cut), slice(cut, None))
+        for part in (slice(num_train), slice(num_train, None))
     )
-    return first, second, names or None
+    return train_split, test_split, names or None
 
 
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
+def _visible_entries(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         visible = (entry for entry in entries if not entry.name.startswith("."))
         return sorted(visible, key=lambda entry: entry.name)
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
-    """Yields the files of a folder and of those within it, in order."""
-    for entry in _visible(folder):
+    """Yields the visible files of a folder and its subfolders, sorted by name."""
+    for entry in _visible_entries(folder):
         if entry.is_dir():
             yield from visible_files(Path(entry))
         else:
@@ -63,19 +63,19 @@ def visible_files(folder: Path) -> Iterator[Path]:
 
 def _class_names(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; expected one of images.")
-    return [entry.name for entry in _visible(folder) if entry.is_dir()]
+        raise ValueError(f"{folder} is not a folder; expected a folder of images.")
+    return [entry.name for entry in _visible_entries(folder) if entry.is_dir()]
 
 
-def _list(folder: Path, names: list[str]) -> tuple[list[Path], np.ndarray]:
-    """Returns the files of a folder and the numbers of their classes."""
+def _list_files(folder: Path, names: list[str]) -> tuple[list[Path], np.ndarray]:
+    """Returns the files of a folder, in a fixed random order, and their labels."""
     folders = [folder / name for name in names] or [folder]
-    classes = [[*visible_files(each)] for each in folders]
-    if [] in classes:
-        raise ValueError(f"{folders[classes.index([])]} has no images.")
-    files = [file for files in classes for file in files]
-    labels = np.repeat(np.arange(len(classes)), [*map(len, classes)])
-    # A run that uses the first examples only must not meet the first class only.
+    class_files = [[*visible_files(class_folder)] for class_folder in folders]
+    if [] in class_files:
+        raise ValueError(f"{folders[class_files.index([])]} has no images.")
+    files = [file for files in class_files for file in files]
+    labels = np.repeat(np.arange(len(class_files)), [*map(len, class_files)])
+    # Shuffled, because a run may use the first examples only: they must mix classes.
     order = np.random.RandomState(0).permutation(len(files))
     return [files[index] for index in order], labels[order]
 
@@ -85,8 +85,8 @@ def _read_images(files: list[Path], image_size: int | None) -> np.ndarray:
     height = width = image_size or 0
     if image_size is None:
         width, height = _read_image(files[0], None).size
-    what = f"{len(files)} images of {height} x {width} pixels"
-    checks.memory(what, len(files) * height * width * 3)
+    description = f"{len(files)} images of {height} x {width} pixels"
+    checks.memory(description, len(files) * height * width * 3)
     images = np.empty((len(files), height, width, 3), np.uint8)
     is_grey = np.empty(len(files), bool)
 
@@ -109,9 +109,12 @@ def _read_images(files: list[Path], image_size: int | None) -> np.ndarray:
 
 
 def _read_image(path: Path, image_size: int | None) -> Image.Image:
-    """Returns an upright image in the mode L or RGB, scaled and cut to a square."""
+    """Returns an upright image in the mode L or RGB.
+
+    With image_size, the image is scaled and cropped to a square of this side.
+    """
     try:
-        # By its name Pillow would map a plain TIFF and turn it wrongly.
+        # Opened by path, Pillow memory-maps an uncompressed TIFF and turns it wrongly.
         with path.open("rb") as content, Image.open(content) as file:
             if file.mode[0] in "IF":
                 raise ValueError(f"its mode {file.mode} has more than 8 bits")
@@ -123,9 +126,9 @@ def _read_image(path: Path, image_size: int | None) -> Image.Image:
         if image_size is not None:
             size = (image_size, image_size)
             image = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
-    except Exception as error:  # each format of Pillow raises its own
+    except Exception as error:  # each format of Pillow raises its own errors
         raise ValueError(
-            f"{path} is not an image that can be read ({checks.reason(error)}); mend "
+            f"{path} is not an image that can be read ({checks.reason(error)}); repair "
             "or remove it."
         ) from error
     return image

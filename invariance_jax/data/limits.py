@@ -1,4 +1,4 @@
-"""What is checked before anything is allocated or written."""
+"""Checks before memory is allocated or files are written; errors in one line."""
 
 import os
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from pathlib import Path
 PROCESS_GROUPS = Path("/proc/self/cgroup")
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _LIMITS = {"": "memory.max", "memory": "memory.limit_in_bytes"}
-"""The file of a limit, by the controllers that a line of PROCESS_GROUPS names."""
+"""Controllers in a line of PROCESS_GROUPS -> file that has the memory limit."""
 
 
 def machine_memory() -> int:
-    """Returns the bytes of memory that this process may take.
+    """Returns the bytes of memory that this process may use.
 
-    That is the memory of the machine, or less where Linux limits a container or a job
-    of a cluster (control groups, version 1 or 2).
+    This is the memory of the machine, or less if Linux limits the memory of a container
+    or a cluster job (control groups, version 1 or 2).
     """
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     own = PROCESS_GROUPS.read_text() if PROCESS_GROUPS.exists() else ""
@@ -23,25 +23,29 @@ def machine_memory() -> int:
         if controllers in ("", "memory"):
             root, file = CONTROL_GROUPS / controllers, _LIMITS[controllers]
             folder = root / group.strip("/")
-            for place in (folder, *folder.parents):
-                limit = place / file
-                text = limit.read_text().strip() if limit.exists() else "max"
+            for ancestor in (folder, *folder.parents):
+                path = ancestor / file
+                text = path.read_text().strip() if path.exists() else "max"
                 sizes.append(int(text) if text != "max" else sizes[0])
     return min(sizes)
 
 
 def memory(what: str, num_bytes: int) -> None:
-    """Refuses arrays of which the memory of this machine does not hold two copies."""
-    there = machine_memory()
-    if 2 * num_bytes > there:
+    """Raises ValueError unless two copies of arrays of num_bytes fit into memory."""
+    available = machine_memory()
+    if 2 * num_bytes > available:
         raise ValueError(
             f"{what} take {num_bytes / 1e9:.3g} GB, more than half of the "
-            f"{there / 1e9:.3g} GB of memory of this machine; take fewer or smaller."
+            f"{available / 1e9:.3g} GB of memory of this machine; use fewer or smaller "
+            "ones."
         )
 
 
 def class_names(names: Sequence[str]) -> list[str]:
-    """Refuses names that would not come back: TFDS keeps them as lines of text."""
+    """Returns the class names; raises ValueError unless each is one line of text.
+
+    TFDS stores class names as lines and would change other names.
+    """
     for name in names:
         text = name if isinstance(name, str) else ""
         if text.encode("utf-8", "replace").decode().strip().splitlines() != [name]:
@@ -55,5 +59,5 @@ def class_names(names: Sequence[str]) -> list[str]:
 
 
 def reason(error: Exception) -> str:
-    """Returns a library's message in one line."""
+    """Returns the message of an error in one line, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
