@@ -1,9 +1,9 @@
-"""A TFDS set of images of one size as arrays, without TensorFlow.
+"""Opens a prepared TFDS set of images, as arrays or as `Pictures`, without TensorFlow.
 
-The sets of `sets.NAMES` are downloaded and prepared on first use; a user's own images
-become a set by `prepare_arrays` or `prepare_folder`. Every other TFDS set with an
-`image` of one size is read once it has been prepared in the format array_record, which
-takes TensorFlow that one time; without a `label` it is a set without labels.
+The sets of `sets.NAMES` are downloaded and prepared on first use. `prepare_arrays` and
+`prepare_folder` make a set of a user's own images. Any other TFDS set with a feature
+`image` can be read after it was prepared in the format array_record, which needs
+TensorFlow once. A set without a feature `label` has no labels.
 """
 
 import contextlib
@@ -39,8 +39,8 @@ from invariance_jax.data.streams import (
 from invariance_jax.data.subsets import hold_out
 from invariance_jax.data.targets import SPLITS
 
-_FEW_BYTES = 2**32
-"""Of sets with more bytes, or of several sizes, some squashed images give moments."""
+_MAX_BYTES_FOR_EXACT_MOMENTS = 2**32
+"""Larger sets, and sets of several image sizes, get moments of a random sample."""
 
 
 def describe(
@@ -48,32 +48,37 @@ def describe(
 ) -> Description:
     """Returns the sizes, classes and pixel moments of a set; downloads nothing.
 
-    Of a prepared set its files tell them, of one of `NAMES` that is not prepared yet
-    `known`. The moments are the paper's for CIFAR and otherwise those of all pixels of
-    the training split; one channel stands for three equal ones.
+    Reads the files of a prepared set; for one of `NAMES` that is not prepared yet,
+    returns `known`. The moments are the paper's for CIFAR, and otherwise those of the
+    training split: of all pixels, or of a fixed random sample of squashed images if the
+    set is large, has several image sizes or was prepared from image files of any size.
+    A single channel counts as three equal ones.
 
     Args:
       name: a prepared set, or one of `NAMES`.
-      data_dir: folder of the prepared sets; that of TFDS if None: `TFDS_DATA_DIR` or
+      data_dir: folder of the prepared sets; None: TFDS's default, `TFDS_DATA_DIR` or
         `~/tensorflow_datasets`.
 
     Returns:
       The `Description`.
 
     Raises:
-      ValueError: if there is no such set, it has no `image` of one size, a `label` that
-        is no class, or cannot be read.
+      ValueError: if the set does not exist or cannot be read, a split is missing, it
+        has no uint8 `image` of 1 or 3 channels, or its `label` is not a class.
     """
     root = folder_of_sets(data_dir)
-    fixed = known(name)
-    if fixed and find(root, name) is None:
-        return fixed
-    found = _open(name, root)
-    fixed = known(found.name)
-    mean, std = (fixed.mean, fixed.std) if fixed else found.moments or _moments(found)
-    classes = found.class_names
-    sizes = len(classes) or None, _size(found.train), _size(found.test)
-    return Description(name, found.image_shape, *sizes, mean, std, classes)
+    known_set = known(name)
+    if known_set and find(root, name) is None:
+        return known_set
+    image_set = _open_set(name, root)
+    known_set = known(image_set.name)
+    if known_set:
+        mean, std = known_set.mean, known_set.std
+    else:
+        mean, std = image_set.moments or _moments(image_set)
+    classes, shape = image_set.class_names, image_set.image_shape
+    counts = _num_records(image_set.train), _num_records(image_set.test)
+    return Description(name, shape, len(classes) or None, *counts, mean, std, classes)
 
 
 def load_arrays(
@@ -86,13 +91,13 @@ def load_arrays(
     """Returns the images and labels of a split; decodes once per process.
 
     The validation split is a fixed random part of the training split, the same for
-    every seed: see `subsets.hold_out`. Labels are read first, and kept beside the
-    records where that is allowed.
+    every seed: see `subsets.hold_out`. Labels are read first, and stored beside the
+    records if their folder is writable.
 
     Args:
       name: one of `NAMES`, which is prepared if it is not yet, or a prepared set.
       split: one of `SPLITS`.
-      data_dir: folder of the prepared sets; that of TFDS if None.
+      data_dir: folder of the prepared sets; TFDS's default if None.
       validation_examples: number of training examples that are held out.
 
     Returns:
@@ -101,49 +106,51 @@ def load_arrays(
 
     Raises:
       ValueError: as `describe`; if a set cannot be downloaded, the split is unknown,
-        validation_examples is not less than the training examples, the memory does not
-        hold them, or a record is corrupt (named).
+        images have several sizes or do not fit into memory, validation_examples is not
+        less than the training examples, or a record is corrupt (named).
       OSError: if a set cannot be written.
     """
-    found, disk, rows = _opened(name, split, data_dir, validation_examples, None)
-    chosen = _decoded(found, disk)[rows]
-    images = chosen.all()
+    image_set, stored_split, rows = _open_split(
+        name, split, data_dir, validation_examples, None
+    )
+    pictures = _decoded(image_set, stored_split)[rows]
+    images = pictures.all()
     assert isinstance(images, np.ndarray)
-    return images, chosen.labels
+    return images, pictures.labels
 
 
-def _opened(
+def _open_split(
     name: str,
     split: str,
     data_dir: str | os.PathLike[str] | None,
     validation_examples: int,
     size: int | None,
-) -> "tuple[_Set, str, np.ndarray | slice]":
-    """Returns a set, prepared if need be, which of its splits is meant, and its rows.
+) -> "tuple[_ImageSet, str, np.ndarray | slice]":
+    """Returns a set, which is prepared if needed, and the stored split and its rows.
 
-    Of the set the validation split is a part of train.
+    The rows of the validation split belong to the stored split "train".
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}; found {split!r}.")
     root = folder_of_sets(data_dir)
     if name in NAMES:
         prepare(name, data_dir=root)
-    found = _open(name, root)
-    if size is None and 0 in found.image_shape:
+    image_set = _open_set(name, root)
+    if size is None and 0 in image_set.image_shape:
         raise ValueError(
             f"the images of {name} have several sizes; expected images of one size, or "
             "data.store_size, the side of a square that each is squashed to."
         )
     train, validation = hold_out(
-        _size(found.train), validation_examples=validation_examples
+        _num_records(image_set.train), validation_examples=validation_examples
     )
     if split == "test":
-        return found, "test", slice(None)
-    return found, "train", train if split == "train" else validation
+        return image_set, "test", slice(None)
+    return image_set, "train", train if split == "train" else validation
 
 
-class _Set(NamedTuple):
-    """What the files of a prepared set tell; without labels there are no names."""
+class _ImageSet(NamedTuple):
+    """The files of a prepared set and their features; no class names without labels."""
 
     path: Path
     name: str
@@ -153,42 +160,43 @@ class _Set(NamedTuple):
     test: tuple[Shard, ...]
     moments: tuple[Color, Color] | None
 
-    def side(self, split: str) -> dict[str, np.ndarray]:
-        """Returns what stands beside the records of a split: labels, an index."""
+    def stored_arrays(self, split: str) -> dict[str, np.ndarray]:
+        """Returns the arrays stored beside the records of a split: labels, an index."""
         path = self.path / f"{split}.npz"
         if not path.exists():
             return {}
         try:
             with np.load(path, allow_pickle=False) as archive:
                 return dict(archive)
-        except Exception as error:  # of NumPy and zipfile
+        except Exception as error:  # NumPy and zipfile each raise their own errors
             raise ValueError(
                 f"{path} cannot be read ({checks.reason(error)}); remove the set and "
                 "prepare it again."
             ) from error
 
 
-def _size(shards: tuple[Shard, ...]) -> int:
+def _num_records(shards: tuple[Shard, ...]) -> int:
     return sum(shard.size for shard in shards)
 
 
-def _decoded(found: _Set, split: str) -> Pictures:
-    """Returns all images of a split, in memory; they have one size."""
-    title = f"Decoding {found.name} {split}"
-    return _pictures(found, split, None, 0, cores()).in_memory(title)
+def _decoded(image_set: _ImageSet, split: str) -> Pictures:
+    """Returns all images of a split, in memory; they must have one size."""
+    title = f"Decoding {image_set.name} {split}"
+    return _pictures(image_set, split, None, 0, cores()).in_memory(title)
 
 
 @functools.lru_cache(maxsize=8)
-def _moments(found: _Set) -> tuple[Color, Color]:
+def _moments(image_set: _ImageSet) -> tuple[Color, Color]:
     from invariance_jax.data import records
 
-    size = _size(found.train)
-    if 0 < size * math.prod(found.image_shape) <= _FEW_BYTES:
-        images = _decoded(found, "train").all()
+    count = _num_records(image_set.train)
+    num_bytes = count * math.prod(image_set.image_shape)
+    if 0 < num_bytes <= _MAX_BYTES_FOR_EXACT_MOMENTS:
+        images = _decoded(image_set, "train").all()
         assert isinstance(images, np.ndarray)
         return records.moments(images)
     return records.sampled_moments(
-        _pictures(found, "train", records.SAMPLED_SIDE, size, cores())
+        _pictures(image_set, "train", records.SAMPLED_SIDE, count, cores())
     )
 
 
@@ -202,101 +210,107 @@ def open_pictures(
     max_corrupt: int = 0,
     threads: int | None = None,
 ) -> Pictures:
-    """Returns the images of a split, to be decoded when they are asked for.
+    """Returns the images of a split, which are decoded on demand.
 
     Args:
       name: see `load_arrays`.
       split: see `load_arrays`.
       data_dir: see `load_arrays`.
       validation_examples: see `load_arrays`.
-      size: S, of a square that each image is squashed to; None: they have one size.
-      max_corrupt: records that may be replaced by the next one of their class.
-      threads: that decode; None: as many as there are cores.
+      size: S, each image is squashed to S x S; None: the images must have one size.
+      max_corrupt: number of corrupt records that may each be replaced by the next
+        record of the same class.
+      threads: number of decoding threads; None: the number of cores.
 
     Returns:
       `Pictures`, in the order of the records, with labels.
 
     Raises:
-      ValueError: as `load_arrays`, but the memory need not hold them; if images have
-        several sizes and size is None.
+      ValueError: as `load_arrays`, but the images need not fit into memory, and they
+        may have several sizes if size is given.
       OSError: if a set cannot be written.
     """
-    found, disk, rows = _opened(name, split, data_dir, validation_examples, size)
-    return _pictures(found, disk, size, max_corrupt, threads or cores())[rows]
+    image_set, stored_split, rows = _open_split(
+        name, split, data_dir, validation_examples, size
+    )
+    threads = threads or cores()
+    return _pictures(image_set, stored_split, size, max_corrupt, threads)[rows]
 
 
 @functools.lru_cache(maxsize=8)
 def _pictures(
-    found: _Set, split: str, size: int | None, max_corrupt: int, threads: int
+    image_set: _ImageSet, split: str, size: int | None, max_corrupt: int, threads: int
 ) -> Pictures:
-    """Returns all images of a split; what is corrupt in it is remembered here."""
-    shards, side = found.test if split == "test" else found.train, found.side(split)
-    labels = side.get("labels")
+    """Returns all images of a split; cached, so that corrupt records stay known."""
+    shards = image_set.test if split == "test" else image_set.train
+    arrays = image_set.stored_arrays(split)
+    labels = arrays.get("labels")
     records: Records
-    if "places" in side:
-        files = bytes(side["files"]).decode("utf-8", "surrogateescape").split("\0")
-        records = FileRecords(files, side["times"], side["places"], labels)
+    if "places" in arrays:
+        files = bytes(arrays["files"]).decode("utf-8", "surrogateescape").split("\0")
+        records = FileRecords(files, arrays["times"], arrays["places"], labels)
     else:
         from invariance_jax.data.records import ShardRecords
 
-        if labels is not None and _are_of_other_records(labels, found, split, shards):
+        if labels is not None and _are_outdated(labels, image_set, split, shards):
             labels = None
         records = shard_records = ShardRecords(shards, labels)
-        if labels is None and found.class_names:
-            title = f"Reading the labels of {found.name} {split}"
-            labels, whole = shard_records.read_labels(len(found.class_names), title)
+        if labels is None and image_set.class_names:
+            title = f"Reading the labels of {image_set.name} {split}"
+            num_classes = len(image_set.class_names)
+            labels, all_readable = shard_records.read_labels(num_classes, title)
             records.labels = labels
-            if whole:
-                _keep(found.path / f"{split}.npz", labels)
-    height, width, channels = found.image_shape
+            if all_readable:
+                _store_labels(image_set.path / f"{split}.npz", labels)
+    height, width, channels = image_set.image_shape
     shape, squashed = (size or height, size or width), size is not None
     store = Store(records, channels, shape, max_corrupt, threads, squashed)
     return Pictures(store, np.arange(len(records)))
 
 
-def _are_of_other_records(
-    labels: np.ndarray, found: _Set, split: str, shards: tuple[Shard, ...]
+def _are_outdated(
+    labels: np.ndarray, image_set: _ImageSet, split: str, shards: tuple[Shard, ...]
 ) -> bool:
-    """Returns whether records came after the labels that stand beside them."""
-    read = (found.path / f"{split}.npz").stat().st_mtime
-    there = [shard.path for shard in shards if shard.path.exists()]
-    newest = max((path.stat().st_mtime for path in there), default=0.0)
-    return len(labels) != _size(shards) or newest > read
+    """Returns whether stored labels differ in number from the records or are older."""
+    stored = (image_set.path / f"{split}.npz").stat().st_mtime
+    existing = [shard.path for shard in shards if shard.path.exists()]
+    newest = max((path.stat().st_mtime for path in existing), default=0.0)
+    return len(labels) != _num_records(shards) or newest > stored
 
 
-def _keep(path: Path, labels: np.ndarray) -> None:
-    """Writes the labels beside the records, where that is allowed."""
+def _store_labels(path: Path, labels: np.ndarray) -> None:
+    """Writes the labels beside the records, if the folder is writable."""
     temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp.npz")
     with contextlib.suppress(OSError):
         np.savez(temporary, labels=labels)
         temporary.replace(path)
 
 
-def _open(name: str, root: Path) -> _Set:
-    """Returns what the files of a prepared set tell, checked."""
-    builder, features, metadata = _read(name, root)
+def _open_set(name: str, root: Path) -> _ImageSet:
+    """Returns the files and the checked features of a prepared set."""
+    builder, features, metadata = _read_builder(name, root)
     splits = builder.info.splits
-    test = next((split for split in ("test", "validation") if split in splits), None)
-    if "train" not in splits or test is None:
+    test_name = next((s for s in ("test", "validation") if s in splits), None)
+    if "train" not in splits or test_name is None:
         raise ValueError(
             f"{name} must have the splits train and test (or validation); found "
             f"{', '.join(sorted(splits))}."
         )
-    train, tested = (
+    train, test = (
         tuple(Shard(Path(f.filename), f.examples_in_shard) for f in s.file_instructions)
-        for s in (splits["train"], splits[test])
+        for s in (splits["train"], splits[test_name])
     )
     mean, std = metadata.get("mean"), metadata.get("std")
     moments = (tuple(mean), tuple(std)) if mean and std else None
-    path = Path(builder.data_path)
-    return _Set(path, builder.name, *_check(name, features), train, tested, moments)
+    path, (shape, classes) = Path(builder.data_path), _check_features(name, features)
+    return _ImageSet(path, builder.name, shape, classes, train, test, moments)
 
 
-def _read(name: str, root: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+def _read_builder(name: str, root: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Returns TFDS's builder of a prepared set, its features and its metadata."""
     path = find(root, name)
     if path is None:
-        raise ValueError(_missing(name, root))
+        raise ValueError(_missing_message(name, root))
     import tensorflow_datasets as tfds
 
     try:
@@ -306,7 +320,7 @@ def _read(name: str, root: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
             builder = tfds.builder_from_directory(path, FORMAT)
         info = builder.info
         features, metadata = dict(info.features.items()), dict(info.metadata or {})
-    except Exception as error:  # of JSON, protobuf or TFDS
+    except Exception as error:  # JSON, protobuf and TFDS each raise their own errors
         raise ValueError(
             f"{path} is not a set of TFDS that can be read ({checks.reason(error)}); "
             "remove it and prepare it again."
@@ -319,10 +333,10 @@ def _read(name: str, root: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     return builder, features, metadata
 
 
-def _check(
+def _check_features(
     name: str, features: dict[str, Any]
 ) -> tuple[tuple[int, int, int], tuple[str, ...]]:
-    """Returns the shape of the images and the names of the classes."""
+    """Returns the image shape (0 for sizes that vary) and the class names."""
     import tensorflow_datasets as tfds
 
     image, label = features.get("image"), features.get("label")
@@ -340,23 +354,19 @@ def _check(
     return (height or 0, width or 0, channels), names
 
 
-def _missing(name: str, root: Path) -> str:
+def _missing_message(name: str, root: Path) -> str:
     files = [*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]
-    there = sorted({str(file.parents[1].relative_to(root)) for file in files})
-    found = ", ".join(there) or "no set"
-    how = _how_to_prepare(name, root)
-    return f"{name!r} is not prepared in {root}, which has {found}. {how}"
+    names = sorted({str(file.parents[1].relative_to(root)) for file in files})
+    prepared, advice = ", ".join(names) or "no set", _how_to_prepare(name, root)
+    return f"{name!r} is not prepared in {root}, which has {prepared}. {advice}"
 
 
 def _how_to_prepare(name: str, root: Path) -> str:
     if name in RESERVED:
-        return (
-            "To prepare it in a folder without it: python -m invariance_jax.data "
-            f"{name} --data_dir={root}"
-        )
+        return f"To prepare it: python -m invariance_jax.data {name} --data_dir={root}"
     return (
         f"From folders or tar files: python -m invariance_jax.data {name} "
         f"--data_dir={root} --train=... [--test=...]; from arrays: "
-        "data.prepare_arrays. A set that only TFDS can make takes TensorFlow once: "
+        "data.prepare_arrays. A set that only TFDS can make needs TensorFlow once: "
         f"tfds build {name} --data_dir={root} --file_format={FORMAT}."
     )
