@@ -357,7 +357,8 @@ def test_shards_that_are_written_at_once_keep_their_images(
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("notes.txt", "notes.txt is not an image"), ("", "is not th")]
+    ("name", "message"),
+    [("notes.txt", "notes.txt is not an image"), ("", "does not exist")],
 )
 def test_what_is_no_image_is_named(name, message, tmp_path):
     (tmp_path / "train").mkdir()

@@ -1,4 +1,4 @@
-"""Data sets: what examples there are, before any transformation.
+"""Data sets: their examples before any transformation.
 
 Importing this package imports neither TFDS nor TensorFlow.
 """

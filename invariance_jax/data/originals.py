@@ -1,8 +1,8 @@
-"""Image files as a set, their bytes unchanged: copied into records, or where they lie.
+"""Makes a set of image files and keeps their bytes: copies them or writes an index.
 
-The files of a folder, of class folders, or of tar archives (also of archives within
-them, as ImageNet has them) are listed; then their bytes are copied into files of
-records, several at a time, or an index of them is written and nothing is copied.
+First the image files of folders, of class folders and of tar archives (also of archives
+within these, as in ImageNet's) are listed. Then their bytes are copied into files of
+records, several at a time; or only an index is written, and the images stay in place.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import ExifTags, Image
-from tensorflow_datasets.core import dataset_info, naming, splits
+from tensorflow_datasets.core import dataset_info, naming
+from tensorflow_datasets.core import splits as tfds_splits
 from tensorflow_datasets.proto import tf_example_pb2
 
 from invariance_jax.data import limits as checks
@@ -31,17 +32,17 @@ from invariance_jax.data.sets import FORMAT, user_path
 from invariance_jax.data.streams import FileRecords, Pictures, Store, cores
 
 _SHARD_BYTES, _HEADER_BYTES = 2**28, 2**15
-_TURNED = {5, 6, 7, 8}
+_TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 
 
 class _Image(NamedTuple):
-    """A file or a part of one, what it is named, and its class."""
+    """The bytes of an image in a file, its relative path, and its class if known."""
 
     file: str
     start: int
     size: int
     name: str
-    of: str | None
+    class_name: str | None
 
 
 def prepare_files(
@@ -54,73 +55,73 @@ def prepare_files(
     test_classes: Sequence[str] | None = None,
     index: bool = False,
 ) -> Path:
-    """Makes a set of image files of any size, their bytes unchanged.
+    """Makes a set of image files of any size and keeps their bytes.
 
-    A class is the first folder that an image lies in, in archives the first that not
-    all of their images share, or the archive within an archive. What a start that was
-    stopped has copied is not copied again.
+    The class of an image in a folder is the first folder of its path. In an archive it
+    is the first folder that not all images share, or the name of the archive within
+    the archive. A call that was interrupted can be repeated; it continues.
 
-    Without test images a fixed random tenth of train is put aside. Classes are those
-    that are kept, None for all; test_classes are those of the test images in the order
-    of the names of their files, where no folder tells. With index the files stay where
-    they are, and only an index is written.
+    Without test images, a fixed random tenth of train becomes the test split. `classes`
+    are the names of the classes that are kept, None for all. `test_classes` are the
+    classes of the test images, in the order of their names, if no folder tells them.
+    With `index` the files stay in place and only an index is written.
     """
     root = folder_for_new(name, data_dir)
-    listed = {"train": _list(train)}
+    images = {"train": _list_images(train)}
     if test:
-        listed["test"] = _list(test)
+        images["test"] = _list_images(test)
         if test_classes is not None:
-            listed["test"] = _named(listed["test"], test_classes)
+            images["test"] = _with_classes(images["test"], test_classes)
     if classes is not None:
-        listed = {split: _only(part, classes) for split, part in listed.items()}
+        images = {split: _select(part, classes) for split, part in images.items()}
     if not test:
-        listed = _put_aside(name, listed["train"])
-    class_names = _class_names(listed)
-    found = {split: _records(part, class_names) for split, part in listed.items()}
+        images = _split_off_test(name, images["train"])
+    class_names = _class_names(images)
+    splits = {split: _records(part, class_names) for split, part in images.items()}
     temporary = root / name / "1.0.0.incomplete"
     try:
-        _check_plan(temporary, found, index)
-        _write(name, temporary, found, class_names, index)
+        _check_plan(temporary, splits, index)
+        _write(name, temporary, splits, class_names, index)
         return temporary.rename(temporary.with_name("1.0.0"))
     except ValueError:
         raise
-    except Exception as error:  # array_record and TFDS each raise their own
+    except Exception as error:  # array_record and TFDS each raise their own errors
         raise OSError(
-            f"{name} was not written to {temporary} ({checks.reason(error)}): see that "
-            "the folder has room and may be written; the same command continues."
+            f"{name} was not written to {temporary} ({checks.reason(error)}): check "
+            "that the folder has room and is writable; the same command continues."
         ) from error
 
 
-def _list(paths: Sequence[str | os.PathLike[str]]) -> list[_Image]:
+def _list_images(paths: Sequence[str | os.PathLike[str]]) -> list[_Image]:
     in_folders, in_archives = list[_Image](), list[_Image]()
     for path in (user_path("train or test", path) for path in paths):
         if path.is_dir():
-            found = [*_in_folder(path)]
-            in_folders += found
+            images = [*_list_folder(path)]
+            in_folders += images
         elif path.is_file():
-            found = _in_tar(path)
-            in_archives += found
+            images = _list_tar(path)
+            in_archives += images
         else:
-            raise ValueError(f"{path} is not there; expected a folder or a tar file.")
-        if not found:
+            raise ValueError(f"{path} does not exist; expected a folder or a tar file.")
+        if not images:
             raise ValueError(f"{path} has no images.")
-    images = in_folders + _by_folder(in_archives)
+    images = in_folders + _with_folder_classes(in_archives)
     return sorted(images, key=lambda image: image.name)
 
 
-def _in_folder(folder: Path) -> Iterator[_Image]:
+def _list_folder(folder: Path) -> Iterator[_Image]:
     for path in visible_files(folder):
         name = path.relative_to(folder)
-        of = name.parts[0] if len(name.parts) > 1 else None
+        class_name = name.parts[0] if len(name.parts) > 1 else None
         file, size = os.fspath(path.absolute()), path.stat().st_size
-        yield _Image(file, 0, size, os.fspath(name), of)
+        yield _Image(file, 0, size, os.fspath(name), class_name)
 
 
-def _in_tar(path: Path) -> list[_Image]:
+def _list_tar(path: Path) -> list[_Image]:
     try:
         with path.open("rb") as file:
-            place = os.fspath(path.absolute())
-            return _members(file, place, path.stat().st_size, None)
+            absolute = os.fspath(path.absolute())
+            return _list_archive(file, absolute, path.stat().st_size, None)
     except tarfile.TarError as error:
         raise ValueError(
             f"{path} is not an uncompressed tar file ({checks.reason(error)}); unpack "
@@ -128,72 +129,79 @@ def _in_tar(path: Path) -> list[_Image]:
         ) from error
 
 
-def _members(file: BinaryIO, place: str, end: int, of: str | None) -> list[_Image]:
-    """Lists the archive from where the file stands to an end, and those within it."""
-    found = list[_Image]()
+def _list_archive(
+    file: BinaryIO, file_path: str, end: int, class_name: str | None
+) -> list[_Image]:
+    """Lists the images of the archive from the file's position to byte `end`.
+
+    Archives within it are listed too: their names are the classes of their images.
+    """
+    images = list[_Image]()
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             path = Path(member.name)
             if member.islnk() or member.issym():
-                raise ValueError(f"{place}: {path} is a link; expected files only.")
+                raise ValueError(f"{file_path}: {path} is a link; expected files only.")
             if not member.isfile() or path.name.startswith("."):
                 continue
             start, size = member.offset_data, member.size
             if path.suffix == ".tar":
-                back = file.tell()
+                position = file.tell()
                 file.seek(start)
-                found += _members(file, place, start + size, path.stem)
-                file.seek(back)
+                images += _list_archive(file, file_path, start + size, path.stem)
+                file.seek(position)
             else:
-                name = os.path.join(of or "", path)
-                found.append(_Image(place, start, size, name, of))
-        # To tarfile a damaged header is the end, which blocks of zeros mark.
+                name = os.path.join(class_name or "", path)
+                images.append(_Image(file_path, start, size, name, class_name))
+        # tarfile takes a damaged header for the end. The true end is a block of zeros.
         file.seek(archive.offset)
-        mark = file.read(min(tarfile.BLOCKSIZE, end - archive.offset))
-    if mark != bytes(tarfile.BLOCKSIZE) or (of and not found):
+        last_block = file.read(min(tarfile.BLOCKSIZE, end - archive.offset))
+    if last_block != bytes(tarfile.BLOCKSIZE) or (class_name and not images):
         raise ValueError(
-            f"{place}: the archive{f' of {of}' if of else ''} is cut or damaged at "
-            f"byte {archive.offset}; get it again."
+            f"{file_path}: the archive{f' of {class_name}' if class_name else ''} is "
+            f"cut or damaged at byte {archive.offset}; get it again."
         )
-    return found
+    return images
 
 
-def _by_folder(images: list[_Image]) -> list[_Image]:
-    """Returns images of archives, each of the first folder that not all share."""
+def _with_folder_classes(images: list[_Image]) -> list[_Image]:
+    """Returns images of archives; the class is the first folder that not all share."""
     folders = [Path(image.name).parent.parts for image in images]
-    # The others are in an archive within one, which is their class.
-    inside = [f for f, image in zip(folders, images, strict=True) if image.of is None]
-    shared = len(os.path.commonprefix(inside))
-    if len({*inside}) == 1:  # a single folder, or none
+    # Images of an archive within an archive have their class already.
+    outer = [f for f, i in zip(folders, images, strict=True) if i.class_name is None]
+    shared = len(os.path.commonprefix(outer))
+    if len({*outer}) == 1:  # all in one folder, which is the class, or in none
         shared = max(shared - 1, 0)
     return [
-        image._replace(of=image.of or next(iter(parts[shared:]), None))
+        image._replace(class_name=image.class_name or next(iter(parts[shared:]), None))
         for parts, image in zip(folders, images, strict=True)
     ]
 
 
-def _named(images: list[_Image], classes: Sequence[str]) -> list[_Image]:
+def _with_classes(images: list[_Image], classes: Sequence[str]) -> list[_Image]:
     if len(classes) != len(images):
         raise ValueError(
-            f"the classes of the test images are {len(classes)}; expected one for each "
-            f"of the {len(images)} images, in the order of their names."
+            f"test_classes has {len(classes)} names; expected one for each of the "
+            f"{len(images)} test images, in the order of the names of the images."
         )
-    return [image._replace(of=of) for image, of in zip(images, classes, strict=True)]
+    pairs = zip(images, classes, strict=True)
+    return [image._replace(class_name=class_name) for image, class_name in pairs]
 
 
-def _only(images: list[_Image], classes: Sequence[str]) -> list[_Image]:
-    missing = sorted({*classes} - {image.of for image in images})
+def _select(images: list[_Image], classes: Sequence[str]) -> list[_Image]:
+    """Returns the images of some classes."""
+    missing = sorted({*classes} - {image.class_name for image in images})
     if missing:
         raise ValueError(
             f"there is no image of {len(missing)} of the {len(classes)} classes, such "
             f"as {missing[0]!r}."
         )
-    wanted = {*classes}
-    return [image for image in images if image.of in wanted]
+    selected = {*classes}
+    return [image for image in images if image.class_name in selected]
 
 
-def _put_aside(name: str, images: list[_Image]) -> dict[str, list[_Image]]:
-    """Returns training and test images, a fixed random tenth."""
+def _split_off_test(name: str, images: list[_Image]) -> dict[str, list[_Image]]:
+    """Returns the training images and a fixed random tenth as test images."""
     if len(images) < 2:
         raise ValueError(f"{name} has {len(images)} images; expected 2 or more.")
     order = np.random.RandomState(0).permutation(len(images))
@@ -204,34 +212,35 @@ def _put_aside(name: str, images: list[_Image]) -> dict[str, list[_Image]]:
 
 def _records(images: list[_Image], class_names: list[str]) -> FileRecords:
     files = {image.file: None for image in images}
-    numbers = {file: number for number, file in enumerate(files)}
-    places = [(numbers[image.file], image.start, image.size) for image in images]
+    file_indices = {file: index for index, file in enumerate(files)}
+    places = [(file_indices[image.file], image.start, image.size) for image in images]
     times = [os.stat(file).st_mtime_ns for file in files]
     labels = None
     if class_names:
-        classes = {name: number for number, name in enumerate(class_names)}
-        labels = np.array([classes[image.of or ""] for image in images], np.int32)
+        of_class = {name: label for label, name in enumerate(class_names)}
+        values = [of_class[image.class_name or ""] for image in images]
+        labels = np.array(values, np.int32)
     return FileRecords(
         [*files], np.array(times, np.int64), np.array(places, np.int64), labels
     )
 
 
-def _class_names(listed: dict[str, list[_Image]]) -> list[str]:
-    train, test = ({i.of for i in listed[split]} for split in ("train", "test"))
+def _class_names(images: dict[str, list[_Image]]) -> list[str]:
+    train, test = ({i.class_name for i in images[split]} for split in ("train", "test"))
     if not test <= train or (None in train and len(train) > 1):
         odd = sorted(str(name) for name in (test - train) | ({None} & train))
         raise ValueError(
-            "train and test must have the same class folders, or none; only one of "
-            f"them has {odd[0]!r} (None: an image in no folder)."
+            "classes of test must be among those of train, and either all images must "
+            f"be in class folders or none; found {odd[0]!r} (None: in no folder)."
         )
     names = sorted(name for name in train if name is not None)
     return checks.class_names(names) if len(names) > 1 else []
 
 
-def _check_plan(folder: Path, found: dict[str, FileRecords], index: bool) -> None:
-    """Keeps what an earlier start of the same plan has written; refuses another one."""
+def _check_plan(folder: Path, splits: dict[str, FileRecords], index: bool) -> None:
+    """Writes a hash of the files to copy or index; refuses a folder with another."""
     digest = hashlib.sha256(json.dumps([index, _SHARD_BYTES]).encode())
-    for part in found.values():
+    for part in splits.values():
         digest.update("\0".join(part.files).encode("utf-8", "surrogateescape"))
         for array in (part.times, part.places, part.labels):
             digest.update(b"" if array is None else array.tobytes())
@@ -239,13 +248,13 @@ def _check_plan(folder: Path, found: dict[str, FileRecords], index: bool) -> Non
     plan = folder / "plan.txt"
     if plan.exists() and plan.read_text() != digest.hexdigest():
         raise ValueError(
-            f"{folder} was begun from other files; remove it, or give the same ones."
+            f"{folder} was begun from other files; remove it, or give the same files."
         )
     _write_text(plan, digest.hexdigest())
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Writes a file that is whole or not there."""
+    """Writes a file atomically."""
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text)
     temporary.replace(path)
@@ -254,25 +263,25 @@ def _write_text(path: Path, text: str) -> None:
 def _write(
     name: str,
     folder: Path,
-    found: dict[str, FileRecords],
+    splits: dict[str, FileRecords],
     class_names: list[str],
     index: bool,
 ) -> None:
     sizes, lengths = set[tuple[int, int]](), {}
-    for split, part in found.items():
+    for split, part in splits.items():
         title = f"{'Indexing' if index else 'Copying'} {name} {split}"
         stem = None if index else folder / f"{name}-{split}.{FORMAT}"
-        shards, found_sizes = _copy_all(part, stem, title)
+        shards, split_sizes = _copy_all(part, stem, title)
         lengths[split] = [len(part)] if index else [*map(len, shards)]
-        sizes |= found_sizes
-        side = {} if part.labels is None else {"labels": part.labels}
+        sizes |= split_sizes
+        arrays = {} if part.labels is None else {"labels": part.labels}
         if index:
             text = "\0".join(part.files).encode("utf-8", "surrogateescape")
-            side |= {"files": np.frombuffer(text, np.uint8)}
-            side |= {"times": part.times, "places": part.places}
-        np.savez(folder / f"{split}.npz", **side)  # type: ignore[arg-type]
+            arrays |= {"files": np.frombuffer(text, np.uint8)}
+            arrays |= {"times": part.times, "places": part.places}
+        np.savez(folder / f"{split}.npz", **arrays)  # type: ignore[arg-type]
     shape = sizes.pop() if len(sizes) == 1 else (None, None)
-    _describe(name, folder, found, lengths, class_names, shape)
+    _write_metadata(name, folder, splits, lengths, class_names, shape)
     (folder / "plan.txt").unlink()
     shutil.rmtree(folder / "sizes", ignore_errors=True)
 
@@ -280,9 +289,9 @@ def _write(
 def _copy_all(
     part: FileRecords, stem: Path | None, title: str
 ) -> tuple[list[range], set[tuple[int, int]]]:
-    """Copies images into files that begin with a stem, if one is given.
+    """Copies images into files whose names begin with a stem; copies nothing if None.
 
-    Returns which images go into which file, and the sizes of all.
+    Returns the rows of the images in each file, and the sizes of all images.
     """
     shards, sizes = _shards(part), set[tuple[int, int]]()
 
@@ -299,7 +308,7 @@ def _copy_all(
 
 
 def _shards(part: FileRecords) -> list[range]:
-    """Returns consecutive images of about one file of records each."""
+    """Returns the rows of the images in each file of records; they are consecutive."""
     ends = np.cumsum(part.places[:, 2])
     count = int(-(-ends[-1] // _SHARD_BYTES))
     cuts = np.searchsorted(ends, ends[-1] * np.arange(1, count) / count)
@@ -308,12 +317,12 @@ def _shards(part: FileRecords) -> list[range]:
 
 
 def _copy(part: FileRecords, rows: range, path: Path | None) -> set[tuple[int, int]]:
-    """Copies some images into a file, if there is one; returns their sizes."""
+    """Copies some images into a file, unless path is None; returns their sizes."""
     if path is None:
-        return {_size_of_file(part, row) for row in rows}
-    done = path.parent / "sizes" / f"{path.name}.json"
-    if done.exists() and path.exists():
-        return {(height, width) for height, width in json.loads(done.read_text())}
+        return {_size_from_header(part, row) for row in rows}
+    sizes_path = path.parent / "sizes" / f"{path.name}.json"
+    if sizes_path.exists() and path.exists():
+        return {(height, width) for height, width in json.loads(sizes_path.read_text())}
     temporary = path.with_name(f"{path.name}.tmp")
     writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     sizes = set[tuple[int, int]]()
@@ -330,13 +339,13 @@ def _copy(part: FileRecords, rows: range, path: Path | None) -> set[tuple[int, i
     finally:
         writer.close()
     temporary.rename(path)
-    done.parent.mkdir(exist_ok=True)
-    _write_text(done, json.dumps(sorted(sizes)))
+    sizes_path.parent.mkdir(exist_ok=True)
+    _write_text(sizes_path, json.dumps(sorted(sizes)))
     return sizes
 
 
-def _size_of_file(part: FileRecords, row: int) -> tuple[int, int]:
-    """Returns what `_size` does, from the first bytes if they are enough."""
+def _size_from_header(part: FileRecords, row: int) -> tuple[int, int]:
+    """Returns the size of an image; reads only the first bytes if they are enough."""
     try:
         return _size(part, row, part.read(row, _HEADER_BYTES))
     except ValueError:
@@ -344,31 +353,31 @@ def _size_of_file(part: FileRecords, row: int) -> tuple[int, int]:
 
 
 def _size(part: FileRecords, row: int, content: bytes) -> tuple[int, int]:
-    """Returns the upright height and width that the header of an image tells."""
+    """Returns the height and width of an upright image from its header."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-    except Exception as error:  # each format of Pillow raises its own
+            transposed = image.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED
+    except Exception as error:  # each format of Pillow raises its own errors
         raise ValueError(
             f"{part.where(row)} is not an image that can be read "
-            f"({checks.reason(error)}); mend or remove it."
+            f"({checks.reason(error)}); repair or remove it."
         ) from error
-    return (width, height) if turned else (height, width)
+    return (width, height) if transposed else (height, width)
 
 
-def _describe(
+def _write_metadata(
     name: str,
     folder: Path,
-    found: dict[str, FileRecords],
+    splits: dict[str, FileRecords],
     lengths: dict[str, list[int]],
     class_names: list[str],
     shape: tuple[int | None, int | None],
 ) -> None:
-    """Writes what TFDS and `describe` read of a set."""
-    train, most = found["train"], min(len(found["train"]), records.SAMPLED) // 2
-    side = records.SAMPLED_SIDE
-    store = Store(train, 3, (side, side), most, cores(), squashed=True)
+    """Writes the features, moments and splits of a set in TFDS's format."""
+    train, side = splits["train"], records.SAMPLED_SIDE
+    max_corrupt = min(len(train), records.SAMPLED) // 2
+    store = Store(train, 3, (side, side), max_corrupt, cores(), squashed=True)
     moments = records.sampled_moments(Pictures(store, np.arange(len(train))))
     info = tfds.core.DatasetInfo(
         builder=dataset_info.DatasetIdentity(
@@ -384,14 +393,14 @@ def _describe(
     template = naming.ShardedFileTemplate(
         data_dir=folder, dataset_name=name, filetype_suffix=FORMAT
     )
-    each = [
-        splits.SplitInfo(
+    split_infos = [
+        tfds_splits.SplitInfo(
             name=split,
             shard_lengths=lengths[split],
             num_bytes=int(part.places[:, 2].sum()),
             filename_template=template,
         )
-        for split, part in found.items()
+        for split, part in splits.items()
     ]
-    info.set_splits(splits.SplitDict(each))
+    info.set_splits(tfds_splits.SplitDict(split_infos))
     info.write_to_directory(folder)
