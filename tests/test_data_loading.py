@@ -325,7 +325,7 @@ def test_label_outside_the_classes_is_named(label, tmp_path):
     path = make(tmp_path, splits=splits, features={**FEATURES, "label": NUMBER})
     other = make(tmp_path / "other")
     (path / "features.json").write_text((other / "features.json").read_text())
-    with pytest.raises(ValueError, match=f"corrupt: its label is {label}, of 3"):
+    with pytest.raises(ValueError, match=f"its label is {label}; expected 0 to 2"):
         load(tmp_path, "train", validation_examples=1)
 
 

@@ -349,4 +349,4 @@ def test_command_without_space_says_so_in_one_line(images):
     assert result.returncode == 1 and "Traceback" not in result.stderr
     line = result.stderr.splitlines()[-1]
     assert line.startswith("error: mine was not written to ")
-    assert "too large" in line and "see that the folder has room" in line
+    assert "too large" in line and "check that the folder has room" in line

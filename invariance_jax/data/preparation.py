@@ -1,4 +1,4 @@
-"""Prepares sets without TensorFlow: known ones, arrays, folders of images.
+"""Prepares sets without TensorFlow: downloaded sets, arrays, folders of images.
 
 A set is written in the format array_record, into a temporary folder that is renamed to
 `DATA_DIR/NAME/VERSION` when it is complete.
@@ -22,20 +22,20 @@ def prepare(
     data_dir: str | os.PathLike[str] | None = None,
     source: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Downloads and prepares a set without TensorFlow; returns at once if it is there.
+    """Downloads and prepares a set without TensorFlow, unless it is prepared already.
 
     Args:
       name: one of `NAMES`, or "spirograph" for the images of `data.spirograph`.
-      data_dir: folder of the prepared sets; that of TFDS if None. Original files that
-        lie in `DATA_DIR/downloads/manual/NAME` are not downloaded.
-      source: folder of all original files; nothing is downloaded then.
+      data_dir: folder of the prepared sets; TFDS's default if None. Original files in
+        `DATA_DIR/downloads/manual/NAME` are used and not downloaded.
+      source: folder that has all original files, if nothing is to be downloaded.
 
     Returns:
       The folder of the prepared set.
 
     Raises:
       ValueError: if the name is unknown, or an original file is missing, cannot be
-        downloaded or is another one than expected.
+        downloaded or has another content than expected.
       OSError: if the set cannot be written.
     """
     root = folder_of_sets(data_dir)
@@ -69,25 +69,25 @@ def prepare_arrays(
     test: tuple[ArrayLike, ArrayLike | None],
     class_names: Sequence[str] | None = None,
 ) -> Path:
-    """Turns images in memory into a TFDS set, which any image configuration can name.
+    """Turns images in memory into a TFDS set that any image configuration can use.
 
-    The records keep the order of the arrays. The set appears when it is complete.
+    The records keep the order of the arrays. An incomplete set is never visible.
 
     Args:
       name: name of the set: lower-case letters, digits and underscores.
-      data_dir: folder of the prepared sets; that of TFDS if None.
+      data_dir: folder of the prepared sets; TFDS's default if None.
       train: images uint8 `[N, H, W, 1 or 3]` and labels `[N]`, integers that cover 0 to
-        C - 1; None for labels makes a set without labels.
-      test: the same of the test split, labels among those of train.
-      class_names: C names; the numbers if None.
+        C - 1; the labels are None for a set without labels.
+      test: the same for the test split, with labels that train also has.
+      class_names: C names; the numbers 0 to C - 1 if None.
 
     Returns:
       The folder of the prepared set.
 
     Raises:
-      ValueError: if the name is invalid, taken or already prepared, the arrays have
-        another dtype or shape, disagree, or have invalid labels, or a class name would
-        not come back as it is.
+      ValueError: if the name is invalid, reserved or already prepared, the arrays have
+        another dtype or shape, disagree, or have invalid labels, or the class names are
+        not different lines of text.
       OSError: if the set cannot be written.
     """
     root = folder_for_new(name, data_dir)
@@ -106,18 +106,18 @@ def prepare_folder(
     test: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
 ) -> Path:
-    """Turns a folder of image files, or of class folders of them, into a TFDS set.
+    """Turns a folder of image files, or a folder of class folders, into a TFDS set.
 
-    The classes are in the order of the names of their folders; a folder without class
-    folders makes a set without labels. A set of grey images has one channel. Hidden
-    files are left out.
+    The classes are in the order of the names of their folders. A folder without class
+    folders makes a set without labels. If all images are grey, the set has one channel.
+    Hidden files are skipped.
 
     Args:
       name: see `prepare_arrays`.
       data_dir: see `prepare_arrays`.
       train: folder with a folder of image files for each class, or with image files.
-      test: the same of the test split, with the same classes; None: a fixed random
-        tenth of the images of train is the test split.
+      test: the same for the test split, with the same classes; None: a fixed random
+        tenth of the images of train becomes the test split.
       image_size: S; scales the shorter side to S pixels (Lanczos) and cuts out the
         centre. If None, all images must have one size.
 
@@ -125,9 +125,10 @@ def prepare_folder(
       The folder of the prepared set.
 
     Raises:
-      ValueError: if the name is invalid, taken or already prepared; if the classes
-        differ, a class is empty, a file is no image, or two files differ in size
-        (named); or the memory does not hold the images.
+      ValueError: if the name is invalid, reserved or already prepared; if the classes
+        differ, a class is empty, a file is not an image, or two files differ in size
+        (named); if an image has transparent pixels or more than 8 bits a channel; or if
+        the images do not fit into memory.
       OSError: if the set cannot be written.
     """
     from invariance_jax.data import folders
@@ -144,14 +145,14 @@ def prepare_folder(
 
 
 def folder_for_new(name: str, data_dir: str | os.PathLike[str] | None) -> Path:
-    """Returns the folder of sets, which has none of this name."""
+    """Returns the folder of prepared sets, after a check of the name of a new set."""
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(
             "name must be lower-case letters, digits and underscores, a letter first; "
             f"found {name!r}."
         )
     if name in RESERVED:
-        raise ValueError(f"name {name!r} is taken; so are: {', '.join(RESERVED)}.")
+        raise ValueError(f"name {name!r} is taken; reserved: {', '.join(RESERVED)}.")
     root = folder_of_sets(data_dir)
     existing = find(root, name)
     if existing is not None:
@@ -166,8 +167,8 @@ def _check_split(split: str, pair: object) -> Split:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise ValueError(f"{split} must be (images, labels); found {type(pair)}.")
     images = np.asarray(pair[0])
-    shaped = images.ndim == 4 and images.shape[-1] in (1, 3) and images.size > 0
-    if images.dtype != np.uint8 or not shaped:
+    has_shape = images.ndim == 4 and images.shape[-1] in (1, 3) and images.size > 0
+    if images.dtype != np.uint8 or not has_shape:
         raise ValueError(
             f"images of {split} must be uint8 [N, H, W, 1 or 3], values 0 to 255, and "
             f"not empty; found {images.dtype} {list(images.shape)}."
@@ -188,7 +189,7 @@ def _check_split(split: str, pair: object) -> Split:
 def _check_together(
     train: Split, test: Split, class_names: Sequence[str] | None
 ) -> list[str]:
-    """Returns the names of the classes; none if there are no labels."""
+    """Checks that the splits agree; returns the class names, none without labels."""
     if train.images.shape[1:] != test.images.shape[1:]:
         raise ValueError(
             "images of train and test must have one shape [H, W, C]; found "
@@ -206,12 +207,12 @@ def _check_together(
     num_classes = largest + 1 if class_names is None else len(class_names)
     if not largest < num_classes or num_classes < 2:
         raise ValueError(
-            f"there must be 2 classes or more, and labels of train less than their "
+            "there must be 2 classes or more, and labels of train less than their "
             f"number; found {num_classes} classes and the label {largest}."
         )
     present = np.unique(train.labels)
     if len(present) < num_classes:
-        # Among that many numbers some are missing; all might be too many to look at.
+        # These first numbers must include missing ones; num_classes may be huge.
         first = np.arange(min(num_classes, len(present) + 5))
         missing = np.setdiff1d(first, present)[:5].tolist()
         raise ValueError(

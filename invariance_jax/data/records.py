@@ -1,7 +1,7 @@
-"""Images in and out of the records of a TFDS set, without TensorFlow.
+"""Writes and reads the images in the records of a TFDS set, without TensorFlow.
 
-TFDS encodes an array with TensorFlow, but takes an image that is a PNG file already;
-and it writes and reads the format array_record without TensorFlow.
+TFDS needs TensorFlow to encode an array, but not for an image that is a PNG file
+already, and not to write and read the format array_record.
 """
 
 import bisect
@@ -34,7 +34,7 @@ from invariance_jax.data.streams import Corrupt, Pictures
 _CHUNK = 500
 
 SAMPLED, SAMPLED_SIDE = 2000, 64
-"""Images of many sizes that give moments, and the side that they are squashed to."""
+"""Number of images in the sample for moments, and side that they are squashed to."""
 
 
 def about(
@@ -42,7 +42,7 @@ def about(
     class_names: Sequence[str],
     moments: tuple[Color, Color],
 ) -> dict[str, Any]:
-    """Returns what `describe` reads of a set, as arguments of a `DatasetInfo`."""
+    """Returns the features and moments of a set, as arguments of a `DatasetInfo`."""
     features = {"image": tfds.features.Image(shape=shape)}
     if class_names:
         features["label"] = tfds.features.ClassLabel(names=class_names)
@@ -56,9 +56,9 @@ def about(
 with registered.skip_registration():
 
     class Builder(tfds.core.GeneratorBasedBuilder):
-        """A set of images, whose files have the order of its arrays.
+        """Builder of a set of images, whose records keep the order of the arrays.
 
-        Of the splits "train" and "test"; without class names, there are no labels.
+        The splits are "train" and "test". Without class names there are no labels.
         """
 
         VERSION = tfds.core.Version("1.0.0")
@@ -70,7 +70,7 @@ with registered.skip_registration():
             splits: Mapping[str, Split],
             class_names: Sequence[str],
         ) -> None:
-            """Takes the splits; `write` writes them."""
+            """Stores the splits, which `write` writes."""
             self.name, self._splits, self._class_names = name, splits, class_names
             super().__init__(data_dir=data_dir, file_format=FORMAT)
 
@@ -98,9 +98,10 @@ with registered.skip_registration():
 
 
 def write(builder: tfds.core.DatasetBuilder) -> Path:
-    """Downloads and prepares the set of a TFDS builder, unless it is there.
+    """Downloads and prepares the set of a TFDS builder, unless it exists.
 
-    The records are written into a temporary folder, which is then renamed.
+    The records are written into a temporary folder, which is then renamed. Returns the
+    folder of the set.
     """
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     terminal = _Terminal()
@@ -108,26 +109,26 @@ def write(builder: tfds.core.DatasetBuilder) -> Path:
         contextlib.redirect_stdout(terminal),
         contextlib.redirect_stderr(terminal),
         temporary_assignment(tqdm_utils, "_active", terminal.isatty()),
-        # Above this size TFDS would spill to the disk through TensorFlow.
+        # Above this size TFDS would use files on disk, which needs TensorFlow.
         temporary_assignment(shuffle, "MAX_MEM_BUFFER_SIZE", sys.maxsize),
     ):
         try:
             builder.download_and_prepare(download_config=config)
         except ValueError:
             raise
-        except Exception as error:  # array_record and TFDS each raise their own
-            # Several runs may start at once: another one has finished its renaming.
+        except Exception as error:  # array_record and TFDS each raise their own errors
+            # Several runs may start at once: if the set exists, another one wrote it.
             if not builder.data_path.exists():
                 raise OSError(
                     f"{builder.name} was not written to {builder.data_dir} "
-                    f"({checks.reason(error)}): see that the folder has room, may be "
-                    "written and stays."
+                    f"({checks.reason(error)}): check that the folder has room, is "
+                    "writable and is not removed."
                 ) from error
     return Path(builder.data_dir)
 
 
 class _Terminal(io.TextIOBase):
-    """Standard error that may be closed or full: a failed write stops nothing."""
+    """Standard error, where a write that fails (closed, disk full) is ignored."""
 
     def __init__(self) -> None:
         self._file = sys.stderr
@@ -149,7 +150,7 @@ class _Terminal(io.TextIOBase):
 
 
 def progress(counts: Iterable[int], total: int, title: str) -> None:
-    """Takes counts of images that are done; a terminal shows a bar of them."""
+    """Consumes the counts of finished images; shows a progress bar on a terminal."""
     with tqdm(
         desc=title, total=total, unit=" images", file=_Terminal(), disable=None
     ) as bar:
@@ -171,27 +172,29 @@ def _encode(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _open(shard: Shard) -> ArrayRecordDataSource:
+def _open_shard(shard: Shard) -> ArrayRecordDataSource:
     try:
         source = ArrayRecordDataSource(str(shard.path))
-        found = len(source)
+        num_records = len(source)
     except Exception as error:
         raise ValueError(
             f"{shard.path} cannot be read as a file of records ("
             f"{checks.reason(error)}); if it is damaged, prepare the set again."
         ) from error
-    if found != shard.size:
-        raise ValueError(f"{shard.path} has {found} records; expected {shard.size}.")
+    if num_records != shard.size:
+        raise ValueError(
+            f"{shard.path} has {num_records} records; expected {shard.size}."
+        )
     return source
 
 
 class ShardRecords:
-    """The image files of a split in files of records, see `streams.Records`."""
+    """The image files of a split in files of records; see `streams.Records`."""
 
     def __init__(self, shards: Sequence[Shard], labels: np.ndarray | None):
-        """Takes the files, which are opened when they are first needed."""
+        """Stores the shards; a file is opened when it is first read."""
         self._shards, self.labels = shards, labels
-        # All stay open, and a thousand are often the limit.
+        # All files stay open, and the soft limit is often a thousand.
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
         self._ends = [*itertools.accumulate(shard.size for shard in shards)]
@@ -202,37 +205,38 @@ class ShardRecords:
         return self._ends[-1]
 
     def where(self, index: int) -> str:
-        """Returns the file and the place in it."""
+        """Returns the file and the number of the record in it, for messages."""
         number, position = self._place(index)
         return f"{self._shards[number].path}: record {position}"
 
     def read(self, index: int) -> bytes:
-        """Returns the image file in a record."""
+        """Returns the bytes of the image file in a record."""
         return self.example(index)[0]
 
     def example(self, index: int) -> tuple[bytes, int]:
-        """Returns the image file in a record, and its label or -1."""
+        """Returns the bytes of the image file in a record, and its label or -1."""
         number, position = self._place(index)
         with self._lock:
             if number not in self._open:
-                self._open[number] = _open(self._shards[number])
+                self._open[number] = _open_shard(self._shards[number])
         try:
             record = self._open[number][position]
             feature = tf_example_pb2.Example.FromString(record).features.feature
             (content,) = feature["image"].bytes_list.value
             (label,) = feature["label"].int64_list.value or [-1]
-        except Exception as error:  # array_record and protobuf each raise their own
+        except Exception as error:  # of array_record or protobuf
             raise Corrupt(checks.reason(error)) from error
         return content, label
 
     def _place(self, index: int) -> tuple[int, int]:
+        """Returns the number of a record's shard, and its position in the shard."""
         number = bisect.bisect_right(self._ends, index)
         return number, index - self._ends[number] + self._shards[number].size
 
     def read_labels(self, num_classes: int, title: str) -> tuple[np.ndarray, bool]:
-        """Returns the labels of all records, and whether all could be read.
+        """Returns the labels of all records, and whether all records could be read.
 
-        The label of a record that cannot be read is 0.
+        A record that cannot be read gets the label 0.
         """
         labels, unread = np.zeros(len(self), np.int64), list[int]()
 
@@ -252,32 +256,32 @@ class ShardRecords:
         if wrong.size:
             raise ValueError(
                 f"{self.where(int(wrong[0]))} is corrupt: its label is "
-                f"{labels[wrong[0]]}, of {num_classes} classes."
+                f"{labels[wrong[0]]}; expected 0 to {num_classes - 1}."
             )
         return labels.astype(np.int32), not unread
 
 
 def sampled_moments(pictures: Pictures) -> tuple[Color, Color]:
-    """Returns `moments` of a fixed random part of the pictures."""
+    """Returns `moments` of a fixed random sample of the pictures."""
     rows = np.random.RandomState(0).permutation(len(pictures))[:SAMPLED]
     return moments(jax.tree.leaves(pictures.load(np.sort(rows)))[0])
 
 
 def moments(images: np.ndarray) -> tuple[Color, Color]:
-    """Returns the mean and the standard deviation of three channels, in [0, 1].
+    """Returns the means and standard deviations of three channels, values in [0, 1].
 
-    One channel stands for three equal ones.
+    A single channel counts as three equal ones.
     """
     values = np.arange(256) / 255
-    found = []
+    channels = []
     for channel in range(images.shape[-1]):
         counts = np.zeros(256, np.int64)
-        # Counts of the 256 values: exact. In parts, as each is copied as integers.
+        # Counts of the 256 values are exact. By chunks: bincount copies to int64.
         for start in range(0, len(images), _CHUNK):
             part = images[start : start + _CHUNK, ..., channel].ravel()
             counts += np.bincount(part, minlength=256)
         mean = counts @ values / counts.sum()
         variance = counts @ np.square(values - mean) / counts.sum()
-        found.append((float(mean), math.sqrt(variance)))
-    red, green, blue = found * 3 if len(found) == 1 else found
+        channels.append((float(mean), math.sqrt(variance)))
+    red, green, blue = channels * 3 if len(channels) == 1 else channels
     return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])

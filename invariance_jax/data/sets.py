@@ -1,7 +1,7 @@
-"""Image sets by name: what is known of them without a file, and where they lie.
+"""Image sets by name: constants of the downloaded sets, and folders of prepared sets.
 
-A set lies in `DATA_DIR/NAME/VERSION`; of several versions the highest is read. A name
-may choose a configuration and a version as TFDS does: `emnist/letters:3.1.0`.
+The folder of a set is `DATA_DIR/NAME/VERSION`; the highest version is read. A name can
+select a configuration and a version as in TFDS: `emnist/letters:3.1.0`.
 """
 
 import os
@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 FORMAT = "array_record"
-"""The format of the records that are read without TensorFlow."""
+"""The format of records, which can be read without TensorFlow."""
 
 Color = tuple[float, float, float]
-"""A number for each of three channels, of values in [0, 1]."""
+"""One number for each of three channels, whose values are in [0, 1]."""
 
 
 class Split(NamedTuple):
@@ -26,25 +26,25 @@ class Split(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A file of records, and how many it should hold."""
+    """A file of records, and the number of records that it should have."""
 
     path: Path
     size: int
 
 
 class Description(NamedTuple):
-    """What a run has to know of an image set.
+    """Sizes, classes and pixel moments of an image set.
 
     Attributes:
-      name: the name that was asked for.
-      image_shape: (H, W, channels), 1 or 3 channels.
+      name: name of the set, as given.
+      image_shape: (H, W, channels), 1 or 3 channels; H and W are 0 if sizes vary.
       num_classes: C; None if the images have no labels.
-      num_train: examples of the training split, with those that validate.
+      num_train: examples of the training split, including the validation examples.
       num_test: examples of the test split.
-      mean: of three channels, values in [0, 1].
-      std: standard deviation of three channels, values in [0, 1].
-      class_names: C names, which are the numbers where the set has no others; () if the
-        images have no labels; None of a set whose files are not there yet.
+      mean: means of three channels, values in [0, 1].
+      std: standard deviations of three channels, values in [0, 1].
+      class_names: C names (0 to C - 1 if the set has no others); () if the images have
+        no labels; None if the set is not prepared yet.
     """
 
     name: str
@@ -61,9 +61,9 @@ def _grey(value: float) -> Color:
     return value, value, value
 
 
-# Foster et al. (2021) normalize CIFAR by these, which are not quite the moments of the
-# sets. The others are the moments of all pixels of the training split; a grey channel
-# stands for three equal ones.
+# For CIFAR: the values of Foster et al. (2021), which differ slightly from the moments
+# of the sets. The others are the moments of all pixels of the training split; a grey
+# channel counts as three equal ones.
 _MOMENTS: dict[str, tuple[Color, Color]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)),
@@ -94,7 +94,7 @@ RESERVED = (*NAMES, "spirograph")
 
 
 def known(name: str) -> Description | None:
-    """Returns what is known of a set without reading or downloading anything.
+    """Returns the constants of a downloaded set, without reading or downloading it.
 
     Args:
       name: any name.
@@ -106,30 +106,30 @@ def known(name: str) -> Description | None:
 
 
 def user_path(what: str, path: str | os.PathLike[str]) -> Path:
-    """Returns a path without `~`, which is refused where there is no home folder."""
+    """Returns a path with `~` expanded; raises ValueError without a home folder."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError(
             f"{what} is {os.fspath(path)!r}, but there is no home folder ({error}); "
-            "name a folder."
+            "give a path without ~."
         ) from error
 
 
 def folder_of_sets(data_dir: str | os.PathLike[str] | None) -> Path:
-    """Returns a folder of prepared sets; of None `TFDS_DATA_DIR` or TFDS's default."""
+    """Returns data_dir as a path; if None, `TFDS_DATA_DIR` or TFDS's default."""
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return user_path("data_dir", data_dir or default)
 
 
 def find(root: Path, name: str) -> Path | None:
     """Returns the folder of the highest version of a prepared set, or None."""
-    name, _, wanted = name.partition(":")
-    # The temporary folder of a set that is being written begins with a word.
+    name, _, version = name.partition(":")
+    # Temporary folders of sets that are being written have other names.
     versions = {
         tuple(map(int, path.parent.name.split("."))): path.parent
         for path in (root / name).glob("*/dataset_info.json")
         if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)
-        and wanted in ("", path.parent.name)
+        and version in ("", path.parent.name)
     }
     return versions[max(versions)] if versions else None

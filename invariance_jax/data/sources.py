@@ -1,8 +1,8 @@
-"""The sets that are prepared without TensorFlow, from their original files.
+"""Builders that prepare the downloaded sets from their original files.
 
-Each builder is that of TFDS (name, version, features, keys and so the order of its
-records) with another reader of the files: TFDS reads them through TensorFlow.
-Deviation: SVHN comes without the 1.3 GB of its split `extra`.
+Each builder is TFDS's own, with the same name, version, features, keys and therefore
+order of records. Only the reader of the original files is replaced, because that of
+TFDS needs TensorFlow. Deviation: SVHN lacks its split `extra` (1.3 GB).
 """
 
 import contextlib
@@ -34,19 +34,20 @@ Columns = dict[str, Sequence[object] | np.ndarray]
 class Source(NamedTuple):
     """The original files of a set."""
 
-    home: str  # address of the folder that has them
+    home: str  # URL of their folder
     files: tuple[str, ...]
     # (builder, file name -> path, split) -> columns
     read: Callable[[DatasetBuilder, dict[str, Path], str], Columns]
-    # Name of a gzip file -> SHA-256 of what it holds, for files that others have
-    # compressed again.
+    # Name of a gzip file -> SHA-256 of its decompressed content, to accept files that
+    # others have compressed again.
     contents: Mapping[str, str] = {}
 
 
 def make_builder(name: str, *, data_dir: Path, folder: Path | None) -> DatasetBuilder:
     """Returns a builder that reads the original files of a folder.
 
-    If folder is None, they lie in `DATA_DIR/downloads/manual` or are downloaded.
+    If folder is None, files in `DATA_DIR/downloads/manual` and its subfolder NAME are
+    used, and the others are downloaded.
     """
     builder = tfds.builder_cls(name)(data_dir=data_dir, file_format=FORMAT)
 
@@ -63,7 +64,7 @@ def _generate(
 ) -> Iterator[object]:
     try:
         columns = SOURCES[builder.name].read(builder, paths, split)
-    except Exception as error:  # each format of files raises its own
+    except Exception as error:  # each file format raises its own errors
         raise ValueError(
             f"{', '.join(map(str, paths.values()))}: not as expected of {builder.name} "
             f"({checks.reason(error)}); remove and download again."
@@ -76,27 +77,26 @@ def _generate(
 def _locate(
     builder: DatasetBuilder, folder: Path | None, dl_manager: DownloadManager
 ) -> dict[str, Path]:
-    """Returns file name -> path of the original files, verified."""
+    """Returns file name -> path of the original files, after checking their hashes."""
     manual = Path(dl_manager.download_dir) / "manual"
     folders = [folder] if folder else [manual / builder.name, manual]
     files = SOURCES[builder.name].files
-    found = {
-        file: place / file
-        for place in reversed(folders)
+    paths = {
+        file: parent / file
+        for parent in reversed(folders)
         for file in files
-        if (place / file).is_file()
+        if (parent / file).is_file()
     }
-    for path in found.values():
+    for path in paths.values():
         _verify(builder, path)
-    missing = [file for file in files if file not in found]
+    missing = [file for file in files if file not in paths]
     if missing and folder:
         raise ValueError(
-            f"{builder.name} is made of files that {folder} lacks: "
-            f"{', '.join(missing)}."
+            f"{builder.name} needs files that {folder} lacks: {', '.join(missing)}."
         )
     if missing:
-        found |= _download(builder.name, dl_manager, missing, folders[0])
-    return found
+        paths |= _download(builder.name, dl_manager, missing, folders[0])
+    return paths
 
 
 def _download(
@@ -105,10 +105,10 @@ def _download(
     home = SOURCES[name].home
     urls = {file: urljoin(home, file) for file in files}
     try:
-        # TFDS would try eleven times, for minutes.
+        # TFDS's default of eleven attempts takes minutes.
         with temporary_assignment(downloader, "MAX_RETRIES", 1):
             return {k: Path(v) for k, v in dl_manager.download(urls).items()}
-    except Exception as error:  # of the network, of HTTP, of TFDS
+    except Exception as error:  # of the network, HTTP or TFDS
         raise ValueError(
             f"{name} cannot be downloaded from {home} ({type(error).__name__}): put "
             f"{', '.join(files)} into {folder}, or run `python -m invariance_jax.data "
@@ -121,42 +121,43 @@ def _verify(builder: DatasetBuilder, path: Path) -> None:
     source = SOURCES[builder.name]
     registered = checksums.get_all_url_infos() | builder.url_infos
     expected = registered[urljoin(source.home, path.name)]
-    found = checksums.compute_url_info(path)
-    if found == expected or hash_of_content(path) == source.contents.get(path.name, ""):
+    actual = checksums.compute_url_info(path)
+    content = source.contents.get(path.name, "")
+    if actual == expected or hash_of_content(path) == content:
         return
     raise ValueError(
         f"{path} is not the original file of {builder.name}: it has "
-        f"{int(found.size)} bytes and SHA-256 {found.checksum}; expected "
+        f"{int(actual.size)} bytes and SHA-256 {actual.checksum}; expected "
         f"{int(expected.size)} bytes and {expected.checksum}."
     )
 
 
 def hash_of_content(path: Path) -> str | None:
-    """Returns the SHA-256 of what a gzip file holds, None if it is no gzip file."""
+    """Returns the SHA-256 of a gzip file's decompressed content; None for others."""
     with contextlib.suppress(Exception), gzip.open(path) as file:
-        # In parts: the content of a file that is not known yet may be of any size.
+        # Hashed in parts, because the content of an unknown file may have any size.
         return hashlib.file_digest(file, "sha256").hexdigest()
     return None
 
 
 def _read_cifar(builder: DatasetBuilder, paths: dict[str, Path], split: str) -> Columns:
-    """Reads the archive of the binary version; names the classes of the builder."""
+    """Reads the archive of the binary version; sets the builder's class names."""
     (path,) = paths.values()
     layout, features = builder._cifar_info, builder.info.features
     for key, file in zip(layout.label_keys, layout.label_files, strict=True):
-        lines = _members(path, [layout.prefix + file]).decode().splitlines()
+        lines = _read_members(path, [layout.prefix + file]).decode().splitlines()
         features[key].names = [line for line in lines if line]
     files = layout.train_files if split == "train" else layout.test_files
-    data = np.frombuffer(_members(path, [layout.prefix + f for f in files]), np.uint8)
+    content = _read_members(path, [layout.prefix + file for file in files])
     keys = layout.label_keys
-    data = data.reshape(-1, len(keys) + 3 * 32 * 32)
+    data = np.frombuffer(content, np.uint8).reshape(-1, len(keys) + 3 * 32 * 32)
     pixels = data[:, len(keys) :].reshape(-1, 3, 32, 32)
     names = [f"{split}_{index:05d}" for index in range(len(data))]
     columns: Columns = dict(zip(keys, data.T, strict=False))
     return columns | {"image": np.moveaxis(pixels, 1, -1), "id": names}
 
 
-def _members(path: Path, names: list[str]) -> bytes:
+def _read_members(path: Path, names: list[str]) -> bytes:
     with tarfile.open(path) as archive:
         members = [archive.extractfile(name) for name in names]
         return b"".join(member.read() for member in members if member)
@@ -173,7 +174,7 @@ def _read_mnist(builder: DatasetBuilder, paths: dict[str, Path], split: str) -> 
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """Returns the bytes of a compressed idx file, with its dimensions."""
+    """Returns the uint8 array of a gzip-compressed idx file."""
     data = gzip.decompress(path.read_bytes())
     shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
@@ -200,7 +201,7 @@ SOURCES = {
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         _IDX_FILES,
         _read_mnist,
-        # Debian's dataset-fashion-mnist has compressed the same content again.
+        # Debian's package dataset-fashion-mnist compressed the same content again.
         {
             "train-images-idx3-ubyte.gz": (
                 "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"

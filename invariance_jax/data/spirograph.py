@@ -1,16 +1,16 @@
-"""The Spirograph data set: its targets, and its images as a TFDS set for others.
+"""The images of Spirograph as a TFDS set, for other frameworks.
 
-Foster, Pukdee, Rainforth (ICLR 2021), section 5. This package draws the images afresh
-for every view and needs the targets only. For other frameworks, importing this module
-registers the TFDS set `spirograph`, one image per example with a nuisance that stays:
+Foster, Pukdee, Rainforth (ICLR 2021), section 5. This package renders new images for
+every view and needs the targets only. For other frameworks, importing this module
+registers the TFDS set `spirograph`, one image per example with a fixed nuisance:
 
     import invariance_jax.data.spirograph
     import tensorflow_datasets as tfds
 
     source = tfds.data_source("spirograph", split="train", data_dir=...)
 
-The first call draws and writes the set, without TensorFlow. An example has the features
-`image`, `parameters` (columns in the order of `PARAMETERS`) and `targets`.
+The first call renders and writes the set, without TensorFlow. An example has the
+features `image`, `parameters` (columns in the order of `PARAMETERS`) and `targets`.
 """
 
 from collections.abc import Iterator
@@ -32,14 +32,14 @@ TARGETS = ("m", "b", "sigma", "rfore")
 
 _IMAGE_SIZE = 32
 
-# Images that are drawn at once.
+# Number of images rendered at once.
 _BATCH_SIZE = 2000
 
 
 def make_parameters(split: str, *, num_examples: int) -> np.ndarray:
     """Returns the parameters of the images of a split, float32 `[N, 10]`.
 
-    The targets are those of `make_targets` with seed 0, the nuisance those of seed 1.
+    `make_targets` draws the targets with seed 0 and the nuisance with seed 1.
     """
     nuisance = tuple(name for name in PARAMETERS if name not in TARGETS)
     columns = [
@@ -57,7 +57,7 @@ class Spirograph(tfds.core.GeneratorBasedBuilder):
     NUM_EXAMPLES = {"train": 100_000, "test": 20_000}
 
     def __init__(self, *, file_format: str | None = None, **kwargs: Any) -> None:
-        """Constructs the builder as TFDS does; only the default format is another."""
+        """Constructs the builder as TFDS does, but with another default file format."""
         super().__init__(file_format=file_format or FORMAT, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -88,7 +88,7 @@ class Spirograph(tfds.core.GeneratorBasedBuilder):
         parameters = make_parameters(split, num_examples=num_examples)
         targets = parameters[:, [PARAMETERS.index(name) for name in TARGETS]]
         for start in range(0, num_examples, _BATCH_SIZE):
-            images = _draw(parameters[start : start + _BATCH_SIZE])
+            images = _render(parameters[start : start + _BATCH_SIZE])
             for index, image in enumerate(records.encode(np.asarray(images)), start):
                 row = {"parameters": parameters[index], "targets": targets[index]}
                 yield index, {"image": image, **row}
@@ -99,6 +99,6 @@ def _floats(count: int) -> tfds.features.Tensor:
 
 
 @jax.jit
-def _draw(parameters: Array) -> Array:
+def _render(parameters: Array) -> Array:
     """Returns the images of parameters `[N, 10]`, rounded to uint8."""
     return jnp.round(255 * render(parameters, image_size=_IMAGE_SIZE)).astype(jnp.uint8)

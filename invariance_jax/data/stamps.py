@@ -1,9 +1,10 @@
-"""The set "stamps": images of many sizes, drawn on the spot from Debian's packages.
+"""The set "stamps": images of many sizes, drawn from files of two Debian packages.
 
-Each image is a picture of `tuxpaint-stamps-default`, scaled, on a crop of one of the
-wallpapers of `mate-backgrounds`, a known nuisance; its class is the category.
-Every fifth picture of a category, and every fifth wallpaper, is for the test split
-only. The pictures keep their licences: nothing of them is in this package.
+Each image shows a stamp, a picture of `tuxpaint-stamps-default`, on a crop of a
+wallpaper of `mate-backgrounds`. The class is the category of the stamp; its scale and
+place and the wallpaper are a known nuisance. Every fifth stamp of a category and every
+fifth wallpaper appear only in the test split. None of these files is part of this
+package: they keep their own licences.
 """
 
 import hashlib
@@ -21,15 +22,15 @@ from invariance_jax.data.sets import user_path
 from invariance_jax.data.streams import cores
 
 _PACKAGES = "apt-get install tuxpaint-stamps-default mate-backgrounds"
-_FEWEST = 12  # pictures of a category
-_SIDES = (200, 600)
+_MIN_STAMPS = 12  # in a category; smaller categories are left out
+_SIDES = (200, 600)  # smallest and largest side of an image, in pixels
 _COUNTS = {"train": 16_000, "test": 4_000}
 
 
 def prepare_stamps(
     data_dir: str | os.PathLike[str] | None, source: str | os.PathLike[str] | None
 ) -> Path:
-    """Draws the set, JPEG files of 200 to 600 pixels a side, and prepares it.
+    """Draws the images, JPEG files of 200 to 600 pixels a side; prepares the set.
 
     The source has the folders `tuxpaint/stamps` and `backgrounds`; None: /usr/share.
     """
@@ -45,7 +46,7 @@ def prepare_stamps(
     for path in stamps:
         category = path.relative_to(share / "tuxpaint" / "stamps").parts[0]
         categories.setdefault(category, []).append(path)
-    categories = {k: v for k, v in categories.items() if len(v) >= _FEWEST}
+    categories = {k: v for k, v in categories.items() if len(v) >= _MIN_STAMPS}
     if len(categories) < 2 or len(walls) < 5:
         raise ValueError(
             f"{share} has {len(stamps)} stamps and {len(walls)} wallpapers; expected "
@@ -54,7 +55,7 @@ def prepare_stamps(
     digest = hashlib.sha256(repr((stamps, walls)).encode()).hexdigest()[:8]
     folder = root / "downloads" / f"stamps-{digest}"
     for split in _COUNTS:
-        _draw_split(folder / split, split, categories, _of(walls, split))
+        _draw_split(folder / split, split, categories, _of_split(walls, split))
     return prepare_files(
         "stamps", data_dir, train=[folder / "train"], test=[folder / "test"]
     )
@@ -63,20 +64,20 @@ def prepare_stamps(
 def _draw_split(
     folder: Path, split: str, categories: dict[str, list[Path]], walls: list[Path]
 ) -> None:
-    """Draws as many images of each category, those that are not there yet."""
-    papers, names = [*map(_shrunk, walls)], [*categories]
+    """Draws the missing images of a split, equally many of each category."""
+    wallpapers, names = [*map(_read_wallpaper, walls)], [*categories]
 
     def draw(number: int) -> int:
         name = names[number % len(names)]
         file = folder / name / f"{number:06d}.jpg"
-        if file.exists():  # of a start that was stopped
+        if file.exists():  # from an interrupted call
             return 1
-        stamps = _of(categories[name], split)
+        stamps = _of_split(categories[name], split)
         stamp = stamps[number // len(names) % len(stamps)]
         random = np.random.default_rng([0, split == "test", number])
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
-        _draw(random, stamp, papers).save(temporary, "JPEG", quality=85)
+        _draw(random, stamp, wallpapers).save(temporary, "JPEG", quality=85)
         temporary.rename(file)
         return 1
 
@@ -85,12 +86,12 @@ def _draw_split(
         records.progress(counts, _COUNTS[split], f"Drawing stamps {split}")
 
 
-def _of(paths: list[Path], split: str) -> list[Path]:
+def _of_split(paths: list[Path], split: str) -> list[Path]:
     """Returns every fifth path for the test split, the others for training."""
     return [p for n, p in enumerate(paths) if (n % 5 == 4) == (split == "test")]
 
 
-def _shrunk(path: Path) -> Image.Image:
+def _read_wallpaper(path: Path) -> Image.Image:
     with Image.open(path) as file:
         image = file.convert("RGB")
     image.thumbnail((1600, 1600))
@@ -98,11 +99,11 @@ def _shrunk(path: Path) -> Image.Image:
 
 
 def _draw(
-    random: np.random.Generator, stamp: Path, paper: list[Image.Image]
+    random: np.random.Generator, stamp: Path, wallpapers: list[Image.Image]
 ) -> Image.Image:
-    """Returns a stamp on a crop of a wallpaper."""
+    """Returns a stamp on a random crop of a random wallpaper."""
     width, height = random.integers(*_SIDES, 2, endpoint=True).tolist()
-    wall = paper[int(random.integers(len(paper)))]
+    wall = wallpapers[int(random.integers(len(wallpapers)))]
     scale = max(width / wall.width, height / wall.height) * random.uniform(1.0, 2.0)
     size = (width / scale, height / scale)
     left, top = random.uniform(0, np.array(wall.size) - size + 1e-6).clip(0)
@@ -110,11 +111,10 @@ def _draw(
     image = wall.resize((width, height), Image.Resampling.BILINEAR, box=box)
     with Image.open(stamp) as file:
         picture = file.convert("RGBA")
-    share = random.uniform(0.4, 0.9) * min(
-        width / picture.width, height / picture.height
-    )
-    sides = [max(1, round(side * share)) for side in picture.size]
+    largest = min(width / picture.width, height / picture.height)
+    stamp_scale = random.uniform(0.4, 0.9) * largest
+    sides = [max(1, round(side * stamp_scale)) for side in picture.size]
     picture = picture.resize((sides[0], sides[1]), Image.Resampling.BILINEAR)
-    place = random.integers(0, np.array(image.size) - sides, endpoint=True).tolist()
-    image.paste(picture, (place[0], place[1]), picture)
+    corner = random.integers(0, np.array(image.size) - sides, endpoint=True).tolist()
+    image.paste(picture, (corner[0], corner[1]), picture)
     return image

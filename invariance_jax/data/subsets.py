@@ -1,4 +1,4 @@
-"""Subsets of a split that everybody finds again: validation, and few labels.
+"""Reproducible subsets of a split: validation examples, and a share of the labels.
 
 Both are drawn by `numpy.random.RandomState`: NumPy promises that its numbers stay the
 same in every later version, so that no update moves a validation image into training.
@@ -13,10 +13,10 @@ _VALIDATION_SEED = 0
 
 
 def hold_out(num_examples: int, *, validation_examples: int) -> tuple[np.ndarray, ...]:
-    """Returns the indices of a training split that train and that validate.
+    """Returns the indices of the training split for training and for validation.
 
-    A fixed random choice that depends on N and the number held out only; a larger
-    validation split contains the smaller one.
+    The random choice is fixed: it depends only on N and the number of examples held
+    out. A larger validation split contains a smaller one.
 
     Args:
       num_examples: N, examples of the training split.
@@ -43,8 +43,8 @@ def hold_out(num_examples: int, *, validation_examples: int) -> tuple[np.ndarray
 def label_fraction(labels: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
     """Returns the indices of a share of the examples, the same share of each class.
 
-    Of a class with n examples it takes `fraction * n`, rounded to the nearest number.
-    With one seed, a smaller share is contained in a larger one.
+    The share of a class with n examples is `fraction * n`, rounded to the nearest
+    integer. With the same seed, a larger share contains a smaller one.
 
     Args:
       labels: integer `[N]`.
@@ -69,7 +69,7 @@ def label_fraction(labels: np.ndarray, fraction: float, *, seed: int) -> np.ndar
             f"fraction must be above 0 and at most 1; found label fraction {fraction}."
         )
     random = np.random.RandomState(seed)
-    chosen = []
+    selected = []
     order = np.argsort(labels, kind="stable")
     classes, starts = np.unique(labels[order], return_index=True)
     for label, members in zip(classes, np.split(order, starts[1:]), strict=True):
@@ -80,5 +80,5 @@ def label_fraction(labels: np.ndarray, fraction: float, *, seed: int) -> np.ndar
                 f"label fraction {fraction} leaves class {label} empty: it has "
                 f"{len(members)} examples."
             )
-        chosen.append(members[:count])
-    return np.sort(np.concatenate(chosen))
+        selected.append(members[:count])
+    return np.sort(np.concatenate(selected))

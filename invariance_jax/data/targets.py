@@ -1,7 +1,7 @@
 """The examples of Spirograph: seeded vectors of regression targets.
 
 Foster, Pukdee, Rainforth (ICLR 2021), section 5: an example is a vector of target
-parameters; its images are drawn by the transformation, afresh for every view.
+parameters; the transformation renders a new image for every view.
 """
 
 from collections.abc import Sequence
@@ -33,15 +33,15 @@ def make_targets(
       split: one of `SPLITS`.
       num_examples: N.
       seed: seed of all splits.
-      targets: names of the targets, the columns.
-      bounds: `[10, 2]`, ends of the distribution of each of `PARAMETERS`.
+      targets: names of the T targets, in the order of the columns.
+      bounds: `[10, 2]`, lower and upper end of the range of each of `PARAMETERS`.
 
     Returns:
       float32 `[N, T]`, in the units of the bounds.
 
     Raises:
       ValueError: if the split or a target is unknown, or num_examples is not positive
-        or more than the memory holds.
+        or too large for the memory.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}; found {split!r}.")
