@@ -286,12 +286,12 @@ def test_several_runs_may_prepare_at_once(tmp_path, cifar10, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--test=a"], "--test, --classes, --index and --image_size go with --train"),
-        (["--image_size=4"], "--index and --image_size go with --train"),
-        (["--index"], "--index and --image_size go with --train"),
-        (["--train=a", "--image_size=4", "--index"], "do not go with --image_size"),
-        (["--train=a", "--image_size=4", "--classes=c"], "do not go with --image_s"),
-        (["--train=a", "--source=c"], "--source does not go with --train"),
+        (["--test=a"], "--test, --classes, --test_classes, --index and --image_size"),
+        (["--image_size=4"], "--index and --image_size need --train"),
+        (["--index"], "--index and --image_size need --train"),
+        (["--train=a", "--image_size=4", "--index"], "--image_size excludes"),
+        (["--train=a", "--image_size=4", "--classes=c"], "--image_size excludes"),
+        (["--train=a", "--source=c"], "--train excludes --source"),
     ],
 )
 def test_command_refuses_flags_that_do_not_go_together(flags, message, capsys):

@@ -1,7 +1,7 @@
 """Prepares a data set: `python -m invariance_jax.data NAME --data_dir=DIR`.
 
-NAME is one of the sets that are downloaded, "spirograph", or the name of a new set
-together with --train: a folder of image files, or of class folders of them.
+NAME is a set that is downloaded, "spirograph", "stamps", or the name of a new set if
+--train is given: folders of image files, folders of class folders, or tar files.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from invariance_jax.runtime import terminal
 
 
 def main(arguments: list[str]) -> None:
-    """Prepares the set and prints what there is now."""
+    """Prepares the set and prints a summary of it."""
     options = _parse(arguments)
     name, data_dir = options.name, options.data_dir
     if name == "stamps" and options.train is None:
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
     elif options.train is None:
         path = preparation.prepare(name, data_dir=data_dir, source=options.source)
     elif options.image_size is None:
-        # Imported here so that the others need no TFDS.
+        # Imported here, because it imports TFDS, which the other cases may not need.
         from invariance_jax.data.originals import prepare_files
 
         path = prepare_files(
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
         )
     else:
         if max(len(options.train), len(options.test or ())) > 1:
-            raise ValueError("--image_size takes one folder for --train and --test")
+            raise ValueError("with --image_size, --train and --test take one folder")
         path = preparation.prepare_folder(
             name,
             data_dir,
@@ -56,16 +56,16 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     flags = {
         "name": f"{', '.join(sets.RESERVED)}, stamps; or a new name, with --train",
-        "--data_dir": "folder of the prepared sets (default: that of TFDS)",
+        "--data_dir": "folder of the prepared sets (default: TFDS's default)",
         "--source": "folder of the original files, instead of a download",
-        "--train": "training images: folders, with a folder for each class or none, or "
-        "uncompressed tar files; their bytes are kept as they are",
-        "--test": "test images likewise (default: a tenth of the training images)",
-        "--classes": "file with the names of the classes that are kept, one a line",
-        "--test_classes": "file with the class of each test image, one a line, in the "
-        "order of the names of the images",
-        "--image_size": "scale and crop the images of folders to this side (pixels) "
-        "instead of keeping them as they are",
+        "--train": "training images: folders, with or without class folders, or "
+        "uncompressed tar files; without --image_size their bytes stay unchanged",
+        "--test": "test images, as --train (default: a tenth of the training images)",
+        "--classes": "file with the names of the classes to keep, one per line",
+        "--test_classes": "file with the class of each test image, one per line, in "
+        "the order of the names of the images",
+        "--image_size": "scale and crop the images of a folder to squares of this side "
+        "(pixels), instead of keeping the files unchanged",
     }
     for flag, meaning in flags.items():
         kind = int if flag == "--image_size" else str
@@ -73,24 +73,26 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         parser.add_argument(flag, help=meaning, type=kind, nargs=nargs)
     parser.add_argument(
         "--index",
-        help="leave the files where they are, and write an index of them",
+        help="leave the files in place and write an index of them",
         action="store_true",
     )
     options = parser.parse_args(arguments)
-    of_training = ("test", "classes", "test_classes", "index")
-    given = {name for name in of_training if getattr(options, name)}
+    train_flags = ("test", "classes", "test_classes", "index")
+    given = {name for name in train_flags if getattr(options, name)}
     scaled = options.image_size is not None
     if options.train is None and (given or scaled):
-        parser.error("--test, --classes, --index and --image_size go with --train")
+        parser.error(
+            "--test, --classes, --test_classes, --index and --image_size need --train"
+        )
     if scaled and given - {"test"}:
-        parser.error("--classes, --test_classes, --index do not go with --image_size")
+        parser.error("--image_size excludes --classes, --test_classes and --index")
     if options.train is not None and options.source is not None:
-        parser.error("--source does not go with --train")
+        parser.error("--train excludes --source")
     return options
 
 
 def _lines(path: str | None) -> list[str] | None:
-    """Returns the lines of a file that are not empty."""
+    """Returns the lines of a file that are not empty; None without a file."""
     if path is None:
         return None
     return [line for line in Path(path).read_text().splitlines() if line]
@@ -98,18 +100,18 @@ def _lines(path: str | None) -> list[str] | None:
 
 def _summary(name: str, path: Path) -> str:
     size = sum(file.stat().st_size for file in path.iterdir()) / 1e6
-    place = f"{size:.0f} MB in {path}"
+    size_and_path = f"{size:.0f} MB in {path}"
     if name == "spirograph":
-        return f"spirograph: {place}"
+        return f"spirograph: {size_and_path}"
     data_dir = path.parents[1]
-    found = loading.describe(name, data_dir=data_dir)
-    shape, more = " x ".join(map(str, found.image_shape)), ""
-    if 0 in found.image_shape:
-        shape, more = "of several sizes", " --config.data.store_size=SIDE"
+    about = loading.describe(name, data_dir=data_dir)
+    shape, flag = " x ".join(map(str, about.image_shape)), ""
+    if 0 in about.image_shape:
+        shape, flag = "of several sizes", " --config.data.store_size=SIDE"
     return (
-        f"{name}: {found.num_train} training and {found.num_test} test images, "
-        f"{shape}, {found.num_classes or 'no'} classes, {place}\n"
-        f"Use it with --config.data.name={name} --config.data.data_dir={data_dir}{more}"
+        f"{name}: {about.num_train} training and {about.num_test} test images, "
+        f"{shape}, {about.num_classes or 'no'} classes, {size_and_path}\n"
+        f"Use it with --config.data.name={name} --config.data.data_dir={data_dir}{flag}"
     )
 
 

@@ -1,10 +1,10 @@
-"""Images that are decoded when they are asked for, by threads, row by row.
+"""Images that threads decode on demand.
 
-`Pictures` stands where an array `[N, H, W, C]` would: it has a length, rows are chosen
-as of an array, and what `load` returns depends on the rows alone, never on the number
-of threads. So a set may be larger than the memory, and images may have any size: they
-are squashed to S x S and carry their own height and width. A record that cannot be
-decoded is named once, counted, and replaced by the next one of its class.
+`Pictures` can be used in place of an array `[N, H, W, C]`: it has a length, and is
+indexed like an array. What `load` returns depends only on the rows, never on the number
+of threads. A set may therefore be larger than the memory. Images of several sizes are
+squashed to S x S, and their height and width are kept. A record that cannot be decoded
+is logged once, counted, and replaced by the next record of its class.
 """
 
 import functools
@@ -30,20 +30,20 @@ from invariance_jax.types import PyTree
 _log = logging.getLogger(__name__)
 
 _PATIENCE = 300.0
-"""Seconds after which a thread that has not answered is given up."""
+"""Seconds without a finished job after which waiting for a batch fails."""
 
 _TICK = 0.01
-"""Seconds between looks at whether the devices are still at work."""
+"""Seconds between checks of whether the devices are busy."""
 
-_MOST_PER_JOB, _MOST_AT_ONCE = 8, 1000
-"""Images that one thread decodes before it answers, and that one call decodes."""
+_MAX_PER_JOB, _MAX_PER_LOAD = 8, 1000
+"""Most images of one job of a thread, and of one call of `load` by `in_memory`."""
 
 Loaded = np.ndarray | Squashed
-"""A batch: images uint8 `[..., H, W, C]`; of many sizes `Squashed`."""
+"""A batch of images: uint8 `[..., H, W, C]`, or `Squashed` if they were squashed."""
 
 
 class Records(Protocol):
-    """The image files of a split, read in any order by any number of threads."""
+    """The image files of a split; threads read them in any order."""
 
     labels: np.ndarray | None  # int32 [N]
 
@@ -53,24 +53,24 @@ class Records(Protocol):
     def read(self, index: int) -> bytes:
         """Returns the bytes of an image file.
 
-        Raises `Corrupt` if this one cannot be read, OSError or ValueError if none can.
+        Raises `Corrupt` if only this file cannot be read, else OSError or ValueError.
         """
 
     def where(self, index: int) -> str:
-        """Returns the place of an image, for messages."""
+        """Returns the file that has an image, and where in it, for messages."""
 
 
 class Corrupt(Exception):
-    """One record cannot be read or decoded; the others may."""
+    """A record cannot be read or decoded, but other records may be intact."""
 
 
 @dataclass(eq=False)
 class FileRecords:
-    """Parts of files that lie where they are: images, or members of tar archives."""
+    """Image files, or members of tar archives, that are read where they are."""
 
     files: Sequence[str]
-    times: np.ndarray  # of change, of each file, in nanoseconds
-    places: np.ndarray  # [N, 3]: the file, and start and size in it
+    times: np.ndarray  # of the last change of each file, in nanoseconds
+    places: np.ndarray  # [N, 3]: index of the file, first byte, number of bytes
     labels: np.ndarray | None
 
     def __len__(self) -> int:
@@ -78,14 +78,15 @@ class FileRecords:
         return len(self.places)
 
     def where(self, index: int) -> str:
-        """Returns the file, and the first byte in it where it holds several."""
+        """Returns the file, and the first byte of an image within an archive."""
         number, start, _ = self.places[index]
         return self.files[number] + (f": byte {start}" if start else "")
 
     def read(self, index: int, most: int | None = None) -> bytes:
-        """Returns the (first) bytes of a file, which must be as old as the index.
+        """Returns the bytes of an image, at most the first `most` of them.
 
-        An OSError of the file system may be gone at the next start: it is no `Corrupt`.
+        Raises ValueError if the file has changed since it was indexed. Only a missing
+        or unreadable file is `Corrupt`: other OSErrors may be temporary.
         """
         number, start, size = map(int, self.places[index])
         path = self.files[number]
@@ -105,7 +106,7 @@ class FileRecords:
 
 
 class Workers:
-    """Threads that answer in any order; a program that ends does not wait for them."""
+    """Daemon threads that run jobs: a program can end without waiting for them."""
 
     def __init__(self, count: int):
         """Starts the threads."""
@@ -121,17 +122,17 @@ class Workers:
             self.busy.pop(threading.current_thread().name, None)
 
     def note(self, what: Callable[[], str]) -> None:
-        """Remembers what this thread reads now; its name is asked for if it hangs."""
+        """Records what the current thread reads, for a message if it hangs."""
         self.busy[threading.current_thread().name] = time.monotonic(), what
 
     def submit(self, function: Callable[[], None]) -> "futures.Future[None]":
-        """Returns the future end of a function."""
+        """Queues a call of a function; returns the future of its end."""
         future: futures.Future[None] = futures.Future()
 
         def job() -> None:
             try:
                 function()
-            except BaseException as error:  # told where the end is waited for
+            except BaseException as error:  # raised again by future.result()
                 future.set_exception(error)
             else:
                 future.set_result(None)
@@ -141,11 +142,11 @@ class Workers:
 
 
 workers = functools.cache(Workers)
-"""The threads of this process, by their number."""
+"""Returns the worker threads of this process; makes them once for each count."""
 
 
 def cores() -> int:
-    """Returns the processor cores that this process may use."""
+    """Returns the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -157,64 +158,64 @@ class Pending(NamedTuple):
     threads: Workers | None
 
     def wait(self, running: Callable[[], bool] = lambda: False) -> tuple[Loaded, float]:
-        """Returns the batch, and the seconds for which nothing else was running."""
-        idle, last, answered = 0.0, time.monotonic(), time.monotonic()
-        left = {*self.jobs}
-        while left:
-            done, left = futures.wait(left, timeout=_TICK)
+        """Waits for the batch; returns it, and seconds in which running() was false."""
+        idle, last_check, last_done = 0.0, time.monotonic(), time.monotonic()
+        unfinished = {*self.jobs}
+        while unfinished:
+            done, unfinished = futures.wait(unfinished, timeout=_TICK)
             now = time.monotonic()
-            idle, last = idle + (now - last) * (not running()), now
-            answered = now if done else answered
+            idle, last_check = idle + (now - last_check) * (not running()), now
+            last_done = now if done else last_done
             for job in done:
                 job.result()
-            self._give_up(now, answered)
+            self._check_progress(now, last_done)
         return self.batch, idle
 
-    def _give_up(self, now: float, answered: float) -> None:
-        if now - answered < _PATIENCE or self.threads is None:
+    def _check_progress(self, now: float, last_done: float) -> None:
+        if now - last_done < _PATIENCE or self.threads is None:
             return
-        each = [
-            f"{name} has read {what()} for {now - since:.0f} s"
+        states = [
+            f"{name} has been reading {what()} for {now - since:.0f} s"
             for name, (since, what) in sorted(self.threads.busy.items())
         ]
         raise TimeoutError(
             f"no image was decoded for {_PATIENCE:.0f} s: "
-            f"{'; '.join(each) or 'every data thread is gone'}. See whether the file "
-            "system answers."
+            f"{'; '.join(states) or 'all data threads have ended'}. Check that the file "
+            "system responds."
         )
 
 
 @dataclass(eq=False)
 class Store:
-    """Where pixels come from: records and how each is decoded."""
+    """The records of a split and how they are decoded."""
 
     records: Records
     channels: int  # 1 or 3
-    shape: tuple[int, int]  # (H, W) of what is decoded
-    max_corrupt: int  # records that may be replaced
+    shape: tuple[int, int]  # (H, W) of the decoded images
+    max_corrupt: int  # number of records that may be replaced
     threads: int
-    squashed: bool  # whether images of many sizes are, into a square of that shape
-    # Number of a record -> why it is replaced.
+    squashed: bool  # whether images are squashed to this shape, a square
+    # Index of a corrupt record -> message.
     corrupt: dict[int, str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, rows: np.ndarray, numbers: np.ndarray) -> Pending:
-        """Begins to decode some of the rows, each the number of a record."""
+        """Begins to decode the records `rows[numbers]`."""
         flat = numbers.ravel()
         pixels = np.empty((flat.size, *self.shape, self.channels), np.uint8)
         sizes = np.empty((flat.size, 2), np.int32)
         pool = workers(self.threads)
 
         def decode_some(part: range) -> None:
-            for place in part:
-                number = int(flat[place])
+            for position in part:
+                number = int(flat[position])
                 pool.note(functools.partial(self.records.where, int(rows[number])))
-                pixels[place], sizes[place] = self._decode(rows, number)
+                pixels[position], sizes[position] = self._decode(rows, number)
 
-        step = min(_MOST_PER_JOB, -(-flat.size // (2 * self.threads)) or 1)
+        job_size = min(_MAX_PER_JOB, -(-flat.size // (2 * self.threads)) or 1)
         parts = (
-            range(start, min(start + step, flat.size))
-            for start in range(0, flat.size, step)
+            range(start, min(start + job_size, flat.size))
+            for start in range(0, flat.size, job_size)
         )
         jobs = [pool.submit(functools.partial(decode_some, part)) for part in parts]
         batch: Loaded = pixels.reshape(*numbers.shape, *pixels.shape[1:])
@@ -225,7 +226,7 @@ class Store:
     def _decode(
         self, rows: np.ndarray, number: int
     ) -> tuple[np.ndarray, tuple[int, int]]:
-        """Returns the pixels of a row, or of the first one after it that is whole."""
+        """Returns the pixels and size of `rows[number]`, or of its replacement."""
         for row in self._candidates(rows, number):
             index = int(rows[row])
             if index in self.corrupt:
@@ -233,14 +234,15 @@ class Store:
             try:
                 return self._pixels(self.records.read(index))
             except Corrupt as error:
-                self._replace(index, error)
+                self._mark_corrupt(index, error)
             except MemoryError as error:
                 where = self.records.where(index)
                 raise MemoryError(f"{where} takes too much memory") from error
-        raise ValueError(f"no image of {len(rows)} can be decoded.")
+        where = self.records.where(int(rows[number]))
+        raise ValueError(f"{where} and all images that may replace it are corrupt.")
 
     def _pixels(self, content: bytes) -> tuple[np.ndarray, tuple[int, int]]:
-        # Imported here so that Spirograph needs no Pillow.
+        # Imported here so that runs on Spirograph need no Pillow.
         from invariance_jax.data.decoding import decode
 
         try:
@@ -248,7 +250,7 @@ class Store:
             pixels, shape = decode(content, channels=self.channels, size=size)
         except MemoryError:
             raise
-        except Exception as error:  # each format of Pillow raises its own
+        except Exception as error:  # each format of Pillow raises its own errors
             raise Corrupt(checks.reason(error)) from error
         if pixels.shape[:2] != self.shape:
             raise Corrupt(
@@ -258,13 +260,14 @@ class Store:
         return pixels, shape
 
     def _candidates(self, rows: np.ndarray, number: int) -> Iterator[int]:
+        """Yields number, then the next numbers of the same class, cyclically."""
         labels = self.records.labels
         for row in itertools.chain(range(number, len(rows)), range(number)):
             if labels is None or labels[rows[row]] == labels[rows[number]]:
                 yield row
 
-    def _replace(self, index: int, error: Exception) -> None:
-        """Takes a note of a corrupt record; raises if there are too many."""
+    def _mark_corrupt(self, index: int, error: Exception) -> None:
+        """Records that a record is corrupt; raises ValueError if too many are."""
         text = f"{self.records.where(index)} is corrupt: {checks.reason(error)}"
         with self.lock:
             is_new = index not in self.corrupt
@@ -273,20 +276,20 @@ class Store:
         if count > self.max_corrupt:
             raise ValueError(
                 f"{text}. data.max_corrupt is {self.max_corrupt}, and {count} cannot "
-                "be read; mend or remove them, or allow more."
+                "be read; repair or remove them, or increase data.max_corrupt."
             ) from error
         if is_new:
-            _log.warning("%s; it is left out", text)
+            _log.warning("%s; another image of its class replaces it", text)
 
 
 @dataclass(eq=False)
 class Pictures:
-    """Images that are decoded when `load` or `start` asks for them.
+    """Images that `load` and `start` decode on demand.
 
     Attributes:
-      store: where their pixels come from.
-      rows: int64 `[N]`, the numbers of their records.
-      pixels: all images, if they are in memory.
+      store: the records and how they are decoded.
+      rows: int64 `[N]`, the indices of their records.
+      pixels: all images if they are in memory, else None.
     """
 
     store: Store
@@ -304,12 +307,12 @@ class Pictures:
         return None if labels is None else labels[self.rows]
 
     def __getitem__(self, rows: slice | np.ndarray) -> "Pictures":
-        """Returns some of the images; what is not in memory is not decoded yet."""
-        return Pictures(self.store, self.rows[rows], _rows(self.pixels, rows))
+        """Returns some of the images; decodes nothing."""
+        return Pictures(self.store, self.rows[rows], _take_rows(self.pixels, rows))
 
     @property
     def num_corrupt(self) -> int:
-        """Images of the split that were found to be corrupt."""
+        """Number of records of the split that were found to be corrupt so far."""
         return len(self.store.corrupt)
 
     def all(self) -> Loaded:
@@ -317,23 +320,23 @@ class Pictures:
         return self.load(np.arange(len(self))) if self.pixels is None else self.pixels
 
     def start(self, numbers: np.ndarray) -> Pending:
-        """Begins to decode the images with these numbers, integers of any shape."""
+        """Begins to decode the images at these indices, integers of any shape."""
         if self.pixels is not None:
-            return Pending([], _rows(self.pixels, numbers), None)
+            return Pending([], _take_rows(self.pixels, numbers), None)
         return self.store.start(self.rows, np.asarray(numbers))
 
     def load(self, numbers: np.ndarray) -> Loaded:
-        """Returns the images with these numbers, integers of any shape."""
+        """Returns the images at these indices, integers of any shape."""
         return self.start(numbers).wait()[0]
 
     def in_memory(self, title: str) -> "Pictures":
-        """Returns the same images, decoded; once in a process for the same rows."""
+        """Returns the same images, decoded; caches the last few results."""
         if self.pixels is not None:
             return self
         return _decoded(self.store, self.rows.astype(np.int64).tobytes(), title)
 
 
-def _rows(pixels: PyTree, rows: slice | np.ndarray) -> PyTree:
+def _take_rows(pixels: PyTree, rows: slice | np.ndarray) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[rows], pixels)
 
 
@@ -345,7 +348,7 @@ def _decoded(store: Store, rows: bytes, title: str) -> Pictures:
     count = len(pictures)
     num_bytes = count * math.prod(store.shape) * store.channels
     checks.memory(f"{title}: {count} images", num_bytes)
-    parts = np.array_split(np.arange(count), -(-count // _MOST_AT_ONCE) or 1)
+    parts = np.array_split(np.arange(count), -(-count // _MAX_PER_LOAD) or 1)
     batches = []
 
     def load(part: np.ndarray) -> int:
@@ -355,24 +358,24 @@ def _decoded(store: Store, rows: bytes, title: str) -> Pictures:
     progress(map(load, parts), count, title)
     pixels: Loaded = jax.tree.map(lambda *each: np.concatenate(each), *batches)
     for array in jax.tree.leaves(pixels):
-        array.setflags(write=False)  # all who ask share it
+        array.setflags(write=False)  # the cache shares it among all callers
     return Pictures(store, pictures.rows, pixels)
 
 
 def take(x: np.ndarray | Pictures, numbers: np.ndarray) -> Loaded:
-    """Returns examples by their numbers, of an array or of `Pictures`.
+    """Returns the examples at some indices of an array or of `Pictures`.
 
     Args:
       x: examples `[N, ...]`.
-      numbers: integers from 0 to N - 1, of any shape.
+      numbers: indices, integers from 0 to N - 1, of any shape.
 
     Returns:
-      An array, or of images of many sizes `Squashed`; leading axes are those of
-      numbers.
+      An array, or `Squashed` for squashed images; numbers.shape comes before the shape
+      of an example.
 
     Raises:
-      ValueError: if more than `data.max_corrupt` images cannot be decoded, or their
-        files are not those that were indexed.
-      TimeoutError: if the threads that decode do not answer.
+      ValueError: if more than `data.max_corrupt` images cannot be decoded, or a file
+        has changed since it was indexed.
+      TimeoutError: if no decoding thread finishes a job for five minutes.
     """
     return x.load(numbers) if isinstance(x, Pictures) else x[numbers]
