@@ -104,13 +104,13 @@ def _summary(name: str, path: Path) -> str:
     if name == "spirograph":
         return f"spirograph: {size_and_path}"
     data_dir = path.parents[1]
-    about = loading.describe(name, data_dir=data_dir)
-    shape, flag = " x ".join(map(str, about.image_shape)), ""
-    if 0 in about.image_shape:
+    info = loading.describe(name, data_dir=data_dir)
+    shape, flag = " x ".join(map(str, info.image_shape)), ""
+    if 0 in info.image_shape:
         shape, flag = "of several sizes", " --config.data.store_size=SIDE"
     return (
-        f"{name}: {about.num_train} training and {about.num_test} test images, "
-        f"{shape}, {about.num_classes or 'no'} classes, {size_and_path}\n"
+        f"{name}: {info.num_train} training and {info.num_test} test images, "
+        f"{shape}, {info.num_classes or 'no'} classes, {size_and_path}\n"
         f"Use it with --config.data.name={name} --config.data.data_dir={data_dir}{flag}"
     )
 

@@ -180,8 +180,8 @@ class Pending(NamedTuple):
         ]
         raise TimeoutError(
             f"no image was decoded for {_PATIENCE:.0f} s: "
-            f"{'; '.join(states) or 'all data threads have ended'}. Check that the file "
-            "system responds."
+            f"{'; '.join(states) or 'all data threads have ended'}. Check that the "
+            "file system responds."
         )
 
 

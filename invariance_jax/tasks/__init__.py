@@ -1,4 +1,4 @@
-"""What a run learns from and how it is probed: Spirograph's targets, or images."""
+"""Tasks, Spirograph or images: the examples of a run and the probe of its features."""
 
 from invariance_jax import data
 from invariance_jax.settings import Settings
@@ -10,13 +10,13 @@ __all__ = ["Examples", "Scored", "Task", "make_task", "open_set"]
 
 
 def make_task(settings: Settings) -> Task:
-    """Returns the task of a run; no file is read."""
-    of_images = settings.data.name != "spirograph"
-    return ImageTask(settings) if of_images else SpirographTask(settings)
+    """Returns the task of a run; reads no file."""
+    is_spirograph = settings.data.name == "spirograph"
+    return SpirographTask(settings) if is_spirograph else ImageTask(settings)
 
 
 def open_set(settings: Settings) -> Settings:
-    """Returns the settings, after a known image set is downloaded and prepared."""
+    """Downloads and prepares the set if it is one of `data.NAMES`; returns settings."""
     if settings.data.name in data.NAMES:
         data.prepare(settings.data.name, data_dir=settings.data.data_dir)
     return settings

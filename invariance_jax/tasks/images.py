@@ -1,4 +1,4 @@
-"""Images as a task: classification, or no probe where they have no labels.
+"""The image task: classification, or no probe if the images have no labels.
 
 Foster, Pukdee, Rainforth (ICLR 2021), section 5: multinomial logistic regression.
 """
@@ -29,25 +29,25 @@ _DEFAULT = KEYS["evaluation.experiments"].default
 _AUGMENTATION = "augmentation.name"
 
 MOST_BYTES = 2**32
-"""Of features, beyond which probes take them to the device in blocks."""
+"""Bytes of features above which a probe moves them to the device in blocks."""
 
-_OWN: dict[tuple[object, str], Transformation] = {}
-"""The users' own that this process has made and checked, which takes seconds."""
+_USER_VIEWS: dict[tuple[object, str], Transformation] = {}
+"""Cache of users' own transformations, because a check takes seconds."""
 
 
 class ImageTask(Task):
     """An example is an image, uint8; the probe is logistic regression of its label."""
 
     def __init__(self, settings: Settings):
-        """As of a `Task`; refuses probes that need labels where there are none."""
+        """See `Task`; refuses experiments that need labels if there are no labels."""
         super().__init__(settings)
         self._num_classes = settings.data.num_classes or 0
         self.metric = "accuracy" if self._num_classes else ""
-        asked = settings.evaluation.experiments
-        vain = {*asked} & {*WITH_PROBE}
-        if vain and not self._num_classes and asked != _DEFAULT:
+        experiments = settings.evaluation.experiments
+        with_probe = {*experiments} & {*WITH_PROBE}
+        if with_probe and not self._num_classes and experiments != _DEFAULT:
             raise ValueError(
-                f"evaluation.experiments is {asked!r}; expected none of "
+                f"evaluation.experiments is {experiments!r}; expected none of "
                 f"{', '.join(WITH_PROBE)}, as the images of {settings.data.name} have "
                 "no labels."
             )
@@ -55,73 +55,74 @@ class ImageTask(Task):
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, or their numbers; () without labels."""
-        chosen = self.settings.data
+        options = self.settings.data
         if not self._num_classes:
             return ()
-        names = data.describe(chosen.name, data_dir=chosen.data_dir).class_names
+        names = data.describe(options.name, data_dir=options.data_dir).class_names
         return names or tuple(map(str, range(self._num_classes)))
 
     def examples(self, split: str, *, in_order: bool = False) -> Examples:
-        """Returns the images and labels of a split, decoded now or when asked for."""
-        chosen = self.settings.data
-        of_set: dict[str, Any] = {
-            "data_dir": chosen.data_dir,
-            "validation_examples": chosen.validation_examples,
+        """Returns the images and labels of a split, decoded now or on demand."""
+        options = self.settings.data
+        common: dict[str, Any] = {
+            "data_dir": options.data_dir,
+            "validation_examples": options.validation_examples,
         }
-        if not (chosen.source == "stream" or chosen.store_size or chosen.max_corrupt):
-            pixels, labels = data.load_arrays(chosen.name, split, **of_set)
+        is_stream = options.source == "stream"
+        if not (is_stream or options.store_size or options.max_corrupt):
+            pixels, labels = data.load_arrays(options.name, split, **common)
             rows = self._rows(split, len(pixels), in_order)
             return Examples(pixels[rows], None if labels is None else labels[rows])
         pictures = data.open_pictures(
-            chosen.name,
+            options.name,
             split,
-            **of_set,
-            size=chosen.store_size,
-            max_corrupt=chosen.max_corrupt,
-            threads=chosen.threads,
+            **common,
+            size=options.store_size,
+            max_corrupt=options.max_corrupt,
+            threads=options.threads,
         )
         pictures = pictures[self._rows(split, len(pictures), in_order)]
-        if chosen.source == "memory":
-            pictures = pictures.in_memory(f"Decoding {chosen.name} {split}")
+        if options.source == "memory":
+            pictures = pictures.in_memory(f"Decoding {options.name} {split}")
         return Examples(pictures, pictures.labels)
 
     def _rows(self, split: str, count: int, in_order: bool) -> np.ndarray:
-        """Returns which images of a split are used, in which order."""
-        wanted = getattr(self.settings.data, f"{split}_examples")
-        rows = np.random.RandomState(_ORDER_SEED).permutation(count)[:wanted]
+        """Returns the indices of the images of a split that a run uses, in order."""
+        num_used = getattr(self.settings.data, f"{split}_examples")
+        rows = np.random.RandomState(_ORDER_SEED).permutation(count)[:num_used]
         return np.sort(rows) if in_order else rows
 
     def stand_ins(self, count: int) -> np.ndarray | Squashed:
         """Returns black images."""
-        pixels = np.zeros((count, *self._described().image_shape), np.uint8)
+        pixels = np.zeros((count, *self._description().image_shape), np.uint8)
         if self.settings.data.store_size is None:
             return pixels
         return Squashed(pixels, np.full((count, 2), pixels.shape[1], np.int32))
 
-    def _described(self) -> data.Description:
-        """Returns what the settings know of the set; no file is read."""
-        chosen = self.settings.data
-        train, test = chosen.train_examples, chosen.test_examples
-        assert train and test and chosen.source_size and chosen.channels
-        assert chosen.mean and chosen.std
+    def _description(self) -> data.Description:
+        """Returns the description of the set in the settings; reads no file."""
+        options = self.settings.data
+        train, test = options.train_examples, options.test_examples
+        assert train and test and options.source_size and options.channels
+        assert options.mean and options.std
         return data.Description(
-            chosen.name,
-            (*chosen.source_size, chosen.channels),
-            chosen.num_classes,
-            train + chosen.validation_examples,
+            options.name,
+            (*options.source_size, options.channels),
+            options.num_classes,
+            train + options.validation_examples,
             test,
-            chosen.mean,
-            chosen.std,
+            options.mean,
+            options.std,
         )
 
     def _make_transformation(self, family: str) -> Transformation:
-        augmentation, info = self.settings.augmentation, self._described()
+        augmentation, info = self.settings.augmentation, self._description()
         name = augmentation.name
         if not plugins.is_own(name):
             return make_image_views(self.settings, family)
-        made_of = plugins.load(_AUGMENTATION, name), repr((info, augmentation.kwargs))
-        if made_of in _OWN:
-            return _OWN[made_of]
+        cache_key = plugins.load(_AUGMENTATION, name), repr((info, augmentation.kwargs))
+        if cache_key in _USER_VIEWS:
+            return _USER_VIEWS[cache_key]
         own = plugins.call(_AUGMENTATION, name, info, **augmentation.kwargs)
         if not isinstance(own, Transformation):
             raise ValueError(
@@ -134,38 +135,39 @@ class ImageTask(Task):
             check_transformation(own, jnp.asarray(noise))
         except ValueError as error:
             raise ValueError(f"augmentation.name is {name!r}: {error}") from error
-        _OWN[made_of] = _of_pixels(own)
-        return _OWN[made_of]
+        _USER_VIEWS[cache_key] = _with_uint8_input(own)
+        return _USER_VIEWS[cache_key]
 
     def shiftable(self) -> Transformation | None:
-        """Returns colour jitter of strength 1; None of an own augmentation."""
+        """Returns colour jitter of strength 1; None for a user's own augmentation."""
         if plugins.is_own(self.settings.augmentation.name):
             return None
-        chosen, there = self.settings.data, self._described()
+        options, info = self.settings.data, self._description()
         return image.make_transformation(
-            source_size=there.image_shape[:2],
-            image_size=chosen.image_size or min(there.image_shape[:2]),
-            mean=there.mean,
-            std=there.std,
+            source_size=info.image_shape[:2],
+            image_size=options.image_size or min(info.image_shape[:2]),
+            mean=info.mean,
+            std=info.std,
             strength=1.0,
             jitter_probability=1.0,
             gray_probability=0.0,
             crop=False,
             flip=False,
             resampling=self.settings.augmentation.resampling,
-            squashed=chosen.store_size is not None,
+            squashed=options.store_size is not None,
         )
 
     def probe_examples(self, train: Examples) -> Examples:
         """See `Task.probe_examples`."""
-        train, chosen = super().probe_examples(train), self.settings.evaluation
-        if train.y is None or chosen.label_fraction == 1:
+        train = super().probe_examples(train)
+        fraction = self.settings.evaluation.label_fraction
+        if train.y is None or fraction == 1:
             return train
-        rows = self._share("label_fraction", train.y, chosen.label_fraction)
+        rows = self._share("label_fraction", train.y, fraction)
         return Examples(train.x[rows], train.y[rows])
 
     def labeled(self, y: np.ndarray, fraction: float) -> np.ndarray:
-        """Returns the same share of each class."""
+        """Returns the indices of the same share of each class."""
         return self._share("label_fractions", y, fraction)
 
     def _share(self, key: str, y: np.ndarray, fraction: float) -> np.ndarray:
@@ -175,7 +177,7 @@ class ImageTask(Task):
             raise ValueError(f"evaluation.{key}: {error}") from error
 
     def fit(self, h: np.ndarray, y: np.ndarray) -> LinearProbe:
-        """Returns multinomial logistic regression, in blocks if h is large."""
+        """Returns a logistic regression probe, fitted in blocks if h is large."""
         l2, count = self.settings.evaluation.l2, self._num_classes
         if h.nbytes > MOST_BYTES:
             return evaluation.fit_logistic_in_blocks(h, y, num_classes=count, l2=l2)
@@ -185,7 +187,7 @@ class ImageTask(Task):
     def select(
         self, h: np.ndarray, y: np.ndarray, h_test: np.ndarray, y_test: np.ndarray
     ) -> dict[str, float]:
-        """See `Task.select`; with the l2."""
+        """See `Task.select`; returns the selected l2 too, and {} if h is large."""
         if not self.settings.evaluation.l2_grid or h.nbytes > MOST_BYTES:
             return {}
         probe, l2 = evaluation.fit_logistic_selected(
@@ -205,19 +207,19 @@ class ImageTask(Task):
         }
 
     def displayed(self, images: Array) -> np.ndarray:
-        """Undoes the normalization; an own augmentation may have made none."""
+        """See `Task.displayed`; a user's own augmentation may not have normalized."""
         pixels = np.asarray(images, np.float64)
         own = plugins.is_own(self.settings.augmentation.name)
         if not (own and -0.01 <= pixels.min() and pixels.max() <= 1.01):
-            there = self._described()
-            pixels = pixels * np.array(there.std) + np.array(there.mean)
+            info = self._description()
+            pixels = pixels * np.array(info.std) + np.array(info.mean)
         return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
 
 
-def _of_pixels(own: Transformation) -> Transformation:
-    """Returns a user's own transformation, which sees uint8 images, also if squashed.
+def _with_uint8_input(own: Transformation) -> Transformation:
+    """Returns a user's own transformation, whose input is converted to uint8 images.
 
-    Floating ones, in [0, 1], are those that `evaluate.load` may be given.
+    The input may be `Squashed`, or have floating values in [0, 1] (`evaluate.load`).
     """
 
     def pixels(x: Array | Squashed) -> Array:

@@ -1,4 +1,4 @@
-"""Spirograph as a task: regression of the target parameters that make an example.
+"""The Spirograph task: regression of the target parameters of an example.
 
 Foster, Pukdee, Rainforth (ICLR 2021), section 5.
 """
@@ -27,13 +27,13 @@ def _in_float64() -> Iterator[None]:
 
 
 class SpirographTask(Task):
-    """An example is its targets; the probe is ridge regression, float64 on the CPU."""
+    """An example is a target vector; the probe is ridge regression, in CPU float64."""
 
     metric = "mse"
     precision = staticmethod(_in_float64)
 
     def __init__(self, settings: Settings):
-        """As of a `Task`."""
+        """See `Task`."""
         super().__init__(settings)
         self.targets = settings.data.targets
 
@@ -43,7 +43,7 @@ class SpirographTask(Task):
         return Examples(targets, targets)
 
     def stand_ins(self, count: int) -> np.ndarray:
-        """Returns the first training examples: they are drawn, not read."""
+        """Returns the first training examples, which are drawn and not read."""
         return self._draw("train", count)
 
     def _draw(self, split: str, count: int) -> np.ndarray:
@@ -63,47 +63,48 @@ class SpirographTask(Task):
         return self.transformation()
 
     def labeled(self, y: np.ndarray, fraction: float) -> np.ndarray:
-        """Returns the first ones, as examples are drawn independently."""
+        """Returns the first indices, because examples are drawn independently."""
         return np.arange(max(int(np.floor(fraction * len(y) + 0.5)), 1))
 
     def fit(self, h: np.ndarray, y: np.ndarray) -> LinearProbe:
-        """Returns ridge regression."""
+        """Returns the probe of a ridge regression."""
         with _in_float64():
             l2 = self.settings.evaluation.l2
-            return evaluation.fit_ridge(_doubles(h), _doubles(y), l2=l2)
+            return evaluation.fit_ridge(_to_float64(h), _to_float64(y), l2=l2)
 
     def select(
         self, h: np.ndarray, y: np.ndarray, h_test: np.ndarray, y_test: np.ndarray
     ) -> dict[str, float]:
-        """Returns what `score` does; each target has an l2 of standardized features."""
-        grid, held_out = self.settings.evaluation.l2_grid, max(len(h) // 10, 1)
+        """See `Task.select`; each target has its own l2, for standardized features."""
+        grid, num_held_out = self.settings.evaluation.l2_grid, max(len(h) // 10, 1)
         if not grid:
             return {}
         with _in_float64():
             probe, _ = evaluation.fit_ridge_selected(
-                _doubles(h), _doubles(y), l2=grid, num_held_out=held_out
+                _to_float64(h), _to_float64(y), l2=grid, num_held_out=num_held_out
             )
         return self.score(probe, h_test, y_test).values
 
     def fit_in_steps(self, h: np.ndarray, y: np.ndarray, steps: int) -> LinearProbe:
-        """Returns what some steps of L-BFGS from 0 make of the objective of `fit`.
+        """Returns the probe after steps of L-BFGS from 0 on the objective of `fit`.
 
-        The authors' may start and search along lines in another way.
+        The initialization and line search of the authors' code may differ.
         """
         import scipy.optimize  # here, since most runs do not need it
 
         rows = np.concatenate([h, np.ones_like(h[:, :1])], axis=1, dtype=np.float64)
         shape = rows.shape[1], y.shape[1]
         gram, cross = rows.T @ rows / y.size, rows.T @ y / y.size
-        # Not of the bias.
+        # The bias, the last row, has no penalty.
         gram[np.diag_indices(len(gram) - 1)] += self.settings.evaluation.l2
 
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
             weights = flat.reshape(shape)
-            slope = gram @ weights - cross
-            return float(np.sum(weights * (slope - cross))), 2 * slope.ravel()
+            half_gradient = gram @ weights - cross
+            value = np.sum(weights * (half_gradient - cross))
+            return float(value), 2 * half_gradient.ravel()
 
-        found = scipy.optimize.minimize(
+        solution = scipy.optimize.minimize(
             objective,
             np.zeros(shape).ravel(),
             jac=True,
@@ -111,10 +112,10 @@ class SpirographTask(Task):
             options={"maxiter": steps, "maxfun": 100 * steps, "ftol": 0, "gtol": 0},
         ).x.reshape(shape)
         with _in_float64():
-            return LinearProbe(_doubles(found[:-1]), _doubles(found[-1]))
+            return LinearProbe(_to_float64(solution[:-1]), _to_float64(solution[-1]))
 
     def quality(self, predictions: Array, y: Array) -> dict[str, float]:
-        """Returns mse, the mean over the targets, and mse and r2 of each."""
+        """Returns mse, the mean over the targets, and mse and r2 of each target."""
         mse = np.asarray(evaluation.mean_squared_error(predictions, y))
         r2 = np.asarray(evaluation.r_squared(predictions, y))
         values = {"mse": float(mse.mean())}
@@ -123,10 +124,10 @@ class SpirographTask(Task):
         return values
 
     def displayed(self, images: Array) -> np.ndarray:
-        """Returns the drawings, whose values are about [0, 1]."""
+        """See `Task.displayed`; views are not normalized, their values about [0, 1]."""
         pixels: np.ndarray = np.clip(np.rint(np.asarray(images) * 255), 0, 255)
         return pixels.astype(np.uint8)
 
 
-def _doubles(array: np.ndarray) -> Array:
+def _to_float64(array: np.ndarray) -> Array:
     return jnp.asarray(array).astype(jnp.float64)

@@ -23,10 +23,10 @@ from invariance_jax.types import Array
 class Examples(NamedTuple):
     """A split of a data set.
 
-    x is what the transformation takes: float32 `[N, T]` Spirograph targets, or images
-    uint8 `[N, H, W, 1 or 3]`, which `Pictures` decode when they are asked for. y is
-    what a probe predicts: float32 `[N, T]` targets, or labels int32 `[N]`; None for
-    images without labels.
+    x is the input of the transformation: float32 `[N, T]` Spirograph targets, or images
+    uint8 `[N, H, W, 1 or 3]`, which `Pictures` decode on demand. y is the output that a
+    probe predicts: float32 `[N, T]` targets, or labels int32 `[N]`; None for images
+    without labels.
     """
 
     x: np.ndarray | Pictures
@@ -38,7 +38,7 @@ class Examples(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """A linear probe and what it does on held-out examples."""
+    """A linear probe, and its predictions and metrics on held-out examples."""
 
     probe: LinearProbe  # fitted on the training features
     predictions: np.ndarray  # [N, T] targets, or [N, C] logits
@@ -46,76 +46,80 @@ class Scored(NamedTuple):
 
 
 class Task(abc.ABC):
-    """What a run learns from and how its features are probed."""
+    """The examples of a run, their views, and the probe of its features."""
 
     targets: tuple[str, ...] = ()  # names of the T regression targets
-    metric: str  # the headline, a key of `Scored.values`; "" without labels
-    precision: Callable[[], AbstractContextManager[None]] = nullcontext  # of probes
+    metric: str  # main metric, a key of `Scored.values`; "" without labels
+    # Context in which probes are computed.
+    precision: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __init__(self, settings: Settings):
-        """Remembers the settings; no file is read."""
+        """Stores the settings; reads no file."""
         self.settings = settings
         self._transformations: dict[str, Transformation] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; () of regression and without labels."""
+        """Names of the classes; () for regression and for images without labels."""
         return ()
 
     @abc.abstractmethod
     def examples(self, split: str, *, in_order: bool = False) -> Examples:
         """Returns the examples of "train", "validation" or "test".
 
-        Images come in a fixed random order, so that the first of them are a fair sample
-        of a set that is sorted by class; or, if in_order, as the set has them.
+        Images have a fixed random order, so that the first of them are a fair sample of
+        a set that is sorted by class. If in_order, they have the order of the set.
         """
 
     @abc.abstractmethod
     def stand_ins(self, count: int) -> np.ndarray | Squashed:
-        """Returns examples `x [count, ...]` of the right shape; no image is read."""
+        """Returns placeholder examples `x [count, ...]` of the right shape and dtype.
+
+        No image is read.
+        """
 
     def transformation(self, family: str = "all") -> Transformation:
-        """Returns the views of a run, or the part of them of a family."""
+        """Returns the transformation of a run, or its part in `evaluation.families`."""
         if family not in self._transformations:
             self._transformations[family] = self._make_transformation(family)
         return self._transformations[family]
 
     @abc.abstractmethod
     def _make_transformation(self, family: str) -> Transformation:
-        """Returns what `transformation` keeps."""
+        """Makes a transformation, which `transformation` caches."""
 
     @abc.abstractmethod
     def shiftable(self) -> Transformation | None:
-        """Returns the views whose distribution the experiment shift changes, if any."""
+        """Returns the transformation that the experiment `shift` changes, or None."""
 
     def probe_examples(self, train: Examples) -> Examples:
         """Returns the training examples that probes are fitted on.
 
-        The first `evaluation.train_examples`, and of images `evaluation.label_fraction`
-        of each class.
+        They are the first `evaluation.train_examples`; of images, only the share
+        `evaluation.label_fraction` of each class.
         """
         return train.first(self.settings.evaluation.train_examples)
 
     @abc.abstractmethod
     def labeled(self, y: np.ndarray, fraction: float) -> np.ndarray:
-        """Returns the indices int64 `[n]`, increasing, of a share of the examples."""
+        """Returns the increasing indices int64 `[n]` of a share of the examples."""
 
     def check_fractions(self, train: Examples) -> None:
-        """Checks that the shares of the labels that are asked for reach every class."""
+        """Raises ValueError if a requested share of the labels leaves a class empty."""
         y = self.probe_examples(train).y
         if y is not None and is_asked(self.settings, "label_fraction"):
             self.labeled(y, self.settings.evaluation.label_fractions[0])
 
     @abc.abstractmethod
     def fit(self, h: np.ndarray, y: np.ndarray) -> LinearProbe:
-        """Returns the paper's probe of features `[N, D]`, with `evaluation.l2`."""
+        """Returns the paper's probe, fitted to features `[N, D]` at `evaluation.l2`."""
 
     def fit_in_steps(self, h: np.ndarray, y: np.ndarray, steps: int) -> LinearProbe:
-        """Returns what some steps of L-BFGS from 0 make of the objective of `fit`."""
+        """Returns the probe after steps of L-BFGS from 0 on the objective of `fit`."""
         raise NotImplementedError
 
     def score(self, probe: LinearProbe, h: np.ndarray, y: np.ndarray) -> Scored:
-        """Returns the quality of a probe on features `[N, D]` that it has not seen."""
+        """Returns predictions and metrics of a probe on held-out features `[N, D]`."""
         with self.precision():
             predictions = evaluation.predict(probe, jnp.asarray(h))
             values = self.quality(predictions, jnp.asarray(y))
@@ -125,10 +129,10 @@ class Task(abc.ABC):
     def select(
         self, h: np.ndarray, y: np.ndarray, h_test: np.ndarray, y_test: np.ndarray
     ) -> dict[str, float]:
-        """Returns the quality of a probe whose l2 is chosen for these features.
+        """Returns the metrics of a probe whose l2 is selected for these features.
 
-        Among `evaluation.l2_grid`, on the last tenth of the training examples; {} if
-        there is no grid.
+        It is selected from `evaluation.l2_grid` on the last tenth of the training
+        examples. Returns {} if there is no grid.
         """
 
     @abc.abstractmethod
@@ -137,4 +141,4 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def displayed(self, images: Array) -> np.ndarray:
-        """Returns views as pictures, uint8 `[..., S, S, 3]`, normalization undone."""
+        """Undoes the normalization of views; returns images uint8 `[..., S, S, 3]`."""
