@@ -36,16 +36,12 @@ def memory(what: str, num_bytes: int) -> None:
     if 2 * num_bytes > available:
         raise ValueError(
             f"{what} take {num_bytes / 1e9:.3g} GB, more than half of the "
-            f"{available / 1e9:.3g} GB of memory of this machine; use fewer or smaller "
-            "ones."
+            f"{available / 1e9:.3g} GB of memory of this machine; use less data."
         )
 
 
 def class_names(names: Sequence[str]) -> list[str]:
-    """Returns the class names; raises ValueError unless each is one line of text.
-
-    TFDS stores class names as lines and would change other names.
-    """
+    """Returns the class names, after a check that TFDS can store each as one line."""
     for name in names:
         text = name if isinstance(name, str) else ""
         if text.encode("utf-8", "replace").decode().strip().splitlines() != [name]:

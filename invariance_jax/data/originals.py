@@ -132,10 +132,7 @@ def _list_tar(path: Path) -> list[_Image]:
 def _list_archive(
     file: BinaryIO, file_path: str, end: int, class_name: str | None
 ) -> list[_Image]:
-    """Lists the images of the archive from the file's position to byte `end`.
-
-    Archives within it are listed too: their names are the classes of their images.
-    """
+    """Lists the images of the archive that ends at byte end, and of archives in it."""
     images = list[_Image]()
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:

@@ -98,10 +98,9 @@ with registered.skip_registration():
 
 
 def write(builder: tfds.core.DatasetBuilder) -> Path:
-    """Downloads and prepares the set of a TFDS builder, unless it exists.
+    """Downloads and prepares a builder's set, unless it exists; returns its folder.
 
-    The records are written into a temporary folder, which is then renamed. Returns the
-    folder of the set.
+    The records are written into a temporary folder, which is then renamed.
     """
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     terminal = _Terminal()
@@ -175,16 +174,14 @@ def _encode(image: np.ndarray) -> bytes:
 def _open_shard(shard: Shard) -> ArrayRecordDataSource:
     try:
         source = ArrayRecordDataSource(str(shard.path))
-        num_records = len(source)
+        size = len(source)
     except Exception as error:
         raise ValueError(
             f"{shard.path} cannot be read as a file of records ("
             f"{checks.reason(error)}); if it is damaged, prepare the set again."
         ) from error
-    if num_records != shard.size:
-        raise ValueError(
-            f"{shard.path} has {num_records} records; expected {shard.size}."
-        )
+    if size != shard.size:
+        raise ValueError(f"{shard.path} has {size} records; expected {shard.size}.")
     return source
 
 

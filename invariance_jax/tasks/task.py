@@ -73,10 +73,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def stand_ins(self, count: int) -> np.ndarray | Squashed:
-        """Returns placeholder examples `x [count, ...]` of the right shape and dtype.
-
-        No image is read.
-        """
+        """Returns placeholder examples `x [count, ...]` of a valid shape and dtype."""
 
     def transformation(self, family: str = "all") -> Transformation:
         """Returns the transformation of a run, or its part in `evaluation.families`."""
