@@ -62,8 +62,8 @@ def prepare_files(
     the archive. A call that was interrupted can be repeated; it continues.
 
     Without test images, a fixed random tenth of train becomes the test split. `classes`
-    are the names of the classes that are kept, None for all. `test_classes` are the
-    classes of the test images, in the order of their names, if no folder tells them.
+    are the names of the classes to keep, None for all. `test_classes` has the class of
+    each test image, in the order of the names of the images; it replaces class folders.
     With `index` the files stay in place and only an index is written.
     """
     root = folder_for_new(name, data_dir)
@@ -225,10 +225,10 @@ def _records(images: list[_Image], class_names: list[str]) -> FileRecords:
 def _class_names(images: dict[str, list[_Image]]) -> list[str]:
     train, test = ({i.class_name for i in images[split]} for split in ("train", "test"))
     if not test <= train or (None in train and len(train) > 1):
-        odd = sorted(str(name) for name in (test - train) | ({None} & train))
+        unmatched = sorted(str(name) for name in (test - train) | ({None} & train))
         raise ValueError(
             "classes of test must be among those of train, and either all images must "
-            f"be in class folders or none; found {odd[0]!r} (None: in no folder)."
+            f"be in class folders or none; found {unmatched[0]!r} (None: in no folder)."
         )
     names = sorted(name for name in train if name is not None)
     return checks.class_names(names) if len(names) > 1 else []

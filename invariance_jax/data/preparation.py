@@ -196,8 +196,8 @@ def _check_together(
             f"{[*train.images.shape[1:]]} and {[*test.images.shape[1:]]}."
         )
     if train.labels is None or test.labels is None:
-        others = (train.labels, test.labels, class_names)
-        if any(other is not None for other in others):
+        annotations = (train.labels, test.labels, class_names)
+        if any(annotation is not None for annotation in annotations):
             raise ValueError(
                 "labels must be given for both train and test, or for neither and then "
                 "without class_names; found some of them only."

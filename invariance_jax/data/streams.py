@@ -227,8 +227,8 @@ class Store:
         self, rows: np.ndarray, number: int
     ) -> tuple[np.ndarray, tuple[int, int]]:
         """Returns the pixels and size of `rows[number]`, or of its replacement."""
-        for row in self._candidates(rows, number):
-            index = int(rows[row])
+        for candidate in self._candidates(rows, number):
+            index = int(rows[candidate])
             if index in self.corrupt:
                 continue
             try:
@@ -262,9 +262,9 @@ class Store:
     def _candidates(self, rows: np.ndarray, number: int) -> Iterator[int]:
         """Yields number, then the next numbers of the same class, cyclically."""
         labels = self.records.labels
-        for row in itertools.chain(range(number, len(rows)), range(number)):
-            if labels is None or labels[rows[row]] == labels[rows[number]]:
-                yield row
+        for candidate in itertools.chain(range(number, len(rows)), range(number)):
+            if labels is None or labels[rows[candidate]] == labels[rows[number]]:
+                yield candidate
 
     def _mark_corrupt(self, index: int, error: Exception) -> None:
         """Records that a record is corrupt; raises ValueError if too many are."""

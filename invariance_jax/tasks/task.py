@@ -76,7 +76,7 @@ class Task(abc.ABC):
         """Returns placeholder examples `x [count, ...]` of a valid shape and dtype."""
 
     def transformation(self, family: str = "all") -> Transformation:
-        """Returns the transformation of a run, or its part in `evaluation.families`."""
+        """Returns the transformation of a run, or its part of one family of views."""
         if family not in self._transformations:
             self._transformations[family] = self._make_transformation(family)
         return self._transformations[family]
