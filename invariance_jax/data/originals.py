@@ -214,8 +214,8 @@ def _records(images: list[_Image], class_names: list[str]) -> FileRecords:
     times = [os.stat(file).st_mtime_ns for file in files]
     labels = None
     if class_names:
-        of_class = {name: label for label, name in enumerate(class_names)}
-        values = [of_class[image.class_name or ""] for image in images]
+        label_of = {name: label for label, name in enumerate(class_names)}
+        values = [label_of[image.class_name or ""] for image in images]
         labels = np.array(values, np.int32)
     return FileRecords(
         [*files], np.array(times, np.int64), np.array(places, np.int64), labels
