@@ -206,7 +206,7 @@ def test_a_note_that_was_changed_is_said(workdir, caplog):
     changed = text.replace('"rows": 20', '"rows": 21')
     for content in ("", "{", changed, json.dumps({"custom_metadata": None})):
         path.write_text(content)
-        with pytest.raises(ValueError, match="20 is damaged: its note in _CHECKPOINT"):
+        with pytest.raises(ValueError, match="20 is damaged: its _CHECKPOINT_METADATA"):
             restored(workdir)
         assert newest(workdir).step == 10
     path.write_text(text)

@@ -86,7 +86,7 @@ def test_rows_that_are_missing_are_said(tmp_path, caplog, damage, kept, bad):
     lost = 4 - len(kept)
     told = f"{path}: {lost} of the 4 rows until step 4 are missing" in caplog.text
     assert told == bool(lost)
-    assert (f"{path}: line 1 is left out" in caplog.text) == bad
+    assert (f"{path}: damaged line 1 is dropped" in caplog.text) == bad
 
 
 def test_a_start_writes_only_while_the_folder_is_its_own(tmp_path):
@@ -119,5 +119,5 @@ def test_the_last_row_of_steps_until_the_checkpoint_is_final(tmp_path):
     expected = {"loss.final": 1.0, "penalty.final": 0.5}
     assert final_metrics(tmp_path, step=12) == expected
     log.write_text("what?\n" + text)
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 1 is 'what\?'; remove"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 1 is 'what\?', expected"):
         final_metrics(tmp_path, step=12)

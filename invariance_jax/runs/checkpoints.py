@@ -1,10 +1,10 @@
 """Checkpoints of the training state, through orbax.
 
-A checkpoint is a flat dictionary from dotted names to NumPy arrays, so that it can be
-compared with what a run expects by name and shape, and a note with a hash of each, so
-that what the disk has changed is never believed. Every process calls save and restore;
-orbax writes into a temporary folder and renames it, so a checkpoint that was cut off is
-never chosen by a resume.
+A checkpoint is a flat dictionary from dotted names to NumPy arrays, whose names and
+shapes are compared with those that a run expects. Its metadata holds a hash of each
+array and of itself, so that data corrupted on the disk is never used. Every process
+calls save and restore. Orbax writes into a temporary folder and renames it, so a resume
+never chooses a partly written checkpoint.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ State = TypeVar("State")
 
 
 class Checkpoint(NamedTuple, Generic[State]):
-    """Finished steps, the state of one replica as NumPy arrays, and a note."""
+    """Number of finished steps, state of one replica as NumPy arrays, and a note."""
 
     step: int
     state: State
@@ -42,13 +42,13 @@ class Checkpoint(NamedTuple, Generic[State]):
 
 
 class Damaged(ValueError):
-    """A checkpoint that is not what was saved."""
+    """A checkpoint that cannot be read or differs from what was saved."""
 
     def __init__(self, path: epath.Path, what: str):
-        """Takes its folder, and what is damaged in words."""
+        """Makes the message from the checkpoint's folder and the damage in words."""
         super().__init__(
-            f"the checkpoint {path} is damaged: {what}; training goes on from an older "
-            "one (--mode=train), with the same numbers."
+            f"the checkpoint {path} is damaged: {what}; --mode=train resumes from an "
+            "older one and computes the same numbers."
         )
 
 
@@ -66,14 +66,14 @@ class Checkpoints:
         *,
         keep: int | None = None,
         keep_every_steps: int | None = None,
-        owner: Owner | None = None,  # None: they are only read
+        owner: Owner | None = None,  # None: for reading only
     ):
         """Opens the folder; nothing is written before the first save."""
         self.directory = work_folder(workdir) / "checkpoints"
         self._keep, self._owner = keep, owner
         self._manager = ocp.CheckpointManager(
             self.directory,
-            # Else orbax guesses from the newest folder, which may be empty.
+            # Without it, orbax infers it from the newest folder, which may be empty.
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
@@ -85,32 +85,36 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Returns the steps of all whole checkpoints, increasing."""
+        """Returns the steps of all complete checkpoints, in increasing order."""
         return sorted(self._manager.all_steps())
 
     def check_room(self, state: PyTree) -> None:
-        """Raises OSError if the disk lacks the room for one checkpoint more."""
+        """Raises OSError if the disk has too little room for the next checkpoints.
+
+        A run needs room for `keep` checkpoints, those on the disk included, and one
+        more.
+        """
         folder = self.directory
         if is_url(folder):
             return
         while not folder.exists():
             folder = folder.parent
-        missing = max(1, (self._keep or 1) + 1 - len(self.steps()))
+        count = max(1, (self._keep or 1) + 1 - len(self.steps()))
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(folder).free
-        if missing * size > free:
+        if count * size > free:
             raise OSError(
-                f"{folder} has {free / 1e9:.3g} GB left; expected {missing} times the "
+                f"{folder} has {free / 1e9:.3g} GB left; expected {count} times the "
                 f"{size / 1e9:.3g} GB of a checkpoint. Lower checkpoints.keep, free "
                 "space, or give another workdir."
             )
 
     def save(self, step: int, state: PyTree, *, note: Json | None = None) -> None:
-        """Saves a state and a note, which `json` takes, in the background."""
+        """Saves a state and a JSON-serializable note in the background."""
         arrays = _flatten(state)
         for name, array in arrays.items():
-            floating = np.issubdtype(array.dtype, np.floating)
-            if floating and not np.isfinite(array).all():
+            is_float = np.issubdtype(array.dtype, np.floating)
+            if is_float and not np.isfinite(array).all():
                 raise FloatingPointError(
                     f"{name} is not finite at step {step}; the checkpoints until step "
                     f"{max(self.steps(), default=0)} in {self.directory} are kept."
@@ -120,13 +124,14 @@ class Checkpoints:
                 self._owner.check()
             self.directory.mkdir(parents=True, exist_ok=True)
         args = ocp.args.StandardSave(arrays)
-        whole = _seal({"step": step, "note": note or {}, "hashes": _hashes(arrays)})
-        with self._telling():
-            # When to save is the run's decision, not orbax's: hence force.
-            self._manager.save(step, args=args, custom_metadata=whole, force=True)
+        metadata = {"step": step, "note": note or {}, "hashes": _hashes(arrays)}
+        sealed = _with_hash(metadata)
+        with self._explain_errors():
+            # force: the run decides when to save, not orbax.
+            self._manager.save(step, args=args, custom_metadata=sealed, force=True)
 
     def _sync(self) -> None:
-        """Waits for the disk before orbax says that a checkpoint is done."""
+        """Flushes a checkpoint to the disk before orbax marks it as complete."""
         if not is_main_process() or is_url(self.directory):
             return
         for folder in self.directory.iterdir():
@@ -136,22 +141,23 @@ class Checkpoints:
                         sync(file)
 
     def remove_after(self, step: int) -> None:
-        """Removes the checkpoints that come after a step, the newest one first."""
-        for later in [one for one in reversed(self.steps()) if one > step]:
-            self._manager.delete(later)
+        """Removes the checkpoints of later steps, the newest one first."""
+        for saved in reversed(self.steps()):
+            if saved > step:
+                self._manager.delete(saved)
 
     def check(self) -> None:
         """Raises OSError if the last checkpoint could not be written."""
-        with self._telling():
+        with self._explain_errors():
             self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Waits until everything is saved; raises OSError if it could not be."""
-        with self._telling():
+        """Waits until everything is saved; raises OSError if saving has failed."""
+        with self._explain_errors():
             self._manager.wait_until_finished()
 
     @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
@@ -163,36 +169,39 @@ class Checkpoints:
             ) from error
 
     def newest(self, like: State) -> Checkpoint[State] | None:
-        """Returns the newest checkpoint that is whole, None if there is none at all.
+        """Returns the newest undamaged checkpoint, None if there are no checkpoints.
 
-        A damaged one is said, and the one before it is taken.
+        Skips damaged checkpoints with a warning; ValueError if all are damaged.
         """
         steps = self.steps()
         for step in reversed(steps):
             damage = None
             try:
-                found = self._read(like, step)
+                checkpoint = self._read(like, step)
             except Damaged as error:
                 damage = error
-            # One process may have read what another could not.
+            # All processes skip a checkpoint that one of them cannot read.
             if not any_process(damage is not None):
-                return found
-            _log.warning("%s", damage or f"another process: step {step} is damaged")
+                return checkpoint
+            _log.warning("%s", damage or f"another process found step {step} damaged")
         if steps:
             raise ValueError(
                 f"every checkpoint in {self.directory} is damaged; move the folder "
-                "away to start anew."
+                "away to start from step 0."
             )
         return None
 
     def restore(self, like: State, *, step: int | None = None) -> Checkpoint[State]:
-        """Returns the checkpoint of a step, or the newest, exactly as it was saved."""
+        """Returns the checkpoint of a step, or the newest one, exactly as it was saved.
+
+        Raises ValueError if it is missing, damaged, or has other names or shapes.
+        """
         steps = self.steps()
         step = max(steps, default=None) if step is None else step
         if step not in steps:
-            which = "" if step is None else f" of step {step}"
+            of_step = "" if step is None else f" of step {step}"
             raise ValueError(
-                f"no checkpoint{which} in {self.directory}; found steps {steps}."
+                f"no checkpoint{of_step} in {self.directory}; found steps {steps}."
             )
         return self._read(like, step)
 
@@ -200,25 +209,25 @@ class Checkpoints:
         path = self.directory / str(step)
         try:
             arrays = self._manager.restore(step, args=ocp.args.StandardRestore())
-            metadata = self._manager.metadata(step).custom_metadata
-        except Exception as error:  # orbax has none of its own
+            saved = self._manager.metadata(step).custom_metadata
+        except Exception as error:  # orbax has no exception type of its own
             raise Damaged(path, f"cannot be read: {type(error).__name__}") from error
-        whole = dict(metadata or {})
-        if whole != _seal(whole):
-            raise Damaged(path, "its note in _CHECKPOINT_METADATA is damaged")
-        if whole["step"] != step:
-            raise Damaged(path, f"it holds step {whole['step']}")
+        metadata = dict(saved or {})
+        if metadata != _with_hash(metadata):
+            raise Damaged(path, "its _CHECKPOINT_METADATA differs from what was saved")
+        if metadata["step"] != step:
+            raise Damaged(path, f"it holds step {metadata['step']}")
         expected = _flatten(like)
-        _check_same(expected, arrays, path)
+        _check_shapes(expected, arrays, path)
         for name, digest in _hashes(arrays).items():
-            if whole["hashes"].get(name) != digest:
-                raise Damaged(path, f"{name} is not what was saved")
+            if metadata["hashes"].get(name) != digest:
+                raise Damaged(path, f"{name} differs from what was saved")
         leaves = [np.asarray(arrays[name]) for name in expected]
         state = jax.tree.unflatten(jax.tree.structure(like), leaves)
-        return Checkpoint(step, state, whole["note"])
+        return Checkpoint(step, state, metadata["note"])
 
     def close(self) -> None:
-        """Waits for the background and closes."""
+        """Waits until everything is saved, then releases the manager of orbax."""
         self._manager.close()
 
 
@@ -231,24 +240,24 @@ def _flatten(tree: PyTree) -> dict[str, PyTree]:
 
 
 def _hashes(arrays: dict[str, PyTree]) -> dict[str, str]:
-    found = {}
+    hashes = {}
     for name, leaf in arrays.items():
         array = np.ascontiguousarray(leaf)
         digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
         digest.update(array.view(np.uint8).data if array.size else b"")
-        found[name] = digest.hexdigest()[:16]
-    return found
+        hashes[name] = digest.hexdigest()[:16]
+    return hashes
 
 
-def _seal(whole: Json) -> Json:
-    """Returns a note with a hash of itself, as JSON gives it back."""
-    content = {name: value for name, value in whole.items() if name != "hash"}
+def _with_hash(metadata: Json) -> Json:
+    """Returns metadata with a hash of its content, as read back from JSON."""
+    content = {name: value for name, value in metadata.items() if name != "hash"}
     text = json.dumps(content, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return {**json.loads(text), "hash": digest[:16]}
 
 
-def _check_same(expected: Json, found: Json, path: epath.Path) -> None:
+def _check_shapes(expected: Json, found: Json, path: epath.Path) -> None:
     for name in sorted({*expected, *found}):
         shapes = [
             tuple(tree[name].shape) if name in tree else "nothing"

@@ -20,9 +20,9 @@ _FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Appends rows of numbers to the log of a work directory, in the main process.
+    """Appends rows of numbers to `metrics.jsonl`, in the main process only.
 
-    Those after the step that a run starts from are removed: it writes them again.
+    Removes the rows after the step that a run resumes from: the run writes them again.
     """
 
     def __init__(
@@ -30,22 +30,22 @@ class MetricsWriter:
         owner: Owner,
         *,
         first_step: int,
-        rows: int = 0,  # how many there were until then
+        rows: int = 0,  # expected number of rows until first_step
         settings: Settings | None = None,
     ):
-        """Opens the log, and warns if it lacks rows that it had."""
+        """Opens the log; warns about damaged and missing rows."""
         self._owner, self._kept = owner, list[str]()
         self._board, self._tracker = None, None
         if not is_main_process():
             return
         self._path = owner.workdir / _FILE
-        found, bad = read_rows(owner.workdir)
-        for number, what in bad:
-            _log.warning("%s: line %d is left out, it is %s", self._path, number, what)
-        self._kept = [text for text, row in found if row["step"] <= first_step]
+        lines, damaged = read_rows(owner.workdir)
+        for number, text in damaged:
+            _log.warning("%s: damaged line %d is dropped: %s", self._path, number, text)
+        self._kept = [line for line, row in lines if row["step"] <= first_step]
         if len(self._kept) < rows:
             _log.warning(
-                "%s: %d of the %d rows until step %d are missing; the run goes on "
+                "%s: %d of the %d rows until step %d are missing; the run continues "
                 "without them",
                 *(self._path, rows - len(self._kept), rows, first_step),
             )
@@ -59,23 +59,23 @@ class MetricsWriter:
 
     @property
     def seconds(self) -> float:
-        """Time that the kept rows took, over all starts of the run, in seconds."""
+        """Training time until the last kept row, summed over all starts, in seconds."""
         seconds = [json.loads(line).get("seconds", 0.0) for line in self._kept]
         return max(seconds, default=0.0)
 
     @property
     def count(self) -> int:
-        """Number of rows, all on the disk: what a checkpoint keeps with it."""
+        """Number of rows on the disk, which a checkpoint stores in its note."""
         return len(self._kept)
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
-        """Writes one row; a value of None is a number that is not known."""
+        """Writes one row; None stands for an unknown value."""
         if self._board is None:
             return
         self._owner.check()
         self._kept.append(json.dumps({"step": step, **values}) + "\n")
         with named(self._path):
-            if is_url(self._path):  # an object store knows no appending
+            if is_url(self._path):  # object stores cannot append to a file
                 write_text(self._path, "".join(self._kept))
             else:
                 with self._path.open("a", encoding="utf-8") as file:
@@ -89,7 +89,7 @@ class MetricsWriter:
             self._tracker.write(step, values)
 
     def close(self) -> None:
-        """Closes the event file, and the run of Weights & Biases."""
+        """Closes the event file and the run of Weights & Biases."""
         if self._board is not None:
             self._board.close()
         if self._tracker is not None:
@@ -97,14 +97,14 @@ class MetricsWriter:
 
 
 def final_metrics(workdir: AnyPath, *, step: int) -> dict[str, float]:
-    """Returns `loss.final` and `penalty.final`, those of the last rows until a step."""
-    found, bad = read_rows(workdir)
-    for number, what in bad:
+    """Returns `loss.final` and `penalty.final`, from the last rows until a step."""
+    lines, damaged = read_rows(workdir)
+    for number, text in damaged:
         raise ValueError(
-            f"{epath.Path(workdir) / _FILE}: line {number} is {what}; remove it to "
-            "evaluate without it."
+            f"{epath.Path(workdir) / _FILE}: line {number} is {text}, expected a row; "
+            "remove it to evaluate without it."
         )
-    rows = [row for _, row in found if "loss" in row and row["step"] <= step]
+    rows = [row for _, row in lines if "loss" in row and row["step"] <= step]
     return {
         f"{name}.final": row[name]
         for row in rows
@@ -116,18 +116,21 @@ def final_metrics(workdir: AnyPath, *, step: int) -> dict[str, float]:
 def read_rows(
     workdir: AnyPath,
 ) -> tuple[list[tuple[str, Json]], list[tuple[int, str]]]:
-    """Returns lines and rows of a log, and number and content of each bad line."""
+    """Returns (line, row) of each valid line, and (number, text) of each damaged one.
+
+    An incomplete last line, from a write that was cut off, is dropped.
+    """
     path = epath.Path(workdir) / _FILE
     text = path.read_bytes().decode(errors="replace") if path.exists() else ""
     lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("}\n"):
         del lines[-1]
-    rows, bad = [], []
+    rows, damaged = [], []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            row.get("seconds", 0.0) + 0.0  # a number
+            row.get("seconds", 0.0) + 0.0  # raises unless it is a number
             rows.append((line, {**row, "step": int(row["step"])}))
-        except Exception:  # each kind of damage raises its own
-            bad.append((number, repr(line.strip()[:40])))
-    return rows, bad
+        except Exception:  # each kind of damage raises another type
+            damaged.append((number, repr(line.strip()[:40])))
+    return rows, damaged

@@ -1,10 +1,10 @@
 """The long table of results: rows, the file of each experiment, and `results.json`.
 
-An experiment is written as soon as it is measured, so that an evaluation that is
-interrupted goes on where it stopped; it is used again only by an evaluation with the
-same settings of the same checkpoint. Every number is a row (experiment, metric,
-coordinates, seed, value). The summary follows from the rows, and what several seeds
-found is all their rows.
+Each experiment is written as soon as it is measured, so that an interrupted evaluation
+continues where it stopped. A later evaluation reuses it only for the same checkpoint
+with the same settings. Every number is a row (experiment, metric, coordinates, seed,
+value). The summary is computed from the rows; the results of several seeds hold the
+rows of all of them.
 """
 
 import dataclasses
@@ -29,25 +29,26 @@ FORMAT = 3
 """The format number of the files of experiments and of `results.json`."""
 
 TRAINING = "training"
-"""The experiment of the rows that the training log ends with."""
+"""Experiment name of the rows that come from the end of the training log."""
 
 Value = str | int | float
-"""What stands in a row of the table."""
+"""Type of a coordinate of a row."""
 
 NAMED = ("target", "family", "encoder", "probe")
-"""Coordinates that stand in the names of the summary."""
+"""Coordinates, besides the views, that names of the summary contain."""
 
 _log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-    """One number of an experiment and where on its grid it was measured.
+    """One number of an experiment and its coordinates on the experiment's grid.
 
-    A row without other coordinates than views (M, or "plain"), target, family, encoder
-    and probe is in the summary: `metric[.target][.family][.encoder][.probe][@views]`.
+    The summary holds the rows that have no coordinates but views (M, or "plain"),
+    target, family, encoder and probe; their names there are
+    `metric[.target][.family][.encoder][.probe][@views]`.
 
     Attributes:
-      metric: such as "accuracy".
+      metric: name of the metric, such as "accuracy".
       value: the number.
       at: coordinate -> value, such as {"views": 8, "target": "b"}.
     """
@@ -58,26 +59,26 @@ class Row(NamedTuple):
 
 
 class ExperimentResult(NamedTuple):
-    """What an experiment has measured on one seed."""
+    """The result of an experiment on one seed."""
 
     rows: Sequence[Row]
 
 
 def rows_of(values: Mapping[str, float], **at: Value | None) -> list[Row]:
-    """Returns the metrics of a probe as rows; "mse.b" is mse of the target b.
+    """Returns the metrics of a probe as rows; "mse.b" is the MSE of the target b.
 
-    A coordinate that is None is left out.
+    Coordinates that are None are left out.
     """
-    place = {name: value for name, value in at.items() if value is not None}
+    known = {name: value for name, value in at.items() if value is not None}
     rows = []
     for name, value in values.items():
         metric, _, target = name.partition(".")
-        rows.append(Row(metric, value, place | ({"target": target} if target else {})))
+        rows.append(Row(metric, value, known | ({"target": target} if target else {})))
     return rows
 
 
 def wanted(task: Task) -> tuple[str, ...]:
-    """Returns the experiments that are asked for, of those that the labels allow."""
+    """Returns the requested experiments, without labels only those without a probe."""
     settings = task.settings
     built_in = [
         name
@@ -88,21 +89,22 @@ def wanted(task: Task) -> tuple[str, ...]:
 
 
 def settings_of(task: Task, step: int) -> Json:
-    """Returns how the checkpoint of a step is measured: keys, examples, names."""
-    chosen, sizes = task.settings.evaluation, task.settings.data
-    train, test = sizes.train_examples or 0, getattr(sizes, f"{chosen.split}_examples")
+    """Returns the settings of an evaluation: keys, step, examples, target names."""
+    evaluation, data = task.settings.evaluation, task.settings.data
+    train = data.train_examples or 0
+    test = getattr(data, f"{evaluation.split}_examples")
     names = {"targets": task.targets, "classes": task.classes}
     return {
-        **dataclasses.asdict(chosen),
+        **dataclasses.asdict(evaluation),
         "step": step,
-        "train_examples": min(chosen.train_examples or train, train),
-        "test_examples": min(chosen.test_examples or test, test),
+        "train_examples": min(evaluation.train_examples or train, train),
+        "test_examples": min(evaluation.test_examples or test, test),
         **{name: value for name, value in names.items() if value},
     }
 
 
 def table(experiment: str, rows: Iterable[Row], *, seed: int) -> list[Json]:
-    """Returns rows as `results.json` has them; a value that is not finite is None."""
+    """Returns rows in the form of `results.json`; a non-finite value becomes None."""
     return [
         {
             "experiment": experiment,
@@ -118,10 +120,10 @@ def table(experiment: str, rows: Iterable[Row], *, seed: int) -> list[Json]:
 def keep(
     workdir: epath.Path, name: str, rows: list[Json], **how: float | str | Json
 ) -> Json:
-    """Returns the record of an experiment; the main process writes it."""
+    """Returns the record of an experiment, which the main process writes to a file."""
     record = {"format": FORMAT, "name": name, "rows": rows, **how, **provenance()}
     if is_main_process():
-        # A colon has a meaning in some file systems.
+        # Some file systems do not allow a colon in a name.
         path = workdir / "experiments" / f"{name.replace(':', '.')}.json"
         path.parent.mkdir(exist_ok=True)
         write_json(path, record)
@@ -131,38 +133,38 @@ def keep(
 def read_records(
     workdir: epath.Path, settings: Json, sources: Mapping[str, str]
 ) -> dict[str, Json]:
-    """Returns experiment -> its record, of those that were measured in the same way."""
-    folder, found = workdir / "experiments", {}
+    """Returns experiment -> record of those measured with these settings and sources."""
+    folder, records = workdir / "experiments", {}
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in [path for path in files if path.suffix == ".json"]:
         try:
             record = tuples(read_json(path))
             if record.get("format") != FORMAT:
                 continue
-            name, then = record["name"], dict(record["settings"])
-            summary(record["rows"]), record["seconds"], record["command"]
-            key = _difference(name, settings, then)
+            name, old_settings = record["name"], dict(record["settings"])
+            summary(record["rows"]), record["seconds"], record["command"]  # may raise
+            key = _difference(name, settings, old_settings)
             same_code = record["source"] == sources.get(name, record["source"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error!r}); remove it.") from error
         if key is None and same_code:
-            found[name] = record
+            records[name] = record
         else:
-            how = f"with {key} = {then.get(key)!r}" if key else "by other code"
+            old = f"with {key} = {old_settings.get(key)!r}" if key else "by other code"
             text = "%s: %s was measured %s; it is left out of results.json"
-            _log.warning(text, workdir, name, how)
-    return found
+            _log.warning(text, workdir, name, old)
+    return records
 
 
-def _difference(name: str, settings: Json, found: Json) -> str | None:
-    """Returns the first key of two evaluations that changes the experiment, if any."""
-    for key in sorted({*settings, *found}):
+def _difference(name: str, settings: Json, old_settings: Json) -> str | None:
+    """Returns the first differing key that the experiment depends on, if any."""
+    for key in sorted({*settings, *old_settings}):
         declared = KEYS.get(f"evaluation.{key}")
         readers = declared.readers if declared else None
-        reads = readers is None or name in readers
-        # A key that earlier versions lack is one that was empty then.
-        values = [tuples(one.get(key, ())) for one in (settings, found)]
-        if (reads or (readers and plugins.is_own(name))) and values[0] != values[1]:
+        is_read = readers is None or name in readers
+        # A key that an earlier version did not have counts as empty.
+        new, old = (tuples(one.get(key, ())) for one in (settings, old_settings))
+        if (is_read or (readers and plugins.is_own(name))) and new != old:
             return key
     return None
 
@@ -170,7 +172,7 @@ def _difference(name: str, settings: Json, found: Json) -> str | None:
 def of_seed(
     seed: int, settings: Json, records: Mapping[str, Json], more: Iterable[Row]
 ) -> Json:
-    """Returns the content of the `results.json` of one seed."""
+    """Returns the content of `results.json` of one seed; `more`: rows of training."""
     own = sorted({*records} - {*EXPERIMENTS})
     names = [name for name in (*EXPERIMENTS, *own) if name in records]
     rows = [row for name in names for row in records[name]["rows"]]
@@ -178,15 +180,15 @@ def of_seed(
         name: {key: records[name][key] for key in ("seconds", "command")}
         for name in names
     }
-    return _whole([seed], settings, rows + table(TRAINING, more, seed=seed), parts)
+    return _content([seed], settings, rows + table(TRAINING, more, seed=seed), parts)
 
 
 def aggregate(each: Sequence[Json]) -> Json:
-    """Returns the results over seeds: the rows of all of them."""
+    """Returns the content of `results.json` over seeds, from that of each seed."""
     first = each[0]
     for other in each[1:]:
         for key in {**first["settings"], **other["settings"]}:
-            values = [tuples(one["settings"].get(key)) for one in (first, other)]
+            values = [tuples(result["settings"].get(key)) for result in (first, other)]
             if values[0] != values[1] and key != "experiments":
                 raise ValueError(
                     f"seed {first['seeds'][0]} was evaluated with evaluation.{key} = "
@@ -195,14 +197,15 @@ def aggregate(each: Sequence[Json]) -> Json:
                 )
     parts = {}
     for name, part in first["experiments"].items():
-        if all(name in one["experiments"] for one in each):
-            seconds = sum(one["experiments"][name]["seconds"] for one in each)
+        if all(name in result["experiments"] for result in each):
+            seconds = sum(result["experiments"][name]["seconds"] for result in each)
             parts[name] = {**part, "seconds": seconds}
-    seeds, rows = ([x for one in each for x in one[key]] for key in ("seeds", "rows"))
-    return _whole(seeds, first["settings"], rows, parts)
+    seeds = [seed for result in each for seed in result["seeds"]]
+    rows = [row for result in each for row in result["rows"]]
+    return _content(seeds, first["settings"], rows, parts)
 
 
-def _whole(
+def _content(
     seeds: list[int], settings: Json, rows: list[Json], parts: dict[str, Json]
 ) -> Json:
     return {
@@ -221,20 +224,21 @@ def _whole(
 def summary(rows: Iterable[Json]) -> dict[str, Json]:
     """Returns name -> mean, standard error (ddof 1; None for one seed) and n.
 
-    Of what two experiments measured, the first counts; what a seed lacks is left out.
+    Of two experiments that give the same name, the first counts. A name that one of the
+    seeds lacks is left out.
     """
-    found: dict[str, dict[int, float | None]] = {}
+    by_name: dict[str, dict[int, float | None]] = {}
     for row in rows:
         at = dict(row["at"])
         views = f"@{at.pop('views')}" if "views" in at else ""
         if {*at} <= {*NAMED}:
             parts = [row["metric"], *(str(at[name]) for name in NAMED if name in at)]
-            values = found.setdefault(".".join(parts) + views, {})
+            values = by_name.setdefault(".".join(parts) + views, {})
             values.setdefault(row["seed"], row["value"])
-    seeds = {seed for values in found.values() for seed in values}
+    seeds = {seed for values in by_name.values() for seed in values}
     return {
         name: _summarize([*values.values()])
-        for name, values in found.items()
+        for name, values in by_name.items()
         if {*values} == seeds
     }
 
@@ -243,5 +247,5 @@ def _summarize(values: Sequence[float | None]) -> Json:
     numbers = [float("nan") if value is None else value for value in values]
     mean, n = float(np.mean(numbers)), len(numbers)
     error = float(np.std(numbers, ddof=1) / np.sqrt(n)) if n > 1 else math.nan
-    whole = [value if math.isfinite(value) else None for value in (mean, error)]
-    return {"mean": whole[0], "standard_error": whole[1], "n": n}
+    finite = [value if math.isfinite(value) else None for value in (mean, error)]
+    return {"mean": finite[0], "standard_error": finite[1], "n": n}
