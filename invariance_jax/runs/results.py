@@ -133,7 +133,7 @@ def keep(
 def read_records(
     workdir: epath.Path, settings: Json, sources: Mapping[str, str]
 ) -> dict[str, Json]:
-    """Returns experiment -> record of those measured with these settings and sources."""
+    """Returns experiment -> record of those with the same settings and source hashes."""
     folder, records = workdir / "experiments", {}
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in [path for path in files if path.suffix == ".json"]:
@@ -142,7 +142,7 @@ def read_records(
             if record.get("format") != FORMAT:
                 continue
             name, old_settings = record["name"], dict(record["settings"])
-            summary(record["rows"]), record["seconds"], record["command"]  # may raise
+            summary(record["rows"]), record["seconds"], record["command"]  # checks
             key = _difference(name, settings, old_settings)
             same_code = record["source"] == sources.get(name, record["source"])
         except (KeyError, TypeError, ValueError) as error:
