@@ -133,7 +133,7 @@ def keep(
 def read_records(
     workdir: epath.Path, settings: Json, sources: Mapping[str, str]
 ) -> dict[str, Json]:
-    """Returns experiment -> record of those with the same settings and source hashes."""
+    """Returns experiment -> record, for those with these settings and source hashes."""
     folder, records = workdir / "experiments", {}
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in [path for path in files if path.suffix == ".json"]:

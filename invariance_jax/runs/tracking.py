@@ -1,4 +1,4 @@
-"""Weights & Biases: a copy of `metrics.jsonl`, one run over all starts."""
+"""Weights & Biases: a copy of `metrics.jsonl`, one W&B run for all starts."""
 
 import functools
 import importlib.util
@@ -20,11 +20,11 @@ from invariance_jax.settings import Settings, to_dict
 _log = logging.getLogger(__name__)
 
 _FILE = "wandb.json"
-_SECONDS = 30.0  # that its server is waited for
+_SECONDS = 30.0  # to wait for the server
 
 
 def check_tracking(settings: Settings) -> None:
-    """Raises ValueError if `logging.wandb_project` lacks the package or a key."""
+    """Raises ValueError if `logging.wandb_project` lacks the package or an API key."""
     project = settings.logging.wandb_project
     if project is None:
         return
@@ -41,8 +41,8 @@ def check_tracking(settings: Settings) -> None:
             wandb.login()
     except wandb.Error as error:
         raise ValueError(
-            f"logging.wandb_project is {project!r}, but Weights & Biases knows no key "
-            f"({error}); expected WANDB_API_KEY or WANDB_MODE=offline in the "
+            f"logging.wandb_project is {project!r}, but Weights & Biases finds no API "
+            f"key ({error}); expected WANDB_API_KEY or WANDB_MODE=offline in the "
             "environment, or None."
         ) from error
 
@@ -50,19 +50,20 @@ def check_tracking(settings: Settings) -> None:
 class Tracker:
     """Copies the rows of a work directory to a run of Weights & Biases.
 
-    `wandb.json` keeps its id and the last step that is surely there, so that a later
-    start sends what is missing, and nothing twice. A server tells what it has; a folder
-    (`WANDB_MODE`) does not, and loses rows in a kill: there all are written at the end.
+    `wandb.json` keeps the id of that run and the last step that was surely sent, so a
+    later start sends the missing rows, and no row twice. A server reports the last step
+    it has. An offline folder (`WANDB_MODE`) does not, and a killed process loses rows
+    in it: offline, all rows are therefore written at the end.
     """
 
     def __init__(self, settings: Settings, workdir: epath.Path, rows: Iterable[str]):
-        """Starts the run, or goes on with it and the lines of its `metrics.jsonl`."""
+        """Starts or resumes the W&B run, and sends `rows`, lines of `metrics.jsonl`."""
         self._file = workdir / _FILE
         self._id, self._sent = secrets.token_hex(4), 0
         if self._file.exists():
-            known = json.loads(self._file.read_text())
-            self._id, self._sent = known["id"], known["step"]
-        self._note()
+            saved = json.loads(self._file.read_text())
+            self._id, self._sent = saved["id"], saved["step"]
+        self._save()
         self._run = self._start(settings, workdir)
         if not self._run.offline:
             self._sent = max(self._sent, self._run.starting_step - 1)
@@ -80,9 +81,9 @@ class Tracker:
             id=self._id,
             name="/".join(workdir.parts[-2:]),
             resume="allow",
-            # The run of another seed may be open.
+            # The W&B run of another seed may be open.
             reinit="create_new",
-            # On its way it is on this machine, if the work directory is not.
+            # None: wandb's default folder, on this machine, as it writes to no URL.
             dir=None if is_url(workdir) else os.fspath(workdir),
             config=to_dict(settings),
             settings=wandb.Settings(console="off", silent=True, init_timeout=_SECONDS),
@@ -91,14 +92,14 @@ class Tracker:
             return start()
         except wandb.Error as error:
             _log.warning(
-                "Weights & Biases does not answer (%s): the rows go to %s, as with "
-                "WANDB_MODE=offline; `wandb sync` sends them",
+                "Weights & Biases does not answer (%s): rows are written to %s, as by "
+                "WANDB_MODE=offline; `wandb sync` uploads them",
                 *(str(error).splitlines()[0], workdir / "wandb"),
             )
             return start(mode="offline")
 
     def write(self, step: int, values: dict[str, float | None]) -> None:
-        """Takes a row; all rows of a step become one, sent when the next one begins."""
+        """Adds a row; merges rows of the same step, and sends them at the next step."""
         if step <= self._sent:
             return
         known = {name: value for name, value in values.items() if value is not None}
@@ -107,15 +108,15 @@ class Tracker:
             return
         if not self._run.offline:
             self._send()
-        # That of the row, which may be sent much later.
+        # The row keeps its own time, as it may be sent much later.
         self._rows.append((step, {**known, "_timestamp": time.time()}))
 
     def close(self) -> None:
-        """Sends the rows that are left, and tells whether the run ended by an error."""
+        """Sends the remaining rows, and reports whether the run ended with an error."""
         self._send()
         self._run.finish(exit_code=int(sys.exc_info()[0] is not None))
         if not self._run.disabled:
-            self._note()
+            self._save()
 
     def _send(self) -> None:
         for step, row in self._rows:
@@ -123,5 +124,5 @@ class Tracker:
             self._sent = step
         self._rows = []
 
-    def _note(self) -> None:
+    def _save(self) -> None:
         write_json(self._file, {"id": self._id, "step": self._sent})

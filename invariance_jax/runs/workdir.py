@@ -1,4 +1,4 @@
-"""The work directory of a run: who owns it, and its `config.json`."""
+"""The work directory of a run: which start owns it, and its `config.json`."""
 
 import contextlib
 import copy
@@ -44,12 +44,12 @@ FORMAT = 3
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
-_OF_JAX = ("jax_default_prng_impl", "jax_enable_x64", "jax_threefry_partitionable")
-"""What else changes the numbers that are drawn: JAX's own configuration."""
+_OPTIONS = ("jax_default_prng_impl", "jax_enable_x64", "jax_threefry_partitionable")
+"""Options of JAX that change the random numbers."""
 
 
 class Owner(NamedTuple):
-    """A start of a run; it may write to the work directory until there is another."""
+    """A start of a run, which may write to the work directory until the next start."""
 
     workdir: epath.Path
     start: str
@@ -63,16 +63,16 @@ class Owner(NamedTuple):
             raise OSError(f"{path} is gone or damaged: {error}") from error
         if found != self.start:
             raise OSError(
-                f"{self.workdir}: the run was started a second time and goes on "
-                "there; this start ends, expected one at a time."
+                f"{self.workdir}: the run was started a second time, and that start "
+                "continues; this one ends. Expected one start at a time."
             )
 
 
 def claim(settings: Settings, workdir: AnyPath, *, finished: bool = False) -> Owner:
-    """Makes a new folder, or one of the same run, this start's; errors as of `check`.
+    """Makes this start the owner of a new work directory, or of one of the same run.
 
-    Every process checks, the main one writes `config.json`. What that of a finished run
-    says of the command, commit and devices that trained it stays.
+    Every process checks, with the errors of `check`; the main one writes `config.json`.
+    There, a finished run keeps the command, commit and devices that trained it.
     """
     check(settings, workdir)
     folder = work_folder(workdir)
@@ -84,23 +84,25 @@ def claim(settings: Settings, workdir: AnyPath, *, finished: bool = False) -> Ow
             "start": uuid.uuid4().hex,
             "config": to_dict(settings),
             "derived": settings.derived._asdict(),
-            "jax": _of_jax(),
+            "jax": _jax_options(),
             "sources": warn_of_other_code(settings, folder),
         }
-        made = provenance()
+        origin = provenance()
         if finished and path.exists():
-            made = {name: read_json(path)[name] for name in made}
-        write_json(path, content | made)
+            origin = {name: read_json(path)[name] for name in origin}
+        write_json(path, content | origin)
     return Owner(folder, str(read_json(path).get("start")))
 
 
 def check(settings: Settings, workdir: AnyPath) -> None:
     """Checks that `claim` would succeed; writes nothing."""
     folder = work_folder(workdir)
-    within = () if is_url(folder) else folder.parents
-    there = next((one for one in (folder, *within) if one.exists()), None)
-    if there is not None and not there.is_dir():
-        raise ValueError(f"workdir is {folder}: {there} is a file; expected a folder.")
+    parents = () if is_url(folder) else folder.parents
+    existing = next((path for path in (folder, *parents) if path.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise ValueError(
+            f"workdir is {folder}: {existing} is a file; expected a folder."
+        )
     if (folder / "config.json").exists():
         check_same_run(settings, folder)
     elif (folder / "checkpoints").exists():
@@ -108,44 +110,47 @@ def check(settings: Settings, workdir: AnyPath) -> None:
             f"workdir is {folder}, which holds checkpoints but no config.json; "
             "expected a new folder."
         )
-    if there is not None and not is_url(folder) and not os.access(there, os.W_OK):
-        raise OSError(f"workdir is {folder}: {there} cannot be written.")
+    if existing is not None and not is_url(folder) and not os.access(existing, os.W_OK):
+        raise OSError(f"workdir is {folder}: {existing} cannot be written.")
 
 
 def check_same_run(settings: Settings, workdir: AnyPath) -> None:
     """Checks that a work directory holds the run of these settings."""
-    found, of_jax = _read_run(workdir)
-    name = first_difference(settings, found)
-    if found.seeds != settings.seeds and 1 in (found.seeds, settings.seeds):
+    config, jax_options = _read_run(workdir)
+    name = first_difference(settings, config)
+    if config.seeds != settings.seeds and 1 in (config.seeds, settings.seeds):
         name = name or "seeds"
     if name is not None:
-        wanted, values = flatten(settings)[name], flatten(found)[name]
+        new, old = flatten(settings)[name], flatten(config)[name]
         raise ValueError(
-            f"{workdir} holds a run with {name} = {values!r}, found {wanted!r}; give "
+            f"{workdir} holds a run with {name} = {old!r}, found {new!r}; give "
             "another workdir or the same value."
         )
-    for name, value in _of_jax().items():
-        before = of_jax.get(name)
-        if value != before:
+    for name, new in _jax_options().items():
+        old = jax_options.get(name)
+        if new != old:
             raise ValueError(
-                f"{workdir} holds a run with {name} = {before!r}, found {value!r}, "
-                f"which draws other numbers; expected {name.upper()}={before} in the "
+                f"{workdir} holds a run with {name} = {old!r}, found {new!r}, which "
+                f"changes the random numbers; expected {name.upper()}={old} in the "
                 "environment."
             )
 
 
 def warn_of_other_code(settings: Settings, workdir: AnyPath) -> dict[str, str]:
-    """Returns hashes of the user's own parts as the run began; warns if they differ."""
-    path, now = work_folder(workdir) / "config.json", plugins.sources(settings)
-    then: dict[str, str] = read_json(path).get("sources", {}) if path.exists() else {}
-    for key in now:
-        if then.get(key, now[key]) != now[key]:
+    """Returns source hashes of the user's own parts from the first start of the run.
+
+    Warns if a source has changed since; a part without a saved hash gets its current.
+    """
+    path, new = work_folder(workdir) / "config.json", plugins.sources(settings)
+    old: dict[str, str] = read_json(path).get("sources", {}) if path.exists() else {}
+    for key in new:
+        if old.get(key, new[key]) != new[key]:
             _warn(f"{path.parent}: the file of {key} has changed since the run began")
-    return now | then
+    return new | old
 
 
 @functools.cache
-def _warn(text: str) -> None:
+def _warn(text: str) -> None:  # once each
     _log.warning("%s", text)
 
 
@@ -159,25 +164,25 @@ def first_difference(one: Config, other: Config) -> str | None:
 
 
 def read_config(workdir: AnyPath) -> Config:
-    """Returns the configuration of the run in a work directory, as it was resolved."""
+    """Returns the resolved configuration of the run in a work directory."""
     return _read_run(workdir)[0]
 
 
 def one_per_seed(config: Config, workdir: AnyPath) -> list[tuple[Config, epath.Path]]:
-    """Returns the configuration and folder of each seed; of one seed, the arguments."""
+    """Returns configuration and folder of each seed; with one seed, the arguments."""
     folder = work_folder(workdir)
     if config.seeds == 1:
         return [(config, folder)]
     runs = []
     for seed in range(config.seed, config.seed + config.seeds):
-        one = copy.deepcopy(config)
-        one.seed, one.seeds = seed, 1
-        runs.append((one, folder / f"seed_{seed}"))
+        seed_config = copy.deepcopy(config)
+        seed_config.seed, seed_config.seeds = seed, 1
+        runs.append((seed_config, folder / f"seed_{seed}"))
     return runs
 
 
 def provenance() -> Json:
-    """Returns the command of this process; commit, versions, devices and processes."""
+    """Returns the command, git commit, versions, devices and number of processes."""
     versions = {name: metadata.version(name) for name in _PACKAGES}
     environment = {
         "git_commit": _git_commit(),
@@ -190,16 +195,16 @@ def provenance() -> Json:
 
 
 def command() -> str:
-    """Returns the command line of this process, to be used again in a shell."""
+    """Returns the command line of this process, quoted for a shell."""
     return shlex.join(["python", *sys.argv])
 
 
-def _of_jax() -> Json:
-    return {name: jax.config.values[name] for name in _OF_JAX}
+def _jax_options() -> Json:
+    return {name: jax.config.values[name] for name in _OPTIONS}
 
 
 def _read_run(workdir: AnyPath) -> tuple[Config, Json]:
-    """Returns the configuration of a run, and that of JAX that goes with it."""
+    """Returns the configuration of a run, and the JAX options it was started with."""
     path = work_folder(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{path.parent} holds no run: there is no config.json.")
@@ -219,15 +224,15 @@ def _read_run(workdir: AnyPath) -> tuple[Config, Json]:
 
 
 def _git_commit() -> str | None:
-    """Returns the commit of the package, with "-dirty" if its checkout is changed.
+    """Returns the git commit of the package, with "-dirty" if its checkout is changed.
 
-    Where there is no checkout, as in a container: `INVARIANCE_JAX_COMMIT`.
+    Without a checkout, as in a container, returns `INVARIANCE_JAX_COMMIT` or None.
     """
     checkout = Path(__file__).resolve().parents[2]
-    words = ["git", "-C", str(checkout), "describe", "--dirty"]
-    words += ["--always", "--exclude=*", "--abbrev=40"]  # the commit, no tag
+    git = ["git", "-C", str(checkout), "describe", "--dirty"]
+    git += ["--always", "--exclude=*", "--abbrev=40"]  # the commit, no tag
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         if (checkout / ".git").exists():
-            done = subprocess.run(words, capture_output=True, text=True, check=True)
+            done = subprocess.run(git, capture_output=True, text=True, check=True)
             return done.stdout.strip()
     return os.environ.get("INVARIANCE_JAX_COMMIT")
