@@ -1,7 +1,7 @@
-"""GPUs that are not there: what XLA must know of one to compile for it ahead of time.
+"""Descriptions of GPUs, from which XLA compiles for a GPU that this machine lacks.
 
-The numbers are those of the makers' data sheets. The CUDA plugin of jax compiles for a
-card that it is told of; it finds none on this machine, and needs none.
+The numbers come from the manufacturers' data sheets. JAX's CUDA plugin compiles ahead
+of time for a described GPU, and needs no GPU on this machine.
 """
 
 import os
@@ -13,7 +13,7 @@ from jax.experimental import topologies
 from invariance_jax.runtime.devices import have_started, simulate
 
 _FLAGS = ("--xla_gpu_autotune_level=0", "--xla_backend_optimization_level=0")
-"""Nothing can be timed on a card that is not there, and its machine code is not run."""
+"""An absent GPU cannot time kernels for autotuning, and never runs the machine code."""
 
 _DESCRIPTION = """
 gpu_device_info {{
@@ -39,31 +39,32 @@ device_description_str: "{name}"
 
 
 class Card(NamedTuple):
-    """What is known of a GPU; sizes in bytes, rates per second."""
+    """Properties of a GPU; sizes in bytes, rates per second."""
 
-    name: str  # the maker's
-    capability: int  # the version of its instructions
-    cores: int  # its multiprocessors
-    units: int  # for float32, of a multiprocessor
+    name: str  # as the manufacturer calls it
+    capability: int  # major version of the CUDA compute capability
+    cores: int  # streaming multiprocessors
+    units: int  # float32 units per multiprocessor
     clock: float  # GHz
-    shared_memory: int  # of a multiprocessor
-    shared_memory_of_block: int  # of a block of threads, at most
-    cache: int  # shared by all multiprocessors
-    memory: int  # of the card
-    bandwidth: int  # bytes that its memory moves
-    operations: float  # of products in bfloat16; TF32, XLA's float32, has half the rate
+    shared_memory: int  # per multiprocessor
+    shared_memory_of_block: int  # maximum of a thread block
+    cache: int  # L2 cache
+    memory: int  # device memory
+    bandwidth: int  # of the device memory
+    operations: float  # bfloat16 FLOP/s of matrix products; TF32 has half of them
 
     @property
     def usable(self) -> float:
-        """Returns the bytes of its memory that jax takes, by default three quarters."""
+        """Bytes of device memory that JAX allocates, by default three quarters."""
         share = os.environ.get("XLA_CLIENT_MEM_FRACTION", "0.75")
         return float(share) * self.memory
 
     def seconds(self, flops: float, moved: int, kernels: int, precision: str) -> float:
-        """Estimates the time of operations, of bytes moved and of starts, in turn.
+        """Estimates the sum of the times for operations, memory traffic and launches.
 
-        Of what the data sheet says, convolutions reach some 42 % and kernels that move
-        data 75 %; to start one takes some 2 microseconds.
+        Convolutions reach about 42 % of the FLOP/s of the data sheet, and memory-bound
+        kernels 75 % of its bandwidth. A kernel launch takes about 2 microseconds. XLA
+        computes products in float32 as TF32.
         """
         rate = self.operations / (1 if precision == "bfloat16" else 2)
         return flops / (0.42 * rate) + moved / (0.75 * self.bandwidth) + 2e-6 * kernels
@@ -107,24 +108,24 @@ CARDS = {
 
 
 def absent(name: str, count: int) -> tuple[jax.Device, ...]:
-    """Returns so many cards of a name, for which programs can be compiled only.
+    """Returns `count` absent cards, for which programs can be compiled but not run.
 
-    As many CPU devices are simulated, for what is done besides.
+    The same number of CPU devices is simulated, for all other computations.
     """
     if not 0 < count <= 8:
         raise ValueError(
-            f"--check_devices is {count}; expected 1 to 8, the cards of a machine."
+            f"--check_devices is {count}; expected 1 to 8, the GPUs of a machine."
         )
     if have_started():
         raise ValueError(
-            "this process has used its devices already; expected none before the "
-            f"{name} of --check_target is described."
+            "this process has used its devices already; expected no use before "
+            f"--check_target={name} is set up."
         )
     flags = os.environ.get("XLA_FLAGS", "").split()
     os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, *flags])
     simulate(count)  # the first use of a device, which reads the flags
     try:
-        described = topologies.get_topology_desc(
+        topology = topologies.get_topology_desc(
             "absent",
             "cuda",
             topology=f"1x1x{count}",
@@ -132,7 +133,7 @@ def absent(name: str, count: int) -> tuple[jax.Device, ...]:
         )
     except (NotImplementedError, RuntimeError) as error:
         raise ValueError(
-            f"--check_target is {name!r}, and jax cannot compile for it ({error}); it "
-            "needs its CUDA plugin: python -m pip install -e '.[cuda12]'."
+            f"--check_target is {name!r}, and jax cannot compile for it ({error}); "
+            "expected its CUDA plugin: python -m pip install -e '.[cuda12]'."
         ) from error
-    return tuple(described.devices)
+    return tuple(topology.devices)

@@ -1,11 +1,12 @@
 """Compiled programs, kept on the disk so that a restart does not compile them again.
 
-This is JAX's persistent compilation cache. Its keys hold the program, the devices, the
-flags and the versions, so what is found fits; what cannot be read is compiled anew.
+This is JAX's persistent compilation cache. Its keys hash the program, the devices, the
+flags and the versions, so a cached program always fits. An unreadable program is
+compiled again.
 
-What is found is run. Without the key `compilation_cache` it is therefore not in the
-work directory, which may come from someone else, but in the user's cache folder, in a
-folder for each work directory.
+Cached programs are executed. If the key `compilation_cache` is None, the cache is
+therefore not in the work directory, which may come from someone else. It is in the
+user's cache folder, which has one folder for each work directory.
 """
 
 import contextlib
@@ -26,21 +27,24 @@ from invariance_jax.settings.schema import OFF
 
 _log = logging.getLogger(__name__)
 
-_DAYS = 60  # that programs are kept since the last start of their run
+_DAYS = 60  # to keep programs after the last start of their run
 _DIR = "jax_compilation_cache_dir"
 _OPTIONS = {
-    # A run compiles a few dozen programs; together the small ones matter too.
+    # A run compiles a few dozen programs; together, the small ones take long too.
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
-    # XLA's own caches put their path into the keys: nothing would be found once the
-    # folder has another name.
+    # XLA's own caches put their path into the keys: after a renaming of the folder no
+    # key would match.
     "jax_persistent_cache_enable_xla_caches": "none",
 }
 
 
 @contextlib.contextmanager
 def compilation_kept(chosen: str | None, workdir: AnyPath) -> Iterator[None]:
-    """Keeps what is compiled within; JAX's configuration is restored afterwards."""
+    """Caches what the context compiles; restores JAX's configuration afterwards.
+
+    `chosen` is the key `compilation_cache`: a folder or URL, "off", or None (default).
+    """
     with contextlib.ExitStack() as stack:
         if chosen is None and jax.config.values[_DIR] is None:
             chosen = _own_folder(workdir, stack)
@@ -58,12 +62,12 @@ def compilation_kept(chosen: str | None, workdir: AnyPath) -> Iterator[None]:
 
 def cache_root() -> Path:
     """Returns the folder of this package in the user's cache folder."""
-    found = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(found).absolute() / "invariance_jax"
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches).absolute() / "invariance_jax"
 
 
 def _own_folder(workdir: AnyPath, stack: contextlib.ExitStack) -> str:
-    """Returns the folder of a work directory, ready for use; "off" if none can be."""
+    """Returns the cache folder of a work directory, "off" if it cannot be used."""
     path = os.fspath(absolute(workdir))
     name = hashlib.sha256(path.encode()).hexdigest()[:16]
     try:
@@ -72,31 +76,32 @@ def _own_folder(workdir: AnyPath, stack: contextlib.ExitStack) -> str:
         if is_main_process():
             os.utime(folder)
             _clean(root, folder, stack)
-    except (OSError, RuntimeError) as error:  # such as: there is no home directory
+    except (OSError, RuntimeError) as error:  # such as a missing home directory
         _log.info("compiled programs are not kept: %s", error)
         return OFF
     return os.fspath(folder)
 
 
 def _clean(root: Path, folder: Path, stack: contextlib.ExitStack) -> None:
-    """Removes the folders of old runs, and what a killed start may have torn.
+    """Removes the folders of old runs, and the last file of a killed start.
 
-    JAX would warn about a torn file at every start, and never write it anew.
+    That file may be incomplete. JAX would warn about it at every start, and never write
+    it again.
     """
     for other in root.iterdir():
         if other.stat().st_mtime < time.time() - 86_400 * _DAYS:
             shutil.rmtree(other, ignore_errors=True)
-    running = folder / "running"
-    if running.exists():
+    marker = folder / "running"  # removed at the end, unless the process is killed
+    if marker.exists():
         files = [*folder.glob("*-cache")]
         for path in sorted(files, key=lambda path: path.stat().st_mtime)[-1:]:
             path.unlink()
-    running.touch()
-    stack.callback(running.unlink, missing_ok=True)
+    marker.touch()
+    stack.callback(marker.unlink, missing_ok=True)
 
 
 def _configure(values: dict[str, object]) -> None:
     for name, value in values.items():
         jax.config.update(name, value)
-    # JAX looks at its configuration once, when it first compiles.
+    # JAX reads these options only once, when it first compiles.
     compilation_cache.reset_cache()

@@ -1,5 +1,4 @@
-"""Paths that may be URLs of an object store, files that are never half-written, and
-Python files of the user's."""
+"""Paths that may be URLs of an object store, atomic writes, and users' Python files."""
 
 import contextlib
 import glob
@@ -22,52 +21,55 @@ AnyPath = str | os.PathLike[str]
 
 
 def is_url(path: AnyPath) -> bool:
-    """Returns whether a path is one of an object store."""
+    """Returns whether a path is the URL of an object store."""
     return "://" in os.fspath(path)
 
 
 def absolute(path: AnyPath) -> epath.Path:
-    """Returns a path that holds from any folder, without `~`; a URL stays as it is."""
-    found = epath.Path(os.path.expanduser(path))
-    return found if is_url(found) else found.resolve()
+    """Returns the absolute path with `~` expanded; a URL is returned unchanged."""
+    expanded = epath.Path(os.path.expanduser(path))
+    return expanded if is_url(expanded) else expanded.resolve()
 
 
 def work_folder(path: AnyPath) -> epath.Path:
-    """Returns the absolute path of a folder that runs and reports may use."""
+    """Returns the absolute path of a work directory; checks that orbax can use it."""
     if is_url(path) and not os.fspath(path).startswith("gs://"):
         raise ValueError(
             f"workdir is {path}; expected a folder or gs://BUCKET/FOLDER, the only "
             "object store that checkpoints can be written to."
         )
-    found = absolute(path)
-    if glob.has_magic(os.fspath(found)):
+    folder = absolute(path)
+    if glob.has_magic(os.fspath(folder)):
         raise ValueError(
-            f"workdir is {found}; expected a path without [, ? and *, which orbax "
-            "takes for a pattern: it would lose the checkpoints."
+            f"workdir is {folder}; expected a path without [, ? and *, which orbax "
+            "reads as a pattern: it would lose the checkpoints."
         )
-    return found
+    return folder
 
 
 def plain_path(path: epath.Path) -> Path | epath.Path:
-    """Returns a path as callers expect it: of a local file, that of `pathlib`."""
+    """Returns a `pathlib.Path` for a local file; a URL stays an `epath.Path`."""
     return path if is_url(path) else Path(path)
 
 
 def private_folder(path: Path) -> Path:
-    """Makes a folder whose files are run, to which only this user may write."""
+    """Makes a folder for files that are executed, which only this user may write to.
+
+    Raises ValueError if it exists and others may write to it.
+    """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = path.stat()
-    if found.st_uid not in (os.getuid(), 0) or found.st_mode & 0o022:
+    status = path.stat()
+    if status.st_uid not in (os.getuid(), 0) or status.st_mode & 0o022:
         raise ValueError(
-            f"{path} belongs to user {found.st_uid} and has the mode "
-            f"{found.st_mode & 0o777:o}: others may write to it, and what is there is "
-            f"run; expected chmod go-w {path}, or another folder."
+            f"{path} belongs to user {status.st_uid} and has the mode "
+            f"{status.st_mode & 0o777:o}: others may write to it, but its files are "
+            f"executed; expected chmod go-w {path}, or another folder."
         )
     return path
 
 
 def read_json(path: epath.Path) -> Json:
-    """Returns the object in a JSON file; raises ValueError if it holds none."""
+    """Returns the object in a JSON file; raises ValueError if there is none."""
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -78,17 +80,17 @@ def read_json(path: epath.Path) -> Json:
 
 
 def write_json(path: AnyPath, content: object) -> None:
-    """Writes what `json` takes in one move."""
+    """Writes a JSON-serializable object atomically."""
     write_text(path, json.dumps(content, indent=2, default=list) + "\n")
 
 
 def write_text(path: AnyPath, text: str) -> None:
-    """Writes a file of text in one move."""
+    """Writes a text file atomically."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: AnyPath, content: bytes) -> None:
-    """Writes a file in one move: if it cannot be written, a former content stays."""
+    """Writes a file atomically: if writing fails, the former content stays."""
     file_path = epath.Path(path)
     # Another job may write the same file at the same time.
     temporary = file_path.with_name(f"{file_path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -104,7 +106,7 @@ def write_bytes(path: AnyPath, content: bytes) -> None:
 
 @contextlib.contextmanager
 def named(path: AnyPath) -> Iterator[None]:
-    """Names a file in an error of the system that does not, as at a full disk."""
+    """Adds the file name to an OSError that has none, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -114,30 +116,30 @@ def named(path: AnyPath) -> Iterator[None]:
 
 
 def sync(file: IO[str] | IO[bytes]) -> None:
-    """Waits until a file of this machine is on the disk, not only in its memory."""
+    """Flushes a file, and waits until a local file is on the disk."""
     file.flush()
-    with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # not one of it
+    with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # not local
         os.fsync(file.fileno())
 
 
 def call_in_file(path: str, function: str, *arguments: str) -> Any:
-    """Returns what a function of a Python file of the user's returns.
+    """Calls a function of the user's Python file and returns its result.
 
-    Whatever the file does instead is a ValueError that names it and the line.
+    Any failure raises a ValueError that names the file and the line.
     """
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise ValueError(f"{path} is no file; expected a Python file.")
     try:
-        found = runpy.run_path(path).get(function)
-        if callable(found):
-            return found(*arguments)
+        called = runpy.run_path(path).get(function)
+        if callable(called):
+            return called(*arguments)
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         lines, text = [one.lineno for one in frames if one.filename == path], str(error)
         if isinstance(error, SyntaxError):
             lines, text = [error.lineno], error.msg
-        where = f", line {lines[-1]}" if lines and lines[-1] else ""
-        what = " ".join(f"{type(error).__name__}: {text}".split()).rstrip(": ")
-        raise ValueError(f"{path}{where}: {what}") from error
+        line = f", line {lines[-1]}" if lines and lines[-1] else ""
+        message = " ".join(f"{type(error).__name__}: {text}".split()).rstrip(": ")
+        raise ValueError(f"{path}{line}: {message}") from error
     raise ValueError(f"{path} has no function {function}().")
