@@ -165,7 +165,7 @@ def test_a_second_interrupt_ends_the_process_at_once(blocked):
         first = process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(5) == 130
-        assert first == "SIGINT: stops as soon as it can (again: at once)\n"
+        assert first == "SIGINT: stopping as soon as possible (Ctrl-C again: at once)\n"
         assert process.stdout.read().startswith("SIGINT again: ended at once")
     finally:
         process.kill()

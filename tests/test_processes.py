@@ -134,6 +134,6 @@ def test_a_process_that_does_not_come_is_an_error_that_names_what_was_found(tmp_
     other.kill()
     statuses, outputs = processes.finish([alone, other], seconds=60)
     assert statuses[0] == 1
-    assert "error: the processes of the run did not meet within 3 s" in outputs[0]
+    assert "error: the processes of the run did not connect within 3 s" in outputs[0]
     assert "name=the flags" in outputs[0]
     assert not (tmp_path / "run").exists()

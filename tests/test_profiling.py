@@ -65,7 +65,7 @@ def test_steps_that_are_past_are_logged(events, tmp_path, caplog, first_step):
         profiler = Profiler((2, 5), tmp_path, first_step=first_step)
     reach(profiler, range(first_step, 12))
     assert not events
-    assert f"no trace: the run goes on at step {first_step} of (2, 5)" in caplog.text
+    assert f"no trace of steps (2, 5): resumed at step {first_step}" in caplog.text
 
 
 def test_an_error_ends_the_trace(events, tmp_path):

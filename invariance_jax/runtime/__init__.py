@@ -1,1 +1,1 @@
-"""The process of a run: devices, launchers, signals, compiled programs, files."""
+"""The processes of a run: devices, launchers, signals, compiled programs, files."""

@@ -1,12 +1,12 @@
 """Signals that request a graceful stop: a time limit, preemption, Ctrl-C.
 
 SLURM warns with SIGTERM or with the signal of `--signal`, submitit with SIGUSR2. A
-handler only takes a note; the run asks for it where it can stop, and the processes of a
-run agree, so that all of them stop at the same step. A second Ctrl-C ends the process
-at once, even while it waits for its devices.
+handler only records the signal. The run checks the record where it can stop, and its
+processes exchange it, so that all of them stop at the same step. A second Ctrl-C ends
+the process at once, even while it waits for its devices.
 
-Nothing here imports jax before the processes agree: a job of a cluster puts handlers in
-before anything else.
+Importing this module does not import jax: a cluster job installs the handlers before
+anything else.
 """
 
 import contextlib
@@ -23,26 +23,27 @@ SIGNALS = (*WARNINGS, signal.SIGINT)
 """The signals that request a stop."""
 
 PREEMPTED = 75
-"""Exit status of a run that was asked to stop and continues when it is started again:
+"""Exit status of a run that a signal has stopped and that a new start resumes:
 "temporary failure" of `sysexits.h`."""
 
 INTERRUPTED = 130
-"""Exit status of a run that Ctrl-C has stopped, as that of a shell."""
+"""Exit status of a run that Ctrl-C has stopped, as shells define it."""
 
 
 class Preempted(Exception):
     """A signal has requested a stop; all that is needed to continue is saved."""
 
     def __init__(self, text: str, status: int = PREEMPTED):
-        """Takes what is said to people, and the exit status."""
+        """Keeps the message for the user and the exit status."""
         super().__init__(text)
         self.status = status
 
 
 class Watch:
-    """Notes signals instead of ending the process; what one context notes, all know.
+    """A context in which signals are recorded and do not end the process.
 
-    In a thread other than the main one Python allows no handlers: nothing is noted.
+    All open contexts share one record. Python allows handlers only in the main thread:
+    a context in another thread installs none.
     """
 
     _open: ClassVar[int] = 0
@@ -50,75 +51,78 @@ class Watch:
     _undo: ClassVar[contextlib.ExitStack]
 
     def __enter__(self) -> Self:
-        """Puts the handlers in, after those of anything that was started before."""
+        """Installs the handlers in place of the former ones, if no context is open."""
         if threading.current_thread() is threading.main_thread():
             if not Watch._open:
                 Watch._undo = contextlib.ExitStack()
                 Watch._undo.callback(setattr, Watch, "_received", None)
                 for number in SIGNALS:
-                    before = signal.signal(number, _note)
-                    Watch._undo.callback(signal.signal, number, before)
+                    former = signal.signal(number, _record)
+                    Watch._undo.callback(signal.signal, number, former)
                 _listen(Watch._undo)
             Watch._open += 1
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Puts the former handlers back when the outermost context ends."""
+        """Restores the former handlers when the last open context ends."""
         if threading.current_thread() is threading.main_thread():
             Watch._open -= 1
             if not Watch._open:
                 Watch._undo.close()
 
     def stop_if_asked(self) -> None:
-        """Raises Preempted in every process if one was asked to stop; all call it."""
+        """Raises Preempted in every process if one has received a signal.
+
+        Every process calls it.
+        """
         if self.is_asked():
             raise self.stop("stopped")
 
     def is_asked(self) -> bool:
-        """Returns whether a process of the run was asked to stop, the same in each."""
+        """Returns, in every process, whether any process has received a signal."""
         from invariance_jax.runtime.processes import any_process
 
         return any_process(Watch._received is not None)
 
     def stop(self, text: str) -> Preempted:
-        """Returns the exception that ends this process, as it was asked to."""
+        """Returns the exception that ends this process, with its exit status."""
         received = Watch._received
         reason = received.name if received else "a signal to another process"
         status = INTERRUPTED if received == signal.SIGINT else PREEMPTED
         return Preempted(f"{reason}: {text}; the same command continues", status)
 
 
-def _note(number: int, frame: FrameType | None) -> None:
+def _record(number: int, frame: FrameType | None) -> None:
     Watch._received = Watch._received or signal.Signals(number)
 
 
 def _listen(undo: contextlib.ExitStack) -> None:
-    """Answers signals in a thread: Python's handlers wait for calls to the devices."""
+    """Answers signals in a thread, as Python delays handlers during device calls."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    former = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     undo.callback(os.close, writer)
-    undo.callback(signal.set_wakeup_fd, before)
+    undo.callback(signal.set_wakeup_fd, former)
     threading.Thread(target=_answer, args=[reader], daemon=True).start()
 
 
 def _answer(reader: int) -> None:
-    seen: set[signal.Signals] = set()
+    answered: set[signal.Signals] = set()
     with os.fdopen(reader, "rb", buffering=0) as signals:
         while number := signals.read(1):
             if number[0] not in SIGNALS:
                 continue
             received = signal.Signals(number[0])
-            if received in seen and received == signal.SIGINT:
-                say("SIGINT again: ended at once; what was saved is kept")
+            if received in answered and received == signal.SIGINT:
+                say("SIGINT again: ended at once; saved files are kept")
                 os._exit(INTERRUPTED)
-            if not seen:
-                again = " (again: at once)" if received == signal.SIGINT else ""
-                say(f"{received.name}: stops as soon as it can{again}")
-            seen.add(received)
+            if not answered:
+                hint = " (Ctrl-C again: at once)" if received == signal.SIGINT else ""
+                say(f"{received.name}: stopping as soon as possible{hint}")
+            answered.add(received)
 
 
 def say(text: str) -> None:
-    """Writes a line to the terminal; not through logging, which may be interrupted."""
+    """Writes a line to stderr, not by logging, which a signal may have interrupted."""
     with contextlib.suppress(OSError):
         os.write(2, f"{text}\n".encode())

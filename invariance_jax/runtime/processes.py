@@ -1,6 +1,6 @@
 """The processes of a run: which one writes, and what they agree on.
 
-With one process, all of it is free. The mapping over devices is in `parallel`.
+With one process, nothing is communicated. `training.parallel` maps over devices.
 """
 
 import contextlib
@@ -15,14 +15,14 @@ Tree = TypeVar("Tree")
 
 
 def is_main_process() -> bool:
-    """Returns whether this process is the one that writes."""
+    """Returns whether this process is the main one, which alone writes."""
     return jax.process_index() == 0
 
 
 def any_process(flag: bool) -> bool:
-    """Returns whether the flag is up in one process or more, the same in each.
+    """Returns, in every process, whether the flag is True in any process.
 
-    Every process calls it, and waits for its devices if there are several processes.
+    Every process calls it. With several processes it waits for the devices.
     """
     if jax.process_count() == 1:
         return flag
@@ -30,7 +30,7 @@ def any_process(flag: bool) -> bool:
 
 
 def from_main(tree: Tree) -> Tree:
-    """Returns the tree of the main process, in every process."""
+    """Returns the tree of the main process in every process, which all call it."""
     if jax.process_count() == 1:
         return tree
     return multihost_utils.broadcast_one_to_all(tree)
@@ -38,9 +38,9 @@ def from_main(tree: Tree) -> Tree:
 
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
-    """Lets the other processes in when the first one has come through.
+    """Runs the context in the main process first, then in the other processes.
 
-    What is downloaded, prepared or claimed within is then there for them.
+    They then find what the main process has downloaded, prepared or claimed.
     """
     if not is_main_process():
         multihost_utils.sync_global_devices("main process first")

@@ -1,4 +1,4 @@
-"""Start-up of the processes of a run, and how each of them ends."""
+"""Start-up of the processes of a run, their errors and exit statuses."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 P = ParamSpec("P")
 
 _ADDRESS = flags.DEFINE_string(
-    "coordinator_address", None, "HOST:PORT of process 0, where nothing else tells it."
+    "coordinator_address", None, "HOST:PORT of process 0, if no launcher gives it."
 )
 _COUNT = flags.DEFINE_integer(
     "num_processes", None, "Number of processes, with --coordinator_address."
@@ -47,19 +47,22 @@ _HEARTBEAT_SECONDS = flags.DEFINE_integer(
     lower_bound=1,
 )
 
-# What a user did or can do something about: the message says all.
+# Errors that a user can mend: their message alone is shown.
 _EXPECTED = (flags.Error, FloatingPointError, OSError, ValueError)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a program on what its flags leave; an error is one line, and status 1."""
+    """Runs a program on its arguments without flags; exits with status 1 on an error.
+
+    An error is shown as its message, with its traceback only with `--verbosity=1`.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     terminal.forgive()
     log = logging.getLogger("invariance_jax")
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler())
     log.propagate = False  # absl's handler would show every line again
-    # What --verbosity starts from: the text of the libraries is for those who ask.
+    # The default of --verbosity hides the messages of libraries.
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.raiseExceptions = False
     sys.excepthook = _if_verbose(sys.excepthook)
@@ -75,40 +78,40 @@ def run(main: Callable[[list[str]], None]) -> None:
         _fail("SIGINT: ended; there was nothing to save", INTERRUPTED)
     except Exception as error:
         _if_verbose(traceback.print_exc)()
-        _fail(f"error: {_in_words(error)}")
+        _fail(f"error: {_message(error)}")
 
 
-def _if_verbose(say: Callable[P, object]) -> Callable[P, None]:
-    """Returns the function, silent without `--verbosity=1`."""
+def _if_verbose(show: Callable[P, object]) -> Callable[P, None]:
+    """Returns the function, which does nothing without `--verbosity=1`."""
 
-    def said(*arguments: P.args, **kwargs: P.kwargs) -> None:
+    def show_if_verbose(*arguments: P.args, **kwargs: P.kwargs) -> None:
         if absl_logging.get_verbosity() >= absl_logging.DEBUG:
-            say(*arguments, **kwargs)
+            show(*arguments, **kwargs)
 
-    return said
+    return show_if_verbose
 
 
-def _in_words(error: Exception) -> str:
+def _message(error: Exception) -> str:
     text = str(error).strip()
     if isinstance(error, _EXPECTED) and text:
         return text
     first = (text.splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first} (--verbosity=1 shows where)"
+    return f"{type(error).__name__}: {first} (--verbosity=1 shows its traceback)"
 
 
 def _fail(message: str, status: int = 1) -> None:
     print(message, file=sys.stderr, flush=True)
     in_main = threading.current_thread() is threading.main_thread()
     if jax.distributed.is_initialized() or not in_main:
-        # An exit would wait for the other processes, which wait for this one.
+        # sys.exit would wait for the other processes, which wait for this one.
         sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
 
 
 def parse(arguments: list[str]) -> list[str]:
-    """Parses the flags; returns what is not one, the program first."""
-    # A file of flags may hold any of them, also the configuration.
+    """Parses the flags; returns the program name and the arguments without flags."""
+    # A file of flags may hold any flag, also --config.
     arguments = flags.FLAGS.read_flags_from_files(arguments)
     sys.argv[:] = arguments
     text = "\n".join(arguments)
@@ -116,14 +119,14 @@ def parse(arguments: list[str]) -> list[str]:
     given = re.findall(r"^--?(?:no)?(config\..+?)(?:=|$)", text, re.MULTILINE)
     if given and not paths:
         raise ValueError(
-            f"--{given[0]} needs --config, the configuration it changes; that of a run "
-            "is --config=configs/run.py:WORKDIR"
+            f"--{given[0]} needs --config, the configuration it changes; for that of a "
+            "run give --config=configs/run.py:WORKDIR"
         )
     known = [f"--config.{name}" for name in KEYS]
     unknown = sorted({f"--{name}" for name in given} - {*known})
     if unknown:
-        each = (f"{name} is not a key; {closest(name, known)}" for name in unknown)
-        raise ValueError("\n".join(each))
+        lines = (f"{name} is not a key; {closest(name, known)}" for name in unknown)
+        raise ValueError("\n".join(lines))
     flags.FLAGS["config"].parser = _ConfigFile()
     return flags.FLAGS(arguments)
 
@@ -138,46 +141,46 @@ _MODES_OF = {
     "sweep": _RUNS,
     "sweep_run": _RUNS,
 }
-"""Flag of launch.py -> the modes that take it."""
+"""Flag of launch.py -> the modes that use it."""
 
 
 def check_flags(mode: str) -> None:
-    """Refuses what a mode would leave out of account."""
+    """Raises ValueError for a flag that the mode would ignore."""
     for name, modes in _MODES_OF.items():
         if flags.FLAGS[name].value is not None and mode not in modes:
-            given = ", ".join(modes)
-            raise ValueError(f"--{name} goes with --mode={given}, not {mode}")
+            expected = ", ".join(modes)
+            raise ValueError(f"--{name} goes with --mode={expected}, not {mode}")
 
 
 class _ConfigFile(flags.ArgumentParser[Config]):
-    """Loads a configuration file, with a variant after a colon."""
+    """Loads a configuration from FILE or FILE:VARIANT."""
 
     def parse(self, argument: str) -> Config:
         file, *variant = argument.split(":", 1)
-        found = call_in_file(file, "get_config", *variant)
-        if not isinstance(found, Config):
+        config = call_in_file(file, "get_config", *variant)
+        if not isinstance(config, Config):
             raise ValueError(
-                f"get_config() returns {found!r}; expected the configuration that "
-                "configs.base.get_config() makes, changed."
+                f"get_config() returns {config!r}; expected the configuration of "
+                "configs.base.get_config(), with changed values."
             )
-        return found
+        return config
 
 
 def initialize() -> bool:
-    """Meets the other processes of the run; returns whether this one writes and speaks.
+    """Connects to the other processes of the run; returns whether this is the main one.
 
-    Must come before anything that asks for devices. From here on, signals ask for a
-    stop, see `runtime.preemption`.
+    It must be called before the first use of a device. From here on, signals request a
+    graceful stop, see `runtime.preemption`. The other processes only log warnings.
     """
-    given = (_ADDRESS.value, _COUNT.value, _INDEX.value)
-    launcher = from_flags(*given) or from_environment(os.environ)
+    values = (_ADDRESS.value, _COUNT.value, _INDEX.value)
+    launcher = from_flags(*values) or from_environment(os.environ)
     if launcher is not None:
-        _meet(launcher)
+        _connect(launcher)
     found = devices.all_devices()
-    # For the rest of the process, and after JAX and submitit have set theirs.
+    # It stays open, and comes after JAX and submitit have installed their handlers.
     Watch().__enter__()
-    writes = is_main_process()
-    if not writes:
+    is_main = is_main_process()
+    if not is_main:
         logging.getLogger("invariance_jax").setLevel(logging.WARNING)
         sys.stdout = open(os.devnull, "w")
     _log.info(
@@ -189,21 +192,21 @@ def initialize() -> bool:
         jax.__version__,
         metadata.version("jaxlib"),
     )
-    return writes
+    return is_main
 
 
-def _meet(launcher: Launcher) -> None:
-    # Its service would take SIGTERM, which is the run's to handle.
+def _connect(launcher: Launcher) -> None:
+    # JAX's preemption service would handle SIGTERM, which `Watch` handles.
     jax.config.update("jax_enable_preemption_service", False)
-    known, seconds = launcher.address is not None, _START_SECONDS.value
+    is_known, seconds = launcher.address is not None, _START_SECONDS.value
     details = ", ".join(f"{k}={v}" for k, v in vars(launcher).items())
-    late = (
-        f"error: the processes of the run did not meet within {seconds} s; found "
+    message = (
+        f"error: the processes of the run did not connect within {seconds} s; found "
         f"{details} on {socket.gethostname()}. Check that all of them were started and "
         "reach the address, or raise --initialization_timeout."
     )
     # JAX's own time-out aborts the process with a stack trace, so ours comes first.
-    watchdog = threading.Timer(seconds, _fail, [late])
+    watchdog = threading.Timer(seconds, _fail, [message])
     watchdog.daemon = True
     watchdog.start()
     try:
@@ -212,9 +215,9 @@ def _meet(launcher: Launcher) -> None:
             coordinator_bind_address=launcher.bind_address,
             num_processes=launcher.count,
             process_id=launcher.index,
-            # None, where the launcher is known, leaves JAX_LOCAL_DEVICE_IDS its say.
-            local_device_ids=list(launcher.local_devices) or (None if known else []),
-            cluster_detection_method="deactivate" if known else None,
+            # If the address is known, None lets JAX read JAX_LOCAL_DEVICE_IDS.
+            local_device_ids=list(launcher.local_devices) or (None if is_known else []),
+            cluster_detection_method="deactivate" if is_known else None,
             initialization_timeout=2 * seconds,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS.value,
         )

@@ -1,4 +1,4 @@
-"""What is said to people: it never stops a run, and a file gets lines, not bars."""
+"""Output to the terminal: its errors never stop a run, and a file gets no bars."""
 
 import contextlib
 import io
@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from invariance_jax.runtime.processes import is_main_process
 
-_SECONDS = 30.0  # from a line of a log file to the next
+_SECONDS = 30.0  # between two lines of progress in a log file
 _LINE = "{desc}{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 class _Forgiving(io.TextIOWrapper):
-    """A text stream that drops what cannot be written: its reader may be gone."""
+    """A text stream that drops text it cannot write, as when its reader has ended."""
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError):
@@ -28,15 +28,16 @@ class _Forgiving(io.TextIOWrapper):
 
 
 def forgive() -> None:
-    """Makes stdout and stderr streams whose failures do not matter.
+    """Replaces stdout and stderr by streams that ignore errors of writing.
 
-    One that is closed is opened: else the next file would get its number, and the text.
+    A closed standard stream is opened on `os.devnull`. Otherwise the next opened file
+    would get its descriptor, and the text of the stream.
     """
     for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the smallest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor: number
         if name != "stdin":
             setattr(sys, name, _forgiving(getattr(sys, name), number))
 
@@ -45,18 +46,18 @@ def _forgiving(stream: IO[str] | None, number: int) -> IO[str]:
     if stream is not None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    through = getattr(stream, "write_through", False)  # `python -u`
+    is_unbuffered = getattr(stream, "write_through", False)  # `python -u`
     return _Forgiving(
-        os.fdopen(number, "wb", buffering=0 if through else -1, closefd=False),
+        os.fdopen(number, "wb", buffering=0 if is_unbuffered else -1, closefd=False),
         encoding=getattr(stream, "encoding", None),
         errors="replace",
         line_buffering=getattr(stream, "line_buffering", True),
-        write_through=through,
+        write_through=is_unbuffered,
     )
 
 
 class _Lines(io.StringIO):
-    """Turns the redrawn lines of a progress bar into lines of a file."""
+    """Prints each update of a progress bar to stderr as a line of its own."""
 
     def write(self, text: str) -> int:
         line = text.strip("\r\n ")
@@ -66,20 +67,20 @@ class _Lines(io.StringIO):
 
 
 def progress(name: str, total: int, *, unit: str, initial: int = 0) -> "tqdm[Any]":
-    """Returns a progress bar with the time left; in a file, a line now and then.
+    """Returns a progress bar with the remaining time; a file gets a line every 30 s.
 
     Only the main process shows it.
     """
-    terminal = sys.stderr.isatty()
+    is_terminal = sys.stderr.isatty()
     return tqdm(
         desc=f"{name}: ",  # as set_description writes it
         total=total,
         initial=initial,
         unit=unit,
         disable=not is_main_process(),
-        file=sys.stderr if terminal else _Lines(),
-        ncols=100 if terminal else None,
-        bar_format=None if terminal else _LINE,
-        mininterval=0.1 if terminal else _SECONDS,
-        maxinterval=10 if terminal else _SECONDS,
+        file=sys.stderr if is_terminal else _Lines(),
+        ncols=100 if is_terminal else None,
+        bar_format=None if is_terminal else _LINE,
+        mininterval=0.1 if is_terminal else _SECONDS,
+        maxinterval=10 if is_terminal else _SECONDS,
     )
