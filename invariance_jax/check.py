@@ -1,10 +1,10 @@
-"""The check program: what can be known of a run before it waits in a queue.
+"""The check program: memory, operations and rates of a run before it waits in a queue.
 
-The training step is compiled for the devices that are there, for simulated CPUs, or for
-GPUs that are not there, but no data set is read, nothing is trained and nothing is
-written. Of a stream, whose set is prepared if it is not, some images are decoded and,
-where the devices are there, a few steps of a copy of the state are made: it compares
-rates.
+It compiles the training step for the devices of this machine, for simulated CPUs, or
+for GPUs that this machine lacks. It reads no data set, trains nothing and writes
+nothing. Streamed images are the exception: it prepares their set if necessary, decodes
+some of them, and runs a few steps from a new state if this machine has the devices, to
+compare both rates.
 """
 
 import time
@@ -28,56 +28,56 @@ from invariance_jax.training.build import Parts, first_state, state_shapes
 _DEVICES = flags.DEFINE_integer(
     "check_devices",
     None,
-    "CPU devices that --mode=check simulates, or GPUs of --check_target.",
+    "Number of CPU devices that --mode=check simulates, or of GPUs of --check_target.",
 )
 _TARGET = flags.DEFINE_enum(
     "check_target",
     None,
     list(cards.CARDS),
-    "A GPU that need not be there, for which --mode=check compiles.",
+    "GPU for which --mode=check compiles; this machine need not have one.",
 )
 
 _TIMED_STEPS = 4
-"""Batches that are decoded, and steps that are made, to measure the rates of both."""
+"""Number of batches to decode, and of steps to run, for measuring both rates."""
 
 
 class Memory(NamedTuple):
-    """What the training step takes of the memory of one device, in bytes."""
+    """Memory of one device that the training step needs, in bytes."""
 
     data: int  # the data set, of which each device holds a copy
-    state: int  # parameters, statistics and optimizer; the new ones take their place
-    temporary: int  # what lives within a step only, at most at any one time
-    other: int  # what else comes in and goes out, and the compiled step itself
+    state: int  # parameters, batch statistics and optimizer state, updated in place
+    temporary: int  # peak of the arrays that exist within a step only
+    other: int  # other arguments and results, and the compiled step itself
 
 
 class Check(NamedTuple):
-    """What is known of a run before it starts."""
+    """Properties of a run that are known before it starts."""
 
     settings: Settings
     devices: tuple[str, ...]  # the kind of each
-    parameters: dict[str, int]  # {"encoder", "heads"}: entries of all arrays
+    parameters: dict[str, int]  # number of parameters of "encoder" and "heads"
     flops: float  # of a step over all devices, see `training.cost`
     memory: Memory
-    compile_seconds: float  # tracing and compiling of the step, wall clock
-    # Of a GPU that is not there: kernels that a step starts, bytes that they take and
-    # return, and the seconds of a step, estimated.
+    compile_seconds: float  # wall-clock time of tracing and compiling the step
+    # For an absent GPU: number of kernels of a step, bytes that they read and write,
+    # and estimated seconds of a step.
     traffic: tuple[int, int, float] | None
-    decoded: float | None  # images a second that this host decodes, of a stream
-    stepped: float | None  # images a second that the training step takes
+    decoded: float | None  # images per second that this host decodes from a stream
+    stepped: float | None  # images per second that the training step processes
 
 
 def read_flags() -> tuple[int | None, str | None]:
-    """Returns the devices that the command line asks for: how many, and which."""
+    """Returns the number of devices and the target of the command line."""
     return _DEVICES.value, _TARGET.value
 
 
 def run(
     config: Config, num_devices: int | None = None, target: str | None = None
 ) -> Check:
-    """Checks a configuration and compiles its step.
+    """Checks a configuration, and compiles its training step for some devices.
 
-    For so many CPUs that are simulated, or GPUs of a target of `runtime.cards.CARDS`
-    that are not there; None: those that are there, or one GPU.
+    These are `num_devices` simulated CPUs (None: the devices of this machine), or with
+    a target, a key of `runtime.cards.CARDS`, as many absent GPUs (None: one).
     """
     make_deterministic(config.deterministic)
     settings, card = resolve(config), cards.CARDS[target] if target else None
@@ -94,23 +94,23 @@ def run(
     if not simulated:
         cost.check_program(compiled, devices, memory=memory)
     flops = cost.count_operations(parts)
-    kind, traffic = ", simulated" if simulated else "", None
+    suffix, traffic = ", simulated" if simulated else "", None
     if card:
-        kind, (kernels, moved) = ", not there", cost.traffic_of(compiled)
-        share, precision = flops / len(devices), settings.precision
-        estimated = card.seconds(share, moved, kernels, precision)
-        traffic = kernels, moved, estimated
-    there = jax.devices() if card else devices  # what images are decoded for
-    decoded, stepped = _rates(parts, batches, compiled, there, bool(kind))
+        suffix, (kernels, moved) = ", absent", cost.traffic_of(compiled)
+        flops_per_device = flops / len(devices)
+        seconds = card.seconds(flops_per_device, moved, kernels, settings.precision)
+        traffic = kernels, moved, seconds
+    present = jax.devices() if card else devices  # images are decoded for these
+    decoded, stepped = _rates(parts, batches, compiled, present, bool(suffix))
     leaves = {part: jax.tree.leaves(tree) for part, tree in state.params.items()}
-    both, temporary, program = cost.memory_of(compiled)
+    arrays, temporary, program = cost.memory_of(compiled)
     size = cost.bytes_of(state)
-    # Where a platform does not tell, these are 0.
-    other = max(both - size - data, 0) + program
+    # All three are 0 if the platform does not report its use of memory.
+    other = max(arrays - size - data, 0) + program
     return Check(
         settings,
-        tuple(f"{device.device_kind}{kind}" for device in devices),
-        {part: sum(leaf.size for leaf in each) for part, each in leaves.items()},
+        tuple(f"{device.device_kind}{suffix}" for device in devices),
+        {part: sum(leaf.size for leaf in arrays) for part, arrays in leaves.items()},
         flops,
         Memory(data, size, temporary, other),
         compile_seconds,
@@ -129,7 +129,7 @@ def _devices(num_devices: int | None, target: str | None) -> tuple[jax.Device, .
 
 
 def _batches(parts: Parts, devices: Sequence[jax.Device]) -> Batches:
-    """Returns where the training rows come from; no image is read."""
+    """Returns the batches of the training set; reads no image."""
     settings = parts.settings
     if settings.data.source == "stream":
         pictures = parts.task.examples("train").x
@@ -139,7 +139,7 @@ def _batches(parts: Parts, devices: Sequence[jax.Device]) -> Batches:
     assert count is not None
 
     def repeated(leaf: np.ndarray) -> np.ndarray:
-        """Returns an array like that of all examples, which takes no memory."""
+        """Returns an array of the size of all examples that takes no more memory."""
         return np.broadcast_to(leaf[0], (count, *leaf.shape[1:]))
 
     examples = jax.tree.map(repeated, parts.task.stand_ins(1))
@@ -153,13 +153,13 @@ def _rates(
     devices: Sequence[jax.Device],
     simulated: bool,
 ) -> tuple[float | None, float | None]:
-    """Returns images a second that the host decodes and that the step takes.
+    """Returns images per second that the host decodes and that the step processes.
 
-    None where nothing is decoded, or the devices are not there.
+    Both are None for images in memory, the latter also for simulated devices.
     """
     if isinstance(batches, InMemory):
         return None, None
-    batches.load(0, devices)  # compiles, and opens files
+    batches.load(0, devices)  # not timed: compiles, and opens files
     size, started = parts.settings.batch_size, time.monotonic()
     for step in range(1, _TIMED_STEPS + 1):
         loaded = batches.load(step, devices)
@@ -167,7 +167,7 @@ def _rates(
     if simulated:
         return decoded, None
     state, key = parallel.replicate(first_state(parts), devices), jax.random.key(0)
-    for step in range(_TIMED_STEPS):  # the first of them is left out
+    for step in range(_TIMED_STEPS):  # the first one is not timed
         started = time.monotonic() if step == 1 else started
         state, sums = compiled(state, key, loaded, np.int32(1))
         jax.block_until_ready(sums)
@@ -176,7 +176,7 @@ def _rates(
 
 def table(found: Check) -> str:
     """Returns the result of `run` as lines of text."""
-    settings, taken = found.settings, found.memory
+    settings, memory = found.settings, found.memory
     derived, parameters = settings.derived, found.parameters
     batch, count = settings.batch_size, len(found.devices)
     seeds = f", for each of {settings.seeds} seeds" if settings.seeds > 1 else ""
@@ -186,11 +186,11 @@ def table(found: Check) -> str:
         "steps": f"{derived.steps}{seeds}, {derived.steps_per_epoch} per epoch",
         "parameters": ", ".join(f"{n:,} ({part})" for part, n in parameters.items()),
         "FLOPs per step": f"{found.flops / 1e9:.4g} G, products and convolutions",
-        "memory per device": _bytes(sum(taken)) + ", of the training step",
-        "  data set": _bytes(taken.data),
-        "  state": _bytes(taken.state),
-        "  within a step": _bytes(taken.temporary),
-        "  other": _bytes(taken.other),
+        "memory per device": _bytes(sum(memory)) + ", of the training step",
+        "  data set": _bytes(memory.data),
+        "  state": _bytes(memory.state),
+        "  temporary": _bytes(memory.temporary),
+        "  other": _bytes(memory.other),
         "compiled in": f"{found.compile_seconds:.1f} s",
     }
     if found.traffic is not None:
@@ -200,13 +200,13 @@ def table(found: Check) -> str:
     if found.decoded is not None:
         needed = "unknown" if found.stepped is None else f"{found.stepped:.0f}"
         rows["decoded here"] = f"{found.decoded:.0f} images a second"
-        rows["  the step takes"] = f"{needed} images a second"
+        rows["  needed by step"] = f"{needed} images a second"
     width = max(map(len, rows))
     return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
 
 
 def _bytes(number: int) -> str:
-    """Returns a number of bytes with a unit of powers of ten."""
+    """Returns a number of bytes in decimal units, as text."""
     for exponent, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
         if abs(number) >= 10**exponent:
             return f"{number / 10**exponent:.4g} {unit}"

@@ -1,4 +1,4 @@
-"""The embedding program: representations of a data set, for use elsewhere."""
+"""The embedding program: writes the representations of a data set to files."""
 
 import json
 import logging
@@ -23,85 +23,88 @@ from invariance_jax.types import Json
 
 _log = logging.getLogger(__name__)
 
-# The streams of views of the evaluation, and one more.
 _STREAMS = ("train", "test", "validation")
+"""Splits in the order of their streams of views; the first two are the evaluation's."""
 
-_DECIDE = ("evaluation.network", "evaluation.seed", "data.test_examples")
+_FREE_KEYS = ("evaluation.network", "evaluation.seed", "data.test_examples")
 """Keys that may change between two starts, and that features depend on."""
 
 
 def run(config: Config | None, workdir: AnyPath) -> list[Path | epath.Path]:
-    """Writes the representations of the splits that the configuration names.
+    """Writes the representations of the splits `embedding.splits`; returns the paths.
 
-    One file per seed and split, `embeddings_SPLIT_plain.npz`, or of M views
-    `embeddings_SPLIT_M_views.npz`: `features` float32 `[N, D]` in the order of the set;
-    `labels` int32 `[N]` or `targets` float32 `[N, T]`, where there are any; and
-    `settings`, a JSON text with all that made them. The arguments are those of
-    `evaluate.run`. Raises ValueError if a file exists that was made in another way.
+    Writes one file per seed and split: `embeddings_SPLIT_plain.npz` for plain images,
+    `embeddings_SPLIT_M_views.npz` for averages over M views. It holds `features`
+    float32 `[N, D]` in the order of the set; `labels` int32 `[N]` or `targets` float32
+    `[N, T]`, if there are any; and `settings`, a JSON text of step, configuration and
+    split. The arguments are those of `evaluate.run`. Raises ValueError if a file exists
+    that was made with other settings.
     """
     with processes.main_process_first():
         runs = prepare(config, workdir)
-    chosen = runs[0][0]
-    with Watch() as watch, compilation_kept(chosen.compilation_cache, workdir):
-        parts, between = build(chosen), watch.stop_if_asked
+    settings = runs[0][0]
+    with Watch() as watch, compilation_kept(settings.compilation_cache, workdir):
+        parts, between = build(settings), watch.stop_if_asked
         encoder = FrozenEncoder(parts, all_devices(), between=between)
-        views, plain = chosen.embedding.num_views, parts.transformation.plain
+        views, plain = settings.embedding.num_views, parts.transformation.plain
         if views == 0 and plain is None:
             raise ValueError(
-                "embedding.num_views is 0; expected M >= 1: no view is plain."
+                "embedding.num_views is 0; expected 1 or more: there are no plain "
+                "images."
             )
         if views is None:
-            views = 1 if plain is None else 0  # of 0 views: the plain image
-        jobs = [job for one in runs for job in _jobs(parts, *one, views)]
+            views = 1 if plain is None else 0  # 0: the plain image
+        jobs = [job for run in runs for job in _jobs(parts, *run, views)]
         for job in [job for job in jobs if not _is_written(job)]:
             _embed(job, encoder, parts.task, views)
     return [plain_path(job.file) for job in jobs]
 
 
 class _Job(NamedTuple):
-    """One file, and what makes it."""
+    """One file to write, and what its content depends on."""
 
     file: epath.Path
     split: str
-    variables: Variables
-    made_by: str
+    variables: Variables  # of the encoder
+    settings: str  # JSON text
 
 
 def _jobs(
     parts: Parts, settings: Settings, workdir: epath.Path, views: int
 ) -> list[_Job]:
     state, name = restore(parts, workdir), f"{views}_views" if views else "plain"
-    made_by = {"step": int(state.step), "config": to_dict(settings)}
+    origin = {"step": int(state.step), "config": to_dict(settings)}
     return [
         _Job(
             workdir / f"embeddings_{split}_{name}.npz",
             split,
             encoder_variables(state, settings.evaluation.network),
-            json.dumps(made_by | {"split": split}, default=list),
+            json.dumps(origin | {"split": split}, default=list),
         )
         for split in settings.embedding.splits
     ]
 
 
 def _is_written(job: _Job) -> bool:
-    """Returns whether an earlier start has written a file; refuses any other one."""
+    """Returns whether an earlier start has written the file; refuses any other file."""
     if not job.file.exists():
         return False
     with job.file.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        if _deciding(str(archive.get("settings"))) != _deciding(job.made_by):
+        if _dependencies(str(archive.get("settings"))) != _dependencies(job.settings):
             raise ValueError(f"{job.file} exists; move it, nothing is overwritten.")
     _log.info("%s: written, skipped", job.file)
     return True
 
 
-def _deciding(made_by: str) -> Json | None:
-    """Returns what a file depends on, of all that stands in it; None of another's."""
+def _dependencies(text: str) -> Json | None:
+    """Returns the settings in a file that features depend on, None if it has none."""
     try:
-        made = json.loads(made_by)
-        values = flatten(from_dict(made.pop("config")))
+        origin = json.loads(text)
+        values = flatten(from_dict(origin.pop("config")))
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    return made | {n: v for n, v in values.items() if not KEYS[n].free or n in _DECIDE}
+    used = (name for name in values if not KEYS[name].free or name in _FREE_KEYS)
+    return origin | {name: values[name] for name in used}
 
 
 def _embed(job: _Job, encoder: FrozenEncoder, task: Task, views: int) -> None:
@@ -111,7 +114,7 @@ def _embed(job: _Job, encoder: FrozenEncoder, task: Task, views: int) -> None:
         (h,) = encoder.features(job.variables, x, num_views=(views,), stream=stream)
     else:
         h = encoder.plain(job.variables, x)
-    content = {"features": h.astype(np.float32), "settings": job.made_by}
+    content = {"features": h.astype(np.float32), "settings": job.settings}
     if y is not None:
         content["targets" if task.targets else "labels"] = y
     if processes.is_main_process():

@@ -1,8 +1,8 @@
 """The evaluation program: from a frozen encoder to `results.json`.
 
 Foster, Pukdee, Rainforth (ICLR 2021), sections 4 and 5: features averaged over M views,
-linear probes, and the variance of the representation over views; what is measured is in
-`experiments`.
+linear probes, and the variance of the representation over views. The measurements are
+in `experiments`.
 """
 
 import logging
@@ -47,31 +47,31 @@ from invariance_jax.types import Array, Json
 
 _log = logging.getLogger(__name__)
 
-_OF_FEW_VIEWS = {
+_FIRST_M_ONLY = {
     "downstream",
     "invariance",
     "linearization",
     "poincare_ratio",
     "nuisance_prediction",
 }
-"""The experiments that need features over the first M at most."""
+"""The experiments that need features averaged over the first M only, or none."""
 
 
 def run(config: Config | None, workdir: AnyPath) -> Json:
-    """Evaluates the newest checkpoint of every seed; returns what `results.json` says.
+    """Evaluates the newest checkpoint of each seed; returns what `results.json` holds.
 
-    Of a configuration the evaluation keys may differ from those of the run; None: that
-    of the work directory. A new work directory is evaluated too if `encoder.weights`
-    are given. Writes `experiments/`, `results.json` and `samples.npz` per seed, and
-    with several seeds the aggregated `results.json` into the parent. Experiments that
-    were measured with the same settings before are not repeated. Every process of a run
-    over several calls it; the main one writes.
+    Evaluation keys may differ from those of the run. If `config` is None, that of the
+    work directory is used. A new work directory can be evaluated if `encoder.weights`
+    are given. Writes `experiments/`, `results.json` and `samples.npz` for each seed,
+    and for several seeds the aggregated `results.json` in the parent folder. An
+    experiment that was measured with the same settings is not repeated. Every process
+    of a run over several calls it; the main one writes.
 
     Raises:
       ValueError: if the configuration is invalid, the work directory holds no such run,
-        or a checkpoint is missing or cannot be read; when all else is measured, if an
-        experiment of the user's own fails.
-      Preempted: if a signal asks for a stop; the same call continues.
+        or a checkpoint is missing or cannot be read; after all other experiments, if
+        one of the user's own fails.
+      Preempted: if a signal requests a stop; the same call continues.
     """
     with Watch() as watch:
         with processes.main_process_first():
@@ -83,39 +83,42 @@ def run(config: Config | None, workdir: AnyPath) -> Json:
             encoder = FrozenEncoder(parts, devices, between=between)
             failed = dict[str, None]()
             each = [
-                _evaluate(parts._replace(settings=one), path, encoder, failed)
-                for one, path in runs
+                _evaluate(parts._replace(settings=settings), path, encoder, failed)
+                for settings, path in runs
             ]
-    found = results.aggregate(each)
+    content = results.aggregate(each)
     if processes.is_main_process():
-        write_json(work_folder(workdir) / "results.json", found)
+        write_json(work_folder(workdir) / "results.json", content)
     if failed:
         raise ValueError("\n".join(failed))
-    return found
+    return content
 
 
 def prepare(
     config: Config | None, workdir: AnyPath
 ) -> list[tuple[Settings, epath.Path]]:
-    """Returns settings and work directory of every seed of a trained run, checked."""
+    """Returns settings and work directory of every seed of a run, after checking them.
+
+    With given weights it makes the work directories that do not exist.
+    """
     config = read_config(workdir) if config is None else config
     make_deterministic(config.deterministic)
-    each = [(config, work_folder(workdir)), *one_per_seed(config, workdir)]
-    runs = [(open_set(resolve(one)), path) for one, path in each]
-    for one, path in runs:
-        if (path / "config.json").exists() or read_weights(one) is None:
-            check_same_run(one, path)
-        warn_of_other_code(one, path)
-    for one, path in runs:
+    configs = [(config, work_folder(workdir)), *one_per_seed(config, workdir)]
+    runs = [(open_set(resolve(one)), path) for one, path in configs]
+    for settings, path in runs:
+        if (path / "config.json").exists() or read_weights(settings) is None:
+            check_same_run(settings, path)
+        warn_of_other_code(settings, path)
+    for settings, path in runs:
         if not (path / "config.json").exists():
-            claim(one, path)
+            claim(settings, path)
     return runs[1:]
 
 
 def load(
     workdir: AnyPath, *, step: int | None = None
 ) -> tuple[Callable[[Array], Array], Config]:
-    """Returns the encoder of a run and its configuration: see `invariance_jax.load`."""
+    """Returns the encoder and configuration of a run, see `invariance_jax.load`."""
     parts, config, variables = load_parts(workdir, step=step)
     plain = parts.transformation.plain
 
@@ -129,7 +132,10 @@ def load(
 def load_parts(
     workdir: AnyPath, *, step: int | None = None, config: Config | None = None
 ) -> tuple[Parts, Config, Variables]:
-    """Returns parts, configuration and encoder of the run of one seed."""
+    """Returns parts, configuration and encoder variables of the run of one seed.
+
+    A given configuration must be that of the run; its evaluation keys may differ.
+    """
     if config is not None:
         check_same_run(resolve(config), work_folder(workdir))
     config = read_config(workdir) if config is None else config
@@ -146,11 +152,11 @@ def load_parts(
 
 
 def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> TrainState:
-    """Returns a checkpoint of a seed; if it has none, the given weights at step 0."""
+    """Returns the state of a checkpoint; without training, that of given weights."""
     checkpoints = Checkpoints(workdir)
-    untouched = step is None and not (workdir / "metrics.jsonl").exists()
+    untrained = step is None and not (workdir / "metrics.jsonl").exists()
     try:
-        if untouched and parts.settings.encoder.weights and not checkpoints.steps():
+        if untrained and parts.settings.encoder.weights and not checkpoints.steps():
             return first_state(parts)
         return checkpoints.restore(state_shapes(parts), step=step).state
     finally:
@@ -160,42 +166,42 @@ def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> Train
 def _evaluate(
     parts: Parts, workdir: epath.Path, encoder: FrozenEncoder, failed: dict[str, None]
 ) -> Json:
-    """Returns the results of one seed; each experiment is written when it is done.
+    """Returns the results of one seed; writes each experiment when it is measured.
 
-    Takes a note of what failed of the user's own experiments.
+    Adds the error messages of the user's own experiments to `failed`.
     """
     functions, state = experiments.load(parts.task), restore(parts, workdir)
     settings = results.settings_of(parts.task, int(state.step))
     sources = experiments.sources(functions, parts.settings)
-    found = results.read_records(workdir, settings, sources)
-    there = [name in found for name in functions]
-    # Those of another split or step go with its records.
-    there.append(bool(found) and (workdir / "samples.npz").exists())
-    # A process that comes late could see what another one has written since.
-    *kept, sampled = map(bool, processes.from_main(np.array(there)))
-    missing = [name for name, there in zip(functions, kept, strict=True) if not there]
+    records = results.read_records(workdir, settings, sources)
+    on_disk = [name in records for name in functions]
+    # Without any valid record, `samples.npz` may be of another split or step.
+    on_disk.append(bool(records) and (workdir / "samples.npz").exists())
+    # The main process decides: a late process could see files written meanwhile.
+    *measured, sampled = map(bool, processes.from_main(np.array(on_disk)))
+    missing = [name for name, done in zip(functions, measured, strict=True) if not done]
 
-    def keep(name: str, measured: ExperimentResult, seconds: float) -> None:
-        rows = results.table(name, measured.rows, seed=parts.settings.seed)
+    def keep(name: str, result: ExperimentResult, seconds: float) -> None:
+        rows = results.table(name, result.rows, seed=parts.settings.seed)
         how: Json = {"seconds": seconds, "settings": settings, "source": sources[name]}
-        found[name] = results.keep(workdir, name, rows, **how)
+        records[name] = results.keep(workdir, name, rows, **how)
 
     for name in [name for name in functions if name not in missing]:
-        _log.info("%s: %s is measured already", workdir, name)
+        _log.info("%s: %s is already measured", workdir, name)
     predicts = "averaging" in (missing if sampled else functions)
     if missing or not sampled:
         views = parts.settings.evaluation.num_views
         variables = encoder_variables(state, parts.settings.evaluation.network)
-        few = not predicts and {*missing} <= _OF_FEW_VIEWS
-        num_views = views[:1] if few else views
+        first_only = not predicts and {*missing} <= _FIRST_M_ONLY
+        num_views = views[:1] if first_only else views
         context = Context(parts, workdir, encoder, variables, num_views=num_views)
-        chosen = {name: functions[name] for name in missing}
-        failed |= dict.fromkeys(map(str, _measure(chosen, context, keep)))
+        remaining = {name: functions[name] for name in missing}
+        failed |= dict.fromkeys(map(str, _measure(remaining, context, keep)))
         if predicts or not sampled:
             samples.write(context, predictions=predicts)
     final = final_metrics(workdir, step=int(state.step))
     rows = [results.Row(name, value) for name, value in final.items()]
-    content = results.of_seed(parts.settings.seed, settings, found, rows)
+    content = results.of_seed(parts.settings.seed, settings, records, rows)
     if processes.is_main_process():
         write_json(workdir / "results.json", content)
     return content
@@ -206,22 +212,22 @@ def _measure(
     context: Context,
     keep: Callable[[str, ExperimentResult, float], None],
 ) -> list[ValueError]:
-    """Keeps what experiments measure; returns the errors of the user's own."""
-    failed = list[ValueError]()
+    """Measures experiments and keeps their results; returns errors of users' own."""
+    errors = list[ValueError]()
     with progress("evaluating", len(functions), unit="experiments") as bar:
         for name, function in functions.items():
             bar.set_description(f"evaluating {name}")
             started = time.monotonic()
             try:
-                measured = experiments.measure(name, function, context)
+                result = experiments.measure(name, function, context)
             except ValueError as error:
-                # Alone, a process among several would not meet the others again.
+                # One of several processes must not go on alone: the others would wait.
                 if not plugins.is_own(name) or jax.process_count() > 1:
                     raise
-                failed.append(error)  # said when the others are measured
+                errors.append(error)  # raised after the other experiments
             else:
                 seconds = time.monotonic() - started
-                keep(name, measured, seconds)
+                keep(name, result, seconds)
                 _log.info("%s: %s took %.0f s", context.workdir, name, seconds)
             bar.update()
-    return failed
+    return errors

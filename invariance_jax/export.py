@@ -1,16 +1,16 @@
-"""The export program: an encoder as a file that other frameworks read.
+"""The export program: writes an encoder to a file that other frameworks read.
 
-A ResNet has the names of torchvision, or those of the authors of the paper with the
-cifar stem (`models.weights`). An MLP has those of this PyTorch module, whose input is
-`images.flatten(1)` of `[N, 3, S, S]`; with `encoder.final` "linear" the last layer has
-a bias and no norm:
+The arrays of a ResNet have the names of torchvision, or with the cifar stem those of
+the paper's authors (`models.weights`). Those of an MLP have the names of the following
+PyTorch module. Its input is `images.flatten(1)` of `[N, 3, S, S]`; with `encoder.final`
+"linear" its last layer has a bias and no norm:
 
     layers = nn.ModuleList(nn.Linear(n_in, width, bias=False) for ...)
     norms = nn.ModuleList(nn.BatchNorm1d(width) for ...)
     for layer, norm in zip(layers, norms): x = relu(norm(layer(x)))
 
-Other encoders have the paths of their flax variables, such as `params.dense1.kernel`,
-and arrays as flax has them. Images are normalized before, as the log line says.
+Other encoders keep flax's arrays, with their paths as names, such as
+`params.dense1.kernel`. The log line says how images are normalized for the encoder.
 """
 
 import logging
@@ -42,7 +42,7 @@ def run(
 ) -> Path:
     """Writes the encoder of the run of one seed to a new file, and returns its path.
 
-    A configuration is that of the run; `evaluation.network` may be another one.
+    A given configuration must be that of the run; `evaluation.network` may differ.
     """
     if out is None or Path(out).suffix not in _SUFFIXES:
         raise ValueError(f"--out is {out}; expected a file {' or '.join(_SUFFIXES)}.")
@@ -53,14 +53,14 @@ def run(
     path.parent.mkdir(parents=True, exist_ok=True)
     weights.save_state_dict(path, state_dict(parts, variables))
     mean, std, views = config.data.mean, config.data.std, config.augmentation.name
-    how = f"minus {mean}, over {std}" if mean else "in [0, 1]"
-    how = f"as {views} makes them" if plugins.is_own(views) else how
-    _log.info("%s: an encoder of images %s", path, how)
+    scale = f"(images - {mean}) / {std}" if mean else "images in [0, 1]"
+    scale = f"images as {views} returns them" if plugins.is_own(views) else scale
+    _log.info("%s: the input of the encoder is %s", path, scale)
     return path
 
 
 def state_dict(parts: Parts, variables: Variables) -> dict[str, np.ndarray]:
-    """Returns name -> array of an encoder, as the file has them."""
+    """Returns name -> array of an encoder, with the names of the file."""
     name = parts.settings.encoder.name
     if name in RESNETS:
         return weights.to_torch_state_dict(variables)
@@ -73,7 +73,7 @@ def state_dict(parts: Parts, variables: Variables) -> dict[str, np.ndarray]:
 def _mlp(
     arrays: dict[tuple[str, ...], np.ndarray], parts: Parts
 ) -> dict[str, np.ndarray]:
-    found, shape = {}, view_shapes(parts.task, parts.transformation).shape[1:]
+    exported, shape = {}, view_shapes(parts.task, parts.transformation).shape[1:]
     for (_, layer, leaf), array in arrays.items():
         module = "layers" if layer.startswith("dense") else "norms"
         index = int(layer.removeprefix("dense").removeprefix("bn")) - 1
@@ -82,7 +82,8 @@ def _mlp(
             pixels = array.reshape(*shape, -1).transpose(2, 0, 1, 3)
             array = pixels.reshape(array.shape)
         name = f"{module}.{index}"
-        found[f"{name}.{weights.LEAVES[leaf]}"] = array.T if leaf == "kernel" else array
+        array = array.T if leaf == "kernel" else array
+        exported[f"{name}.{weights.LEAVES[leaf]}"] = array
         if leaf == "var":
-            found[f"{name}.num_batches_tracked"] = np.zeros((), np.int64)
-    return found
+            exported[f"{name}.num_batches_tracked"] = np.zeros((), np.int64)
+    return exported

@@ -101,7 +101,7 @@ def test_a_card_that_is_not_there():
     if importlib.util.find_spec("jax_plugins") is None:
         assert "[cuda12]" in done.stderr
     else:
-        assert "2 (NVIDIA H200, not there)" in done.stdout
+        assert "2 (NVIDIA H200, absent)" in done.stdout
         assert "kernels per step" in done.stdout and "estimated step" in done.stdout
 
 

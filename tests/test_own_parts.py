@@ -84,7 +84,7 @@ def own(**evaluation):
 def test_code_that_has_changed_is_said_and_measured_again(folder, caplog):
     caplog.set_level(logging.INFO)
     evaluate.run(None, folder / "run")
-    assert "invariance is measured already" in caplog.text
+    assert "invariance is already measured" in caplog.text
     assert "has changed" not in caplog.text
     caplog.clear()
     write(folder, "relu")

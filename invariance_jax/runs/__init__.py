@@ -1,1 +1,1 @@
-"""What a run keeps: its work directory, checkpoints, metrics, results."""
+"""Files of a run: its work directory, checkpoints, metrics and results."""
