@@ -49,8 +49,7 @@ def run(config: Config | None, workdir: AnyPath) -> list[Path | epath.Path]:
         views, plain = settings.embedding.num_views, parts.transformation.plain
         if views == 0 and plain is None:
             raise ValueError(
-                "embedding.num_views is 0; expected 1 or more: there are no plain "
-                "images."
+                "embedding.num_views is 0; expected 1 or more: no plain images exist."
             )
         if views is None:
             views = 1 if plain is None else 0  # 0: the plain image

@@ -132,10 +132,7 @@ def load(
 def load_parts(
     workdir: AnyPath, *, step: int | None = None, config: Config | None = None
 ) -> tuple[Parts, Config, Variables]:
-    """Returns parts, configuration and encoder variables of the run of one seed.
-
-    A given configuration must be that of the run; its evaluation keys may differ.
-    """
+    """Returns parts, configuration and encoder variables of the run of one seed."""
     if config is not None:
         check_same_run(resolve(config), work_folder(workdir))
     config = read_config(workdir) if config is None else config

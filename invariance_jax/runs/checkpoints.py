@@ -89,11 +89,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def check_room(self, state: PyTree) -> None:
-        """Raises OSError if the disk has too little room for the next checkpoints.
-
-        A run needs room for `keep` checkpoints, those on the disk included, and one
-        more.
-        """
+        """Raises OSError if the disk lacks room for `keep` checkpoints and one more."""
         folder = self.directory
         if is_url(folder):
             return
@@ -192,10 +188,7 @@ class Checkpoints:
         return None
 
     def restore(self, like: State, *, step: int | None = None) -> Checkpoint[State]:
-        """Returns the checkpoint of a step, or the newest one, exactly as it was saved.
-
-        Raises ValueError if it is missing, damaged, or has other names or shapes.
-        """
+        """Returns the checkpoint of a step, or the newest, exactly as it was saved."""
         steps = self.steps()
         step = max(steps, default=None) if step is None else step
         if step not in steps:

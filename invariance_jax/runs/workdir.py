@@ -137,10 +137,7 @@ def check_same_run(settings: Settings, workdir: AnyPath) -> None:
 
 
 def warn_of_other_code(settings: Settings, workdir: AnyPath) -> dict[str, str]:
-    """Returns source hashes of the user's own parts from the first start of the run.
-
-    Warns if a source has changed. A part without a saved hash gets its current hash.
-    """
+    """Returns source hashes of own parts at the first start; warns of changes."""
     path, new = work_folder(workdir) / "config.json", plugins.sources(settings)
     old: dict[str, str] = read_json(path).get("sources", {}) if path.exists() else {}
     for key in new:

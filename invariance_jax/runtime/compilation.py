@@ -85,8 +85,7 @@ def _own_folder(workdir: AnyPath, stack: contextlib.ExitStack) -> str:
 def _clean(root: Path, folder: Path, stack: contextlib.ExitStack) -> None:
     """Removes the folders of old runs, and the last file of a killed start.
 
-    That file may be incomplete. JAX would warn about it at every start, and never write
-    it again.
+    JAX would warn about an incomplete file at every start, and never write it again.
     """
     for other in root.iterdir():
         if other.stat().st_mtime < time.time() - 86_400 * _DAYS:

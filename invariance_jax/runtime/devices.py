@@ -46,10 +46,7 @@ def simulate(count: int) -> None:
 
 
 def make_deterministic(deterministic: bool) -> None:
-    """If `deterministic`, sets flags so that XLA uses only deterministic operations.
-
-    XLA reads its flags once, at the first use of a device.
-    """
+    """If True, sets the XLA flags of deterministic operations, which are read once."""
     flags = os.environ.get("XLA_FLAGS", "").split()
     missing = [flag for flag in _DETERMINISTIC if flag not in flags]
     if not (deterministic and missing):

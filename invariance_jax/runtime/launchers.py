@@ -19,15 +19,12 @@ _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 @dataclass(frozen=True)
 class Launcher:
-    """How a process connects to the other processes of its run.
-
-    JAX detects address, count and index where they are None.
-    """
+    """How a process connects to the others; JAX detects what is None."""
 
     name: str  # shown to the user
     address: str | None = None  # HOST:PORT of process 0
     count: int | None = None  # number of processes
-    index: int | None = None  # number of this process
+    index: int | None = None  # index of this process
     local_devices: tuple[int, ...] = ()  # indices of its visible GPUs; (): all of them
 
     @property
@@ -85,7 +82,7 @@ def _open_mpi(environment: Mapping[str, str]) -> Launcher | None:
         return None
     local_index = _number(environment, "OMPI_COMM_WORLD_LOCAL_RANK")
     local_count = _number(environment, "OMPI_COMM_WORLD_LOCAL_SIZE")
-    devices = _local_devices(environment, local_index, local_count)
+    devices = _gpus(environment, local_index, local_count)
     if "OMPI_MCA_orte_hnp_uri" in environment:
         return Launcher("Open MPI", local_devices=devices)
     address = _address(
@@ -110,7 +107,7 @@ def _slurm(environment: Mapping[str, str]) -> Launcher | None:
     if "SLURM_GPUS_PER_TASK" not in environment:
         local_index = _number(environment, "SLURM_LOCALID")
         local_count = _tasks_on_node(environment)
-        devices = _local_devices(environment, local_index, local_count)
+        devices = _gpus(environment, local_index, local_count)
     index = _number(environment, "SLURM_PROCID")
     return Launcher(f"SLURM (nodes {nodes})", address, count, index, devices)
 
@@ -140,9 +137,7 @@ def first_host(nodes: str) -> str:
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group())
 
 
-def _local_devices(
-    environment: Mapping[str, str], index: int, tasks: int
-) -> tuple[int, ...]:
+def _gpus(environment: Mapping[str, str], index: int, tasks: int) -> tuple[int, ...]:
     """Returns the indices of the visible GPUs that a task of a node uses; (): all."""
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     count = len(visible.split(",")) if visible else tasks

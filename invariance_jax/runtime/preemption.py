@@ -71,10 +71,7 @@ class Watch:
                 Watch._undo.close()
 
     def stop_if_asked(self) -> None:
-        """Raises Preempted in every process if one has received a signal.
-
-        Every process calls it.
-        """
+        """Raises Preempted in every process if one got a signal; all must call it."""
         if self.is_asked():
             raise self.stop("stopped")
 

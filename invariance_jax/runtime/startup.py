@@ -52,10 +52,7 @@ _EXPECTED = (flags.Error, FloatingPointError, OSError, ValueError)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a program on its arguments without flags; exits with status 1 on an error.
-
-    An error is shown as its message, with its traceback only with `--verbosity=1`.
-    """
+    """Runs a program; prints the message of an error, and exits with status 1."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     terminal.forgive()
     log = logging.getLogger("invariance_jax")
