@@ -199,7 +199,7 @@ def test_where_no_server_answers_the_rows_go_to_a_folder(make, tmp_path, caplog)
     tracker = make(wandb.errors.CommError("Timed out.\nConsider increasing"))
     assert [asked.get("mode") for asked in make.asked] == [None, "offline"]
     (line,) = caplog.messages
-    assert "(Timed out.): rows are written to" in line and "WANDB_MODE=offline" in line
+    assert "(Timed out.): rows are saved in" in line and "WANDB_MODE=offline" in line
     tracker.write(1, {"loss": 0.5})
     tracker.close()
     assert noted(tmp_path) == 1

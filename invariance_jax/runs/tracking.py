@@ -92,7 +92,7 @@ class Tracker:
             return start()
         except wandb.Error as error:
             _log.warning(
-                "Weights & Biases does not answer (%s): rows are written to %s, as by "
+                "Weights & Biases does not answer (%s): rows are saved in %s, as with "
                 "WANDB_MODE=offline; `wandb sync` uploads them",
                 *(str(error).splitlines()[0], workdir / "wandb"),
             )

@@ -147,7 +147,7 @@ def warn_of_other_code(settings: Settings, workdir: AnyPath) -> dict[str, str]:
 
 
 @functools.cache
-def _warn(text: str) -> None:  # once each
+def _warn(text: str) -> None:  # each text once
     _log.warning("%s", text)
 
 

@@ -47,7 +47,7 @@ _HEARTBEAT_SECONDS = flags.DEFINE_integer(
     lower_bound=1,
 )
 
-# Errors that a user can mend: their message alone is shown.
+# Errors that a user can correct: their message alone is shown.
 _EXPECTED = (flags.Error, FloatingPointError, OSError, ValueError)
 
 
@@ -174,7 +174,7 @@ def initialize() -> bool:
     if launcher is not None:
         _connect(launcher)
     found = devices.all_devices()
-    # It stays open, and comes after JAX and submitit have installed their handlers.
+    # It is never closed, and replaces the handlers that JAX and submitit have set.
     Watch().__enter__()
     is_main = is_main_process()
     if not is_main:
