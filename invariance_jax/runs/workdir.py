@@ -58,10 +58,10 @@ class Owner(NamedTuple):
         """Raises OSError if the run was started a second time or the folder is gone."""
         path = self.workdir / "config.json"
         try:
-            found = read_json(path).get("start")
+            start = read_json(path).get("start")
         except (OSError, ValueError) as error:
             raise OSError(f"{path} is gone or damaged: {error}") from error
-        if found != self.start:
+        if start != self.start:
             raise OSError(
                 f"{self.workdir}: the run was started a second time, and that start "
                 "continues; this one ends. Expected one start at a time."

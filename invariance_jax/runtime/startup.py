@@ -173,7 +173,7 @@ def initialize() -> bool:
     launcher = from_flags(*values) or from_environment(os.environ)
     if launcher is not None:
         _connect(launcher)
-    found = devices.all_devices()
+    run_devices = devices.all_devices()
     # It is never closed, and replaces the handlers that JAX and submitit have set.
     Watch().__enter__()
     is_main = is_main_process()
@@ -183,8 +183,8 @@ def initialize() -> bool:
     _log.info(
         "processes: %d; devices: %d (%s); host: %s; jax %s, jaxlib %s",
         jax.process_count(),
-        len(found),
-        found[0].device_kind,
+        len(run_devices),
+        run_devices[0].device_kind,
         socket.gethostname(),
         jax.__version__,
         metadata.version("jaxlib"),
