@@ -1,7 +1,7 @@
-"""Batches computed some examples at a time, so that what is between stays in a cache.
+"""Functions of a batch, computed a few examples at a time.
 
-Also for the memory's sake: the sums and patches of a whole batch take several times as
-much as the batch, and new memory is slow to get.
+The intermediate arrays (sums, patches) are several times as large as their input. Those
+of a part fit in the CPU cache, and need little new memory, which is slow to allocate.
 """
 
 from collections.abc import Callable
@@ -12,38 +12,38 @@ import jax.numpy as jnp
 from invariance_jax.types import Array
 
 PART_BYTES = 2**21
-"""Of the first array that is taken at a time; half or twice as much takes longer."""
+"""Largest size of a part of x; half or twice as much is slower."""
 
 
 def map_parts(function: Callable[[Array], Array], x: Array) -> Array:
-    """Returns `function(x)`, a row for each example, from some examples at a time."""
-    parts = _num_parts(x)
-    if parts == 1:
+    """Returns `function(x)`, which has one row per example, computed part by part."""
+    num_parts = _num_parts(x)
+    if num_parts == 1:
         return function(x)
-    y = jax.lax.map(function, _split(x, parts))
+    y = jax.lax.map(function, _split(x, num_parts))
     return y.reshape(-1, *y.shape[2:])
 
 
 def sum_parts(function: Callable[[Array, Array], Array], x: Array, y: Array) -> Array:
-    """Returns `function(x, y)`, a sum over examples, from some of them at a time."""
-    parts = _num_parts(x)
-    if parts == 1:
+    """Returns `function(x, y)`, which is a sum over examples, computed part by part."""
+    num_parts = _num_parts(x)
+    if num_parts == 1:
         return function(x, y)
 
     def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
         return total + function(*part), None
 
-    both = _split(x, parts), _split(y, parts)
-    shape = jax.eval_shape(lambda both: function(both[0][0], both[1][0]), both)
-    total, _ = jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), both)
+    parts = _split(x, num_parts), _split(y, num_parts)
+    shape = jax.eval_shape(lambda parts: function(parts[0][0], parts[1][0]), parts)
+    total, _ = jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), parts)
     return total
 
 
 def _num_parts(x: Array) -> int:
-    """Returns the least divisor of B that makes the parts of at most so many bytes."""
-    wanted = min(-(-x.size * x.dtype.itemsize // PART_BYTES), len(x))
-    return next(n for n in range(max(wanted, 1), len(x) + 1) if len(x) % n == 0)
+    """Returns the least divisor of B that keeps parts within `PART_BYTES`, or else B."""
+    least = min(-(-x.size * x.dtype.itemsize // PART_BYTES), len(x))
+    return next(n for n in range(max(least, 1), len(x) + 1) if len(x) % n == 0)
 
 
-def _split(x: Array, parts: int) -> Array:
-    return x.reshape(parts, -1, *x.shape[1:])
+def _split(x: Array, num_parts: int) -> Array:
+    return x.reshape(num_parts, -1, *x.shape[1:])

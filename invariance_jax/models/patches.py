@@ -1,11 +1,11 @@
-"""Convolutions as one matrix product with the patches that the kernel meets.
+"""Convolutions on CPUs as one matrix product with the image patches (im2col).
 
-For processors. XLA's CPU compiler has two convolutions: one is a library's, the other
-plain loops a hundred times slower, which it takes for gradients in the kernel within a
-`while` loop, where training steps are (32x32x64, batch 64, 2 cores: 8.1 s instead of
-.06 s). A matrix product is a matrix product everywhere.
+XLA's CPU compiler has two convolutions: one from a library, and plain loops that are a
+hundred times slower. Within a `while` loop, where training steps run, it uses the plain
+loops for the gradient with respect to the kernel (32x32x64, batch 64, 2 cores: 8.1 s
+instead of .06 s). Matrix products are fast everywhere.
 
-Images are `[B, H, W, C]`, kernels `[size, size, C, D]`, as of
+Images are `[B, H, W, C]`, kernels `[size, size, C, D]`, as in
 `models.convolution.convolve`.
 """
 
@@ -31,15 +31,15 @@ def image_gradient(
 ) -> Array:
     """Returns the gradient of `sum(cotangent * convolve(x, kernel))` in x.
 
-    The image is `(H, W)`.
+    `image` is the size `(H, W)` of x.
     """
     matrix = kernel.reshape(-1, kernel.shape[-1])
 
     def differentiate_part(cotangent: Array) -> Array:
         shape = (len(cotangent), *image, kernel.shape[2])
         x = jax.ShapeDtypeStruct(shape, cotangent.dtype)
-        put_back = jax.linear_transpose(lambda x: _patches(x, len(kernel), strides), x)
-        (gradient,) = put_back(cotangent @ matrix.T)
+        scatter = jax.linear_transpose(lambda x: _patches(x, len(kernel), strides), x)
+        (gradient,) = scatter(cotangent @ matrix.T)
         return gradient
 
     return map_parts(differentiate_part, cotangent)
@@ -51,7 +51,7 @@ def kernel_gradient(x: Array, cotangent: Array, *, size: int, strides: int) -> A
     def differentiate_part(x: Array, cotangent: Array) -> Array:
         patches = _patches(x, size, strides).reshape(-1, rows)
         outputs = cotangent.reshape(-1, cotangent.shape[-1])
-        # Eigen's product of a tall matrix is three times as fast when it lies down.
+        # Eigen computes a wide product three times as fast as a tall one.
         if rows > outputs.shape[-1]:
             return (outputs.T @ patches).T
         return patches.T @ outputs
@@ -62,13 +62,13 @@ def kernel_gradient(x: Array, cotangent: Array, *, size: int, strides: int) -> A
 
 
 def _patches(x: Array, size: int, strides: int) -> Array:
-    """Returns the patches as rows, `[B, H', W', size * size * C]`."""
+    """Returns the flattened patch of each output pixel, `[B, H', W', size^2 C]`."""
     height, width = ((n - 1) // strides * strides + 1 for n in x.shape[1:3])
     sides = (size // 2, size // 2)
     x = jnp.pad(x, ((0, 0), sides, sides, (0, 0)))
-    places = [
+    shifted = [
         x[:, i : i + height : strides, j : j + width : strides]
         for i in range(size)
         for j in range(size)
     ]
-    return places[0] if len(places) == 1 else jnp.concatenate(places, axis=-1)
+    return shifted[0] if len(shifted) == 1 else jnp.concatenate(shifted, axis=-1)
