@@ -1,8 +1,8 @@
-"""A multi-layer perceptron encoder, for data sets and machines that are small.
+"""A multi-layer perceptron encoder, for small data sets and small machines.
 
-Dense layers are what XLA runs fast on CPUs; on Spirograph an MLP of three layers does
-what a ResNet-18 does at a fraction of its cost. Not in Foster et al. (2021). Kernels
-are drawn from a normal distribution of variance 2 / fan_in (He et al., 2015).
+XLA runs dense layers fast on CPUs; on Spirograph an MLP of three layers replaces a
+ResNet-18 at a fraction of its cost. Not in Foster et al. (2021). Kernels are drawn from
+a normal distribution of variance 2 / fan_in (He et al., 2015).
 """
 
 import flax.linen as nn
@@ -20,16 +20,16 @@ _kernel_init = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 class MLP(nn.Module):
-    """Dense layers on the flattened image, each but the last with BatchNorm and ReLU.
+    """Dense layers on the flattened image, all but the last with BatchNorm and ReLU.
 
     Attributes:
-      width: D, the outputs of every layer.
+      width: D, the number of outputs of every layer.
       depth: the number of dense layers, 1 or more.
-      final: the last layer: "linear", dense with a bias and nothing after it; or
-        "norm_relu", as the others, so that h is non-negative like that of a ResNet.
-      group_size, tangent, axis_name: as of `BatchNorm`.
-      dtype: of the matrix products and activations; None is that of the images. The
-        parameters are float32 in any case.
+      final: form of the last layer. "linear": dense with a bias and nothing after it;
+        "norm_relu": like the other layers, so that h is non-negative as in a ResNet.
+      group_size, tangent, axis_name: as in `BatchNorm`.
+      dtype: dtype of matrix products and activations; None is that of the images.
+        Parameters are always float32.
     """
 
     width: int
@@ -45,17 +45,18 @@ class MLP(nn.Module):
         """Returns the representation h.
 
         Args:
-          images: float `[B, H, W, C]`, used as given.
-          train: as of `BatchNorm`.
+          images: float `[B, H, W, C]`, used as given (not normalized here).
+          train: as in `BatchNorm`.
 
         Returns:
           h `[B, D]`, in at least float32.
 
         Raises:
-          ValueError: if the images have another rank, or as of `BatchNorm`, or if
-            width, depth or final is none of the above.
+          ValueError: if the images have another rank or an integer dtype, if width,
+            depth or final is invalid, or for the reasons given in `BatchNorm`.
 
-        Gradients: in images and parameters, reverse over forward mode included.
+        Gradients: with respect to images and parameters, reverse over forward mode
+          included.
         """
         check_images(images)
         check_integer("width", self.width)
@@ -63,15 +64,15 @@ class MLP(nn.Module):
         check_choice("final", self.final, FINALS)
         x = images.reshape(images.shape[0], -1)
         for layer in range(self.depth):
-            bare = layer == self.depth - 1 and self.final == "linear"
+            is_linear = layer == self.depth - 1 and self.final == "linear"
             x = nn.Dense(
                 self.width,
-                use_bias=bare,
+                use_bias=is_linear,
                 kernel_init=_kernel_init,
                 dtype=self.dtype,
                 name=f"dense{layer + 1}",
             )(x)
-            if not bare:
+            if not is_linear:
                 norm = BatchNorm(
                     group_size=self.group_size,
                     tangent=self.tangent,

@@ -1,10 +1,11 @@
-"""Heads on the representation: the projection z, which only the loss sees, and p of it.
+"""Heads on the representation h: the projection z and the prediction p.
 
-Foster et al. (2021), released code: Linear(D, D, no bias) - BatchNorm - ReLU -
-Linear(D, 128, no bias) - BatchNorm without scale and bias, in the precision of h.
-Kernels are uniform between +-1 / sqrt(fan_in), PyTorch's default for a linear layer.
-The heads of other methods differ in the number of layers, their widths and what stands
-after the last one; a bias before BatchNorm, which some papers have, does nothing.
+Only the loss uses them. By default the projection is that of the released code of
+Foster et al. (2021): Linear(D, D, no bias) - BatchNorm - ReLU - Linear(D, 128, no bias)
+- BatchNorm without scale and bias, in the precision of h. Kernels are uniform between
++-1 / sqrt(fan_in), PyTorch's default for a linear layer. Other methods use another
+number of layers, other widths or another end. A bias before BatchNorm, which some
+papers have, has no effect and is left out.
 """
 
 from functools import partial
@@ -21,16 +22,16 @@ _dense = partial(nn.Dense, kernel_init=_kernel_init)
 
 
 class ProjectionHead(nn.Module):
-    """The projection z of a representation h: each layer but the last with a ReLU.
+    """Linear layers from h to z; BatchNorm and ReLU follow all but the last.
 
     Attributes:
       features: outputs of each layer but the last; None is D, the features of h.
       output: outputs of the last layer, the dimension of z.
-      layers: linear layers, 1 or more.
-      final_norm: whether BatchNorm without scale and bias ends it.
+      layers: number of linear layers, 1 or more.
+      final_norm: whether a BatchNorm without scale and bias follows the last layer.
       final_bias: whether the last layer has a bias.
-      group_size: as of `BatchNorm`; the paper normalizes over the whole batch here (0).
-      tangent, axis_name: as of `BatchNorm`.
+      group_size: as in `BatchNorm`; the paper normalizes over the whole batch here (0).
+      tangent, axis_name: as in `BatchNorm`.
     """
 
     features: int | None = None
@@ -48,14 +49,14 @@ class ProjectionHead(nn.Module):
 
         Args:
           h: float `[B, D]`.
-          train: as of `BatchNorm`.
+          train: as in `BatchNorm`.
 
         Returns:
-          z `[B, output]`; after a final BatchNorm, in training mode, each column has
-          mean 0 and variance 1 over its group.
+          z `[B, output]`. With `final_norm`, in training mode, each column has mean 0
+          and variance 1 over each group.
 
         Raises:
-          ValueError: if h has another rank, or as of `BatchNorm`.
+          ValueError: if h is not a matrix, or for the reasons given in `BatchNorm`.
 
         Gradients: with respect to h and parameters, reverse over forward mode included.
         """
@@ -78,11 +79,11 @@ class ProjectionHead(nn.Module):
 
 
 class PredictedProjection(nn.Module):
-    """A projection z of h, and a prediction p of the other view's.
+    """A projection z of h, and a prediction p of the other view's z.
 
     Attributes:
-      projector: h -> z.
-      predictor: z -> p `[B, D of z]`.
+      projector: maps h to z.
+      predictor: maps z to p, of the shape of z.
     """
 
     projector: nn.Module
@@ -93,7 +94,7 @@ class PredictedProjection(nn.Module):
 
         Args:
           h: float `[B, D]`.
-          train: as of `BatchNorm`.
+          train: as in `BatchNorm`.
         """
         z = self.projector(h, train=train)
         return {"z": z, "p": self.predictor(z, train=train)}

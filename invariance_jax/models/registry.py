@@ -17,7 +17,7 @@ RESNETS = {
     "resnet34": ((3, 4, 6, 3), False),
     "resnet50": ((3, 4, 6, 3), True),
 }
-VITS = {"vit_tiny": 192, "vit_small": 384}  # their width
+VITS = {"vit_tiny": 192, "vit_small": 384}  # name -> default width
 ENCODERS = (*RESNETS, "mlp", *VITS)
 PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}
 
@@ -39,7 +39,7 @@ def create_encoder(
 ) -> nn.Module:
     """Returns an encoder, called as `module.apply(variables, images, train=bool)`.
 
-    One set of settings serves every name; those that do not apply to it are ignored.
+    All encoders share one set of settings; those that do not apply are ignored.
 
     >>> import jax
     >>> encoder = create_encoder("mlp", width=8, depth=2)
@@ -52,30 +52,30 @@ def create_encoder(
     Args:
       name: one of `ENCODERS`. D is 8 times the width for resnet18 and resnet34, 32
         times for resnet50, and the width for the others.
-      stem: of a ResNet, "cifar" (3x3, stride 1) or "imagenet" (7x7, stride 2,
-        max-pool).
+      stem: first layers of a ResNet, "cifar" (3x3, stride 1) or "imagenet" (7x7, stride
+        2, max-pool).
       width: channels of the first stage of a ResNet, features of the others. None: 64
         for ResNets, 512 for the MLP, 192 for vit_tiny, 384 for vit_small.
-      depth: dense layers of the MLP, or blocks of a transformer. None: 3, or 12.
-      final: end of the MLP, "linear" or "norm_relu".
+      depth: dense layers of the MLP, 3 if None; blocks of a transformer, 12 if None.
+      final: last layer of the MLP, "linear" or "norm_relu"; see `MLP`.
       patch_size: side of the patches of a transformer, pixels.
-      pool: of a transformer, "token" (the class token) or "mean" (of the patches).
-      norm_group_size: examples of the global batch per group of BatchNorm; 0 is all.
-      norm_tangent: "coupled" or "example", as of `BatchNorm`.
-      precision: of matrix products and convolutions: "float32" (that of the images) or
-        "bfloat16". Parameters, statistics and h are at least float32 in any case.
-      rematerialize: whether the backward pass computes what is within a residual block
-        again instead of keeping it.
+      pool: h of a transformer, "token" (the class token) or "mean" (over the patches).
+      norm_group_size: examples of the global batch per BatchNorm group; 0 is all.
+      norm_tangent: "coupled" or "example"; see `BatchNorm`.
+      precision: dtype of matrix products and convolutions, "float32" (the dtype of the
+        images) or "bfloat16". Parameters, batch statistics and h are at least float32.
+      rematerialize: whether the backward pass recomputes the intermediates of each
+        residual or transformer block, instead of keeping them in memory.
       axis_name: the mapped axis of replicas; None means one replica.
 
     Returns:
-      A flax module with the collections `params` and `batch_stats`, from images
-      `[B, H, W, 3]` to h `[B, D]`.
+      A flax module that maps images `[B, H, W, 3]` to h `[B, D]`. Its collections are
+      `params` and, if it has BatchNorm, `batch_stats`.
 
     Raises:
       ValueError: if the name, stem or precision is unknown.
 
-    Gradients: none; those of the module allow reverse over forward mode.
+    Gradients: none; the module allows reverse over forward mode.
     """
     _check_choice("name", name, ENCODERS)
     _check_choice("stem", stem, STEMS)

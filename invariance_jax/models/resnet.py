@@ -1,10 +1,11 @@
 """ResNet-18, 34 and 50 encoders in torchvision's form.
 
-He et al. (2016), as used by Foster et al. (2021): the stride of a bottleneck is in its
-3x3 convolution, convolutions pad the same on both sides (not flax's SAME, which differs
-at stride 2), global average pool, no classifier. Kernels are normal, not truncated, of
-variance 2 / fan_out. Names follow PyTorch's state dict: `layer1.0` is `layer1_0`,
-`downsample.0` and `.1` are `downsample_conv` and `downsample_bn`.
+He et al. (2016), as used by Foster et al. (2021): the 3x3 convolution of a bottleneck
+has its stride, convolutions pad both sides equally (unlike flax's SAME at stride 2),
+global average pooling, no classifier. Kernels are drawn from an untruncated normal
+distribution of variance 2 / fan_out. Module names follow PyTorch's state dict:
+`layer1_0` is its `layer1.0`, `downsample_conv` and `downsample_bn` are its
+`downsample.0` and `downsample.1`.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from invariance_jax.types import Array
 STEMS = ("cifar", "imagenet")
 
 WIDTH = 64
-"""Channels of the first stage, those of the paper."""
+"""Channels of the first stage in the paper."""
 
 Factory = Callable[..., nn.Module]
 
@@ -32,7 +33,7 @@ _kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 @jax.custom_jvp
 def _relu(x: Array) -> Array:
-    """Returns max(x, 0); its derivative reads the output, which is kept anyway."""
+    """Returns max(x, 0); its derivative needs only the output, which is kept anyway."""
     return jnp.maximum(x, 0)
 
 
@@ -44,10 +45,10 @@ class ResidualBlock(nn.Module):
 
     Attributes:
       features: channels F of the 3x3 convolutions.
-      stride: of the block.
-      bottleneck: whether the output has 4 F channels behind a bottleneck, or F.
-      conv: makes a `Convolution` from features, kernel size, strides and name.
-      norm: makes a `BatchNorm` from a name.
+      stride: factor by which the block reduces height and width.
+      bottleneck: whether the block is a bottleneck, with 4 F output channels, not F.
+      conv: returns a `Convolution` for features, kernel size, strides and name.
+      norm: returns a `BatchNorm` for a name.
     """
 
     features: int
@@ -62,10 +63,11 @@ class ResidualBlock(nn.Module):
 
         Args:
           x: `[B, H, W, C]`.
-          train: as of `BatchNorm`.
+          train: as in `BatchNorm`.
 
         Returns:
-          `[B, H / stride, W / stride, F or 4 F]`, rounded up, non-negative.
+          `[B, H / stride, W / stride, F or 4 F]`, sides rounded up, non-negative, in
+          the dtype of x.
         """
         f, dtype, y = self.features, x.dtype, x
         # (channels, kernel size, stride) of each convolution
@@ -89,17 +91,17 @@ class ResNet(nn.Module):
     """A ResNet from images to the globally pooled features of its last block.
 
     Attributes:
-      stage_sizes: blocks per stage; stage i has `width * 2**i` channels (times 4 behind
-        a bottleneck) and all but the first halve the image.
-      bottleneck: the kind of block, as of `ResidualBlock`.
+      stage_sizes: blocks per stage. Stage i, from 0, has `width * 2**i` channels (times
+        4 after a bottleneck); all stages but the first halve height and width.
+      bottleneck: whether blocks are bottlenecks, as in `ResidualBlock`.
       width: channels of the stem and the first stage, 64 in the paper.
       stem: "cifar", a 3x3 convolution of stride 1; or "imagenet", a 7x7 convolution of
         stride 2 and a 3x3 max-pool of stride 2.
-      group_size, tangent, axis_name: as of `BatchNorm`.
-      rematerialize: whether the backward pass computes what is within a block again
-        instead of keeping it.
-      dtype: of the convolutions and activations; None is that of the images. The
-        parameters are float32 in any case.
+      group_size, tangent, axis_name: as in `BatchNorm`.
+      rematerialize: whether the backward pass recomputes the intermediates of each
+        block, instead of keeping them in memory.
+      dtype: dtype of convolutions and activations; None is that of the images.
+        Parameters are always float32.
     """
 
     stage_sizes: tuple[int, ...]
@@ -118,16 +120,17 @@ class ResNet(nn.Module):
 
         Args:
           images: float `[B, H, W, 3]`, normalized by the caller.
-          train: as of `BatchNorm`.
+          train: as in `BatchNorm`.
 
         Returns:
           h `[B, D]`, non-negative, in at least float32.
 
         Raises:
-          ValueError: if the images have another rank, or as of `BatchNorm`, or if the
-            stem is unknown.
+          ValueError: if the images have another rank or an integer dtype, if the stem
+            is unknown, or for the reasons given in `BatchNorm`.
 
-        Gradients: in images and parameters, reverse over forward mode included.
+        Gradients: with respect to images and parameters, reverse over forward mode
+          included.
         """
         check_images(images)
         conv = partial(Convolution, kernel_init=_kernel_init, dtype=self.dtype)
@@ -157,29 +160,29 @@ class ResNet(nn.Module):
 
     def _stem(self, x: Array, conv: Factory, norm: Factory, train: bool) -> Array:
         check_choice("stem", self.stem, STEMS)
-        large = self.stem == "imagenet"
-        size, stride = (7, 2) if large else (3, 1)
+        is_large = self.stem == "imagenet"
+        size, stride = (7, 2) if is_large else (3, 1)
         x = conv(self.width, size, strides=stride, name="conv1")(x)
         dtype, x = x.dtype, norm(name="bn1")(x, train=train)
         x = nn.relu(x).astype(dtype)
-        if large:
-            pad = ((1, 1), (1, 1))
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=pad)
+        if is_large:
+            padding = ((1, 1), (1, 1))
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
         return x
 
 
 def check_images(images: Array) -> None:
-    """Checks that images are floating and of rank 4.
+    """Checks that images are a float array of rank 4.
 
     Args:
-      images: `[B, H, W, 3]`.
+      images: `[B, H, W, C]`.
 
     Raises:
-      ValueError: if they have another rank, or are integers.
+      ValueError: if the rank is not 4 or the dtype not floating.
     """
     check_shape("images", images, (None,) * 4, expected="[B, H, W, C]")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
-            f"images must be floating, as a transformation gives them; found "
-            f"{images.dtype}: `plain` normalizes 8-bit images."
+            f"images must be floating, as transformations return them; found "
+            f"{images.dtype}: `Transformation.plain` normalizes 8-bit images."
         )

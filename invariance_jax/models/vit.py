@@ -1,9 +1,9 @@
 """Vision transformers, from patches of an image to one representation.
 
 Dosovitskiy et al. (2021) with the choices of MoCo v3, Chen, Xie, He (2021): fixed
-position embeddings of sines and cosines, a normalization before each part of a block
-and one at the end. Nothing couples the examples of a batch, so that the derivative
-along alpha needs no signs. Not in Foster et al. (2021).
+sine-cosine position embeddings, pre-norm blocks and a final normalization. No operation
+couples the examples of a batch, so the derivative along alpha needs no random sign per
+example. Not in Foster et al. (2021).
 """
 
 import math
@@ -30,7 +30,7 @@ class Block(nn.Module):
     """A pre-norm transformer block: self-attention, then two dense layers.
 
     Attributes:
-      dtype: of the matrix products; None is that of the images.
+      dtype: dtype of the matrix products; None is that of the tokens.
     """
 
     dtype: DTypeLike | None = None
@@ -52,14 +52,15 @@ class ViT(nn.Module):
     """A vision transformer without a classifier.
 
     Attributes:
-      patch_size: side of a patch, pixels; it divides the sides of the image.
-      width: D, a multiple of 64; each head of the attention has 64 features.
-      depth: blocks.
-      pool: h is the class "token", or the "mean" of the patches, which have none then.
-      rematerialize: whether the backward pass computes what is within a block again
-        instead of keeping it.
-      dtype: of the matrix products; None is that of the images. Parameters and the sums
-        of the blocks are float32 in any case.
+      patch_size: side of a patch, pixels; it must divide the sides of the image.
+      width: D, a multiple of 64; each attention head has 64 features.
+      depth: number of blocks.
+      pool: "token": h is the class token; "mean": h is the mean over the patches, and
+        there is no class token.
+      rematerialize: whether the backward pass recomputes the intermediates of each
+        block, instead of keeping them in memory.
+      dtype: dtype of the matrix products; None is that of the images. Parameters are
+        always float32, the residual stream at least float32.
     """
 
     patch_size: int
@@ -75,16 +76,18 @@ class ViT(nn.Module):
 
         Args:
           images: float `[B, H, W, C]`, normalized by the caller.
-          train: has no effect; encoders are called with it.
+          train: no effect; there because every encoder is called with it.
 
         Returns:
-          h `[B, D]`, after the last normalization, in at least float32.
+          h `[B, D]`, after the final normalization, in at least float32.
 
         Raises:
-          ValueError: if the images have another rank or sides that are no multiples of
-            the patch size, or the width is no multiple of 64, or the pool is unknown.
+          ValueError: if the images have another rank, an integer dtype or sides that
+            the patch size does not divide, if the width is not a multiple of 64, or if
+            the pool is unknown.
 
-        Gradients: in images and parameters, reverse over forward mode included.
+        Gradients: with respect to images and parameters, reverse over forward mode
+          included.
         """
         check_images(images)
         self._check(images)
@@ -126,20 +129,20 @@ class ViT(nn.Module):
 
 
 def _init_patches(key: Key, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """Returns kernels `[p, p, 3, D]` drawn as those of a linear layer (MoCo v3)."""
-    linear = math.prod(shape[:-1]), shape[-1]
-    return _xavier(key, linear, dtype).reshape(shape)
+    """Returns kernels `[p, p, C, D]`, initialized like a linear layer's (MoCo v3)."""
+    linear_shape = math.prod(shape[:-1]), shape[-1]
+    return _xavier(key, linear_shape, dtype).reshape(shape)
 
 
 def _positions(rows: int, columns: int, features: int) -> np.ndarray:
-    """Returns fixed embeddings of the places of a grid, `[1, rows, columns, features]`.
+    """Returns fixed embeddings of grid positions, `[1, rows, columns, features]`.
 
-    A quarter of the features each is the sine of the row, its cosine, the sine of the
-    column and its cosine, at frequencies from 1 to about 1 / 10 000, as in MoCo v3.
+    The four quarters of the features are the sine and the cosine of the row, then those
+    of the column, at frequencies from 1 to about 1 / 10 000, as in MoCo v3.
     """
     quarter = features // 4
     frequency = 10_000.0 ** -(np.arange(quarter) / quarter)
     row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-    angles = [place[..., None] * frequency for place in (row, column)]
+    angles = [position[..., None] * frequency for position in (row, column)]
     waves = [wave(angle) for angle in angles for wave in (np.sin, np.cos)]
     return np.concatenate(waves, axis=-1)[None]
