@@ -40,7 +40,7 @@ def sum_parts(function: Callable[[Array, Array], Array], x: Array, y: Array) -> 
 
 
 def _num_parts(x: Array) -> int:
-    """Returns the least divisor of B that keeps parts within `PART_BYTES`, or else B."""
+    """Returns the least divisor of B with parts of at most `PART_BYTES`, or else B."""
     least = min(-(-x.size * x.dtype.itemsize // PART_BYTES), len(x))
     return next(n for n in range(max(least, 1), len(x) + 1) if len(x) % n == 0)
 
