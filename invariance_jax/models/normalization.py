@@ -1,20 +1,20 @@
 """Batch normalization over groups of examples, on any number of replicas.
 
-Ioffe and Szegedy (2015), with two things that flax's module lacks. The statistics are
-those of groups of `group_size` consecutive examples of the *global* batch, so that the
-number of devices does not change them (Foster et al. (2021) take 64 images per group in
-the encoder). And the tangent of the statistics may be stopped in the innermost forward
-derivative, so that the invariance penalty sees each example on its own.
+Ioffe and Szegedy (2015), with two features that flax's module lacks. Batch statistics
+are computed over groups of `group_size` consecutive examples of the *global* batch, so
+the number of devices does not change them (Foster et al. (2021) use groups of 64 images
+in the encoder). And the tangent of the statistics can be stopped in the innermost
+forward-mode derivative, so that the invariance penalty treats each example on its own.
 
-Conventions: the last axis holds the channels, the first the examples; replica r of n
+Conventions: the first axis holds the examples, the last the channels; replica r of n
 holds examples `r b` to `(r + 1) b` of a global batch of `n b`. Variances are biased
-(ddof 0), in the running average too, as flax's; PyTorch's running variance is unbiased.
-Mean and variance take one pass, in at least float32: deviations from one of the values,
-whose square mean and mean square differ by little more than the variance (from 0 where
-the input is bfloat16 and has lost those digits already).
-Accelerators wait for memory here: what is as large as the input is summed over the
-places of each example and multiplied once, so that a derivative of any order passes
-over it as rarely as can be; all else is of the size of a few rows.
+(ddof 0), also the running variance, as in flax; PyTorch's running variance is unbiased.
+Mean and variance are computed in one pass, in at least float32, from deviations from
+one of the values: then the difference of mean square and squared mean loses few digits.
+For bfloat16 the deviations are from 0: the input has lost these digits already.
+Memory bandwidth limits this module on accelerators. So arrays as large as the input are
+summed over the positions of each example, and multiplied, only once: derivatives of any
+order read them as rarely as possible. All other arrays have the size of a few rows.
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ TANGENTS = ("coupled", "example")
 
 
 class Moments(NamedTuple):
-    """Mean and biased variance of the channels, one row for each group held here.
+    """Mean and biased variance of each channel, one row per group of this replica.
 
     Attributes:
       mean: `[G, C]`, units of the input.
@@ -46,11 +46,11 @@ class Moments(NamedTuple):
 def group_moments(
     x: Array, *, group_size: int, axis_name: str | None = None
 ) -> Moments:
-    """Returns the moments of the groups that the examples of this replica belong to.
+    """Returns the moments of the groups to which this replica's examples belong.
 
-    Groups are consecutive examples of the global batch: several within a replica, or
-    one that spans several whole replicas. Moments are over the examples of a group and
-    all axes between the first and the last, in at least float32.
+    Groups are consecutive examples of the global batch: one or more within a replica,
+    or one that spans several whole replicas. Moments are taken over the examples of a
+    group and all axes between the first and the last, in at least float32.
 
     Args:
       x: float `[B, ..., C]`, the examples of this replica.
@@ -58,33 +58,33 @@ def group_moments(
       axis_name: the mapped axis of replicas; None means one replica.
 
     Returns:
-      Moments `[G, C]`: G groups of `B / G` consecutive rows of x each.
+      `Moments`, `[G, C]` each: group g holds rows `g B / G` to `(g + 1) B / G` of x.
 
     Raises:
       ValueError: if x has no channel axis or is not floating, or if groups of this
         size neither divide the replica's batch nor consist of whole replicas.
 
-    Gradients: with respect to x, of any order and mode, through the other replicas.
+    Gradients: with respect to x, of any order and mode, through other replicas too.
     """
     _check_features(x)
     groups, span = _layout(x.shape[0], group_size, axis_name)
-    rows = _rows(x).astype(jnp.promote_types(x.dtype, jnp.float32))
-    # About one of the values, so that the difference below cancels little.
-    pivot = _constant(rows[:: len(x) // groups, 0], x.dtype)
-    shifted = rows - _of_examples(pivot, len(x))
-    # Next to each other, since each sum by itself is a program of an accelerator; the
-    # division comes after they are parted, or it would be one too.
-    sums = [jnp.sum(part, axis=1) for part in (shifted, jnp.square(shifted))]
+    rows = _flatten_positions(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+    # Deviations from one of the values, so that the difference below cancels little.
+    pivot = _constant_shift(rows[:: len(x) // groups, 0], x.dtype)
+    shifted = rows - _repeat_per_example(pivot, len(x))
+    # Concatenated, since an accelerator launches one kernel per sum. The division comes
+    # after the split, as it would be one more kernel before it.
+    sums = [jnp.sum(values, axis=1) for values in (shifted, jnp.square(shifted))]
     both = jnp.concatenate(sums, axis=-1).reshape(groups, -1, 2 * x.shape[-1])
     count = x.size // (groups * x.shape[-1])
-    total = jnp.split(jnp.sum(both, axis=1), 2, axis=-1)
-    shift, square = (each / count for each in total)
+    totals = jnp.split(jnp.sum(both, axis=1), 2, axis=-1)
+    shift, square = (total / count for total in totals)
     variance = jnp.maximum(square - jnp.square(shift), 0)
     mean = pivot + shift
     if span == 1:
         return Moments(mean, variance)
-    # Both in one exchange: at many devices, its latency is what normalization costs.
-    means, variances = _of_replicas(jnp.stack([mean, variance]), span, axis_name)
+    # Both in one collective: on many devices, normalization costs mostly its latency.
+    means, variances = _gather_group(jnp.stack([mean, variance]), span, axis_name)
     mean = jnp.mean(means, axis=0, keepdims=True)
     spread = variances + jnp.square(means - mean)
     return Moments(mean[0], jnp.mean(spread, axis=0))
@@ -94,26 +94,26 @@ class BatchNorm(nn.Module):
     """Batch normalization with groups of the global batch and a choice of tangent.
 
     Variables: `params` (`scale`, `bias`: float32 `[C]`) and `batch_stats` (`mean`,
-    `var`: `[C]`, at least float32, started at 0 and 1). In training mode the running
-    averages move to the mean over all groups and replicas, so they are the same on
-    each replica; they are left alone where the caller has not made `batch_stats`
-    mutable. While the variables are initialized there are neither groups nor
-    replicas, so a dummy batch of one example will do.
+    `var`: `[C]`, at least float32, initially 0 and 1), the running statistics. In
+    training mode they move towards the mean over all groups and replicas, so they are
+    the same on each replica; they do not change unless the caller makes `batch_stats`
+    mutable. Initialization ignores groups and replicas, so a dummy batch of one example
+    is enough.
 
     Attributes:
-      momentum: the weight of the old running average in the new, flax's sense (PyTorch
-        calls 1 minus this the momentum).
+      momentum: the weight of the old running statistics in the new ones, as in flax
+        (PyTorch's momentum is 1 minus this).
       epsilon: added to the variance, squared units of the input.
       use_scale: whether a learnt scale multiplies the normalized input.
       use_bias: whether a learnt bias is added.
       group_size: examples of the global batch per group; 0 is all of them.
-      tangent: "coupled", the derivative as it is: in training mode examples act on
-        each other through the statistics; or "example", statistics are constants to
-        the innermost derivative and to no other. "example" is only for the function
-        that `invariance_penalty` differentiates: in a plain `jax.grad` it would drop
-        the gradient through the statistics.
+      tangent: "coupled", the exact derivative: in training mode the statistics couple
+        the examples; or "example", the innermost derivative, and no other, treats the
+        statistics as constants. "example" is only for the function that
+        `invariance_penalty` differentiates: in a plain `jax.grad` it would drop the
+        gradient through the statistics.
       axis_name: the mapped axis of replicas; None means one replica.
-      dtype: of the output; None is that of the input.
+      dtype: dtype of the output; None is that of the input.
     """
 
     momentum: float = 0.9
@@ -131,12 +131,12 @@ class BatchNorm(nn.Module):
 
         Args:
           x: float `[B, ..., C]`, the examples of this replica.
-          train: True normalizes by the statistics of the groups and updates the
-            running averages, False normalizes by the running averages.
+          train: True normalizes by batch statistics and updates the running statistics;
+            False normalizes by the running statistics.
 
         Returns:
-          The shape of x; per channel of a group mean 0 and variance 1 before scale and
-          bias, 0 where a channel is constant.
+          The shape of x. In training mode, before scale and bias, each channel has mean
+          0 and variance 1 over a group, or is 0 where it is constant.
 
         Raises:
           ValueError: if x has no channel axis or is not floating, `tangent` is unknown,
@@ -148,21 +148,21 @@ class BatchNorm(nn.Module):
         _check_features(x)
         check_choice("tangent", self.tangent, TANGENTS)
         moments = self._moments(x, train)
-        # About the mean as a constant, so that large means lose no digits.
-        centre = _constant(moments.mean, x.dtype)
+        # The mean is subtracted as a constant, so that large means lose no digits.
+        centre = _constant_shift(moments.mean, x.dtype)
         factor = jax.lax.rsqrt(moments.variance + self.epsilon)
         if self.use_scale:
             factor = factor * self._parameter("scale", nn.initializers.ones, x)
         offset = (centre - moments.mean) * factor
         if self.use_bias:
             offset = offset + self._parameter("bias", nn.initializers.zeros, x)
-        both = _of_examples(jnp.concatenate([factor, offset], axis=-1), len(x))
-        rows = _rows(x)
-        # Of the shape of x, so that derivatives are added up before they are summed.
+        both = _repeat_per_example(jnp.concatenate([factor, offset], axis=-1), len(x))
+        rows = _flatten_positions(x)
+        # Broadcast first, so that cotangents are added up before they are reduced.
         factor, offset = (
-            jnp.broadcast_to(each, rows.shape) for each in jnp.split(both, 2, axis=-1)
+            jnp.broadcast_to(half, rows.shape) for half in jnp.split(both, 2, axis=-1)
         )
-        y = (rows - _of_examples(centre, len(x))) * factor + offset
+        y = (rows - _repeat_per_example(centre, len(x))) * factor + offset
         return y.reshape(x.shape).astype(self.dtype or x.dtype)
 
     def _parameter(
@@ -171,7 +171,7 @@ class BatchNorm(nn.Module):
         return self.param(name, init, x.shape[-1:], jnp.float32)[None]
 
     def _moments(self, x: Array, train: bool) -> Moments:
-        """Returns the moments to normalize by; updates the running averages."""
+        """Returns the moments to normalize by; updates the running statistics."""
         channels = (x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
@@ -181,7 +181,7 @@ class BatchNorm(nn.Module):
             return group_moments(x, group_size=0)
         moments = group_moments(x, group_size=self.group_size, axis_name=self.axis_name)
         if self.is_mutable_collection("batch_stats"):
-            # one group over all replicas is the same on each of them already
+            # One group over all replicas has the same moments on each of them already.
             means = jnp.mean(jnp.stack(moments), axis=1)
             if self.axis_name is not None and self.group_size:
                 means = jax.lax.pmean(means, self.axis_name)
@@ -193,21 +193,21 @@ class BatchNorm(nn.Module):
         return moments
 
 
-def _rows(x: Array) -> Array:
-    """Returns the places of each example in one axis, `[B, N, C]`."""
+def _flatten_positions(x: Array) -> Array:
+    """Returns x with all positions of an example in one axis, `[B, N, C]`."""
     return x.reshape(len(x), -1, x.shape[-1])
 
 
-def _of_examples(moment: Array, examples: int) -> Array:
-    """Returns what each example takes of moments `[G, C]`, `[B, 1, C]`."""
+def _repeat_per_example(moment: Array, examples: int) -> Array:
+    """Returns moments `[G, C]` repeated for the examples of each group, `[B, 1, C]`."""
     return jnp.repeat(moment, examples // len(moment), axis=0)[:, None]
 
 
-def _constant(shift: Array, dtype: DTypeLike) -> Array:
-    """Returns what to shift values of a dtype by, a constant to derivatives.
+def _constant_shift(shift: Array, dtype: DTypeLike) -> Array:
+    """Returns the shift as a constant to derivatives; 0 for inputs of dtype bfloat16.
 
-    0 for bfloat16: it has lost more digits than large means would cost in float32, and
-    the shift would take time.
+    bfloat16 has lost more digits than large means would cost in float32, and the shift
+    would take time.
     """
     shift = jax.lax.stop_gradient(shift)
     return jnp.zeros_like(shift) if dtype == jnp.bfloat16 else shift
@@ -221,7 +221,7 @@ def _check_features(x: Array) -> None:
 
 
 def _layout(batch: int, group_size: int, axis_name: str | None) -> tuple[int, int]:
-    """Returns the groups within a replica, and the replicas that one group spans."""
+    """Returns the number of groups in a replica, and of replicas that a group spans."""
     replicas = num_replicas(axis_name=axis_name)
     size = group_size or batch * replicas
     if size > 0 and batch % size == 0:
@@ -229,14 +229,14 @@ def _layout(batch: int, group_size: int, axis_name: str | None) -> tuple[int, in
     if size > 0 and size % batch == 0 and replicas % (size // batch) == 0:
         return 1, size // batch
     raise ValueError(
-        f"group_size is {group_size}, expected 0 or a divisor of the {batch} examples "
-        f"of a replica, or whole replicas that divide the {replicas} there are"
+        f"group_size is {group_size}, expected 0, a divisor of the {batch} examples of "
+        f"a replica, or {batch} times a divisor of the {replicas} replicas"
     )
 
 
-def _of_replicas(moments: Array, span: int, axis_name: str | None) -> Array:
-    """Returns the `[2, G, C]` of the own consecutive replicas, `[2, span, G, C]`."""
-    # vmap has no axis_index_groups, so every replica gathers and takes its own part.
-    everywhere = jax.lax.all_gather(moments, axis_name, axis=1)
+def _gather_group(moments: Array, span: int, axis_name: str | None) -> Array:
+    """Returns moments `[2, G, C]` of all replicas of this group, `[2, span, G, C]`."""
+    # vmap has no axis_index_groups, so all replicas are gathered, then the group selected.
+    gathered = jax.lax.all_gather(moments, axis_name, axis=1)
     start = jax.lax.axis_index(axis_name) // span * span
-    return jax.lax.dynamic_slice_in_dim(everywhere, start, span, axis=1)
+    return jax.lax.dynamic_slice_in_dim(gathered, start, span, axis=1)
