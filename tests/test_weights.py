@@ -243,7 +243,9 @@ def test_a_tensor_that_numpy_cannot_take_is_named(state_dict):
         def __array__(self, *_, **__):
             raise TypeError("Got unsupported ScalarType BFloat16")
 
-    with pytest.raises(ValueError, match=r"layer1.0.bn1.bias is no NumPy array: Got"):
+    with pytest.raises(
+        ValueError, match=r"layer1.0.bn1.bias is not a NumPy array: Got"
+    ):
         from_torch_state_dict({**state_dict, "layer1.0.bn1.bias": Half()})
 
 
@@ -282,10 +284,10 @@ def test_many_tensors_that_do_not_fit_are_counted(state_dict):
 
 @pytest.mark.parametrize("empty", [{}, {"net": {}}, {"net": {"a": np.ones(2)}}])
 def test_what_is_not_a_resnet_is_refused(empty):
-    with pytest.raises(ValueError, match="no tensor is that of a ResNet; found"):
+    with pytest.raises(ValueError, match="no tensor belongs to a ResNet; found"):
         from_torch_state_dict(empty)
 
 
 def test_an_mlp_is_not_exported():
-    with pytest.raises(ValueError, match="no tensor is that of a ResNet"):
+    with pytest.raises(ValueError, match="no tensor belongs to a ResNet"):
         to_torch_state_dict(numbered(create_encoder("mlp", width=8, depth=2)))

@@ -236,7 +236,7 @@ def _layout(batch: int, group_size: int, axis_name: str | None) -> tuple[int, in
 
 def _gather_group(moments: Array, span: int, axis_name: str | None) -> Array:
     """Returns moments `[2, G, C]` of all replicas of this group, `[2, span, G, C]`."""
-    # vmap has no axis_index_groups, so all replicas are gathered, then the group selected.
+    # vmap has no axis_index_groups: gather from all replicas, then select the group.
     gathered = jax.lax.all_gather(moments, axis_name, axis=1)
     start = jax.lax.axis_index(axis_name) // span * span
     return jax.lax.dynamic_slice_in_dim(gathered, start, span, axis=1)

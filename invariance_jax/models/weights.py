@@ -1,11 +1,11 @@
-"""PyTorch state dicts of ResNets to flax variables and back.
+"""Conversion of ResNets between PyTorch state dicts and flax variables.
 
-A state dict is a mapping from names to NumPy arrays: torchvision's names, or those of
-the authors of Foster et al. (2021), which differ in `stem.` before the first layers.
-Whatever stands before all names of the ResNet is taken off: dicts around it, as
-`{"model": {...}}`, and prefixes, as `module.`, `backbone.` or `encoder_q.`; so is what
-else a checkpoint holds, as a head or an optimizer. No pickle is ever loaded: a `.pth`
-file is converted once, where PyTorch is installed, by
+A state dict is a mapping from names to NumPy arrays. Names are those of torchvision, or
+those of the authors of Foster et al. (2021), who prefix the first layers by `stem.`.
+What precedes the names of the ResNet is removed: enclosing dicts such as
+`{"model": {...}}`, and prefixes such as `module.`, `backbone.` or `encoder_q.`. Other
+contents of a checkpoint, such as a head or an optimizer, are ignored. Pickles are never
+loaded: convert a `.pth` file once, where PyTorch is installed, by
 
     python -c "import sys, torch, numpy; a, b = sys.argv[1:]; \
     flat = lambda d, p: {k: v for n, x in d.items() for k, v in ( \
@@ -14,8 +14,8 @@ file is converted once, where PyTorch is installed, by
     numpy.savez(b, **flat(torch.load(a, map_location='cpu', weights_only=True), ''))" \
     weights.pth weights.npz
 
-PyTorch keeps the unbiased running variance where flax and this project keep the biased
-one; it is taken over as it is.
+PyTorch's running variance is unbiased, that of flax and of this project is biased. The
+values are copied unchanged.
 """
 
 import functools
@@ -35,14 +35,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from invariance_jax.models.registry import RESNETS, create_encoder
 from invariance_jax.models.resnet import STEMS, WIDTH
 
-# What every ResNet has, and no layer of one ends with.
+# Every ResNet has a tensor of this name. What precedes the name is the ResNet's prefix.
 _ANCHOR = re.compile(r"(?<![^.])layer[1-4]\.0\.conv1\.weight$")
 _LAYER = re.compile(r"(conv1|bn1|layer\d+)\.")
 
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".tar")
 _SUFFIXES = (".npz", ".safetensors")
 
-# Their names of dtypes; bytes are little-endian.
+# Name of a dtype in safetensors -> NumPy dtype; bytes are little-endian.
 _SAFETENSORS: dict[str, Any] = {
     "F64": "<f8",
     "F32": "<f4",
@@ -52,7 +52,7 @@ _SAFETENSORS: dict[str, Any] = {
     **{f"{kind}{8 * n}": f"<{kind.lower()}{n}" for kind in "IU" for n in (1, 2, 4, 8)},
 }
 
-# Ours -> theirs; the running statistics are leaves of another collection.
+# Name of a leaf in flax -> in PyTorch. "mean" and "var" are leaves of `batch_stats`.
 LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -63,7 +63,7 @@ LEAVES = {
 
 
 class Architecture(NamedTuple):
-    """Which encoder it is: arguments of `create_encoder`."""
+    """The arguments of `create_encoder` that identify a ResNet."""
 
     name: str
     stem: str
@@ -75,33 +75,33 @@ def from_torch_state_dict(
 ) -> dict[str, Any]:
     """Returns the flax variables of a ResNet with the weights of a state dict.
 
-    The counters `num_batches_tracked` and what lies beside the layers, as torchvision's
-    classifier (`fc`), are left out.
+    The counters `num_batches_tracked` and tensors that are not part of the encoder,
+    such as torchvision's classifier (`fc`), are left out.
 
     Args:
-      state_dict: names to arrays, or to such dicts; convolutions `[out, in, rows,
-        columns]`.
-      prefix: what stands before the names of the ResNet, with its dot, the keys of
-        dicts included ("teacher.backbone."); None: that of the only ResNet there is.
+      state_dict: names to arrays, or to nested dicts of arrays; kernels of convolutions
+        are `[out, in, rows, columns]`.
+      prefix: what precedes the names of the ResNet, keys of enclosing dicts and last
+        dot included ("teacher.backbone."). None: the prefix of the only ResNet.
 
     Returns:
-      {"params", "batch_stats"} of the encoder that `identify` names: NumPy arrays,
-      float32, or float64 where that was found.
+      {"params", "batch_stats"} of the encoder that `identify` names; NumPy arrays in
+      float32, or in float64 where the state dict is.
 
     Raises:
-      ValueError: if it is not that of a ResNet-18, -34 or -50: tensors that are
-        missing, unexpected, of another shape, or not floating are named; or if there
-        are several ResNets and no prefix, or none with that prefix.
+      ValueError: if the tensors are not those of a ResNet-18, -34 or -50: names those
+        that are missing, unexpected, of another shape, or not floating; or if there are
+        several ResNets and no prefix is given, or none has the prefix.
     """
     tensors = _unwrap(state_dict, prefix)
-    architecture = _closest(tensors)
+    architecture = _closest_architecture(tensors)
     _check(tensors, architecture)
-    found = {}
-    for name, (path, _) in _expected(*architecture).items():
+    leaves = {}
+    for name, (path, _) in _expected_tensors(*architecture).items():
         array = tensors[name]
         array = array.astype(np.float64 if array.dtype == np.float64 else np.float32)
-        found[path] = array.transpose(2, 3, 1, 0) if path[-1] == "kernel" else array
-    return unflatten_dict(found)
+        leaves[path] = array.transpose(2, 3, 1, 0) if path[-1] == "kernel" else array
+    return unflatten_dict(leaves)
 
 
 def to_torch_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -111,12 +111,13 @@ def to_torch_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
       variables: {"params", "batch_stats"} of a ResNet-18, -34 or -50.
 
     Returns:
-      Names to arrays, in the order and with the counters (0) that PyTorch expects: the
-      authors' names for the cifar stem, torchvision's for the other.
+      Names to arrays, in PyTorch's order and with the counters `num_batches_tracked`,
+      which are 0. Names are the authors' for the cifar stem, torchvision's for the
+      imagenet stem.
 
     Raises:
-      ValueError: if they are not the variables of such a ResNet; tensors that are
-        missing, unexpected or of another shape are named.
+      ValueError: if they are not the variables of such a ResNet: names the tensors that
+        are missing, unexpected, of another shape, or not floating.
     """
     tensors = {}
     for path, leaf in flatten_dict(dict(variables)).items():
@@ -124,10 +125,10 @@ def to_torch_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if path[-1] == "kernel" and array.ndim == 4:
             array = array.transpose(3, 2, 0, 1)
         tensors[_torch_name(path)] = array
-    architecture = _closest(tensors)
+    architecture = _closest_architecture(tensors)
     _check(tensors, architecture)
     state_dict = {}
-    for name in sorted(_expected(*architecture), key=_torch_order):
+    for name in sorted(_expected_tensors(*architecture), key=_torch_order):
         is_stem = name.startswith(("conv1.", "bn1."))
         prefix = "stem." if is_stem and architecture.stem == "cifar" else ""
         state_dict[prefix + name] = np.ascontiguousarray(tensors[name])
@@ -140,39 +141,40 @@ def to_torch_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def identify(
     state_dict: Mapping[str, Any], *, prefix: str | None = None
 ) -> Architecture:
-    """Returns which encoder a state dict is of.
+    """Returns the architecture of the encoder in a state dict.
 
     Args:
-      state_dict: as of `from_torch_state_dict`.
-      prefix: as of `from_torch_state_dict`.
+      state_dict: as in `from_torch_state_dict`.
+      prefix: as in `from_torch_state_dict`.
 
     Returns:
-      The arguments of `create_encoder`; the closest where tensors do not fit.
+      The arguments of `create_encoder`. If the tensors fit no architecture, that of the
+      closest one.
 
     Raises:
-      ValueError: if no tensor is that of a ResNet, or as `from_torch_state_dict` of
-        several ResNets and the prefix.
+      ValueError: if no tensor belongs to a ResNet, if there are several ResNets and no
+        prefix is given, or if none has the prefix.
     """
-    return _closest(_unwrap(state_dict, prefix))
+    return _closest_architecture(_unwrap(state_dict, prefix))
 
 
 def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """Returns the tensors of a file; nothing in it is ever executed.
+    """Returns the tensors of a file; executes no code from it.
 
     Args:
-      path: a file that ends in .npz or .safetensors.
+      path: a file whose name ends in .npz or .safetensors.
 
     Returns:
       Names to arrays.
 
     Raises:
-      ValueError: if there is no such file, it has another ending, or it is damaged.
+      ValueError: if there is no such file, it has another suffix, or it is damaged.
     """
     path = Path(path)
     if path.suffix in _PICKLES:
         raise ValueError(
             f"{path} is a pickle, which may run any code and is not loaded; convert it "
-            "where PyTorch is installed: the line is in the documentation of "
+            "where PyTorch is installed, by the command in the docstring of "
             "invariance_jax.models.weights."
         )
     _check_suffix(path)
@@ -189,14 +191,14 @@ def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def save_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Writes tensors to a new file, in one move.
+    """Writes tensors to a new file, atomically.
 
     Args:
-      path: a file that ends in .npz or .safetensors and does not exist.
+      path: a file that does not exist, its name ending in .npz or .safetensors.
       state_dict: names to arrays.
 
     Raises:
-      ValueError: if the file exists, or has another ending.
+      ValueError: if the file exists, or has another suffix.
     """
     path = Path(path)
     _check_suffix(path)
@@ -212,26 +214,26 @@ def save_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> N
 
 
 def _check_size(path: Path) -> None:
-    """Refuses an archive that takes far more memory than its bytes on the disk."""
+    """Refuses an archive that would unpack to far more bytes than it has on disk."""
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
     if unpacked > 20 * (size := path.stat().st_size):
         raise ValueError(
             f"it holds {unpacked:,} bytes in a file of {size:,}; expected weights, "
-            "which cannot be packed so small"
+            "which cannot be compressed so much"
         )
 
 
 def _from_safetensors(data: bytes) -> dict[str, np.ndarray]:
-    """Returns the tensors of a file: the length of a header, the header, the bytes."""
+    """Returns the tensors of a file: length of the header, header in JSON, bytes."""
     start = 8 + int.from_bytes(data[:8], "little")
-    found = {}
+    tensors = {}
     for name, entry in json.loads(data[8:start]).items():
         if name != "__metadata__":
             begin, end = (start + offset for offset in entry["data_offsets"])
             flat = np.frombuffer(data[begin:end], _SAFETENSORS[entry["dtype"]])
-            found[name] = flat.reshape(entry["shape"]).copy()
-    return found
+            tensors[name] = flat.reshape(entry["shape"]).copy()
+    return tensors
 
 
 def _to_safetensors(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -256,7 +258,7 @@ def _check_suffix(path: Path) -> None:
 
 
 def _unwrap(state_dict: Mapping[str, Any], prefix: str | None) -> dict[str, np.ndarray]:
-    """Returns the tensors of the ResNet by torchvision's names."""
+    """Returns the tensors of the ResNet, under torchvision's names."""
     flat = dict(_flatten(state_dict))
     candidates = {
         name[: match.start()]
@@ -267,29 +269,29 @@ def _unwrap(state_dict: Mapping[str, Any], prefix: str | None) -> dict[str, np.n
     if prefix is None and len(candidates) > 1:
         raise ValueError(
             f"state_dict holds several ResNets, with the prefixes {listed}; expected "
-            "one: give its prefix."
+            "one, or the argument prefix."
         )
     if prefix is not None and prefix not in candidates:
         raise ValueError(f"no ResNet has the prefix {prefix!r}; found {listed}.")
     start = prefix if prefix is not None else next(iter(candidates), "")
-    found = {}
+    tensors = {}
     for name, array in flat.items():
-        own = name.removeprefix(start).removeprefix("stem.")
-        is_counter = own.endswith("num_batches_tracked")
-        if name.startswith(start) and _LAYER.match(own) and not is_counter:
-            found[own] = _to_numpy(own, array)
-    if not found:
+        own_name = name.removeprefix(start).removeprefix("stem.")
+        is_counter = own_name.endswith("num_batches_tracked")
+        if name.startswith(start) and _LAYER.match(own_name) and not is_counter:
+            tensors[own_name] = _as_numpy(own_name, array)
+    if not tensors:
         raise _no_resnet(flat)
-    return found
+    return tensors
 
 
 def _no_resnet(tensors: Mapping[str, np.ndarray]) -> ValueError:
     names = ", ".join(sorted(tensors)[:4]) or "nothing"
-    return ValueError(f"no tensor is that of a ResNet; found {names}.")
+    return ValueError(f"no tensor belongs to a ResNet; found {names}.")
 
 
 def _flatten(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the names of all arrays in dicts, joined by dots, and the arrays."""
+    """Yields each array in nested dicts with its keys, joined by dots."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{path}{name}.")
@@ -297,33 +299,35 @@ def _flatten(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any
             yield f"{path}{name}", value
 
 
-def _to_numpy(name: str, array: Any) -> np.ndarray:
+def _as_numpy(name: str, array: Any) -> np.ndarray:
     try:
-        found = np.asarray(array)
-    except (TypeError, RuntimeError) as error:  # a tensor of PyTorch, in bfloat16 say
-        raise ValueError(f"{name} is no NumPy array: {error}") from error
-    # NumPy writes bfloat16 as two bytes without a meaning.
-    return found.view(jnp.bfloat16) if found.dtype == np.dtype("V2") else found
+        converted = np.asarray(array)
+    except (TypeError, RuntimeError) as error:  # such as a bfloat16 tensor of PyTorch
+        raise ValueError(f"{name} is not a NumPy array: {error}") from error
+    # np.savez writes bfloat16 as raw bytes of the dtype V2.
+    is_bfloat16 = converted.dtype == np.dtype("V2")
+    return converted.view(jnp.bfloat16) if is_bfloat16 else converted
 
 
 @functools.cache
-def _expected(
+def _expected_tensors(
     name: str, stem: str, width: int
 ) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """Returns torchvision's name -> (path in the variables, shape) of each tensor."""
+    """Returns, by torchvision's name, each tensor's path in the variables and shape."""
     encoder = create_encoder(name, stem=stem, width=width)
     init = functools.partial(encoder.init, train=False)
     shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    found = {}
+    tensors = {}
     for path, leaf in flatten_dict(shapes).items():
         shape = leaf.shape
         if path[-1] == "kernel":
             shape = (shape[3], shape[2], *shape[:2])
-        found[_torch_name(path)] = (path, shape)
-    return found
+        tensors[_torch_name(path)] = (path, shape)
+    return tensors
 
 
 def _torch_name(path: tuple[str, ...]) -> str:
+    """Returns torchvision's name of the leaf at a path in the variables."""
     name = ".".join([*path[1:-1], LEAVES.get(path[-1], path[-1])])
     name = re.sub(r"^(layer\d+)_(\d+)\.", r"\1.\2.", name)
     name = name.replace("downsample_conv", "downsample.0")
@@ -331,10 +335,10 @@ def _torch_name(path: tuple[str, ...]) -> str:
 
 
 def _torch_order(name: str) -> tuple[Any, ...]:
-    """Returns the place of a tensor in the state dict of a PyTorch module."""
+    """Returns the sort key of a tensor's name in the state dict of a PyTorch module."""
     leaves = ("weight", "bias", "running_mean", "running_var")
     *modules, leaf = name.split(".")
-    # conv1, bn1, conv2, bn2, ..., then the downsampling, within each block.
+    # In each block: conv1, bn1, conv2, bn2, ..., then the downsampling.
     key: list[Any] = []
     for module in modules:
         kind = module.rstrip("0123456789")
@@ -343,24 +347,24 @@ def _torch_order(name: str) -> tuple[Any, ...]:
     return tuple(key), leaves.index(leaf)
 
 
-def _closest(tensors: Mapping[str, np.ndarray]) -> Architecture:
+def _closest_architecture(tensors: Mapping[str, np.ndarray]) -> Architecture:
     """Returns the architecture that shares most tensors, by name and shape."""
     found = {(name, array.shape) for name, array in tensors.items()}
     width = [*np.shape(tensors.get("conv1.weight", 0)), WIDTH][0]
-    shared = {}
+    scores = {}
     for name, stem in itertools.product(RESNETS, STEMS):
         architecture = Architecture(name, stem, width)
-        of_it = _expected(*architecture)
-        wanted = {(tensor, shape) for tensor, (_, shape) in of_it.items()}
-        shared[architecture] = len(found & wanted), -len(wanted)
-    best = max(shared, key=lambda architecture: shared[architecture])
-    if shared[best][0] == 0:
+        entries = _expected_tensors(*architecture).items()
+        expected = {(tensor, shape) for tensor, (_, shape) in entries}
+        scores[architecture] = len(found & expected), -len(expected)
+    best = max(scores, key=lambda architecture: scores[architecture])
+    if scores[best][0] == 0:
         raise _no_resnet(tensors)
     return best
 
 
 def _check(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> None:
-    expected = _expected(*architecture)
+    expected = _expected_tensors(*architecture)
     common = sorted({*tensors} & {*expected})
     problems = {
         "missing": sorted({*expected} - {*tensors}),
@@ -376,14 +380,14 @@ def _check(tensors: Mapping[str, np.ndarray], architecture: Architecture) -> Non
             if not jnp.issubdtype(tensors[name].dtype, jnp.floating)
         ],
     }
-    told = []
+    descriptions = []
     for problem, names in problems.items():
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-            told.append(f"{problem}: {', '.join(names[:4])}{more}")
-    if told:
+            descriptions.append(f"{problem}: {', '.join(names[:4])}{more}")
+    if descriptions:
         raise ValueError(
             f"the tensors are closest to those of {architecture.name} with the "
             f"{architecture.stem} stem and width {architecture.width}, but some are "
-            f"{'; '.join(told)}."
+            f"{'; '.join(descriptions)}."
         )
