@@ -237,8 +237,8 @@ COMMON = "share one leading axis B"
         ({"x": ()}, COMMON),
         ({"x": jnp.float32(1)}, COMMON),
         ({"x": {"a": jnp.zeros((2, 4)), "b": jnp.zeros(3)}}, COMMON),
-        ({"encode": lambda v: v}, r"encode must give \[B, D\] with B = 6"),
-        ({"encode": lambda v: jnp.zeros((6, 2), int)}, "dtype, but gives int32"),
+        ({"encode": lambda v: v}, r"encode must return \[B, D\] with B = 6"),
+        ({"encode": lambda v: jnp.zeros((6, 2), int)}, "dtype; found int32"),
     ],
 )
 def test_bad_examples_indices_and_encoders_are_refused(key, x, changes, message):

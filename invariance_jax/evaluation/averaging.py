@@ -1,14 +1,13 @@
 """Feature averaging: `h_M(x) = (1/M) sum_m f(t(x; alpha_m))` for every M of a sweep.
 
-Section 4 of Foster, Pukdee, Rainforth (ICLR 2021). The draw of a view depends on the
-key, the number of the view and the identity of its example only, so that batch size,
-order and devices do not change it: a data set may be passed in batches of any size,
-each with its `indices`. The encoder must treat each example on its own, as
-one with BatchNorm on running statistics does.
+Section 4 of Foster, Pukdee, Rainforth (ICLR 2021). The draw of a view depends only on
+the key, the number of the view and the index of its example, not on batch size, order
+or devices: a data set may be passed in batches of any size, each with its `indices`.
+The encoder must treat each example on its own (BatchNorm with running statistics does).
 
 The functions are not compiled here, as an encoder's weights would become constants:
 wrap the call in `jax.jit` with the weights and `indices` as arguments, and one
-compilation serves every batch of one size.
+compilation serves all batches of one size.
 """
 
 from collections.abc import Callable
@@ -21,8 +20,8 @@ from invariance_jax.arguments import check_integer, check_shape
 from invariance_jax.transforms import Transformation
 from invariance_jax.types import Array, Encode, Key, PyTree
 
-_LARGEST = 2**32 - 1
-"""What a random key takes as the number of an example or a view."""
+_MAX_INDEX = 2**32 - 1
+"""Largest index of an example or a view: `jax.random.fold_in` takes 32 bits."""
 
 
 def sample_view(
@@ -33,28 +32,29 @@ def sample_view(
     view: int | Array,
     x: PyTree = None,
 ) -> PyTree:
-    """Returns one view's parameters for each example, a function of its identity.
+    """Returns the random parameters of one view of each example.
 
     Example i gets `transformation.sample(fold_in(fold_in(key, view), i), 1)`.
 
     Args:
-      key: random key, the same for every batch of a data set.
+      key: PRNG key, the same for all batches of a data set.
       transformation: has `sample(key, batch_size)`.
-      indices: integer `[B]`, the identity of each example, from 0 to 2^32 - 1.
+      indices: integer `[B]`, the index i of each example in the data set, from 0 to
+        2^32 - 1.
       view: the number of the view, from 0 to 2^32 - 1; may be traced.
-      x: the examples, leaves with leading axis B, where what is drawn depends on their
-        sizes: then `transformation.draw(key, x)` stands for sample. None: it does not.
+      x: the examples, leaves with leading axis B. If given, and the transformation has
+        `draw(key, x)`, whose draws depend on image sizes, it is called, not `sample`.
 
     Returns:
-      What `transformation.sample` returns for B examples, leaves with leading axis B.
+      A pytree as `transformation.sample` returns it for B examples.
 
     Raises:
-      ValueError: if indices is not a vector of integers, or an index or the view is,
-        unless traced, out of range: a key would take another number for it.
+      ValueError: if indices is not a vector of integers, or if an index or the view is
+        out of range, which is not checked where they are traced.
     """
     _check_indices(indices)
     if not isinstance(view, jax.Array):
-        view = check_integer("view", view, least=0, most=_LARGEST)
+        view = check_integer("view", view, least=0, most=_MAX_INDEX)
     view_key = jax.random.fold_in(key, view)
 
     def sample_one(index: Array, example: PyTree) -> PyTree:
@@ -62,13 +62,13 @@ def sample_view(
         if example is None or not hasattr(transformation, "draw"):
             drawn = transformation.sample(own_key, 1)
         else:
-            one = jax.tree.map(lambda leaf: leaf[None], example)
-            drawn = transformation.draw(own_key, one)
+            batch = jax.tree.map(lambda leaf: leaf[None], example)
+            drawn = transformation.draw(own_key, batch)
         return jax.tree.map(lambda leaf: jnp.squeeze(leaf, axis=0), drawn)
 
     if str(jax.random.key_impl(key)) == "threefry2x32":
         return jax.vmap(sample_one)(indices, x)
-    # vmap gives the examples of another generator the draws of the first one's key.
+    # With other generators, vmap would draw from the first example's key for all.
     return jax.lax.map(lambda example: sample_one(*example), (indices, x))
 
 
@@ -81,37 +81,38 @@ def average_features(
     num_views: tuple[int, ...],
     indices: Array | None = None,
 ) -> Array:
-    """Returns the mean representation over the first M views, for each M of a sweep.
+    """Returns the mean representation over the first M views, for each M in num_views.
 
     Computes `h_M = (1/M) sum_{m < M} encode(t(x; alpha_m))` as running means in one
     pass over max(num_views) views.
 
     Args:
-      key: random key, the same for every batch of a data set.
-      encode: frozen encoder, images to h `[B, D]`.
+      key: PRNG key, the same for all batches of a data set.
+      encode: frozen encoder, maps views to h `[B, D]`.
       transformation: has `sample(key, batch_size)` and `apply(x, view)`.
       x: examples, an array or pytree whose leaves have leading axis B.
       num_views: the numbers of views M, strictly increasing, 1 or more.
-      indices: integer `[B]`, the identity of each example in the data set, from 0 to
+      indices: integer `[B]`, the index of each example in the data set, from 0 to
         2^32 - 1; None for 0 .. B - 1.
 
     Returns:
-      `[len(num_views), B, D]`, the dtype of h, at least float32.
+      `[len(num_views), B, D]`, representation units, the dtype of h, at least float32.
 
     Raises:
       ValueError: if num_views is not a strictly increasing tuple of positive integers,
-        if leading axes or indices disagree, or if encode does not give float `[B, D]`.
+        if the leading axes of x disagree, if indices do not fit x or are out of range,
+        or if encode does not return float `[B, D]`.
 
     Gradients: with respect to x and what encode closes over, if it allows them; reverse
-      mode keeps every view in memory.
-    Cost: max(num_views) forward passes over the batch; memory of one of them and of the
+      mode keeps all views in memory.
+    Cost: max(num_views) forward passes over the batch; memory of one pass and of the
       result, whatever the number of views.
     """
     num_views = _check_num_views(num_views)
     encode_view, h = _view_encoder(key, encode, transformation, x, indices)
     dtype = jnp.promote_types(h.dtype, jnp.float32)
     counts = np.arange(1, num_views[-1] + 1)
-    # Each count writes the slot of the next M of the sweep; the last write is M itself.
+    # Each count writes to the slot of the next M; the last write to it is that of M.
     slots = np.searchsorted(np.asarray(num_views), counts)
 
     def accumulate(
@@ -138,23 +139,24 @@ def encode_views(
     num_views: int,
     indices: Array | None = None,
 ) -> Array:
-    """Returns the representations of the first views, those `average_features` draws.
+    """Returns the representations of the first M views, drawn as in `average_features`.
 
     Args:
-      key: random key, the same for every batch of a data set.
-      encode: frozen encoder, images to h `[B, D]`.
+      key: PRNG key, the same for all batches of a data set.
+      encode: frozen encoder, maps views to h `[B, D]`.
       transformation: has `sample(key, batch_size)` and `apply(x, view)`.
       x: examples, an array or pytree whose leaves have leading axis B.
       num_views: the number of views M, 1 or more.
-      indices: integer `[B]`, the identity of each example in the data set, from 0 to
+      indices: integer `[B]`, the index of each example in the data set, from 0 to
         2^32 - 1; None for 0 .. B - 1.
 
     Returns:
       `[M, B, D]`, the dtype of h.
 
     Raises:
-      ValueError: if num_views is not a positive integer, if leading axes or indices
-        disagree, or if encode does not give float `[B, D]`.
+      ValueError: if num_views is not a positive integer, if the leading axes of x
+        disagree, if indices do not fit x or are out of range, or if encode does not
+        return float `[B, D]`.
 
     Gradients: with respect to x and what encode closes over, if it allows them.
     Cost: num_views forward passes over the batch, one at a time.
@@ -172,7 +174,7 @@ def _view_encoder(
     x: PyTree,
     indices: Array | None,
 ) -> tuple[Callable[[Array], Array], jax.ShapeDtypeStruct]:
-    """Returns the map from the number of a view to h, and the shape of h."""
+    """Returns a function from the number of a view to h, and the shape of h."""
     batch_size = _batch_size(x)
     if indices is None:
         indices = jnp.arange(batch_size, dtype=jnp.uint32)
@@ -190,15 +192,15 @@ def _view_encoder(
     h = jax.eval_shape(encode_view, jnp.zeros((), jnp.uint32))
     if len(h.shape) != 2 or h.shape[0] != batch_size:
         raise ValueError(
-            f"encode must give [B, D] with B = {batch_size}, but gives {h.shape}."
+            f"encode must return [B, D] with B = {batch_size}; found {h.shape}."
         )
     if not jnp.issubdtype(h.dtype, jnp.floating):
-        raise ValueError(f"encode must give a float dtype, but gives {h.dtype}.")
+        raise ValueError(f"encode must return a float dtype; found {h.dtype}.")
     return encode_view, h
 
 
 def _batch_size(x: PyTree) -> int:
-    """Returns the common leading axis of the leaves of x."""
+    """Returns the size of the common leading axis of the leaves of x."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
     sizes = {shape[0] if shape else None for shape in shapes}
     if len(sizes) != 1 or None in sizes:
@@ -217,17 +219,17 @@ def _check_indices(indices: Array) -> None:
         return
     host = np.asarray(indices)
     least, most = host.min(), host.max()
-    if least < 0 or most > _LARGEST:
+    if least < 0 or most > _MAX_INDEX:
         raise ValueError(
-            f"indices must be from 0 to {_LARGEST}, of which a key takes 32 bits; "
-            f"found {least} to {most}."
+            f"indices must be from 0 to {_LARGEST}, as a key takes 32 bits; found "
+            f"{least} to {most}."
         )
 
 
 def _check_num_views(num_views: tuple[int, ...]) -> tuple[int, ...]:
-    given = num_views if isinstance(num_views, tuple) else ()
+    entries = num_views if isinstance(num_views, tuple) else ()
     try:
-        counts = [check_integer("num_views", count) for count in given]
+        counts = [check_integer("num_views", count) for count in entries]
     except ValueError:
         counts = []
     if not counts or counts != sorted({*counts}):

@@ -1,8 +1,9 @@
-"""How much of a representation's variance the transformation makes.
+"""The share of a representation's variance that the transformation causes.
 
 Foster, Pukdee, Rainforth (ICLR 2021) measure the variance of the representation given
-the example. Deviation: it is also divided by the total variance here, as shrinking
-every representation towards one direction lowers the former alone.
+the example. Deviation: here it is also divided by the total variance. An encoder that
+maps all examples close to one direction has a small variance given the example, but not
+a small ratio.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from invariance_jax.types import Array
 
 
 class Variance(NamedTuple):
-    """The variances of a representation, each a scalar and at least float32.
+    """Variances of a representation, scalars in at least float32.
 
     Attributes:
       within: mean over examples of the variance over the views of the example, summed
@@ -31,12 +32,13 @@ class Variance(NamedTuple):
 
 
 def invariance(h: Array) -> Variance:
-    """Returns the variance within examples, in total, and the ratio of the two.
+    """Returns the variance within examples, the total variance, and their ratio.
 
     Computes `within = mean_b sum_d Var_m(h[m, b, d])` and
-    `total = sum_d Var_{m,b}(h[m, b, d])`, both unbiased (ddof 1), of h as given: no
-    normalization. An invariant representation has the ratio 0, one that knows nothing
-    of the example about 1 (in expectation at most 1; a sample may lie above).
+    `total = sum_d Var_{m,b}(h[m, b, d])`, both with ddof 1, of h as given, which is not
+    normalized here. The ratio is 0 for an invariant representation, and about 1 for one
+    that is independent of the example. The expectation of within is at most that of
+    total; the ratio of a sample may be above 1.
 
     Args:
       h: float `[M, B, D]`, M views of each of B examples; M and B 2 or more.
@@ -45,22 +47,22 @@ def invariance(h: Array) -> Variance:
       `Variance`, three scalars.
 
     Raises:
-      ValueError: if h is not `[M, B, D]`, or if M or B is below 2: of one example the
-        two variances are the same, whatever the representation.
+      ValueError: if h is not `[M, B, D]`, or if M or B is below 2 (for one example both
+        variances are equal, whatever the representation).
 
     Gradients: with respect to h; those of normalized are zero where total is 0.
     """
     h = _promote_views(h, least_examples=2)
     num_views, batch_size, _ = h.shape
-    # Two passes. Subtracting one row first makes constant rows exactly zero, where the
-    # rounding of their mean would leave noise that the ratio then takes for variance.
+    # Two passes. Subtracting one row first makes constant rows exactly zero. Otherwise
+    # the rounding error of their mean would appear as variance in the ratio.
     views = h - h[:1]
     rows = h - h[:1, :1]
     unit = magnitude(rows)
     views, rows = views / unit, rows / unit
     views = views - jnp.mean(views, axis=0, keepdims=True)
     rows = rows - jnp.mean(rows, axis=(0, 1), keepdims=True)
-    # In two steps: one long float32 sum would lose its last terms.
+    # Summed in two steps: one long float32 sum would lose its last terms.
     within = jnp.mean(jnp.sum(jnp.square(views), axis=(0, 2)) / (num_views - 1))
     by_feature = jnp.sum(jnp.square(rows), axis=(0, 1))
     total = jnp.sum(by_feature / (batch_size * num_views - 1))
@@ -74,15 +76,15 @@ def paired_change(h: Array) -> Array:
     """Returns half the mean squared change between two views of the same example.
 
     Computes `1/2 mean ||h[2k, b] - h[2k + 1, b]||^2` over the examples b and the
-    disjoint pairs of their views. Of independent views its expectation is that of
-    `Variance.within`; twice it is what the penalty's first-order term stands for.
+    disjoint pairs k of their views. For independent views it has the expectation of
+    `Variance.within`. The penalty's first-order term approximates twice this value.
 
     Args:
-      h: float `[M, B, D]`, M views of each of B examples; M 2 or more, the last one of
-        an odd number is left out.
+      h: float `[M, B, D]`, M views of each of B examples; M 2 or more. If M is odd, the
+        last view is left out.
 
     Returns:
-      `[]`, squared representation units, at least float32.
+      `[]`, squared representation units, non-negative, at least float32.
 
     Raises:
       ValueError: if h is not `[M, B, D]`, if M is below 2, or if B is 0.
