@@ -154,7 +154,7 @@ def test_derivatives(x64):
         (linear, (4,), (4,), (1,), r"alpha must be \[B, P\]"),
         (linear, (4, 2), (4, 2), (), "steps must be a vector"),
         (linear, (4, 2), (4, 3), (1,), "alpha and alpha_other must be of one shape"),
-        (jnp.sum, (2, 2), (2, 2), (1,), r"what represent returns must be \[B, D\]"),
+        (jnp.sum, (2, 2), (2, 2), (1,), r"the output of represent must be \[B, D\]"),
     ],
 )
 def test_other_shapes_are_refused(represent, alpha, other, steps, expected):

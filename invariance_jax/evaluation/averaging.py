@@ -221,7 +221,7 @@ def _check_indices(indices: Array) -> None:
     least, most = host.min(), host.max()
     if least < 0 or most > _MAX_INDEX:
         raise ValueError(
-            f"indices must be from 0 to {_LARGEST}, as a key takes 32 bits; found "
+            f"indices must be from 0 to {_MAX_INDEX}, as a key takes 32 bits; found "
             f"{least} to {most}."
         )
 
