@@ -1,10 +1,10 @@
-"""Probes on frozen representations: ridge, logistic, neighbours, and their metrics.
+"""Probes on frozen representations: ridge, logistic and kNN, and their metrics.
 
 The protocol of Foster, Pukdee, Rainforth (ICLR 2021): linear models on unnormalized
-features, the bias without a penalty. Deviation: the authors run 500 steps of L-BFGS,
-which may stop before the minimum; the probes here are fitted to it and may score lower
-losses on the same features. Everything works on the dtype it is given; matrix products
-are made in full precision on every device.
+features, without a penalty on the bias. Deviation: the authors run 500 steps of L-BFGS,
+which may stop before the minimum; the probes here are fitted to the minimum and may
+reach lower losses on the same features. Functions compute in the dtype of their input,
+at least float32, with matrix products in full precision on every device.
 """
 
 from invariance_jax.evaluation.probes.knn import knn_accuracy

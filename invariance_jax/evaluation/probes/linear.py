@@ -1,4 +1,4 @@
-"""The linear map that ridge and logistic regression fit, and its predictions."""
+"""The linear probe that ridge and logistic regression fit, and its predictions."""
 
 from typing import NamedTuple
 
@@ -10,12 +10,12 @@ from invariance_jax.types import Array
 
 
 class LinearProbe(NamedTuple):
-    """A linear map of representations.
+    """A linear map from representations to targets or logits.
 
     Attributes:
-      kernel: `[D, T]` (or `[D, C]` for classes), target units (or logits) per
-        representation unit.
-      bias: `[T]` (or `[C]`), target units (or logits).
+      kernel: `[D, T]` for regression, target units per representation unit; `[D, C]`
+        for classification, logits per representation unit.
+      bias: `[T]`, target units; `[C]`, logits.
     """
 
     kernel: Array
@@ -26,15 +26,14 @@ def predict(probe: LinearProbe, h: Array) -> Array:
     """Returns `h kernel + bias`, the predictions of a linear probe.
 
     Args:
-      probe: kernel `[D, T]`, bias `[T]`; or C for T.
+      probe: kernel `[D, T]`, bias `[T]`; or C instead of T.
       h: float `[B, D]`, representations.
 
     Returns:
-      `[B, T]`, target units; `[B, C]`, logits, for a probe of classes; at least
-      float32.
+      `[B, T]`, target units, or `[B, C]`, logits; at least float32.
 
     Raises:
-      ValueError: if the shapes of the kernel, the bias and h do not fit.
+      ValueError: if the shapes of kernel, bias and h do not fit together.
 
     Gradients: with respect to probe and h.
     """
@@ -52,11 +51,11 @@ def predict(probe: LinearProbe, h: Array) -> Array:
 
 
 def exact_dot(a: Array, b: Array) -> Array:
-    """Returns the matrix product, in the full precision of the dtype on every device.
+    """Returns the matrix product in the full precision of the dtype on every device.
 
     Args:
-      a: matrix.
-      b: matrix, with as many rows as a has columns.
+      a: a matrix.
+      b: a matrix with as many rows as a has columns.
 
     Returns:
       The matrix `a b`.

@@ -1,4 +1,4 @@
-"""Metrics of predictions: squared error and R^2, accuracy and cross-entropy."""
+"""Metrics of predictions: squared error, R^2, accuracy and cross-entropy."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from invariance_jax.types import Array
 
 
 def mean_squared_error(predictions: Array, targets: Array) -> Array:
-    """Returns the mean over examples of the squared error, for each target.
+    """Returns the mean squared error over the examples, for each target.
 
     Args:
       predictions: float `[B, T]`, target units.
@@ -19,7 +19,7 @@ def mean_squared_error(predictions: Array, targets: Array) -> Array:
       `[T]`, squared target units, non-negative, at least float32.
 
     Raises:
-      ValueError: if the two are not matrices of one shape with at least one row.
+      ValueError: if they are not matrices of the same shape with at least one row.
 
     Gradients: with respect to both.
     """
@@ -32,25 +32,25 @@ def mean_squared_error(predictions: Array, targets: Array) -> Array:
 def r_squared(predictions: Array, targets: Array) -> Array:
     """Returns the share of each target's variance that the predictions explain.
 
-    Computes `1 - sum (prediction - target)^2 / sum (target - mean)^2`, the mean that of
-    the targets given. A target that is constant has nothing to explain and gets 0,
-    whatever the predictions.
+    Computes `1 - sum (prediction - target)^2 / sum (target - mean)^2` with the mean of
+    the given targets. A constant target has no variance to explain and gets 0, whatever
+    the predictions.
 
     Args:
       predictions: float `[B, T]`, target units.
       targets: float `[B, T]`, target units.
 
     Returns:
-      `[T]`, at most 1; negative where the mean of the targets predicts better; at least
-      float32.
+      `[T]`, without unit, at most 1; negative where the mean of the targets predicts
+      better; at least float32.
 
     Raises:
-      ValueError: if the two are not matrices of one shape with at least one row.
+      ValueError: if they are not matrices of the same shape with at least one row.
 
     Gradients: with respect to both; zero for a constant target.
     """
     predictions, targets = _promote_pair(predictions, targets)
-    # The first row goes first: then a constant target is exactly 0 and so its variance.
+    # Subtract the first row first: a constant target and its variance are exactly 0.
     shifted = targets - targets[:1]
     centred = shifted - jnp.mean(shifted, axis=0, keepdims=True)
     unit = magnitude(centred, axis=0)
@@ -60,28 +60,28 @@ def r_squared(predictions: Array, targets: Array) -> Array:
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
-    """Returns the share of examples whose largest logit is that of their class.
+    """Returns the share of examples whose class has the largest logit.
 
-    Of classes that tie for the largest logit, the first is the prediction.
+    If several classes tie for the largest logit, the first is the prediction.
 
     Args:
-      logits: float `[B, C]`, or any scores that grow with the probability.
+      logits: float or integer `[B, C]`, any scores that increase with the probability.
       labels: integer `[B]`, classes from 0 to C - 1.
 
     Returns:
-      `[]`, in [0, 1], at least float32; NaN where a logit is.
+      `[]`, in [0, 1], at least float32; NaN if a logit is NaN.
 
     Raises:
       ValueError: if the logits are not a matrix, or if the labels are not one integer
-        per example or, unless traced, not below C.
+        from 0 to C - 1 per example (range not checked where traced).
 
-    Gradients: none, it is constant between ties.
+    Gradients: none, as the result is piecewise constant.
     """
     _check_logits(logits, labels)
     (floating,) = promote(logits=logits)
-    # Of the logits as they are: float32 would make large integers tie.
+    # The logits are not promoted here: in float32, large integers would tie.
     correct = jnp.argmax(logits, axis=1) == labels
-    # argmax takes a NaN for the largest: a probe that diverged must not look right.
+    # argmax treats NaN as the largest: a probe that diverged must not seem correct.
     undefined = jnp.any(jnp.isnan(floating), axis=1)
     return jnp.mean(jnp.where(undefined, jnp.nan, correct.astype(floating.dtype)))
 
@@ -92,7 +92,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     Computes `-(1/B) sum_b log softmax(logits_b)[label_b]`.
 
     Args:
-      logits: float `[B, C]`, any common offset of an example's logits allowed.
+      logits: float `[B, C]`; an offset common to all classes has no effect.
       labels: integer `[B]`, classes from 0 to C - 1.
 
     Returns:
@@ -100,7 +100,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
     Raises:
       ValueError: if the logits are not a matrix, or if the labels are not one integer
-        per example or, unless traced, not below C.
+        from 0 to C - 1 per example (range not checked where traced).
 
     Gradients: with respect to the logits.
     """
@@ -108,8 +108,8 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     (logits,) = promote(logits=logits)
     log_probabilities = jax.nn.log_softmax(logits, axis=1)
     labels = jnp.asarray(labels).astype(jnp.int32)
-    chosen = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)
-    return -jnp.mean(chosen)
+    log_likelihood = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)
+    return -jnp.mean(log_likelihood)
 
 
 def _promote_pair(predictions: Array, targets: Array) -> list[Array]:
@@ -117,7 +117,7 @@ def _promote_pair(predictions: Array, targets: Array) -> list[Array]:
     check_matrix("targets", targets, expected="[B, T]")
     if predictions.shape != targets.shape or targets.shape[0] == 0:
         raise ValueError(
-            "predictions and targets must have one shape [B, T] with B >= 1, but have "
+            "predictions and targets must have one shape [B, T] with B >= 1; found "
             f"{list(predictions.shape)} and {list(targets.shape)}."
         )
     return promote(predictions=predictions, targets=targets)
