@@ -1,8 +1,7 @@
-"""Probes whose penalty is chosen on held-out examples.
+"""Probes whose penalty weight is selected on held-out examples.
 
-An encoder that shrinks its features, or makes few of them large, changes what one
-weight of the penalty means to a probe: encoders are compared fairly where each has its
-own.
+An encoder with small features, or with a few large ones, gives the same penalty weight
+another effect. To compare encoders fairly, each gets a weight of its own.
 """
 
 import jax
@@ -25,30 +24,30 @@ from invariance_jax.types import Array
 def fit_ridge_selected(
     h: Array, y: Array, *, l2: tuple[float, ...], num_held_out: int
 ) -> tuple[LinearProbe, Array]:
-    """Returns the ridge probe of each target at its best l2, and that l2.
+    """Returns the ridge probe with the best l2 for each target, and these l2.
 
-    Of each target alone, minimizes `mean_b (h_b kernel + bias - y_b)^2 + l2
-    sum(kernel^2)` over features with mean 0 and variance 1. Every l2 is fitted without
-    the last num_held_out examples, with their mean and variance left out too; the one
-    with the least squared error on them is fitted again on all examples. A feature that
-    is constant in the examples of a fit is left out of it.
+    Minimizes, for each target separately, `mean_b (h_b kernel + bias - y_b)^2 + l2
+    sum(kernel^2)`, with h standardized to mean 0 and variance 1. Each l2 is first
+    fitted and standardized without the last num_held_out examples. The l2 with the
+    least squared error on these is then fitted to all examples. A feature that is
+    constant over the examples of a fit gets coefficient 0 in it.
 
     Args:
       h: float `[B, D]`, representations.
       y: float `[B, T]`, regression targets.
-      l2: weights of the penalty on the kernel to choose from, 0 or more.
-      num_held_out: examples that choose, 1 to B - 1.
+      l2: candidate weights of the penalty on the kernel, each 0 or more.
+      num_held_out: number of held-out examples that select l2, 1 to B - 1.
 
     Returns:
-      `(probe, l2)`: a `LinearProbe` of the features as given, not standardized, and the
-      l2 of each target, `[T]`.
+      `(probe, l2)`: a `LinearProbe` for the features as given (not standardized), and
+      the selected l2 of each target, `[T]`.
 
     Raises:
-      ValueError: if h or y is not a matrix, their lengths differ, l2 is empty, or
-        num_held_out is out of range.
+      ValueError: if h or y is not a matrix, if their lengths differ, if l2 is empty or
+        holds a negative number, or if num_held_out is out of range.
 
-    Gradients: not meant for them, as for `fit_ridge`.
-    Cost: that of `fit_ridge` twice, whatever the number of weights.
+    Gradients: not intended, as for `fit_ridge`.
+    Cost: twice that of `fit_ridge`, whatever the number of candidates.
     """
     check_matrix("h", h, expected="[B, D], representations")
     check_matrix("y", y, expected="[B, T], targets")
@@ -57,14 +56,14 @@ def fit_ridge_selected(
             f"h and y must have one row per example; found {h.shape[0]} and "
             f"{y.shape[0]}."
         )
-    count = _num_fitted(h, l2, num_held_out)
+    split = _num_training(h, l2, num_held_out)
     h, y = promote(h=h, y=y)
     unit = magnitude(y, axis=0)
     y, weights = y / unit, jnp.asarray(l2, h.dtype)
-    kernels, biases = _fit_each(h[:count], y[:count], weights)
+    kernels, biases = _fit_each(h[:split], y[:split], weights)
     errors = jax.vmap(
         lambda kernel, bias: mean_squared_error(
-            exact_dot(h[count:], kernel) + bias[None], y[count:]
+            exact_dot(h[split:], kernel) + bias[None], y[split:]
         )
     )(kernels, biases)
     best = jnp.argmin(errors, axis=0)
@@ -82,44 +81,46 @@ def fit_logistic_selected(
     l2: tuple[float, ...],
     num_held_out: int,
 ) -> tuple[LinearProbe, float]:
-    """Returns the logistic probe at its best l2, and that l2.
+    """Returns the logistic probe with the best l2, and that l2.
 
-    Every l2 is fitted without the last num_held_out examples; the one with the least
-    cross-entropy on them is fitted again on all examples. Features are taken as they
-    are.
+    Each l2 is first fitted without the last num_held_out examples. The l2 with the
+    least cross-entropy on these is then fitted to all examples. Features are used as
+    given, not standardized.
 
     Args:
       h: float `[B, D]`, representations.
-      labels: integer `[B]`, classes.
-      num_classes: C.
-      l2: weights of the penalty on the kernel to choose from, 0 or more.
-      num_held_out: examples that choose, 1 to B - 1.
+      labels: integer `[B]`, classes from 0 to C - 1.
+      num_classes: C, 2 or more.
+      l2: candidate weights of the penalty on the kernel, each 0 or more.
+      num_held_out: number of held-out examples that select l2, 1 to B - 1.
 
     Returns:
-      `(probe, l2)`.
+      `(probe, l2)`: a `LinearProbe`, kernel `[D, C]` and bias `[C]`, and the selected
+      l2.
 
     Raises:
-      ValueError: as `fit_logistic`, or if l2 is empty or num_held_out out of range.
+      ValueError: for the reasons given in `fit_logistic`, or if l2 is empty or
+        num_held_out is out of range.
 
-    Gradients: not meant for them, as for `fit_logistic`.
-    Cost: one fit more than there are weights.
+    Gradients: not intended, as for `fit_logistic`.
+    Cost: one fit of `fit_logistic` per candidate, and one more.
     """
     check_matrix("h", h, expected="[B, D], representations")
-    count = _num_fitted(h, l2, num_held_out)
+    split = _num_training(h, l2, num_held_out)
     (h,) = promote(h=h)
 
     def error(weight: float) -> float:
         probe = fit_logistic(
-            h[:count], labels[:count], num_classes=num_classes, l2=weight
+            h[:split], labels[:split], num_classes=num_classes, l2=weight
         )
-        return float(cross_entropy(predict(probe, h[count:]), labels[count:]))
+        return float(cross_entropy(predict(probe, h[split:]), labels[split:]))
 
     best = min(l2, key=error)
     return fit_logistic(h, labels, num_classes=num_classes, l2=best), best
 
 
-def _num_fitted(h: Array, l2: tuple[float, ...], num_held_out: int) -> int:
-    """Returns how many examples are left to fit on."""
+def _num_training(h: Array, l2: tuple[float, ...], num_held_out: int) -> int:
+    """Returns the number of examples that are not held out."""
     if not l2:
         raise ValueError("l2 must hold a weight to choose from; found none.")
     for weight in l2:
@@ -132,8 +133,8 @@ def _num_fitted(h: Array, l2: tuple[float, ...], num_held_out: int) -> int:
 
 @jax.jit
 def _fit_each(h: Array, y: Array, l2: Array) -> LinearProbe:
-    """Returns the probes of each l2, kernel `[len(l2), D, T]`."""
-    # The first row goes first: then a constant feature is exactly 0.
+    """Returns the probes of all l2, kernel `[len(l2), D, T]`, bias `[len(l2), T]`."""
+    # Subtract the first row first: then a constant feature is exactly 0.
     first = h[:1]
     mean = jnp.mean(h - first, axis=0, keepdims=True)
     unit = magnitude(h - first, axis=0)
@@ -142,10 +143,10 @@ def _fit_each(h: Array, y: Array, l2: Array) -> LinearProbe:
     standardized = (h - first - mean) / scale
 
     def fit(weight: Array) -> LinearProbe:
-        # `fit_ridge` has the mean over the targets in its objective.
+        # The objective of `fit_ridge` is a mean over the targets.
         probe = fit_ridge(standardized, y, l2=weight / y.shape[1])
         kernel = probe.kernel / scale.T
         return LinearProbe(kernel, probe.bias - exact_dot(first + mean, kernel)[0])
 
-    # Only the weight is mapped, so that all share one eigendecomposition.
+    # Only l2 is mapped, so that all fits share one eigendecomposition.
     return jax.vmap(fit)(l2)
