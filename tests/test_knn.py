@@ -110,7 +110,7 @@ def test_chunks_do_not_change_the_accuracy(monkeypatch):
         ({"h": jnp.ones(60)}, "h must be"),
         ({"h": jnp.ones((60, 5), bool)}, "h must hold real numbers.*found bool"),
         ({"labels": np.full(60, 2**63, np.uint64)}, "must fit in int64"),
-        ({"h_test": jnp.ones((23, 6))}, "same features, but have 5 and 6"),
+        ({"h_test": jnp.ones((23, 6))}, "number of features; found 5 and 6"),
         ({"labels": jnp.ones(59, int)}, "labels must have one entry for each"),
         ({"labels": jnp.ones(60)}, "labels must have an integer dtype"),
         ({"labels_test": jnp.ones(22, int)}, "labels_test must have one entry"),
