@@ -1,4 +1,4 @@
-"""Frozen representations to results: feature averaging, probes, variance, linearity."""
+"""Evaluation of frozen representations: averaging, probes, variance, linearity."""
 
 from invariance_jax.evaluation.averaging import (
     average_features,

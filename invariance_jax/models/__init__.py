@@ -1,4 +1,4 @@
-"""Encoders from images to representations, and the heads of methods, in flax."""
+"""Flax encoders from images to representations, and the heads of methods."""
 
 from invariance_jax.models import weights
 from invariance_jax.models.mlp import MLP

@@ -28,7 +28,7 @@ class MLP(nn.Module):
       final: form of the last layer. "linear": dense with a bias and nothing after it;
         "norm_relu": like the other layers, so that h is non-negative as in a ResNet.
       group_size, tangent, axis_name: as in `BatchNorm`.
-      dtype: dtype of matrix products and activations; None is that of the images.
+      dtype: of matrix products and activations; None: the dtype of the images.
         Parameters are always float32.
     """
 

@@ -113,7 +113,7 @@ class BatchNorm(nn.Module):
         `invariance_penalty` differentiates: in a plain `jax.grad` it would drop the
         gradient through the statistics.
       axis_name: the mapped axis of replicas; None means one replica.
-      dtype: dtype of the output; None is that of the input.
+      dtype: of the output; None: the dtype of the input.
     """
 
     momentum: float = 0.9

@@ -100,7 +100,7 @@ class ResNet(nn.Module):
       group_size, tangent, axis_name: as in `BatchNorm`.
       rematerialize: whether the backward pass recomputes the intermediates of each
         block, instead of keeping them in memory.
-      dtype: dtype of convolutions and activations; None is that of the images.
+      dtype: of convolutions and activations; None: the dtype of the images.
         Parameters are always float32.
     """
 

@@ -30,7 +30,7 @@ class Block(nn.Module):
     """A pre-norm transformer block: self-attention, then two dense layers.
 
     Attributes:
-      dtype: dtype of the matrix products; None is that of the tokens.
+      dtype: of the matrix products; None: the dtype of the tokens.
     """
 
     dtype: DTypeLike | None = None
@@ -59,7 +59,7 @@ class ViT(nn.Module):
         there is no class token.
       rematerialize: whether the backward pass recomputes the intermediates of each
         block, instead of keeping them in memory.
-      dtype: dtype of the matrix products; None is that of the images. Parameters are
+      dtype: of the matrix products; None: the dtype of the images. Parameters are
         always float32, the residual stream at least float32.
     """
 

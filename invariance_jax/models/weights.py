@@ -14,8 +14,8 @@ loaded: convert a `.pth` file once, where PyTorch is installed, by
     numpy.savez(b, **flat(torch.load(a, map_location='cpu', weights_only=True), ''))" \
     weights.pth weights.npz
 
-PyTorch's running variance is unbiased, that of flax and of this project is biased. The
-values are copied unchanged.
+PyTorch's running variance is unbiased, while flax and this project use the biased one.
+The values are copied unchanged.
 """
 
 import functools
@@ -148,8 +148,8 @@ def identify(
       prefix: as in `from_torch_state_dict`.
 
     Returns:
-      The arguments of `create_encoder`. If the tensors fit no architecture, that of the
-      closest one.
+      The arguments of `create_encoder`. If the tensors fit no architecture, those for
+      the closest one.
 
     Raises:
       ValueError: if no tensor belongs to a ResNet, if there are several ResNets and no
