@@ -201,6 +201,11 @@ def test_indices_beyond_32_bits_are_refused(key, index):
         sample_view(key, Tint(), np.array([0]), view=index)
 
 
+def test_a_negative_view_in_a_jax_array_is_refused(key):
+    with pytest.raises(ValueError, match="view must be an integer from 0 to .* -1"):
+        sample_view(key, Tint(), jnp.arange(2), view=jnp.int32(-1))
+
+
 def test_bfloat16_is_summed_in_float32(key, x):
     def constant(images):
         return jnp.full((len(images), FEATURES), 1.0078125, jnp.bfloat16)

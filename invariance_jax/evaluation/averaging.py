@@ -50,10 +50,10 @@ def sample_view(
 
     Raises:
       ValueError: if indices is not a vector of integers, or if an index or the view is
-        out of range, which is not checked where they are traced.
+        out of range (not checked where traced).
     """
     _check_indices(indices)
-    if not isinstance(view, jax.Array):
+    if not isinstance(view, jax.core.Tracer):
         view = check_integer("view", view, least=0, most=_MAX_INDEX)
     view_key = jax.random.fold_in(key, view)
 
