@@ -181,7 +181,7 @@ def of_the_batch(images):
     return images - images.mean(axis=0, keepdims=True)
 
 
-ALPHA = r"sample must give alpha \[4, 1\]; found "
+ALPHA = r"sample must return alpha \[4, 1\]; found "
 HELD = "every leaf of held must have leading axis B; found "
 IMAGES = r"apply must return \[4, H, W, 3\]; found "
 WITHIN = "sample must draw alpha within bounds"
@@ -191,10 +191,10 @@ BOUNDS = r"bounds must be \[1, 2\], a row per name; found "
 ORDERED = "bounds must be finite and ordered"
 COMPILE = "must compile: Attempted boolean conversion"
 FLOAT32 = "must return images in float32; found "
-COLUMNS = "apply must take columns of alpha that names has: .* index"
+COLUMNS = "apply must use only columns of alpha in names: .* index"
 
 BROKEN = {
-    "no name": (replace(GOOD, names=()), "names must hold the name of a parameter"),
+    "no name": (replace(GOOD, names=()), "names must hold at least one name"),
     "one name twice": (
         replace(GOOD, names=("brightness",) * 2, bounds=np.ones((2, 2))),
         "names must differ",
@@ -276,7 +276,7 @@ BROKEN = {
     "mean over the batch": (with_images(of_the_batch), "apply " + INDEPENDENT),
     "the last two exchanged": (
         with_images(lambda i: i[jnp.array([0, 1, 3, 2])]),
-        f"apply {INDEPENDENT}: number 2 alone differs",
+        f"apply {INDEPENDENT}; alone, example 2 differs",
     ),
     "alpha without an effect": (
         replace(GOOD, apply=lambda x, view: x["images"]),
@@ -288,7 +288,7 @@ BROKEN = {
     ),
     "a derivative of its own": (
         replace(GOOD, apply=lambda x, view: apply(x, halved(view))),
-        "along 'brightness' must be that of the images; found 5. % off",
+        "along 'brightness' must agree .* found a relative error of 5. %",
     ),
     "a column too many": (
         with_both(lambda i, alpha: i * alpha[:, 1, None, None, None]),
@@ -300,7 +300,7 @@ BROKEN = {
     ),
     "plain of another size": (
         with_plain(lambda i: i[:, 1:]),
-        r"plain must return images of the size of apply's.* found \(4, 3, 4, 3\)",
+        r"plain must return images of the shape of apply's.* found \(4, 3, 4, 3\)",
     ),
     "plain of the batch": (with_plain(of_the_batch), "plain " + INDEPENDENT),
     "plain bytes": (with_plain(to_bytes), "plain " + FLOAT32 + "uint8"),

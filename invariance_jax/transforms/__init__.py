@@ -1,4 +1,4 @@
-"""Transformations: examples and parameters alpha to views, differentiable in alpha."""
+"""Transformations: `view = t(example; alpha)`, differentiable in alpha."""
 
 from invariance_jax.transforms import (
     blur,

@@ -1,8 +1,8 @@
-"""The protocol of a transformation `t(x; alpha, held)` and a check for one's own.
+"""The protocol of a transformation `t(x; alpha, held)`, and a check for your own.
 
 Section 2 of Foster, Pukdee, Rainforth (ICLR 2021): a view is `v = t(x; alpha)` with
-`alpha ~ p(alpha)`. Random choices without a derivative (flips, gates) are `held`. A
-function that draws never computes: `sample` draws, `apply` computes.
+`alpha ~ p(alpha)`. Random choices without a derivative (flips, gates) are in `held`.
+Drawing and computing are separate functions: `sample` draws, `apply` computes.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ class View(NamedTuple):
 
     Attributes:
       alpha: float `[B, P]`, columns in the order of `Transformation.names`.
-      held: pytree of arrays with leading axis B, of any dtype: random choices that the
-        derivative holds fixed. `()` where there are none.
+      held: pytree of arrays with leading axis B, of any dtype: random choices that are
+        constant for the derivative. `()` if there are none.
     """
 
     alpha: Array
@@ -32,11 +32,11 @@ class View(NamedTuple):
 
 
 class Squashed(NamedTuple):
-    """Images of many sizes in one array, and the sizes that they had.
+    """Images of many sizes, each resized to the same square, and their original sizes.
 
     Attributes:
-      pixels: uint8 `[B, S, S, C]`, each the whole image, its aspect changed.
-      sizes: int32 `[B, 2]`, height and width before that.
+      pixels: uint8 `[B, S, S, C]`, each the whole image, its aspect ratio changed.
+      sizes: int32 `[B, 2]`, original height and width, pixels.
     """
 
     pixels: PyTree
@@ -45,7 +45,7 @@ class Squashed(NamedTuple):
 
 @dataclass(frozen=True)
 class Transformation:
-    """A family of views of an example, differentiable in alpha.
+    """A random transformation of examples to views, differentiable in alpha.
 
     Attributes:
       names: the P names of the columns of alpha.
@@ -53,11 +53,12 @@ class Transformation:
       sample: `(key, batch_size) -> View`, draws the parameters of one view of each of
         batch_size examples; evaluation maps it over keys.
       apply: `(x, view) -> images`, float32 `[B, H, W, 3]`, values about [0, 1]; pure.
-      plain: `x -> images` without a transformation, or None where every image needs
+      plain: `x -> images`, the untransformed images. None if every image needs
         parameters (Spirograph).
-      sample_for: `(key, batch_size, *, second, sizes) -> View`, `sample` where views
-        depend on whether they are the second of a pair whose loss is taken, or on the
-        heights and widths of the images, int32 `[B, 2]` or None; None: they do not.
+      sample_for: `(key, batch_size, *, second, sizes) -> View`, replaces `sample` if
+        its distribution depends on `second` (whether this is the second view in the
+        loss) or on `sizes` (heights and widths of the images, int32 `[B, 2]` or None).
+        None: it depends on neither.
     """
 
     names: tuple[str, ...]
@@ -68,13 +69,13 @@ class Transformation:
     sample_for: Callable[..., View] | None = None
 
     def draw(self, key: Key, x: PyTree) -> View:
-        """Returns the parameters of one view of each of the examples."""
+        """Returns the parameters of one view of each example in x."""
         return self.sampler(sizes_of(x), len(jax.tree.leaves(x)[0]))(key)
 
     def sampler(
         self, sizes: Array | None, batch_size: int, *, second: bool = False
     ) -> Callable[[Key], View]:
-        """Returns `key -> View`: of images of many sizes, of a second view."""
+        """Returns `key -> View` for images of these sizes, as first or second view."""
         if self.sample_for is None:
             return lambda key: self.sample(key, batch_size)
         sample_for = self.sample_for
@@ -82,52 +83,52 @@ class Transformation:
 
 
 def sizes_of(x: PyTree) -> Array | None:
-    """Returns the sizes of the images in a tree of examples.
+    """Returns the original sizes of the `Squashed` images in a pytree of examples.
 
     Args:
       x: examples, a pytree.
 
     Returns:
-      int32 `[B, 2]`, those of the `Squashed` images in it; None if there are none.
+      int32 `[B, 2]`, height and width in pixels; None if x holds no `Squashed` images.
     """
     leaves = jax.tree.leaves(x, is_leaf=lambda node: isinstance(node, Squashed))
     return next((leaf.sizes for leaf in leaves if isinstance(leaf, Squashed)), None)
 
 
-_FEW_DRAWS, _DRAWS = 4, 16
-"""Views that are drawn, and at most until one has a derivative: gates may be off."""
+_MIN_VIEWS, _MAX_VIEWS = 4, 16
+"""Views to differentiate: the minimum, then more while gates keep derivatives at 0."""
 
 _STEP = 5e-4
-"""Of the differences that a derivative is compared with, a share of the bounds."""
+"""Step of the central differences, as a fraction of each parameter's range."""
 
-_TOLERANCE, _SEEN = 0.1, 1e-4
-"""Of the comparison, relative; and the norm of a change that no rounding makes."""
+_TOLERANCE, _MIN_CHANGE = 0.1, 1e-4
+"""Largest relative error of a derivative; least norm of a change above rounding."""
 
-_MOST_ALONE = 8
-"""Examples that are tried alone."""
+_MAX_SINGLE = 8
+"""Largest number of examples that are also transformed alone."""
 
 
 def check_transformation(
     transformation: Transformation, x: PyTree, *, seed: int = 0
 ) -> None:
-    """Checks that a transformation of one's own keeps the promises of the protocol.
+    """Checks that your own transformation keeps the promises of the protocol.
 
-    Draws views, applies them, and takes the derivatives that training takes, all
-    compiled: forward along alpha, and reverse over forward. The derivative along each
-    parameter is compared with differences of the images.
+    Draws views, applies them, and takes the derivatives of training, all compiled:
+    forward mode along alpha, and reverse over forward mode. Compares the derivative
+    along each parameter with finite differences of the images.
 
     Args:
-      transformation: what is checked.
-      x: a few examples, a pytree with leading axis B of at least 2. Real ones: of black
-        images no parameter of a colour has an effect.
-      seed: seed of the views.
+      transformation: the transformation to check.
+      x: a few real examples, a pytree with leading axis B of at least 2. Black images
+        do not serve: colour parameters do not change them.
+      seed: seed of the drawn views.
 
     Raises:
-      ValueError: that names the first promise broken: names and bounds, leading axes
-        and dtypes of a view, draws outside the bounds, a function that cannot be
-        compiled or differentiated, shape, dtype and finiteness of images and
-        derivatives, a derivative that is not that of the images, or is 0 everywhere,
-        a column that is not there, or examples that are not independent.
+      ValueError: names the first broken promise: names and bounds; leading axes and
+        dtypes of a view; draws outside the bounds; a function that cannot be compiled
+        or differentiated; shape, dtype and finiteness of images and derivatives; a
+        derivative that disagrees with finite differences or is 0 everywhere; use of
+        a column that alpha does not have; examples that are not independent.
     """
     seed = check_integer("seed", seed, least=0, most=2**32 - 1)
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
@@ -138,7 +139,7 @@ def check_transformation(
     )
     batch_size = shapes[0][0]
     _check_names(transformation)
-    keys = jax.random.split(jax.random.key(seed), _DRAWS)
+    keys = jax.random.split(jax.random.key(seed), _MAX_VIEWS)
     sample = jax.jit(lambda key: transformation.sample(key, batch_size))
     first = _attempt("sample must compile", sample, keys[0])
     _check_view(transformation, first, batch_size)
@@ -159,12 +160,12 @@ def check_transformation(
         found = _check_images("plain", transformation.plain, x)
         _require(
             found == shape,
-            f"plain must return images of the size of apply's, {shape}; found {found}",
+            f"plain must return images of the shape of apply's, {shape}; found {found}",
         )
 
 
 def _attempt(promise: str, function: Callable[..., PyTree], *args: PyTree) -> PyTree:
-    """Returns function(*args); what JAX refuses is told as a broken promise."""
+    """Returns function(*args); an error of JAX is reported as a broken promise."""
     try:
         return function(*args)
     except (TypeError, ValueError, NotImplementedError) as error:
@@ -174,7 +175,7 @@ def _attempt(promise: str, function: Callable[..., PyTree], *args: PyTree) -> Py
 
 def _check_names(transformation: Transformation) -> None:
     names, bounds = transformation.names, np.asarray(transformation.bounds)
-    _require(len(names) > 0, "names must hold the name of a parameter; found none")
+    _require(len(names) > 0, "names must hold at least one name; found none")
     _require(len(set(names)) == len(names), f"names must differ; found {names}")
     _require(
         bounds.shape == (len(names), 2),
@@ -194,7 +195,8 @@ def _check_view(transformation: Transformation, view: View, batch_size: int) -> 
     num_names, bounds = len(transformation.names), np.asarray(transformation.bounds)
     _require(
         view.alpha.shape == (batch_size, num_names),
-        f"sample must give alpha [{batch_size}, {num_names}]; found {view.alpha.shape}",
+        f"sample must return alpha [{batch_size}, {num_names}]; found "
+        f"{view.alpha.shape}",
     )
     _require(
         jnp.issubdtype(view.alpha.dtype, jnp.floating),
@@ -213,24 +215,24 @@ def _check_view(transformation: Transformation, view: View, batch_size: int) -> 
 
 
 def _check_columns(transformation: Transformation, x: PyTree, view: View) -> None:
-    """Looks for a column of alpha that is not there: JAX takes the last for it."""
+    """Checks that apply uses no column beyond the last: JAX would use the last."""
     checked = checkify.checkify(transformation.apply, errors=checkify.index_checks)
     try:
         error, _ = jax.jit(checked)(x, view)
     except (TypeError, ValueError, NotImplementedError):
-        return  # there is something in apply that cannot be checked so
-    found = error.get() or ""
+        return  # checkify does not support some operation of apply
+    message = error.get() or ""
     shapes = view.alpha.shape, view.alpha.shape[1:]
     _require(
-        not any(f"array of shape {shape}:" in found for shape in shapes),
-        f"apply must take columns of alpha that names has: {found.strip()}",
+        not any(f"array of shape {shape}:" in message for shape in shapes),
+        f"apply must use only columns of alpha in names: {message.strip()}",
     )
 
 
-def _along(
+def _images_of_alpha(
     transformation: Transformation, x: PyTree, view: View
 ) -> Callable[[Array], Array]:
-    """Returns the images as a function of alpha."""
+    """Returns `alpha -> images`, with held fixed."""
 
     def apply(alpha: Array) -> Array:
         return transformation.apply(x, View(alpha, view.held))
@@ -241,80 +243,81 @@ def _along(
 def _check_derivatives(
     transformation: Transformation, x: PyTree, view: View, direction: Array
 ) -> None:
-    """Takes the derivative along alpha, and the gradient of its square."""
-    apply = _along(transformation, x, view)
+    """Checks the derivative along a direction, and the gradient of its square."""
+    apply = _images_of_alpha(transformation, x, view)
 
-    def change(alpha: Array) -> Array:
+    def tangent(alpha: Array) -> Array:
         return jax.jvp(apply, (alpha,), (direction,))[1]
 
-    def size(alpha: Array) -> Array:
-        return jnp.sum(jnp.square(change(alpha)))
+    def squared_norm(alpha: Array) -> Array:
+        return jnp.sum(jnp.square(tangent(alpha)))
 
     for promise, derivative in [
-        ("apply must allow forward mode along alpha", jax.jit(change)),
-        ("apply must allow reverse over forward mode", jax.jit(jax.grad(size))),
+        ("apply must allow forward mode along alpha", jax.jit(tangent)),
+        ("apply must allow reverse over forward mode", jax.jit(jax.grad(squared_norm))),
     ]:
         values = _attempt(promise, derivative, view.alpha)
         _check_finite(f"the derivative ({promise})", values)
 
 
 def _check_slopes(transformation: Transformation, x: PyTree, views: list[View]) -> None:
-    """Compares the derivative along each column with differences of the images."""
+    """Compares the derivative along each column with finite differences."""
     low, high = (jnp.asarray(end, jnp.float32) for end in transformation.bounds.T)
 
     @jax.jit
-    def measure(view: View) -> Array:
-        apply = _along(transformation, x, view)
+    def squared_norms(view: View) -> Array:
+        """Of derivative, difference, their error and the full change: `[P, 4, B]`."""
+        apply = _images_of_alpha(transformation, x, view)
 
         def along(step: Array) -> Array:
             direction = jnp.broadcast_to(step[None], view.alpha.shape)
             slope = jax.jvp(apply, (view.alpha,), (direction,))[1]
             change = (apply(view.alpha + direction) - apply(view.alpha - direction)) / 2
-            least, most = (
+            at_low, at_high = (
                 apply(jnp.where(direction != 0, end[None], view.alpha))
                 for end in (low, high)
             )
-            found = slope, change, slope - change, most - least
-            return jnp.stack([jnp.sum(values**2, axis=(1, 2, 3)) for values in found])
+            changes = slope, change, slope - change, at_high - at_low
+            return jnp.stack([jnp.sum(values**2, axis=(1, 2, 3)) for values in changes])
 
         return jax.lax.map(along, jnp.diag(_STEP * (high - low)))
 
     norms = np.zeros((len(transformation.names), 4, 0))
     for count, view in enumerate(views):
-        if count >= _FEW_DRAWS and norms[:, 0].any():
+        if count >= _MIN_VIEWS and norms[:, 0].any():
             break
-        norms = np.concatenate([norms, np.sqrt(measure(view))], axis=2)
+        norms = np.concatenate([norms, np.sqrt(squared_norms(view))], axis=2)
     _require(
         bool(norms[:, 0].any()),
         "apply must depend on alpha; its derivative is 0 in all examples of "
         f"{norms.shape[2] // len(views[0].alpha)} views",
     )
     for name, columns in zip(transformation.names, norms, strict=True):
-        slope, change, error, whole = columns
+        slope, change, error, full_change = columns
         _require(
-            slope.any() or whole.max() < _SEEN,
+            slope.any() or full_change.max() < _MIN_CHANGE,
             f"the derivative along {name!r} is 0 everywhere, though the images change",
         )
         size = np.maximum(slope, change)
-        # The median: there may be kinks, and steep places.
-        seen = size > _SEEN
-        off = np.median(error[seen] / size[seen]) if seen.any() else 0
+        visible = size > _MIN_CHANGE
+        # The median, as single images may be at a kink or a steep slope.
+        ratio = np.median(error[visible] / size[visible]) if visible.any() else 0
         _require(
-            off < _TOLERANCE,
-            f"the derivative along {name!r} must be that of the images; found "
-            f"{100 * off:.0f} % off their differences",
+            ratio < _TOLERANCE,
+            f"the derivative along {name!r} must agree with finite differences of the "
+            f"images; found a relative error of {100 * ratio:.0f} %",
         )
 
 
 def _check_images(
     name: str, function: Callable[..., Array], *examples: PyTree
 ) -> tuple[int, ...]:
-    """Checks what a function gives for all examples and for each alone."""
+    """Returns the shape of a batch's images; checks them, and single examples."""
     function = jax.jit(function)
     images = _attempt(f"{name} must compile", function, *examples)
-    batch_size, kind = len(jax.tree.leaves(examples)[0]), type(images).__name__
+    batch_size, found = len(jax.tree.leaves(examples)[0]), type(images).__name__
     _require(
-        isinstance(images, jax.Array), f"{name} must return an array; found a {kind}"
+        isinstance(images, jax.Array), f"{name} must return an array; found a {found}"
     )
     _require(
         images.ndim == 4 and images.shape[0] == batch_size and images.shape[3] == 3,
@@ -325,12 +328,12 @@ def _check_images(
         f"{name} must return images in float32; found {images.dtype}",
     )
     _check_finite(f"the images of {name}", images)
-    numbers = np.unique(np.linspace(0, batch_size - 1, _MOST_ALONE).astype(int))
-    for number in numbers:
-        one = jax.tree.map(lambda leaf, i=number: leaf[i : i + 1], examples)
+    indices = np.unique(np.linspace(0, batch_size - 1, _MAX_SINGLE).astype(int))
+    for index in indices:
+        single = jax.tree.map(lambda leaf, i=index: leaf[i : i + 1], examples)
         _require(
-            np.allclose(function(*one)[0], images[number], atol=1e-4),
-            f"{name} must treat examples independently: number {number} alone differs",
+            np.allclose(function(*single)[0], images[index], atol=1e-4),
+            f"{name} must treat examples independently; alone, example {index} differs",
         )
     return images.shape
 
