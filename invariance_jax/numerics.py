@@ -1,12 +1,12 @@
-"""Square root, norm and division that stay finite through reverse over forward mode.
+"""Square root, norm and division with finite derivatives in reverse over forward mode.
 
-Each hides the singular input behind a `where` on both sides of the operation ("double
-where"), so that no derivative of any order sees an infinity. Conventions: the value at
-the singular point is 0 (square root, norm, division by 0), with zero derivatives there.
-Square root and division keep the dtype of their input; what sums over an axis computes
-and returns at least float32, with no entry too large or too small for its square.
+Each guards a singular input by a `where` before and after the operation ("double
+where"), so no derivative of any order is infinite. Conventions: the value at the
+singular point is 0 (square root, norm, division by 0), with zero derivatives there.
+Square root and division keep the dtype of their input. Functions that sum over an axis
+compute and return at least float32, and scale entries so that squares stay in range.
 
-Also statistics of a batch that is spread over replicas.
+Also a clip to [0, 1], and statistics of a batch that is spread over replicas.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def batch_mean(
     """Returns the mean over the examples of all replicas.
 
     Args:
-      x: `[B, ...]`, those of this replica, as many as of every other.
+      x: `[B, ...]`, the examples of this replica; B is the same on every replica.
       keepdims: whether the axis of the examples stays, with length 1.
       axis_name: the mapped axis over which the batch is spread. None: one replica.
 
@@ -54,23 +54,23 @@ def magnitude(
 ) -> Array:
     """Returns a power of two near the largest absolute entry, 1 where all are 0.
 
-    Dividing by it is exact, and brings the squares of what is tiny or huge into the
+    Dividing by it is exact, and brings the squares of tiny or huge entries into the
     range of the dtype.
 
     Args:
       x: floating, any shape.
-      axis: the axes over which the largest is taken; None: all.
-      axis_name: the mapped axis over which it is taken too. None: one replica.
+      axis: the axes over which the largest entry is taken. None: all.
+      axis_name: the mapped axis over which it is also taken. None: one replica.
 
     Returns:
       The shape of x with length 1 along these axes.
 
-    Gradients: none, it is a constant.
+    Gradients: zero; the result is a constant.
     """
     info = jnp.finfo(x.dtype)  # type: ignore[no-untyped-call]
     x = jnp.abs(jax.lax.stop_gradient(x))
     largest = jnp.max(x, axis=axis, keepdims=True, initial=0)
-    # Its ends are those at which 1 / magnitude is finite and no denormal.
+    # Within these ends 1 / magnitude is finite and not subnormal.
     bounded = jnp.clip(largest, info.tiny, 1 / (4 * info.tiny))
     power = jax.lax.reduce_precision(bounded, info.nexp, 0)
     power = jnp.where(largest == 0, 1, power)
@@ -80,7 +80,7 @@ def magnitude(
 def safe_sqrt(x: Array) -> Array:
     """Returns the square root of x, 0 with zero derivatives where x is 0 or negative.
 
-    NaN stays NaN, so that a network that has diverged is seen in its loss.
+    NaN stays NaN, so that the loss of a network that has diverged shows it.
 
     Args:
       x: any shape, values of any sign.
@@ -118,7 +118,7 @@ def safe_norm(x: Array, *, axis: int = -1, keepdims: bool = False) -> Array:
 
 
 def safe_divide(numerator: Array, denominator: Array) -> Array:
-    """Returns numerator / denominator, 0 with zero derivatives where that divides by 0.
+    """Returns numerator / denominator; 0 with zero derivatives for a denominator of 0.
 
     Args:
       numerator: any shape.
@@ -149,18 +149,35 @@ def l2_normalize(x: Array, *, axis: int = -1) -> Array:
     Gradients: with respect to x; zero at the zero vector.
     """
     (x,) = promote(x=x)
-    x = x / magnitude(x, axis=axis)  # which changes neither value nor derivatives
+    x = x / magnitude(x, axis=axis)  # changes neither the result nor its derivatives
     squares = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
     return safe_divide(x, safe_sqrt(squares))
 
 
+def clip_to_unit(x: Array) -> Array:
+    """Returns x clipped to [0, 1], with zero derivatives at and beyond both ends.
+
+    A clamp: the derivative of `jnp.clip` is 1/2 at the ends, and five times as slow.
+
+    Args:
+      x: floating, any shape.
+
+    Returns:
+      The shape of x, values in [0, 1].
+
+    Gradients: with respect to x; zero at and beyond 0 and 1.
+    """
+    zero = jnp.zeros((), x.dtype)
+    return jax.lax.clamp(zero, x, zero + 1)
+
+
 @jax.custom_jvp
 def hold_in_first_derivative(x: Array) -> Array:
-    """Returns x, as a constant to the innermost derivative and to no other.
+    """Returns x, which is a constant for the innermost derivative only.
 
-    Under `jax.jvp` (or `jax.linearize`) the tangent of the result is zero, while a
-    derivative taken around that `jvp` sees the identity. The invariance penalty uses it
-    to hold batch statistics along alpha and still train through them.
+    Under `jax.jvp` (or `jax.linearize`) the tangent of the result is zero. A derivative
+    taken around that `jvp` treats the function as the identity. The invariance penalty
+    uses it to keep batch statistics constant along alpha and still train through them.
 
     Args:
       x: any shape.

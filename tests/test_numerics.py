@@ -8,6 +8,7 @@ from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
 from invariance_jax.numerics import (
+    clip_to_unit,
     hold_in_first_derivative,
     l2_normalize,
     safe_divide,
@@ -91,6 +92,12 @@ def test_normalization_does_not_depend_on_scale_and_the_norm_is_homogeneous():
     scale = jnp.array([1e-6, 0.5, 3.0, 1e6])[:, None]
     assert_allclose(l2_normalize(scale * x), l2_normalize(x), rtol=1e-5)
     assert_allclose(safe_norm(-3 * x), 3 * safe_norm(x), rtol=1e-6)
+
+
+def test_a_clip_to_0_and_1_has_derivative_0_at_and_beyond_the_ends():
+    x = jnp.array([-1.0, 0.0, 0.3, 1.0, 2.0, jnp.nan])
+    assert_array_equal(clip_to_unit(x), [0, 0, np.float32(0.3), 1, 1, np.nan])
+    assert_array_equal(jax.vmap(jax.grad(clip_to_unit))(x)[:5], [0, 0, 1, 0, 0])
 
 
 def held_square(x):

@@ -1,27 +1,27 @@
 """Colour operations on images, differentiable in their parameters.
 
 Brightness, contrast, saturation, hue and grayscale as in Foster, Pukdee, Rainforth
-(ICLR 2021) and their released code, and the colouring of grey images as on Spirograph.
+(ICLR 2021) and their released code, and the colouring of grey images as in Spirograph.
 Conventions of the whole file: images are float `[B, H, W, 3]`, red, green, blue, values
 in [0, 1]; every parameter has one value per example; results have the common dtype of
-both, at least float32.
+images and parameters, at least float32.
 
-Brightness, contrast and saturation clip to [0, 1], hue does not, as in the paper. What
-reaches 0 or 1 before the clip, or goes beyond, has derivative 0 by all inputs.
+Brightness, contrast and saturation clip to [0, 1], hue does not, as in the paper. A
+value that is 0 or 1 or beyond before the clip has derivative 0 in all inputs.
 """
 
 import math
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax.arguments import promote_images, promote_rows
+from invariance_jax.numerics import clip_to_unit
 from invariance_jax.types import Array
 
 JITTER_NAMES = ("brightness", "contrast", "saturation", "hue")
-"""The columns of alpha of `jitter`: three factors, and turns."""
+"""The columns of alpha of `jitter`: three factors, and a hue angle in turns."""
 
 COLORIZE_NAMES = ("rfore", "rback", "gfore", "gback", "bfore", "bback")
 """The columns of alpha of `colorize`, in the order of Spirograph."""
@@ -33,8 +33,8 @@ _LUMA = (0.299, 0.587, 0.114)
 _RGB_TO_YIQ = np.array([_LUMA, (0.596, -0.274, -0.321), (0.211, -0.523, 0.311)])
 _YIQ_TO_RGB = np.array([(1, 0.956, 0.621), (1, -0.272, -0.647), (1, -1.107, 1.705)])
 
-# The hue matrix is _HUE_STILL + cos _HUE_COS + sin _HUE_SIN: Y stays, (I, Q) turns.
-_HUE_STILL = _YIQ_TO_RGB[:, :1] @ _RGB_TO_YIQ[:1]
+# The hue matrix is _HUE_FIXED + cos _HUE_COS + sin _HUE_SIN: it keeps Y, turns (I, Q).
+_HUE_FIXED = _YIQ_TO_RGB[:, :1] @ _RGB_TO_YIQ[:1]
 _HUE_COS = _YIQ_TO_RGB[:, 1:] @ _RGB_TO_YIQ[1:]
 _HUE_SIN = _YIQ_TO_RGB[:, 1:] @ np.array([[0, -1], [1, 0]]) @ _RGB_TO_YIQ[1:]
 
@@ -55,17 +55,17 @@ def adjust_brightness(images: Array, factor: Array) -> Array:
     Gradients: with respect to both; 0 at and beyond the clip points.
     """
     images, factor = _promote(images, "factor", factor)
-    return _clip(_per_image(factor) * images)
+    return clip_to_unit(_per_image(factor) * images)
 
 
 def adjust_contrast(images: Array, factor: Array) -> Array:
     """Returns the images blended with their mean luma, clipped.
 
-    Computes `c * image + (1 - c) * mean of its luma`.
+    Computes `c * image + (1 - c) * mean luma of the image`.
 
     Args:
       images: float `[B, H, W, 3]`, values in [0, 1].
-      factor: `[B]`, c, 0 for a constant image, 1 for no change.
+      factor: `[B]`, c, 0 for a uniformly grey image, 1 for no change.
 
     Returns:
       `[B, H, W, 3]`, values in [0, 1].
@@ -76,7 +76,7 @@ def adjust_contrast(images: Array, factor: Array) -> Array:
     Gradients: with respect to both; 0 at and beyond the clip points.
     """
     images, factor = _promote(images, "factor", factor)
-    # The mean goes first, one axis at a time: XLA on CPU is four times as fast so.
+    # Mean before luma, one axis at a time: four times as fast with XLA on CPU.
     rows = jnp.mean(images, axis=1, keepdims=True)
     return _blend(images, _luma(jnp.mean(rows, axis=2, keepdims=True)), factor)
 
@@ -103,10 +103,10 @@ def adjust_saturation(images: Array, factor: Array) -> Array:
 
 
 def adjust_hue(images: Array, turns: Array) -> Array:
-    """Returns the images with their (I, Q) plane of YIQ turned, not clipped.
+    """Returns the images with the (I, Q) plane of YIQ rotated, not clipped.
 
     Computes `I' = I cos - Q sin`, `Q' = I sin + Q cos` for the angle `2 pi turns`. The
-    two colour matrices of the paper are not exact inverses: 0 turns move a grey image
+    two colour matrices of the paper are not exact inverses: 0 turns change a grey image
     by up to 2.8e-3.
 
     Args:
@@ -123,14 +123,14 @@ def adjust_hue(images: Array, turns: Array) -> Array:
     """
     images, turns = _promote(images, "turns", turns)
     angle = (2 * math.pi * turns)[:, None, None, None]
-    still, cos, sin = (
+    fixed, cos, sin = (
         jnp.asarray(matrix[None, None, None], turns.dtype)
-        for matrix in (_HUE_STILL, _HUE_COS, _HUE_SIN)
+        for matrix in (_HUE_FIXED, _HUE_COS, _HUE_SIN)
     )
     cos, sin = cos * jnp.cos(angle)[..., None], sin * jnp.sin(angle)[..., None]
-    from_red, from_green, from_blue = jnp.unstack(still + cos + sin, axis=-1)
+    from_red, from_green, from_blue = jnp.unstack(fixed + cos + sin, axis=-1)
     red, green, blue = jnp.split(images, 3, axis=-1)
-    # Products that XLA fuses with the neighbours, which it does not with a dot.
+    # XLA fuses these products with neighbouring operations, but would not fuse a dot.
     return red * from_red + green * from_green + blue * from_blue
 
 
@@ -155,19 +155,19 @@ def to_grayscale(images: Array) -> Array:
 def jitter(images: Array, alpha: Array) -> Array:
     """Returns the images with brightness, contrast, saturation, then hue adjusted.
 
-    Always in that order, as in the released code; the hue is not clipped.
+    The order is fixed, as in the released code; the result is not clipped after hue.
 
     Args:
       images: float `[B, H, W, 3]`, values in [0, 1].
       alpha: `[B, 4]`, columns in the order of `JITTER_NAMES`; hue in turns.
 
     Returns:
-      `[B, H, W, 3]`, values may leave [0, 1] by the hue.
+      `[B, H, W, 3]`; the hue may move values out of [0, 1].
 
     Raises:
       ValueError: if images or alpha have another shape, or images are not floating.
 
-    Gradients: with respect to both; clip points as in the single operations.
+    Gradients: with respect to both; 0 at and beyond the clip points of each operation.
     """
     images, alpha = _promote(images, "alpha", alpha, JITTER_NAMES)
     brightness, contrast, saturation, hue = jnp.unstack(alpha, axis=1)
@@ -182,7 +182,7 @@ def solarize(images: Array, threshold: Array) -> Array:
 
     Args:
       images: float `[B, H, W, 3]`, values in [0, 1].
-      threshold: `[B]`, .5 in BYOL; above 1 nothing changes.
+      threshold: `[B]`, .5 in BYOL; above 1 the images do not change.
 
     Returns:
       `[B, H, W, 3]`, values in [0, 1].
@@ -190,20 +190,20 @@ def solarize(images: Array, threshold: Array) -> Array:
     Raises:
       ValueError: if images or threshold have another shape, or images are not floating.
 
-    Gradients: with respect to images; that in the threshold is 0.
+    Gradients: with respect to images; 0 with respect to threshold.
     """
     images, threshold = _promote(images, "threshold", threshold)
-    # A turned hue may lie above 1, which inverts to 0.
+    # Values above 1, which a hue adjustment may leave, invert to 0.
     inverted = 1 - jnp.minimum(images, 1)
     return jnp.where(images >= _per_image(threshold), inverted, images)
 
 
 def colorize(images: Array, alpha: Array) -> Array:
-    """Returns grey images drawn in a foreground on a background colour.
+    """Returns grey images coloured with a foreground and a background colour.
 
-    Computes `intensity * foreground + (1 - intensity) * background` per channel, the
-    mixing of Spirograph; the intensity is the luma of the image, which for a grey image
-    is each of its channels.
+    Computes `intensity * foreground + (1 - intensity) * background` per channel, as
+    Spirograph does. The intensity is the luma of the image, which equals each channel
+    of a grey image.
 
     Args:
       images: float `[B, H, W, 3]`, values in [0, 1].
@@ -225,20 +225,11 @@ def colorize(images: Array, alpha: Array) -> Array:
 
 def _blend(images: Array, other: Array, factor: Array) -> Array:
     factor = _per_image(factor)
-    return _clip(factor * images + (1 - factor) * other)
-
-
-def _clip(images: Array) -> Array:
-    """Returns the images clipped to [0, 1], by a clamp.
-
-    The derivative of `jnp.clip` is 1/2 at the clip points, but five times as slow.
-    """
-    zero = jnp.zeros((), images.dtype)
-    return jax.lax.clamp(zero, images, zero + 1)
+    return clip_to_unit(factor * images + (1 - factor) * other)
 
 
 def _luma(images: Array) -> Array:
-    """Returns the luma, `[B, H, W, 1]`."""
+    """Returns the luma of the images, `[B, H, W, 1]`."""
     red, green, blue = jnp.split(images, 3, axis=-1)
     return _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
 

@@ -1,10 +1,10 @@
-"""Geometric operations on images, differentiable in box and angle.
+"""Geometric operations on images: crop, erased box, central square, affine map.
 
-The random resized crop and flip of Foster, Pukdee, Rainforth (ICLR 2021), and affine
-maps. Conventions of the whole file: images are float `[B, H, W, C]` with any number of
-channels C, values in [0, 1]; lengths are in pixels, rows downwards and columns to the
-right, and pixel p covers [p, p + 1]; results have the common dtype of images and
-parameters, at least float32.
+The crop is that of Foster, Pukdee, Rainforth (ICLR 2021). Crop and affine map are
+differentiable in their parameters. Conventions of the whole file: images are float
+`[B, H, W, C]` with any number of channels C, values in [0, 1]; lengths are in pixels,
+rows run downwards and columns to the right, and pixel p covers [p, p + 1]; results have
+the common dtype of images and parameters, at least float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,17 +20,17 @@ from invariance_jax.arguments import (
     promote_images,
     promote_rows,
 )
-from invariance_jax.numerics import safe_divide
+from invariance_jax.numerics import clip_to_unit, safe_divide
 from invariance_jax.types import Array
 
 BOX_NAMES = ("top", "left", "height", "width")
 """The columns of the boxes of `crop_and_resize`, in pixels."""
 
 MAX_SIZE = 2**16
-"""Most rows and columns of a result, pixels."""
+"""Largest number of rows, and of columns, of a result, pixels."""
 
 AFFINE_NAMES = ("rotation", "scaling", "shear", "rows", "columns")
-"""The columns of alpha of `affine`: radians, a factor, a slope, shares of the sides."""
+"""The columns of alpha of `affine`: radians, factor, slope, fractions of the sides."""
 
 AFFINE_IDENTITY = (0.0, 1.0, 0.0, 0.0, 0.0)
 """The alpha of `affine` that leaves an image as it is."""
@@ -43,22 +43,22 @@ def crop_and_resize(
     size: int | tuple[int, int],
     method: str = "lanczos3",
 ) -> Array:
-    """Returns what the boxes show of the images, resized with antialiasing.
+    """Returns the part of each image inside its box, resized with antialiasing.
 
-    Two matrix products per image, along the columns and then along the rows. Output i
-    weighs source pixel p by `share * kernel((p + .5 - center) / max(scale, 1))`,
-    normalized to sum 1, with `scale = length / size`, `center = start + (i + .5) scale`
-    and share the part of pixel p inside the box. So it equals Pillow's crop and resize
-    for boxes of whole pixels and is continuous in between. Each pass is clipped to [0,
-    1], as in Pillow. Deviations: nothing is rounded to 8 bits, and the columns are
-    always first, where Pillow 13 and later turn the order for some boxes taller than
-    the output.
+    Computes two matrix products per image, along the columns and then along the rows.
+    Output i weighs source pixel p by `share * kernel((p + .5 - center) / max(scale,
+    1))`, normalized to sum 1, with `scale = length / size`, `center = start + (i + .5)
+    scale` and share the fraction of pixel p inside the box. The result equals Pillow's
+    crop and resize for boxes of whole pixels and is continuous in between. Each pass is
+    clipped to [0, 1], as in Pillow. Deviations: nothing is rounded to 8 bits, and the
+    columns always come first, while Pillow 13 and later reverse the order for some
+    boxes taller than the output.
 
     Args:
       images: float `[B, H, W, C]`, values in [0, 1].
-      boxes: `[B, 4]`, columns in the order of `BOX_NAMES`, real-valued. What lies
-        outside the image is cut off; a box of which nothing is left shows black.
-      size: output rows and columns, or one number for both.
+      boxes: `[B, 4]`, columns in the order of `BOX_NAMES`, real-valued. The part
+        outside the image is cut off; a box of which nothing is left gives black.
+      size: output rows and columns, or one number for both, pixels.
       method: "lanczos3", or "bilinear" (the triangle kernel, Pillow's BILINEAR).
 
     Returns:
@@ -68,10 +68,10 @@ def crop_and_resize(
       ValueError: if images or boxes have another shape, images are not floating, a size
         is not positive, or the method is unknown.
 
-    Gradients: with respect to both, finite. Where an edge of a box lies on a whole
-      pixel or a scale is 1 the derivative is the mean of the two one-sided ones (where
-      such kinks coincide, of neither side); it is 0 where a pass reaches 0 or 1. A box
-      much smaller than a pixel has large derivatives.
+    Gradients: with respect to images and boxes, finite. Where a box edge lies on a
+      whole pixel or a scale is 1, the derivative is the mean of the two one-sided ones
+      (another value where several such kinks coincide). It is 0 where a pass reaches 0
+      or 1. A box much smaller than a pixel has large derivatives.
     Cost: `size (H W + size H)` products per image and channel.
     """
     images, boxes = promote_rows(images, "boxes", boxes, BOX_NAMES)
@@ -82,17 +82,18 @@ def crop_and_resize(
     check_choice("method", method, METHODS)
     top, left, height, width = jnp.unstack(boxes, axis=1)
     kernel = _KERNELS[method]
-    across = _weights(left, width, images.shape[2], columns, kernel)
-    down = _weights(top, height, images.shape[1], rows, kernel)
+    column_weights = _weights(left, width, images.shape[2], columns, kernel)
+    row_weights = _weights(top, height, images.shape[1], rows, kernel)
     # "highest": accelerators otherwise round float32 factors to 8 or 11 bits.
     # Channels stand before the columns so that both passes are plain matrix products.
     images = jnp.swapaxes(images, 2, 3)
-    images = jnp.einsum("bhcw,bqw->bhcq", images, across, precision="highest")
-    images = jnp.einsum("bph,bhcq->bpcq", down, _clip(images), precision="highest")
-    return jnp.swapaxes(_clip(images), 2, 3)
+    images = jnp.einsum("bhcw,bqw->bhcq", images, column_weights, precision="highest")
+    images = clip_to_unit(images)
+    images = jnp.einsum("bph,bhcq->bpcq", row_weights, images, precision="highest")
+    return jnp.swapaxes(clip_to_unit(images), 2, 3)
 
 
-# Compiled also where the rest is not: one operation at a time it is slow.
+# Compiled even if the caller is not: one operation at a time it is slow.
 @partial(jax.jit, static_argnames=["num_pixels", "size", "kernel"])
 def _weights(
     start: Array,
@@ -101,15 +102,15 @@ def _weights(
     size: int,
     kernel: Callable[[Array], Array],
 ) -> Array:
-    """Returns the weight of each pixel for each output, `[B, size, num_pixels]`."""
+    """Returns `[B, size, num_pixels]`, the weight of each source pixel per output."""
     low, high = (
         jnp.clip(end, 0, num_pixels)[:, None] for end in (start, start + length)
     )
     scale = (high - low) / size
     center = low + scale * (jnp.arange(size, dtype=start.dtype) + 0.5)[None]
     pixel = jnp.arange(num_pixels, dtype=start.dtype)[None]
-    # With the ends of the box before the cut, each has one kink at a whole pixel and
-    # not two on top of each other, whose derivative would be too small.
+    # The ends of the uncut box have one kink each at a whole pixel. The cut ends would
+    # have two that coincide, whose derivative would be too small.
     share = jnp.minimum((start + length)[:, None], pixel + 1)
     share = jnp.maximum(share - jnp.maximum(start[:, None], pixel), 0)
     distance = (pixel[:, None] + 0.5 - center[..., None]) / jnp.maximum(scale, 1)[
@@ -123,9 +124,9 @@ def _weights(
 def _lanczos3(x: Array) -> Array:
     """Returns sinc(x) sinc(x / 3) within |x| < 3 and 0 beyond.
 
-    With y = pi x / 3 and t = sin(y) / y this is `t^2 (1 - 4/3 sin^2 y)`; the power
-    series of t is exact to 1e-15 on [-pi, pi], needs neither a sine nor a division, and
-    its derivatives of any order are exact near 0 where those of sin(y) / y cancel.
+    With y = pi x / 3 and t = sin(y) / y this is `t^2 (1 - 4/3 sin^2 y)`. The power
+    series of t is exact to 1e-15 on [-pi, pi] and needs neither a sine nor a division.
+    Its derivatives of any order are exact near 0, where those of sin(y) / y cancel.
     """
     square = jnp.square(x * (np.pi / 3))
     inside = jnp.abs(x) < 3
@@ -148,14 +149,14 @@ METHODS = tuple(_KERNELS)
 
 
 def erase(images: Array, boxes: Array, *, value: Sequence[float]) -> Array:
-    """Returns images with a box of one colour in each, Zhong et al. (2020).
+    """Returns the images with a box of one colour in each, Zhong et al. (2020).
 
-    A pixel is erased where its centre lies inside the box.
+    A pixel is erased if its centre lies inside the box.
 
     Args:
       images: float `[B, H, W, C]`.
       boxes: `[B, 4]`, columns in the order of `BOX_NAMES`.
-      value: the colour, C numbers, or a single one for all channels.
+      value: the colour, C numbers, or one number for all channels.
 
     Returns:
       `[B, H, W, C]`.
@@ -183,7 +184,7 @@ def central_square(images: Array, *, size: int, method: str = "lanczos3") -> Arr
 
     Args:
       images: float `[B, H, W, C]`, values in [0, 1].
-      size: S, pixels per side; where the square has it already nothing is resampled.
+      size: S, pixels per side; a square that already has it is not resampled.
       method: see `crop_and_resize`.
 
     Returns:
@@ -216,27 +217,27 @@ def affine(images: Array, alpha: Array) -> Array:
 
     A source point (row, column) relative to the centre is sheared to (row, column +
     shear row), rotated counterclockwise, scaled, and moved by `rows` and `columns`,
-    shares of the image's sides. Each output pixel is sampled at the inverse map,
-    bilinear between the four nearest pixel centres, with zeros outside the image. The
-    identity, `AFFINE_IDENTITY`, returns the images exactly.
+    fractions of the image's sides. Each output pixel samples the source at the inverse
+    map, bilinearly between the four nearest pixel centres, with zeros outside the
+    image. The identity, `AFFINE_IDENTITY`, returns the images exactly.
 
     Args:
       images: float `[B, H, W, C]`.
       alpha: `[B, 5]`, columns in the order of `AFFINE_NAMES`, scaling not 0.
 
     Returns:
-      `[B, H, W, C]`, values in the range of the images and 0.
+      `[B, H, W, C]`, values between the extremes of the images and 0.
 
     Raises:
       ValueError: if images or alpha have another shape, or images are not floating.
 
     Gradients: with respect to both. Where a sampled row or column is a whole number,
-      as everywhere at the identity, the derivative is the one to its increasing side.
+      as everywhere at the identity, it is the one-sided derivative for an increase.
     """
     images, alpha = promote_rows(images, "alpha", alpha, AFFINE_NAMES)
     num_rows, num_columns = images.shape[1:3]
     row, column = _source_points(alpha, num_rows, num_columns)
-    # One black pixel all around stands for all that is outside.
+    # A border of one black pixel represents everything outside.
     images = jnp.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)])
     upper, down = _cell(row, num_rows)
     left, right = _cell(column, num_columns)
@@ -244,8 +245,8 @@ def affine(images: Array, alpha: Array) -> Array:
 
     def pixels(row: Array, column: Array) -> Array:
         index = (row * (num_columns + 2) + column).reshape(row.shape[0], -1, 1)
-        found = jnp.take_along_axis(flat, index, axis=1, mode="clip")
-        return found.reshape(*row.shape, -1)
+        values = jnp.take_along_axis(flat, index, axis=1, mode="clip")
+        return values.reshape(*row.shape, -1)
 
     above = (1 - right) * pixels(upper, left) + right * pixels(upper, left + 1)
     below = (1 - right) * pixels(upper + 1, left) + right * pixels(upper + 1, left + 1)
@@ -255,7 +256,7 @@ def affine(images: Array, alpha: Array) -> Array:
 def _source_points(
     alpha: Array, num_rows: int, num_columns: int
 ) -> tuple[Array, Array]:
-    """Returns the row and column, each `[B, H, W]`, that each output pixel shows."""
+    """Returns the source row and column of each output pixel, each `[B, H, W]`."""
     rotation, scaling, shear, rows, columns = (
         value[:, None, None] for value in jnp.unstack(alpha, axis=1)
     )
@@ -264,19 +265,14 @@ def _source_points(
     column = jnp.arange(num_columns, dtype=alpha.dtype)[None, None] - center_column
     row, column = row - rows * num_rows, column - columns * num_columns
     cos, sin = (
-        safe_divide(turn, scaling) for turn in (jnp.cos(rotation), jnp.sin(rotation))
+        safe_divide(value, scaling) for value in (jnp.cos(rotation), jnp.sin(rotation))
     )
     row, column = cos * row + sin * column, cos * column - sin * row
     return row + center_row, column - shear * row + center_column
 
 
 def _cell(position: Array, num_pixels: int) -> tuple[Array, Array]:
-    """Returns the padded pixel before each position, and the share of the next one."""
+    """Returns the padded pixel before each position, and the next one's weight."""
     position = jnp.clip(position, -1, num_pixels) + 1
     before = jnp.minimum(jnp.floor(position), num_pixels)
     return before.astype(jnp.int32), (position - before)[..., None]
-
-
-def _clip(images: Array) -> Array:
-    zero = jnp.zeros((), images.dtype)
-    return jax.lax.clamp(zero, images, zero + 1)
