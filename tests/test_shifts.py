@@ -91,7 +91,7 @@ def test_columns_of_a_parameter_and_of_a_group():
     [
         (
             lambda: shifts.find_columns(COLUMNS, what="foreground"),
-            "'foreground', and alpha has no column 'rfo",
+            "'foreground', but alpha has no column 'rfo",
         ),
         (
             lambda: shifts.find_columns(NAMES, what="size"),

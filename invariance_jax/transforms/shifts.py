@@ -1,8 +1,8 @@
-"""Transformations with another distribution of alpha: moved, widened, or drawn in part.
+"""Transformations whose distribution of alpha is moved, widened, or partly redrawn.
 
-Foster, Pukdee, Rainforth (ICLR 2021) test how a representation stands a shift of the
-nuisance distribution. What changes may be traced, so that one compiled program serves a
-whole grid.
+Foster, Pukdee, Rainforth (ICLR 2021) test representations under a shift of the nuisance
+distribution. The size of a shift may be traced, so one compiled program serves a whole
+grid of shifts.
 """
 
 from dataclasses import replace
@@ -19,15 +19,15 @@ GROUPS = {
     "foreground": ("rfore", "gfore", "bfore"),
     "background": ("rback", "gback", "bback"),
 }
-"""Parameters that are shifted together."""
+"""Groups of parameters that are shifted together."""
 
 
 def find_columns(names: tuple[str, ...], *, what: str) -> np.ndarray:
     """Returns which columns of alpha belong to a parameter or a group of them.
 
     Args:
-      names: of the columns, those of a `Transformation`.
-      what: one of the names, or one of `GROUPS`.
+      names: names of the columns of alpha, as in a `Transformation`.
+      what: name of a parameter, or of one of `GROUPS`.
 
     Returns:
       bool `[P]`.
@@ -35,30 +35,29 @@ def find_columns(names: tuple[str, ...], *, what: str) -> np.ndarray:
     Raises:
       ValueError: if a parameter is not one of the names.
     """
-    wanted = GROUPS.get(what, (what,))
-    for name in wanted:
+    parameters = GROUPS.get(what, (what,))
+    for name in parameters:
         if name not in names:
             raise ValueError(
-                f"what is {what!r}, and alpha has no column {name!r}; expected some of "
+                f"what is {what!r}, but alpha has no column {name!r}; expected some of "
                 f"{', '.join(names)}."
             )
-    return np.array([name in wanted for name in names])
+    return np.array([name in parameters for name in names])
 
 
 def shift(transformation: Transformation, move: Array, scale: Array) -> Transformation:
     """Returns a transformation whose distribution of alpha is moved and widened.
 
-    Draws `alpha + move + (scale - 1) (alpha - c)` where the transformation draws alpha,
-    c the middle of its bounds: the same random numbers give neighbouring views.
+    Where the transformation draws alpha, the result draws `alpha + move + (scale - 1)
+    (alpha - c)`, c being the middle of its bounds. A key gives them neighbouring views.
 
     Args:
-      transformation: the one with the unshifted distribution.
-      move: `[P]`, what is added, in the units of the parameters; may be traced.
-      scale: `[P]`, factor of the distance from the middle of the distribution, 0 or
-        more; may be traced.
+      transformation: the transformation with the unshifted distribution.
+      move: `[P]`, added to alpha, in the units of the parameters; may be traced.
+      scale: `[P]`, multiplies the distance of alpha from c, 0 or more; may be traced.
 
     Returns:
-      A `Transformation`; its bounds follow, and are traced if move or scale is.
+      A `Transformation`. Its bounds are shifted too, and traced if move or scale is.
 
     Raises:
       ValueError: if move or scale is not `[P]`, or a scale is negative where it is not
@@ -68,50 +67,50 @@ def shift(transformation: Transformation, move: Array, scale: Array) -> Transfor
     if not isinstance(scale, jax.core.Tracer) and np.min(scale, initial=0) < 0:
         raise ValueError(f"scale must be 0 or more; found {np.asarray(scale)}.")
     traced = any(isinstance(value, jax.core.Tracer) for value in (move, scale))
-    # Concrete ones are in NumPy's double precision, as the bounds are.
-    change = [
+    # Concrete values stay in NumPy's double precision, as the bounds are.
+    move_scale_middle = [
         promote(value=value)[0] if traced else np.asarray(value, np.float64)
         for value in (move, scale, np.mean(transformation.bounds, axis=1))
     ]
 
     def shifted(view: View) -> View:
-        exact = [jnp.asarray(value, view.alpha.dtype) for value in change]
-        return View(_shift(view.alpha, *exact), view.held)
+        values = [jnp.asarray(v, view.alpha.dtype) for v in move_scale_middle]
+        return View(_shift(view.alpha, *values), view.held)
 
-    def sample_for(key: Key, batch_size: int, **what: object) -> View:
+    def sample_for(key: Key, batch_size: int, **settings: object) -> View:
         assert transformation.sample_for is not None
-        return shifted(transformation.sample_for(key, batch_size, **what))
+        return shifted(transformation.sample_for(key, batch_size, **settings))
 
     return replace(
         transformation,
         sample=lambda key, batch_size: shifted(transformation.sample(key, batch_size)),
         sample_for=transformation.sample_for and sample_for,
-        bounds=_shift(transformation.bounds.T, *change).T,
+        bounds=_shift(transformation.bounds.T, *move_scale_middle).T,
     )
 
 
 def _shift(alpha: PyTree, move: PyTree, scale: PyTree, middle: PyTree) -> PyTree:
-    """Returns rows of alpha; written so that no shift changes no bit."""
+    """Returns shifted rows of alpha; a move of 0 and a scale of 1 change no bit."""
     return alpha + move[None] + (scale - 1)[None] * (alpha - middle[None])
 
 
 def redraw(transformation: Transformation, chosen: Array) -> Transformation:
     """Returns a transformation that draws some columns of alpha and keeps the rest.
 
-    Its examples are pairs `(x, view)` of an example of the transformation and the view
-    of it that is kept: held, and the other columns of alpha. A column is drawn from its
-    own distribution, whatever the others are; of crop boxes, whose columns depend on
-    one another, that is not the distribution of a box.
+    The new examples are pairs `(x, view)` of an example of the transformation and the
+    view whose held choices and other columns of alpha are kept. The drawn columns do
+    not depend on the kept ones. The columns of a crop box do depend on one another, so
+    a partly redrawn box does not have the distribution of a box.
 
     Args:
-      transformation: the one that draws everything.
-      chosen: bool `[P]`, the columns that are drawn; may be traced.
+      transformation: the transformation that draws all columns.
+      chosen: bool `[P]`, the columns to draw; may be traced.
 
     Returns:
-      A `Transformation` without plain images.
+      A `Transformation` whose `plain` is None.
 
     Raises:
-      ValueError: if chosen is not `[P]`.
+      ValueError: if chosen is not `[P]` or not bool.
     """
     _check_columns(transformation, chosen=chosen)
     if chosen.dtype != np.bool_:

@@ -30,7 +30,7 @@ PARAMETERS = ("m", "b", "h", "sigma", *COLORIZE_NAMES)
 BOUNDS = np.array(
     [[2.0, 5.0], [0.1, 1.1], [0.5, 2.5], [0.25, 1.0]] + 3 * [[0.4, 1.0], [0.0, 0.6]]
 )
-"""`[10, 2]`, the ends of the uniform distribution of each parameter."""
+"""`[10, 2]`, lower and upper end of the uniform distribution of each parameter."""
 
 NORMALIZATIONS = ("row", "image")
 """The region whose maximum intensity becomes 1."""
@@ -68,11 +68,11 @@ def render(
       `[..., S, S, 3]`, at least float32, values in the range of the colours.
 
     Raises:
-      ValueError: if parameters are no real numbers or their last dimension is not 10, a
-        size is not positive, or the normalization is unknown.
+      ValueError: if parameters are not real numbers or their last dimension is not 10,
+        a size is not positive, or the normalization is unknown.
 
     Gradients: with respect to all parameters, of any order; where pixels tie for the
-    maximum it has the mean of their derivatives.
+    maximum, its derivative is the mean of theirs.
     """
     if parameters.ndim < 1 or parameters.shape[-1] != len(PARAMETERS):
         raise ValueError(
@@ -101,11 +101,11 @@ def render(
 
 
 def _curve(m: Array, b: Array, h: Array, num_points: int) -> tuple[Array, Array]:
-    """Returns x and y `[..., points]`, the sum of two arms that turn.
+    """Returns x and y of the curve, each `[..., points]`: the sum of two rotating arms.
 
-    The arms have lengths m - h and h and turn at speeds 1 and -(m - h) / b. The sum is
-    a contraction because XLA on CPU does not fuse across one: otherwise a derivative of
-    the image evaluates these sines and cosines anew for every pixel.
+    The arms have lengths m - h and h and rotate at speeds 1 and -(m - h) / b. The sum
+    is an einsum because XLA on CPU does not fuse across it: otherwise a derivative of
+    the image computes these sines and cosines again for every pixel.
     """
     angle = jnp.linspace(0, 2 * math.pi, num_points, dtype=m.dtype)
     speed = jnp.concatenate([jnp.ones_like(m), (h - m) / b], axis=-1)[..., None]
@@ -117,7 +117,7 @@ def _curve(m: Array, b: Array, h: Array, num_points: int) -> tuple[Array, Array]
 
 
 def _gaussian(grid: Array, position: Array, sigma: Array) -> Array:
-    """Returns `[..., S, points]`, exp(-(grid - position)^2 / sigma)."""
+    """Returns exp(-(grid - position)^2 / sigma), `[..., S, points]`."""
     grid = grid.reshape((1,) * (position.ndim - 1) + (-1, 1))
     return jnp.exp(-jnp.square(grid - position[..., None, :]) / sigma[..., None])
 
@@ -134,7 +134,7 @@ def make_transformation(
     """Returns the transformation whose alpha is every parameter that is not a target.
 
     Args:
-      targets: the names that make up an example; x is `[B, T]` with its columns in this
+      targets: names of the parameters of an example: x is `[B, T]`, columns in this
         order. The other parameters are the nuisance, alpha, in the order of PARAMETERS.
       bounds: `[10, 2]`, ends of the uniform distribution of each parameter.
       image_size: see `render`.
@@ -143,12 +143,13 @@ def make_transformation(
       normalization: see `render`.
 
     Returns:
-      A `Transformation` with P = 10 - T; `plain` is None, since every image needs its
-      nuisance.
+      A `Transformation` with P = 10 - T. Its `plain` is None, since every image needs
+      its nuisance.
 
     Raises:
-      ValueError: if a target is unknown, named twice, or none or all are targets; if
-        bounds are of another shape, not finite, reversed, or let b or sigma reach 0.
+      ValueError: if a target is unknown or named twice; if none or all parameters are
+        targets; if bounds have another shape, are not finite or reversed, let b or
+        sigma reach 0, or let a colour leave [0, 1].
     """
     targets = tuple(targets)
     bounds = _check_bounds(bounds)
