@@ -495,8 +495,8 @@ EIGHT_BITS = "must be in .*divide those of 8-bit .*found"
         ({"mean": (127,)}, f"mean {EIGHT_BITS} 127"),
         ({"std": (0.5, 0.0, 0.5)}, r"std must be in \(0, 1\]"),
         ({"std": (64.0,)}, f"std {EIGHT_BITS} 64"),
-        ({"flip": 0.5}, "flip must be True or False, and no prob.* found 0.5"),
-        ({"crop": 1}, "crop must be True or False, and no probability; found 1"),
+        ({"flip": 0.5}, "flip must be True or False, not a prob.* found 0.5"),
+        ({"crop": 1}, "crop must be True or False, not a probability; found 1"),
         ({"image_size": 0}, "image_size must be an integer of 1 or more; found"),
         ({"source_size": 0}, "source_size must be the positive rows"),
         ({"source_size": (8, 8, 3)}, "source_size must be the positive rows"),
@@ -511,7 +511,7 @@ EIGHT_BITS = "must be in .*divide those of 8-bit .*found"
         ({"scaling": 1.0}, r"scaling must be in \[0, 0.99.*; found 1.0"),
         ({"shear": math.nan}, r"shear must be in \[0, 2\]"),
         ({"shear": 10.0}, "shear must be .* a slope, not degrees; found 10.0"),
-        ({"translation": 4}, f"translation {IN_01}.*shares of the sides, not pixels"),
+        ({"translation": 4}, f"translation {IN_01}.*fractions of the sides, not pix"),
     ],
     ids=str,
 )
@@ -542,7 +542,7 @@ def test_apply_and_plain_refuse_other_examples(shape, dtype, message):
 
 def test_apply_refuses_another_view():
     alpha, held = draw(make(PAPER), 0, 2)
-    names = r"view.held must have \['acts', 'crop'\], with 'acts' of \['color', 'flip'"
+    names = r"have the keys \['acts', 'crop'\], and 'acts' the keys \['color', 'flip'"
     for view, message in [
         (View(alpha[:, :3], held), r"alpha must be \[2, 4\]"),
         (View(alpha[:1], held), r"alpha must be \[2, 4\]"),

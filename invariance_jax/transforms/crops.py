@@ -12,7 +12,7 @@ from invariance_jax.transforms.operations import Family
 from invariance_jax.types import Array, PyTree
 
 CROP_TRIES = 10
-"""Boxes that are drawn at most until one fits into the image."""
+"""Largest number of boxes that are drawn until one fits into the image."""
 
 
 def crop_family(
@@ -26,22 +26,24 @@ def crop_family(
 ) -> Family:
     """Returns the distribution of the box of the random resized crop.
 
-    Area uniform, aspect log-uniform, the box anywhere inside the image; drawn until it
-    fits, after `CROP_TRIES` misses the largest central box of an allowed aspect.
+    The area is uniform, the aspect log-uniform, and the position uniform inside the
+    image. Boxes are drawn until one fits; after `CROP_TRIES` misses it is the largest
+    central box of an allowed aspect.
 
     Args:
       source_size: H and W, pixels.
-      area: least and greatest area, shares of the image's.
+      area: least and greatest area, fractions of the image's.
       aspect: least and greatest width over height.
-      whole_pixels: whether height and width are rounded, as in the paper, before it is
-        seen whether they fit; if not the distribution is the same without rounding.
-      squashed: whether images of many sizes are squashed into source_size, a square:
-        `draw_sized` draws boxes of these aspects in the image as it was, and gives them
-        in the pixels of the square.
-      name: of the family: its columns are "NAME.top", ..., as `geometry.BOX_NAMES`.
+      whole_pixels: whether boxes have whole pixels: height and width are rounded before
+        the test whether they fit, as in the paper. False: nothing is rounded.
+      squashed: whether images are `Squashed` into source_size, a square. `draw_sized`
+        then draws boxes of these aspects in the original image and returns them in
+        pixels of the square.
+      name: name of the family; its columns are "NAME.top", ..., as in
+        `geometry.BOX_NAMES`.
 
     Returns:
-      A `Family`.
+      The `Family` of the box.
 
     Raises:
       ValueError: if area or aspect is reversed or not positive, or an area exceeds 1.
@@ -60,16 +62,16 @@ def crop_family(
     low = np.minimum(low, central[2:])
     high = np.maximum(np.minimum(high, source_size), central[2:])
     bounds = np.array([[0, 0, *low], [*(np.array(source_size) - low), *high]])
-    if squashed:  # a box of a very long image may have any height or width
+    if squashed:  # the box of a very long image may have any height or width
         bounds = np.array([[0.0] * 4, [*source_size] * 2])
 
-    def place(unit: Array, change: Array, fallback: Array) -> Array:
-        tries = unit[:, 2:], change, source_size, area, aspect, whole_pixels
-        sizes, fits = _sizes(*tries)
+    def first_that_fits(unit: Array, stretch: Array, fallback: Array) -> Array:
+        limits = source_size, area, aspect, whole_pixels
+        sizes, fits = _sizes(unit[:, 2:], stretch, *limits)
         first = jnp.argmax(fits, axis=1)[:, None, None]
         size = jnp.take_along_axis(sizes, first, axis=1)[:, 0]
         room = jnp.asarray(source_size, jnp.float32)[None] - size
-        # Every one of the room + 1 whole places is as likely; rounding may reach + 1.
+        # The room + 1 whole positions are equally likely; rounding may reach room + 1.
         whole = jnp.minimum(jnp.floor(unit[:, :2] * (room + 1)), room)
         start = whole if whole_pixels else unit[:, :2] * room
         boxes = jnp.concatenate([start, size], axis=1)
@@ -77,12 +79,12 @@ def crop_family(
 
     def draw(unit: Array) -> Array:
         fallback = jnp.asarray(central, jnp.float32)[None]
-        return place(unit, jnp.ones((1, 1), jnp.float32), fallback)
+        return first_that_fits(unit, jnp.ones((1, 1), jnp.float32), fallback)
 
     def draw_sized(unit: Array, sizes: Array) -> Array:
-        change = (sizes[:, :1] / sizes[:, 1:]).astype(jnp.float32)
-        fallback = _central_boxes(change, source_size, aspect, whole_pixels)
-        return place(unit, change, fallback)
+        stretch = (sizes[:, :1] / sizes[:, 1:]).astype(jnp.float32)
+        fallback = _central_boxes(stretch, source_size, aspect, whole_pixels)
+        return first_that_fits(unit, stretch, fallback)
 
     names = tuple(f"{name}.{column}" for column in geometry.BOX_NAMES)
     sized = draw_sized if squashed else None
@@ -91,7 +93,7 @@ def crop_family(
 
 def _sizes(
     unit: Array,
-    change: Array,
+    stretch: Array,
     source_size: tuple[int, int],
     area: tuple[float, float],
     aspect: tuple[float, float],
@@ -99,15 +101,15 @@ def _sizes(
 ) -> tuple[Array, Array]:
     """Returns heights and widths `[B, tries, 2]`, and whether each try fits.
 
-    Change `[B or 1, 1]` is what squashing has multiplied the aspects by.
+    `stretch`, `[B or 1, 1]`, is the factor by which squashing multiplies the aspect.
     """
-    share, turn = jnp.split(unit, 2, axis=1)
-    share = area[0] + (area[1] - area[0]) * share
-    # The logarithm of the square root of the aspect.
+    area_unit, aspect_unit = jnp.split(unit, 2, axis=1)
+    fraction = area[0] + (area[1] - area[0]) * area_unit
+    # The square root of the aspect is log-uniform too.
     log_low, log_high = (math.log(value) / 2 for value in aspect)
-    stretch = jnp.exp(log_low + (log_high - log_low) * turn) * jnp.sqrt(change)
-    side = jnp.sqrt(share * (source_size[0] * source_size[1]))
-    sizes = jnp.stack([side / stretch, side * stretch], axis=-1)
+    root = jnp.exp(log_low + (log_high - log_low) * aspect_unit) * jnp.sqrt(stretch)
+    side = jnp.sqrt(fraction * (source_size[0] * source_size[1]))
+    sizes = jnp.stack([side / root, side * root], axis=-1)
     if whole_pixels:
         sizes = jnp.round(sizes)
     limits = jnp.asarray(source_size, jnp.float32)[None, None]
@@ -115,22 +117,22 @@ def _sizes(
 
 
 def _central_boxes(
-    change: PyTree,
+    stretch: PyTree,
     source_size: tuple[int, int],
     aspect: tuple[float, float],
     whole_pixels: bool,
     xp: ModuleType = jnp,
 ) -> PyTree:
-    """Returns the largest central boxes whose aspect is allowed, `[B, 4]`.
+    """Returns the largest central boxes of an allowed aspect, `[B, 4]`.
 
-    Of squashed images, by jax.numpy or numpy; change as in `_sizes`.
+    `stretch` is that of `_sizes`; `xp` is jax.numpy or numpy.
     """
     rows, columns = source_size
-    height = xp.minimum(rows, columns / (aspect[0] * change))
-    width = xp.minimum(columns, rows * aspect[1] * change)
+    height = xp.minimum(rows, columns / (aspect[0] * stretch))
+    width = xp.minimum(columns, rows * aspect[1] * stretch)
     size = xp.concatenate([height, width], axis=1)
     if whole_pixels:
         size = xp.maximum(xp.round(size), 1)
-    start = (xp.asarray(source_size, change.dtype)[None] - size) / 2
+    start = (xp.asarray(source_size, stretch.dtype)[None] - size) / 2
     start = xp.floor(start) if whole_pixels else start
     return xp.concatenate([start, size], axis=1)

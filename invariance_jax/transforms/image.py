@@ -1,9 +1,10 @@
 """The transformation of images: crop, flip, affine, colours, blur, normalization.
 
-The SimCLR family of Foster, Pukdee, Rainforth (ICLR 2021), section 5, on the device and
-differentiable in the parameters that are chosen; affine maps and the colouring of grey
-images beside it. What is drawn for one key does not depend on what is differentiated,
-but for the rounding of crop boxes and a jitter that only its derivative switches on.
+The SimCLR transformation of Foster, Pukdee, Rainforth (ICLR 2021), section 5, and
+further operations. It runs on the device and is differentiable in chosen parameters.
+The draws for a key do not depend on what is differentiated, with two exceptions: if
+they are differentiated, crop boxes are not rounded, and a jitter of probability 0 is
+drawn.
 """
 
 import math
@@ -35,13 +36,13 @@ from invariance_jax.transforms.operations import (
 from invariance_jax.types import Array
 
 FAMILIES = ("crop", "affine", "colorize", "color", "blur")
-"""What may be differentiated, in the order of the columns of alpha."""
+"""Operations that may be differentiated, in the order of their columns in alpha."""
 
 MAX_STRENGTH = 1.25
-"""The strength of colour jitter at which a factor may reach 0."""
+"""The largest strength of colour jitter: a factor may reach 0."""
 
 JITTER_RANGES = (0.8, 0.8, 0.8, 0.2)
-"""Ranges of brightness, contrast, saturation and hue (turns) at strength 1: SimCLR."""
+"""Half-widths of brightness, contrast, saturation and hue (turns) at strength 1."""
 
 _SWITCHES = {
     "crop": "set crop=True",
@@ -49,7 +50,7 @@ _SWITCHES = {
     "colorize": "set colorize=True",
     "blur": "give blur_probability a value above 0",
 }
-"""What switches a family on that may be differentiated."""
+"""How to switch on an operation that is to be differentiated."""
 
 _SIMCLR = {
     "strength": 0.5,
@@ -67,11 +68,11 @@ RECIPES: dict[str, dict[str, object]] = {
         "solarize_probability": (0.0, 0.2),
     },
 }
-"""Arguments of `make_transformation` that papers set otherwise than one another.
+"""Arguments of `make_transformation` on which papers differ.
 
 Chen et al. (2020), appendices A and B.9; Grill et al. (2020), appendix B, which Barlow
-Twins, VICReg and MoCo v3 use too. A crop of .08 to 1 of the area, a flip, jitter with
-probability .8 and grey with .2 are common to all.
+Twins, VICReg and MoCo v3 use too. All share a crop of .08 to 1 of the area, a flip,
+jitter with probability .8 and grey with probability .2.
 """
 
 
@@ -105,15 +106,15 @@ def make_transformation(
     squashed: bool = False,
     more: Sequence[Operation] = (),
 ) -> Transformation:
-    """Returns the transformation of images, in this order of operations.
+    """Returns the transformation that applies these operations to images, in order.
 
     1. "crop": random resized crop to image_size: area uniform, aspect log-uniform, up
        to 10 tries until the box fits, then the largest central box of an allowed
-       aspect. Boxes have whole pixels, except where "crop" is differentiated: there the
-       share that a box covers of a pixel has a kink. Without crop the largest central
-       square is resized, or left as it is where it has image_size already.
+       aspect. Boxes have whole pixels unless "crop" is differentiated, because the
+       derivative has kinks there. Without crop, the largest central square is resized,
+       or left unchanged if it has image_size already.
     2. flip: left and right exchanged, with probability 1/2.
-    3. "affine": `geometry.affine`, where a range is above 0.
+    3. "affine": `geometry.affine`, if a range is above 0.
     4. "colorize": `color.colorize`, foreground U(.4, 1), background U(0, .6).
     5. "color": `color.jitter` with jitter_probability; with s the strength, brightness,
        contrast and saturation are U(1 - .8 s, 1 + .8 s), hue U(-.2 s, .2 s) turns.
@@ -125,50 +126,53 @@ def make_transformation(
 
     The examples x are uint8, or floating in [0, 1], `[B, H, W, 1 or 3]`; uint8 is
     divided by 255, one channel is repeated to three. `plain` is the central square,
-    normalized. Alpha holds the columns of what is differentiated, in the order of
-    `FAMILIES`; all other random choices are in held. A probability may be two: those of
-    the first and of the second view of an example.
+    normalized. Alpha holds the columns of the differentiated operations, in the order
+    of `FAMILIES`; all other random choices are in held. A probability may be a pair:
+    for the first and for the second view of an example.
 
     Args:
       source_size: H and W of the examples, or one number for both, pixels.
       image_size: S, pixels per side of a view.
-      mean: of each of the three channels, or a single one for all, in [0, 1] as the
-        values of the images are.
+      mean: mean of each of the three channels, or one for all, in [0, 1] as the values
+        of the images are.
       std: standard deviations likewise, above 0 and at most 1.
-      strength: s, of the colour jitter, 0 to 1.25, where a factor may reach 0.
-      jitter_probability: of the colour jitter; at 0 alpha of "color" has no effect.
-      gray_probability: of grayscale.
+      strength: s, strength of the colour jitter, from 0 to 1.25, where a factor may
+        reach 0.
+      jitter_probability: probability of the colour jitter; at 0 the columns of "color"
+        have no effect.
+      gray_probability: probability of grayscale.
       crop: whether views are random resized crops.
       flip: whether views are flipped, each with probability 1/2.
-      differentiate: the families in alpha; `()` for views without a derivative, P = 0.
-      crop_area: least and greatest area of a box, shares of the image's.
+      differentiate: operations whose parameters are in alpha; `()` for views without a
+        derivative, P = 0.
+      crop_area: least and greatest area of a box, fractions of the image's.
       crop_aspect: least and greatest width of a box over its height.
       resampling: method of `geometry.crop_and_resize`.
       colorize: whether grey images get a foreground and a background colour.
-      rotation: r, angles are U(-r, r), radians, at most pi.
-      scaling: r below 1, factors are U(1 - r, 1 + r).
-      shear: r, slopes are U(-r, r), at most 2.
-      translation: r, shares of the sides are U(-r, r), at most 1.
-      jitter_ranges: the .8, .8, .8 and .2 of the colour jitter, one by one.
-      blur_probability: of the blur.
+      rotation: r, at most pi: angles are U(-r, r), radians.
+      scaling: r, below 1: factors are U(1 - r, 1 + r).
+      shear: r, at most 2: slopes are U(-r, r).
+      translation: r, at most 1: moves are U(-r, r), fractions of the sides.
+      jitter_ranges: half-widths at strength 1, in place of .8, .8, .8 and .2 above.
+      blur_probability: probability of the blur.
       blur_sigma: least and greatest standard deviation of the blur, pixels of the view.
-      solarize_probability: of the solarization.
-      solarize_threshold: the value from which on it inverts, in [0, 1].
-      erase_probability: of the erased box.
-      erase_area: least and greatest area of that box, shares of the view's.
-      squashed: whether examples are `Squashed` into source_size, a square: crops then
-        have area and aspect in the image as it was, and the central square is its.
-      more: operations of your own, after these and before the normalization.
+      solarize_probability: probability of the solarization.
+      solarize_threshold: values at or above it are inverted, in [0, 1].
+      erase_probability: probability of the erased box.
+      erase_area: least and greatest area of that box, fractions of the view's.
+      squashed: whether examples are `Squashed` into source_size, a square. Areas and
+        aspects of crops, and the central square, then refer to the original image.
+      more: your own operations, applied after these and before the normalization.
 
     Returns:
-      A `Transformation` with the names "crop.top", ..., "affine.rotation", ...,
-      "rfore", ..., "brightness", ..., "blur.sigma", those that are differentiated. A
-      sampler's draws are float32; apply refuses x of another size or dtype with a
-      ValueError.
+      A `Transformation` whose names are the parameters of the differentiated
+      operations: "crop.top", ..., "affine.rotation", ..., "rfore", ..., "brightness",
+      ..., "blur.sigma". Draws are float32. `apply` and `plain` raise a ValueError if x
+      has another size or dtype.
 
     Raises:
-      ValueError: if an argument is outside its range or in another unit, or
-        differentiate names an unknown family, one twice, or one that is switched off.
+      ValueError: if an argument is outside its range, or differentiate names an unknown
+        operation, one twice, or one that is switched off.
     """
     _check_switches(crop=crop, flip=flip, colorize=colorize, squashed=squashed)
     source, image_size = _source(source_size), check_integer("image_size", image_size)
@@ -178,9 +182,9 @@ def make_transformation(
     jitter = probability("jitter_probability", jitter_probability)
     blurring = probability("blur_probability", blur_probability)
     erasing = probability("erase_probability", erase_probability)
-    cut = partial(geometry.crop_and_resize, size=image_size, method=resampling)
+    resize = partial(geometry.crop_and_resize, size=image_size, method=resampling)
     floating = partial(_floating, source=source)
-    square = partial(_square, source=source, cut=cut)
+    square = partial(_square, source=source, resize=resize)
     normalize = partial(_normalize, mean=mean, std=std)
     box = crop_family(
         source_size=source,
@@ -189,31 +193,31 @@ def make_transformation(
         whole_pixels="crop" not in differentiate,
         squashed=squashed,
     )
-    motion = _affine_family(rotation, scaling, shear, translation)
-    factors = _jitter_family(strength, jitter_ranges)
-    widths = _blur_family(blur_sigma)
-    hole = _erase_family(image_size, erase_area)
+    affine_family = _affine_family(rotation, scaling, shear, translation)
+    jitter_family = _jitter_family(strength, jitter_ranges)
+    blur_family = _blur_family(blur_sigma)
+    erased_box = _erase_family(image_size, erase_area)
     erase = partial(_erased, mean)
     invert = partial(_solarized, threshold=solarize_threshold)
-    moves = max(rotation, scaling, shear, translation) > 0
-    colors = max(jitter) > 0 or "color" in differentiate
+    has_affine = max(rotation, scaling, shear, translation) > 0
+    has_jitter = max(jitter) > 0 or "color" in differentiate
     switched = [
-        (crop, Operation("crop", cut, box)),
+        (crop, Operation("crop", resize, box)),
         (flip, Operation("flip", _mirrored, probability=0.5)),
-        (moves, Operation("affine", geometry.affine, motion)),
+        (has_affine, Operation("affine", geometry.affine, affine_family)),
         (True, Operation("channels", _three_channels)),
         (colorize, Operation("colorize", color.colorize, _COLOURS)),
-        (colors, Operation("color", color.jitter, factors, jitter)),
+        (has_jitter, Operation("color", color.jitter, jitter_family, jitter)),
         (True, Operation("gray", _gray, probability=gray_probability)),
-        (max(blurring) > 0, Operation("blur", _blurred, widths, blurring)),
+        (max(blurring) > 0, Operation("blur", _blurred, blur_family, blurring)),
         (True, Operation("solarize", invert, probability=solarize_probability)),
-        (max(erasing) > 0, Operation("erase", erase, hole, erasing)),
+        (max(erasing) > 0, Operation("erase", erase, erased_box, erasing)),
         *((True, operation) for operation in more),
         (True, Operation("normalization", normalize)),
     ]
     operations = [operation for is_on, operation in switched if is_on]
-    on = {operation.name for operation in operations}
-    off = [name for name in _SWITCHES if name in differentiate and name not in on]
+    names = {operation.name for operation in operations}
+    off = [name for name in _SWITCHES if name in differentiate and name not in names]
     if off:
         raise ValueError(
             f"differentiate names {off[0]!r}, which is off: {_SWITCHES[off[0]]}."
@@ -232,11 +236,11 @@ _COLOURS = uniform_family(
         for name in color.COLORIZE_NAMES
     }
 )
-"""The colours of `color.colorize`, as of Spirograph."""
+"""The distribution of the colours of `color.colorize`, as in Spirograph."""
 
 
 def _jitter_family(strength: float, ranges: Sequence[float]) -> Family:
-    """Returns the distribution of `color.jitter`, about what changes nothing."""
+    """Returns the distribution of alpha of `color.jitter`, centred on no change."""
     unit = "as factors would be negative beyond"
     check_number("strength", strength, low=0, high=MAX_STRENGTH, unit=unit)
     if len(ranges) != 4:
@@ -244,28 +248,28 @@ def _jitter_family(strength: float, ranges: Sequence[float]) -> Family:
     for value, most in zip(ranges, (0.8, 0.8, 0.8, 0.4), strict=True):
         check_number("jitter_ranges", value, low=0, high=most)
     half = strength * np.array(ranges)
-    return _about((1.0, 1.0, 1.0, 0.0), half, color.JITTER_NAMES)
+    return _centred((1.0, 1.0, 1.0, 0.0), half, color.JITTER_NAMES)
 
 
 def _affine_family(
     rotation: float, scaling: float, shear: float, translation: float
 ) -> Family:
-    """Returns the distribution of `geometry.affine`, about the identity."""
+    """Returns the distribution of alpha of `geometry.affine`, about the identity."""
     for name, value, most, unit in [
         ("rotation", rotation, math.pi, "radians, not degrees"),
         ("scaling", scaling, 1 - 2**-20, "the factors' distance from 1"),
         ("shear", shear, 2.0, "a slope, not degrees"),
-        ("translation", translation, 1.0, "shares of the sides, not pixels"),
+        ("translation", translation, 1.0, "fractions of the sides, not pixels"),
     ]:
         check_number(name, value, low=0, high=most, unit=unit)
     half = [rotation, scaling, shear, translation, translation]
     names = [f"affine.{name}" for name in geometry.AFFINE_NAMES]
-    return _about(geometry.AFFINE_IDENTITY, np.array(half), names)
+    return _centred(geometry.AFFINE_IDENTITY, np.array(half), names)
 
 
-def _about(middle: Sequence[float], half: np.ndarray, names: Sequence[str]) -> Family:
-    """Returns uniform distributions of half these widths about their middles."""
-    ends = zip(np.array(middle) - half, np.array(middle) + half, strict=True)
+def _centred(centre: Sequence[float], half: np.ndarray, names: Sequence[str]) -> Family:
+    """Returns uniform distributions with these centres and half-widths."""
+    ends = zip(np.array(centre) - half, np.array(centre) + half, strict=True)
     return uniform_family(bounds=dict(zip(names, ends, strict=True)))
 
 
@@ -288,7 +292,7 @@ def _erase_family(image_size: int, area: tuple[float, float]) -> Family:
 def _floating(
     x: Array | Squashed, dtype: DTypeLike, *, source: tuple[int, int]
 ) -> Array:
-    """Returns floating images; uint8 is divided by 255 in the given dtype."""
+    """Returns floating images; divides uint8 by 255 in the given dtype."""
     rows, columns = source
     x = x.pixels if isinstance(x, Squashed) else x
     if x.shape[1:] not in [(rows, columns, 1), (rows, columns, 3)]:
@@ -310,15 +314,15 @@ def _square(
     dtype: DTypeLike,
     *,
     source: tuple[int, int],
-    cut: "partial[Array]",
+    resize: "partial[Array]",
 ) -> Array:
-    """Returns the largest central square of the images, as they were if squashed."""
+    """Returns the largest central squares, of the original images if squashed."""
     images = _floating(x, dtype, source=source)
     if not isinstance(x, Squashed):
-        return geometry.central_square(images, **cut.keywords)
-    side = jnp.min(x.sizes, axis=1, keepdims=True) / x.sizes * source[0]
-    boxes = jnp.concatenate([(source[0] - side) / 2, side], axis=1)
-    result: Array = cut(images, boxes.astype(images.dtype))
+        return geometry.central_square(images, **resize.keywords)
+    sides = jnp.min(x.sizes, axis=1, keepdims=True) / x.sizes * source[0]
+    boxes = jnp.concatenate([(source[0] - sides) / 2, sides], axis=1)
+    result: Array = resize(images, boxes.astype(images.dtype))
     return result
 
 
@@ -370,7 +374,7 @@ def _check_switches(**switches: bool) -> None:
     for name, value in switches.items():
         if not isinstance(value, bool | np.bool_):
             raise ValueError(
-                f"{name} must be True or False, and no probability; found {value!r}."
+                f"{name} must be True or False, not a probability; found {value!r}."
             )
 
 
@@ -380,8 +384,8 @@ def _check_channels(threshold: float, **channels: Sequence[float]) -> None:
     for name, values in channels.items():
         if np.ndim(values) != 1 or len(values) not in (1, 3):
             raise ValueError(
-                f"{name} must be three finite numbers, one per channel, or a single "
-                f"one for all; found {values}."
+                f"{name} must be three finite numbers, one per channel, or one for "
+                f"all; found {values}."
             )
         for value in values:
             above = name == "std"

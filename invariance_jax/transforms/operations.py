@@ -1,8 +1,8 @@
 """A transformation of images as a composition of small random operations.
 
 Each operation has a distribution of parameters, a function of images and parameters,
-and a probability with which it acts. What is drawn for one key does not depend on what
-is differentiated.
+and a probability with which it acts. The draws for a key do not depend on which
+operations are differentiated.
 """
 
 import math
@@ -21,15 +21,15 @@ from invariance_jax.types import Array, Key, PyTree
 
 
 class Family(NamedTuple):
-    """Parameters that go together, the columns of an array with a row per example.
+    """The distribution of an operation's parameters, which have a row per example.
 
     Attributes:
-      names: of the columns.
-      bounds: a row per column, the ends of its distribution.
-      num_uniform: uniform numbers that one example takes.
-      draw: the parameters as a function of these numbers in [0, 1), a row per example.
-      draw_sized: the same of images of many sizes, of the numbers and of int32 `[B, 2]`
-        heights and widths; None where they change nothing.
+      names: names of the columns.
+      bounds: float, a row per column: lower and upper end of its distribution.
+      num_uniform: number of uniform random numbers that one example needs.
+      draw: `unit -> parameters`; unit holds these numbers in [0, 1), a row per example.
+      draw_sized: `(unit, sizes) -> parameters`, replaces `draw` for images of many
+        sizes, int32 `[B, 2]` heights and widths. None: sizes have no effect.
     """
 
     names: tuple[str, ...]
@@ -40,22 +40,22 @@ class Family(NamedTuple):
 
 
 NO_PARAMETERS = Family((), np.zeros((0, 2)), 0, lambda unit: unit)
-"""That of an operation without parameters."""
+"""The family of an operation without parameters."""
 
 Probability = float | tuple[float, float]
-"""Of an operation: one for all views, or those of the first and of the second view."""
+"""Probability of an operation: one for all views, or (first view, second view)."""
 
 
 class Operation(NamedTuple):
-    """A random operation.
+    """A random operation on images.
 
     Attributes:
-      name: of the operation, and of its family in `differentiate`.
-      apply: `(images [B, H, W, C], parameters [B, K]) -> images`, each example alone;
-        the columns are those of the family.
-      family: the distribution of its parameters; `NO_PARAMETERS`: it has none.
-      probability: with which it acts on an example; None: always, and nothing is drawn
-        for that. At 0 it never acts, and its derivative is 0.
+      name: name of the operation, also in `differentiate`.
+      apply: `(images [B, H, W, C], parameters) -> images`, each example alone;
+        parameters has a row per example and the columns of the family.
+      family: distribution of its parameters; `NO_PARAMETERS` if it has none.
+      probability: probability with which it acts on an example. None: it always acts,
+        and no gate is drawn. 0: it never acts, and its derivative is 0.
     """
 
     name: str
@@ -65,16 +65,16 @@ class Operation(NamedTuple):
 
 
 def uniform_family(*, bounds: Mapping[str, Sequence[float]]) -> Family:
-    """Returns the uniform distribution of some parameters.
+    """Returns the family of independent, uniformly distributed parameters.
 
     Args:
-      bounds: the name of each and its ends, (least, greatest).
+      bounds: maps the name of each parameter to its (least, greatest) value.
 
     Returns:
-      `Family`, of columns with these names, in their order.
+      A `Family` whose columns have these names, in their order.
 
     Raises:
-      ValueError: if there is not a pair of finite, ordered ends for each name.
+      ValueError: if the bounds of a name are not a pair of finite, ordered numbers.
     """
     for name, pair in bounds.items():
         if len(pair) != 2 or not -math.inf < pair[0] <= pair[1] < math.inf:
@@ -99,65 +99,66 @@ def compose(
 ) -> Transformation:
     """Returns the transformation that applies operations one after the other.
 
-    Alpha holds the parameters of the operations that are differentiated; those of the
-    others are held, `view.held[name]`, as is which operations act on which examples,
-    `view.held["acts"][name]`. Where one does not act its alpha has no effect and its
-    derivative is exactly zero.
+    Alpha holds the parameters of the differentiated operations. `view.held[name]` holds
+    the parameters of each other operation, and `view.held["acts"][name]`, bool `[B]`,
+    on which examples an operation acts. Where it does not act, its alpha has no effect
+    and its derivative is exactly zero.
 
     Args:
-      operations: in the order in which they are applied.
+      operations: the operations, in the order in which they are applied.
       differentiate: names of operations with parameters, in any order.
       prepare: `(x, dtype) -> images`, floating `[B, H, W, C]`, in the given dtype or
         a wider one.
-      plain: examples to images without random operations; None: there are none.
+      plain: `x -> images` without random operations. None: there are none.
 
     Returns:
-      A `Transformation`; `sample_for` is None where it would be `sample`.
+      A `Transformation`. Its `sample_for` is None if views depend neither on the sizes
+      of the images nor on whether they are the first or the second.
 
     Raises:
-      ValueError: if a name stands twice, `differentiate` names no operation with
-        parameters, or a probability is not in [0, 1].
+      ValueError: if two operations have one name, `differentiate` repeats a name or has
+        one that is no operation with parameters, or a probability is not in [0, 1].
     """
     names = [operation.name for operation in operations]
-    random = [one for one in operations if one.family.names]
-    free = [one for one in random if one.name in differentiate]
+    parametric = [one for one in operations if one.family.names]
+    free = [one for one in parametric if one.name in differentiate]
     if len({*names}) < len(names):
         raise ValueError(f"names of operations must differ; found {names}.")
     if sorted(one.name for one in free) != sorted(map(str, differentiate)):
-        known = ", ".join(one.name for one in random) or "none"
+        known = ", ".join(one.name for one in parametric) or "none"
         raise ValueError(
             f"differentiate is {tuple(differentiate)}; expected, each once, some of "
             f"the operations with parameters: {known}."
         )
-    made = _Composition(
+    composition = _Composition(
         operations,
         prepare,
-        chances=_chances(operations),
+        probabilities=_probabilities(operations),
         free=free,
-        held=[one for one in random if one.name not in differentiate],
+        held=[one for one in parametric if one.name not in differentiate],
     )
     bounds = [np.zeros((0, 2)), *(one.family.bounds for one in free)]
-    sized = any(one.family.draw_sized for one in random)
-    differ = any(first != second for first, second in made.chances.values())
+    sized = any(one.family.draw_sized for one in parametric)
+    differ = any(pair[0] != pair[1] for pair in composition.probabilities.values())
     return Transformation(
         names=tuple(name for one in free for name in one.family.names),
         bounds=np.concatenate(bounds),
-        sample=made.sample,
-        apply=made.apply,
+        sample=composition.sample,
+        apply=composition.apply,
         plain=plain,
-        sample_for=made.sample if differ or sized else None,
+        sample_for=composition.sample if differ or sized else None,
     )
 
 
 @dataclass(frozen=True)
 class _Composition:
-    """Operations, those whose parameters are free or held, and their probabilities."""
+    """Operations that are applied in order, with functions that draw and apply them."""
 
     operations: Sequence[Operation]
     prepare: Callable[[PyTree, DTypeLike], Array]
-    chances: dict[str, tuple[float, float]]
-    free: list[Operation]
-    held: list[Operation]
+    probabilities: dict[str, tuple[float, float]]  # of the first and the second view
+    free: list[Operation]  # parameters in alpha
+    held: list[Operation]  # parameters in held
 
     def sample(
         self,
@@ -167,21 +168,22 @@ class _Composition:
         second: bool = False,
         sizes: Array | None = None,
     ) -> View:
-        random = [one for one in self.operations if one.family.names]
-        counts = [len(self.chances), *(one.family.num_uniform for one in random)]
-        # One call for all numbers: each would take long to compile.
+        parametric = [one for one in self.operations if one.family.names]
+        num_uniform = [one.family.num_uniform for one in parametric]
+        counts = [len(self.probabilities), *num_uniform]
+        # One call draws all numbers, as each call takes long to compile.
         unit = jax.random.uniform(key, (batch_size, sum(counts)), jnp.float32)
         gates, *parts = jnp.split(unit, np.cumsum(counts)[:-1], axis=1)
         drawn = {
             one.name: one.family.draw(part)
             if sizes is None or one.family.draw_sized is None
             else one.family.draw_sized(part, sizes)
-            for one, part in zip(random, parts, strict=True)
+            for one, part in zip(parametric, parts, strict=True)
         }
         alpha = [drawn.pop(one.name) for one in self.free]
         acts = {
-            name: gates[:, column] < chance[second]
-            for column, (name, chance) in enumerate(self.chances.items())
+            name: gates[:, column] < pair[second]
+            for column, (name, pair) in enumerate(self.probabilities.items())
         }
         empty = jnp.zeros((batch_size, 0), jnp.float32)
         return View(jnp.concatenate([empty, *alpha], axis=1), {**drawn, "acts": acts})
@@ -205,22 +207,23 @@ class _Composition:
         shape = (batch_size, sum(widths))
         check_shape("alpha", view.alpha, shape, expected=f"{list(shape)}, a row per x")
         held, names = dict(view.held), ["acts", *(one.name for one in self.held)]
-        if {*held} != {*names} or {*held["acts"]} != {*self.chances}:
+        if {*held} != {*names} or {*held["acts"]} != {*self.probabilities}:
             raise ValueError(
-                f"view.held must have {sorted(names)}, with 'acts' of "
-                f"{sorted(self.chances)}, as sample draws it; found {sorted(held)}."
+                f"view.held must have the keys {sorted(names)}, and 'acts' the keys "
+                f"{sorted(self.probabilities)}, as sample draws them; found "
+                f"{sorted(held)}."
             )
-        # Behind the last end is nothing.
+        # The last part, after the last split point, is empty.
         parts = jnp.split(view.alpha, np.cumsum(widths, dtype=int), axis=1)
-        free = {o.name: part for o, part in zip(self.free, parts, strict=False)}
+        free = {one.name: part for one, part in zip(self.free, parts, strict=False)}
         return free | {one.name: held[one.name] for one in self.held}
 
 
-def _chances(operations: Sequence[Operation]) -> dict[str, tuple[float, float]]:
-    """Returns the probabilities of what acts on some views."""
-    chances = {
+def _probabilities(operations: Sequence[Operation]) -> dict[str, tuple[float, float]]:
+    """Returns the pairs of probabilities of operations with a gate that may be on."""
+    pairs = {
         one.name: check_pair(f"{one.name}_probability", one.probability, low=0, high=1)
         for one in operations
         if one.probability is not None
     }
-    return {name: chance for name, chance in chances.items() if max(chance) > 0}
+    return {name: pair for name, pair in pairs.items() if max(pair) > 0}
