@@ -1,4 +1,4 @@
-"""Losses of representations: contrastive and not, and the invariance penalties."""
+"""Losses: contrastive, non-contrastive, and the invariance penalties."""
 
 from invariance_jax.losses.contrastive import dcl, info_nce, nt_xent
 from invariance_jax.losses.invariance import (

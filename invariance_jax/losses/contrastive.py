@@ -5,10 +5,10 @@ Representations (ICML 2020), as used by Foster, Pukdee, Rainforth (ICLR 2021). Y
 Hong, Hsu, Liu, Chen, LeCun: Decoupled Contrastive Learning (ECCV 2022). Chen, Xie, He:
 An Empirical Study of Training Self-Supervised Vision Transformers (ICCV 2021).
 
-Of an anchor a with its other view p and the negatives n, cosine similarity s and
-temperature T, DCL is `r = log sum_n exp((s(a, n) - s(a, p)) / T)`; NT-Xent and InfoNCE
-are `log(1 + exp(r))`. So nothing cancels where the negatives are far: `log sum - s(a,
-p) / T` would lose the loss of a well trained batch, and its gradient, to rounding.
+For an anchor a, its other view p, negatives n, cosine similarity s and temperature T,
+DCL is `r = log sum_n exp((s(a, n) - s(a, p)) / T)`; NT-Xent and InfoNCE are `log(1 +
+exp(r))`. This form has no cancellation if the negatives are far. The difference of `log
+sum exp` and `s(a, p) / T` would lose a small loss, and its gradient, to rounding.
 """
 
 import functools
@@ -39,10 +39,10 @@ def nt_xent(
       z1: `[B, D]`, projections of the first views.
       z2: `[B, D]`, projections of the second views, in the same order.
       temperature: positive scalar.
-      block_size: anchors whose similarities are held at a time, in the backward pass
-        too, which computes them again; the last block may be smaller. None: all 2B.
-      axis_name: the mapped axis over which the batch is spread; negatives come from all
-        replicas, and the mean over replicas of the gradients of the local means is the
+      block_size: number of anchors whose similarities are in memory at a time. The
+        backward pass recomputes them. The last block may be smaller. None: all 2B.
+      axis_name: the mapped axis over which the batch is spread. Negatives come from all
+        replicas. The gradients of the local means, averaged over replicas, give the
         gradient of the mean over the joined batch. None: one replica.
 
     Returns:
@@ -50,12 +50,12 @@ def nt_xent(
 
     Raises:
       ValueError: if z1 and z2 are not two matrices of one shape of real numbers, the
-        temperature is not a positive number, or the block size no positive integer.
+        temperature is not a positive number, or block_size is not a positive integer.
 
     Gradients: with respect to both projections; zero for a zero projection.
-    Cost: one product of this replica's projections with all, twice that backward, and
-    once more with blocks. Memory: one array of the similarities, `[2B, 2B]` on one
-    replica, or two of those of a block.
+    Cost: one product of this replica's projections with all, two more backward, and
+    one more backward with blocks. Memory: one array of similarities, `[2B, 2B]` on one
+    replica; with blocks, two arrays of one block.
     """
     ratio = _log_ratios(z1, z2, temperature, block_size, axis_name)
     return jnp.mean(jax.nn.softplus(ratio), axis=0)
@@ -69,24 +69,24 @@ def dcl(
     block_size: int | None = None,
     axis_name: str | None = None,
 ) -> Array:
-    """Returns the decoupled contrastive loss of each example, the mean of two anchors.
+    """Returns the decoupled contrastive loss of each example, mean over two anchors.
 
     Computes `log sum_n exp(s(a, n) / T) - s(a, p) / T` over the negatives n, which are
-    all projections but those of the example itself: NT-Xent without the positive in the
-    sum, L_DC of Yeh et al. (2022). The mean of the result is the loss of the paper.
+    all projections of other examples: NT-Xent without the positive in the sum, L_DC of
+    Yeh et al. (2022). The mean of the result is the loss of the paper.
 
     Args:
       z1: `[B, D]`, projections of the first views.
       z2: `[B, D]`, projections of the second views, in the same order.
       temperature: T, positive scalar.
-      block_size: as of `nt_xent`.
-      axis_name: as of `nt_xent`.
+      block_size: as in `nt_xent`.
+      axis_name: as in `nt_xent`.
 
     Returns:
       `[B]`, nats, of any sign, for the examples of this replica; at least float32.
 
     Raises:
-      ValueError: as `nt_xent`, or if there is one example, which has no negatives.
+      ValueError: as `nt_xent`, or if there is only one example, without negatives.
 
     Gradients: with respect to both projections; zero for a zero projection.
     Cost: that of `nt_xent`.
@@ -109,15 +109,16 @@ def info_nce(
     """Returns the cross-entropy of finding the key of each query among all keys.
 
     Computes `-log(exp(s(q_i, k_i) / T) / sum_j exp(s(q_i, k_j) / T))` with cosine
-    similarity s. MoCo v3, Chen, Xie, He (2021), multiplies it by 2 T, takes it of both
-    views and holds the keys: pass `jax.lax.stop_gradient(k)`.
+    similarity s. MoCo v3, Chen, Xie, He (2021), multiplies it by 2 T, adds the same
+    with the views exchanged, and stops gradients of keys: pass
+    `jax.lax.stop_gradient(k)`.
 
     Args:
-      q: `[B, D]`, queries, of one view.
-      k: `[B, D]`, keys, of the other view, in the same order.
+      q: `[B, D]`, queries, from one view.
+      k: `[B, D]`, keys, from the other view, in the same order.
       temperature: T, positive scalar.
-      block_size: as of `nt_xent`.
-      axis_name: as of `nt_xent`; keys come from all replicas.
+      block_size: as in `nt_xent`.
+      axis_name: as in `nt_xent`; keys come from all replicas.
 
     Returns:
       `[B]`, nats, non-negative, for the examples of this replica; at least float32.
@@ -129,11 +130,11 @@ def info_nce(
     Cost: one product of this replica's queries with all keys, twice that backward.
     """
     q, k = _normalized(temperature, q=q, k=k)
-    everyone, first = _gather(k, axis_name)
+    all_keys, first = _gather(k, axis_name)
     positive = jnp.sum(q * k, axis=1)
-    places = (first + jnp.arange(len(q)))[:, None]
+    excluded = (first + jnp.arange(len(q)))[:, None]
     return jax.nn.softplus(
-        _log_ratio(q, positive, everyone, places, temperature, block_size)
+        _log_ratio(q, positive, all_keys, excluded, temperature, block_size)
     )
 
 
@@ -144,15 +145,15 @@ def _log_ratios(
     block_size: int | None,
     axis_name: str | None,
 ) -> Array:
-    """Returns r of both anchors of each example, `[2, B]`, among all other views."""
+    """Returns r of both anchors of each example, `[2, B]`."""
     z1, z2 = _normalized(temperature, z1=z1, z2=z2)
     anchors, positive = jnp.concatenate([z1, z2]), jnp.sum(z1 * z2, axis=1)
-    everyone, first = _gather(anchors, axis_name)
+    all_rows, first = _gather(anchors, axis_name)
     own = jnp.arange(len(anchors))
-    # The own place of an anchor among everyone, and that of its other view.
-    places = first + jnp.stack([own, jnp.roll(own, len(z1))], axis=1)
+    # Row numbers of each anchor and of its other view.
+    excluded = first + jnp.stack([own, jnp.roll(own, len(z1))], axis=1)
     positive = jnp.tile(positive, 2)
-    ratios = _log_ratio(anchors, positive, everyone, places, temperature, block_size)
+    ratios = _log_ratio(anchors, positive, all_rows, excluded, temperature, block_size)
     return ratios.reshape(2, len(z1))
 
 
@@ -163,41 +164,41 @@ def _normalized(temperature: float | Array, **pair: Array) -> list[Array]:
 
 
 def _gather(rows: Array, axis_name: str | None) -> tuple[Array, Array]:
-    """Returns the rows of all replicas, and where those of this one begin."""
+    """Returns the rows of all replicas, and the number of this replica's first row."""
     if axis_name is None:
         return rows, jnp.zeros((), jnp.int32)
-    everyone = jax.lax.all_gather(rows, axis_name, tiled=True)
-    return everyone, jax.lax.axis_index(axis_name) * len(rows)
+    all_rows = jax.lax.all_gather(rows, axis_name, tiled=True)
+    return all_rows, jax.lax.axis_index(axis_name) * len(rows)
 
 
 def _log_ratio(
     anchors: Array,
     positive: Array,
-    everyone: Array,
-    places: Array,
+    all_rows: Array,
+    excluded: Array,
     temperature: float | Array,
     block_size: int | None,
 ) -> Array:
     """Returns r of each anchor, `[A]`; -inf without negatives.
 
-    Its similarity to the positive is `[A]`; its negatives are everyone but those at its
-    places, `[A, 1]` or `[A, 2]`.
+    `positive`, `[A]`, is its similarity to its positive. Its negatives are all rows
+    except the numbers in `excluded`, `[A, 1]` or `[A, 2]`.
     """
-    if len(everyone) == places.shape[1]:
+    if len(all_rows) == excluded.shape[1]:
         return jnp.full(len(anchors), -jnp.inf, anchors.dtype)
     temperature = jnp.asarray(temperature, anchors.dtype)
 
-    def log_ratio(anchor: Array, positive: Array, places: Array) -> Array:
+    def log_ratio(anchor: Array, positive: Array, excluded: Array) -> Array:
         # "highest": accelerators otherwise round float32 factors to 8 or 11 bits.
-        similarity = jnp.matmul(anchor, everyone.T, precision="highest")
-        index = jnp.arange(len(everyone))
-        negative = functools.reduce(jnp.logical_and, [index != n for n in places])
+        similarity = jnp.matmul(anchor, all_rows.T, precision="highest")
+        index = jnp.arange(len(all_rows))
+        negative = functools.reduce(jnp.logical_and, [index != n for n in excluded])
         difference = (similarity - positive) / temperature
         return jax.nn.logsumexp(jnp.where(negative, difference, -jnp.inf))
 
-    rows = anchors, positive, places
+    rows = anchors, positive, excluded
     if block_size is None:
         return jax.vmap(log_ratio)(*rows)
     block_size = check_integer("block_size", block_size)
-    again = jax.checkpoint(log_ratio)
-    return jax.lax.map(lambda row: again(*row), rows, batch_size=block_size)
+    recomputed = jax.checkpoint(log_ratio)
+    return jax.lax.map(lambda row: recomputed(*row), rows, batch_size=block_size)

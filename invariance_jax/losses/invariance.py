@@ -1,11 +1,12 @@
 """The invariance penalties: how much a representation changes along a transformation.
 
-The gradient penalty of Foster, Pukdee, Rainforth (ICLR 2021), section 3: the
-first-order estimate of twice the conditional variance of the representation under alpha
-~ p(alpha). The squared distance of two views estimates the same without a derivative,
-and so does, for one parameter, that of two views which differ in it. Deviation: the
-paper takes reverse-mode derivatives of random sign projections and averages over them;
-one forward-mode derivative gives their expectation exactly.
+`invariance_penalty` is the gradient penalty of Foster, Pukdee, Rainforth (ICLR 2021),
+section 3: the first-order estimate of twice the conditional variance of the
+representation under alpha ~ p(alpha). `consistency` estimates the same from two views,
+without a derivative. `total_effect` estimates, from two views that differ in one
+parameter, the variance due to this parameter. Deviation: the paper averages
+reverse-mode derivatives of random sign projections; one forward-mode derivative gives
+their expectation exactly.
 """
 
 from collections.abc import Callable
@@ -32,10 +33,10 @@ from invariance_jax.numerics import (
 from invariance_jax.types import Array, PyTree
 
 NORMALIZATIONS = ("l2", "none", "batch")
-"""What the squared change of the representation is measured against."""
+"""How the squared change of the representation is normalized."""
 
 LIMIT_SHAPES = ("hard", "log")
-"""How a squared change q meets its limit c: `min(q, c)`, or `c log(1 + q / c)`."""
+"""How a limit c changes a squared change q: to `min(q, c)` or `c log(1 + q / c)`."""
 
 
 def invariance_penalty(
@@ -54,27 +55,27 @@ def invariance_penalty(
     """Returns the squared directional derivative of each representation, and h.
 
     Computes `|| d n(h)/d alpha . (alpha' - alpha) ||^2` per example, the mean over K
-    directions alpha'; with signs e the paper's `(e . d n(h)/d alpha . (alpha' -
-    alpha))^2`, the same in expectation over e. Examples coupled by batch statistics add
-    cross terms: pass `alpha + s (alpha' - alpha)` with an independent random sign s per
-    example as alpha_other, and they vanish in expectation.
+    directions alpha'. With signs e it computes the paper's `(e . d n(h)/d alpha .
+    (alpha' - alpha))^2`, which has the same expectation over e. Batch statistics couple
+    examples and add cross terms. These vanish in expectation if alpha_other is `alpha +
+    s (alpha' - alpha)` with an independent random sign s per example.
 
     Args:
       represent: `alpha [B, P] -> h [B, D]`, or `(h, aux)` with has_aux: any function
-        that JAX differentiates, its other inputs closed over.
-      alpha: `[B, P]`, where the derivative is taken.
-      alpha_other: `[B, P]` or `[K, B, P]`, the other ends alpha' of the directions; K
+        that JAX can differentiate. It closes over its other inputs.
+      alpha: `[B, P]`, the point at which the derivative is taken.
+      alpha_other: `[B, P]` or `[K, B, P]`, end points alpha' of the directions. K
         directions share one linearization.
-      alpha_redrawn: the shape of alpha_other, ends whose full, squared change `|| n(h)
-        at alpha_redrawn - n(h) ||^2` is added: for parameters along which derivatives
-        predict no change, held in alpha_other. None: nothing is added.
+      alpha_redrawn: of the shape of alpha_other. Adds the squared full change `|| n(h)
+        at alpha_redrawn - n(h) at alpha ||^2`, for parameters along which derivatives
+        do not predict the change; alpha_other then equals alpha in these. None: adds 0.
       signs: `[B, D]`, shared by the directions, or `[K, B, D]`: independent random
-        signs e, +1 or -1, onto which the derivative is projected. None: its norm.
-      normalization: "l2" differentiates n(h) = h / ||h|| (the paper), "none" h itself,
+        signs e, +1 or -1, onto which the derivative is projected. None: takes its norm.
+      normalization: "l2" differentiates n(h) = h / ||h|| (the paper), "none" h itself.
         "batch" divides the squared change of h by the total variance over the batch,
         sum_d Var(h_d), which is constant along alpha but not in the parameters.
-      example_limit: c, positive, for the squared change q of each example and direction
-        (and sign). None: no limit.
+      example_limit: c, positive, limits the squared change q of each example and
+        direction. None: no limit.
       limit_shape: "hard" is `min(q, c)`, whose gradient is zero above c; "log" is
         `c log(1 + q / c)`, which grows slowly above c with a gradient everywhere.
       has_aux: whether represent returns `(h, aux)`.
@@ -86,13 +87,13 @@ def invariance_penalty(
       and at least float32; h is as represent gave it.
 
     Raises:
-      ValueError: if the shapes of alpha, alpha_other and signs disagree, represent does
-        not return [B, D], the normalization or the shape of the limit is unknown, the
-        limit is not positive, or "batch" is to normalize a batch of one example.
+      ValueError: if the shapes of the alphas and signs disagree, represent does not
+        return [B, D], normalization or limit_shape is unknown, the limit is not
+        positive, or "batch" is to normalize a batch of one example.
 
-    Gradients: with respect to all that represent closes over and every alpha.
-    Cost: one forward-mode pass (about two forward passes more) for one direction, one
-    linearization for K; a forward pass for each alpha_redrawn.
+    Gradients: with respect to everything that represent closes over and every alpha.
+    Cost: one forward-mode pass (about two more forward passes) for one direction, one
+    linearization for K; one forward pass for each alpha_redrawn.
     """
     _check_ends(alpha, alpha_other)
     _check_settings(normalization, example_limit, limit_shape)
@@ -104,8 +105,8 @@ def invariance_penalty(
         )
         change = change[None]
     else:
-        r, along, (h, aux) = jax.linearize(normalized, alpha, has_aux=True)
-        change = jax.vmap(along)(alpha_other - alpha[None])
+        r, derivative, (h, aux) = jax.linearize(normalized, alpha, has_aux=True)
+        change = jax.vmap(derivative)(alpha_other - alpha[None])
     relative = partial(_relative, normalization=normalization, axis_name=axis_name)
     squared = relative(change, h, signs=signs)
     if alpha_redrawn is not None:
@@ -128,31 +129,31 @@ def total_effect(
 ) -> tuple[Array, ...]:
     """Returns half the squared change of each representation at the full step, and h.
 
-    Computes `1/2 || n(h) at alpha_redrawn - n(h) at alpha ||^2` per example: where the
-    two differ in one parameter, drawn anew, the estimator of Jansen (1999) of its total
-    effect, the variance that remains where all others are known, without bias and
-    without a derivative. Not in Foster et al. (2021).
+    Computes `1/2 || n(h) at alpha_redrawn - n(h) at alpha ||^2` per example. If the two
+    differ in one redrawn parameter, this is the unbiased estimator of Jansen (1999) of
+    the parameter's total effect: the variance that remains if all other parameters are
+    known. It needs no derivative. Not in Foster et al. (2021).
 
     Args:
-      represent: as of `invariance_penalty`.
+      represent: as in `invariance_penalty`.
       alpha: `[B, P]`, parameters that do not depend on each other.
-      alpha_redrawn: `[B, P]`, or `[K, B, P]`, of which the mean is taken: alpha with a
-        parameter of each example drawn anew.
-      normalization: as of `invariance_penalty`.
-      example_limit: as of `invariance_penalty`, for each half squared change.
-      limit_shape: as of `invariance_penalty`.
-      has_aux: as of `invariance_penalty`.
-      axis_name: as of `invariance_penalty`.
+      alpha_redrawn: `[B, P]`, or `[K, B, P]` for the mean over K: alpha with one
+        parameter of each example redrawn.
+      normalization: as in `invariance_penalty`.
+      example_limit: as in `invariance_penalty`, for each half squared change.
+      limit_shape: as in `invariance_penalty`.
+      has_aux: as in `invariance_penalty`.
+      axis_name: as in `invariance_penalty`.
 
     Returns:
-      As `invariance_penalty`: `(penalty [B], h [B, D])`, with has_aux `(penalty, h,
-      aux)`.
+      `(penalty [B], h [B, D])`, with has_aux `(penalty, h, aux)`, as
+      `invariance_penalty`.
 
     Raises:
-      ValueError: as `invariance_penalty` does.
+      ValueError: as `invariance_penalty`.
 
-    Gradients: with respect to all that represent closes over, alpha and alpha_redrawn.
-    Cost: one forward pass more, or K.
+    Gradients: with respect to everything that represent closes over and both alphas.
+    Cost: one more forward pass, or K.
     """
     _check_ends(alpha, alpha_redrawn, "alpha_redrawn")
     _check_settings(normalization, example_limit, limit_shape)
@@ -176,17 +177,17 @@ def consistency(
 ) -> Array:
     """Returns the squared distance of the representations of two views.
 
-    Computes `|| n(h1) - n(h2) ||^2` per example: in expectation over independent views
-    twice the conditional variance, whose first-order estimate `invariance_penalty` is.
-    Not in Foster et al. (2021).
+    Computes `|| n(h1) - n(h2) ||^2` per example. Its expectation over independent views
+    is twice the conditional variance, which `invariance_penalty` estimates to first
+    order. Not in Foster et al. (2021).
 
     Args:
       h1: `[B, D]`, representations of the first views.
       h2: `[B, D]`, representations of the second views, in the same order.
-      normalization: as of `invariance_penalty`; the variance of "batch" is the mean of
-        those of both views.
-      example_limit: as of `invariance_penalty`, of each example.
-      limit_shape: as of `invariance_penalty`.
+      normalization: as in `invariance_penalty`; "batch" takes the mean of the variances
+        of both views.
+      example_limit: as in `invariance_penalty`, for each example.
+      limit_shape: as in `invariance_penalty`.
       axis_name: the mapped axis over which the variance of "batch" is taken.
 
     Returns:
@@ -194,9 +195,9 @@ def consistency(
       "none"; at least float32.
 
     Raises:
-      ValueError: if h1 and h2 are not two matrices of one shape, the normalization or
-        the shape of the limit is unknown, the limit is not positive, or "batch" is to
-        normalize a batch of one example.
+      ValueError: if h1 and h2 are not two matrices of one shape, normalization or
+        limit_shape is unknown, the limit is not positive, or "batch" is to normalize a
+        batch of one example.
 
     Gradients: with respect to h1 and h2.
     """
@@ -213,7 +214,7 @@ def consistency(
 def _normalized(
     represent: Callable[[Array], PyTree], normalization: str, has_aux: bool
 ) -> Callable[[Array], tuple[Array, tuple[Array, PyTree]]]:
-    """Returns `alpha -> (what changes, (h, aux))`: n(h), or h in at least float32."""
+    """Returns `alpha -> (r, (h, aux))`; r is n(h) or h, in at least float32."""
 
     def normalized(alpha: Array) -> tuple[Array, tuple[Array, PyTree]]:
         h, aux = represent(alpha) if has_aux else (represent(alpha), None)
@@ -223,9 +224,9 @@ def _normalized(
             (alpha.shape[0], None),
             expected="[B, D], one row per row of alpha",
         )
-        (precise,) = promote(h=h)
-        precise = l2_normalize(precise) if normalization == "l2" else precise
-        return precise, (h, aux)
+        (r,) = promote(h=h)
+        r = l2_normalize(r) if normalization == "l2" else r
+        return r, (h, aux)
 
     return normalized
 
@@ -233,7 +234,7 @@ def _normalized(
 def _full_change(
     normalized: Callable[[Array], tuple[Array, PyTree]], r: Array, ends: Array
 ) -> Array:
-    """Returns the change from r to that of the ends, `[K, B, D]`."""
+    """Returns the changes from r to its values at the end points, `[K, B, D]`."""
     if ends.ndim == 2:
         return (normalized(ends)[0] - r)[None]
     return jax.vmap(lambda end: normalized(end)[0])(ends) - r[None]
@@ -246,7 +247,7 @@ def _relative(
     normalization: str,
     axis_name: str | None,
 ) -> Array:
-    """Returns the squared norms of changes, over the variance of the views if asked."""
+    """Returns the squared norms of changes; "batch" divides by the views' variance."""
     variance = jnp.ones((), change.dtype)
     if normalization == "batch":
         views = tuple(promote(h=h)[0] for h in views)
@@ -255,7 +256,7 @@ def _relative(
 
 
 def _squared(change: Array, signs: Array | None) -> Array:
-    """Returns the squared norm of the last axis, or its squared projection on signs."""
+    """Returns squared norms along the last axis, or squared projections on signs."""
     if signs is None:
         return jnp.sum(jnp.square(change), axis=-1)
     if signs.shape not in (change.shape, change.shape[1:]):
@@ -269,7 +270,7 @@ def _squared(change: Array, signs: Array | None) -> Array:
 
 
 def _limit(squared: Array, limit: float | Array | None, shape: str) -> Array:
-    """Returns the squared changes q, cut off at the limit c or slowed down by it."""
+    """Returns the squared changes q after the limit c is applied."""
     if limit is None:
         return squared
     limit = jnp.asarray(limit, squared.dtype)
@@ -281,10 +282,10 @@ def _limit(squared: Array, limit: float | Array | None, shape: str) -> Array:
 def _in_units_of(
     change: Array, *views: Array, axis_name: str | None
 ) -> tuple[Array, Array]:
-    """Returns a change and the total variance of views in one common unit.
+    """Returns a change and the total variance of the views, in a common unit.
 
-    The variance is sum_d Var(h_d) over the batch of all replicas, with ddof 0, the mean
-    over the views. In the unit of their largest entry no square leaves the range.
+    The variance is sum_d Var(h_d) over the batch of all replicas, ddof 0, averaged over
+    the views. The unit is near their largest deviation, so squares stay in range.
     """
     if len(views[0]) * num_replicas(axis_name=axis_name) == 1:
         raise ValueError(
