@@ -7,20 +7,21 @@ feature averaging at test time, and the differentiable Spirograph data.
 
 The parts that other code calls are pure functions: `transforms` (example and alpha to
 view), `losses` (representations to numbers), `evaluation` (frozen representations to
-results) and `models` (images to representations). Around them, each room importing
-only what stands before it:
+results) and `models` (images to representations). The other packages run them. Each
+imports only from those listed before it:
 
-    data         where examples come from
-    settings     one typed declaration per key, and its checks
+    data         data sets, files and streams of examples
+    settings     one typed declaration per configuration key, and its checks
     runtime      processes, devices, signals, files
-    tasks        what is learned from and how it is probed
+    tasks        regression, classification or none: examples, and probes of h
     runs         the work directory: checkpoints, metrics, results
     training     the parts of a run, and its steps
-    experiments  what is measured of a trained encoder
-    report       tables, figures, the page
-    sweeps       many runs; slurm: jobs of a cluster
+    experiments  measurements of a trained encoder
+    report       tables, figures, the HTML page
+    sweeps       grids of runs
+    slurm        jobs on a cluster
 
-and the programs `train`, `evaluate`, `embed`, `export` and `check` of `launch.py`.
+`train`, `evaluate`, `embed`, `export` and `check` are the programs of `launch.py`.
 
 Dimension letters, the same in every docstring:
 
@@ -56,14 +57,14 @@ def load(
 
     Args:
       workdir: the work directory of one seed, with `config.json` and `checkpoints/`.
-      step: finished steps of the checkpoint to load; the last one if None.
+      step: number of finished steps of the checkpoint to load. None: the latest.
 
     Returns:
-      `(encode, config)`. `encode` maps images `[B, H, W, 3]`, float32 in [0, 1] (of an
-      image set of its size, also uint8 and of one channel), to representations `[B, D]`
-      on running statistics, normalization of the images included, and works under jax's
-      transformations. Views of the user's own get bytes, through which there is no
-      gradient.
+      `(encode, config)`. `encode` maps images `[B, H, W, 3]`, float32 in [0, 1], to
+      representations `[B, D]`. It normalizes the images, uses running statistics, and
+      can be transformed by JAX. If the run used an image set, the images must have the
+      size of the set, and may be uint8 or have one channel. If it used your own
+      augmentation, images are rounded to uint8, which stops gradients.
 
     Raises:
       ValueError: if workdir holds no run, several seeds or no checkpoint of that step,

@@ -1,4 +1,4 @@
-"""Shared type names: arrays, random keys, and the callables that functions accept.
+"""Shared types: arrays, PRNG keys, pytrees, JSON objects, and frozen encoders.
 
 The glossary of dimension letters is in the docstring of `invariance_jax`.
 """
@@ -11,14 +11,13 @@ Array = jax.Array
 """A JAX array, concrete or traced."""
 
 Key = jax.Array
-"""A JAX random key: a typed key array or raw `uint32 [2]`."""
-
+"""A JAX PRNG key: a typed key array or raw `uint32 [2]`."""
 
 PyTree = Any
 """A pytree of arrays: examples, variables, outputs of heads."""
 
 Json = dict[str, Any]
-"""What a JSON file holds."""
+"""The content of a JSON file, an object."""
 
 
 class Encode(Protocol):
