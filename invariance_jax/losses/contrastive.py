@@ -127,7 +127,7 @@ def info_nce(
       ValueError: as `nt_xent`.
 
     Gradients: with respect to both; zero for a zero query.
-    Cost: one product of this replica's queries with all keys, twice that backward.
+    Cost: one product of this replica's queries with all keys, two more backward.
     """
     q, k = _normalized(temperature, q=q, k=k)
     all_keys, first = _gather(k, axis_name)

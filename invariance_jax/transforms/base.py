@@ -266,7 +266,7 @@ def _check_slopes(transformation: Transformation, x: PyTree, views: list[View]) 
 
     @jax.jit
     def squared_norms(view: View) -> Array:
-        """Of derivative, difference, their error and the full change: `[P, 4, B]`."""
+        """Returns `[P, 4, B]`: of derivative, difference, their error, full change."""
         apply = _images_of_alpha(transformation, x, view)
 
         def along(step: Array) -> Array:

@@ -27,8 +27,8 @@ def crop_family(
     """Returns the distribution of the box of the random resized crop.
 
     The area is uniform, the aspect log-uniform, and the position uniform inside the
-    image. Boxes are drawn until one fits; after `CROP_TRIES` misses it is the largest
-    central box of an allowed aspect.
+    image. Boxes are drawn until one fits. After `CROP_TRIES` misses, the largest
+    central box of an allowed aspect is used.
 
     Args:
       source_size: H and W, pixels.

@@ -57,7 +57,7 @@ def crop_and_resize(
     Args:
       images: float `[B, H, W, C]`, values in [0, 1].
       boxes: `[B, 4]`, columns in the order of `BOX_NAMES`, real-valued. The part
-        outside the image is cut off; a box of which nothing is left gives black.
+        outside the image is cut off; if nothing is left, the result is black.
       size: output rows and columns, or one number for both, pixels.
       method: "lanczos3", or "bilinear" (the triangle kernel, Pillow's BILINEAR).
 

@@ -120,12 +120,12 @@ def compose(
         one that is no operation with parameters, or a probability is not in [0, 1].
     """
     names = [operation.name for operation in operations]
-    parametric = [one for one in operations if one.family.names]
-    free = [one for one in parametric if one.name in differentiate]
+    parametric = [op for op in operations if op.family.names]
+    free = [op for op in parametric if op.name in differentiate]
     if len({*names}) < len(names):
         raise ValueError(f"names of operations must differ; found {names}.")
-    if sorted(one.name for one in free) != sorted(map(str, differentiate)):
-        known = ", ".join(one.name for one in parametric) or "none"
+    if sorted(op.name for op in free) != sorted(map(str, differentiate)):
+        known = ", ".join(op.name for op in parametric) or "none"
         raise ValueError(
             f"differentiate is {tuple(differentiate)}; expected, each once, some of "
             f"the operations with parameters: {known}."
@@ -135,13 +135,13 @@ def compose(
         prepare,
         probabilities=_probabilities(operations),
         free=free,
-        held=[one for one in parametric if one.name not in differentiate],
+        held=[op for op in parametric if op.name not in differentiate],
     )
-    bounds = [np.zeros((0, 2)), *(one.family.bounds for one in free)]
-    sized = any(one.family.draw_sized for one in parametric)
+    bounds = [np.zeros((0, 2)), *(op.family.bounds for op in free)]
+    sized = any(op.family.draw_sized for op in parametric)
     differ = any(pair[0] != pair[1] for pair in composition.probabilities.values())
     return Transformation(
-        names=tuple(name for one in free for name in one.family.names),
+        names=tuple(name for op in free for name in op.family.names),
         bounds=np.concatenate(bounds),
         sample=composition.sample,
         apply=composition.apply,
@@ -168,19 +168,19 @@ class _Composition:
         second: bool = False,
         sizes: Array | None = None,
     ) -> View:
-        parametric = [one for one in self.operations if one.family.names]
-        num_uniform = [one.family.num_uniform for one in parametric]
+        parametric = [op for op in self.operations if op.family.names]
+        num_uniform = [op.family.num_uniform for op in parametric]
         counts = [len(self.probabilities), *num_uniform]
         # One call draws all numbers, as each call takes long to compile.
         unit = jax.random.uniform(key, (batch_size, sum(counts)), jnp.float32)
         gates, *parts = jnp.split(unit, np.cumsum(counts)[:-1], axis=1)
         drawn = {
-            one.name: one.family.draw(part)
-            if sizes is None or one.family.draw_sized is None
-            else one.family.draw_sized(part, sizes)
-            for one, part in zip(parametric, parts, strict=True)
+            op.name: op.family.draw(part)
+            if sizes is None or op.family.draw_sized is None
+            else op.family.draw_sized(part, sizes)
+            for op, part in zip(parametric, parts, strict=True)
         }
-        alpha = [drawn.pop(one.name) for one in self.free]
+        alpha = [drawn.pop(op.name) for op in self.free]
         acts = {
             name: gates[:, column] < pair[second]
             for column, (name, pair) in enumerate(self.probabilities.items())
@@ -193,20 +193,20 @@ class _Composition:
         images = self.prepare(x, alpha.dtype)
         parameters = self._parameters(View(alpha, view.held), len(images))
         acts = view.held["acts"]
-        for one in self.operations:
-            if one.probability is None:
-                images = one.apply(images, parameters.get(one.name, alpha[:, :0]))
-            elif one.name in acts:
-                changed = one.apply(images, parameters.get(one.name, alpha[:, :0]))
-                images = jnp.where(acts[one.name][:, None, None, None], changed, images)
+        for op in self.operations:
+            if op.probability is None:
+                images = op.apply(images, parameters.get(op.name, alpha[:, :0]))
+            elif op.name in acts:
+                changed = op.apply(images, parameters.get(op.name, alpha[:, :0]))
+                images = jnp.where(acts[op.name][:, None, None, None], changed, images)
         return images
 
     def _parameters(self, view: View, batch_size: int) -> dict[str, Array]:
         """Returns the parameters of each operation, from alpha and held."""
-        widths = [len(one.family.names) for one in self.free]
+        widths = [len(op.family.names) for op in self.free]
         shape = (batch_size, sum(widths))
         check_shape("alpha", view.alpha, shape, expected=f"{list(shape)}, a row per x")
-        held, names = dict(view.held), ["acts", *(one.name for one in self.held)]
+        held, names = dict(view.held), ["acts", *(op.name for op in self.held)]
         if {*held} != {*names} or {*held["acts"]} != {*self.probabilities}:
             raise ValueError(
                 f"view.held must have the keys {sorted(names)}, and 'acts' the keys "
@@ -215,15 +215,15 @@ class _Composition:
             )
         # The last part, after the last split point, is empty.
         parts = jnp.split(view.alpha, np.cumsum(widths, dtype=int), axis=1)
-        free = {one.name: part for one, part in zip(self.free, parts, strict=False)}
-        return free | {one.name: held[one.name] for one in self.held}
+        free = {op.name: part for op, part in zip(self.free, parts, strict=False)}
+        return free | {op.name: held[op.name] for op in self.held}
 
 
 def _probabilities(operations: Sequence[Operation]) -> dict[str, tuple[float, float]]:
     """Returns the pairs of probabilities of operations with a gate that may be on."""
     pairs = {
-        one.name: check_pair(f"{one.name}_probability", one.probability, low=0, high=1)
-        for one in operations
-        if one.probability is not None
+        op.name: check_pair(f"{op.name}_probability", op.probability, low=0, high=1)
+        for op in operations
+        if op.probability is not None
     }
     return {name: pair for name, pair in pairs.items() if max(pair) > 0}
