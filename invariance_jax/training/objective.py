@@ -1,11 +1,11 @@
 """The training objective: the method's loss of two views plus the invariance penalty.
 
-Foster, Pukdee, Rainforth (ICLR 2021): NT-Xent of two views, and the gradient penalty of
-the first one. `encode` gives representations and their penalty, `couple` the loss of
-the batch. One replica; collectives only behind `axis_name`. Deviations, all off by
-default: the penalty of the projection z or a block of the encoder, along some
-parameters of the transformation, or without a derivative along some or all of them; and
-sides that average several views.
+Foster, Pukdee, Rainforth (ICLR 2021): NT-Xent of two views plus the gradient penalty of
+the first view. `encode` returns representations and their penalty, `couple` the loss of
+the whole batch. The code is that of one replica; collectives only behind `axis_name`.
+Deviations, all off by default: a penalty of the projection z or of a block of the
+encoder; a penalty along some parameters of the transformation only; a penalty without a
+derivative along some or all of them; sides that average several views; further views.
 """
 
 from collections.abc import Callable
@@ -27,42 +27,42 @@ from invariance_jax.transforms.base import Transformation, View
 from invariance_jax.types import Array, PyTree
 
 Variables = dict[str, PyTree]
-"""{"encoder": ..., "heads": ...}."""
+"""Parameters or batch statistics by part: {"encoder": ..., "heads": ...}."""
 
 
 class Encoded(NamedTuple):
-    """One side of the loss, encoded."""
+    """One side of the loss after the encoder."""
 
-    h: Array  # [B, D], its representation, the mean over its views
-    point: Array  # [B, D], where the penalty acts, of its first view: h, z or a block
-    penalty: Array | None  # [B], of its first view, if it has one of its own
-    outputs: PyTree = None  # of the heads, if they are made already
+    h: Array  # [B, D], representation, the mean over the views of this side
+    point: Array  # [B, features], penalized output of the first view: h, z or a block
+    penalty: Array | None  # [B], penalty of the first view; None: it has none
+    outputs: PyTree = None  # outputs of the heads; None: not computed yet
 
 
 class Terms(NamedTuple):
-    """What the loss is made of."""
+    """The terms of the loss, and the outputs from which it was computed."""
 
-    method: Array  # [B], the loss of the method
-    penalty: Array  # [B]; 0 without one
-    limited: Array  # [], the mean of the penalty over all replicas, at most its limit
-    outputs: tuple[PyTree, PyTree]  # of the heads, of both sides
+    method: Array  # [B], loss of the method
+    penalty: Array  # [B], 0 without a penalty
+    limited: Array  # [], mean penalty over all replicas, at most penalty.batch_limit
+    outputs: tuple[PyTree, PyTree]  # outputs of the heads for both sides
 
 
 @dataclass(frozen=True)
 class Objective:
     """The loss of a batch as a function of the parameters.
 
-    Two modules share the variables of encoder and heads and differ in the form that the
-    penalty differentiates along alpha: batch statistics coupled or held.
+    The penalized modules share the variables of encoder and heads. Only their
+    derivative along alpha may differ: they apply `penalty.batch_statistics`.
     """
 
     encoder: nn.Module  # images -> h
-    penalized: nn.Module  # the encoder in that form
+    penalized: nn.Module  # the encoder for the view that is penalized
     method: Method  # heads and loss
-    penalized_heads: nn.Module  # the heads in that form
-    transformation: Transformation  # makes views of x
-    penalty: Penalty  # how much of which penalty
-    axis_name: str | None = None  # over which the batch is spread; None: one replica
+    penalized_heads: nn.Module  # the heads for the view that is penalized
+    transformation: Transformation  # makes the views of both sides
+    penalty: Penalty  # settings of the penalty
+    axis_name: str | None = None  # mapped axis of the batch; None: one replica
     more: Transformation | None = None  # makes the further views; None: there are none
 
     def __call__(
@@ -75,11 +75,12 @@ class Objective:
         target: tuple[PyTree, PyTree],
         memory: PyTree,
     ) -> tuple[Array, tuple[Terms, Variables]]:
-        """Returns `(loss, (terms, stats))` of the examples of this replica.
+        """Returns `(loss, (terms, stats))` for the examples of this replica.
 
-        The mean over replicas of its gradient is that of the joined batch; every
-        forward pass moves the running statistics. The target is what its network makes
-        of both sides, or (None, None); the weight is that of the penalty.
+        The mean of its gradient over replicas is the gradient of the joined batch.
+        Every forward pass updates the running statistics. `target` holds the target
+        network's outputs of both sides, (None, None) if the method has no target
+        network; `weight` is the penalty's weight in this step.
         """
         sides, stats = self.encode(params, stats, x, draws)
         return self.couple(params, stats, weight, sides, target, memory)
@@ -87,24 +88,24 @@ class Objective:
     def encode(
         self, params: Variables, stats: Variables, x: Array, draws: Draws
     ) -> tuple[tuple[Encoded, ...], Variables]:
-        """Returns both sides and further views, encoded, and the running statistics."""
+        """Returns the encoded sides and further views, and the running statistics."""
         sides, encoder = [], self.encoder
         for side in (draws.first, draws.second):
-            (alpha, held), *more = side.views
-            takes = side is draws.first and has_penalty(self.penalty)
-            at = self.penalty.at if takes or self._is_consistency() else "h"
-            represent = self._representation(params, stats, x, held, takes, at)
-            if takes:
-                penalty, point, aux = self._penalized(represent, side)
+            (alpha, held), *other_views = side.views
+            is_penalized = side is draws.first and has_penalty(self.penalty)
+            at = self.penalty.at if is_penalized or self._is_consistency() else "h"
+            represent = self._representation(params, stats, x, held, is_penalized, at)
+            if is_penalized:
+                penalty, point, aux = self._first_view_penalty(represent, side)
                 h, outputs, stats = aux
             else:
                 penalty, (point, (h, outputs, stats)) = None, represent(alpha)
-            for view in more:
+            for view in other_views:
                 images = self.transformation.apply(x, view)
                 view_h, stats, _ = _apply(encoder, "encoder", params, stats, images)
                 h = h + view_h
-            h = h / len(side.views) if more else h
-            sides.append(Encoded(h, point, penalty, None if more else outputs))
+            h = h / len(side.views) if other_views else h
+            sides.append(Encoded(h, point, penalty, None if other_views else outputs))
         for view in draws.more:
             assert self.more is not None
             images = self.more.apply(x, view)
@@ -121,10 +122,10 @@ class Objective:
         target: tuple[PyTree, PyTree],
         memory: PyTree,
     ) -> tuple[Array, tuple[Terms, Variables]]:
-        """Returns the loss of sides that are encoded; it sees the whole batch."""
-        outputs, stats = self._outputs(params, stats, sides)
+        """Returns `(loss, (terms, stats))` of encoded sides, all examples at once."""
+        outputs, stats = self._head_outputs(params, stats, sides)
         losses = self._losses(outputs, target, memory)
-        penalty = self._penalty(sides[0], sides[1])
+        penalty = self._penalty_per_example(sides[0], sides[1])
         limited = batch_mean(penalty, axis_name=self.axis_name)
         if self.penalty.batch_limit is not None:
             limited = jnp.minimum(limited, self.penalty.batch_limit)
@@ -134,13 +135,13 @@ class Objective:
     def target_outputs(
         self, params: Variables, stats: Variables, x: Array, draws: Draws
     ) -> tuple[tuple[PyTree, PyTree], Variables]:
-        """Returns what a target network makes of both sides, and its statistics."""
+        """Returns a target network's outputs of both sides, and its statistics."""
         sides, stats = self.plain().encode(params, stats, x, draws._replace(more=()))
-        (own, other), stats = self._outputs(params, stats, sides)
+        (own, other), stats = self._head_outputs(params, stats, sides)
         return (own, other), stats
 
     def plain(self) -> "Objective":
-        """Returns the objective without a penalty."""
+        """Returns this objective without its penalty."""
         return replace(self, penalty=replace(self.penalty, weight=0.0))
 
     def _representation(
@@ -152,143 +153,150 @@ class Objective:
         penalized: bool,
         at: str,
     ) -> Callable[[Array], tuple[Array, tuple[Array, PyTree, Variables]]]:
-        """Returns alpha -> (where the penalty acts, (h, outputs, statistics)).
+        """Returns alpha -> (the output named `at`, (h, outputs, statistics)).
 
-        The outputs of the heads are None unless the penalty acts on z.
+        The outputs of the heads are None unless `at` is "z".
         """
         encoder = self.penalized if penalized else self.encoder
         heads = self.penalized_heads if penalized else self.method.heads
 
         def represent(alpha: Array) -> tuple[Array, tuple[Array, PyTree, Variables]]:
             images = self.transformation.apply(x, View(alpha, held))
-            within = at not in ("h", "z")
-            h, moved, blocks = _apply(
-                encoder, "encoder", params, stats, images, blocks=within
+            at_block = at not in ("h", "z")
+            h, updated, blocks = _apply(
+                encoder, "encoder", params, stats, images, blocks=at_block
             )
             if at != "z":
-                return block_output(blocks, at) if within else h, (h, None, moved)
-            outputs, moved, _ = _apply(heads, "heads", params, moved, h)
-            return projection(outputs), (h, outputs, moved)
+                return block_output(blocks, at) if at_block else h, (h, None, updated)
+            outputs, updated, _ = _apply(heads, "heads", params, updated, h)
+            return projection(outputs), (h, outputs, updated)
 
         return represent
 
-    def _penalized(
+    def _first_view_penalty(
         self, represent: Callable[[Array], PyTree], side: Side
     ) -> tuple[Array, ...]:
-        """Returns the penalty of the first view of a side, where it acts, and aux."""
-        alpha, settings = side.views[0].alpha, {"has_aux": True, **self._measure()}
+        """Returns the penalty of a side's first view, and the outputs of represent."""
+        alpha, options = side.views[0].alpha, {"has_aux": True, **self._options()}
         redrawn = self._ends(alpha, side.alpha_redrawn)
         other = self._ends(alpha, side.alpha_other)
         if other is None:
             assert redrawn is not None
-            return total_effect(represent, alpha, redrawn, **settings)
-        settings |= {"alpha_redrawn": redrawn, "signs": _by_direction(side.signs)}
-        return invariance_penalty(represent, alpha, other, **settings)
+            return total_effect(represent, alpha, redrawn, **options)
+        options |= {"alpha_redrawn": redrawn, "signs": _directions_first(side.signs)}
+        return invariance_penalty(represent, alpha, other, **options)
 
     def _ends(self, alpha: Array, drawn: Array | None) -> Array | None:
-        """Returns ends along the parameters of the penalty, `[B, P]` or `[K, B, P]`."""
-        ends = _by_direction(drawn)
+        """Returns ends of steps from alpha, `[B, P]` for K = 1, else `[K, B, P]`.
+
+        They differ from alpha in `penalty.parameters` only. None without a draw.
+        """
+        ends = _directions_first(drawn)
         if ends is None:
             return None
         if self.penalty.parameters:
-            along = np.isin(self.transformation.names, self.penalty.parameters)
-            ends = jnp.where(along[None, None], ends, alpha[None])
+            is_penalized = np.isin(self.transformation.names, self.penalty.parameters)
+            ends = jnp.where(is_penalized[None, None], ends, alpha[None])
         return ends[0] if len(ends) == 1 else ends
 
     def measure_effects(
         self, params: Variables, stats: Variables, x: Array, side: Side
     ) -> Array:
-        """Returns sums of bound and effect `[2, P]`; an example is of one parameter."""
+        """Returns bound and effect of each parameter, `[2, P]`, summed over examples.
+
+        Each example measures one parameter, that of `side.columns`.
+        """
         alpha, held = side.views[0]
         assert side.alpha_other is not None and side.alpha_redrawn is not None
         assert side.columns is not None
         other, redrawn = side.alpha_other[:, 0], side.alpha_redrawn[:, 0]
         represent = self._representation(params, stats, x, held, True, self.penalty.at)
 
-        def changing(alpha: Array) -> Array:
+        def normalized(alpha: Array) -> Array:
             point = represent(alpha)[0]
             return l2_normalize(point) if self.penalty.normalization == "l2" else point
 
         low, high = jnp.asarray(self.transformation.bounds.T, alpha.dtype)
-        found = total_effects(
-            changing,
+        effects = total_effects(
+            normalized,
             alpha,
             redrawn,
             side.columns,
             high - low,
             signs=jnp.sign(jnp.sum((other - alpha) * (redrawn - alpha), axis=1)),
         )
-        of_column = jax.nn.one_hot(side.columns, alpha.shape[1], dtype=alpha.dtype)
-        each = jnp.stack([found.bound, found.effect])[..., None] * of_column[None]
+        one_hot = jax.nn.one_hot(side.columns, alpha.shape[1], dtype=alpha.dtype)
+        each = jnp.stack([effects.bound, effects.effect])[..., None] * one_hot[None]
         sums = jnp.sum(each, axis=1)
         return sums if self.axis_name is None else jax.lax.psum(sums, self.axis_name)
 
     def split_by_ratio(self, draws: Draws, effects: Array | None) -> Draws:
         """Returns draws of "mixed" whose directions and full steps share no parameter.
 
-        Directions are along the parameters of a small ratio of bound and effect, as far
-        as one has been seen. None: all draws stay.
+        Directions keep the parameters whose ratio of bound to effect is less than
+        `largest_ratio`, full steps the others, which include those not measured yet.
+        Draws are unchanged if effects is None.
         """
         if effects is None:
             return draws
         bound, effect = effects
-        smooth = bound < self.penalty.largest_ratio * effect
+        is_smooth = bound < self.penalty.largest_ratio * effect
 
         side = draws.first
         assert side.alpha_other is not None and side.alpha_redrawn is not None
         alpha = side.views[0].alpha[:, None]
         first = side._replace(
-            alpha_other=jnp.where(smooth[None, None], side.alpha_other, alpha),
-            alpha_redrawn=jnp.where(smooth[None, None], alpha, side.alpha_redrawn),
+            alpha_other=jnp.where(is_smooth[None, None], side.alpha_other, alpha),
+            alpha_redrawn=jnp.where(is_smooth[None, None], alpha, side.alpha_redrawn),
         )
         return draws._replace(first=first)
 
-    def _outputs(
+    def _head_outputs(
         self, params: Variables, stats: Variables, sides: tuple[Encoded, ...]
     ) -> tuple[list[PyTree], Variables]:
-        """Returns the outputs of the heads of all sides, and the statistics."""
-        found = []
+        """Returns the outputs of the heads for all sides, and the statistics."""
+        all_outputs = []
         for side in sides:
             outputs = side.outputs
             if outputs is None:
                 heads = self.method.heads
                 outputs, stats, _ = _apply(heads, "heads", params, stats, side.h)
-            found.append(outputs)
-        return found, stats
+            all_outputs.append(outputs)
+        return all_outputs, stats
 
     def _losses(
         self, outputs: list[PyTree], target: tuple[PyTree, PyTree], memory: PyTree
     ) -> Array:
-        """Returns the loss of each example: the mean over pairs of its views.
+        """Returns the loss of each example, the mean over pairs of its views.
 
-        One is that of both sides; in the others a further view stands in for one of
-        the two, in turn.
+        The first pair is both sides. Each further view makes one more pair: it replaces
+        the first and the second side in turn. A joint loss takes all views at once.
         """
         if self.method.joint is not None:
             return self.method.joint(outputs, axis_name=self.axis_name)
-        own, other, *more = outputs
+        own, other, *further = outputs
         pairs = [(own, other)]
-        for number, one in enumerate(more):
-            pairs.append((own, one) if number % 2 else (one, other))
+        for number, view in enumerate(further):
+            pairs.append((own, view) if number % 2 else (view, other))
         losses = [
             self.method.loss(*pair, *target, memory, axis_name=self.axis_name)
             for pair in pairs
         ]
-        return sum(losses[1:], losses[0]) / len(losses) if more else losses[0]
+        return sum(losses[1:], losses[0]) / len(losses) if further else losses[0]
 
-    def _penalty(self, one: Encoded, two: Encoded) -> Array:
-        """Returns the penalty of each example, 0 without one."""
+    def _penalty_per_example(self, first: Encoded, second: Encoded) -> Array:
+        """Returns the penalty of each example, 0 if the objective has no penalty."""
         if self._is_consistency():
-            return consistency(one.point, two.point, **self._measure())
-        if one.penalty is None:
-            return jnp.zeros(len(one.point), one.point.dtype)
-        return one.penalty
+            return consistency(first.point, second.point, **self._options())
+        if first.penalty is None:
+            return jnp.zeros(len(first.point), first.point.dtype)
+        return first.penalty
 
     def _is_consistency(self) -> bool:
         return self.penalty.weight > 0 and self.penalty.kind == "consistency"
 
-    def _measure(self) -> dict[str, Any]:
-        """Returns what every kind of penalty asks for."""
+    def _options(self) -> dict[str, Any]:
+        """Returns the keyword arguments that every kind of penalty takes."""
         return {
             "normalization": self.penalty.normalization,
             "example_limit": self.penalty.example_limit,
@@ -297,26 +305,26 @@ class Objective:
         }
 
 
-def _by_direction(drawn: Array | None) -> Array | None:
-    """Returns draws `[B, K, ...]` as `[K, B, ...]`."""
+def _directions_first(drawn: Array | None) -> Array | None:
+    """Returns draws `[B, K, ...]` as `[K, B, ...]`; None stays None."""
     return None if drawn is None else jnp.moveaxis(drawn, 1, 0)
 
 
 def is_block(module: nn.Module, method: str) -> bool:
-    """Returns whether a call within an encoder is that of one of its blocks."""
+    """Returns whether a submodule call is that of a direct child of the encoder."""
     return len(module.path) == 1 and method == "__call__"
 
 
 def block_output(intermediates: PyTree, name: str) -> Array:
-    """Returns the output of a block, the mean over its places, `[B, D]`.
+    """Returns the output of a block, the mean over its positions, `[B, features]`.
 
     "layer3" is the last of "layer3_0", "layer3_1" and so on. Raises KeyError with the
-    names that there are.
+    available names.
     """
-    found = [one for one in intermediates if one == name or one.startswith(f"{name}_")]
-    if not found:
+    blocks = [n for n in intermediates if n == name or n.startswith(f"{name}_")]
+    if not blocks:
         raise KeyError(", ".join(intermediates))
-    last = max(found, key=lambda one: (len(one), one))
+    last = max(blocks, key=lambda block: (len(block), block))
     (output,) = intermediates[last]["__call__"]
     output = output.astype(jnp.promote_types(output.dtype, jnp.float32))
     return jnp.mean(output, axis=tuple(range(1, output.ndim - 1)))
@@ -331,7 +339,7 @@ def _apply(
     *,
     blocks: bool = False,
 ) -> tuple[PyTree, Variables, PyTree]:
-    """Returns a part's output in training, all statistics, and blocks if asked."""
+    """Returns a part's outputs in training mode, all statistics, captured blocks."""
     outputs, updated = module.apply(
         {"params": params[part], "batch_stats": stats[part]},
         inputs,

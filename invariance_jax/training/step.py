@@ -1,7 +1,7 @@
 """One training step as a pure function of the state, the examples and their draws.
 
-Gradient descent on `training.objective`. One replica; collectives only behind
-`axis_name`.
+Gradient descent on `training.objective`. The code is that of one replica; collectives
+only behind `axis_name`.
 """
 
 import functools
@@ -19,15 +19,15 @@ from invariance_jax.training.objective import Objective, Variables
 from invariance_jax.types import Array, Key, PyTree
 
 Metrics = dict[str, tuple[Array, Array]]
-"""Name -> (sum, count): the mean over any number of steps is sum / count."""
+"""Name -> (sum, count), which add up over steps: the mean over them is sum / count."""
 
 
-_KEPT = 0.9
-"""Share of the sums of bound and effect that is left at the next measurement."""
+_EFFECTS_DECAY = 0.9
+"""Factor on the sums of bound and effect before each new measurement is added."""
 
 
 class Target(NamedTuple):
-    """The target network: an exponential average of the parameters."""
+    """The target network: an exponential moving average of the parameters."""
 
     params: Variables  # of encoder and heads
     batch_stats: Variables  # its own running statistics
@@ -36,14 +36,14 @@ class Target(NamedTuple):
 class TrainState(NamedTuple):
     """All that changes during training."""
 
-    step: Array  # int32 [], finished steps
+    step: Array  # int32 [], number of finished steps
     params: Variables  # {"encoder": ..., "heads": ...}
     batch_stats: Variables  # running statistics, {"encoder": ..., "heads": ...}
-    opt_state: PyTree  # of the optimizer
-    target: Target | None = None  # None: the method has none
-    memory: PyTree = ()  # of the method; (): it has none
-    # [2, P], fading sums of derivative bound and total effect by parameter; None unless
-    # the penalty is "mixed".
+    opt_state: PyTree  # state of the optimizer
+    target: Target | None = None  # None: the method has no target network
+    memory: PyTree = ()  # memory of the method; (): it has none
+    # [2, P], decaying sums of derivative bound and total effect by parameter; None
+    # unless the penalty is "mixed".
     effects: Array | None = None
 
 
@@ -53,51 +53,54 @@ def make_step(
     *,
     microbatches: int = 1,
 ) -> Callable[[TrainState, Array, Draws], tuple[TrainState, Metrics]]:
-    """Returns `(state, x [B, ...], draws) -> (state, metrics)`, one update, pure.
+    """Returns `(state, x [B, ...], draws) -> (state, metrics)`, a pure train step.
 
-    x and draws are this replica's share, which microbatches splits into parts; the new
-    state and the metrics are the same on every replica.
+    x and draws are this replica's share of the batch, which is split into microbatches.
+    The new state and the metrics are the same on every replica.
     """
     penalty, axis_name = objective.penalty, objective.axis_name
-    every = penalty.every_steps
-    penalized = make_gradient(objective, microbatches)
-    plain = make_gradient(objective.plain(), microbatches)
+    every_steps = penalty.every_steps
+    penalized_gradient = make_gradient(objective, microbatches)
+    plain_gradient = make_gradient(objective.plain(), microbatches)
 
     def step(state: TrainState, x: Array, draws: Draws) -> tuple[TrainState, Metrics]:
-        due = state.step % every == 0
-        ramp = (state.step + 1) / max(penalty.warmup_steps, 1)
-        weight = penalty.weight * jnp.minimum(ramp, 1.0) * every * due
+        is_due = state.step % every_steps == 0
+        warmup = jnp.minimum((state.step + 1) / max(penalty.warmup_steps, 1), 1.0)
+        weight = penalty.weight * warmup * every_steps * is_due
         effects, ratios = _measure_ratios(objective, state, x, draws, microbatches)
         draws = objective.split_by_ratio(draws, effects)
-        target, seen = state.target, (None, None)
+        target, target_outputs = state.target, (None, None)
         if target is not None:
-            seen, moved = objective.target_outputs(*target, x, draws)
-            target = target._replace(batch_stats=moved)
-        inputs = (state.params, state.batch_stats, weight, x, draws, seen, state.memory)
-        if every == 1:
-            grads, (terms, stats) = penalized(*inputs)
+            target_outputs, target_stats = objective.target_outputs(*target, x, draws)
+            target = target._replace(batch_stats=target_stats)
+        params, stats, memory = state.params, state.batch_stats, state.memory
+        inputs = params, stats, weight, x, draws, target_outputs, memory
+        if every_steps == 1:
+            grads, (terms, stats) = penalized_gradient(*inputs)
         else:
-            grads, (terms, stats) = jax.lax.cond(due, penalized, plain, *inputs)
+            grads, (terms, stats) = jax.lax.cond(
+                is_due, penalized_gradient, plain_gradient, *inputs
+            )
         if axis_name is not None:
             grads = jax.lax.pmean(grads, axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        loss = batch_mean(terms.method, axis_name=axis_name)
-        size = batch_mean(terms.penalty, axis_name=axis_name)
-        one = jnp.ones_like(loss)
+        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        params = optax.apply_updates(params, updates)
+        method_loss = batch_mean(terms.method, axis_name=axis_name)
+        mean_penalty = batch_mean(terms.penalty, axis_name=axis_name)
+        one = jnp.ones_like(method_loss)
         metrics = {
-            "loss": (loss + weight * terms.limited, one),
-            "contrastive": (loss, one),
-            "penalty": (size * due, one * due),
+            "loss": (method_loss + weight * terms.limited, one),
+            "contrastive": (method_loss, one),
+            "penalty": (mean_penalty * is_due, one * is_due),
             **ratios,
         }
         if target is not None:
-            target, followed = _follow(objective, target, params, state.step)
-            metrics |= {name: (value, one) for name, value in followed.items()}
-        outputs = terms.outputs if target is None else seen
-        memory = _remember(objective, state.memory, outputs)
-        trained = params, stats, opt_state, target, memory, effects
-        return TrainState(state.step + 1, *trained), metrics
+            target, values = _update_target(objective, target, params, state.step)
+            metrics |= {name: (value, one) for name, value in values.items()}
+        outputs = terms.outputs if target is None else target_outputs
+        memory = _update_memory(objective, memory, outputs)
+        updated = params, stats, opt_state, target, memory, effects
+        return TrainState(state.step + 1, *updated), metrics
 
     return step
 
@@ -105,45 +108,52 @@ def make_step(
 def _measure_ratios(
     objective: Objective, state: TrainState, x: Array, draws: Draws, microbatches: int
 ) -> tuple[Array | None, Metrics]:
-    """Returns the sums of bound and effect, in some steps new, and their ratios."""
+    """Returns the sums of bound and effect by parameter, and metrics of their ratio.
+
+    A new measurement is added every `penalty.ratio_every_steps` steps.
+    """
     if state.effects is None:
         return None, {}
     parts = split((x, draws.first), microbatches)
-    due = state.step % objective.penalty.ratio_every_steps == 0
+    is_due = state.step % objective.penalty.ratio_every_steps == 0
 
-    def measure(before: Array) -> Array:
-        each = jax.lax.map(
+    def measure(sums: Array) -> Array:
+        sums_of_parts = jax.lax.map(
             lambda part: objective.measure_effects(
                 state.params, state.batch_stats, *part
             ),
             parts,
         )
-        return _KEPT * before + jnp.sum(each, axis=0).astype(before.dtype)
+        new = jnp.sum(sums_of_parts, axis=0).astype(sums.dtype)
+        return _EFFECTS_DECAY * sums + new
 
-    effects = jax.lax.cond(due, measure, lambda before: before, state.effects)
-    ratios = safe_divide(*effects) * due
+    effects = jax.lax.cond(is_due, measure, lambda sums: sums, state.effects)
+    ratios = safe_divide(*effects) * is_due
     names = objective.transformation.names
     return effects, {
-        f"poincare_ratio.{name}": (ratio, due.astype(ratio.dtype))
+        f"poincare_ratio.{name}": (ratio, is_due.astype(ratio.dtype))
         for name, ratio in zip(names, ratios, strict=True)
     }
 
 
-def _follow(
+def _update_target(
     objective: Objective, target: Target, params: Variables, step: Array
 ) -> tuple[Target, dict[str, Array]]:
-    """Returns the target network after it has moved towards the parameters, and how."""
+    """Returns the target network after its momentum update, and metrics of the update.
+
+    The distance is that of the parameters, relative to the norm of the online ones.
+    """
     assert objective.method.momentum is not None
-    kept = objective.method.momentum(step)
-    moved = optax.incremental_update(params, target.params, 1 - kept)
-    apart = optax.tree.norm(jax.tree.map(jnp.subtract, moved, params))
-    distance = apart / optax.tree.norm(params)
-    followed = {"target_momentum": kept, "target_distance": distance}
-    return target._replace(params=moved), followed
+    momentum = objective.method.momentum(step)
+    averaged = optax.incremental_update(params, target.params, 1 - momentum)
+    difference = optax.tree.norm(jax.tree.map(jnp.subtract, averaged, params))
+    distance = difference / optax.tree.norm(params)
+    metrics = {"target_momentum": momentum, "target_distance": distance}
+    return target._replace(params=averaged), metrics
 
 
-def _remember(objective: Objective, memory: PyTree, outputs: PyTree) -> PyTree:
-    """Returns the memory of the method after it has seen the outputs of the batch."""
+def _update_memory(objective: Objective, memory: PyTree, outputs: PyTree) -> PyTree:
+    """Returns the memory of the method, updated with the outputs of the whole batch."""
     update, axis_name = objective.method.update, objective.axis_name
     if update is None:
         return memory
@@ -156,7 +166,10 @@ def _remember(objective: Objective, memory: PyTree, outputs: PyTree) -> PyTree:
 def init_state(
     key: Key, objective: Objective, optimizer: optax.GradientTransformation, x: Array
 ) -> TrainState:
-    """Returns the state at step 0, from a few examples; the target starts as a copy."""
+    """Returns the state at step 0; x, a few examples, gives the shapes.
+
+    The target network starts as a copy of the parameters.
+    """
     encoder_key, heads_key, view_key = jax.random.split(key, 3)
     transformation, method = objective.transformation, objective.method
     images = transformation.apply(x, transformation.draw(view_key, x))
@@ -168,7 +181,7 @@ def init_state(
     stats = {name: part.get("batch_stats", {}) for name, part in parts.items()}
     target, effects, penalty = None, None, objective.penalty
     if method.momentum is not None:
-        # A copy, since the state is donated.
+        # A copy: no buffer of the donated state may occur twice in it.
         target = Target(*jax.tree.map(jnp.copy, (params, stats)))
     if penalty.kind == "mixed" and penalty.weight > 0:
         effects = jnp.zeros((2, len(transformation.names)))
