@@ -1,8 +1,8 @@
-"""The random views of one training step, for the whole global batch.
+"""Random draws for the views of one training step, for the whole global batch.
 
 Randomness belongs to the example, not to the device: every replica makes the same draws
 from the key and the step (a few numbers per example) and takes its slice, so a resumed
-run, on any number of devices, draws the same.
+run, on any number of devices, draws the same numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,46 +15,46 @@ from invariance_jax.settings.schema import Penalty
 from invariance_jax.transforms.base import Transformation, View
 from invariance_jax.types import Array, Key
 
-# What options add is drawn from a child of the key that its split does not yield.
+# Options draw from children of the key that no split of it returns.
 _OPTIONS_STREAM = 4
-_MORE_STREAM = 5
-_COLUMNS = 2**20  # beyond the numbers of any views
+_FURTHER_VIEWS_STREAM = 5
+_COLUMNS_NUMBER = 2**20  # in the stream of options, after the numbers of all views
 
 
 class Side(NamedTuple):
-    """The draws of one side of the loss; what is switched off is None.
+    """The draws of one side of the loss; None for an option that is off.
 
-    Directions end at `alpha_other`, reflected about alpha with an independent sign per
-    example: then the cross terms that batch statistics add to the penalty vanish in
-    expectation. Full steps end at `alpha_redrawn`: of "total_effect" with one parameter
-    drawn anew, of "mixed" with all.
+    All but `views` are for the penalty of the first view. Directions end at
+    `alpha_other`. Each is reflected about alpha with an independent random sign: then
+    the cross terms that batch statistics add to the penalty vanish in expectation. Full
+    steps end at `alpha_redrawn`: "total_effect" redraws one parameter, "mixed" all.
     """
 
     views: tuple[View, ...]  # one or more, whose representations are averaged
-    alpha_other: Array | None = None  # [B, K, P], for the first view's penalty
-    signs: Array | None = None  # [B, K, D], onto which its derivatives are projected
-    alpha_redrawn: Array | None = None  # [B, K, P], for the first view's penalty
-    columns: Array | None = None  # int32 [B], whose ratio "mixed" measures
+    alpha_other: Array | None = None  # [B, K, P], ends of the directions
+    signs: Array | None = None  # [B, K, D], onto which the derivatives are projected
+    alpha_redrawn: Array | None = None  # [B, K, P], ends of the full steps
+    columns: Array | None = None  # int32 [B], parameter whose ratio "mixed" measures
 
 
 class Draws(NamedTuple):
-    """What is random in the views of one step; every leaf has leading axis B."""
+    """All random draws for the views of one step; every leaf has leading axis B."""
 
-    first: Side  # whose first view is penalized
+    first: Side  # the side whose first view is penalized
     second: Side
-    more: tuple[View, ...] = ()  # further views, each of every example
+    more: tuple[View, ...] = ()  # the further views of each example
 
 
 def has_penalty(penalty: Penalty) -> bool:
-    """Returns whether the first view has a penalty of its own."""
+    """Returns whether there is a penalty that needs only the first view."""
     return penalty.weight > 0 and penalty.kind != "consistency"
 
 
 def _column_weights(penalty: Penalty, names: tuple[str, ...]) -> list[float]:
-    """Returns how often each parameter is chosen, relative to the others."""
-    chosen = penalty.parameters or names
-    weights = penalty.parameter_weights or (1.0,) * len(chosen)
-    weight_of = dict(zip(chosen, weights, strict=True))
+    """Returns how often each parameter is drawn, relative to the others."""
+    penalized = penalty.parameters or names
+    weights = penalty.parameter_weights or (1.0,) * len(penalized)
+    weight_of = dict(zip(penalized, weights, strict=True))
     return [weight_of.get(name, 0.0) for name in names]
 
 
@@ -67,11 +67,12 @@ def make_draw(
     average_views: int = 1,
     more: Sequence[Transformation] = (),
 ) -> Callable[..., Draws]:
-    """Returns `(key, step int32 [], sizes) -> Draws` of the global batch, pure.
+    """Returns `(key, step int32 [], sizes) -> Draws` of the global batch, a pure function.
 
-    Sizes are int32 `[B, 2]` of images of many sizes, else None; sign_features is the D
-    of random signs. Each side averages some views; more are what the further views are
-    drawn from, one by one. An option that adds draws leaves the others as they are.
+    `sizes` is int32 `[B, 2]`, height and width of each image; None if all have the same
+    size. `sign_features` is the D of the random signs. Each side has `average_views`
+    views. `more` holds the transformation of each further view. An option that adds
+    draws does not change the other draws.
     """
     kind, directions = penalty.kind, penalty.directions
 
@@ -85,9 +86,9 @@ def make_draw(
     ) -> dict[str, Array]:
         alpha = view.alpha[:, None]
         if kind == "total_effect":
-            chosen = draw_columns(columns_key, directions)[..., None]
-            one = chosen == jnp.arange(alpha.shape[-1])[None, None]
-            return {"alpha_redrawn": jnp.where(one, drawn, alpha)}
+            columns = draw_columns(columns_key, directions)[..., None]
+            is_redrawn = columns == jnp.arange(alpha.shape[-1])[None, None]
+            return {"alpha_redrawn": jnp.where(is_redrawn, drawn, alpha)}
         sign = jax.random.rademacher(key, (batch_size, directions, 1), jnp.float32)
         ends = {"alpha_other": alpha + sign * (drawn - alpha)}
         if kind == "mixed":
@@ -101,10 +102,10 @@ def make_draw(
         return jax.random.rademacher(key, shape, jnp.float32)
 
     def draw(key: Key, step: Array, sizes: Array | None = None) -> Draws:
-        _, views_key = jax.random.split(key)  # the other one orders the examples
+        _, views_key = jax.random.split(key)  # the first orders the examples
         keys = jax.random.split(jax.random.fold_in(views_key, step), 3 + directions)
 
-        def own(number: int) -> Key:
+        def option_key(number: int) -> Key:
             stream = jax.random.fold_in(key, _OPTIONS_STREAM)
             return jax.random.fold_in(jax.random.fold_in(stream, step), number)
 
@@ -112,18 +113,19 @@ def make_draw(
             second = number == 1
             sample = transformation.sampler(sizes, batch_size, second=second)
             first = sample(keys[number])
-            ahead = range(3 + number, 3 + number + 2 * (average_views - 1), 2)
-            views = first, *(sample(own(n)) for n in ahead)
+            numbers = range(3 + number, 3 + number + 2 * (average_views - 1), 2)
+            views = first, *(sample(option_key(n)) for n in numbers)
             if second or not has_penalty(penalty):
                 return Side(views)
-            # One by one: some generators draw otherwise under vmap.
-            ends = jax.lax.map(lambda k: sample(k).alpha, keys[3:]).swapaxes(0, 1)
-            drawn = draw_ends(ends, keys[2], own(_COLUMNS), first)
-            return Side(views, **drawn, signs=draw_signs(own(0)))
+            # Not vmap: under it some PRNG implementations draw other numbers.
+            drawn = jax.lax.map(lambda k: sample(k).alpha, keys[3:]).swapaxes(0, 1)
+            ends = draw_ends(drawn, keys[2], option_key(_COLUMNS_NUMBER), first)
+            return Side(views, **ends, signs=draw_signs(option_key(0)))
 
-        stream = jax.random.fold_in(jax.random.fold_in(key, _MORE_STREAM), step)
-        samplers = [one.sampler(sizes, batch_size) for one in more]
-        beside = (s(jax.random.fold_in(stream, n)) for n, s in enumerate(samplers))
-        return Draws(side(0), side(1), tuple(beside))
+        stream = jax.random.fold_in(key, _FURTHER_VIEWS_STREAM)
+        stream = jax.random.fold_in(stream, step)
+        samplers = [transform.sampler(sizes, batch_size) for transform in more]
+        further = (s(jax.random.fold_in(stream, n)) for n, s in enumerate(samplers))
+        return Draws(side(0), side(1), tuple(further))
 
     return draw

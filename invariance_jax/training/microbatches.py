@@ -1,11 +1,11 @@
-"""The gradient of a batch that is too large for the memory, part by part.
+"""The gradient of a batch that is too large for the memory: gradient caching.
 
 Gao, Zhang, Han, Callan: Scaling Deep Contrastive Learning Batch Size under Memory
-Limited Setup (2021), with the invariance penalty: the method's loss couples all
-examples, but only through their representations. These are computed part by part,
-without what a backward pass needs; the loss and its gradient with respect to them
-follow for the whole batch; and each part is encoded again, to carry its rows of that
-gradient on to the parameters.
+Limited Setup (2021), with the invariance penalty added. The method's loss couples all
+examples, but only through their representations. First each microbatch is encoded,
+without storing activations for a backward pass. Then the loss of the whole batch and
+its gradient with respect to the representations are computed. Last each microbatch is
+encoded again, and its rows of that gradient are propagated back to the parameters.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,11 @@ from invariance_jax.types import Array, PyTree
 def make_gradient(
     objective: Objective, count: int
 ) -> Callable[..., tuple[PyTree, PyTree]]:
-    """Returns the gradient of an objective, as `jax.grad(objective, has_aux=True)`.
+    """Returns the gradient function of an objective, over count microbatches.
 
-    With several parts it is that of the whole batch if no example meets another within
-    the encoder (groups of BatchNorm divide a part). Costs one more forward pass.
+    Called as `jax.grad(objective, has_aux=True)`. It equals that if the encoder does
+    not couple examples of different microbatches (the BatchNorm group size divides the
+    size of a microbatch). Costs one more forward pass.
     """
     if count == 1:
         return jax.grad(objective, has_aux=True)
@@ -39,18 +40,18 @@ def make_gradient(
         memory: PyTree,
     ) -> tuple[PyTree, PyTree]:
         parts = split((x, draws), count)
-        sides, moved = jax.lax.map(
+        sides, updated = jax.lax.map(
             lambda part: objective.encode(params, stats, *part), parts
         )
-        moved = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), moved)
-        outer = jax.grad(objective.couple, argnums=(0, 3), has_aux=True)
-        inputs = params, moved, weight, _join(sides), target, memory
-        (direct, cotangents), aux = outer(*inputs)
+        updated = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), updated)
+        couple_gradient = jax.grad(objective.couple, argnums=(0, 3), has_aux=True)
+        inputs = params, updated, weight, _join(sides), target, memory
+        (direct, cotangents), aux = couple_gradient(*inputs)
 
-        def add(total: PyTree, of_part: PyTree) -> tuple[PyTree, None]:
-            part, cotangents = of_part
-            _, pull = jax.vjp(lambda p: objective.encode(p, stats, *part)[0], params)
-            return jax.tree.map(jnp.add, total, *pull(cotangents)), None
+        def add(total: PyTree, inputs: PyTree) -> tuple[PyTree, None]:
+            part, cotangents = inputs
+            _, vjp = jax.vjp(lambda p: objective.encode(p, stats, *part)[0], params)
+            return jax.tree.map(jnp.add, total, *vjp(cotangents)), None
 
         return jax.lax.scan(add, direct, (parts, split(cotangents, count)))[0], aux
 
@@ -63,4 +64,5 @@ def split(tree: PyTree, count: int) -> PyTree:
 
 
 def _join(tree: PyTree) -> PyTree:
+    """Returns each leaf `[count, B / count, ...]` as `[B, ...]`."""
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
