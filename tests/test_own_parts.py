@@ -165,7 +165,7 @@ def test_the_command_line_names_it(tmp_path):
 def test_keys_that_an_own_encoder_is_not_told_are_said(folder, key, value, caplog):
     changes = {"encoder.name": "parts_of_a_user:net", key: value}
     check_own_parts(build(resolve(tiny_config(changes))))
-    assert f"{key} is {value!r}, of which encoder.name" in caplog.text
+    assert f"{key} is {value!r}, which encoder.name" in caplog.text
 
 
 def test_all_parts_that_cannot_be_imported_are_named_at_once():

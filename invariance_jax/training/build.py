@@ -1,4 +1,4 @@
-"""From settings to the parts of a run, built once per program."""
+"""Builds the parts of a run from its settings."""
 
 import functools
 import logging
@@ -31,22 +31,22 @@ _log = logging.getLogger(__name__)
 class Parts(NamedTuple):
     """The parts of a run."""
 
-    settings: Settings  # what they were built from
+    settings: Settings  # from which the parts were built
     task: Task  # examples and probes
     transformation: Transformation  # makes views
     encoder: nn.Module  # images -> h
     features: int  # D of h
-    point_features: int  # of h, z or a block, where the penalty acts
+    point_features: int  # features of the penalized output: h, z or a block
     objective: Objective  # the loss of a batch
     optimizer: optax.GradientTransformation
 
     def make_step(self) -> Callable[..., tuple[TrainState, Metrics]]:
-        """Returns the step of one replica, see `training.step`."""
+        """Returns the train step of one replica, see `training.step`."""
         count = self.settings.microbatches
         return make_step(self.objective, self.optimizer, microbatches=count)
 
     def make_draw(self) -> Callable[..., Draws]:
-        """Returns the draws of the views of a global batch, see `training.draws`."""
+        """Returns the function that draws a step's views, see `training.draws`."""
         settings, more = self.settings, self.objective.more
         return make_draw(
             self.transformation,
@@ -64,7 +64,7 @@ class Parts(NamedTuple):
         return make_sampler(num_examples=count, batch_size=self.settings.batch_size)
 
     def make_stream(self, pictures: Pictures, num_devices: int) -> Streamed:
-        """Returns batches of pictures for a run from its seed."""
+        """Returns batches of pictures, decoded in the order given by the seed."""
         return Streamed(
             pictures,
             self.make_sampler(),
@@ -76,21 +76,21 @@ class Parts(NamedTuple):
 
     @property
     def key(self) -> Key:
-        """That of the order of the examples and of the views."""
+        """PRNG key from which the order of examples and all views are drawn."""
         return jax.random.fold_in(jax.random.key(self.settings.seed), 1)
 
 
 def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
-    """Returns the parts of a run; nothing is compiled, no data set is read.
+    """Returns the parts of a run; compiles nothing and reads no data set.
 
-    The axis is the one over which a batch is spread; None: one replica.
+    axis_name: the mapped axis over which a batch is spread; None: one replica.
     """
     plugins.check(settings)
     task = make_task(settings)
     transformation = task.transformation()
     if plugins.is_own(settings.augmentation.name):
         check_parameters(settings, transformation.names)
-    statistics = settings.penalty.batch_statistics
+    tangent = settings.penalty.batch_statistics
     encoder = _make_encoder(settings, "coupled", axis_name)
     features, point_features = _features(settings, view_shapes(task, transformation))
     method = make_method(settings, features, axis_name=axis_name)
@@ -100,11 +100,11 @@ def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
             f"{settings.method.name!r} has no target network."
         )
     penalized_heads = make_method(
-        settings, features, tangent=statistics, axis_name=axis_name
+        settings, features, tangent=tangent, axis_name=axis_name
     ).heads
     objective = Objective(
         encoder,
-        _make_encoder(settings, statistics, axis_name),
+        _make_encoder(settings, tangent, axis_name),
         method,
         penalized_heads,
         transformation,
@@ -126,34 +126,35 @@ def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
 
 
 def _make_encoder(settings: Settings, tangent: str, axis_name: str | None) -> nn.Module:
-    chosen = settings.encoder
-    if plugins.is_own(chosen.name):
-        kwargs = {"axis_name": axis_name, **chosen.kwargs}
-        found = plugins.call("encoder.name", chosen.name, **kwargs)
-        if not isinstance(found, nn.Module):
+    """Returns the encoder; tangent: how alpha acts through batch statistics."""
+    encoder = settings.encoder
+    if plugins.is_own(encoder.name):
+        kwargs = {"axis_name": axis_name, **encoder.kwargs}
+        module = plugins.call("encoder.name", encoder.name, **kwargs)
+        if not isinstance(module, nn.Module):
             raise ValueError(
-                f"encoder.name is {chosen.name!r}, which returned {found!r}; expected "
-                "a flax (linen) module."
+                f"encoder.name is {encoder.name!r}, which returned {module!r}; "
+                "expected a flax (linen) module."
             )
-        return found
+        return module
     return create_encoder(
-        chosen.name,
-        stem=chosen.stem,
-        width=chosen.width,
-        patch_size=chosen.patch_size,
-        pool=chosen.pool,
-        depth=chosen.depth,
-        final=chosen.final,
+        encoder.name,
+        stem=encoder.stem,
+        width=encoder.width,
+        patch_size=encoder.patch_size,
+        pool=encoder.pool,
+        depth=encoder.depth,
+        final=encoder.final,
         norm_group_size=settings.batchnorm.group_size,
         norm_tangent=tangent,
         precision=settings.precision,
-        rematerialize=chosen.rematerialize,
+        rematerialize=encoder.rematerialize,
         axis_name=axis_name,
     )
 
 
 def view_shapes(task: Task, transformation: Transformation) -> jax.ShapeDtypeStruct:
-    """Returns the shape of two views."""
+    """Returns the shape and dtype of a batch of two views."""
 
     def views(key: Key) -> Array:
         x = jax.tree.map(jnp.asarray, task.stand_ins(2))
@@ -165,9 +166,9 @@ def view_shapes(task: Task, transformation: Transformation) -> jax.ShapeDtypeStr
 def applied(
     module: nn.Module, x: PyTree, seen: Callable[..., bool] | bool = False
 ) -> tuple[PyTree, PyTree]:
-    """Returns what a module makes of examples, and its variables, as shapes.
+    """Returns the shapes and dtypes of a module's outputs for x, and of its variables.
 
-    Seen are the calls within it whose outputs are among the variables.
+    `seen` selects the submodule calls whose outputs are captured as intermediates.
     """
     init = functools.partial(
         module.init_with_output, train=False, capture_intermediates=seen
@@ -176,7 +177,7 @@ def applied(
 
 
 def _features(settings: Settings, images: jax.ShapeDtypeStruct) -> tuple[int, int]:
-    """Returns the features of h, and of what the penalty acts on: h, z or a block."""
+    """Returns the number of features of h, and of the penalized h, z or block."""
     name, at = settings.encoder.name, settings.penalty.at
     encoder = _make_encoder(settings, "coupled", None)
     fault = f"which cannot be applied to images of shape {images.shape}:"
@@ -186,8 +187,8 @@ def _features(settings: Settings, images: jax.ShapeDtypeStruct) -> tuple[int, in
     shape = getattr(h, "shape", None)
     if shape is None or len(shape) != 2 or shape[0] != images.shape[0]:
         raise ValueError(
-            f"encoder.name is {name!r}, which returns {shape} of images "
-            f"{images.shape}; expected h [B, D]."
+            f"encoder.name is {name!r}, which returns shape {shape} for images "
+            f"of shape {images.shape}; expected h [B, D]."
         )
     if at == "h":
         return shape[-1], shape[-1]
@@ -205,6 +206,7 @@ def _features(settings: Settings, images: jax.ShapeDtypeStruct) -> tuple[int, in
 
 
 def _features_of_z(settings: Settings, h: jax.ShapeDtypeStruct) -> int:
+    """Returns the number of features of the projection z, which the penalty acts on."""
     name, heads = settings.method.name, make_method(settings, h.shape[-1]).heads
     fault = f"whose heads cannot be applied to h {h.shape}:"
     with plugins.blaming("method.name", name, fault=fault):
@@ -218,13 +220,13 @@ def _features_of_z(settings: Settings, h: jax.ShapeDtypeStruct) -> int:
 
 
 def check_own_parts(parts: Parts) -> None:
-    """Checks the parts of the user's own on random inputs, if there are any."""
+    """Checks the user's own encoder and method, if any, on random inputs."""
     settings = parts.settings
     if plugins.is_own(settings.encoder.name):
         _log.info("compiling a check of the encoder %s", settings.encoder.name)
         for key in ("precision", "batchnorm.group_size", "encoder.rematerialize"):
             if (value := get(settings, key)) != KEYS[key].default:
-                text = "%s is %r, of which encoder.name %r is not told: see its kwargs"
+                text = "%s is %r, which encoder.name %r does not see: use its kwargs"
                 _log.warning(text, key, value, settings.encoder.name)
         _check_encoder(parts)
     if plugins.is_own(settings.method.name):
@@ -232,7 +234,7 @@ def check_own_parts(parts: Parts) -> None:
 
 
 def _check_encoder(parts: Parts) -> None:
-    """Checks an encoder: finite, and reverse over forward mode."""
+    """Checks that an encoder is finite and allows reverse over forward mode."""
     name, encoder = parts.settings.encoder.name, parts.encoder
     shape = view_shapes(parts.task, parts.transformation).shape
 
@@ -240,7 +242,7 @@ def _check_encoder(parts: Parts) -> None:
     def gradient(x: Array) -> PyTree:
         variables = encoder.init(jax.random.key(1), x, train=True)
 
-        def change(params: PyTree) -> tuple[Array, PyTree]:
+        def squared_tangent(params: PyTree) -> tuple[Array, PyTree]:
             def represent(x: Array) -> PyTree:
                 inputs = {**variables, "params": params}
                 return encoder.apply(inputs, x, train=True, mutable=["batch_stats"])[0]
@@ -248,23 +250,23 @@ def _check_encoder(parts: Parts) -> None:
             h, tangent = jax.jvp(represent, (x,), (jnp.ones_like(x),))
             return jnp.sum(jnp.square(tangent)), h
 
-        return jax.grad(change, has_aux=True)(variables["params"])
+        return jax.grad(squared_tangent, has_aux=True)(variables["params"])
 
     fault = (
         "whose derivative along the images cannot be differentiated in the parameters, "
         "which the penalty needs (reverse over forward mode; no custom_vjp):"
     )
     with plugins.blaming("encoder.name", name, fault=fault):
-        found = gradient(jax.random.uniform(jax.random.key(0), shape))
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
+        result = gradient(jax.random.uniform(jax.random.key(0), shape))
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result)):
         raise ValueError(
-            f"encoder.name is {name!r}, which is not finite on random images, or its "
-            "derivatives are not; expected finite h and derivatives."
+            f"encoder.name is {name!r}, whose h or derivatives are not finite on "
+            "random images; expected finite h and derivatives."
         )
 
 
 def _check_method(parts: Parts) -> None:
-    """Checks a method: one finite loss per example, a memory that keeps its shape."""
+    """Checks that a method has one finite loss per example and memory of one shape."""
     name, method = parts.settings.method.name, parts.objective.method
     shape = 4, parts.features
 
@@ -295,8 +297,8 @@ def _check_method(parts: Parts) -> None:
 
 
 def initial_state(parts: Parts) -> TrainState:
-    """Returns the state before the first step, of one replica, as NumPy arrays."""
-    # Compiled, since one operation after the other takes ten times as long.
+    """Returns the state of one replica before the first step, as NumPy arrays."""
+    # Compiled: operation by operation, it takes ten times as long.
     init = jax.jit(lambda key: _init(parts, key))
     seed = jax.random.key(parts.settings.seed)
     state: TrainState = jax.tree.map(np.asarray, init(jax.random.fold_in(seed, 0)))
@@ -304,7 +306,7 @@ def initial_state(parts: Parts) -> TrainState:
 
 
 def state_shapes(parts: Parts) -> TrainState:
-    """Returns what `initial_state` does, as shapes: nothing is computed."""
+    """Returns the shapes and dtypes of `initial_state`; computes nothing."""
     return jax.eval_shape(lambda key: _init(parts, key), jax.random.key(0))
 
 
@@ -314,14 +316,14 @@ def _init(parts: Parts, key: Key) -> TrainState:
 
 
 def read_weights(settings: Settings) -> dict[str, PyTree] | None:
-    """Returns the variables of the encoder in the file of the settings, if any."""
-    path, chosen = settings.encoder.weights, settings.encoder
+    """Returns the encoder's variables from the file encoder.weights; None: no file."""
+    path, encoder = settings.encoder.weights, settings.encoder
     if path is None:
         return None
     state_dict = weights.load_state_dict(path)
     found = weights.identify(state_dict)
-    width = chosen.width or resnet.WIDTH
-    expected = weights.Architecture(chosen.name, chosen.stem, width)
+    width = encoder.width or resnet.WIDTH
+    expected = weights.Architecture(encoder.name, encoder.stem, width)
     if found != expected:
         raise ValueError(
             f"encoder.weights is {path}, which holds {found}; expected {expected}."
@@ -330,7 +332,7 @@ def read_weights(settings: Settings) -> dict[str, PyTree] | None:
 
 
 def first_state(parts: Parts) -> TrainState:
-    """Returns the state that training starts from: given weights, else initial ones."""
+    """Returns the state at step 0, with the encoder of encoder.weights if given."""
     state, variables = initial_state(parts), read_weights(parts.settings)
     if variables is None:
         return state

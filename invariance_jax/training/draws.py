@@ -67,12 +67,12 @@ def make_draw(
     average_views: int = 1,
     more: Sequence[Transformation] = (),
 ) -> Callable[..., Draws]:
-    """Returns `(key, step int32 [], sizes) -> Draws` of the global batch, a pure function.
+    """Returns the pure function `(key, step, sizes) -> Draws` for the global batch.
 
-    `sizes` is int32 `[B, 2]`, height and width of each image; None if all have the same
-    size. `sign_features` is the D of the random signs. Each side has `average_views`
-    views. `more` holds the transformation of each further view. An option that adds
-    draws does not change the other draws.
+    `step` is int32 `[]`. `sizes` is int32 `[B, 2]`, height and width of each image;
+    None if all have the same size. `sign_features` is the D of the random signs. Each
+    side has `average_views` views. `more` holds the transformation of each further
+    view. An option that adds draws does not change the other draws.
     """
     kind, directions = penalty.kind, penalty.directions
 
