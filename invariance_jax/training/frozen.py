@@ -1,4 +1,4 @@
-"""A frozen encoder over the examples of a data set: features, predictions, views."""
+"""Features, probabilities and variances of a frozen encoder over a data set."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from invariance_jax.training.step import TrainState
 from invariance_jax.types import Array, Key, PyTree
 
 VIEWS_BATCH = 100
-"""Examples per device of which several views are held at once."""
+"""Examples per device and call where several views of each are in memory at once."""
 
 Inputs = np.ndarray | Pictures
 """Examples `x [N, ...]`."""
@@ -28,11 +28,12 @@ Mapped = Callable[[PyTree, Inputs, int], np.ndarray]
 
 
 class FrozenEncoder:
-    """The encoder of a run on running statistics, over the examples of a data set.
+    """The encoder of a run with running statistics, over the examples of a data set.
 
-    Examples `x [N, ...]` are passed in batches of `evaluation.batch_size` per device.
-    The views of an example depend on `evaluation.seed`, the stream (a number, another
-    one for each split) and its index only; a family is a part of the transformation.
+    Variables are {"params", "batch_stats"} of the encoder. Examples `x [N, ...]` pass
+    in batches of `evaluation.batch_size` per device. The views of an example depend
+    only on `evaluation.seed`, the stream (an integer, a different one for each split)
+    and the example's index. A family is a part of the transformation.
     """
 
     def __init__(
@@ -42,11 +43,11 @@ class FrozenEncoder:
         *,
         between: Callable[[], None] = lambda: None,
     ):
-        """Builds the functions; nothing is compiled before the first use."""
-        self._parts, self._chosen = parts, parts.settings.evaluation
+        """Builds the functions and compiles nothing; between: called before batches."""
+        self._parts, self._settings = parts, parts.settings.evaluation
         self._make_map = functools.partial(make_map, devices=devices, between=between)
         self._plain = self.map(self._encode_plain, axis=0)
-        self._of_views = functools.cache(self._make_of_views)
+        self._map_views = functools.cache(self._make_map_views)
 
     def features(
         self,
@@ -57,9 +58,9 @@ class FrozenEncoder:
         stream: int,
         family: str = "all",
     ) -> np.ndarray:
-        """Returns features averaged over each M, `[len(num_views), N, D]`."""
+        """Returns the features of views, averaged over M, `[len(num_views), N, D]`."""
         average = evaluation.average_features
-        mapped = self._of_views(average, self.encode, num_views, family)
+        mapped = self._map_views(average, self.encode, num_views, family)
         return mapped(variables, x, stream)
 
     def plain(self, variables: Variables, x: Inputs) -> np.ndarray:
@@ -69,8 +70,8 @@ class FrozenEncoder:
     def pixels(
         self, x: Inputs, *, num_views: tuple[int, ...], stream: int
     ) -> np.ndarray:
-        """Returns the views of `features` averaged, `[len(num_views), N, H W 3]`."""
-        mapped = self._of_views(evaluation.average_features, _flat, num_views)
+        """Returns the averaged pixels of views, `[len(num_views), N, H W 3]`."""
+        mapped = self._map_views(evaluation.average_features, _flat, num_views)
         return mapped({}, x, stream)
 
     def probabilities(
@@ -84,21 +85,21 @@ class FrozenEncoder:
     ) -> np.ndarray:
         """Returns averaged probabilities of a probe, `[len(num_views), N, C]`."""
         average = evaluation.average_features
-        mapped = self._of_views(average, self._classify, num_views)
+        mapped = self._map_views(average, self._classify, num_views)
         return mapped((variables, probe), x, stream)
 
     def views(
         self, variables: Variables, x: Inputs, *, stream: int, family: str = "all"
     ) -> Array:
         """Returns features of `evaluation.variance_views` views, `[M, N, D]`."""
-        count, every = self._chosen.variance_views, evaluation.encode_views
-        mapped = self._of_views(every, self.encode, count, family, VIEWS_BATCH)
+        count, encode_views = self._settings.variance_views, evaluation.encode_views
+        mapped = self._map_views(encode_views, self.encode, count, family, VIEWS_BATCH)
         return jnp.asarray(mapped(variables, x, stream))
 
     def variance(
         self, variables: Variables, x: Inputs, *, stream: int
     ) -> evaluation.Variance:
-        """Returns the variance of n(h) over these views."""
+        """Returns the variance of n(h) over `evaluation.variance_views` views."""
         views = self.views(variables, x, stream=stream)
         return evaluation.invariance(l2_normalize(views))
 
@@ -109,24 +110,24 @@ class FrozenEncoder:
         axis: int,
         batch_size: int | None = None,
     ) -> Mapped:
-        """Returns a function of the examples of a data set, computed batch by batch.
+        """Returns a pure function mapped over the examples of a data set, in batches.
 
-        The function is pure, `(variables, x [B, ...], indices int32 [B], stream) ->
-        [..., B, ...]`; variables is any pytree that is no part of the compiled program,
-        the axis that of the examples in the result, batch_size that of one device.
+        function: `(variables, x [B, ...], indices int32 [B], stream) -> [..., B, ...]`;
+        variables is any pytree, an argument of the compiled program. axis: that of the
+        examples in the result. batch_size: per device, `evaluation.batch_size` if None.
         """
-        size = batch_size or self._chosen.batch_size
+        size = batch_size or self._settings.batch_size
         return functools.partial(self._make_map(function, axis=axis), batch_size=size)
 
     def key(self, stream: int | Array) -> Key:
-        """Returns the key of a stream of views."""
-        return jax.random.fold_in(jax.random.key(self._chosen.seed), stream)
+        """Returns the PRNG key of a stream of views."""
+        return jax.random.fold_in(jax.random.key(self._settings.seed), stream)
 
     def encode(self, variables: Variables, images: Array) -> Array:
         """Returns the features of views, `[B, D]`."""
         return apply(self._parts.encoder, variables, images)
 
-    def _make_of_views(
+    def _make_map_views(
         self,
         function: Callable[..., Array],
         encode: Callable[[PyTree, Array], Array],
@@ -134,7 +135,7 @@ class FrozenEncoder:
         family: str = "all",
         batch_size: int | None = None,
     ) -> Mapped:
-        """Returns a function of `evaluation.averaging`, over examples."""
+        """Returns a function of `evaluation.averaging`, mapped over a data set."""
         transformation = self._parts.task.transformation(family)
 
         def compute(tree: PyTree, x: Array, indices: Array, stream: Array) -> Array:
@@ -166,13 +167,16 @@ def _flat(variables: Variables, images: Array) -> Array:
 
 
 def apply(encoder: nn.Module, variables: Variables, images: Array) -> Array:
-    """Returns the features of views on running statistics, `[B, D]`."""
+    """Returns the features of views with running statistics, `[B, D]`."""
     return jnp.asarray(encoder.apply(variables, images, train=False))
 
 
 def encoder_variables(state: TrainState, network: str) -> Variables:
-    """Returns {"params", "batch_stats"} of the encoder in a state of one replica."""
-    chosen = state if network == "online" else state.target
-    assert chosen is not None, "build checks evaluation.network"
-    parts = {"params": chosen.params, "batch_stats": chosen.batch_stats}
-    return {name: collection["encoder"] for name, collection in parts.items()}
+    """Returns {"params", "batch_stats"} of the encoder in a state of one replica.
+
+    network: "online" or "target", as `evaluation.network`.
+    """
+    source = state if network == "online" else state.target
+    assert source is not None, "build checks evaluation.network"
+    collections = {"params": source.params, "batch_stats": source.batch_stats}
+    return {name: parts["encoder"] for name, parts in collections.items()}

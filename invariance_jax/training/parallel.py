@@ -1,8 +1,8 @@
 """One replica per device of every process: the only file that maps over devices.
 
-The draws of a step are made for the global batch on every replica, which then takes its
-slice; gradients, batch statistics and negatives meet through the axis `AXIS_NAME`. The
-rest of the project sees one replica, as NumPy arrays, the same in every process.
+Every replica makes the draws of a step for the global batch and takes its slice.
+Gradients, batch statistics and negatives are combined over the mapped axis `AXIS_NAME`.
+The rest of the project sees one replica as NumPy arrays, the same in every process.
 """
 
 import functools
@@ -27,25 +27,25 @@ from invariance_jax.types import Array, Key, PyTree
 AXIS_NAME = "replicas"
 
 _SHARE_OF_MEMORY = 0.2
-"""Of the machine, beyond which results of examples are kept in a file."""
+"""Share of the machine's memory: larger results of `make_map` are kept in a file."""
 
 
 def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
-    """Returns the tree with every array copied to each device, axis 0 the replicas."""
+    """Returns the tree with every array copied to each device, along a new axis 0."""
     return _copy(tuple(devices))(np.arange(len(local_positions(devices))), tree)
 
 
 def local_positions(devices: Sequence[jax.Device]) -> list[int]:
-    """Returns which of the devices belong to this process."""
-    own = jax.process_index()
-    return [n for n, device in enumerate(devices) if device.process_index == own]
+    """Returns the positions in devices of those that belong to this process."""
+    process = jax.process_index()
+    return [n for n, device in enumerate(devices) if device.process_index == process]
 
 
 @functools.cache
 def _copy(devices: tuple[jax.Device, ...]) -> Callable[[np.ndarray, PyTree], PyTree]:
     return jax.pmap(
         lambda _, tree: tree,
-        # The name is part of the sharding: with another one, a step compiles twice.
+        # The axis name is part of the sharding: another one would recompile a step.
         axis_name=AXIS_NAME,
         in_axes=(0, None),
         devices=devices,
@@ -63,14 +63,14 @@ def make_train(
     batches: Batches,
     devices: Sequence[jax.Device],
 ) -> Callable[[TrainState, Key, int, int], tuple[TrainState, Metrics]]:
-    """Returns `train(state, key, first, num_steps)`, several steps in one call.
+    """Returns `train(state, key, first, num_steps)`, which runs steps from `first` on.
 
-    The program is that of `map_train`, compiled or not. The state is donated, metrics
-    are summed.
+    program: the result of `map_train`, compiled or not. The state is donated, metrics
+    are summed over the steps.
     """
-    # Programs that wait in a queue meet in any order on the CPUs of several processes,
-    # and then wait for one another for ever.
-    blocks = jax.process_count() > 1 and devices[0].platform == "cpu"
+    # On the CPUs of several processes, queued programs may run in different orders, and
+    # then wait for one another forever.
+    is_blocking = jax.process_count() > 1 and devices[0].platform == "cpu"
 
     add = jax.pmap(
         lambda *each: jax.tree.map(jnp.add, *each),
@@ -83,18 +83,18 @@ def make_train(
 
     def train_steps(state: TrainState, key: Key, first: int, num_steps: int) -> PyTree:
         nonlocal before, last
-        # No steps are one call too, whose sums are 0.
-        sums, most = None, batches.most_steps or max(num_steps, 1)
-        for begin in range(first, first + max(num_steps, 1), most):
-            count = min(most, first + num_steps - begin)
+        # num_steps = 0 also makes one call, whose sums are 0.
+        sums, most_steps = None, batches.most_steps or max(num_steps, 1)
+        for begin in range(first, first + max(num_steps, 1), most_steps):
+            count = min(most_steps, first + num_steps - begin)
             loaded = batches.load(begin, devices, last)
             if batches.most_steps is not None:
-                # One batch is copied to the devices while a step runs, and no more.
+                # At most one batch is copied to the devices while a step runs.
                 jax.block_until_ready(before)
             before = last
             state, last = program(state, key, loaded, np.int32(count))
             sums = last if sums is None else add(sums, last)
-            if blocks:
+            if is_blocking:
                 jax.block_until_ready((state, sums))
         return state, sums
 
@@ -102,9 +102,10 @@ def make_train(
 
 
 def map_train(parts: Parts, batches: Batches, devices: Sequence[jax.Device]) -> Wrapped:
-    """Returns what `make_train` calls, num_steps int32 `[]`; it can be lowered.
+    """Returns the mapped program of `make_train`, which can be compiled ahead.
 
-    The parts are those of one replica. Every number of steps shares one compilation.
+    Its num_steps is int32 `[]`; all numbers of steps share one compilation. The parts
+    must be built with `AXIS_NAME`.
     """
     step, draw, sampler = parts.make_step(), parts.make_draw(), parts.make_sampler()
 
@@ -157,22 +158,22 @@ def make_map(
     axis: int,
     between: Callable[[], None] = lambda: None,
 ) -> Callable[..., np.ndarray]:
-    """Returns a function of the examples of a data set, computed batch by batch.
+    """Returns a function mapped over the examples of a data set, batch by batch.
 
-    The function is `(variables, x [B, ...], indices int32 [B], stream) -> [..., B,
-    ...]`; examples are on that axis of its result. Every example is computed once, and
-    every process gets all results; the last batch is filled up with repetitions. What
-    `between`, called before each batch, raises ends the computation.
+    function: `(variables, x [B, ...], indices int32 [B], stream) -> [..., B, ...]`,
+    with the examples on this axis of its result. Every process returns the results of
+    all examples, once each; repeated examples pad the last batch. `between` is called
+    before each batch; its exceptions end the computation.
     """
 
     def gathered(variables: PyTree, x: Array, indices: Array, stream: Array) -> Array:
-        part = function(variables, x, indices, stream)
-        return jax.lax.all_gather(part, AXIS_NAME, axis=axis, tiled=True)
+        result = function(variables, x, indices, stream)
+        return jax.lax.all_gather(result, AXIS_NAME, axis=axis, tiled=True)
 
     mapped = jax.pmap(
         gathered, axis_name=AXIS_NAME, devices=list(devices), in_axes=(0, 0, 0, None)
     )
-    own = local_positions(devices)
+    local = local_positions(devices)
 
     def map_examples(
         variables: PyTree, x: np.ndarray | Pictures, stream: int, *, batch_size: int
@@ -185,8 +186,8 @@ def make_map(
         for start in range(0, len(x), count):
             between()
             indices = np.minimum(np.arange(start, start + count), len(x) - 1)
-            indices = indices.astype(np.int32).reshape(len(devices), per_device)[own]
-            rows = take(x, indices)  # while the devices compute the batch before
+            indices = indices.astype(np.int32).reshape(len(devices), per_device)[local]
+            rows = take(x, indices)  # while the devices compute the previous batch
             if launched is not None:
                 results = put(results, one_replica(launched), start - count)
             launched = mapped(variables, rows, indices, stream)
@@ -198,10 +199,10 @@ def make_map(
 def _put(
     results: np.ndarray | None, batch: np.ndarray, start: int, count: int, axis: int
 ) -> np.ndarray:
-    """Writes the results of a batch among those of all examples, made at the first.
+    """Writes a batch into the results of all examples; None: allocates them first.
 
-    They lie in a file of the folder for temporary files, which goes with them, if they
-    take more than a share of the memory.
+    If they need more than a share of the memory, they are stored in a temporary file,
+    which is deleted along with them.
     """
     if results is None:
         shape = (*batch.shape[:axis], count, *batch.shape[axis + 1 :])
@@ -210,13 +211,13 @@ def _put(
             results = np.empty(shape, batch.dtype)
         else:
             with tempfile.TemporaryFile() as file:
-                try:  # now: a page that finds no room later would end the process
+                try:  # reserve it now: writing to a full disk would kill the process
                     os.posix_fallocate(file.fileno(), 0, size)
                 except OSError as error:
                     text = f"no room for features of {size / 1e9:.3g} GB (TMPDIR)"
                     raise OSError(error.errno, text) from error
                 results = np.memmap(file, batch.dtype, "r+", shape=shape)
     size = min(batch.shape[axis], count - start)
-    before = (slice(None),) * axis
-    results[*before, start : start + size] = batch[*before, :size]
+    leading = (slice(None),) * axis
+    results[*leading, start : start + size] = batch[*leading, :size]
     return results
