@@ -1,7 +1,7 @@
 """Self-supervised methods: heads on the representation, and a loss of their outputs.
 
-The invariance penalty is no part of a method, and acts under each of them. Keyword
-defaults are the papers' values; `method.kwargs` changes those that `make_method` does
+The invariance penalty is not part of a method: it can be added to each of them. Keyword
+defaults are the papers' values; `method.kwargs` overrides those that `make_method` does
 not set from other keys. All heads normalize over the whole batch, whatever the group
 size of the encoder.
 """
@@ -26,7 +26,7 @@ from invariance_jax.types import Array, PyTree
 
 
 class Loss(Protocol):
-    """The loss of two views of each example, which a method gives."""
+    """The loss function of a method, for two views of each example."""
 
     def __call__(
         self,
@@ -43,15 +43,15 @@ class Loss(Protocol):
 
         Args:
           own: outputs of the heads of the first views, leaves `[B, ...]`.
-          other: those of the second views.
-          target_own: outputs of the target network of the first views; None: it has
-            none.
-          target_other: those of the second views.
-          memory: what the method keeps from step to step.
+          other: outputs of the heads of the second views.
+          target_own: outputs of the target network's heads of the first views; None
+            without a target network.
+          target_other: outputs of the target network's heads of the second views.
+          memory: the pytree that the method keeps from step to step.
           axis_name: the mapped axis over which the batch is spread; None: one replica.
 
         Returns:
-          `[B]`, whose mean over all replicas is the loss of the joined batch.
+          `[B]`; its mean over all replicas is the loss of the joined batch.
         """
         ...
 
@@ -61,20 +61,19 @@ class Method(NamedTuple):
 
     Attributes:
       heads: flax module, `heads.apply(variables, h [B, D], train=bool)` -> outputs, a
-        pytree of `[B, ...]`; the projection z is the one array, or the entry "z".
+        pytree of `[B, ...]`; the projection z is its only array, or its entry "z".
       loss: see `Loss`.
       momentum: of the target network, step -> m in `target <- m target + (1 - m)
         parameters` after each step; None: there is no target network.
       memory: a pytree of arrays that the method keeps from step to step, such as a
         queue; (): none.
       update: `(memory, outputs) -> memory` after each step; outputs is the pair of
-        both views' outputs of the whole batch, those of the target network if there is
-        one. None: the memory stays.
-      constant_rate: a part of the heads' parameters whose learning rate is that of the
-        peak in every step; None: there is none.
+        both views' outputs for the whole batch, of the target network if there is one.
+        None: the memory stays the same.
+      constant_rate: name of the part of the heads' parameters whose learning rate is
+        the peak rate in every step; None: no part.
       joint: `(outputs, *, axis_name) -> [B]`, a loss of the outputs of all views of an
-        example, which then takes the place of `loss`; None: views are compared in
-        pairs.
+        example, which replaces `loss`; None: `loss` compares the views in pairs.
     """
 
     heads: nn.Module
@@ -87,30 +86,30 @@ class Method(NamedTuple):
 
 
 Head = Callable[..., ProjectionHead]
-"""`ProjectionHead` for the batch statistics and replicas of a run."""
+"""`ProjectionHead` with its `tangent` and `axis_name` set."""
 
 
 def projection(outputs: PyTree) -> PyTree:
-    """Returns z of the outputs of heads; None: there is no such matrix."""
+    """Returns the projection z in outputs of heads, None if there is no matrix z."""
     z = outputs.get("z") if isinstance(outputs, dict) else outputs
     return z if getattr(z, "ndim", 0) == 2 else None
 
 
 def _of_pair(loss: Callable[..., Array], **settings: object) -> Loss:
-    """Returns the loss of a method that compares the z of both views alone."""
+    """Returns the loss of a method that only compares the z of both views."""
 
-    def of_outputs(
+    def pair_loss(
         own: PyTree, other: PyTree, *_: PyTree, axis_name: str | None
     ) -> Array:
         return loss(own, other, axis_name=axis_name, **settings)
 
-    return of_outputs
+    return pair_loss
 
 
 def _crossed(
     loss: Callable[[Array, Array], Array], pair: tuple[PyTree, PyTree], targets: PyTree
 ) -> Array:
-    """Returns the losses of each prediction and the other view's target, summed."""
+    """Returns the loss of each view's p and the other view's target z, summed."""
     (own, other), (target_own, target_other) = pair, targets
     return loss(own["p"], target_other["z"]) + loss(other["p"], target_own["z"])
 
@@ -122,7 +121,7 @@ def rising(momentum: float, *, steps: int) -> optax.Schedule:
     """
 
     def schedule(step: Array) -> Array:
-        # int32 divided is float32, whatever the precision.
+        # Converted first: int32 divided is float32, whatever the precision.
         angle = math.pi / steps * jnp.asarray(step, float)
         return 1 - (1 - momentum) * (1 + jnp.cos(angle)) / 2
 
@@ -140,7 +139,7 @@ def contrastive(
 ) -> Method:
     """SimCLR, Chen, Kornblith, Norouzi, Hinton (2020); DCL, Yeh et al. (2022).
 
-    They differ in the loss of z alone. The head is that of Foster et al. (2021).
+    They differ only in the loss of z. The head is that of Foster et al. (2021).
     """
     pair_loss = _of_pair(loss, temperature=temperature, block_size=block_size)
     return Method(head(output=output), pair_loss)
@@ -160,9 +159,9 @@ def moco_v3(
 ) -> Method:
     """MoCo v3, Chen, Xie, He (2021), algorithm 1.
 
-    `2 T` times InfoNCE of p among the target's z of all other views, of both views. The
-    heads are those of its ViT; of its ResNet, the projector has 2 layers and the
-    predictor, in its code, no final normalization.
+    `2 T` times InfoNCE of p with the target's z of the other view as keys, summed over
+    both views. The heads are those of the paper's ViT. Its ResNet has a projector of 2
+    layers and, in its code, a predictor without final normalization.
     """
     predictor = head(hidden, output, final_norm=final_norm)
     heads = PredictedProjection(head(hidden, output, layers), predictor)
@@ -187,12 +186,12 @@ def byol(
     output: int = 256,
     momentum: float = 0.996,
 ) -> Method:
-    """BYOL, Grill et al. (2020), equation 2 of both views.
+    """BYOL, Grill et al. (2020), equation 2, summed over both views.
 
     `2 - 2 cos` of the angle between p and the target's z of the other view.
     """
-    ends = head(hidden, output, final_norm=False)
-    heads = PredictedProjection(ends, ends.clone())
+    mlp = head(hidden, output, final_norm=False)
+    heads = PredictedProjection(mlp, mlp.clone())
 
     def loss(own: PyTree, other: PyTree, *rest: PyTree, axis_name: str | None) -> Array:
         return 4 + 2 * _crossed(losses.negative_cosine, (own, other), rest[:2])
@@ -210,16 +209,16 @@ def simsiam(
 ) -> Method:
     """SimSiam, Chen and He (2021), equations 1 to 4.
 
-    The mean over both views of minus the cosine of p and the z of the other view, which
-    is held. The learning rate of the predictor stays constant.
+    The negative cosine of p and the z of the other view, which has no gradient; the
+    mean over both views. The learning rate of the predictor is constant.
     """
     predictor = head(bottleneck, output, final_norm=False, final_bias=True)
     heads = PredictedProjection(head(hidden, output, layers), predictor)
 
     def loss(own: PyTree, other: PyTree, *_: PyTree, axis_name: str | None) -> Array:
         pair = own, other
-        held = jax.lax.stop_gradient(pair)
-        return _crossed(losses.negative_cosine, pair, held) / 2
+        targets = jax.lax.stop_gradient(pair)
+        return _crossed(losses.negative_cosine, pair, targets) / 2
 
     return Method(heads, loss, constant_rate="predictor")
 
@@ -247,7 +246,7 @@ def vicreg(
     variance_weight: float = 25.0,
     covariance_weight: float = 1.0,
 ) -> Method:
-    """VICReg, Bardes, Ponce, LeCun (2022), equation 6, of the z of its expander."""
+    """VICReg, Bardes, Ponce, LeCun (2022), equation 6; z is the expander's output."""
     loss = _of_pair(
         losses.vicreg,
         invariance_weight=invariance_weight,
@@ -268,9 +267,9 @@ def emp_ssl(
 ) -> Method:
     """EMP-SSL, Tong, Chen, Ma, LeCun (2023), equation 3, of the z of all patches.
 
-    Those are the views of both sides and `more_views`. The heads are those of its code;
-    the features that it probes are the mean over patches of their first layer, here h.
-    Deviation: each view has batch statistics of its own, and not all patches together.
+    The patches are the views of both sides and of `more_views`. The heads are those of
+    its code. It probes the mean of their first layer over patches; here it is h.
+    Deviation: batch statistics are those of one view, not of all patches together.
     """
     settings = {"invariance_weight": invariance_weight, "distortion": distortion}
 
@@ -288,11 +287,11 @@ METHODS: dict[str, Callable[..., Method]] = {
     "simclr": functools.partial(contrastive, losses.nt_xent),
     "dcl": functools.partial(contrastive, losses.dcl),
     **{
-        one.__name__: one
-        for one in (moco_v3, byol, simsiam, barlow_twins, vicreg, emp_ssl)
+        method.__name__: method
+        for method in (moco_v3, byol, simsiam, barlow_twins, vicreg, emp_ssl)
     },
 }
-"""The built-in methods, by their names in the settings."""
+"""The built-in methods by name, as in the key `method.name`."""
 
 
 def make_method(
@@ -304,7 +303,7 @@ def make_method(
 ) -> Method:
     """Returns the method that the settings name, for a representation `[B, features]`.
 
-    The tangent is that of batch normalization in the heads.
+    tangent: that of `BatchNorm` in the heads.
     """
     name, kwargs = settings.method.name, settings.method.kwargs
     if not plugins.is_own(name):
@@ -317,14 +316,14 @@ def make_method(
             "steps": settings.derived.steps,
             "output": settings.encoder.projection,
         }
-        takes = inspect.signature(METHODS[name]).parameters
-        offered = {key: takes[key].default for key in takes if key not in common}
+        accepted = inspect.signature(METHODS[name]).parameters
+        defaults = {key: accepted[key].default for key in accepted if key not in common}
         for key, value in kwargs.items():
-            _check(name, offered, key, value)
-        given = {key: common[key] for key in common if key in takes}
+            _check(name, defaults, key, value)
+        common = {key: common[key] for key in common if key in accepted}
         if settings.encoder.projection is None:
-            del given["output"]
-        return METHODS[name](**given, **kwargs)
+            del common["output"]
+        return METHODS[name](**common, **kwargs)
     kwargs = {"features": features, "axis_name": axis_name, **kwargs}
     method = plugins.call("method.name", name, **kwargs)
     if not isinstance(method, Method) or not isinstance(method.heads, nn.Module):
@@ -335,26 +334,28 @@ def make_method(
     return method
 
 
-def _check(name: str, offered: dict[str, int | float], key: str, value: object) -> None:
-    """Checks a keyword argument of a built-in method against its default."""
-    if key not in offered:
-        names = ", ".join(offered) or "nothing"
+def _check(
+    name: str, defaults: dict[str, int | float], key: str, value: object
+) -> None:
+    """Checks a keyword argument of a built-in method: name, type of default, range."""
+    if key not in defaults:
+        names = ", ".join(defaults) or "nothing"
         expected = f"{names}, as method.name is {name!r}"
         raise ValueError(f"method.kwargs has {key}; expected {expected}.")
-    kind, above, most = type(offered[key]), None, None
+    kind, above, most = type(defaults[key]), None, None
     least: int | None = 0
     if kind is int:
-        least, most = 1, 100 if key == "layers" else 65_536  # layers and features
+        least, most = 1, 100 if key == "layers" else 65_536  # else: numbers of features
     elif key == "momentum":
         most = 1
     elif key == "distortion":  # a divisor
         least, above = None, 0
-    limited = Key(
+    declaration = Key(
         "method.kwargs", kind, None, Method, least=least, most=most, above=above
     )
     try:
-        convert(limited, value)
+        convert(declaration, value)
     except Bad:
-        expected = expectation(limited)
+        expected = expectation(declaration)
         text = f"method.kwargs has {key} = {value!r}; expected {expected}."
         raise ValueError(text) from None
