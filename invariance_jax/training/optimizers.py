@@ -1,11 +1,11 @@
-"""LARS as the paper's runs used it, SGD, AdamW, and the learning rate schedules.
+"""LARS as in the paper's runs, SGD, AdamW, and the learning-rate schedules.
 
 LARS: You, Gitman, Ginsburg (2017), on every parameter that is not excluded, in the
-variant of the authors' code: `r = c |p| / (|g| + w |p| + 1e-8)` with trust coefficient
-c and weight decay w, 1 where |p| or |g| is 0; `m <- mu m + r (g + w p)`; `p <- p -
-learning_rate m`. It differs from `optax.lars` in the norm of the denominator and in the
-order of momentum and learning rate. Clipped (LARC), r takes the place of the learning
-rate, which is its limit: `r <- min(r / learning_rate, 1)`.
+variant of the authors' code. For parameter p, gradient g, trust coefficient c and
+weight decay w: `r = c |p| / (|g| + w |p| + 1e-8)`, 1 where |p| or |g| is 0; `m <- mu m
++ r (g + w p)`; `p <- p - learning_rate m`. It differs from `optax.lars` in the norm of
+the denominator and in the order of momentum and learning rate. With clip (LARC) the
+learning rate is an upper limit of the rate r: `r <- min(r / learning_rate, 1)`.
 """
 
 import functools
@@ -23,10 +23,12 @@ from invariance_jax.types import Array, PyTree
 
 _LARS_EPSILON = 1e-8
 _ROW = 1024
+"""Entries per row of a sum of squares."""
 _WARMUP_EPOCHS = 10
+"""Epochs of the linear warm-up of `paper_schedule`."""
 
 Mask = Callable[[PyTree], PyTree]
-"""Parameters -> a boolean for each array of them."""
+"""Parameters -> a boolean for each parameter array."""
 
 
 def lars(
@@ -40,32 +42,32 @@ def lars(
 ) -> optax.GradientTransformation:
     """Returns LARS with weight decay w, momentum mu and trust coefficient c.
 
-    A parameter that the mask leaves out has r = 1 and w = 0.
+    Parameters whose mask is False have r = 1 and w = 0.
     """
 
     def init(params: PyTree) -> PyTree:
-        start = optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
-        return start if clip else optax.EmptyState()
+        state = optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
+        return state if clip else optax.EmptyState()
 
     def update(updates: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
-        if not jax.tree.leaves(updates):  # all are masked
+        if not jax.tree.leaves(updates):  # the mask excludes all
             return updates, state
-        sizes, slopes = _norms(params), _norms(updates)
-        ratios = trust_coefficient * sizes
-        ratios = ratios / (slopes + weight_decay * sizes + _LARS_EPSILON)
+        norms, gradient_norms = _norms(params), _norms(updates)
+        ratios = trust_coefficient * norms
+        ratios = ratios / (gradient_norms + weight_decay * norms + _LARS_EPSILON)
         if clip:
-            scheduled = callable(learning_rate)
-            rate = learning_rate(state.count) if scheduled else learning_rate
-            limited = ratios / jnp.where(rate > 0, rate, 1)
-            ratios = jnp.where(ratios < rate, limited, 1)
+            is_schedule = callable(learning_rate)
+            rate = learning_rate(state.count) if is_schedule else learning_rate
+            relative = ratios / jnp.where(rate > 0, rate, 1)
+            ratios = jnp.where(ratios < rate, relative, 1)
             state = optax.ScaleByScheduleState(state.count + 1)
-        ratios = jnp.where((sizes > 0) & (slopes > 0), ratios, 1)
-        each = jax.tree.unflatten(jax.tree.structure(params), jnp.unstack(ratios))
+        ratios = jnp.where((norms > 0) & (gradient_norms > 0), ratios, 1)
+        ratios = jax.tree.unflatten(jax.tree.structure(params), jnp.unstack(ratios))
 
         def scale(gradient: Array, parameter: Array, ratio: Array) -> Array:
             return ratio * (gradient + weight_decay * parameter)
 
-        return jax.tree.map(scale, updates, params, each), state
+        return jax.tree.map(scale, updates, params, ratios), state
 
     adapt = optax.GradientTransformation(init, update)
     return optax.chain(
@@ -76,7 +78,7 @@ def lars(
 
 
 def _norms(tree: PyTree) -> Array:
-    """Returns the norm of each array, of few large sums, which accelerators start."""
+    """Returns the norm of each array, from few large sums: few kernels to launch."""
     leaves = jax.tree.leaves(tree)
     counts = [-(-leaf.size // _ROW) for leaf in leaves]
     rows = [
@@ -91,7 +93,7 @@ def _norms(tree: PyTree) -> Array:
 def paper_schedule(
     peak: float, *, epochs: float, steps_per_epoch: int
 ) -> optax.Schedule:
-    """Returns the authors' schedule: constant within an epoch, cosine under a ramp.
+    """Returns the authors' schedule: linear warm-up and cosine, constant in an epoch.
 
     In epoch e: `min(peak (1 + cos(pi e / epochs)) / 2, peak (1 + e) / 10)`.
     """
@@ -105,7 +107,7 @@ def paper_schedule(
 
 
 def make_schedule(settings: Settings) -> optax.Schedule:
-    """Returns the learning rate as a function of the step."""
+    """Returns the learning-rate schedule that the settings name."""
     optimizer, derived = settings.optimizer, settings.derived
     peak, steps = derived.peak_learning_rate, derived.steps
     if optimizer.schedule == "paper":
@@ -123,73 +125,74 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns the optimizer that the settings name; its update needs the parameters.
 
-    A part of the heads may have the peak learning rate in every step.
+    constant_rate: the part of the heads with the peak learning rate in every step.
     """
     scheduled = _with_rate(settings, make_schedule(settings))
     if constant_rate is not None:
         constant = _with_rate(settings, settings.derived.peak_learning_rate)
 
         def label(path: PyTree, _: PyTree) -> str:
-            inside = _names(path)[:2] == ("heads", constant_rate)
-            return "constant" if inside else "scheduled"
+            is_constant = _names(path)[:2] == ("heads", constant_rate)
+            return "constant" if is_constant else "scheduled"
 
         both = {"scheduled": scheduled, "constant": constant}
         labels = functools.partial(jax.tree_util.tree_map_with_path, label)
         scheduled = optax.multi_transform(both, labels)
-    chosen = settings.optimizer
-    if chosen.excluded_rate != 1:
-        kept = _not_named(chosen.exclude)
-        slower = optax.masked(
-            optax.scale(chosen.excluded_rate),
-            lambda params: jax.tree.map(operator.not_, kept(params)),
+    optimizer = settings.optimizer
+    if optimizer.excluded_rate != 1:
+        mask = _not_excluded(optimizer.exclude)
+        excluded = optax.masked(
+            optax.scale(optimizer.excluded_rate),
+            lambda params: jax.tree.map(operator.not_, mask(params)),
         )
-        scheduled = optax.chain(scheduled, slower)
-    if chosen.clip_norm is None:
+        scheduled = optax.chain(scheduled, excluded)
+    if optimizer.clip_norm is None:
         return scheduled
-    return optax.chain(optax.clip_by_global_norm(chosen.clip_norm), scheduled)
+    return optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), scheduled)
 
 
 def _with_rate(
     settings: Settings, rate: optax.ScalarOrSchedule
 ) -> optax.GradientTransformation:
-    chosen = settings.optimizer
-    mask = _not_named(chosen.exclude) if chosen.exclude else None
-    if chosen.name == "lars":
+    """Returns lars, sgd or adamw with a learning rate or schedule."""
+    optimizer = settings.optimizer
+    mask = _not_excluded(optimizer.exclude) if optimizer.exclude else None
+    if optimizer.name == "lars":
         return lars(
             rate,
-            weight_decay=chosen.weight_decay,
-            momentum=chosen.momentum,
-            trust_coefficient=chosen.trust_coefficient,
-            clip=chosen.clip_trust,
+            weight_decay=optimizer.weight_decay,
+            momentum=optimizer.momentum,
+            trust_coefficient=optimizer.trust_coefficient,
+            clip=optimizer.clip_trust,
             mask=mask,
         )
-    if chosen.name == "sgd":
-        decayed = optax.add_decayed_weights(chosen.weight_decay, mask)
-        return optax.chain(decayed, optax.sgd(rate, chosen.momentum or None))
-    decay: optax.ScalarOrSchedule = chosen.weight_decay
-    if (end := chosen.weight_decay_end) is not None:
-        share = optax.cosine_decay_schedule(1.0, settings.derived.steps)
+    if optimizer.name == "sgd":
+        decayed = optax.add_decayed_weights(optimizer.weight_decay, mask)
+        return optax.chain(decayed, optax.sgd(rate, optimizer.momentum or None))
+    decay: optax.ScalarOrSchedule = optimizer.weight_decay
+    if (end := optimizer.weight_decay_end) is not None:
+        cosine = optax.cosine_decay_schedule(1.0, settings.derived.steps)
 
         def decay(step: Array) -> Array:
-            return end + (chosen.weight_decay - end) * share(step)
+            return end + (optimizer.weight_decay - end) * cosine(step)
 
     return optax.adamw(rate, weight_decay=decay, mask=mask)
 
 
-def _not_named(exclude: tuple[str, ...]) -> Mask:
-    """Returns the mask of parameters but "bias", or "norm": scale and its bias."""
+def _not_excluded(exclude: tuple[str, ...]) -> Mask:
+    """Returns the mask that is False for excluded parameters: "bias" or "norm"."""
 
     def mask(params: PyTree) -> PyTree:
         paths = jax.tree_util.tree_leaves_with_path(params)
         names = {_names(path) for path, _ in paths}
 
-        def is_kept(path: PyTree, _: PyTree) -> bool:
+        def is_included(path: PyTree, _: PyTree) -> bool:
             *module, name = _names(path)
-            is_norm = (*module, "scale") in names
-            named = {"norm": is_norm, "bias": name == "bias"}
-            return not any(named[key] for key in exclude)
+            is_norm = (*module, "scale") in names  # scale and bias of a normalization
+            kinds = {"norm": is_norm, "bias": name == "bias"}
+            return not any(kinds[key] for key in exclude)
 
-        return jax.tree_util.tree_map_with_path(is_kept, params)
+        return jax.tree_util.tree_map_with_path(is_included, params)
 
     return mask
 
