@@ -17,7 +17,7 @@ from invariance_jax.types import Array, Key
 
 # Options draw from children of the key that no split of it returns.
 _OPTIONS_STREAM = 4
-_FURTHER_VIEWS_STREAM = 5
+_FURTHER_STREAM = 5
 _COLUMNS_NUMBER = 2**20  # in the stream of options, after the numbers of all views
 
 
@@ -122,8 +122,7 @@ def make_draw(
             ends = draw_ends(drawn, keys[2], option_key(_COLUMNS_NUMBER), first)
             return Side(views, **ends, signs=draw_signs(option_key(0)))
 
-        stream = jax.random.fold_in(key, _FURTHER_VIEWS_STREAM)
-        stream = jax.random.fold_in(stream, step)
+        stream = jax.random.fold_in(jax.random.fold_in(key, _FURTHER_STREAM), step)
         samplers = [transform.sampler(sizes, batch_size) for transform in more]
         further = (s(jax.random.fold_in(stream, n)) for n, s in enumerate(samplers))
         return Draws(side(0), side(1), tuple(further))

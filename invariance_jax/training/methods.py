@@ -209,8 +209,8 @@ def simsiam(
 ) -> Method:
     """SimSiam, Chen and He (2021), equations 1 to 4.
 
-    The negative cosine of p and the z of the other view, which has no gradient; the
-    mean over both views. The learning rate of the predictor is constant.
+    The mean over both views of the negative cosine of p and the other view's z, whose
+    gradient is stopped. The learning rate of the predictor is constant.
     """
     predictor = head(bottleneck, output, final_norm=False, final_bias=True)
     heads = PredictedProjection(head(hidden, output, layers), predictor)
