@@ -1,4 +1,4 @@
-"""Starts what the mode says: training, evaluation, report, embedding, export, check.
+"""Starts the program that --mode names: training, evaluation, report and others.
 
 python launch.py --config=configs/spirograph.py:quick --workdir=runs/quick
 """
@@ -8,7 +8,7 @@ import signal
 import sys
 
 if __name__ == "__main__":
-    # While Python imports, Ctrl-C has nothing to save and nothing to say.
+    # During the imports nothing has to be saved: Ctrl-C ends the process silently.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from absl import flags
@@ -26,25 +26,25 @@ MODES = ("all", "train", "evaluate", "report", "embed", "export", "check", "keys
 
 _CONFIG = define_config(
     "config",
-    "Configuration file, with a variant after a colon; keys are changed by "
-    "--config.KEY=VALUE. Evaluation takes that of the work directory if none is given.",
+    "Configuration file, with a variant after a colon; --config.KEY=VALUE changes a "
+    "key. Default of an evaluation: the configuration in the work directory.",
 )
 _WORKDIR = flags.DEFINE_list(
-    "workdir", None, "Work directory; several, separated by commas, for a report."
+    "workdir", None, "Work directory; a report takes several, separated by commas."
 )
-_MODE = flags.DEFINE_enum("mode", "all", MODES, "What to do.")
+_MODE = flags.DEFINE_enum("mode", "all", MODES, "all: train, evaluate and report.")
 _OUT = flags.DEFINE_string("out", None, "Folder of the report, or file of the export.")
 _PROFILE = flags.DEFINE_string(
-    "profile_steps", None, "Steps a:b that are traced: sets logging.profile_steps."
+    "profile_steps", None, "Steps a:b to trace: sets logging.profile_steps."
 )
 
-# --help lists those of this module.
+# --help lists the key flags of this module.
 for _name in ("config", "sweep", "cluster", "check_devices", "check_target"):
     flags.declare_key_flag(_name)
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the program that the mode names, here or on a cluster."""
+    """Runs the program that --mode names, here or on a cluster."""
     mode, config, workdirs = _read(arguments)
     request = options.read(mode)
     if mode == "report":
@@ -57,8 +57,8 @@ def main(arguments: list[str]) -> None:
     if request:
         sys.exit(submission.submit(request, plan, mode))
     for run in plan.runs[:1]:
-        first = run.config or evaluate.read_config(run.workdir)
-        devices.make_deterministic(first.deterministic)
+        run_config = run.config or evaluate.read_config(run.workdir)
+        devices.make_deterministic(run_config.deterministic)
     writes = startup.initialize()
     if writes:
         sweeps.begin(plan)
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _read(arguments: list[str]) -> tuple[str, Config | None, list[str]]:
-    """Returns mode, configuration and work directories of the command line."""
+    """Returns mode, configuration and work directories from the command line."""
     mode, config = _MODE.value, _CONFIG.value
     if mode == "keys":
         print(key_help(*arguments[1:2]))
@@ -96,7 +96,7 @@ def _read(arguments: list[str]) -> tuple[str, Config | None, list[str]]:
     if _PROFILE.value is not None:
         assert config is not None
         config.logging.profile_steps = _PROFILE.value
-    workdirs = [os.fspath(work_folder(one)) for one in _WORKDIR.value or ()]
+    workdirs = [os.fspath(work_folder(path)) for path in _WORKDIR.value or ()]
     if not workdirs and mode != "check":
         raise ValueError("--workdir is missing")
     if len(workdirs) > 1 and mode != "report":
@@ -106,11 +106,11 @@ def _read(arguments: list[str]) -> tuple[str, Config | None, list[str]]:
 
 def _report(workdirs: list[str]) -> None:
     if len(workdirs) > 1 and not _OUT.value:
-        raise ValueError("--out is missing: several work directories")
-    found = collect.finished(workdirs)
-    out = report.run(found, os.path.expanduser(_OUT.value or workdirs[0]))
-    if len(found) > 1:
-        print(report.comparison_text(found))
+        raise ValueError("--out is missing: several work directories need it")
+    finished = collect.finished(workdirs)
+    out = report.run(finished, os.path.expanduser(_OUT.value or workdirs[0]))
+    if len(finished) > 1:
+        print(report.comparison_text(finished))
     print(f"report: {out}")
 
 

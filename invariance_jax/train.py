@@ -49,20 +49,20 @@ _log = logging.getLogger(__name__)
 
 
 def run(config: Config, workdir: AnyPath) -> None:
-    """Trains, or continues to train, the run of a configuration.
+    """Trains the run of a configuration, or resumes it.
 
-    The work directory is a new folder, or one of an earlier start of the same run.
-    Several seeds train one after the other, each in a folder of its own. Writes
-    `config.json`, `checkpoints/`, `metrics.jsonl` and `tensorboard/`. Every process of
-    a run over several calls it; the main one writes.
+    The work directory is a new folder, or the folder of an earlier start of the same
+    run. Several seeds train one after the other, each in its own folder. Writes
+    `config.json`, `checkpoints/`, `metrics.jsonl` and `tensorboard/`. If the run has
+    several processes, all call this function, and the main one writes.
 
     Raises:
-      ValueError: if the configuration is invalid, does not fit the devices, or the work
-        directory belongs to another run.
+      ValueError: if the configuration is invalid or does not fit the devices, or the
+        work directory belongs to another run.
       OSError: if the work directory cannot be written, or has no room.
       FloatingPointError: if the loss stops being finite.
-      Preempted: if a signal asks for a stop; the state is saved, and the same call
-        continues.
+      Preempted: if a signal requests a stop; the state is saved, and the same call
+        resumes the run.
     """
     make_deterministic(config.deterministic)
     with Watch() as watch:
@@ -70,41 +70,42 @@ def run(config: Config, workdir: AnyPath) -> None:
             settings = open_set(resolve(config))
             parts = checked_parts(settings, jax.device_count())
             cost.check_state(parts)
-            each = [(resolve(one), path) for one, path in one_per_seed(config, workdir)]
+            configs = one_per_seed(config, workdir)
+            seeds = [(resolve(seed_config), path) for seed_config, path in configs]
             check(settings, workdir)
-            for one, path in each:
-                check(one, path)
+            for seed, path in seeds:
+                check(seed, path)
         with compilation_kept(settings.compilation_cache, workdir):
             train = _read_examples(parts.task)
             make_batches = _make_batches(train)
             program = functools.cache(lambda: _compile(parts, make_batches(parts)))
-            if not all(has_step(path, one.derived.steps) for one, path in each):
-                program()  # before anything is written
+            if not all(has_step(path, seed.derived.steps) for seed, path in seeds):
+                program()  # compiled before anything is written
             with processes.main_process_first():
-                done = [has_step(path, one.derived.steps) for one, path in each]
-                claim(settings, workdir, finished=all(done))
-                owned = [
-                    (one, claim(one, path, finished=is_done))
-                    for (one, path), is_done in zip(each, done, strict=True)
+                finished = [has_step(path, seed.derived.steps) for seed, path in seeds]
+                claim(settings, workdir, finished=all(finished))
+                owners = [
+                    claim(seed, path, finished=is_finished)
+                    for (seed, path), is_finished in zip(seeds, finished, strict=True)
                 ]
-            for one, owner in owned:
-                with _Run(one, owner, train, make_batches, watch) as training:
+            for (seed, _), owner in zip(seeds, owners, strict=True):
+                with _Training(seed, owner, train, make_batches, watch) as training:
                     training.make_steps(program)
 
 
 def checked_parts(settings: Settings, num_devices: int) -> Parts:
-    """Returns the parts of a run, after checking all that can be before any data."""
+    """Returns the parts of a run, after all checks that need no data."""
     check_devices(settings, num_devices)
     read_weights(settings)
     check_tracking(settings)
     parts = build(settings)
     check_own_parts(parts)
-    experiments.load(parts.task)  # what evaluation will look for
+    experiments.load(parts.task)  # raises if evaluation would not find one
     return parts
 
 
-class _Run(contextlib.ExitStack):
-    """The training of one seed; what it opens is closed at its end."""
+class _Training(contextlib.ExitStack):
+    """The training of one seed, a context that closes the files it opens."""
 
     def __init__(
         self,
@@ -119,28 +120,28 @@ class _Run(contextlib.ExitStack):
         self._train, self._watch, self._devices = train, watch, all_devices()
         self._parts = build(settings)
         self._batches = make_batches(self._parts)
-        self._probe = FrozenEncoder(self._parts, self._devices)
-        kept = settings.checkpoints
+        self._encoder = FrozenEncoder(self._parts, self._devices)
+        checkpoints = settings.checkpoints
         self._checkpoints = Checkpoints(
             self._workdir,
-            keep=kept.keep,
-            keep_every_steps=kept.keep_every_steps,
+            keep=checkpoints.keep,
+            keep_every_steps=checkpoints.keep_every_steps,
             owner=owner,
         )
 
-    def _first(self) -> Checkpoint[TrainState]:
-        """Returns what training continues or starts from."""
-        found = self._checkpoints.newest(state_shapes(self._parts))
-        if found is not None:
-            _log.info("%s: resumed at step %d", self._workdir, found.step)
-            return found
+    def _first_checkpoint(self) -> Checkpoint[TrainState]:
+        """Returns the newest checkpoint, or one of step 0 if there is none."""
+        newest = self._checkpoints.newest(state_shapes(self._parts))
+        if newest is not None:
+            _log.info("%s: resumed at step %d", self._workdir, newest.step)
+            return newest
         origin = self._settings.encoder.weights or "the seed"
         _log.info("%s: initialized from %s", self._workdir, origin)
-        # Processes on different processors may initialize to different last bits.
+        # On different processors, the initial values may differ in the last bits.
         return Checkpoint(0, processes.from_main(first_state(self._parts)), {})
 
-    def _rows(self, step: int, note: Json) -> "Rows":
-        """Returns the open log, after the rows until a step."""
+    def _open_rows(self, step: int, note: Json) -> "Rows":
+        """Opens the log after the row of a step; note is that of the checkpoint."""
         settings, rows = self._settings, note.get("rows", 0)
         writer = MetricsWriter(
             self._owner, first_step=step, rows=rows, settings=settings
@@ -153,17 +154,17 @@ class _Run(contextlib.ExitStack):
         return Rows(settings, writer, bar, step, pending=pending, report=report)
 
     def make_steps(self, program: Callable[[], Compiled | Wrapped]) -> None:
-        """Makes the steps that are left; the program is compiled if there are any."""
+        """Runs the steps that are left; program() is called only if there are any."""
         self.callback(self._checkpoints.close)
-        settings, (step, state, note) = self._settings, self._first()
+        settings, (step, state, note) = self._settings, self._first_checkpoint()
         if step == settings.derived.steps:
             return
-        self._checkpoints.remove_after(step)  # damaged ones
+        self._checkpoints.remove_after(step)  # those are damaged
         self._checkpoints.check_room(state)
-        ends = settings.derived.profile_steps
-        profiler = Profiler(ends, self._workdir, first_step=step)
+        traced = settings.derived.profile_steps
+        profiler = Profiler(traced, self._workdir, first_step=step)
         train = parallel.make_train(program(), self._batches, self._devices)
-        rows = self._rows(step, note)
+        rows = self._open_rows(step, note)
         self.enter_context(profiler)
         replicated = parallel.replicate(state, self._devices)
         for stop in boundaries(settings, step):
@@ -172,59 +173,60 @@ class _Run(contextlib.ExitStack):
             profiler.after(stop, replicated)
             rows.add(sums)
             step = stop
-            if _due(step, settings.logging.every_steps) or self._saves(step):
+            if _is_due(step, settings.logging.every_steps) or self._is_saved(step):
                 rows.write(step)
-            if _due(step, settings.logging.probe_every_steps):
-                state, began = parallel.one_replica(replicated), time.monotonic()
+            if _is_due(step, settings.logging.probe_every_steps):
+                state, started = parallel.one_replica(replicated), time.monotonic()
                 row = self._probe_row(state)
-                rows.write_others(step, row, seconds=time.monotonic() - began)
+                rows.write_others(step, row, seconds=time.monotonic() - started)
             self._checkpoints.check()
-            leaves = step < settings.derived.steps and self._watch.is_asked()
-            if leaves or self._saves(step):  # after the rows: no resumed run repeats it
+            stops = step < settings.derived.steps and self._watch.is_asked()
+            # After the rows: a resumed run does not write those of this step.
+            if stops or self._is_saved(step):
                 state = parallel.one_replica(replicated)
                 self._checkpoints.save(step, state, note=rows.note())
-            if leaves:
+            if stops:
                 self._checkpoints.wait()
                 raise self._watch.stop(f"{self._workdir} is saved at step {step}")
 
-    def _saves(self, step: int) -> bool:
-        every = self._settings.checkpoints.every_steps
-        return _due(step, every) or step == self._settings.derived.steps
+    def _is_saved(self, step: int) -> bool:
+        every_steps = self._settings.checkpoints.every_steps
+        return _is_due(step, every_steps) or step == self._settings.derived.steps
 
     def _probe_row(self, state: TrainState) -> dict[str, float]:
-        """Returns the probe's result and variance on a few validation examples."""
-        chosen, network = self._settings.logging, self._settings.evaluation.network
-        variables = encoder_variables(state, network)
-        task, encoder = self._parts.task, self._probe
-        held_out = task.examples("validation").first(chosen.probe_validation_examples)
+        """Returns the online probe's metric and the normalized variance, by name."""
+        settings, task, encoder = self._settings, self._parts.task, self._encoder
+        variables = encoder_variables(state, settings.evaluation.network)
+        held_out = task.examples("validation")
+        held_out = held_out.first(settings.logging.probe_validation_examples)
         variance = encoder.variance(variables, held_out.x, stream=1)
         row = {"variance_normalized": float(variance.normalized)}
-        train = self._train.first(chosen.probe_train_examples)
+        train = self._train.first(settings.logging.probe_train_examples)
         if train.y is None or held_out.y is None:
             return row
         h, h_test = (
             encoder.features(variables, part.x, num_views=(1,), stream=stream)[0]
             for stream, part in enumerate((train, held_out))
         )
-        scored = task.score(task.fit(h, train.y), h_test, held_out.y)
-        return row | {f"probe_{task.metric}": scored.values[task.metric]}
+        score = task.score(task.fit(h, train.y), h_test, held_out.y)
+        return row | {f"probe_{task.metric}": score.values[task.metric]}
 
 
 def _read_examples(task: Task) -> Examples:
-    """Returns the training examples, after checking what only they tell."""
+    """Returns the training examples, after the checks that need them."""
     train, settings = task.examples("train"), task.settings
-    wanted = settings.data.train_examples
-    if len(train.x) != wanted:
+    expected = settings.data.train_examples
+    if len(train.x) != expected:
         raise ValueError(
-            f"data.train_examples is {wanted}; expected at most {len(train.x)}, what "
-            f"{settings.data.name} has."
+            f"data.train_examples is {expected}; expected at most {len(train.x)}, the "
+            f"number in {settings.data.name}."
         )
     task.check_fractions(train)
     return train
 
 
 def _make_batches(train: Examples) -> Callable[[Parts], Batches]:
-    """Returns what makes the batches of a seed; all share what is in memory."""
+    """Returns parts -> batches; all seeds share a data set that is in memory."""
     if isinstance(train.x, Pictures) and train.x.pixels is None:
         pictures, count = train.x, len(all_devices())
         return lambda parts: parts.make_stream(pictures, count)
@@ -235,9 +237,9 @@ def _make_batches(train: Examples) -> Callable[[Parts], Batches]:
 
 
 def _compile(parts: Parts, batches: Batches) -> Compiled | Wrapped:
-    """Returns the training program, after checking that it fits into the memory.
+    """Returns the training program, compiled and checked to fit into memory.
 
-    Over several processes it is neither compiled nor checked here.
+    If there are several processes, it is neither compiled nor checked here.
     """
     devices = all_devices()
     if jax.process_count() > 1:
@@ -250,9 +252,10 @@ def _compile(parts: Parts, batches: Batches) -> Compiled | Wrapped:
 
 
 def boundaries(settings: Settings, step: int) -> Iterator[int]:
-    """Yields the steps at which calls to the devices end, as the settings alone say.
+    """Yields the steps after `step` at which calls to the devices end.
 
-    So a run that is stopped and continued makes the same calls as one that is not.
+    They depend on the settings only, so a resumed run makes the same calls as an
+    uninterrupted one.
     """
     cadences = (
         settings.steps_per_call,
@@ -267,8 +270,8 @@ def boundaries(settings: Settings, step: int) -> Iterator[int]:
         yield step
 
 
-def _due(step: int, every: int) -> bool:
-    return bool(every) and step % every == 0
+def _is_due(step: int, every_steps: int) -> bool:
+    return bool(every_steps) and step % every_steps == 0
 
 
 Sums = dict[str, tuple[float, float]]
@@ -276,7 +279,7 @@ Sums = dict[str, tuple[float, float]]
 
 
 class Rows:
-    """Turns the sums of the steps into rows of the log and into the bar."""
+    """Turns the summed metrics of steps into rows of the log and the progress bar."""
 
     def __init__(
         self,
@@ -288,46 +291,46 @@ class Rows:
         pending: Json,
         report: Callable[[], dict[str, float]] = dict,
     ):
-        """Begins after the last row; report: of the loading, `Batches.report`."""
+        """Starts with the sums since the last row; report is `Batches.report`."""
         self._writer, self._bar, self._report = writer, bar, report
         self._batch_size, self._schedule = settings.batch_size, make_schedule(settings)
         self._last, self._sums = first_step, list[PyTree]()
         self._pending: Sums = dict(pending)
         self._since = time.monotonic()
-        # As if the run had never been stopped.
+        # The time of earlier starts counts too.
         self._started = self._since - writer.seconds
         self._compiled = False
 
     def add(self, sums: PyTree) -> None:
-        """Takes the replicated metrics of a call, which stay on the device for now."""
+        """Adds the replicated metrics of a call, which stay on the devices for now."""
         self._sums.append(sums)
 
     def pending(self) -> Sums:
         """Returns the sums over the steps since the last row."""
         for sums in map(parallel.one_replica, self._sums):
-            for name, (total, number) in sums.items():
+            for name, (total, count) in sums.items():
                 before = self._pending.get(name, (0.0, 0.0))
-                added = before[0] + float(total), before[1] + float(number)
-                self._pending[name] = added
+                new = before[0] + float(total), before[1] + float(count)
+                self._pending[name] = new
         self._sums = []
-        return dict(self._pending)  # orbax writes it later
+        return dict(self._pending)  # a copy, as orbax writes it later
 
     def note(self) -> Json:
-        """Returns what a checkpoint keeps, so that the log goes on where it was."""
+        """Returns the note of a checkpoint: a resumed run continues the log from it."""
         return {"rows": self._writer.count, "pending": self.pending()}
 
     def write(self, step: int) -> None:
-        """Writes a row, unless there is nothing to add."""
+        """Writes the row of a step, unless no step was added since the last row."""
         sums = self.pending()
         if not sums:
             return
-        # No step of a short row may have had the penalty.
+        # A count is 0 if no step of the row had this metric, such as the penalty.
         means = {name: total / n for name, (total, n) in sums.items() if n}
-        bad = [name for name, value in means.items() if not np.isfinite(value)]
-        if bad:
+        diverged = [name for name, value in means.items() if not np.isfinite(value)]
+        if diverged:
             raise FloatingPointError(
-                f"{bad[0]} is not finite between steps {self._last} and {step}; lower "
-                "optimizer.learning_rate or penalty.weight, or set a "
+                f"{diverged[0]} is not finite between steps {self._last} and {step}; "
+                "lower optimizer.learning_rate or penalty.weight, or set a "
                 "penalty.example_limit. Older checkpoints are kept."
             )
         now = time.monotonic()
@@ -344,7 +347,7 @@ class Rows:
             loading["waited"] /= now - self._since
         row |= loading
         self._writer.write(step, row)
-        names: list[str] = [one for one in ("loss", "penalty") if one in means]
+        names: list[str] = [name for name in ("loss", "penalty") if name in means]
         shown = {name: f"{means[name]:.4g}" for name in names}
         if speed:
             shown["examples/s"] = f"{speed:.0f}"
@@ -354,6 +357,6 @@ class Rows:
         self._pending, self._compiled = {}, True
 
     def write_others(self, step: int, row: dict[str, float], seconds: float) -> None:
-        """Writes a row that took so long, which is left out of the speed."""
+        """Writes a row whose measurement took some seconds, excluded from the speed."""
         self._writer.write(step, dict(row))
         self._since += seconds
