@@ -15,8 +15,7 @@ from invariance_jax.data import Pictures
 from invariance_jax.data.streams import Pending
 from invariance_jax.types import Array, Key, PyTree
 
-_ROUNDS = 32
-"""Rounds of the swap-or-not shuffle."""
+_ROUNDS = 32  # of the swap-or-not shuffle
 
 _STEPS_AT_ONCE = 64
 """Number of steps whose indices a stream computes in one call."""

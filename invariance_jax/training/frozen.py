@@ -172,10 +172,7 @@ def apply(encoder: nn.Module, variables: Variables, images: Array) -> Array:
 
 
 def encoder_variables(state: TrainState, network: str) -> Variables:
-    """Returns {"params", "batch_stats"} of the encoder in a state of one replica.
-
-    network: "online" or "target", as `evaluation.network`.
-    """
+    """Returns {"params", "batch_stats"} of the "online" or the "target" encoder."""
     source = state if network == "online" else state.target
     assert source is not None, "build checks evaluation.network"
     collections = {"params": source.params, "batch_stats": source.batch_stats}

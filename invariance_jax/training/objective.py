@@ -202,9 +202,9 @@ class Objective:
     def measure_effects(
         self, params: Variables, stats: Variables, x: Array, side: Side
     ) -> Array:
-        """Returns bound and effect of each parameter, `[2, P]`, summed over examples.
+        """Returns sums over examples of bound and effect of each parameter, `[2, P]`.
 
-        Each example measures one parameter, that of `side.columns`.
+        An example contributes to one parameter, that of `side.columns`.
         """
         alpha, held = side.views[0]
         assert side.alpha_other is not None and side.alpha_redrawn is not None

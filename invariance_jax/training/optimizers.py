@@ -22,10 +22,8 @@ from invariance_jax.settings import Settings
 from invariance_jax.types import Array, PyTree
 
 _LARS_EPSILON = 1e-8
-_ROW = 1024
-"""Entries per row of a sum of squares."""
-_WARMUP_EPOCHS = 10
-"""Epochs of the linear warm-up of `paper_schedule`."""
+_ROW = 1024  # entries that are summed before the rows of an array are
+_WARMUP_EPOCHS = 10  # of `paper_schedule`
 
 Mask = Callable[[PyTree], PyTree]
 """Parameters -> a boolean for each parameter array."""

@@ -108,10 +108,7 @@ def make_step(
 def _measure_ratios(
     objective: Objective, state: TrainState, x: Array, draws: Draws, microbatches: int
 ) -> tuple[Array | None, Metrics]:
-    """Returns the sums of bound and effect by parameter, and metrics of their ratio.
-
-    A new measurement is added every `penalty.ratio_every_steps` steps.
-    """
+    """Returns the sums of bound and effect by parameter, and metrics of their ratio."""
     if state.effects is None:
         return None, {}
     parts = split((x, draws.first), microbatches)
@@ -139,10 +136,7 @@ def _measure_ratios(
 def _update_target(
     objective: Objective, target: Target, params: Variables, step: Array
 ) -> tuple[Target, dict[str, Array]]:
-    """Returns the target network after its momentum update, and metrics of the update.
-
-    The distance is that of the parameters, relative to the norm of the online ones.
-    """
+    """Returns the target network after its momentum update, and metrics of it."""
     assert objective.method.momentum is not None
     momentum = objective.method.momentum(step)
     averaged = optax.incremental_update(params, target.params, 1 - momentum)
@@ -166,10 +160,7 @@ def _update_memory(objective: Objective, memory: PyTree, outputs: PyTree) -> PyT
 def init_state(
     key: Key, objective: Objective, optimizer: optax.GradientTransformation, x: Array
 ) -> TrainState:
-    """Returns the state at step 0; x, a few examples, gives the shapes.
-
-    The target network starts as a copy of the parameters.
-    """
+    """Returns the state at step 0; x holds a few examples, for the shapes."""
     encoder_key, heads_key, view_key = jax.random.split(key, 3)
     transformation, method = objective.transformation, objective.method
     images = transformation.apply(x, transformation.draw(view_key, x))
