@@ -115,14 +115,13 @@ def _measure_ratios(
     is_due = state.step % objective.penalty.ratio_every_steps == 0
 
     def measure(sums: Array) -> Array:
-        sums_of_parts = jax.lax.map(
+        new = jax.lax.map(
             lambda part: objective.measure_effects(
                 state.params, state.batch_stats, *part
             ),
             parts,
         )
-        new = jnp.sum(sums_of_parts, axis=0).astype(sums.dtype)
-        return _EFFECTS_DECAY * sums + new
+        return _EFFECTS_DECAY * sums + jnp.sum(new, axis=0).astype(sums.dtype)
 
     effects = jax.lax.cond(is_due, measure, lambda sums: sums, state.effects)
     ratios = safe_divide(*effects) * is_due
