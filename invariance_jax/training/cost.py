@@ -60,7 +60,7 @@ def count_operations(parts: Parts) -> float:
 
 
 def products(module: nn.Module, x: PyTree) -> tuple[PyTree, int]:
-    """Returns the shape of a module's outputs for x, and its products per example."""
+    """Returns the shape of a module's outputs, and its multiplications per example."""
     result, variables = applied(module, x, seen=True)
     outputs = flatten_dict(variables["intermediates"])
     params, count = flatten_dict(variables["params"]), 0

@@ -160,9 +160,9 @@ def make_map(
 ) -> Callable[..., np.ndarray]:
     """Returns a function mapped over the examples of a data set, batch by batch.
 
-    function: `(variables, x [B, ...], indices int32 [B], stream) -> [..., B, ...]`,
-    with the examples on this axis of its result. Every process returns the results of
-    all examples, once each; repeated examples pad the last batch. `between` is called
+    function: `(variables, x [B, ...], indices int32 [B], stream) -> [..., B, ...]`;
+    axis: that of the examples in its result. Every process returns the results of all
+    examples, once each; repeated examples pad the last batch. `between` is called
     before each batch; its exceptions end the computation.
     """
 
