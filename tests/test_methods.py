@@ -382,7 +382,7 @@ def test_what_does_not_go_with_a_method_is_refused(changes, expected):
         ({"encoder.name": "own_parts:nothing"}, "returned None; expected a flax"),
         ({"encoder.name": "own_parts:flat"}, r"expected h \[B, D\]"),
         ({"encoder.name": "own_parts:stubborn"}, "reverse over forward mode"),
-        ({"encoder.name": "own_parts:endless"}, "is not finite"),
+        ({"encoder.name": "own_parts:endless"}, "are not finite"),
         ({"encoder.name": "own_parts:broken"}, "RuntimeError: out of ideas"),
     ],
 )

@@ -174,7 +174,7 @@ def test_a_torn_checkpoint_is_passed_over(smoke, tmp_path, caplog):
     ("changes", "expected"),
     [
         ({"penalty.weight": -1.0}, r"penalty\.weight is -1\.0"),
-        ({"encoder.name": "own_parts:endless"}, "is not finite"),
+        ({"encoder.name": "own_parts:endless"}, "are not finite"),
         ({"batch_size": 18}, "expected a multiple of the 4 devices"),
         ({"seeds": 2, "temperature": 0.0}, "temperature is 0.0"),
         (
