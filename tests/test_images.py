@@ -49,16 +49,16 @@ def settings(changes=None):
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("data.num_classes", 5, "4, that of little, or None"),
-        ("data.channels", 3, "1, that of little, or None"),
-        ("data.source_size", (28, 28), "(28, 24), that of little, or None"),
+        ("data.num_classes", 5, "4, as in little, or None"),
+        ("data.channels", 3, "1, as in little, or None"),
+        ("data.source_size", (28, 28), "(28, 24), as in little, or None"),
         (
             "data.validation_examples",
             300,
             "less than the 300 training images of little",
         ),
-        ("data.train_examples", 241, "at most 240, what little has"),
-        ("data.test_examples", 81, "at most 80, what little has"),
+        ("data.train_examples", 241, "at most 240, the number of images in little"),
+        ("data.test_examples", 81, "at most 80, the number of images in little"),
         (
             "evaluation.neighbors",
             (5, 241),
@@ -67,7 +67,7 @@ def settings(changes=None):
         (
             "augmentation.differentiate",
             (),
-            "a part that is switched on, as penalty.weight is not 0",
+            "an operation that is switched on, as penalty.weight is not 0",
         ),
     ],
     ids=str,
@@ -102,7 +102,7 @@ def test_what_needs_no_set_is_checked_before_it_is_asked(changes, key, asked):
 )
 def test_a_penalty_along_nothing_is_refused(changes):
     crop = {"augmentation.differentiate": ("color", "crop")}
-    with pytest.raises(ValueError, match="a part that is switched on"):
+    with pytest.raises(ValueError, match="an operation that is switched on"):
         settings(changes)
     with pytest.raises(ValueError, match=r"penalty.parameters is \('hue',\); expected"):
         settings(changes | crop | {"penalty.parameters": ("hue",)})
@@ -132,7 +132,7 @@ NO_VALIDATION = {"data.validation_examples": 0, "logging.probe_every_steps": 0}
 )
 def test_nothing_may_ask_for_a_validation_split_that_is_not_there(key, value):
     assert settings(NO_VALIDATION).data.train_examples == 300
-    with pytest.raises(ValueError, match="expected nothing of the") as caught:
+    with pytest.raises(ValueError, match="expected no use of the") as caught:
         settings(NO_VALIDATION | {key: value})
     assert str(caught.value).startswith(f"{key} is {value!r}")
 

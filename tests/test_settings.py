@@ -238,7 +238,7 @@ SHIFTS = "evaluation.shifts"
         ({"microbatches": 3}, "a divisor of 16"),
         ({"penalty.at": "z", **HALVES}, "1, as penalty.at 'z' needs"),
         ({"penalty.normalization": "batch", **HALVES}, "1, as penalty.normalization"),
-        ({"microbatches": 2, "batchnorm.group_size": 0}, "the examples of a"),
+        ({"microbatches": 2, "batchnorm.group_size": 0}, "a number of examples"),
         ({"batchnorm.group_size": 1}, "0, or"),
         ({"batchnorm.group_size": 3}, "0, or"),
         ({"penalty.warmup_steps": 21}, "at most"),
@@ -249,19 +249,22 @@ SHIFTS = "evaluation.shifts"
         ({"data.train_examples": None}, "an integer"),
         ({"data.train_examples": 2**30}, "fewer"),
         ({"data.test_examples": 1}, "2 or more"),
-        ({"data.validation_examples": 0, "logging.probe_every_steps": 10}, "nothing"),
+        ({"data.validation_examples": 0, "logging.probe_every_steps": 10}, "no use"),
         ({"data.targets": ("m", "size")}, "a tuple of 'm', 'b'"),
         ({"data.targets": ("m", "m")}, "a tuple of 'm', 'b'"),
         ({"embedding.num_views": 0}, "M >= 1"),
         ({"evaluation.families": ("all", "color")}, "('all',)"),
         ({"penalty.parameters": ("rbak",)}, "some of h, "),
         ({"penalty.parameters": ("sigma",)}, "some of h, "),
-        ({"penalty.kind": "consistency", "penalty.directions": 2}, "1, the only one"),
+        (
+            {"penalty.kind": "consistency", "penalty.directions": 2},
+            "1, as penalty.kind",
+        ),
         (
             {"penalty.kind": "mixed", "penalty.batch_statistics": "example"},
-            "'coupled', the only one of penalty.kind 'mixed'",
+            "'coupled', as penalty.kind is 'mixed'",
         ),
-        ({"penalty.parameter_weights": (1.0, 2.0)}, "(), the only one"),
+        ({"penalty.parameter_weights": (1.0, 2.0)}, "(), as penalty.kind is"),
         (
             {"penalty.kind": "total_effect", "penalty.parameter_weights": (1.0, 2.0)},
             "a weight for each of h",
@@ -384,7 +387,7 @@ def test_what_follows_is_derived():
 def test_help_names_type_default_unit_and_range():
     text = key_help("penalty.weight")
     assert text.startswith("penalty.weight: float = 0.01\n")
-    assert "Takes a number" in text
+    assert "Value: a number, 0 or more." in " ".join(text.split())
     assert "[radians]" in key_help("augmentation.rotation")
     assert len(key_help().splitlines()) > 2 * len(KEYS)
     with pytest.raises(ValueError, match="no key starts with 'penality'"):

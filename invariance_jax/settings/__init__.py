@@ -1,4 +1,4 @@
-"""Configurations: every key declared once, checked, and the parts that users bring."""
+"""Configurations: the declared keys, their checks, and functions of the user's own."""
 
 from invariance_jax.settings.rules import check_devices, check_parameters, resolve
 from invariance_jax.settings.schema import (

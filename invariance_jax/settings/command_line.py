@@ -1,4 +1,4 @@
-"""The keys on the command line: `--config.KEY=VALUE`, and their help."""
+"""Keys on the command line: the values of `--config.KEY=VALUE`, and the help."""
 
 import ast
 import contextlib
@@ -19,13 +19,13 @@ _TRUTH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": F
 
 
 class _Values(flags.ArgumentParser[Any]):
-    """Reads a value as Python writes it, tuples without parentheses and quotes too."""
+    """Parses a Python literal; quotes and a tuple's parentheses may be left out."""
 
     def __init__(self, annotation: object):
         self._origin = getattr(annotation, "__origin__", annotation)
 
     def parse(self, argument: object) -> Any:
-        """Returns the value of a text; a default, which is none, as it is."""
+        """Returns the value that a text stands for; a default is no text and stays."""
         if not isinstance(argument, str) or argument == "None":
             return None if argument == "None" else argument
         if self._origin is str:
@@ -46,24 +46,25 @@ class _Values(flags.ArgumentParser[Any]):
 
 
 def _literal(text: str) -> Any:
+    """Returns the value of a Python literal; any other text is returned unchanged."""
     with contextlib.suppress(SyntaxError, TypeError, ValueError):
         return ast.literal_eval(text)
     return text
 
 
 def _keywords(text: str) -> Any:
-    """Returns `width=20, act='gelu'` as a dictionary; what is none as it is."""
+    """Returns the dictionary of `width=20, act='gelu'`; an invalid text unchanged."""
     if text.strip().startswith("{"):
         return _literal(text)
     with contextlib.suppress(SyntaxError, TypeError, ValueError):
         call = ast.parse(f"_({text})", mode="eval").body
         if isinstance(call, ast.Call) and not call.args:
-            return {one.arg: ast.literal_eval(one.value) for one in call.keywords}
+            return {word.arg: ast.literal_eval(word.value) for word in call.keywords}
     return text
 
 
 def define_config(name: str, help_string: str) -> flags.FlagHolder[Config]:
-    """Defines the flag of a configuration file whose keys the command line changes."""
+    """Defines a flag for a configuration file, with `--NAME.KEY=VALUE` for its keys."""
     for key in KEYS.values():
         annotation = config_path.normalize_type(key.type)
         parser = _Values(annotation)
@@ -72,16 +73,16 @@ def define_config(name: str, help_string: str) -> flags.FlagHolder[Config]:
 
 
 def meanings() -> dict[str, str]:
-    """Returns key -> the text below its declaration, or that of its section."""
-    found = {}
+    """Returns key -> the text below its declaration, or its section's docstring."""
+    texts = {}
     module = ast.parse(inspect.getsource(schema))
     for section in (node for node in module.body if isinstance(node, ast.ClassDef)):
-        for one, text in itertools.pairwise(section.body):
-            match one, text:
-                case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(words))):
-                    found[section.name, name] = " ".join(words.split())
+        for declaration, below in itertools.pairwise(section.body):
+            match declaration, below:
+                case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                    texts[section.name, name] = " ".join(text.split())
     return {
-        name: found.get((key.section.__name__, name.split(".")[-1]))
+        name: texts.get((key.section.__name__, name.split(".")[-1]))
         or inspect.getdoc(key.section)
         or ""
         for name, key in KEYS.items()
@@ -89,15 +90,15 @@ def meanings() -> dict[str, str]:
 
 
 def key_help(prefix: str = "") -> str:
-    """Returns name, type, range, default, unit and meaning of keys with a prefix."""
-    chosen = [key for name, key in KEYS.items() if name.startswith(prefix)]
-    if not chosen:
+    """Returns the help of keys with a prefix: type, default, unit, meaning, range."""
+    keys = [key for name, key in KEYS.items() if name.startswith(prefix)]
+    if not keys:
         raise ValueError(f"no key starts with {prefix!r}; {closest(prefix, KEYS)}.")
     lines, texts = [], meanings()
-    for key in chosen:
+    for key in keys:
         unit = f" [{key.unit}]" if key.unit else ""
         lines.append(f"{key.name}: {type_name(key.type)} = {key.default!r}{unit}")
-        free = " May change between two starts." if key.free else ""
-        text = f"{texts[key.name]} Takes {expectation(key)}.{free}"
+        free = " It may change when the run is started again." if key.free else ""
+        text = f"{texts[key.name]} Value: {expectation(key)}.{free}"
         lines.append(textwrap.indent(textwrap.fill(text, 80), "    "))
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""MODULE:FUNCTION in place of a built-in name: parts that users bring.
+"""MODULE:FUNCTION in place of a built-in name: parts of a run written by the user.
 
-The module is imported from where the program was started, as Python does with `-m`.
+The module is imported from the current folder, as `python -m` does.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from invariance_jax.settings import schema
 from invariance_jax.settings.schema import Settings
 
 _PARTS = ("encoder.name", "augmentation.name", "method.name")
-"""The keys that choose a part of a run."""
+"""The keys that may name a part of a run by MODULE:FUNCTION."""
 
 FORM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-"""MODULE:FUNCTION, both of which can be names of Python."""
+"""MODULE:FUNCTION, where both are dotted Python names."""
 
 
 def is_own(name: str) -> bool:
@@ -31,30 +31,30 @@ def is_own(name: str) -> bool:
 
 
 def load(key: str, name: str) -> Callable[..., Any]:
-    """Returns the function that a key names."""
+    """Returns the function that `name`, the value of `key`, refers to."""
     module_name, _, path = name.partition(":")
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        found: Any = importlib.import_module(module_name)
+        target: Any = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module raises
         raise ValueError(
             f"{key} is {name!r}, but {module_name} cannot be imported from {folder}: "
-            f"{_told(error)}. Start in the folder that has it, or put that on "
-            "PYTHONPATH."
+            f"{_describe(error)}. Start the program in the folder of the module, or "
+            "add that folder to PYTHONPATH."
         ) from error
-    for part in path.split("."):
-        if not hasattr(found, part):
+    for attribute in path.split("."):
+        if not hasattr(target, attribute):
             raise ValueError(f"{key} is {name!r}, but {module_name} has no {path}.")
-        found = getattr(found, part)
-    if not callable(found):
-        raise ValueError(f"{key} is {name!r}, which is no function but {found!r}.")
-    return found
+        target = getattr(target, attribute)
+    if not callable(target):
+        raise ValueError(f"{key} is {name!r}; expected a function, found {target!r}.")
+    return target
 
 
 def check(settings: Settings) -> None:
-    """Raises ValueError with a line for each part that cannot be imported."""
+    """Raises ValueError with a line for each user function that cannot be imported."""
     problems = []
     for key, name in _own_parts(settings).items():
         try:
@@ -66,7 +66,7 @@ def check(settings: Settings) -> None:
 
 
 def call(key: str, name: str, *arguments: object, **kwargs: object) -> Any:
-    """Returns what the function that a key names returns."""
+    """Calls the function that `name`, the value of `key`, refers to."""
     function = load(key, name)
     try:
         inspect.signature(function).bind(*arguments, **kwargs)
@@ -86,23 +86,26 @@ def blaming(
     *,
     fault: str = "which raised",
 ) -> Iterator[None]:
-    """Names the function of the user's own that raises something but of one kind."""
+    """Turns an exception, unless of type `but`, into ValueError with key and name."""
     try:
         yield
     except but:
         raise
-    except Exception as error:  # whatever it is
-        raise ValueError(f"{key} is {name!r}, {fault} {_told(error)}") from error
+    except Exception as error:  # user code may raise anything
+        raise ValueError(f"{key} is {name!r}, {fault} {_describe(error)}") from error
 
 
 _hashes: dict[int, tuple[object, str]] = {}
-"""Functions, which so are kept, and the hash of the file when they were loaded."""
+"""id(function) -> (function, hash of its file when it was first loaded).
+
+Keeping the function keeps its id from being used again.
+"""
 
 
 def source(key: str, name: str) -> str:
-    """Returns a hash of the file that a function of the user's own was loaded from.
+    """Returns the SHA-256 hash of the file that defines a function of the user.
 
-    It is "" where there is no file, as of a function of a notebook.
+    The hash is "" if there is no file, as for a function defined in a notebook.
     """
     function: Any = load(key, name)
     if id(function) not in _hashes:
@@ -111,22 +114,23 @@ def source(key: str, name: str) -> str:
             inner = inner.func
         try:
             file = inspect.getsourcefile(inspect.unwrap(inner)) or ""
-            found = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+            digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         except (TypeError, OSError):
-            found = ""
-        _hashes[id(function)] = function, found
+            digest = ""
+        _hashes[id(function)] = function, digest
     return _hashes[id(function)][1]
 
 
 def sources(settings: Settings) -> dict[str, str]:
-    """Returns key -> `source` of the parts of a run that are the user's own."""
+    """Returns key -> `source` for each part of a run that is a user's function."""
     return {key: source(key, name) for key, name in _own_parts(settings).items()}
 
 
 def _own_parts(settings: Settings) -> dict[str, str]:
+    """Returns key -> name for each part of a run that is a user's function."""
     names = {key: schema.get(settings, key) for key in _PARTS}
     return {key: name for key, name in names.items() if is_own(name)}
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

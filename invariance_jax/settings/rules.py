@@ -1,8 +1,8 @@
-"""From a configuration to settings: every value checked, what follows derived.
+"""From a configuration to settings: checks of all values, and derived quantities.
 
-Nothing is read but the description of a prepared image set, nothing is downloaded,
-compiled or written. All bad keys are listed at once; each line names the key, the value
-found and what was expected.
+Only the description of a prepared image set is read; nothing is downloaded, compiled or
+written. An error lists all bad keys at once. Each line names the key, the value found
+and what was expected.
 """
 
 import copy
@@ -45,7 +45,7 @@ _FULL_STEP: dict[str, object] = {
     "penalty.batch_statistics": "coupled",
 }
 _UNWEIGHTED: dict[str, object] = {"penalty.parameter_weights": ()}
-_OF_KIND: dict[str, dict[str, object]] = {
+_REQUIRED_BY_KIND: dict[str, dict[str, object]] = {
     "gradient": _UNWEIGHTED,
     "consistency": {
         **_FULL_STEP,
@@ -56,58 +56,58 @@ _OF_KIND: dict[str, dict[str, object]] = {
     "total_effect": _FULL_STEP,
     "mixed": {**_FULL_STEP, **_UNWEIGHTED},
 }
-"""Kind of the penalty -> the only values that go with it."""
+"""Kind of the penalty -> key -> the only value that this kind allows."""
 
 
 class _Problems:
-    """What is wrong with a configuration, a line for each bad key."""
+    """The errors of a configuration, one line for each bad key."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self.found: dict[str, str] = {}
+        self.lines: dict[str, str] = {}  # key -> its error
 
     def require(
         self, condition: bool, key: str, expected: str, value: object = ...
     ) -> None:
-        """Takes a note unless a condition holds; a value is that of the key."""
+        """Adds an error unless a condition holds; `value` defaults to the key's."""
         if not condition:
             value = get(self._config, key) if value is ... else value
-            self.found.setdefault(key, f"{key} is {value!r}; expected {expected}.")
+            self.lines.setdefault(key, f"{key} is {value!r}; expected {expected}.")
 
     def only(self, key: str, value: object, why: str) -> None:
-        """Takes a note unless a key has the one value that goes with the others."""
+        """Adds an error unless a key has the only value that other keys allow."""
         self.require(get(self._config, key) == value, key, f"{value!r}, as {why}")
 
     def stop(self) -> None:
-        """Raises an error with all lines, if there are any."""
-        if self.found:
-            raise ValueError("\n".join(self.found.values()))
+        """Raises ValueError with all lines, if there are any."""
+        if self.lines:
+            raise ValueError("\n".join(self.lines.values()))
 
 
 def resolve(config: Config) -> Settings:
     """Returns the settings of a configuration, checked and completed.
 
-    Limits of 0 are left empty, paths made absolute and what is known of an image set is
-    filled in. Raises ValueError with a line for each bad key.
+    Limits of 0 become None, paths become absolute, and empty keys of an image set are
+    read from its description. Raises ValueError with a line for each bad key.
     """
     if not isinstance(config, Config):
         raise ValueError(
-            f"config is {type(config).__name__}; expected what configs.base.get_config "
-            "returns."
+            f"config is {type(config).__name__}; expected the Config that "
+            "configs.base.get_config returns."
         )
     for name, kind in SECTIONS.items():
         if not isinstance(get(config, name), kind):
             raise ValueError(
-                f"{name} is {get(config, name)!r}; expected the section that "
-                "configs.base.get_config makes, of which keys are changed."
+                f"{name} is {get(config, name)!r}; expected the section of "
+                "configs.base.get_config; change its keys, do not replace it."
             )
     settings = Settings()
     problems = _Problems(config)
     for name, value in flatten(config).items():
         try:
             change(settings, name, convert(KEYS[name], value))
-        except Bad as more:
-            problems.require(False, name, f"{expectation(KEYS[name])}{more}")
+        except Bad as detail:
+            problems.require(False, name, f"{expectation(KEYS[name])}{detail}")
     problems.stop()
     settings.penalty.example_limit = settings.penalty.example_limit or None
     settings.penalty.batch_limit = settings.penalty.batch_limit or None
@@ -115,7 +115,7 @@ def resolve(config: Config) -> Settings:
     _check_objective(settings, problems)
     _check_optimizer(settings, problems)
     _check_validation(settings, problems)
-    _check_own(settings, problems)
+    _check_own_parts(settings, problems)
     for row in settings.evaluation.shifts:
         _check_shift(row, settings, problems)
     if settings.data.name == "spirograph":
@@ -128,16 +128,16 @@ def resolve(config: Config) -> Settings:
 
 
 def _check_objective(settings: Settings, problems: _Problems) -> None:
-    """Checks what holds for every data set."""
+    """Checks length, seeds, penalty, batch and method, for every data set."""
     require, penalty = problems.require, settings.penalty
     length = settings.steps, settings.epochs
-    one = length.count(None) == 1
-    require(one, "steps, epochs", "exactly one of them to be given", length)
+    is_given_once = length.count(None) == 1
+    expected = "exactly one of them to be given"
+    require(is_given_once, "steps, epochs", expected, length)
     last = settings.seed + settings.seeds - 1
-    require(last < 2**32, "seed", "the last seed to be below 2**32")
-    for name, value in _OF_KIND[penalty.kind].items():
-        expected = f"{value!r}, the only one of penalty.kind {penalty.kind!r}"
-        require(get(settings, name) == value, name, expected)
+    require(last < 2**32, "seed", "the last seed, seed + seeds - 1, below 2**32")
+    for name, value in _REQUIRED_BY_KIND[penalty.kind].items():
+        problems.only(name, value, f"penalty.kind is {penalty.kind!r}")
     batch, group = settings.batch_size, settings.batchnorm.group_size
     expected = f"0, or a divisor of {batch} that is more than 1"
     divides = group == 0 or (group > 1 and batch % group == 0)
@@ -145,49 +145,49 @@ def _check_objective(settings: Settings, problems: _Problems) -> None:
     parts = settings.microbatches
     require(batch % parts == 0, "microbatches", f"a divisor of {batch}")
     encoder = settings.encoder
-    bare = (encoder.depth, encoder.final) == (1, "linear")
-    normalizes = encoder.name in RESNETS or (encoder.name == "mlp" and not bare)
-    expected = "the examples of a group, as microbatches is not 1"
-    fits = parts == 1 or group > 0 or not normalizes
+    is_linear = (encoder.depth, encoder.final) == (1, "linear")
+    has_norm = encoder.name in RESNETS or (encoder.name == "mlp" and not is_linear)
+    expected = "a number of examples, as microbatches is not 1"
+    fits = parts == 1 or group > 0 or not has_norm
     require(fits, "batchnorm.group_size", expected)
     method = settings.method.name
     if not (method in WITH_SIMILARITIES or plugins.is_own(method)):
-        why = f"method.name {method!r} has no similarities"
+        why = f"method.name {method!r} computes no similarities"
         problems.only("similarity_block", 0, why)
     if penalty.weight > 0 and penalty.at == "z":
         problems.only("microbatches", 1, "penalty.at 'z' needs the whole batch")
-    of_batch = penalty.normalization == "batch" and penalty.kind != "consistency"
-    if penalty.weight > 0 and of_batch:
+    needs_batch = penalty.normalization == "batch" and penalty.kind != "consistency"
+    if penalty.weight > 0 and needs_batch:
         why = "penalty.normalization 'batch' needs the whole batch"
         problems.only("microbatches", 1, why)
 
 
 def _check_optimizer(settings: Settings, problems: _Problems) -> None:
-    chosen = settings.optimizer
-    why = f"optimizer.name is {chosen.name!r}"
-    if chosen.name != "adamw":
+    optimizer = settings.optimizer
+    why = f"optimizer.name is {optimizer.name!r}"
+    if optimizer.name != "adamw":
         problems.only("optimizer.weight_decay_end", None, why)
-    if chosen.name != "lars":
+    if optimizer.name != "lars":
         problems.only("optimizer.clip_trust", False, why)
-    if not chosen.exclude:
+    if not optimizer.exclude:
         why = "optimizer.exclude is empty"
         problems.only("optimizer.excluded_rate", 1.0, why)
 
 
 def _check_validation(settings: Settings, problems: _Problems) -> None:
-    """Checks that nothing is asked of a validation split that is empty."""
-    asked = {
+    """Checks that no key uses the validation split if it is empty."""
+    uses = {
         "logging.probe_every_steps": settings.logging.probe_every_steps > 0,
         "evaluation.split": settings.evaluation.split == "validation",
         "embedding.splits": "validation" in settings.embedding.splits,
     }
-    for name, needs in asked.items() if not settings.data.validation_examples else ():
-        expected = "nothing of the validation split, as data.validation_examples is 0"
-        problems.require(not needs, name, expected)
+    for name, is_used in uses.items() if not settings.data.validation_examples else ():
+        expected = "no use of the validation split, as data.validation_examples is 0"
+        problems.require(not is_used, name, expected)
 
 
-def _check_own(settings: Settings, problems: _Problems) -> None:
-    """Checks what goes with parts that are the user's own."""
+def _check_own_parts(settings: Settings, problems: _Problems) -> None:
+    """Checks the keys that depend on whether a part is built in or MODULE:FUNCTION."""
     encoder, augmentation = settings.encoder, settings.augmentation
     only, statistics = problems.only, "penalty.batch_statistics"
     if plugins.is_own(encoder.name):
@@ -206,131 +206,135 @@ def _check_own(settings: Settings, problems: _Problems) -> None:
     else:
         only("augmentation.kwargs", {}, f"augmentation.name is {augmentation.name!r}")
     if encoder.name in RESNETS:
-        expected = f"at most 256 for {encoder.name}, or None, which is 64"
+        expected = f"at most 256 for {encoder.name}, or None, which means 64"
         problems.require((encoder.width or 0) <= 256, "encoder.width", expected)
     else:
-        why = f"encoder.name is {encoder.name!r}; a ResNet can be read"
+        why = f"encoder.name is {encoder.name!r} and weights are read for ResNets only"
         only("encoder.weights", None, why)
 
 
 def _check_sizes(settings: Settings, problems: _Problems) -> None:
-    """Checks that an encoder takes images of the sizes that views have."""
+    """Checks that the encoder can process views of all sizes."""
     require, encoder = problems.require, settings.encoder
     size = settings.data.image_size
-    smaller = settings.augmentation.more_size or size
+    further = settings.augmentation.more_size or size
     expected = f"{size} or None, as an MLP takes images of one size"
-    require(
-        encoder.name != "mlp" or smaller == size, "augmentation.more_size", expected
-    )
+    fits = encoder.name != "mlp" or further == size
+    require(fits, "augmentation.more_size", expected)
     if encoder.name in VITS:
         divides = not (size or 0) % encoder.patch_size
         expected = f"a divisor of data.image_size, {size}"
         require(divides, "encoder.patch_size", expected)
-        divides = not (smaller or 0) % encoder.patch_size
+        divides = not (further or 0) % encoder.patch_size
         expected = f"a multiple of encoder.patch_size, {encoder.patch_size}"
         require(divides, "augmentation.more_size", expected)
-        heads = not (encoder.width or 0) % HEAD_FEATURES
-        require(heads, "encoder.width", f"a multiple of {HEAD_FEATURES}")
+        divides = not (encoder.width or 0) % HEAD_FEATURES
+        require(divides, "encoder.width", f"a multiple of {HEAD_FEATURES}")
 
 
 def is_asked(settings: Settings, experiment: str) -> bool:
-    """Returns whether `evaluation.experiments` asks for an experiment."""
+    """Returns whether `evaluation.experiments` names an experiment, or "all"."""
     return bool({experiment, "all"} & {*settings.evaluation.experiments})
 
 
 def _check_shift(
     row: tuple[str, str, tuple[float, ...]], settings: Settings, problems: _Problems
 ) -> None:
-    """Checks a row of evaluation.shifts; against the data set if it is measured."""
+    """Checks a row of evaluation.shifts.
+
+    Whether it fits the data set is checked only if the experiment shift runs.
+    """
 
     def require(condition: bool, expected: str) -> None:
         problems.require(condition, "evaluation.shifts", expected, row)
 
-    what, how, grid = row
+    name, kind, values = row
     names: tuple[str, ...] = (*spirograph.PARAMETERS, *shifts.GROUPS)
-    if how == "strength":
+    if kind == "strength":
         names, most = ("color",), image.MAX_STRENGTH
-        inside = all(0 <= strength <= most for strength in grid)
+        inside = all(0 <= strength <= most for strength in values)
         require(inside, f"strengths from 0 to {most}")
-    if how == "widen":
-        positive = all(factor >= 0 for factor in grid)
+    if kind == "widen":
+        positive = all(factor >= 0 for factor in values)
         require(positive, "factors of 0 or more to widen by")
-    ways = ("move", "widen", "strength")
-    known = how in ways and what in names and len(grid) > 0
-    require(known, f"(one of {', '.join(names)}; one of {', '.join(ways)}; numbers)")
+    kinds = ("move", "widen", "strength")
+    known = kind in kinds and name in names and len(values) > 0
+    require(known, f"(one of {', '.join(names)}; one of {', '.join(kinds)}; numbers)")
     if not known or not is_asked(settings, "shift"):
         return
     if settings.data.name != "spirograph":
-        require(how == "strength", '("color", "strength", numbers) of images')
-    elif how == "strength":
-        require(False, '"move" or "widen" of Spirograph')
+        require(kind == "strength", '("color", "strength", numbers) for images')
+    elif kind == "strength":
+        require(False, '"move" or "widen" for Spirograph')
     else:
-        for name in shifts.GROUPS.get(what, (what,)):
-            free = name not in settings.data.targets
-            require(free, f"a nuisance parameter: {name} is a target")
-            low, high = getattr(settings.data.bounds, name)
-            # Negative, these would make no image.
-            for value in grid if name in ("b", "sigma") else ():
+        for parameter in shifts.GROUPS.get(name, (name,)):
+            is_nuisance = parameter not in settings.data.targets
+            require(is_nuisance, f"a nuisance parameter: {parameter} is a target")
+            low, high = getattr(settings.data.bounds, parameter)
+            # b and sigma must be positive for an image to exist.
+            for value in values if parameter in ("b", "sigma") else ():
                 widened = (low + high) / 2 - value * (high - low) / 2
-                positive = (low + value if how == "move" else widened) > 0
-                require(positive, f"distributions of {name} that stay above 0")
+                positive = (low + value if kind == "move" else widened) > 0
+                require(positive, f"distributions of {parameter} that stay above 0")
 
 
 def _check_spirograph(settings: Settings, problems: _Problems) -> None:
-    require, chosen = problems.require, settings.data
+    require, section = problems.require, settings.data
     for name in ("train_examples", "test_examples", "image_size"):
-        require(getattr(chosen, name) is not None, f"data.{name}", "an integer")
-    count = chosen.validation_examples
+        require(getattr(section, name) is not None, f"data.{name}", "an integer")
+    count = section.validation_examples
     require(count > 0, "data.validation_examples", "a positive number")
-    whole = settings.evaluation.families == ("all",)
-    require(whole, "evaluation.families", "('all',)")
+    is_whole = settings.evaluation.families == ("all",)
+    require(is_whole, "evaluation.families", "('all',)")
     for name, value in (("source", "memory"), ("store_size", None)):
         problems.only(f"data.{name}", value, "Spirograph is drawn on the devices")
-    plain = settings.embedding.num_views == 0
-    require(not plain, "embedding.num_views", "M >= 1, as no image is plain")
-    if not (chosen.train_examples and chosen.test_examples and chosen.image_size):
-        return  # those are named
-    total = chosen.train_examples + count + chosen.test_examples
-    # Made in float64, kept in float32.
-    needed = 12 * len(chosen.targets) * total
-    there = machine_memory()
-    expected = f"fewer: the targets take {needed:.2g} of {there:.2g} bytes of memory"
-    require(needed < there / 2, "data.train_examples", expected)
+    is_plain = settings.embedding.num_views == 0
+    expected = "M >= 1, as Spirograph has no plain image"
+    require(not is_plain, "embedding.num_views", expected)
+    if not (section.train_examples and section.test_examples and section.image_size):
+        return  # an error names the missing key
+    total = section.train_examples + count + section.test_examples
+    # A target is drawn in float64 (8 bytes) and kept in float32 (4 bytes).
+    needed = 12 * len(section.targets) * total
+    memory = machine_memory()
+    expected = f"fewer: the targets take {needed:.2g} of {memory:.2g} bytes of memory"
+    require(needed < memory / 2, "data.train_examples", expected)
     names = {"bounds of ": "bounds."}
-    made = _made(lambda: make_spirograph(settings), problems, names)
-    if made is not None:
-        _check_parameters(settings, made.names, problems)
+    views = _attempt(lambda: make_spirograph(settings), problems, names)
+    if views is not None:
+        _check_parameters(settings, views.names, problems)
 
 
 def make_spirograph(settings: Settings) -> Transformation:
     """Returns the transformation of the Spirograph data."""
-    chosen = settings.data
-    assert chosen.image_size is not None
+    section = settings.data
+    assert section.image_size is not None
     return spirograph.make_transformation(
-        targets=chosen.targets,
+        targets=section.targets,
         bounds=spirograph_bounds(settings),
-        image_size=chosen.image_size,
-        num_points=chosen.num_points,
-        extent=chosen.extent,
-        normalization=chosen.normalization,
+        image_size=section.image_size,
+        num_points=section.num_points,
+        extent=section.extent,
+        normalization=section.normalization,
     )
 
 
 def spirograph_bounds(settings: Settings) -> np.ndarray:
-    """Returns the bounds `[10, 2]`, in the order of the parameters."""
+    """Returns the bounds `[10, 2]`, rows in the order of `spirograph.PARAMETERS`."""
     bounds = settings.data.bounds
     rows = [getattr(bounds, name) for name in spirograph.PARAMETERS]
     return np.array(rows, np.float64)
 
 
-def _made(
+def _attempt(
     make: Callable[[], Transformation],
     problems: _Problems,
     names: Mapping[str, str] = {},
 ) -> Transformation | None:
-    """Returns a transformation; its error, which names an argument, is a problem.
+    """Returns the transformation; on ValueError adds a problem and returns None.
 
-    Names are those of the keys where they are not the arguments'.
+    The error begins with the name of an argument. `names` maps an argument's name to
+    the name of its key where the two differ.
     """
     try:
         return make()
@@ -339,9 +343,9 @@ def _made(
         for argument, key in names.items():
             message = message.replace(argument, key)
         argument = re.split(r"\W", message)[0]
-        of_data = f"data.{argument}" in {*KEYS, *SECTIONS}
-        section = "data" if of_data else "augmentation"
-        problems.found.setdefault(argument, f"{section}.{message}")
+        is_data_key = f"data.{argument}" in {*KEYS, *SECTIONS}
+        section = "data" if is_data_key else "augmentation"
+        problems.lines.setdefault(argument, f"{section}.{message}")
         return None
 
 
@@ -351,45 +355,49 @@ def _check_parameters(
     problems: _Problems,
     idle: frozenset[str] = frozenset(),
 ) -> None:
-    """Checks that the penalty has parameters along which views change."""
+    """Checks that the penalty has parameters along which views change.
+
+    `names` are the parameters in alpha; those in `idle` change no view.
+    """
     penalty, key = settings.penalty, "penalty.parameters"
     expected = f"some of {', '.join(names) or 'none'}"
     problems.require({*penalty.parameters} <= {*names}, key, expected)
-    weights, chosen = penalty.parameter_weights, penalty.parameters or names
-    expected = f"a weight for each of {', '.join(chosen)}, one of them above 0, or ()"
-    fits = not weights or (len(weights) == len(chosen) and any(weights))
+    weights, selected = penalty.parameter_weights, penalty.parameters or names
+    expected = f"a weight for each of {', '.join(selected)}, one of them above 0, or ()"
+    fits = not weights or (len(weights) == len(selected) and any(weights))
     problems.require(fits, "penalty.parameter_weights", expected)
     if penalty.weight > 0 and penalty.kind != "consistency":
-        moving, what = {*chosen} - idle, "one"
+        noun = "a parameter"
         if not {*names} - idle:
-            key, what = "augmentation.differentiate", "a part"
-        expected = f"{what} that is switched on, as penalty.weight is not 0"
-        problems.require(bool(moving), key, expected)
+            key, noun = "augmentation.differentiate", "an operation"
+        expected = f"{noun} that is switched on, as penalty.weight is not 0"
+        problems.require(bool({*selected} - idle), key, expected)
 
 
 def check_parameters(settings: Settings, names: tuple[str, ...]) -> None:
-    """Checks that the parameters of the penalty are those of the user's own views."""
+    """Raises ValueError if the penalty's parameters do not fit the user's own views."""
     problems = _Problems(settings)
     _check_parameters(settings, names, problems)
     problems.stop()
 
 
-_OF_VIEWS = tuple(
+_PROBABILITIES = tuple(
     f"{name}_probability" for name in ("jitter", "gray", "blur", "solarize", "erase")
 )
+"""Keys of augmentation that may differ between the two views of an example."""
 
 
-def _follow_recipe(augmentation: Augmentation, problems: _Problems) -> None:
-    """Fills in what the recipe says, and checks what is of the second view."""
+def _apply_recipe(augmentation: Augmentation, problems: _Problems) -> None:
+    """Sets keys that are None to the recipe's values; checks `second_view`."""
     for name, value in image.RECIPES[augmentation.recipe].items():
         if getattr(augmentation, name) is None:
-            if name in _OF_VIEWS and isinstance(value, tuple):
+            if name in _PROBABILITIES and isinstance(value, tuple):
                 value, second = value
                 augmentation.second_view = {name: second, **augmentation.second_view}
             setattr(augmentation, name, value)
-    of_views = {*augmentation.second_view} <= {*_OF_VIEWS}
-    expected = f"some of {', '.join(_OF_VIEWS)}"
-    problems.require(of_views, "augmentation.second_view", expected)
+    are_known = {*augmentation.second_view} <= {*_PROBABILITIES}
+    expected = f"some of {', '.join(_PROBABILITIES)}"
+    problems.require(are_known, "augmentation.second_view", expected)
     for name, value in augmentation.second_view.items():
         fits = type(value) in (int, float) and 0 <= value <= 1
         expected = f"a probability {name} from 0 to 1"
@@ -397,58 +405,58 @@ def _follow_recipe(augmentation: Augmentation, problems: _Problems) -> None:
 
 
 def _check_images(settings: Settings, problems: _Problems) -> None:
-    chosen, augmentation = settings.data, settings.augmentation
-    if chosen.store_size is not None:
-        square = (chosen.store_size,) * 2
-        chosen.source_size = chosen.source_size or square
-        expected = f"{square}, of data.store_size, or None"
-        problems.require(chosen.source_size == square, "data.source_size", expected)
+    section, augmentation = settings.data, settings.augmentation
+    if section.store_size is not None:
+        square = (section.store_size,) * 2
+        section.source_size = section.source_size or square
+        expected = f"{square}, the square of data.store_size, or None"
+        problems.require(section.source_size == square, "data.source_size", expected)
     problems.only("evaluation.lbfgs_steps", (), "the probe is logistic")
-    _follow_recipe(augmentation, problems)
+    _apply_recipe(augmentation, problems)
     if not plugins.is_own(augmentation.name):
         problems.stop()
         stand_in = copy.deepcopy(settings)
-        source = chosen.source_size or (32, 32)
+        source = section.source_size or (32, 32)
         stand_in.data.source_size = source
-        stand_in.data.image_size = chosen.image_size or min(source)
-        made = _made(lambda: make_image_views(stand_in), problems)
-        if made is not None:
-            # The penalty is that of the first view.
-            still = 0 in (augmentation.jitter_probability, augmentation.strength)
-            idle = {*(JITTER_NAMES if still else ())}
+        stand_in.data.image_size = section.image_size or min(source)
+        views = _attempt(lambda: make_image_views(stand_in), problems)
+        if views is not None:
+            # The penalty acts on the first view, so its probabilities decide.
+            no_jitter = 0 in (augmentation.jitter_probability, augmentation.strength)
+            idle = {*(JITTER_NAMES if no_jitter else ())}
             idle |= {"blur.sigma"} if augmentation.blur_probability == 0 else set()
-            _check_parameters(settings, made.names, problems, frozenset(idle))
+            _check_parameters(settings, views.names, problems, frozenset(idle))
             if settings.more_views:
-                # What further views have in place of the keys of the two.
                 names = {"crop_area": "more_area", "image_size": "more_size"}
-                _made(lambda: make_image_views(stand_in, "more"), problems, names)
+                _attempt(lambda: make_image_views(stand_in, "more"), problems, names)
     problems.stop()
     _fill_in(settings, problems)
 
 
 def make_image_views(settings: Settings, family: str = "all") -> Transformation:
-    """Returns the built-in views of an image set, or the part of it of a family.
+    """Returns the built-in transformation of an image set.
 
-    The family "more" are the views beside the two of a loss.
+    The family "all" has all operations, "color" and "crop" have a part of them, and
+    "more" makes the further views of `more_views`.
     """
-    chosen, augmentation = settings.data, settings.augmentation
+    section, augmentation = settings.data, settings.augmentation
     whole = family in ("all", "more")
     geometric, colored = whole or family == "crop", whole or family == "color"
-    size, area = chosen.image_size, augmentation.crop_area
+    size, area = section.image_size, augmentation.crop_area
     if family == "more":
         size, area = augmentation.more_size or size, augmentation.more_area or area
-    assert chosen.source_size is not None and size is not None
+    assert section.source_size is not None and size is not None
     assert augmentation.strength is not None and augmentation.jitter_ranges is not None
     probabilities: dict[str, Any] = {}
-    for name in _OF_VIEWS:
+    for name in _PROBABILITIES:
         first = getattr(augmentation, name)
         both = first, augmentation.second_view.get(name, first)
         probabilities[name] = both if colored else 0.0
     return image.make_transformation(
-        source_size=chosen.source_size,
+        source_size=section.source_size,
         image_size=size,
-        mean=chosen.mean or (0.5,) * 3,
-        std=chosen.std or (0.5,) * 3,
+        mean=section.mean or (0.5,) * 3,
+        std=section.std or (0.5,) * 3,
         strength=augmentation.strength,
         jitter_ranges=augmentation.jitter_ranges,
         crop=augmentation.crop and geometric,
@@ -465,78 +473,82 @@ def make_image_views(settings: Settings, family: str = "all") -> Transformation:
         blur_sigma=augmentation.blur_sigma,
         solarize_threshold=augmentation.solarize_threshold,
         erase_area=augmentation.erase_area,
-        squashed=chosen.store_size is not None,
+        squashed=section.store_size is not None,
         **probabilities,
     )
 
 
-_OF_SET = (
+_SET_KEYS = (
     "train_examples test_examples source_size channels mean std num_classes".split()
 )
-"""Keys of data that the description of an image set fills in."""
+"""Keys of data that are read from the description of an image set if they are None."""
 
 
-def _describe(chosen: Data) -> data.Description | None:
-    """Returns what is known of an image set; None where no key asks for it.
+def _describe(section: Data) -> data.Description | None:
+    """Returns the description of an image set; None if all its keys are given.
 
-    So a run can be used where its set is not: `config.json` says all.
+    The `config.json` of a run gives all, so that its encoder can be used without the
+    data set.
     """
-    *told, classes = (getattr(chosen, name) is not None for name in _OF_SET)
-    if all(told) and classes:
+    *are_given, has_classes = (getattr(section, name) is not None for name in _SET_KEYS)
+    if all(are_given) and has_classes:
         return None
     try:
-        known = data.known(chosen.name)
-        return known or data.describe(chosen.name, data_dir=chosen.data_dir)
+        known = data.known(section.name)
+        return known or data.describe(section.name, data_dir=section.data_dir)
     except ValueError:
-        if all(told):  # of images without labels
+        if all(are_given):  # a set without labels has no num_classes
             return None
         raise
 
 
 def _fill_in(settings: Settings, problems: _Problems) -> None:
-    """Fills in what is known of an image set without opening it."""
-    chosen, require = settings.data, problems.require
-    there = _describe(chosen)
-    if there is not None:
-        expected = f"less than the {there.num_train} training images of {chosen.name}"
-        train = there.num_train - chosen.validation_examples
+    """Sets the keys of an image set that are None, and checks those that are given."""
+    section, require = settings.data, problems.require
+    description = _describe(section)
+    if description is not None:
+        count = description.num_train
+        expected = f"less than the {count} training images of {section.name}"
+        train = count - section.validation_examples
         require(train > 0, "data.validation_examples", expected)
-        height, width, channels = there.image_shape
-        size = chosen.store_size
-        expected = f"an integer, as the images of {chosen.name} have several sizes"
+        height, width, channels = description.image_shape
+        size = section.store_size
+        expected = f"an integer, as the images of {section.name} have several sizes"
         require(size is not None or height * width > 0, "data.store_size", expected)
-        height, width = (height, width) if size is None else (size, size)
-        found = train, there.num_test, (height, width), channels, there.mean, there.std
-        for name, value in zip(_OF_SET, (*found, there.num_classes), strict=True):
-            given = getattr(chosen, name)
+        shape = (height, width) if size is None else (size, size)
+        test, mean, std = description.num_test, description.mean, description.std
+        values = train, test, shape, channels, mean, std, description.num_classes
+        for name, value in zip(_SET_KEYS, values, strict=True):
+            given = getattr(section, name)
             if given is None:
-                setattr(chosen, name, value)
+                setattr(section, name, value)
             elif name in ("num_classes", "source_size", "channels"):
-                expected = f"{value}, that of {chosen.name}, or None"
+                expected = f"{value}, as in {section.name}, or None"
                 require(given == value, f"data.{name}", expected)
             elif name.endswith("examples") and train > 0:
-                expected = f"at most {value}, what {chosen.name} has"
+                expected = f"at most {value}, the number of images in {section.name}"
                 require(given <= value, f"data.{name}", expected)
         problems.stop()
-    assert chosen.source_size is not None
-    chosen.image_size = chosen.image_size or min(chosen.source_size)
-    if chosen.num_classes is not None:
+    assert section.source_size is not None
+    section.image_size = section.image_size or min(section.source_size)
+    if section.num_classes is not None:
         _check_labels(settings, problems)
 
 
 def _check_labels(settings: Settings, problems: _Problems) -> None:
-    """Checks that there are enough labels for what is measured with them."""
-    chosen, examples = settings.evaluation, settings.data.train_examples or 0
-    count = min(examples, chosen.train_examples or examples) * chosen.label_fraction
+    """Checks that there are enough labels for the kNN probe and label_fraction."""
+    evaluation, examples = settings.evaluation, settings.data.train_examples or 0
+    available = min(examples, evaluation.train_examples or examples)
+    count = available * evaluation.label_fraction
     expected = f"at most the {int(count)} examples that the probe is fitted on"
-    few = max(chosen.neighbors, default=0) <= count
-    problems.require(few, "evaluation.neighbors", expected)
+    enough = max(evaluation.neighbors, default=0) <= count
+    problems.require(enough, "evaluation.neighbors", expected)
     classes = settings.data.num_classes or 1
-    # Of n examples of a class, the nearest whole number to its share is taken.
+    # A fraction of a class is rounded to whole examples, so half an example suffices.
     least = classes / 2 / count
     if is_asked(settings, "label_fraction"):
         expected = f"{least:.3g} at least, for an example of each of {classes} classes"
-        enough = chosen.label_fractions[0] >= least
+        enough = evaluation.label_fractions[0] >= least
         problems.require(enough, "evaluation.label_fractions", expected)
 
 
@@ -548,7 +560,7 @@ def _derive(settings: Settings, problems: _Problems) -> None:
     key = f"data.{settings.evaluation.split}_examples"
     expected = "2 or more, as evaluation.split is measured"  # a variance over examples
     count = get(settings, key)
-    require(count is None or count > 1, key, expected)  # None is named already
+    require(count is None or count > 1, key, expected)  # None has an error already
     per_epoch = examples // batch
     steps = settings.steps or (settings.epochs or 0) * per_epoch
     key = "steps" if settings.steps else "epochs"
@@ -556,9 +568,9 @@ def _derive(settings: Settings, problems: _Problems) -> None:
     warmup = settings.penalty.warmup_steps
     require(warmup <= steps, "penalty.warmup_steps", f"at most {steps} steps")
     ends: tuple[int, ...] = ()
-    if traced := settings.logging.profile_steps:
-        found = re.fullmatch(r"(\d{1,10}):(\d{1,10})", traced)
-        ends = tuple(map(int, found.groups())) if found else (0, 0)
+    if profiled := settings.logging.profile_steps:
+        match = re.fullmatch(r"(\d{1,10}):(\d{1,10})", profiled)
+        ends = tuple(map(int, match.groups())) if match else (0, 0)
         expected = f"two increasing steps a:b, b at most {steps}"
         require(ends[0] < ends[1] <= steps, "logging.profile_steps", expected)
     rate = settings.optimizer.learning_rate * batch / 256
@@ -567,7 +579,7 @@ def _derive(settings: Settings, problems: _Problems) -> None:
 
 
 def check_devices(settings: Settings, num_devices: int) -> None:
-    """Raises ValueError if the batch cannot be spread over the devices."""
+    """Raises ValueError if the batch cannot be split over the devices."""
     batch, group = settings.batch_size, settings.batchnorm.group_size
     problems = _Problems(settings)
     expected = f"a multiple of the {num_devices} devices"

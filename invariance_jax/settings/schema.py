@@ -1,8 +1,9 @@
 """Every key of a configuration: type, range, default, unit and meaning, declared once.
 
-Checks, help (`--mode=keys`), the tests of bad values, the defaults of keys that an
-older run lacks and what may change between two starts of a run follow from it.
-Files in `configs/` and the command line change values; they never add a key.
+The declarations are the source of the checks, the help (`--mode=keys`), the tests of
+bad values, the defaults of keys that an older run lacks, and the list of keys that may
+change when a run is started again. Files in `configs/` and the command line change
+values; they never add a key.
 """
 
 import copy
@@ -34,7 +35,7 @@ EXPERIMENTS = (
 """The built-in experiments, in the order in which they are measured and reported."""
 
 WITH_SIMILARITIES = ("simclr", "dcl", "moco_v3")
-"""The built-in methods that compare each example to all others."""
+"""The built-in methods whose loss compares each example to all others."""
 
 METHODS = (*WITH_SIMILARITIES, "byol", "simsiam", "barlow_twins", "vicreg", "emp_ssl")
 """The built-in methods."""
@@ -43,47 +44,48 @@ WITH_PROBE = ("downstream", "averaging", "shift", "label_fraction")
 """The experiments that need targets or labels."""
 
 _WITH_FEATURES = (*WITH_PROBE, "nuisance_prediction")
-_OF_VIEWS = ("invariance", "linearization", "poincare_ratio")
+_WITH_VARIANCE = ("invariance", "linearization", "poincare_ratio")
 
 MOST = 2**31 - 1
-"""The largest integer of a key, unless it says another: indices are int32."""
+"""The largest value of an integer key without a limit of its own: indices are int32."""
 
 OFF = "off"
-"""The value of `compilation_cache` that keeps nothing."""
+"""The value of `compilation_cache` that switches the cache off."""
 
 T = TypeVar("T")
 
 
 class Key(NamedTuple):
-    """The declaration of a key; its meaning is the text below it."""
+    """The declaration of a key. The text below the declaration is its meaning."""
 
     name: str  # dotted
     type: Any  # its annotation
     default: Any
     section: type  # the class that declares it
     unit: str = ""
-    above: float | None = None  # numbers, also those of a tuple, are greater than this
-    least: float | None = None  # or this
-    below: float | None = None  # less than this
-    most: float | None = None  # or this
-    choices: tuple[str, ...] = ()  # the names that it, or an entry of a tuple, may be
-    own: bool = False  # whether MODULE:FUNCTION may stand in place of a name
-    path: bool = False  # whether it is a file or folder, made absolute
-    increasing: bool = False  # whether the entries of a tuple increase
+    # The four bounds hold for a number and for each number of a tuple.
+    above: float | None = None  # exclusive lower bound
+    least: float | None = None  # inclusive lower bound
+    below: float | None = None  # exclusive upper bound
+    most: float | None = None  # inclusive upper bound
+    choices: tuple[str, ...] = ()  # allowed names, of the value or of a tuple's entries
+    own: bool = False  # whether MODULE:FUNCTION is allowed in place of a name
+    path: bool = False  # whether it is a file or folder; its path is made absolute
+    increasing: bool = False  # whether a tuple must be strictly increasing
     empty: bool = False  # whether a tuple may be empty
-    free: bool = False  # whether it may change between two starts of a run
-    readers: tuple[str, ...] | None = None  # experiments that it changes; None: all
+    free: bool = False  # whether it may change when a run is started again
+    readers: tuple[str, ...] | None = None  # experiments that depend on it; None: all
 
 
 def key(default: T, **options: object) -> T:
-    """Declares a key that has more than a type and a default: options of `Key`."""
+    """Returns the field of a key with further options, which are fields of `Key`."""
     if isinstance(default, dict):
         return field(default_factory=lambda: copy.copy(default), metadata=options)
     return field(default=default, metadata=options)
 
 
 def section(factory: type[T], *, free: bool = False) -> T:
-    """Declares a section; the keys of a free one may change between two starts."""
+    """Returns the field of a section; `free` holds for all keys of the section."""
     return field(default_factory=factory, metadata={"free": free})
 
 
@@ -92,11 +94,12 @@ class Method:
     """The self-supervised objective."""
 
     name: str = key("simclr", choices=METHODS, own=True)
-    """Objective: "simclr" (the paper) or another of training.methods, or
-    MODULE:FUNCTION, which returns a Method."""
+    """Objective: "simclr" (the paper), another method of training.methods, or
+    MODULE:FUNCTION, a function that returns a Method."""
     kwargs: dict[str, Any] = key({})
-    """Keyword arguments of the function of this name: widths of the heads, weights,
-    momentum; what is not given is its paper's, as training.methods declares it."""
+    """Keyword arguments of the method's function, such as widths of the heads, weights
+    of loss terms and momentum. Other arguments keep their defaults in training.methods,
+    which are the values of the method's paper."""
 
 
 @dataclass(slots=True)
@@ -106,48 +109,51 @@ class Penalty:
     kind: str = key(
         "gradient", choices=("gradient", "consistency", "total_effect", "mixed")
     )
-    """What it squares: "gradient" (the paper); without a derivative "consistency", the
-    distance of n(h) of the two views, or "total_effect", half of it where one parameter
-    is drawn anew; or "mixed", the gradient along some parameters and the full change
-    along the others, as largest_ratio says."""
+    """The change of n(h) that is squared. "gradient" (the paper): the first-order
+    change. Without derivatives, "consistency": the difference of the two views, or
+    "total_effect": the change when one parameter is drawn anew, halved after squaring.
+    "mixed": first-order along some parameters, full change along the others."""
     weight: float = key(0.01, least=0)
-    """Weight in the loss, lambda of the paper; 0: no penalty."""
+    """Weight of the penalty in the loss, lambda of the paper; 0: no penalty."""
     example_limit: float | None = key(None, least=0)
-    """Largest penalty of one example in one direction; 0: no limit."""
+    """Limit of the penalty of one example in one direction; 0 or None: no limit."""
     batch_limit: float | None = key(None, least=0)
-    """Largest batch mean, above which its gradient is zero; 0: no limit."""
+    """Largest batch mean of the penalty. Above it the mean is cut off and has no
+    gradient; 0 or None: no limit."""
     limit_shape: str = key("hard", choices=LIMIT_SHAPES)
-    """How example_limit c acts on a penalty q: "hard" cuts it off at c, "log" is
+    """How example_limit c limits a penalty q: "hard" is min(q, c), "log" is
     c log(1 + q / c)."""
     estimator: str = key("directional", choices=("directional", "sign"))
-    """What is squared: "directional", the derivative; "sign" (the paper), that of one
-    random sign projection, the same in expectation."""
+    """Estimator of the squared derivative: "directional" is its squared norm; "sign"
+    (the paper) is its squared projection on random signs, the same in expectation."""
     parameters: tuple[str, ...] = key((), empty=True)
-    """Parameters along which it is taken, as "h" or "rback" of Spirograph, "hue" or
-    "crop.top" of images; (): all, as "consistency" needs."""
+    """Transformation parameters along which the penalty acts, such as "h" or "rback" of
+    Spirograph, "hue" or "crop.top" of images; (): all. "consistency" needs ()."""
     parameter_weights: tuple[float, ...] = key((), least=0, empty=True)
-    """How often "total_effect" draws each of these parameters, relative to the others;
-    (): all alike."""
+    """Relative probability of each of these parameters to be the one that
+    "total_effect" draws anew; (): equal."""
     largest_ratio: float = key(3.0, above=0)
-    """Of "mixed": the gradient is taken along parameters whose derivative bound of the
-    total effect is less than so many times the effect itself."""
+    """For "mixed": the first-order change is used along a parameter if its
+    derivative-based bound of the total effect is below this multiple of the effect."""
     ratio_every_steps: int = key(50, least=1)
-    """Of "mixed": steps from one measurement of this ratio to the next."""
+    """For "mixed": steps between two measurements of bound and effect."""
     at: str = key("h")
-    """Where it acts: the representation "h" (the paper), the projection "z", or a block
-    of the encoder, the mean over its places: "layer3" of a ResNet, "block3" of a vision
-    transformer, "bn2" of the MLP."""
+    """The features that are penalized: the representation "h" (the paper), the
+    projection "z", or the output of an encoder block, averaged over its positions:
+    "layer3" of a ResNet, "block3" of a vision transformer, "bn2" of the MLP."""
     every_steps: int = key(1, least=1)
-    """Steps from one with the penalty, n times as heavy, to the next."""
+    """The penalty is in every n-th step only, with n times its weight; 1: in each."""
     directions: int = key(1, least=1, most=10_000)
-    """K, directions alpha' - alpha per example and step."""
+    """K, the number of directions alpha' - alpha per example and step."""
     normalization: str = key("l2", choices=NORMALIZATIONS)
-    """What the change is measured against: "l2" (the paper), "none", or "batch", the
-    total variance of h: a ratio that neither shrinking nor a cone of h lowers."""
+    """How the change is normalized: "l2" (the paper) takes that of n(h) = h / |h|,
+    "none" that of h, "batch" divides the squared change of h by the total variance of h
+    in the batch: shrinking h or collapsing it to a narrow cone does not lower it."""
     warmup_steps: int = key(0, least=0)
     """Steps over which the weight rises linearly from 0."""
     batch_statistics: str = key("coupled", choices=("coupled", "example"))
-    """Along alpha, "coupled" differentiates batch statistics, "example" holds them."""
+    """How the derivative along alpha treats batch statistics: "coupled" differentiates
+    them, "example" holds them constant."""
 
 
 @dataclass(slots=True)
@@ -155,29 +161,30 @@ class Encoder:
     """The network from images to representations."""
 
     name: str = key("resnet18", choices=ENCODERS, own=True)
-    """Architecture, or MODULE:FUNCTION, which returns a flax module."""
+    """Architecture, or MODULE:FUNCTION, a function that returns a flax module."""
     kwargs: dict[str, Any] = key({})
-    """Keyword arguments of encoder.name, if it is MODULE:FUNCTION."""
+    """Keyword arguments of the function, if encoder.name is MODULE:FUNCTION."""
     stem: str = key("cifar", choices=STEMS)
-    """Start of a ResNet: "cifar" (3x3, stride 1) or "imagenet" (7x7, max-pool)."""
+    """Stem of a ResNet: "cifar" (3x3, stride 1) or "imagenet" (7x7, max-pool)."""
     weights: str | None = key(None, path=True)
-    """File of a PyTorch state dict to start from, .npz or .safetensors."""
+    """File with the initial weights, a PyTorch state dict as .npz or .safetensors."""
     width: int | None = key(None, least=1, most=65_536)
-    """Channels of the first stage of a ResNet (64), features per layer of the MLP (512)
-    or of a vision transformer (192, 384); None: those."""
+    """Channels of the first stage of a ResNet (default 64), or features per layer of
+    the MLP (512) or a vision transformer (tiny 192, small 384); None: the default."""
     depth: int | None = key(None, least=1, most=200)
-    """Layers of the MLP (3) or blocks of a vision transformer (12); None: those."""
+    """Layers of the MLP (default 3) or blocks of a vision transformer (12); None: the
+    default."""
     patch_size: int = key(4, least=1, unit="pixels")
     """Side of the patches of a vision transformer."""
     pool: str = key("token", choices=POOLS)
-    """End of a vision transformer: the class "token" or the "mean" of the patches."""
+    """Output of a vision transformer: the class "token" or "mean" of the patches."""
     final: str = key("linear", choices=("linear", "norm_relu"))
-    """End of the MLP: "linear" or "norm_relu"."""
+    """Last layer of the MLP: "linear", or "norm_relu" with BatchNorm and ReLU."""
     rematerialize: bool = False
-    """Whether the backward pass computes the activations within a residual block again:
-    less memory, more time."""
+    """Whether the backward pass recomputes the activations within residual blocks. This
+    takes less memory and more time."""
     projection: int | None = key(None, least=1, most=65_536)
-    """Features of the projection z; None: the method's paper's (simclr: 128)."""
+    """Features of the projection z; None: as in the method's paper (simclr: 128)."""
 
 
 @dataclass(slots=True)
@@ -185,7 +192,7 @@ class BatchNorm:
     """Batch normalization of the encoder."""
 
     group_size: int = key(0, least=0)
-    """Examples that share statistics, counted over all devices; 0: the whole batch."""
+    """Examples that share batch statistics, over all devices; 0: the whole batch."""
 
 
 @dataclass(slots=True)
@@ -195,35 +202,38 @@ class Optimizer:
     name: str = key("lars", choices=("lars", "sgd", "adamw"))
     """Optimizer."""
     learning_rate: float = key(1.5, above=0, most=1e6)
-    """Peak learning rate for a batch of 256; it grows in proportion to batch_size."""
+    """Peak learning rate at batch size 256. The peak of a run is this value times
+    batch_size / 256."""
     schedule: str = key("paper", choices=("paper", "warmup_cosine"))
-    """Form: "paper" (per epoch, ten of them warm-up) or "warmup_cosine" (per step)."""
+    """Learning-rate schedule, a warm-up followed by a cosine: "paper" changes it once
+    an epoch, with ten epochs of warm-up; "warmup_cosine" changes it in every step."""
     warmup_fraction: float = key(0.1, least=0, below=1)
-    """Share of the steps in which "warmup_cosine" rises from 0."""
+    """Fraction of the steps in which "warmup_cosine" rises from 0 to the peak."""
     weight_decay: float = key(1e-6, least=0)
-    """Weight decay of all parameters."""
+    """Weight decay of all parameters that optimizer.exclude does not name."""
     weight_decay_end: float | None = key(None, least=0)
-    """Where the weight decay of adamw ends, half a cosine from where it begins; None:
-    it stays."""
+    """Final weight decay of adamw, reached from weight_decay along half a cosine; None:
+    the weight decay is constant."""
     momentum: float = key(0.9, least=0, below=1)
     """Momentum of LARS and SGD."""
     trust_coefficient: float = key(1e-3, above=0)
     """Trust coefficient of LARS."""
     clip_trust: bool = False
-    """Whether the layer-wise rate of LARS stands in place of the learning rate, which
-    limits it (LARC)."""
+    """Whether LARS replaces the learning rate by its layer-wise rate, at most the
+    learning rate (LARC), in place of multiplying the two."""
     exclude: tuple[str, ...] = key((), choices=("bias", "norm"), empty=True)
     """Parameters without weight decay and without the layer-wise rate of LARS: "bias",
-    "norm" (scale and bias of normalization)."""
+    "norm" (scale and bias of normalization layers)."""
     excluded_rate: float = key(1.0, least=0)
-    """Learning rate of these parameters over that of the others."""
+    """Learning rate of the excluded parameters, as a multiple of that of the others."""
     clip_norm: float | None = key(None, above=0)
-    """Largest norm of the gradient of all parameters; None: no limit."""
+    """Largest norm of the gradient of all parameters together; a larger gradient is
+    scaled down. None: no limit."""
 
 
 @dataclass(slots=True)
 class Bounds:
-    """Spirograph: ends of the uniform distribution of each parameter."""
+    """Spirograph: lower and upper end of the parameter's uniform distribution."""
 
     m: tuple[float, float] = key((2.0, 5.0), unit="plane units")
     b: tuple[float, float] = key((0.1, 1.1), unit="plane units")
@@ -242,162 +252,165 @@ class Data:
     """The data set."""
 
     name: str = "spirograph"
-    """The set "spirograph", or images: "cifar10", "cifar100", "mnist", "fashion_mnist",
-    "svhn_cropped" or a set that was prepared."""
+    """Data set: "spirograph", an image set that is downloaded ("cifar10", "cifar100",
+    "mnist", "fashion_mnist", "svhn_cropped"), or the name of a prepared image set."""
     data_dir: str | None = key(None, path=True, free=True)
-    """Folder of the prepared image sets."""
+    """Folder of the prepared image sets; None: the folder of TensorFlow Datasets."""
     train_examples: int | None = key(100_000, least=1, most=2**30)
-    """Training examples; None: all images that are not held out."""
+    """Number of training examples; None: all images that are not held out."""
     validation_examples: int = key(20_000, least=0, most=2**30)
-    """Validation examples; images are held out of the training split."""
+    """Number of validation examples. Images are held out of the training split."""
     test_examples: int | None = key(20_000, least=1, most=2**30, free=True)
-    """Test examples; None: all images."""
+    """Number of test examples; None: all images of the test split."""
     source: str = key("memory", choices=("memory", "stream"), free=True)
-    """Where the training images are: "memory", that of each device, or "stream", on
-    disk; they are decoded while the devices compute. Both give the same numbers."""
+    """Where training images are read from: "memory", the memory of each device, or
+    "stream", the disk, decoded while the devices compute. The results are the same."""
     store_size: int | None = key(None, unit="pixels", least=1, most=4096)
-    """Side S of a square that each image is squashed to when it is decoded; crops keep
-    to the aspect that it had. None: the images of the set have one size."""
+    """Side of the square to which each image is resized when it is decoded. Area and
+    aspect of crops refer to the original image. None: no resize; all images of the set
+    must have one size."""
     max_corrupt: int = key(0, least=0, free=True)
-    """Images of a split that may be unreadable, counted in each process from its start:
-    each is named, and the next one of its class stands in its place. More of them stop
-    the run."""
+    """Number of unreadable images of a split that each process tolerates. Each is
+    logged and replaced by the next image of its class. One more stops the run."""
     threads: int | None = key(None, least=1, most=4096, free=True)
-    """Threads that decode images in each process; None: one for each core."""
+    """Number of threads that decode images in each process; None: one per core."""
     prefetch: int = key(4, least=1, most=1000, free=True)
-    """Batches that a stream decodes ahead of the step."""
+    """Number of batches that a stream decodes ahead of the step."""
     image_size: int | None = key(32, unit="pixels", least=1, most=4096)
     """Side of a view; None: the shorter side of the set's images."""
     num_classes: int | None = key(None, least=1, most=10_000_000)
-    """Classes of an image set; None: read from it."""
+    """Number of classes of an image set; None: read from the set."""
     source_size: tuple[int, int] | None = key(None, unit="pixels", least=1, most=65_536)
-    """Rows and columns of an image set; None: read from it."""
+    """Height and width of the images of an image set; None: read from the set."""
     channels: int | None = key(None, least=1, most=3)
-    """Channels of an image set; None: read from it."""
+    """Number of channels of an image set; None: read from the set."""
     mean: tuple[float, float, float] | None = key(
         None, unit="intensity in [0, 1]", least=0, most=1
     )
-    """Mean of each channel of an image set; None: read from it."""
+    """Mean of each channel of an image set; None: read from the set."""
     std: tuple[float, float, float] | None = key(
         None, unit="intensity in [0, 1]", above=0, most=1
     )
     """Standard deviation of each channel; None: read from the set."""
     seed: int = key(0, least=0, most=2**32 - 1)
-    """Spirograph: seed of the targets."""
+    """Spirograph: seed from which the targets of all splits are drawn."""
     targets: tuple[str, ...] = key(
         ("m", "b", "sigma", "rfore"), choices=spirograph.PARAMETERS
     )
-    """Spirograph: the regression targets; the other parameters are the nuisance."""
+    """Spirograph: regression targets. The other parameters are nuisance parameters."""
     bounds: Bounds = section(Bounds)
     num_points: int = key(40, least=2, most=100_000)
-    """Spirograph: points on the curve."""
+    """Spirograph: number of points on the curve."""
     extent: float = key(6.0, unit="plane units", above=0)
-    """Spirograph: half side of the shown square."""
+    """Spirograph: half the side of the square that an image shows."""
     normalization: str = key("row", choices=spirograph.NORMALIZATIONS)
-    """Spirograph: where the maximum intensity becomes 1, "row" (the released code) or
-    "image"."""
+    """Spirograph: region whose maximum intensity is scaled to 1: each pixel "row" (the
+    released code) or the whole "image"."""
 
 
 @dataclass(slots=True)
 class Augmentation:
-    """Views of images; Spirograph reads none of these keys."""
+    """Views of images. These keys have no effect on Spirograph."""
 
     name: str = key("image", choices=("image",), own=True)
-    """Views: "image", with crop, flip, affine map and colours as the keys below say; or
-    MODULE:FUNCTION, which returns a Transformation and reads none of them."""
+    """Kind of views: "image" has crop, flip, affine map and colours, set by the keys
+    below; MODULE:FUNCTION is a function that returns a Transformation."""
     kwargs: dict[str, Any] = key({})
-    """Keyword arguments of augmentation.name, if it is MODULE:FUNCTION."""
+    """Keyword arguments of the function, if augmentation.name is MODULE:FUNCTION."""
     recipe: str = key("simclr_cifar", choices=(*RECIPES,))
-    """Whose values take the place of None in this section: "simclr_cifar" (the paper's
-    own), "simclr_imagenet" or "byol_imagenet", whose two views differ."""
+    """Published augmentation whose values replace None in this section: "simclr_cifar"
+    (the paper), "simclr_imagenet", or "byol_imagenet", whose two views differ."""
     second_view: dict[str, Any] = key({})
-    """Probabilities of the second view that are not those of the first, such as
-    blur_probability=0.1; evaluation draws first views."""
+    """Probabilities of the second view that differ from those of the first, such as
+    blur_probability=0.1. Evaluation uses the probabilities of the first view."""
     differentiate: tuple[str, ...] = key(("color",), choices=DIFFERENTIABLE, empty=True)
-    """Parts that are differentiated."""
+    """Families of operations whose parameters are in alpha. The penalty can act along
+    these parameters only."""
     crop: bool = True
     """Whether views are random resized crops."""
     crop_area: tuple[float, float] = key((0.08, 1.0), above=0, most=1)
-    """Ends of the crop's share of the area."""
+    """Least and greatest area of a crop, as a fraction of the image's area."""
     crop_aspect: tuple[float, float] = key((3 / 4, 4 / 3), above=0)
-    """Ends of the crop's width over height."""
+    """Least and greatest aspect of a crop, width over height."""
     resampling: str = key("lanczos3", choices=("lanczos3", "bilinear"))
-    """Kernel of the resize."""
+    """Interpolation kernel of the resize."""
     flip: bool = True
-    """Whether every second view is flipped horizontally."""
+    """Whether views are flipped left to right with probability 1/2."""
     rotation: float = key(0.0, unit="radians", least=0)
-    """Half width of the angle of the affine map."""
+    """Affine map: the angle of rotation is uniform in [-rotation, rotation]."""
     scaling: float = key(0.0, least=0, below=1)
-    """Half width of its scale about 1."""
+    """Affine map: the scale factor is uniform in [1 - scaling, 1 + scaling]."""
     shear: float = key(0.0, least=0)
-    """Half width of its shear."""
+    """Affine map: the slope of the shear is uniform in [-shear, shear]."""
     translation: float = key(0.0, unit="sides of the image", least=0)
-    """Half width of its shift."""
+    """Affine map: each shift is uniform in [-translation, translation]."""
     colorize: bool = False
     """Whether grey images get random foreground and background colours."""
     strength: float | None = key(None, least=0)
-    """Colour jitter: brightness, contrast and saturation 1 +- .8 strength, hue +- .2
-    strength turns; None: the recipe's, .5 or 1."""
+    """Strength s of the colour jitter: factors of brightness, contrast and saturation
+    are 1 +- .8 s, the hue shift is +- .2 s turns; None: as the recipe, .5 or 1."""
     jitter_ranges: tuple[float, float, float, float] | None = key(None, least=0)
-    """The .8, .8, .8 and .2 of the colour jitter; None: the recipe's."""
+    """Ranges of brightness, contrast, saturation and hue (turns) at strength 1, in
+    place of .8, .8, .8 and .2; None: as the recipe."""
     jitter_probability: float = key(0.8, least=0, most=1)
-    """Share of the views that are jittered."""
+    """Probability of the colour jitter."""
     gray_probability: float = key(0.2, least=0, most=1)
-    """Share of the views that are made grey."""
+    """Probability that a view is converted to greyscale."""
     blur_probability: float | None = key(None, least=0, most=1)
-    """Share of the views that are blurred; None: the recipe's, 0, .5 or 1."""
+    """Probability of the Gaussian blur; None: as the recipe, 0, .5 or 1."""
     blur_sigma: tuple[float, float] = key((0.1, 2.0), unit="pixels", above=0)
-    """Ends of the standard deviation of the blur."""
+    """Least and greatest standard deviation of the blur."""
     solarize_probability: float | None = key(None, least=0, most=1)
-    """Share of the views of which bright values are inverted; None: the recipe's."""
+    """Probability of solarization, which inverts bright values; None: as the recipe."""
     solarize_threshold: float = key(0.5, least=0, most=1)
-    """The value from which on solarization inverts."""
+    """Smallest value that solarization inverts, in [0, 1]."""
     erase_probability: float = key(0.0, least=0, most=1)
-    """Share of the views of which a box is filled with the mean colour."""
+    """Probability that a random box of a view is filled with the mean colour."""
     erase_area: tuple[float, float] = key((0.02, 0.33), above=0, most=1)
-    """Ends of that box's share of the area."""
+    """Least and greatest area of the box, as a fraction of the view's area."""
     more_size: int | None = key(None, unit="pixels", least=1, most=4096)
-    """Side of the views of more_views; None: data.image_size."""
+    """Side of the further views (more_views); None: data.image_size."""
     more_area: tuple[float, float] | None = key(None, above=0, most=1)
-    """Ends of the share of the area of their crops; None: crop_area."""
+    """crop_area of the further views; None: the same as crop_area."""
 
 
 @dataclass(slots=True)
 class Checkpoints:
-    """What is kept of the training."""
+    """Checkpoints of the training."""
 
     every_steps: int = key(1000, least=1)
-    """Steps between checkpoints; the last one is always written."""
+    """Steps between checkpoints. The last step always writes one."""
     keep: int = key(2, least=1)
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints that are kept."""
     keep_every_steps: int | None = key(None, least=1)
-    """Steps between checkpoints that are kept for good, which the experiment invariance
-    measures too; None: none."""
+    """Steps between checkpoints that are never removed; the experiment invariance
+    measures them too. None: only the newest are kept."""
 
 
 @dataclass(slots=True)
 class Logging:
-    """What is written while a run trains."""
+    """Metrics and traces that a run writes while it trains."""
 
     every_steps: int = key(100, least=1)
     """Steps between rows of metrics.jsonl."""
     probe_every_steps: int = key(1000, least=0)
-    """Steps between online probes (quality, normalized variance); 0: never."""
+    """Steps between online probes, which measure the quality of a probe and the
+    normalized variance on validation examples; 0: never."""
     probe_train_examples: int = key(4000, least=1)
-    """Training examples of the online probe."""
+    """Number of training examples that the online probe is fitted on."""
     probe_validation_examples: int = key(1000, least=2)
-    """Validation examples of the online probe."""
+    """Number of validation examples that the online probe is measured on."""
     profile_steps: str = ""
-    """Steps "a:b", from a to before b and counted from 0, of which a trace is written
-    to profile/ in the work directory; empty: none."""
+    """Range "a:b" of the steps that are profiled, counted from 0, without step b. The
+    trace is written to profile/ in the work directory; empty: none."""
     wandb_project: str | None = None
-    """Project of Weights & Biases that also gets the rows; WANDB_MODE in the
-    environment chooses "online" or "offline"."""
+    """Project of Weights & Biases to which the rows are sent as well. The environment
+    variable WANDB_MODE chooses "online" or "offline"; None: no project."""
 
 
 @dataclass(slots=True)
 class Evaluation:
-    """What is measured of a trained encoder."""
+    """Measurements of a trained encoder."""
 
     experiments: tuple[str, ...] = key(
         ("downstream", "averaging", "invariance"),
@@ -405,13 +418,13 @@ class Evaluation:
         own=True,
         readers=(),
     )
-    """What is measured; "all": every built-in experiment; MODULE:FUNCTION: one of your
-    own."""
+    """Experiments to run: names, "all" built-in ones, or your own MODULE:FUNCTION."""
     split: str = key("test", choices=("validation", "test"))
-    """The split: "test", or "validation" to choose settings."""
+    """Split that is measured: "validation" while settings are chosen, "test" for the
+    final numbers."""
     network: str = key("online", choices=("online", "target"))
-    """The network that is evaluated, embedded, exported and loaded: "online", or
-    "target", the exponential average that moco_v3 and byol have."""
+    """Network that is evaluated, embedded, exported and loaded: "online" is the trained
+    one, "target" the exponential moving average of moco_v3 and byol."""
     num_views: tuple[int, ...] = key(
         (1, 2, 3, 4, 5, 10, 20, 30),
         least=1,
@@ -419,46 +432,48 @@ class Evaluation:
         increasing=True,
         readers=_WITH_FEATURES,
     )
-    """Numbers M of averaged views."""
+    """Numbers M of views over which features are averaged."""
     families: tuple[str, ...] = key(
         ("all",), choices=("all", "color", "crop"), readers=("averaging", "invariance")
     )
-    """Views that are averaged: "all", and of images "color" and "crop" (with flip and
-    affine map)."""
+    """Parts of the transformation from which the averaged views are drawn: "all"; for
+    images also "color" alone, or "crop" alone (with flip and affine map)."""
     l2: float = key(1e-8, least=0, readers=WITH_PROBE)
-    """L2 weight of the probe: ridge, for images logistic."""
+    """L2 weight of the probe, a ridge regression (Spirograph) or a logistic regression
+    (images)."""
     l2_grid: tuple[float, ...] = key(
         (), least=0, empty=True, readers=("downstream", "averaging")
     )
-    """L2 weights among which a second probe chooses its own, on the last tenth of the
-    training examples, if features take less than 4 GB; (): there is none."""
+    """L2 weights from which a second probe selects the best one on the last tenth of
+    the training examples, if the features take less than 4 GB; (): no second probe."""
     lbfgs_steps: tuple[int, ...] = key(
         (), least=1, increasing=True, empty=True, readers=("downstream", "averaging")
     )
-    """Spirograph: steps of L-BFGS from 0 after which the probe is measured as well, 500
-    for the authors'; (): after none."""
+    """Spirograph: numbers of L-BFGS steps, from weights 0, after which a probe is
+    measured as well; the authors' probe has 500 steps. (): no such probe."""
     train_examples: int | None = key(None, least=1, readers=_WITH_FEATURES)
-    """Training examples of the probe; None: all."""
+    """Number of training examples that the probe is fitted on; None: all."""
     test_examples: int | None = key(None, least=2)
-    """Examples of the split that are measured; None: all."""
+    """Number of examples of the split that are measured; None: all."""
     label_fraction: float = key(1.0, above=0, most=1, readers=_WITH_FEATURES)
-    """Images: share of the labels that the probe sees, the same in each class."""
+    """Images: fraction of the labels of each class that the probe is fitted on."""
     neighbors: tuple[int, ...] = key(
         (20, 200), least=1, increasing=True, empty=True, readers=("downstream",)
     )
-    """Images: neighbours k of the kNN probe."""
+    """Images: numbers k of neighbours of the kNN probe; (): no kNN probe."""
     neighbor_temperature: float = key(0.07, above=0, readers=("downstream",))
-    """Temperature of the kNN probe's weights."""
+    """Temperature of the weights of the kNN probe's neighbours."""
     baselines: tuple[str, ...] = key(
         (), choices=("pixels", "untrained"), empty=True, readers=("downstream",)
     )
-    """What is evaluated beside the encoder."""
+    """Features that are evaluated beside those of the trained encoder: "pixels" of the
+    image, or features of the "untrained" encoder."""
     batch_size: int = key(1000, least=1, readers=())
-    """Examples per call and device."""
-    variance_views: int = key(16, least=2, most=100_000, readers=_OF_VIEWS)
-    """Views per example from which the variance of n(h) is measured."""
-    variance_examples: int = key(1000, least=2, readers=_OF_VIEWS)
-    """Examples from which the variance of n(h) is measured."""
+    """Number of examples per device in one call of an evaluation."""
+    variance_views: int = key(16, least=2, most=100_000, readers=_WITH_VARIANCE)
+    """Number of views per example from which the variance of n(h) is measured."""
+    variance_examples: int = key(1000, least=2, readers=_WITH_VARIANCE)
+    """Number of examples from which the variance of n(h) is measured."""
     shifts: tuple[tuple[str, str, tuple[float, ...]], ...] = key(
         (
             ("h", "move", (-0.5, -0.3, -0.1, 0.1, 0.3, 0.5)),
@@ -468,9 +483,10 @@ class Evaluation:
         empty=True,
         readers=("shift",),
     )
-    """Shifts of the distribution of a parameter, rows (what, how, values): what is a
-    parameter, "foreground" or "background"; "move" adds a value, "widen" multiplies the
-    distance from the middle. Of images ('color', 'strength', values)."""
+    """Shifts of the distribution of nuisance parameters: rows (name, kind, values). The
+    name is a parameter, "foreground" or "background"; kind "move" adds the value, kind
+    "widen" multiplies the distance from the middle by it. For images the row is
+    ("color", "strength", values)."""
     label_fractions: tuple[float, ...] = key(
         (0.05, 0.1, 0.2, 0.5, 1.0),
         above=0,
@@ -478,73 +494,74 @@ class Evaluation:
         increasing=True,
         readers=("label_fraction",),
     )
-    """Shares of the training examples that the probe of label_fraction sees: of images
-    the same in each class, of Spirograph the first ones."""
+    """Fractions of the training examples on which the experiment label_fraction fits
+    its probe: the same in each class (images), or the first ones (Spirograph)."""
     linearization_steps: tuple[float, ...] = key(
         (0.01, 0.03, 0.1, 0.3, 1.0), above=0, most=1, readers=("linearization",)
     )
-    """Lengths of the step from alpha to another draw, as shares of it, at which
-    linearization compares the first-order change with the true one."""
+    """Fractions of the step from alpha to another draw alpha', at which the experiment
+    linearization compares the first-order change of n(h) with the true one."""
     nuisance_l2: tuple[float, ...] = key(
         (1e-6, 1e-4, 1e-2, 1.0), least=0, readers=("nuisance_prediction",)
     )
-    """L2 weights among which nuisance_prediction chooses on held-out examples."""
+    """L2 weights from which nuisance_prediction selects on held-out examples."""
     seed: int = key(0, least=0, most=2**32 - 1)
     """Seed of the views that are drawn for evaluation."""
 
 
 @dataclass(slots=True)
 class Embedding:
-    """What `--mode=embed` writes."""
+    """Representations that `--mode=embed` writes."""
 
     splits: tuple[str, ...] = key(
         ("train", "test"), choices=("train", "validation", "test")
     )
     """Splits whose representations are written."""
     num_views: int | None = key(None, least=0, most=100_000)
-    """Averaged views; 0: the plain image. None: the plain image, or one view where none
-    is plain (Spirograph)."""
+    """Number of views over which representations are averaged; 0: the plain image.
+    None: the plain image, or one view for Spirograph, which has no plain image."""
 
 
 @dataclass(slots=True)
 class Config:
-    """A configuration. The defaults are the paper's Spirograph run, less a length."""
+    """A configuration. The defaults are the paper's Spirograph run without a length."""
 
     seed: int = key(0, least=0, most=2**32 - 1)
     """Seed of initialization, data order and views."""
     seeds: int = key(1, least=1, most=10_000, free=True)
-    """Runs, with seeds seed, seed + 1, ..., aggregated with a standard error."""
+    """Number of runs, with seeds seed, seed + 1, ...; results have standard errors."""
     batch_size: int = key(512, least=2)
-    """Examples per step over all devices."""
+    """Number of examples per step, over all devices."""
     epochs: int | None = key(None, unit="epochs", least=1)
-    """Length of training; give this or steps."""
+    """Length of training. Exactly one of steps and epochs must be set."""
     steps: int | None = key(None, unit="steps", least=1)
-    """Length of training; give this or epochs."""
+    """Length of training. Exactly one of steps and epochs must be set."""
     temperature: float = key(0.5, above=0)
     """Temperature of the loss of simclr, dcl and moco_v3; the others have none."""
     precision: str = key("float32", choices=tuple(PRECISIONS))
-    """Dtype of the encoder's products, convolutions and activations: "float32", in
-    which GPUs round products to TF32, or "bfloat16". All else stays in float32."""
+    """Dtype of the encoder's matrix products, convolutions and activations: "float32",
+    in which GPUs round products to TF32, or "bfloat16". All else is in float32."""
     steps_per_call: int = key(100, least=1, free=True)
-    """Most training steps that one call to the devices runs."""
+    """Largest number of training steps in one call to the devices."""
     deterministic: bool = False
-    """Whether GPUs use only operations that repeat their bits (CPUs and TPUs always
-    do)."""
+    """Whether GPUs use deterministic operations only, so that a run repeats bit by bit
+    (on CPUs and TPUs it always does)."""
     compilation_cache: str | None = key(None, path=True, free=True)
-    """Folder in which compiled programs are kept for the next start; "off": none. None:
-    the user's cache folder."""
+    """Folder in which compiled programs are kept for the next start; "off": they are
+    not kept. None: the user's cache folder."""
     average_views: int = key(1, least=1, most=100)
-    """Views on each side of the loss whose representations are averaged; the penalty
-    acts on the first one."""
+    """Number of views on each side of the loss whose representations are averaged. The
+    penalty acts on the first view."""
     more_views: int = key(0, least=0, most=100)
-    """Views of each example beside the two, without a penalty: each stands in for one
-    of the two in a loss of its own (multi-crop); emp_ssl takes all as its patches."""
+    """Number of further views of each example (multi-crop), without a penalty. Each
+    replaces one of the two main views in a loss of its own; emp_ssl takes all views as
+    its patches."""
     microbatches: int = key(1, least=1)
-    """Parts into which each device splits its share of the batch, one after the other
-    in memory; the loss still sees the whole batch. Exact where batchnorm.group_size
-    divides a part, or nothing normalizes."""
+    """Number of parts of a device's share of the batch that are encoded one after the
+    other to save memory. The loss is of the whole batch. The gradient is exact if
+    batchnorm.group_size divides a part or the encoder has no batch normalization."""
     similarity_block: int = key(0, least=0)
-    """Anchors per block of the loss's similarities; 0: all at once."""
+    """Anchors of the loss whose similarities are in memory at once; 0: all."""
     method: Method = section(Method)
     penalty: Penalty = section(Penalty)
     encoder: Encoder = section(Encoder)
@@ -559,42 +576,43 @@ class Config:
 
 
 class Derived(NamedTuple):
-    """What follows from the keys; `rules.resolve` computes it."""
+    """Quantities that `rules.resolve` computes from the keys."""
 
     steps: int  # of the whole run
-    steps_per_epoch: int  # batches that the training examples fill
-    peak_learning_rate: float  # that of the batch
-    profile_steps: tuple[int, ...]  # finished before and after those traced; (): none
+    steps_per_epoch: int  # full batches in one pass over the training examples
+    peak_learning_rate: float  # scaled by the batch size
+    profile_steps: tuple[int, ...]  # (first profiled step, step after the last); or ()
 
 
 @dataclass(slots=True)
 class Settings(Config):
-    """A configuration that was checked and completed: the result of `resolve`."""
+    """A configuration that `resolve` has checked and completed."""
 
     derived: Derived = field(default=Derived(0, 0, 0.0, ()))
 
 
-def _keys(holder: Any, prefix: str, free: bool) -> Iterator[Key]:
-    for one in fields(holder):
-        value, name = getattr(holder, one.name), prefix + one.name
-        options = {**one.metadata, "free": free or one.metadata.get("free", False)}
+def _keys(defaults: Any, prefix: str, free: bool) -> Iterator[Key]:
+    """Yields the declarations of a configuration or section, nested ones included."""
+    for entry in fields(defaults):
+        value, name = getattr(defaults, entry.name), prefix + entry.name
+        options = {**entry.metadata, "free": free or entry.metadata.get("free", False)}
         if is_dataclass(value):
             yield from _keys(value, f"{name}.", options["free"])
         else:
-            yield Key(name, one.type, value, type(holder), **options)
+            yield Key(name, entry.type, value, type(defaults), **options)
 
 
-KEYS: dict[str, Key] = {one.name: one for one in _keys(Config(), "", False)}
+KEYS: dict[str, Key] = {key.name: key for key in _keys(Config(), "", False)}
 """Dotted name -> declaration, of every key."""
 
 SECTIONS = {
-    name.rpartition(".")[0]: one.section for name, one in KEYS.items() if "." in name
+    name.rpartition(".")[0]: key.section for name, key in KEYS.items() if "." in name
 }
-"""Dotted name -> class, of every section; one comes before those within it."""
+"""Dotted name -> class, of every section; outer sections precede inner ones."""
 
 
 def get(config: Config, name: str) -> Any:
-    """Returns the value of a key, or a section."""
+    """Returns the value of a key or section, given its dotted name."""
     return operator.attrgetter(name)(config)
 
 
@@ -604,7 +622,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def change(config: Config, name: str, value: object) -> None:
-    """Sets a key of a configuration; `resolve` checks the value."""
+    """Sets a key of a configuration. The value is not checked until `resolve`."""
     if name not in KEYS:
         raise ValueError(f"{name} is not a key; {closest(name, KEYS)}.")
     *sections, last = name.split(".")
@@ -612,27 +630,27 @@ def change(config: Config, name: str, value: object) -> None:
 
 
 def closest(name: str, names: Iterable[str]) -> str:
-    """Returns a hint at what a misspelt name may mean, "the closest is NAME"."""
-    found = difflib.get_close_matches(name, [*names], n=1, cutoff=0.4)
-    return f"the closest is {found[0]}" if found else "no name is close to it"
+    """Returns a hint for a misspelt name, "the closest is NAME" if one is close."""
+    matches = difflib.get_close_matches(name, [*names], n=1, cutoff=0.4)
+    return f"the closest is {matches[0]}" if matches else "no name is close to it"
 
 
 def to_dict(config: Config) -> Json:
-    """Returns a configuration as nested dictionaries, without what is derived."""
+    """Returns a configuration as nested dictionaries, without derived quantities."""
     nested = asdict(config)
     nested.pop("derived", None)
     return nested
 
 
 GONE = {"penalty.views": 1}
-"""Keys of older runs that are no more -> what is done now."""
+"""Removed keys that older runs may have -> the only value that is still accepted."""
 
 
 def from_dict(nested: Json) -> Config:
-    """Returns the configuration of nested dictionaries, such as those of JSON.
+    """Returns the configuration in nested dictionaries, such as those read from JSON.
 
-    A key that is missing, as it is younger than the run, has its default. Raises
-    ValueError if one that is no more had another value than `GONE` says.
+    A missing key, which was added after the run, has its default. Raises ValueError for
+    an unknown key, or for a removed key whose value is not the one in `GONE`.
     """
     config = Config()
 
@@ -644,14 +662,17 @@ def from_dict(nested: Json) -> Config:
             elif key not in GONE:
                 change(config, key, tuples(value))
             elif value != GONE[key]:
-                raise ValueError(f"{key} is {value!r}, which this version does not do")
+                raise ValueError(
+                    f"{key} is {value!r}, which this version does not support; "
+                    f"expected {GONE[key]!r}"
+                )
 
     walk(nested, "")
     return config
 
 
 def tuples(tree: Any) -> Any:
-    """Returns what JSON read with tuples for the lists that it made of them."""
+    """Returns a tree in which every list, as JSON reads a tuple, is a tuple."""
     if isinstance(tree, dict):
         return {name: tuples(value) for name, value in tree.items()}
     return tuple(map(tuples, tree)) if isinstance(tree, list | tuple) else tree

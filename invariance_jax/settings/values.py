@@ -1,4 +1,4 @@
-"""What one key takes: its type and range, in words and as a check."""
+"""Conversion of a value to the type of its key, and the type and range in words."""
 
 import json
 import math
@@ -17,19 +17,19 @@ _TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _WORDS = {
     int: "an integer",
     float: "a number",
-    str: "a text",
+    str: "a string",
     bool: "True or False",
-    dict: "keyword arguments of plain values, as a=1, b='x' or a dictionary",
+    dict: "keyword arguments with plain values, such as a=1, b='x', or a dictionary",
 }
 _ENTRIES = {int: "integers", float: "numbers", str: "names"}
 
 
 class Bad(Exception):
-    """A value that is not what its key takes; the text goes after `expectation`."""
+    """A value that its key does not allow. The text is appended to `expectation`."""
 
 
 def parts(annotation: object) -> tuple[Any, tuple[Any, ...], bool]:
-    """Returns the plain type, those of a tuple's entries, and whether None may be."""
+    """Returns the plain type, a tuple's entry types, and whether None is allowed."""
     optional = isinstance(annotation, types.UnionType)
     inner = typing.get_args(annotation)[0] if optional else annotation
     return typing.get_origin(inner) or inner, typing.get_args(inner), optional
@@ -42,16 +42,16 @@ def type_name(annotation: Any) -> str:
 
 
 def expectation(key: Key) -> str:
-    """Returns in words what a key takes: its type and range."""
+    """Returns the type and range of a key in words, such as "an integer, 1 or more"."""
     plain, entries, optional = parts(key.type)
     words = _WORDS.get(plain, "")
     if key.choices:
-        several = "a tuple of" if plain is tuple else "one of"
+        amount = "a tuple of" if plain is tuple else "one of"
         own = " or MODULE:FUNCTION" if key.own else ""
-        words = f"{several} {', '.join(map(repr, key.choices))}{own}"
+        words = f"{amount} {', '.join(map(repr, key.choices))}{own}"
     elif plain is tuple:
-        several = "a tuple of" if ... in entries else str(len(entries))
-        words = f"{several} {_ENTRIES.get(entries[0], 'rows')}"
+        amount = "a tuple of" if ... in entries else str(len(entries))
+        words = f"{amount} {_ENTRIES.get(entries[0], 'rows')}"
     if key.increasing:
         words = words.replace("a tuple", "an increasing tuple")
     limits = {"more than": key.above, "less than": key.below, "at most": key.most}
@@ -65,20 +65,21 @@ def expectation(key: Key) -> str:
 
 
 def convert(key: Key, value: object) -> Any:
-    """Returns a value in the type of its key; raises `Bad` if it is none of it."""
-    found = _convert(key.type, key, value)
-    if isinstance(found, tuple):
-        several = len({*map(json.dumps, found)}) < len(found)
-        if several and parts(key.type)[1][0] is str:
+    """Returns a value in the type of its key; raises `Bad` if the key forbids it."""
+    converted = _convert(key.type, key, value)
+    if isinstance(converted, tuple):
+        repeats = len({*map(json.dumps, converted)}) < len(converted)
+        if repeats and parts(key.type)[1][0] is str:
             raise Bad(", each once")
-        ordered = not key.increasing or list(found) == sorted({*found})
-        if not ordered or not (found or key.empty):
+        ordered = not key.increasing or list(converted) == sorted({*converted})
+        if not ordered or not (converted or key.empty):
             raise Bad
-    if key.path and found == "":  # which would be the folder of the start
-        raise Bad
-    if key.path and isinstance(found, str) and found != OFF and "://" not in found:
-        return os.path.abspath(os.path.expanduser(found))
-    return found
+    if key.path and isinstance(converted, str):
+        if not converted:  # would become the current folder
+            raise Bad
+        if converted != OFF and "://" not in converted:
+            return os.path.abspath(os.path.expanduser(converted))
+    return converted
 
 
 def _convert(annotation: object, key: Key, value: Any) -> Any:
@@ -90,10 +91,11 @@ def _convert(annotation: object, key: Key, value: Any) -> Any:
     if plain is tuple:
         if not isinstance(value, tuple | list):
             raise Bad
-        each = entries[:1] * len(value) if ... in entries else entries
-        if len(each) != len(value):
+        kinds = entries[:1] * len(value) if ... in entries else entries
+        if len(kinds) != len(value):
             raise Bad
-        return tuple(_convert(one, key, v) for one, v in zip(each, value, strict=True))
+        pairs = zip(kinds, value, strict=True)
+        return tuple(_convert(kind, key, entry) for kind, entry in pairs)
     if plain is float and type(value) is int:
         value = float(value)
     if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
@@ -109,11 +111,11 @@ def _convert(annotation: object, key: Key, value: Any) -> Any:
 
 def _check_kwargs(value: dict[Any, Any]) -> None:
     try:
-        json.dumps(value)
-        plain = all(map(str.isidentifier, value))
+        json.dumps(value)  # raises if a value is not plain
+        has_names = all(map(str.isidentifier, value))
     except (TypeError, ValueError):
-        plain = False
-    if not plain:
+        has_names = False
+    if not has_names:
         raise Bad
 
 
@@ -122,14 +124,14 @@ def _check_choice(key: Key, value: str) -> None:
         if not (key.own and plugins.is_own(value)):
             raise Bad(f"; {closest(value, key.choices)}")
         if not plugins.FORM.fullmatch(value):
-            raise Bad(", as Python imports it (no path of a file)")
+            raise Bad(", as in an import statement (not the path of a file)")
 
 
 def _check_range(key: Key, value: int | float) -> None:
     if isinstance(value, float):
-        # What the devices compute with.
+        # Devices compute in float32.
         if not math.isfinite(value) or abs(value) > _HUGE or 0 < abs(value) < _TINY:
-            raise Bad(", as float32")
+            raise Bad(", in the range of float32")
     elif abs(value) > (key.most or MOST):
         raise Bad("" if key.most else f", at most {MOST}")
     if (
