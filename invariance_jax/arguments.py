@@ -1,8 +1,8 @@
-"""Checks of what functions are given, and the dtype in which they compute.
+"""Checks of the arguments of functions, and promotion to the dtype they compute in.
 
-Each error names the argument, what was found and what was expected. Numbers are taken
-by their value, whatever Python or NumPy type they have; those that are traced are
-checked by their shape alone.
+Each error names the argument, the value found and what was expected. A number may have
+any Python or NumPy type: only its value counts. Of a traced array or number only the
+shape and the dtype are checked.
 """
 
 import contextlib
@@ -20,34 +20,34 @@ from invariance_jax.types import Array
 
 
 def promote(**arrays: Array) -> list[Array]:
-    """Returns arrays in one dtype: float64 where one of them is, else float32.
+    """Returns arrays in one dtype: float64 if any of them is float64, else float32.
 
-    So nothing is computed in half precision, and integers do not wrap.
+    This avoids computation in half precision and integer overflow.
     """
-    found = {
+    inputs = {
         name: array if isinstance(array, jax.Array) else np.asarray(array)
         for name, array in arrays.items()
     }
-    dtypes = [_real_dtype(name, array) for name, array in found.items()]
+    dtypes = [_real_dtype(name, array) for name, array in inputs.items()]
     dtype = np.float64 if np.dtype(np.float64) in dtypes else np.float32
-    # Integers of the host go first: JAX would cut those of 64 bits.
+    # NumPy integers are cast before `jnp.asarray`, which truncates 64 bits to 32.
     return [
         jnp.asarray(
             array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.integer) else array
         ).astype(dtype)
-        for array in found.values()
+        for array in inputs.values()
     ]
 
 
 def promote_pair(**pair: Array) -> list[Array]:
-    """Returns two matrices `[B, D]` of one shape in one dtype."""
+    """Returns two matrices `[B, D]` of equal shape, promoted to one dtype."""
     check_matrix(*next(iter(pair.items())), expected="[B, D]")
     check_same_shape(**pair)
     return promote(**pair)
 
 
 def promote_images(images: Array, *, channels: int | None = None) -> Array:
-    """Returns images `[B, H, W, C]` in at least float32; integers are refused."""
+    """Returns images `[B, H, W, C]` in at least float32; rejects integer images."""
     expected = f"[B, H, W, {channels or 'C'}]"
     check_shape("images", images, (None, None, None, channels), expected=expected)
     if not jnp.issubdtype(images.dtype, jnp.floating):
@@ -66,7 +66,7 @@ def promote_rows(
     *,
     channels: int | None = None,
 ) -> list[Array]:
-    """Returns images and values, `[B]` or with columns `[B, columns]`, in one dtype."""
+    """Returns images, and values `[B]` or `[B, len(columns)]`, in one dtype."""
     images = promote_images(images, channels=channels)
     expected = (images.shape[0], *([len(columns)] if columns else []))
     order = f", columns {', '.join(columns)}" if columns else ""
@@ -77,7 +77,7 @@ def promote_rows(
 
 
 def _real_dtype(name: str, array: Array | np.ndarray) -> np.dtype:
-    """Returns the dtype that JAX gives to an array of real numbers."""
+    """Returns the dtype that a real array has in JAX; rejects other dtypes."""
     dtype = array.dtype
     if not (jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)):
         raise ValueError(
@@ -89,7 +89,7 @@ def _real_dtype(name: str, array: Array | np.ndarray) -> np.dtype:
 def check_shape(
     name: str, array: Array, shape: tuple[int | None, ...], *, expected: str
 ) -> None:
-    """Checks the shape of an array; None in the shape leaves a length open."""
+    """Checks the shape of an array; None in `shape` allows any length."""
     chex.assert_shape(
         array,
         shape,
@@ -99,7 +99,7 @@ def check_shape(
 
 
 def check_same_shape(**arrays: Array) -> None:
-    """Checks that arrays have one shape."""
+    """Checks that arrays have equal shapes."""
     shapes = " and ".join(str(list(np.shape(array))) for array in arrays.values())
     chex.assert_equal_shape(
         list(arrays.values()),
@@ -111,7 +111,7 @@ def check_same_shape(**arrays: Array) -> None:
 def check_integer(
     name: str, value: object, *, least: int = 1, most: int | None = None
 ) -> int:
-    """Returns a whole number as an int, whatever integer type it has."""
+    """Returns a value of any integer type as an int, if it is in [least, most]."""
     number = None
     with contextlib.suppress(TypeError):
         if not isinstance(value, bool | np.bool_):
@@ -132,9 +132,9 @@ def check_number(
     above: bool = False,
     unit: str = "",
 ) -> None:
-    """Checks that a finite number is in [low, high], or with above in (low, high].
+    """Checks that a finite number is in [low, high], or in (low, high] if `above`.
 
-    A number that float32 rounds to low is not above it.
+    With `above`, a number that float32 rounds to low is rejected.
     """
     shape = getattr(value, "shape", ())
     if shape != ():
@@ -169,7 +169,7 @@ def check_pair(
     low: float,
     high: float,
 ) -> tuple[float, float]:
-    """Returns two numbers in [low, high], twice the same where one is given."""
+    """Returns two numbers in [low, high]; a single number is returned twice."""
     if np.shape(value) not in ((), (2,)):
         raise ValueError(f"{name} must be one number or two; found {value!r}.")
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
@@ -179,7 +179,7 @@ def check_pair(
 
 
 def check_range(name: str, ends: Sequence[float], *, most: float = math.inf) -> None:
-    """Checks the ends of a range of positive numbers."""
+    """Checks a pair (least, greatest): positive, finite, ordered and at most `most`."""
     if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= most or ends[1] == math.inf:
         raise ValueError(
             f"{name} must be (least, greatest), positive, ordered and at most {most}; "
@@ -188,7 +188,7 @@ def check_range(name: str, ends: Sequence[float], *, most: float = math.inf) -> 
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Checks that a name is one of those there are."""
+    """Checks that a value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {tuple(choices)}; found {value!r}.")
 
@@ -201,23 +201,23 @@ def check_matrix(name: str, array: Array, *, expected: str) -> None:
 def check_labels(
     name: str, labels: Array, *, num_examples: int, num_classes: int | None = None
 ) -> None:
-    """Checks class labels: one integer in range for each of one or more examples.
+    """Checks class labels: one integer per example, at least one example.
 
-    Without the number of classes the range is open; that of traced labels is not
-    checked.
+    The labels must be in [0, num_classes) unless num_classes is None. The range of
+    traced labels is not checked.
     """
     if np.shape(labels) != (num_examples,) or num_examples == 0:
         raise ValueError(
-            f"{name} must have one entry for each example, of which there are "
-            f"{num_examples}, at least one; found shape {list(np.shape(labels))}."
+            f"{name} must have one entry for each of {num_examples} examples, at least "
+            f"one; found shape {list(np.shape(labels))}."
         )
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(f"{name} must have an integer dtype, not {labels.dtype}.")
     if num_classes is None or isinstance(labels, jax.core.Tracer):
         return
-    found = np.asarray(labels)
-    if found.min() < 0 or found.max() >= num_classes:
+    values = np.asarray(labels)
+    if values.min() < 0 or values.max() >= num_classes:
         raise ValueError(
             f"{name} must be from 0 to {num_classes - 1} for {num_classes} classes, "
-            f"but are from {found.min()} to {found.max()}."
+            f"but are from {values.min()} to {values.max()}."
         )

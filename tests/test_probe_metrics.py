@@ -135,7 +135,7 @@ def test_a_logit_that_is_not_a_number_is_not_hidden(metric):
     ("logits", "labels", "message"),
     [
         ((4,), [0, 1, 0, 1], r"logits must be \[B, C\]"),
-        ((4, 2), [0, 1, 0], r"there are 4, at least one; found shape \[3\]"),
+        ((4, 2), [0, 1, 0], r"each of 4 examples, at least one; found shape \[3\]"),
         ((4, 2), [[0], [1], [0], [1]], r"found shape \[4, 1\]"),
         ((0, 2), [], "at least one"),
         ((2, 2), [0.0, 1.0], "labels must have an integer dtype, not float32"),
