@@ -228,7 +228,7 @@ H, LABELS = jnp.zeros((4, 2)), jnp.zeros(4, int)
     [
         ({"h": jnp.zeros(4)}, r"h must be \[B, D\]"),
         ({"h": jnp.zeros((4, 2), bool)}, "h must hold real numbers"),
-        ({"labels": jnp.zeros(3, int)}, r"are 4, .* found shape \[3\]"),
+        ({"labels": jnp.zeros(3, int)}, r"each of 4 .* found shape \[3\]"),
         ({"labels": jnp.zeros((4, 1), int)}, r"found shape \[4, 1\]"),
         ({"h": jnp.zeros((0, 2)), "labels": jnp.zeros(0, int)}, "at least one"),
         ({"labels": jnp.zeros(4)}, "integer dtype, not float32"),
