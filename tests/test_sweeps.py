@@ -175,11 +175,11 @@ def test_folders_are_short_and_need_no_quotes(plan):
 MISTAKES = {
     "unknown key": (
         {"penalty.wieght": (1.0,)},
-        "penalty.wieght is not a key of it; the closest is penalty.weight",
+        "penalty.wieght is not a key of a sweep; the closest is penalty.weight",
     ),
-    "unknown key of a label": ({"a": {"seedss": 1}}, "seedss is not a key of it"),
+    "unknown key of a label": ({"a": {"seedss": 1}}, "seedss is not a key of a sweep"),
     "a section": ({"penalty": (1.0,)}, "penalty is not a key"),
-    "seeds": ({"seeds": (1, 2)}, "seeds is not a key of it; the closest is seed"),
+    "seeds": ({"seeds": (1, 2)}, "seeds is not a key of a sweep; the closest is"),
     "gap of seeds": ({"seed": (0, 2)}, r"seed is \(0, 2\); expected consecutive"),
     "bad value": (
         {"penalty.weight": (0.1, -1.0)},
@@ -313,7 +313,7 @@ def test_another_training_key_is_refused(plan, copy):
 
 def test_a_folder_holds_one_sweep_and_parts_of_it(plan, copy):
     for sweep in ({"temperature": (0.2, 0.3)}, {"penalty.weight": (1.0, 2.0)}):
-        with pytest.raises(ValueError, match=r"a sweep over penalty.weight=0.0.*lacks"):
+        with pytest.raises(ValueError, match=r"a sweep with penalty.weight=0.0.*lacks"):
             plan(sweep)
     assert names(plan({"penalty.weight": (1.0,), "seed": (0, 1)})) == []
 
@@ -362,7 +362,8 @@ def test_an_unfinished_variant_is_left_out_and_named(copy, caplog):
         (variant,) = collect.finished([str(copy)])
     assert variant.name == "penalty.weight=1.0"
     assert f"{copy / RUNS[1]}: not finished, left out" in caplog.text
-    assert "compared to penalty.weight=1.0, as the first is missing" in caplog.text
+    text = "penalty.weight=0.0 is not finished; variants are compared to penalty.wei"
+    assert text in caplog.text
     assert not (copy / "penalty.weight=0.0" / "results.json").exists()
 
 

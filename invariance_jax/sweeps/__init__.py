@@ -1,1 +1,1 @@
-"""Sweeps: runs that differ in a few keys, planned, made and collected."""
+"""Sweeps: sets of runs that differ in a few keys, their plan and their results."""

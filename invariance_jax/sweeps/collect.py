@@ -1,8 +1,7 @@
-"""What a sweep has finished: the work directories that its report compares.
+"""The finished variants of a sweep: the work directories that its report compares.
 
-A variant over several seeds is aggregated here, once all of them are evaluated. Runs
-that are not what `sweep.json` says, or were evaluated in different ways, are never
-mixed.
+A variant over several seeds is aggregated once all its seeds are evaluated. A run whose
+configuration or evaluation differs from `sweep.json` is an error.
 """
 
 import logging
@@ -32,17 +31,17 @@ _log = logging.getLogger(__name__)
 
 
 def finished(workdirs: Sequence[str]) -> list[epath.Path]:
-    """Returns work directories, the parent of a sweep replaced by what it has finished.
+    """Returns work directories; the folder of a sweep becomes its finished variants.
 
     Writes the `config.json` and `results.json` of variants over several seeds.
     """
-    found = []
+    folders = []
     for workdir in map(work_folder, workdirs):
         if (workdir / "sweep.json").exists():
-            found += _variants(workdir)
+            folders += _finished_variants(workdir)
         else:
-            found.append(workdir)
-    return found
+            folders.append(workdir)
+    return folders
 
 
 def read_record(parent: epath.Path) -> Json:
@@ -53,83 +52,88 @@ def read_record(parent: epath.Path) -> Json:
     if number != FORMAT:
         raise ValueError(f"{path} has format {number}, this version reads {FORMAT}.")
     try:
-        for one in content["variants"].values():
-            from_dict(one["config"])
+        for variant in content["variants"].values():
+            from_dict(variant["config"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}.") from error
     return content
 
 
 def is_evaluated(settings: Settings, workdir: epath.Path) -> bool:
-    """Returns whether the run of one seed has the results that its settings ask for."""
-    found = _results(workdir)
-    return found is not None and not _differences(settings, found)
+    """Returns whether the run of one seed has all results for its settings."""
+    content = _read_results(workdir)
+    return content is not None and not _differences(settings, content)
 
 
-def _variants(parent: epath.Path) -> list[epath.Path]:
-    found = []
+def _finished_variants(parent: epath.Path) -> list[epath.Path]:
+    """Returns the folders of the finished variants, aggregated over their seeds."""
+    folders = []
     variants = read_record(parent)["variants"]
     for name, variant in variants.items():
         config, folder = from_dict(variant["config"]), parent / name
-        each = {path: _read(one, path) for one, path in one_per_seed(config, folder)}
-        whole = [content for content in each.values() if content is not None]
-        for path in [path for path, content in each.items() if content is None]:
+        seeds = {path: _read(own, path) for own, path in one_per_seed(config, folder)}
+        contents = [content for content in seeds.values() if content is not None]
+        for path in [path for path, content in seeds.items() if content is None]:
             _log.warning("%s: not finished, left out", path)
-        if len(whole) == len(each):
-            found.append(folder)
-        if len(whole) == len(each) > 1:
-            first = read_json(next(iter(each)) / "config.json")
+        if len(contents) == len(seeds):
+            folders.append(folder)
+        if len(contents) == len(seeds) > 1:
+            first = read_json(next(iter(seeds)) / "config.json")
             write_json(folder / "config.json", first | {"config": to_dict(config)})
-            write_json(folder / "results.json", results.aggregate(whole))
-    if not found:
+            write_json(folder / "results.json", results.aggregate(contents))
+    if not folders:
         raise ValueError(f"{parent}: none of the {len(variants)} variants is finished.")
-    if found[0] != parent / next(iter(variants)):
-        _log.warning(
-            "%s: compared to %s, as the first is missing", parent, found[0].name
-        )
-    return found
+    first_name, base = next(iter(variants)), folders[0].name
+    if base != first_name:
+        text = "%s: %s is not finished; variants are compared to %s"
+        _log.warning(text, parent, first_name, base)
+    return folders
 
 
 def _read(config: Config, workdir: epath.Path) -> Json | None:
     """Returns the results of a run, checked; None if it is not finished."""
-    found = _results(workdir)
-    if found is None:
+    content = _read_results(workdir)
+    if content is None:
         return None
     own = read_config(workdir)
     key = first_difference(config, own)
     if key is not None:
         raise ValueError(
             f"{workdir} has {key} = {flatten(own)[key]!r}; expected "
-            f"{flatten(config)[key]!r}, as sweep.json says."
+            f"{flatten(config)[key]!r}, as in sweep.json."
         )
-    differences = _differences(resolve(config), found)
+    differences = _differences(resolve(config), content)
     if "step" in differences:
         return None
     for key, (wanted, value) in differences.items():
         raise ValueError(
             f"{workdir} was evaluated with {key} = {value!r}; expected {wanted!r}, as "
-            "sweep.json says. Start the sweep again with --mode=evaluate."
+            "in sweep.json. Start the sweep again with --mode=evaluate."
         )
-    return found
+    return content
 
 
-def _results(workdir: epath.Path) -> Json | None:
+def _read_results(workdir: epath.Path) -> Json | None:
+    """Returns the content of `results.json`, with tuples for lists, if it exists."""
     path = workdir / "results.json"
     return tuples(read_json(path)) if path.exists() else None
 
 
-def _differences(settings: Settings, found: Json) -> dict[str, tuple[object, object]]:
-    """Returns key -> (wanted, found) of an evaluation that was another one."""
-    task, values = make_task(settings), dict(found["settings"])
+def _differences(settings: Settings, content: Json) -> dict[str, tuple[object, object]]:
+    """Returns key -> (wanted, found) where an evaluation differs from its settings.
+
+    The key "step" is the evaluated step.
+    """
+    task, values = make_task(settings), dict(content["settings"])
     wanted = results.settings_of(task, settings.derived.steps)
-    # More experiments than were asked for do no harm.
+    # Results of further experiments do no harm.
     if {*results.wanted(task)} <= {*values.get("experiments", ())}:
         wanted["experiments"] = values["experiments"]
-    # Weights that were given may be evaluated as they are.
+    # Weights from a file may be evaluated without training.
     if settings.encoder.weights and values["step"] == 0:
         wanted["step"] = 0
     return {
         key if key == "step" else f"evaluation.{key}": (value, values.get(key, ()))
         for key, value in wanted.items()
-        if value != values.get(key, ())  # what an older run lacks was empty
+        if value != values.get(key, ())  # a key that an older run lacks was empty
     }
