@@ -80,7 +80,7 @@ def test_other_options_are_handed_to_slurm():
         ),
         (
             {"cluster": "local", "nodes": "2"},
-            "--nodes is 2; expected 1 of --cluster=local",
+            "--nodes is 2; expected 1 for --cluster=local",
         ),
     ],
 )

@@ -1,1 +1,1 @@
-"""Submission of runs to SLURM, or to processes of this machine."""
+"""Submission of runs to SLURM, or to several processes on this machine."""

@@ -1,11 +1,11 @@
-"""What a submitted job does on its nodes: runs `launch.py`, and is queued again.
+"""The code of a submitted job: runs `launch.py` on its nodes, and requeues the job.
 
-A job has one owner of the requeue, task 0 of this module. SLURM warns (SIGUSR2 before
-the time limit, SIGTERM at preemption), the run saves a checkpoint and leaves with the
-status `PREEMPTED`, and task 0 queues the job again if SLURM still runs it. The handlers
-that submitit puts in, which queue the job on their own, are replaced first.
+Only task 0 requeues the job. SLURM sends a signal (SIGUSR2 before the time limit,
+SIGTERM at preemption), the run saves a checkpoint and exits with the status
+`PREEMPTED`, and task 0 requeues the job if its state is RUNNING. The signal handlers of
+submitit, which would requeue the job themselves, are replaced first.
 
-Nothing here imports jax: a warning may come before the run has begun.
+This module does not import jax, as a signal may arrive before the run has started.
 """
 
 import dataclasses
@@ -19,39 +19,39 @@ from types import FrameType
 
 from invariance_jax.runtime.preemption import PREEMPTED, WARNINGS, say
 
-_SECONDS = 60  # the longest that the controller of SLURM is waited for
+_TIMEOUT_SECONDS = 60  # for an answer of SLURM's controller
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """A command line without the submission, pickled here and called on nodes."""
+    """A command line without the flags of submission; pickled, and called on nodes."""
 
     program: str
     arguments: tuple[str, ...]
     folder: str
 
     def __call__(self) -> None:
-        """Runs the program within this process; exits with its status if not 0."""
+        """Runs the program in this process; exits with its status unless that is 0."""
         try:
             for number in WARNINGS:
                 signal.signal(number, _leave)
             os.chdir(self.folder)
             sys.argv = [self.program, *self.arguments]
             sys.path.insert(0, os.path.dirname(self.program))
-            # Not in a child process: the handlers of the run go in after these, and
-            # SLURM's signals reach it.
+            # In this process, not a child: SLURM's signals reach the run, and its
+            # handlers replace those above.
             runpy.run_path(self.program, run_name="__main__")
         except SystemExit as stop:
             if stop.code == PREEMPTED:
-                _preempted()
+                _requeue_and_exit()
             if stop.code:
                 raise
         finally:
-            _ignore_warnings()  # the run is over, whatever comes now
+            _ignore_warnings()  # the run is over; a later signal has no meaning
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Ends a run that has not yet begun, or has just ended: nothing is to be saved."""
+    """Handles a signal before the run starts or after it ends: exits, saves nothing."""
     _ignore_warnings()
     raise SystemExit(PREEMPTED)
 
@@ -61,19 +61,19 @@ def _ignore_warnings() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _preempted() -> None:
-    """Queues the job again, and exits with 0.
+def _requeue_and_exit() -> None:
+    """Requeues the job in task 0, and exits with status 0 in every task.
 
-    Another status of one task would end the job before the others have saved.
+    With another status, SLURM would end the job before the other tasks have saved.
     """
-    _ignore_warnings()  # `scontrol` inherits that
+    _ignore_warnings()  # inherited by `scontrol`
     if int(os.environ.get("SLURM_PROCID", 0)) == 0:
         requeue(job_id())
     raise SystemExit(0)
 
 
 def job_id() -> str:
-    """Returns the identifier of this SLURM job; of a task of an array, JOB_TASK."""
+    """Returns the identifier of this SLURM job, ARRAY-JOB_TASK in a job array."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if array:
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
@@ -81,9 +81,9 @@ def job_id() -> str:
 
 
 def requeue(job: str) -> None:
-    """Queues a job again if SLURM still runs it."""
-    found = re.search(r"\bJobState=(\w+)", _scontrol("show", "job", job, "--oneliner"))
-    state = found.group(1) if found else "unknown"
+    """Requeues a job if its state is RUNNING."""
+    match = re.search(r"\bJobState=(\w+)", _scontrol("show", "job", job, "--oneliner"))
+    state = match.group(1) if match else "unknown"
     if state == "RUNNING":
         _scontrol("requeue", job)
         say(f"invariance_jax: job {job} is queued again")
@@ -92,10 +92,15 @@ def requeue(job: str) -> None:
 
 
 def _scontrol(*arguments: str) -> str:
+    """Returns the output of `scontrol`; exits with `PREEMPTED` if it fails."""
     command = ["scontrol", *arguments]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS, check=True
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
         reason = str(getattr(error, "stderr", None) or error).strip()

@@ -1,4 +1,4 @@
-"""Several processes of a run on this machine, as SLURM has them on its nodes."""
+"""A job on this machine: starts the processes of a run, as SLURM does on its nodes."""
 
 import os
 import shlex
@@ -15,12 +15,12 @@ from invariance_jax.slurm.job import Launch
 from invariance_jax.slurm.options import Request
 
 _POLL_SECONDS = 0.1
-# How long processes have to save after the first has been stopped.
+# Time that the other processes have to save after the first has stopped.
 _GRACE_SECONDS = 120.0
 
 
 def run(launch: Launch, folder: Path, request: Request) -> int:
-    """Runs the processes of a job to their end; returns its exit status."""
+    """Runs the processes of a job, waits for them, and returns the exit status."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     count = request.tasks_per_node
     print(f"job {name}: {count} process(es) here, logs {log_pattern(folder, name)}")
@@ -47,7 +47,7 @@ def run(launch: Launch, folder: Path, request: Request) -> int:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                process_group=0,  # Ctrl-C comes through this process, once
+                process_group=0,  # so that only `forward` delivers Ctrl-C
             )
             processes.append(process)
             stack.callback(process.wait)
@@ -56,37 +56,41 @@ def run(launch: Launch, folder: Path, request: Request) -> int:
 
 
 def log_pattern(folder: Path, job: str) -> str:
-    """Returns the paths of the logs of a job, with TASK for the number of the task."""
+    """Returns the log paths of a job, with TASK in place of the task's number."""
     return f"{folder / job}_TASK_log.out and .err"
 
 
 def _environment(request: Request, address: str, index: int) -> dict[str, str]:
+    """Returns the environment of a process: its index, and its share of the GPUs."""
     count, gpus = request.tasks_per_node, request.gpus_per_node
-    # The variables of a surrounding SLURM job are not those of these processes.
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    # A surrounding SLURM job, if any, does not describe these processes.
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     if count > 1:
-        kept["JAX_COORDINATOR_ADDRESS"] = address
-        kept |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
+        variables["JAX_COORDINATOR_ADDRESS"] = address
+        variables |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
     if gpus is not None:
-        own = range(index * gpus // count, (index + 1) * gpus // count)
-        kept["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, own))
-    return kept
+        own_gpus = range(index * gpus // count, (index + 1) * gpus // count)
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, own_gpus))
+    return variables
 
 
 def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
-    """Waits for all, or for the first that fails; returns the status of the job."""
-    deadline, stopped = None, (PREEMPTED, INTERRUPTED)
+    """Waits for all processes, or for the first to fail; returns the job's status.
+
+    Once a process was stopped by a signal, the others have `_GRACE_SECONDS` to end.
+    """
+    deadline, stop_codes = None, (PREEMPTED, INTERRUPTED)
     while True:
         codes = [_status(process) for process in processes]
-        failed = [code for code in codes if code not in (None, 0, *stopped)]
+        failed = [code for code in codes if code not in (None, 0, *stop_codes)]
         if failed:
             return failed[0]
-        found = [code for code in stopped if code in codes]
-        if found and deadline is None:
+        stopped = [code for code in stop_codes if code in codes]
+        if stopped and deadline is None:
             deadline = time.monotonic() + _GRACE_SECONDS
-        late = deadline is not None and time.monotonic() > deadline
-        if None not in codes or late:
-            return found[-1] if found else 0
+        is_late = deadline is not None and time.monotonic() > deadline
+        if None not in codes or is_late:
+            return stopped[-1] if stopped else 0
         time.sleep(_POLL_SECONDS)
 
 
@@ -95,8 +99,8 @@ def _status(process: subprocess.Popen[bytes]) -> int | None:
     code = process.poll()
     if code is None or code >= 0:
         return code
-    # A warning that kills came before the run had handlers: nothing was begun. Another
-    # signal is told as a shell does.
+    # A warning kills a process only before its handlers are installed, so nothing is
+    # lost. The status of another signal is 128 + its number, as in a shell.
     return PREEMPTED if -code in WARNINGS else 128 - code
 
 

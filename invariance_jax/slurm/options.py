@@ -1,4 +1,4 @@
-"""The flags of a submission, checked before anything is planned."""
+"""The command-line flags of a submission, and their checks."""
 
 import re
 from collections.abc import Sequence
@@ -7,19 +7,19 @@ from typing import NamedTuple
 from absl import flags
 
 _CLUSTER = flags.DEFINE_enum(
-    "cluster", None, ("slurm", "local"), "Where to run: SLURM, or processes here."
+    "cluster", None, ("slurm", "local"), "Run as a SLURM job, or as processes here."
 )
-_NODES = flags.DEFINE_integer("nodes", 1, "Nodes of a job.", lower_bound=1)
-_GPUS = flags.DEFINE_integer("gpus_per_node", None, "GPUs of a node.", lower_bound=1)
+_NODES = flags.DEFINE_integer("nodes", 1, "Nodes per job.", lower_bound=1)
+_GPUS = flags.DEFINE_integer("gpus_per_node", None, "GPUs per node.", lower_bound=1)
 _TASKS = flags.DEFINE_integer(
     "tasks_per_node",
     None,
-    "Processes of a node: one per GPU (the default), or one.",
+    "Processes per node: one per GPU (the default), or one.",
     lower_bound=1,
 )
 _SETUP = flags.DEFINE_multi_string("setup", [], "Shell line before a job; repeatable.")
 _FOLDER = flags.DEFINE_string(
-    "slurm_folder", None, "Folder of scripts and logs; WORKDIR/slurm if empty."
+    "slurm_folder", None, "Folder of scripts and logs; default: WORKDIR/slurm."
 )
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show the script, submit nothing.")
 flags.DEFINE_alias("dry-run", "dry_run")
@@ -32,23 +32,23 @@ _TIME = flags.DEFINE_string(
 _SIGNAL_DELAY = flags.DEFINE_integer(
     "signal_delay",
     120,
-    "Seconds before the time limit at which a run is told to save.",
+    "Seconds before the time limit at which the run gets the signal to save.",
     lower_bound=1,
 )
 _PARALLELISM = flags.DEFINE_integer(
-    "array_parallelism", None, "Most runs of a sweep at a time.", lower_bound=1
+    "array_parallelism", None, "Most runs of a sweep at one time.", lower_bound=1
 )
 _OPTIONS = flags.DEFINE_string(
     "slurm_options",
     None,
-    "Other options of sbatch: key=value,key=value; 'key=' for one without a value.",
+    "Other sbatch options: key=value,key=value; 'key=' for an option without value.",
 )
-flags.DEFINE_integer("cpus_per_task", None, "Cores of a task.", lower_bound=1)
-_MEM = flags.DEFINE_string("mem", None, "Memory of a node: a number and K, M, G or T.")
-flags.DEFINE_string("partition", None, "Partition of SLURM.")
-flags.DEFINE_string("account", None, "Account of SLURM.")
-flags.DEFINE_string("qos", None, "Quality of service of SLURM.")
-flags.DEFINE_string("constraint", None, "Features that nodes must have.")
+flags.DEFINE_integer("cpus_per_task", None, "Cores per task.", lower_bound=1)
+_MEM = flags.DEFINE_string("mem", None, "Memory per node: a number and K, M, G or T.")
+flags.DEFINE_string("partition", None, "SLURM partition.")
+flags.DEFINE_string("account", None, "SLURM account.")
+flags.DEFINE_string("qos", None, "SLURM quality of service.")
+flags.DEFINE_string("constraint", None, "Features that the nodes must have.")
 
 _OF_SBATCH = ("cpus_per_task", "mem", "partition", "account", "qos", "constraint")
 _FOR_SLURM = ("time", "signal_delay", "array_parallelism", "slurm_options", *_OF_SBATCH)
@@ -58,10 +58,10 @@ _FOR_BOTH = (
 )
 
 MODES = ("all", "train", "evaluate", "embed")
-"""The modes that a job can have; the others are for this machine."""
+"""The modes that can be submitted; the other modes run on this machine."""
 
-# Options of sbatch that have a flag of another name here.
-_TAKEN = {
+# sbatch options that are set by other flags of this program.
+_FLAG_OF_OPTION = {
     "array": "--sweep",
     "error": "--slurm_folder",
     "output": "--slurm_folder",
@@ -71,27 +71,27 @@ _TAKEN = {
 }
 
 Options = dict[str, str | int | bool]
-"""Options of sbatch, by their long names with underscores."""
+"""sbatch options, long name with underscores -> value."""
 
 
 class Request(NamedTuple):
-    """What the command line asks of the cluster, checked."""
+    """The flags of a submission, checked."""
 
     cluster: str
     nodes: int
     gpus_per_node: int | None
     tasks_per_node: int
-    minutes: int | None  # rounded up as SLURM does; None: the limit of the partition
+    minutes: int | None  # time limit, rounded up; None: the limit of the partition
     signal_delay: int  # seconds between the warning and the time limit
     setup: tuple[str, ...]  # shell lines
-    parallelism: int | None  # most runs of a sweep at a time
+    parallelism: int | None  # most runs of a sweep at one time
     folder: str | None  # of scripts and logs; None: in the work directory
     dry_run: bool
     options: Options
 
 
 def read(mode: str) -> Request | None:
-    """Returns what the command line asks for, checked; None without `--cluster`."""
+    """Returns the flags of a submission, checked; None without `--cluster`."""
     cluster = _CLUSTER.value
     for name in (*_FOR_BOTH, *_FOR_SLURM):
         if flags.FLAGS[name].present and cluster is None:
@@ -105,7 +105,7 @@ def read(mode: str) -> Request | None:
             f"--mode={mode} runs on this machine; leave --cluster={cluster} out"
         )
     if cluster == "local" and _NODES.value > 1:
-        raise ValueError(f"--nodes is {_NODES.value}; expected 1 of --cluster=local")
+        raise ValueError(f"--nodes is {_NODES.value}; expected 1 for --cluster=local")
     gpus, tasks = _GPUS.value, _TASKS.value
     if None not in (gpus, tasks) and tasks not in (1, gpus):
         raise ValueError(
@@ -127,15 +127,15 @@ def read(mode: str) -> Request | None:
 
 
 def own_arguments(arguments: Sequence[str]) -> list[str]:
-    """Returns the words after the program without the flags of this module."""
+    """Returns command-line arguments without the flags of this module."""
     names = "|".join(["cluster", *_FOR_BOTH, *_FOR_SLURM])
     kept, words = [], iter(arguments)
     for word in words:
-        found = re.match(rf"--?(no)?({names})(=|$)", word)
-        if not found:
+        match = re.match(rf"--?(no)?({names})(=|$)", word)
+        if not match:
             kept.append(word)
-        elif not found.group(3) and not flags.FLAGS[found.group(2)].boolean:
-            next(words, None)
+        elif not match.group(3) and not flags.FLAGS[match.group(2)].boolean:
+            next(words, None)  # the flag's value
     return kept
 
 
@@ -144,14 +144,14 @@ def _minutes() -> int | None:
     text, delay = _TIME.value, _SIGNAL_DELAY.value
     if text is None:
         return None
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", text)
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", text)
     seconds = 0
-    if found:
-        parts = [int(part) for part in found.group(2).split(":")]
-        if found.group(1) is None and len(parts) < 3:
-            parts = [0, *parts]  # minutes come first
+    if match:
+        parts = [int(part) for part in match.group(2).split(":")]
+        if match.group(1) is None and len(parts) < 3:
+            parts = [0, *parts]  # without days and hours, minutes come first
         hours, minutes, rest = (*parts, 0, 0)[:3]
-        hours += 24 * int(found.group(1) or 0)
+        hours += 24 * int(match.group(1) or 0)
         seconds = 3600 * hours + 60 * minutes + rest
     if not seconds:
         raise ValueError(
@@ -160,13 +160,14 @@ def _minutes() -> int | None:
     if delay + 60 >= seconds:
         raise ValueError(
             f"--signal_delay is {delay} and --time={text} is {seconds} seconds; "
-            "expected over a minute more: SLURM may warn up to a minute early"
+            "expected --time to be over a minute longer, as SLURM may send the signal "
+            "up to a minute early"
         )
     return -(-seconds // 60)
 
 
 def _options() -> Options:
-    """Returns the options of sbatch; a value in `--slurm_options` may have commas."""
+    """Returns the sbatch options; a value in `--slurm_options` may have commas."""
     if _MEM.value is not None and not re.fullmatch(r"\d+[KMGT]?", _MEM.value):
         raise ValueError(f"--mem is {_MEM.value!r}; expected a number and K, M, G or T")
     given = {name: flags.FLAGS[name].value for name in _OF_SBATCH}
@@ -182,14 +183,14 @@ def _options() -> Options:
         else:
             raise ValueError(f"--slurm_options has {part!r}; expected key=value")
     for name in other:
-        if name in {*_TAKEN, *_FOR_BOTH, *_FOR_SLURM}:
-            flag = _TAKEN.get(name, f"--{name}")
+        if name in {*_FLAG_OF_OPTION, *_FOR_BOTH, *_FOR_SLURM}:
+            flag = _FLAG_OF_OPTION.get(name, f"--{name}")
             raise ValueError(f"--slurm_options has {name}; use {flag} instead")
         if not name.isidentifier():
             raise ValueError(f"--slurm_options has {name!r}; expected a name of sbatch")
-    for name, found in (options | other).items():
-        # Each is a line of the script.
-        if not str(found).isprintable():
+    for name, value in (options | other).items():
+        # An option is one line of the script.
+        if not str(value).isprintable():
             flag = name if name in options else "slurm_options"
-            raise ValueError(f"--{flag} has {found!r}; expected one line of text")
+            raise ValueError(f"--{flag} has {value!r}; expected one line of text")
     return options | other

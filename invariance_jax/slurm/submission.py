@@ -1,10 +1,10 @@
-"""Submission of runs to SLURM, or to several processes of this machine.
+"""Submission of runs to SLURM, or to several processes on this machine.
 
     python launch.py --config=... --workdir=DIR --cluster=slurm --gpus_per_node=8
 
-The job is `launch.py` with the other flags. SLURM's script, logs and the pickled job
-are in `DIR/slurm`; submitit writes and submits them. Everything is checked before
-anything is written. What the job does, and when it is queued again: `slurm.job`.
+The job runs `launch.py` with the remaining flags. SLURM's script and logs and the
+pickled job are in `DIR/slurm`; submitit writes and submits them. Everything is checked
+before anything is written. `slurm.job` is the code of the job, with its requeue.
 """
 
 import os
@@ -32,7 +32,7 @@ from invariance_jax.sweeps.plan import Plan, Run, begin
 
 
 def submit(request: Request, plan: Plan, mode: str) -> int:
-    """Submits runs, a sweep as an array, or makes them here; returns the status."""
+    """Submits runs (several as a job array), or makes them here; returns the status."""
     folder = _folder(request, plan.workdir)
     for run in plan.runs:
         _check_run(request, run, mode)
@@ -44,7 +44,7 @@ def submit(request: Request, plan: Plan, mode: str) -> int:
         if not request.dry_run:
             begin(plan)
         status = _run_here(request, launches, folder)
-        _say_report(plan)
+        _print_report_command(plan)
         return status
     executor = make_executor(request, folder, Path(plan.workdir).absolute().name)
     script = _script(executor, len(launches))
@@ -56,22 +56,26 @@ def submit(request: Request, plan: Plan, mode: str) -> int:
         return 0
     _check_slurm(script)
     begin(plan)
-    private_folder(folder)  # the pickles are run
+    private_folder(folder)  # the nodes execute the pickles in it
     jobs = executor.submit_array(launches)
     print(f"submitted job {jobs[0].job_id.split('_')[0]}: {len(jobs)} run(s)")
     for run, job in zip(plan.runs, jobs, strict=True):
         print(f"{run.workdir}: logs {local.log_pattern(folder, job.job_id)}")
-    _say_report(plan)
+    _print_report_command(plan)
     return 0
 
 
-def _say_report(plan: Plan) -> None:
+def _print_report_command(plan: Plan) -> None:
     if plan.record is not None:
         words = ["python", "launch.py", "--mode=report", f"--workdir={plan.workdir}"]
-        print(f"what is finished is compared by {shlex.join(words)}")
+        print(f"compare the finished runs: {shlex.join(words)}")
 
 
 def _run_here(request: Request, launches: Sequence[Launch], folder: Path) -> int:
+    """Makes runs one after the other; returns the first status that is not 0.
+
+    A signal that stops a run stops the remaining ones too.
+    """
     failed = 0
     for launch in launches:
         if request.dry_run:
@@ -85,7 +89,7 @@ def _run_here(request: Request, launches: Sequence[Launch], folder: Path) -> int
 
 
 def _check_run(request: Request, run: Run, mode: str) -> None:
-    """Checks a run as its own start would, so that the queue is not waited for."""
+    """Makes the checks of the run's start, so that errors appear before the queue."""
     config = read_config(run.workdir) if run.config is None else run.config
     settings = resolve(config)
     _check_prepared(settings)
@@ -99,26 +103,27 @@ def _check_run(request: Request, run: Run, mode: str) -> None:
 
 
 def _check_prepared(settings: Settings) -> None:
-    """Checks that no job has to download and prepare an image set."""
+    """Checks that an image set is prepared, so that no job has to download it."""
     name, given = settings.data.name, settings.data.data_dir
     root = folder_of_sets(given)
     if name != "spirograph" and find(root, name) is None:
         words = ["python", "-m", "invariance_jax.data", name]
         words += [f"--data_dir={given}"] if given else []
         raise ValueError(
-            f"data.name is {name!r}, which is not prepared in {root}; expected a set "
-            f"that is: {shlex.join(words)}"
+            f"data.name is {name!r}, which is not prepared in {root}; expected a "
+            f"prepared set: {shlex.join(words)}"
         )
 
 
 def _folder(request: Request, workdir: str) -> Path:
+    """Returns the folder of scripts and logs."""
     if request.folder is None and is_url(workdir):
         raise ValueError(
             "--slurm_folder is missing; expected a folder for scripts and logs, which "
             f"cannot be in {workdir}"
         )
     folder = Path(absolute(request.folder or Path(workdir) / "slurm"))
-    if not str(folder).isprintable():  # it stands in lines of the script
+    if not str(folder).isprintable():  # it is part of lines of the script
         raise ValueError(f"{str(folder)!r} is no folder for logs; expected one line")
     return folder
 
@@ -136,8 +141,8 @@ def _command(launch: Launch) -> str:
 
 
 def make_executor(request: Request, folder: Path, name: str) -> Any:
-    """Returns submitit's executor for SLURM, with all that is asked for."""
-    # Else its import would close every log handler of this program.
+    """Returns submitit's executor for SLURM, with the parameters of the request."""
+    # Without this, importing submitit would close every log handler of this program.
     os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
     try:
         from submitit.slurm.slurm import SlurmExecutor
@@ -148,19 +153,19 @@ def make_executor(request: Request, folder: Path, name: str) -> Any:
         ) from error
 
     class Executor(SlurmExecutor):
-        """Writes scripts also where SLURM is not installed."""
+        """An executor that can also write scripts where SLURM is not installed."""
 
         @classmethod
         def affinity(cls) -> int:
             return 1
 
     options = request.options
-    # The others are ended if one fails. `srun` does not inherit the cores of a task,
-    # and must not truncate the logs of a job that was queued again.
+    # A failing task ends the others. `srun` does not inherit --cpus-per-task, and must
+    # not truncate the logs of a requeued job.
     srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
     if "cpus_per_task" in options:
         srun.append(f"--cpus-per-task={options['cpus_per_task']}")
-    # The package is found as it was here, installed or next to launch.py.
+    # The job imports the same package: the one next to launch.py, or the installed one.
     path = shlex.quote(os.path.dirname(os.path.abspath(sys.argv[0])))
     setup = [f'export PYTHONPATH={path}"${{PYTHONPATH:+:$PYTHONPATH}}"', *request.setup]
     executor = Executor(folder)
@@ -181,7 +186,7 @@ def make_executor(request: Request, folder: Path, name: str) -> Any:
 
 
 def _script(executor: Any, count: int) -> str:
-    """Returns what sbatch is given for a number of runs."""
+    """Returns the sbatch script for a number of runs."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     return _make_sbatch_string(
@@ -193,7 +198,7 @@ def _script(executor: Any, count: int) -> str:
 
 
 def _check_slurm(script: str) -> None:
-    """Asks SLURM whether it would take the job."""
+    """Raises ValueError if SLURM would not accept the job."""
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ValueError(
             "--cluster=slurm needs sbatch and srun, which this machine does not have; "
