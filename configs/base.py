@@ -1,7 +1,7 @@
-"""The configuration that the other files in this folder change.
+"""The default configuration, and changes that several files in this folder share.
 
-Every key is declared, with its type, range, default, unit and meaning, in
-`invariance_jax.settings.schema`; `python launch.py --mode=keys` prints them.
+`invariance_jax.settings.schema` declares every key with its type, range, default, unit
+and meaning; `python launch.py --mode=keys` prints the keys.
 """
 
 from typing import TypeVar
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 def get_config() -> Config:
-    """Returns all keys at their defaults, the paper's Spirograph run less a length."""
+    """Returns the default of every key: the paper's Spirograph run without a length."""
     return Config()
 
 
 def of_variant(variants: dict[str, T], variant: str) -> T:
-    """Returns what a variant changes; raises ValueError with the names there are."""
+    """Returns the entry of a variant; raises ValueError with the names of all."""
     if variant not in variants:
         raise ValueError(
             f"the variant is {variant!r}; expected one of {', '.join(variants)}."
@@ -26,7 +26,7 @@ def of_variant(variants: dict[str, T], variant: str) -> T:
 
 
 def small_mlp(config: Config) -> None:
-    """Changes the configuration to the MLP and the penalty of runs on two CPU cores."""
+    """Sets the MLP, its optimizer and the penalty of runs on two CPU cores."""
     config.batch_size = 256
     config.temperature = 0.2
     config.encoder.name = "mlp"
@@ -39,7 +39,7 @@ def small_mlp(config: Config) -> None:
 
 
 def of_images(config: Config) -> None:
-    """Changes the configuration to an image set, with the paper's constants."""
+    """Sets the keys of image sets, with the paper's constants."""
     config.data.train_examples = None
     config.data.validation_examples = 5000
     config.data.test_examples = None
@@ -49,7 +49,7 @@ def of_images(config: Config) -> None:
 
 
 def smoke_of_mlp(config: Config) -> None:
-    """Changes the run of an MLP to one of a minute."""
+    """Shortens the run of an MLP to about a minute."""
     config.batch_size = 64
     config.steps = 40
     config.steps_per_call = 10
@@ -69,7 +69,7 @@ def smoke_of_mlp(config: Config) -> None:
 
 
 def smoke_of_resnet(config: Config) -> None:
-    """Changes the run of a ResNet-18 on images to one of a few steps."""
+    """Shortens a run on images to a few steps of a ResNet-18."""
     config.epochs = None
     config.steps = 4
     config.steps_per_call = 2

@@ -6,9 +6,9 @@ The data set is downloaded on first use. Variants (accuracy of logistic regressi
 test split; plain images, and features averaged over M views):
   paper (default): the paper's run, ResNet-50, 1000 epochs, LARS, batch 512, in
     bfloat16. Eight GPUs. Plain, M = 100: not yet run (paper, n = 3: .9338, .9483).
-  resnet18: ResNet-18, 200 epochs, 45 000 training images and 5000 to validate, in
+  resnet18: ResNet-18, 200 epochs, 45 000 training and 5000 validation images, in
     bfloat16. One GPU. Plain, M = 100: not yet run.
-  smoke: a minute (ResNet-18 takes a few steps), for tests.
+  smoke: a few steps of a ResNet-18 in a minute, for tests.
 """
 
 from configs import base
@@ -29,7 +29,7 @@ def get_config(variant: str = "paper") -> Config:
 
 def _paper(config: Config) -> None:
     _large(config)
-    # All 50 000 images are trained on, and none is left to choose settings on.
+    # The paper trains on all 50 000 images, so there is no validation split.
     config.data.validation_examples = 0
     config.logging.probe_every_steps = 0
 

@@ -2,13 +2,13 @@
 
     python launch.py --config=configs/cifar100.py[:variant] --workdir=runs/NAME
 
-All but the data set is that of CIFAR-10. Variants (accuracy of logistic regression,
-test split; plain images, and features averaged over M views):
+All settings but the data set are those of CIFAR-10. Variants (accuracy of logistic
+regression, test split; plain images, and features averaged over M views):
   paper (default): the paper's run, ResNet-50, 1000 epochs, LARS, batch 512, in
     bfloat16. Eight GPUs. Plain, M = 100: not yet run (paper, n = 3: .7221, .7494).
-  resnet18: ResNet-18, 200 epochs, 45 000 training images and 5000 to validate, in
+  resnet18: ResNet-18, 200 epochs, 45 000 training and 5000 validation images, in
     bfloat16. One GPU. Plain, M = 100: not yet run.
-  smoke: a minute (ResNet-18 takes a few steps), for tests.
+  smoke: a few steps of a ResNet-18 in a minute, for tests.
 """
 
 from configs import cifar10

@@ -7,11 +7,11 @@ averaged over M views):
   resnet18 (default): ResNet-18, 100 epochs, in bfloat16. One GPU.
     Plain, M = 16: not yet run.
   quick: MLP 3 x 512 with the penalty, on two CPU cores; 7 minutes.
-    Plain: .8363 +- .0008, M = 16: .8387 +- .0014, n = 3 seeds; see the README for
-    what a probe with its own l2 makes of it.
-  quick_colorized: the same with random foreground and background colours, along which
-    the penalty acts, on two CPU cores. Plain: .8195 +- .0011, M = 16: .8279 +- .0005,
-    n = 3 seeds.
+    Plain: .8363 +- .0008, M = 16: .8387 +- .0014, n = 3 seeds; for a probe that
+    selects its l2, see configs/README.md.
+  quick_colorized: the same with random foreground and background colours, and the
+    penalty along these colours, on two CPU cores. Plain: .8195 +- .0011, M = 16: .8279
+    +- .0005, n = 3 seeds.
   smoke: a minute, for tests.
 """
 

@@ -4,17 +4,17 @@
       --test=ILSVRC2012_img_val.tar --test_classes=validation_classes.txt
     python launch.py --config=configs/imagenet.py[:variant] --workdir=runs/NAME
 
-For the variants of 100 classes, `--classes=FILE` with their names prepares the set
-`imagenet100`, which a card with 40 GB of memory holds: `--config.data.source=memory`
-with `--config.data.store_size=160`. The penalty acts along the colours. Variants
-(accuracy of logistic regression, test split, plain images):
+For the variants of 100 classes, the first command with `--classes=FILE`, a file with
+their names, prepares the set `imagenet100`. With `--config.data.store_size=160` and
+`--config.data.source=memory` it fits into the 40 GB of a GPU. The penalty acts along
+the colours. Variants (accuracy of logistic regression, test split, plain images):
   resnet50 (default): SimCLR, ResNet-50, 1000 classes, 200 epochs. Eight GPUs.
     Plain, M = 16: not yet run.
   simclr: ResNet-18, 100 classes, 400 epochs. Two GPUs.
     Plain, M = 16: not yet run (published without penalty: .776).
   moco_v3: the same. Plain, M = 16: not yet run (published without penalty: .804).
   byol: the same. Plain, M = 16: not yet run (published without penalty: .802).
-  smoke: some steps on a few images of any prepared set, for tests.
+  smoke: a few steps on a few images of any prepared set, for tests.
 """
 
 from configs import base

@@ -1,21 +1,21 @@
-"""Other methods than SimCLR on CIFAR-10, each as its paper trains it, with the penalty.
+"""Other methods than SimCLR on CIFAR-10, with their papers' settings and the penalty.
 
     python launch.py --config=configs/methods.py[:variant] --workdir=runs/NAME
 
 ResNet-18, 200 epochs, one GPU; the data set is downloaded on first use. Optimizer,
 learning rate, weight decay, temperature and views are those of the papers, for ImageNet
 (dcl, emp_ssl: for CIFAR-10); heads and momentum are the defaults of `training.methods`.
-Not theirs: no blur, which they have for images of 224 pixels (emp_ssl has it for 32);
-no momentum of Nesterov's for emp_ssl; bfloat16. Narrow heads for CPUs:
+Deviations: no blur, which the papers use for images of 224 pixels (emp_ssl: of 32); no
+Nesterov momentum for emp_ssl; bfloat16. Narrow heads for CPUs are in
 `configs/sweeps/methods.py`.
 
 Variants (accuracy of logistic regression, test split, M = 100):
-  byol (default): Predicts a target network. M = 100: not yet run.
-  moco_v3: Target network and negatives. M = 100: not yet run.
-  dcl: SimCLR without the positive pair in the sum. M = 100: not yet run.
-  simsiam: Predictor and stopped gradient. M = 100: not yet run.
-  barlow_twins: Correlations of features. M = 100: not yet run.
-  vicreg: Variances and covariances of features. M = 100: not yet run.
+  byol (default): prediction of a target network. M = 100: not yet run.
+  moco_v3: target network and negatives. M = 100: not yet run.
+  dcl: SimCLR without the positive pair in the denominator. M = 100: not yet run.
+  simsiam: predictor and stop-gradient. M = 100: not yet run.
+  barlow_twins: cross-correlation of features. M = 100: not yet run.
+  vicreg: variances and covariances of features. M = 100: not yet run.
   emp_ssl: 20 patches of each image, 30 epochs. M = 100: not yet run.
   smoke: byol for a minute, for tests.
 """
@@ -48,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "optimizer.learning_rate": 0.3,
         "optimizer.weight_decay": 1.5e-6,
         "augmentation.crop_area": (0.2, 1.0),
-        "method.kwargs": {"layers": 2, "final_norm": False},  # of its ResNet
+        "method.kwargs": {"layers": 2, "final_norm": False},  # its heads for ResNets
     },
     "byol": {
         **_LARS,
@@ -91,7 +91,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "optimizer.weight_decay": 1e-4,
     },
 }
-"""Method -> the keys that differ from configs/cifar10.py:resnet18."""
+"""Method -> the keys that it changes in configs/cifar10.py:resnet18."""
 
 
 def get_config(variant: str = "byol") -> Config:

@@ -1,10 +1,10 @@
-"""The configuration of a run that is there, to be changed on the command line.
+"""The configuration of an existing run, to be changed on the command line.
 
     python launch.py --mode=evaluate --config=configs/run.py:runs/quick \\
         --workdir=runs/quick --config.evaluation.experiments=all
 
-Evaluation keys may differ from those of the run. With another `--workdir` a new run
-begins from the same configuration.
+Evaluation keys may differ from those of the run. With another `--workdir`, a new run
+starts with the same configuration.
 """
 
 from invariance_jax.runs.workdir import read_config

@@ -6,11 +6,12 @@ Variants (mean MSE over the targets, test split; M views averaged):
   paper (default): the paper's run, ResNet-18, 50 epochs, LARS, batch 512, in bfloat16.
     One GPU. M = 1, M = 30: not yet run.
   quick: MLP 3 x 512 with the penalty along the colours, on two CPU cores; 2 to 6
-    minutes, as busy as they are. M = 1: .00394 +- .00004, M = 8: .00107 +- .00002,
+    minutes, depending on their load. M = 1: .00394 +- .00004, M = 8: .00107 +- .00002,
     n = 8 seeds.
-  cpu: MLP 3 x 1024 without the penalty, the best that two CPU cores do in half an hour;
-    21 minutes. M = 1: .001472 +- .000003, M = 30: .000192 +- .000002, n = 3 seeds.
-  conv: ResNet-18 of a quarter of the width, its stem that of ImageNet, with the paper's
+  cpu: MLP 3 x 1024 without the penalty, the best result of two CPU cores in half an
+    hour; 21 minutes. M = 1: .001472 +- .000003, M = 30: .000192 +- .000002, n = 3
+    seeds.
+  conv: ResNet-18 with a quarter of the width, the ImageNet stem, and the paper's
     penalty, LARS and temperature, 1200 steps of 128 examples; 3 minutes of training on
     one core. M = 1: .0333 +- .0010, M = 30: .0155 +- .0006, n = 8 seeds.
   conv_plain: the same without the penalty. M = 1: .0370 +- .0012, M = 30: .0243 +-
@@ -21,7 +22,7 @@ Variants (mean MSE over the targets, test split; M views averaged):
 from configs import base
 from invariance_jax.settings import Config
 
-# The nuisance but for the hole h, along which the first-order term is void.
+# All nuisance parameters but the hole h, whose first-order term misses the change.
 COLORS = ("rback", "gfore", "gback", "bfore", "bback")
 
 
@@ -51,7 +52,7 @@ def _paper(config: Config) -> None:
 def _quick(config: Config) -> None:
     base.small_mlp(config)
     config.steps = 2500
-    # The best of a search, sweeps/search.py.
+    # The best setting of the search in sweeps/search.py.
     config.penalty.weight = 0.1
     config.penalty.normalization = "batch"
     config.penalty.limit_shape = "log"
@@ -75,11 +76,11 @@ def _conv(config: Config) -> None:
     _paper(config)
     config.epochs = None
     config.precision = "float32"
-    # Of the paper's 9750 of 512 examples, and its ten epochs of 50 to warm up.
+    # The paper has 9750 steps of 512 examples, with 10 of 50 epochs as warm-up.
     config.steps = 1200
     config.batch_size = 128
     config.encoder.width = 16
-    config.encoder.stem = "imagenet"  # a quarter of the time of the paper's
+    config.encoder.stem = "imagenet"  # takes a quarter of the time of "cifar"
     config.optimizer.schedule = "warmup_cosine"
     config.optimizer.warmup_fraction = 0.2
     config.steps_per_call = 20

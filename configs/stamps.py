@@ -1,11 +1,11 @@
-"""Stamps: pictures on wallpapers, of many sizes, streamed on two CPU cores.
+"""Stamps: pictures on wallpapers, of many sizes, streamed from disk on two CPU cores.
 
     apt-get install tuxpaint-stamps-default mate-backgrounds
     python -m invariance_jax.data stamps
     python launch.py --config=configs/stamps.py[:variant] --workdir=runs/NAME
 
-Variants (accuracy of logistic regression, test split: stamps and wallpapers that were
-not trained on):
+Variants (accuracy of logistic regression, test split: its stamps and wallpapers are not
+in the training split):
   quick (default): MLP 3 x 512 on images of 32 pixels, 1000 steps, on two CPU cores; 5
     to 8 minutes. Plain: .116 +- .004, M = 4: .119 +- .003, n = 3 seeds; chance is .083.
   smoke: a minute, for tests.

@@ -1,1 +1,1 @@
-"""Parts of one's own: a transformation, an encoder, an objective."""
+"""Examples of parts of your own: a transformation, an encoder, an objective."""

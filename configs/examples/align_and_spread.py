@@ -1,9 +1,8 @@
-"""Own objective: alignment and uniformity (Wang and Isola, 2020).
+"""An objective of your own: alignment and uniformity (Wang and Isola, 2020).
 
     python launch.py --config=configs/examples/align_and_spread.py --workdir=runs/align
 
-Spirograph, an MLP, on two CPU cores; no result yet. The penalty acts under it as under
-SimCLR.
+Spirograph, an MLP, on two CPU cores; no result yet. The penalty acts as with SimCLR.
 """
 
 import jax
@@ -17,7 +16,7 @@ from invariance_jax.training.methods import Method
 
 
 def get_config(variant: str = "quick") -> Config:
-    """Returns a variant of Spirograph with the objective of this file."""
+    """Returns a variant of configs/spirograph.py with the objective of this file."""
     config = spirograph.get_config(variant)
     config.method.name = "configs.examples.align_and_spread:align_and_spread"
     config.method.kwargs = {"weight": 1.0, "t": 2.0}
@@ -25,8 +24,8 @@ def get_config(variant: str = "quick") -> Config:
 
 
 def align_and_spread(*, features, axis_name=None, weight, t) -> Method:
-    """Returns the method: squared distance of a pair, and its potential to the rest."""
-    del features  # the head takes it from h
+    """Returns the method: squared distance of a pair plus potential to the others."""
+    del features  # the head infers its input width
 
     def loss(own, other, target_own, target_other, memory, *, axis_name):
         z1, z2 = l2_normalize(own), l2_normalize(other)

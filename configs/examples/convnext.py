@@ -1,9 +1,9 @@
-"""Own encoder: blocks in the style of ConvNeXt (Liu et al., 2022).
+"""An encoder of your own: blocks in the style of ConvNeXt (Liu et al., 2022).
 
     python launch.py --config=configs/examples/convnext.py --workdir=runs/convnext
 
-Spirograph on two CPU cores; no result yet. Layer normalization couples no examples, so
-nothing here needs `axis_name`.
+Spirograph on two CPU cores; no result yet. Layer normalization does not couple
+examples, so `axis_name` is not needed.
 """
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ from invariance_jax.settings import Config
 
 
 def get_config(variant: str = "quick") -> Config:
-    """Returns a variant of Spirograph with the encoder of this file."""
+    """Returns a variant of configs/spirograph.py with the encoder of this file."""
     config = spirograph.get_config(variant)
     config.encoder.name = "configs.examples.convnext:convnext"
     config.encoder.kwargs = {"features": 32, "depth": 2}
@@ -22,7 +22,7 @@ def get_config(variant: str = "quick") -> Config:
 
 
 class Block(nn.Module):
-    """A depthwise convolution and two dense layers, beside a residual connection."""
+    """A depthwise convolution and two dense layers, with a residual connection."""
 
     features: int
 
@@ -35,7 +35,7 @@ class Block(nn.Module):
 
 
 class ConvNeXt(nn.Module):
-    """Patches of 4 x 4 pixels, blocks, mean over the positions."""
+    """Patches of 4 x 4 pixels, blocks, and the mean over the positions."""
 
     features: int
     depth: int
@@ -43,7 +43,7 @@ class ConvNeXt(nn.Module):
     @nn.compact
     def __call__(self, images, *, train):
         """Returns h `[B, features]` of images `[B, H, W, 3]`."""
-        del train  # nothing behaves in another way
+        del train  # training and evaluation do not differ
         x = nn.Conv(self.features, (4, 4), strides=4)(images)
         for _ in range(self.depth):
             x = Block(self.features)(x)
@@ -51,6 +51,6 @@ class ConvNeXt(nn.Module):
 
 
 def convnext(*, axis_name=None, features, depth) -> ConvNeXt:
-    """Returns the encoder; `encoder.kwargs` gives features and depth."""
+    """Returns the encoder; features and depth come from `encoder.kwargs`."""
     del axis_name
     return ConvNeXt(features=features, depth=depth)

@@ -1,9 +1,9 @@
-"""Own views: rotation and Gaussian blur, both differentiable, so both penalized.
+"""Views of your own: rotation and Gaussian blur, differentiable and penalized.
 
     python launch.py --config=configs/examples/rotate_and_blur.py --workdir=runs/rotated
 
 Fashion-MNIST, an MLP, on two CPU cores; no result yet. `--mode=evaluate`, `embed` and
-`report` of the run use these views again, since `config.json` names them.
+`report` of the run use the same views, as `config.json` names their function.
 """
 
 import jax
@@ -15,7 +15,7 @@ from invariance_jax.transforms import Transformation, View, blur, geometry
 
 
 def get_config(variant: str = "quick") -> Config:
-    """Returns a variant of Fashion-MNIST with views of this file."""
+    """Returns a variant of configs/fashion_mnist.py with the views of this file."""
     config = fashion_mnist.get_config(variant)
     config.augmentation.name = "configs.examples.rotate_and_blur:rotate_and_blur"
     config.augmentation.kwargs = {"degrees": 20.0, "sigma": 1.5}
@@ -39,9 +39,9 @@ def rotate_and_blur(data, *, degrees, sigma) -> Transformation:
         return (images - mean[None, None, None]) / std[None, None, None]
 
     def apply(x, view):
-        still = np.array(geometry.AFFINE_IDENTITY, np.float32)[None]
-        turn = jax.numpy.zeros((len(x), 5)).at[:, 0].set(view.alpha[:, 0]) + still
-        images = geometry.affine(x.astype(np.float32) / 255, turn)
+        identity = np.array(geometry.AFFINE_IDENTITY, np.float32)[None]
+        motion = jax.numpy.zeros((len(x), 5)).at[:, 0].set(view.alpha[:, 0]) + identity
+        images = geometry.affine(x.astype(np.float32) / 255, motion)
         images = blur.gaussian_blur(images, view.alpha[:, 1])
         images = images.repeat(3, axis=3) if images.shape[3] == 1 else images
         return (images - mean[None, None, None]) / std[None, None, None]

@@ -1,4 +1,4 @@
-"""What may stand in the place of the gradient penalty.
+"""Alternatives to the gradient penalty.
 
     python launch.py --config=configs/spirograph.py:quick --config.seeds=3 \
         --config.steps=500 --config.evaluation.split=validation \

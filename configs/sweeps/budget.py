@@ -1,12 +1,12 @@
-"""What to do with a time budget: the penalty, or more views, at equal seconds.
+"""How to spend a time budget: on the penalty or on more views, at equal seconds.
 
     python launch.py --config=configs/spirograph.py:quick --config.seeds=3 \
         --config.logging.probe_every_steps=0 --config.evaluation.num_views=1,8 \
         --config.evaluation.l2_grid="()" --workdir=runs/budget \
         --sweep=configs/sweeps/budget.py
 
-Seven ways to spend each of two budgets, the time of 200 and 600 plain steps: 14
-variants of three seeds, 25 minutes on one core. Results: configs/README.md.
+Seven ways to spend each of two budgets, the time of 200 and of 600 steps without
+penalty: 14 variants of three seeds, 25 minutes on one core. Results: configs/README.md.
 """
 
 PLAIN: dict[str, object] = {"penalty.weight": 0.0}
@@ -17,7 +17,7 @@ CONSISTENCY: dict[str, object] = {
     "penalty.weight": 0.3,
 }
 
-# Time of a step over that of a plain one, and what makes it.
+# Label -> (time of a step relative to one without penalty, changed keys).
 WAYS: dict[str, tuple[float, dict[str, object]]] = {
     "no penalty": (1.0, PLAIN),
     "penalty": (1.2, {}),

@@ -1,4 +1,4 @@
-"""Estimators of the penalty and directions per example, against no penalty.
+"""Estimators of the penalty, and numbers of directions, compared to no penalty.
 
     python launch.py --config=configs/spirograph.py:quick --config.seeds=3 \
         --config.steps=500 --config.evaluation.split=validation \

@@ -1,4 +1,4 @@
-"""A narrow ResNet-18 and ViT-tiny with and without the penalty, on two CPU cores.
+"""A narrow ResNet-18 and a ViT-tiny with and without the penalty, on two CPU cores.
 
     python launch.py --config=configs/spirograph.py:quick --config.steps=300 \
         --config.batch_size=64 --config.encoder.patch_size=8 \
@@ -6,7 +6,7 @@
         --config.evaluation.train_examples=4000 --config.evaluation.test_examples=2000 \
         --workdir=runs/encoders --sweep=configs/sweeps/encoders.py
 
-and the same with configs/fashion_mnist.py:quick and --config.encoder.patch_size=7.
+For Fashion-MNIST: configs/fashion_mnist.py:quick and --config.encoder.patch_size=7.
 Results: configs/README.md.
 """
 

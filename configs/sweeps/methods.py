@@ -1,4 +1,4 @@
-"""Methods with and without the invariance penalty, their heads narrow enough for CPUs.
+"""Methods with and without the invariance penalty, with heads narrow enough for CPUs.
 
     python launch.py --config=configs/spirograph.py:quick --config.seeds=3 \
         --config.steps=500 --config.evaluation.num_views=1,8 \
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 from configs.sweeps.search import PAPER
 
-# Widths of z and of the hidden layers, and temperatures of the papers; the learning
-# rate is that of the run.
+# Widths of z and of the hidden layers are for CPUs; temperatures are those of the
+# papers. The learning rate is that of the run.
 METHODS: dict[str, dict[str, object]] = {
     "simclr": {},
     "dcl": {"temperature": 0.1},
@@ -37,7 +37,7 @@ def with_and_without(
 ) -> dict[str, dict[str, object]]:
     """Returns label -> changed keys of each part, without the penalty and with it.
 
-    Its weight is 0.3 where the weights have no other of the part.
+    The weight of the penalty is `weights[part]`, by default 0.3.
     """
     sweep = {}
     for name, changes in parts.items():

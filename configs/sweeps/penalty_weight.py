@@ -1,4 +1,4 @@
-"""Weights of the invariance penalty, none among them.
+"""Weights of the invariance penalty, from no penalty to 10.
 
     python launch.py --config=configs/spirograph.py:quick --config.seeds=3 \
         --config.steps=500 --config.evaluation.split=validation \

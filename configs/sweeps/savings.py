@@ -1,4 +1,4 @@
-"""A penalty in some of the steps only, as much heavier.
+"""The penalty in every n-th step only, with n times its weight.
 
     python launch.py --config=configs/spirograph.py:quick --config.seeds=3 \
         --config.steps=500 --config.evaluation.split=validation \

@@ -1,13 +1,13 @@
-"""A search for a penalty that pays, by successive halving on the validation split.
+"""A search for the best penalty, by successive halving on the validation split.
 
     python launch.py --config=configs/spirograph.py:quick --config.seeds=3 \
         --config.steps=300 --config.evaluation.split=validation \
         --workdir=runs/search_1 --sweep=configs/sweeps/search.py
 
 Forty-three variants of three seeds, each of 300 steps. With AFTER=runs/search_1 in the
-environment, 900 steps and another workdir the same command runs the better quarter of
-them beside the run without penalty. The winner is for the test split and other seeds.
-What it found: configs/README.md.
+environment, 900 steps and another workdir, the same command runs the best quarter of
+the variants and the run without penalty. Only the winner is measured on the test split,
+with other seeds. Results: configs/README.md.
 """
 
 import itertools
@@ -21,12 +21,12 @@ PARAMETERS: dict[str, tuple[str, ...]] = {"all": (), "colors": COLORS}
 
 
 def penalty(weight: float, **others: object) -> dict[str, object]:
-    """Returns `penalty.NAME` -> value of the weight and of other keys."""
+    """Returns `penalty.NAME` -> value, for the weight and other keys of the penalty."""
     values = {"weight": weight, **others}
     return {f"penalty.{name}": value for name, value in values.items()}
 
 
-# The penalty that variants change; `quick` has the one that won.
+# The penalty that the variants change; `quick` has the winner of the search.
 PAPER = penalty(0.01, normalization="l2", limit_shape="hard", parameters=())
 
 
@@ -39,7 +39,7 @@ def get_sweep() -> dict[str, dict[str, object]]:
         "no_penalty": penalty(0.0),
         "paper": penalty(0.01, example_limit=0.0, batch_limit=1000.0),
     }
-    # Larger weights where the first of them were the better ones.
+    # Larger weights for one setting, where the larger weights of the grid did better.
     larger = (("log", weight, "colors", "coupled") for weight in (3.0, 10.0))
     for shape, weight, along, statistics in (*grid, *larger):
         sweep[f"gradient_{shape}_{weight}_{along}_{statistics}"] = penalty(
@@ -62,29 +62,31 @@ def get_sweep() -> dict[str, dict[str, object]]:
 def better(
     sweep: dict[str, dict[str, object]], before: str | None
 ) -> dict[str, dict[str, object]]:
-    """Returns the better quarter of what a sweep has finished, and its first variant.
+    """Returns the best quarter of the finished variants of a sweep, and its first one.
 
-    Better is the smaller error, of regression or of classification: its mean over one
-    view and the most that are averaged.
+    `before` is the folder of the sweep; without it, all variants are returned. The
+    order is by the error, of regression or classification: the mean of the errors at
+    the smallest and the largest number of averaged views.
     """
     if not before:
         return sweep
     first, *labels = sweep
     errors = {label: _error(Path(before) / label) for label in labels}
-    tried = sorted((e, label) for label, e in errors.items() if e is not None)
-    kept = {first, *(label for _, label in tried[: -(-len(tried) // 4)])}
+    ranked = sorted((e, label) for label, e in errors.items() if e is not None)
+    kept = {first, *(label for _, label in ranked[: -(-len(ranked) // 4)])}
     return {label: sweep[label] for label in sweep if label in kept}
 
 
 def _error(workdir: Path) -> float | None:
+    """Returns the error of a variant; None if it has no results."""
     path = workdir / "results.json"
     if not path.exists():
         return None
-    found = json.loads(path.read_text())
-    means = {name: each["mean"] for name, each in found["summary"].items()}
-    views = found["settings"]["num_views"]
+    results = json.loads(path.read_text())
+    means = {name: entry["mean"] for name, entry in results["summary"].items()}
+    views = results["settings"]["num_views"]
     errors = []
-    for m in {views[0], views[-1]}:  # averages may not have been measured
+    for m in {views[0], views[-1]}:  # without the experiment averaging, only views[0]
         if f"mse@{m}" in means:
             errors.append(means[f"mse@{m}"])
         elif f"accuracy@{m}" in means:

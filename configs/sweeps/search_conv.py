@@ -7,8 +7,7 @@
         --sweep=configs/sweeps/search_conv.py
 
 Sixteen variants of three seeds, an hour on one core. With AFTER=runs/search_conv_1 in
-the environment and more steps it goes on with the better quarter. Results:
-configs/README.md.
+the environment and more steps, the best quarter is run. Results: configs/README.md.
 """
 
 import itertools

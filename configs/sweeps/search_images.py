@@ -8,8 +8,7 @@
         --workdir=runs/search_images_1 --sweep=configs/sweeps/search_images.py
 
 Twelve variants of three seeds, 27 minutes on one core. With AFTER=runs/search_images_1
-in the environment and more steps it goes on with the better quarter. Results:
-configs/README.md.
+in the environment and more steps, the best quarter is run. Results: configs/README.md.
 """
 
 import os
