@@ -1,8 +1,9 @@
-"""The experiments of the paper, and better ones, on a trained encoder.
+"""The experiments of the paper, and further ones, on a trained encoder.
 
-Each is a module of this folder with `run(context) -> ExperimentResult`, named in
-`evaluation.experiments`; it computes with the pure functions of `evaluation` and
-`transforms`. A user's own is a function MODULE:FUNCTION of that form:
+Each experiment is a module of this folder with `run(context) -> ExperimentResult`; it
+computes with the pure functions of `evaluation` and `transforms`. The config key
+`evaluation.experiments` selects experiments by the names of their modules. It also
+accepts a user's own function, as MODULE:FUNCTION:
 
     def run(context):
         h = context.features("test")[0]
@@ -34,14 +35,14 @@ _KEY = "evaluation.experiments"
 
 
 def load(task: Task) -> dict[str, Experiment]:
-    """Returns name -> function of the experiments that a run asks for."""
+    """Returns name -> function of the experiments that a run requests."""
     return {
         name: EXPERIMENTS.get(name) or plugins.load(_KEY, name) for name in wanted(task)
     }
 
 
 def sources(experiments: Iterable[str], settings: Settings) -> dict[str, str]:
-    """Returns name -> hashes of the user's own code, also of parts; "": none."""
+    """Returns name -> hashes of the user's own code that it runs; "" if none."""
     parts = "".join(plugins.sources(settings).values())
     return {
         name: parts + (plugins.source(_KEY, name) if plugins.is_own(name) else "")
@@ -50,27 +51,27 @@ def sources(experiments: Iterable[str], settings: Settings) -> dict[str, str]:
 
 
 def measure(name: str, experiment: Experiment, context: Context) -> ExperimentResult:
-    """Returns the result of an experiment, checked, with Python's own numbers."""
+    """Returns the checked result of an experiment, with numbers of Python's types."""
     own = plugins.is_own(name)
     with plugins.blaming(_KEY, name, Preempted) if own else nullcontext():
-        found = experiment(context)
+        result = experiment(context)
     where = f"{_KEY} has {name!r}, which returned"
-    if not isinstance(found, ExperimentResult) or not isinstance(found.rows, Sequence):
-        raise ValueError(f"{where} {found!r}; expected an ExperimentResult of rows.")
-    return ExperimentResult([_checked(row, where) for row in found.rows])
+    if not (isinstance(result, ExperimentResult) and isinstance(result.rows, Sequence)):
+        raise ValueError(f"{where} {result!r}; expected an ExperimentResult of rows.")
+    return ExperimentResult([_checked(row, where) for row in result.rows])
 
 
 def _checked(row: Row, where: str) -> Row:
     try:
         metric, value, at = row
         at = {k: v.item() if isinstance(v, np.generic) else v for k, v in at.items()}
-        named = all(isinstance(name, str) for name in (metric, *at)) and metric
-        plain = all(type(one) in (str, int, float) for one in at.values())
-        if named and plain:
+        has_names = all(isinstance(name, str) for name in (metric, *at)) and metric
+        has_values = all(type(v) in (str, int, float) for v in at.values())
+        if has_names and has_values:
             return Row(metric, np.asarray(value, np.float64)[()].item(), at)
     except (AttributeError, TypeError, ValueError):
         pass
     raise ValueError(
         f"{where} the row {row!r}; expected Row(metric, value, at): a name, a number, "
-        "and a dictionary of names to texts or numbers."
+        "and a dictionary from names to strings or numbers."
     )

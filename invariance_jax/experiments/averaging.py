@@ -1,10 +1,10 @@
-"""Feature averaging: the probe on the mean over M views, against averaged predictions.
+"""Feature averaging: the probe on features averaged over M views.
 
 Foster, Pukdee, Rainforth (ICLR 2021), section 4. Names in the summary: `mse@M`,
-`accuracy@M`, ... for every M of `evaluation.num_views`; `accuracy.crop@M` where views
-of a part of the transformation are averaged; `accuracy.ensemble@M`, `mse.ensemble@M`
-where the probe is fitted on one view and its predictions are averaged;
-`mse.selected@M`, ... where it chooses its own l2; `mse.lbfgs500@M`: after 500 steps.
+`accuracy@M`, ... for every M of `evaluation.num_views`. `accuracy.crop@M`: the views
+are of a part of the transformation. `accuracy.ensemble@M`, `mse.ensemble@M`: the probe
+is fitted on one view and its predictions are averaged. `mse.selected@M`, ...: the l2 is
+chosen on held-out examples. `mse.lbfgs500@M`: the probe has 500 steps of L-BFGS.
 """
 
 import logging
@@ -20,38 +20,38 @@ _log = logging.getLogger(__name__)
 
 def run(context: Context) -> ExperimentResult:
     """Returns the quality of the probe for every number of averaged views."""
-    chosen, rows = context.settings.evaluation, []
-    for family in chosen.families:
+    evaluation, rows = context.settings.evaluation, []
+    for family in evaluation.families:
         part = None if family == "all" else family
-        for number, views in enumerate(chosen.num_views):
+        for number, views in enumerate(evaluation.num_views):
             values = context.scored(number, family).values
             rows += rows_of(values, views=views, family=part)
-    if "all" in chosen.families:
-        numbers = range(len(chosen.num_views))
-        # A logistic fit takes long.
+    if "all" in evaluation.families:
+        numbers = range(len(evaluation.num_views))
+        # A logistic fit is slow: for images only the largest M.
         for number in numbers if context.task.targets else numbers[-1:]:
             rows += context.selected(number)
-    if "all" in chosen.families and chosen.num_views[0] == 1:
+    if "all" in evaluation.families and evaluation.num_views[0] == 1:
         for views, values in zip(context.num_views, _ensembles(context), strict=True):
             rows += rows_of(values, views=views, probe="ensemble")
     else:
-        _log.info("no averaged predictions: they need the family 'all' and M = 1")
+        _log.info("no averaged predictions: these need the family 'all' and M = 1")
     return ExperimentResult(rows)
 
 
 def _ensembles(context: Context) -> list[dict[str, float]]:
-    """Returns the quality of the mean prediction of a probe on one view, for each M."""
+    """Returns, for each M, the quality of a one-view probe's averaged predictions."""
     task, probe, y = context.task, context.scored(0).probe, context.y("test")
     if task.targets:
-        # A linear probe of the mean is the mean of its predictions.
+        # A linear probe's prediction of mean features is its mean prediction.
         scored = [task.score(probe, h, y) for h in context.features("test")]
-        return [{"mse": one.values["mse"]} for one in scored]
-    means = context.encoder.probabilities(
+        return [{"mse": each.values["mse"]} for each in scored]
+    probabilities = context.encoder.probabilities(
         context.variables,
         probe,
         context.test.x,
         num_views=context.num_views,
         stream=STREAMS["test"],
     )
-    logits = np.log(np.maximum(means, np.finfo(means.dtype).tiny))
-    return [task.quality(jnp.asarray(one), jnp.asarray(y)) for one in logits]
+    logits = np.log(np.maximum(probabilities, np.finfo(probabilities.dtype).tiny))
+    return [task.quality(jnp.asarray(each), jnp.asarray(y)) for each in logits]

@@ -1,4 +1,4 @@
-"""What the experiments measure: a frozen encoder and the examples it is measured on."""
+"""The input of every experiment: a frozen encoder and the examples of its run."""
 
 import functools
 
@@ -13,24 +13,24 @@ from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.objective import Variables
 
 STREAMS = {"train": 0, "test": 1}
-"""Split -> the stream of its views, as `FrozenEncoder` takes it."""
+"""Split -> the number of the random stream of its views, for `FrozenEncoder`."""
 
 
 class Context:
-    """A trained encoder, the examples of its run, and what experiments share.
+    """A trained encoder, the examples of its run, and results that experiments share.
 
-    Nothing is computed before it is asked for, and nothing twice. A split is "train" or
-    "test", whichever split `evaluation.split` measures on.
+    Features and probes are computed at first use and kept. A split is "train" or
+    "test"; "test" is the validation split if `evaluation.split` is "validation".
 
     Attributes:
       parts: the parts of the run.
-      settings: those of the run.
-      task: examples and probes.
+      settings: the settings of the run.
+      task: the task of the run: its examples and probes.
       workdir: the work directory of the seed.
       encoder: the frozen encoder, a function of variables and examples.
-      variables: its variables, {"params", "batch_stats"}.
+      variables: the encoder's variables, {"params", "batch_stats"}.
       train: the examples that probes are fitted on.
-      test: the examples that they are measured on.
+      test: the examples that all results are measured on.
       num_views: the numbers M of views that features are averaged over.
     """
 
@@ -43,14 +43,14 @@ class Context:
         *,
         num_views: tuple[int, ...],
     ):
-        """Reads the examples; num_views: no more of them than are needed."""
+        """Reads the examples; `num_views` has only the M that the experiments need."""
         self.parts, self.workdir, self.num_views = parts, workdir, num_views
         self.settings: Settings = parts.settings
         self.task: Task = parts.task
         self.encoder, self.variables = encoder, variables
-        chosen = self.settings.evaluation
+        evaluation = self.settings.evaluation
         self.train = self.task.probe_examples(self.task.examples("train"))
-        self.test = self.task.examples(chosen.split).first(chosen.test_examples)
+        self.test = self.task.examples(evaluation.split).first(evaluation.test_examples)
         self._features: dict[tuple[str, str], np.ndarray] = {}
         self._plain: dict[str, np.ndarray] = {}
         self._scored: dict[tuple[int, str], Scored] = {}
@@ -63,7 +63,7 @@ class Context:
 
     @property
     def is_plain(self) -> bool:
-        """Whether there are plain images."""
+        """Whether the transformation has plain (untransformed) images."""
         return self.parts.transformation.plain is not None
 
     def examples(self, split: str) -> Examples:
@@ -71,9 +71,9 @@ class Context:
         return {"train": self.train, "test": self.test}[split]
 
     def y(self, split: str) -> np.ndarray:
-        """Returns the targets or labels of a split, where there are any."""
+        """Returns the targets or labels of a split; there must be some."""
         y = self.examples(split).y
-        assert y is not None, "an experiment with probes, of images without labels"
+        assert y is not None, "experiments with probes need labels"
         return y
 
     def features(self, split: str, family: str = "all") -> np.ndarray:
@@ -96,7 +96,7 @@ class Context:
         return self._plain[split]
 
     def fit_and_score(self, h: np.ndarray, h_test: np.ndarray) -> Scored:
-        """Returns the probe of training features, and its quality on test features."""
+        """Returns the probe of training features and its quality on test features."""
         probe = self.task.fit(h, self.y("train"))
         return self.task.score(probe, h_test, self.y("test"))
 
@@ -106,36 +106,37 @@ class Context:
         return h[number], h_test[number]
 
     def scored(self, number: int, family: str = "all") -> Scored:
-        """Returns the probe on features averaged over `num_views[number]`."""
+        """Returns the scored probe on features averaged over `num_views[number]`."""
         place = number % len(self.num_views), family
         if place not in self._scored:
             self._scored[place] = self.fit_and_score(*self.both(number, family))
         return self._scored[place]
 
     def selected(self, number: int) -> list[Row]:
-        """Returns `select` of features averaged over `num_views[number]`."""
+        """Returns `select` on features averaged over `num_views[number]`."""
         if number not in self._selected:
             views = self.num_views[number]
             self._selected[number] = self.select(*self.both(number), views)
         return self._selected[number]
 
     def select(self, h: np.ndarray, h_test: np.ndarray, views: int | str) -> list[Row]:
-        """Returns rows of a probe that chooses its own l2, and of those of few steps.
+        """Returns rows of probes with a selected l2 or a limited number of steps.
 
-        None of what the settings do not ask for; the mean over targets only.
+        `evaluation.l2_grid` and `evaluation.lbfgs_steps` request these probes. Of
+        regression only the mean over the targets is returned.
         """
         y, y_test = self.y("train"), self.y("test")
-        found = {"selected": self.task.select(h, y, h_test, y_test)}
+        probes = {"selected": self.task.select(h, y, h_test, y_test)}
         for steps in self.settings.evaluation.lbfgs_steps:
             probe = self.task.fit_in_steps(h, y, steps)
-            found[f"lbfgs{steps}"] = self.task.score(probe, h_test, y_test).values
+            probes[f"lbfgs{steps}"] = self.task.score(probe, h_test, y_test).values
         return [
             row
-            for name, values in found.items()
+            for name, values in probes.items()
             for row in rows_of(overall(values), views=views, probe=name)
         ]
 
 
 def overall(values: dict[str, float]) -> dict[str, float]:
-    """Returns the metrics that are not of a single target."""
+    """Returns the metrics without those of single targets."""
     return {name: value for name, value in values.items() if "." not in name}

@@ -1,10 +1,9 @@
-"""The downstream tasks: a probe on one view, on plain images, and on what stands beside
-the encoder.
+"""The downstream tasks: probes on one view, on plain images and on baselines.
 
 Foster, Pukdee, Rainforth (ICLR 2021), section 5. Names in the summary: `mse@1`,
-`mse.TARGET@1`, `r2.TARGET@1` and `mse.constant`, the error of the mean of the test
-targets; of images `accuracy@plain`, `cross_entropy@plain`, `knn20@plain`. A baseline,
-"pixels" or "untrained", comes before the `@`.
+`mse.TARGET@1`, `r2.TARGET@1` and `mse.constant`, the error of predicting the mean of
+the test targets; for images `accuracy@plain`, `cross_entropy@plain`, `knn20@plain`. The
+name of a baseline, "pixels" or "untrained", precedes the `@`.
 """
 
 import functools
@@ -20,13 +19,13 @@ from invariance_jax.runs.results import ExperimentResult, Row, rows_of
 from invariance_jax.tasks.images import MOST_BYTES
 
 _BLOCK = 65_536
-"""Training examples whose features are on the device at a time, of a large set."""
+"""Training examples whose features are on the device at a time, if they are large."""
 
 
 def run(context: Context) -> ExperimentResult:
-    """Returns the quality of probes on single views and on plain images.
+    """Returns the quality of probes on the smallest M of views and on plain images.
 
-    Where no view is plain, the baselines are measured on averaged views.
+    If there are no plain images, the baselines are measured on averaged views.
     """
     rows = rows_of(context.scored(0).values, views=context.num_views[0])
     if context.task.targets:
@@ -45,22 +44,23 @@ def run(context: Context) -> ExperimentResult:
 
 
 def _averaged(context: Context, name: str) -> list[Row]:
-    """Returns the overall quality of a baseline on averaged views."""
-    sweep, encoder = context.settings.evaluation.num_views, context.encoder
-    views, each, rows = tuple(sorted({sweep[0], sweep[-1]})), [], []
+    """Returns the overall quality of a baseline at the smallest and the largest M."""
+    every, encoder = context.settings.evaluation.num_views, context.encoder
+    num_views, features, rows = tuple(sorted({every[0], every[-1]})), [], []
     for split, stream in STREAMS.items():
-        features = encoder.pixels
+        encode = encoder.pixels
         if name == "untrained":
-            features = functools.partial(encoder.features, context.untrained)
-        each.append(features(context.examples(split).x, num_views=views, stream=stream))
-    for count, h, h_test in zip(views, *each, strict=True):
-        found = context.fit_and_score(h, h_test).values
-        rows += rows_of(overall(found), views=count, encoder=name)
+            encode = functools.partial(encoder.features, context.untrained)
+        x = context.examples(split).x
+        features.append(encode(x, num_views=num_views, stream=stream))
+    for views, h, h_test in zip(num_views, *features, strict=True):
+        values = context.fit_and_score(h, h_test).values
+        rows += rows_of(overall(values), views=views, encoder=name)
     return rows
 
 
 def _baseline(context: Context, name: str, split: str) -> np.ndarray:
-    """Returns what stands for the features of plain images."""
+    """Returns the features of plain images for a baseline, `[N, D]`."""
     x = context.examples(split).x
     if name == "pixels":
         pixels = jax.tree.leaves(take(x, np.arange(len(x))))[0]
@@ -72,13 +72,13 @@ def _plain(
     context: Context, h: np.ndarray, h_test: np.ndarray, encoder: str | None = None
 ) -> list[Row]:
     """Returns linear and kNN results on the features of plain images."""
-    values, chosen = context.fit_and_score(h, h_test).values, context.settings
-    known = (h, context.y("train"), h_test, context.y("test"))
-    large = h.nbytes > MOST_BYTES
-    arrays = known if large else tuple(map(jnp.asarray, known))
-    block_size = _BLOCK if large else None
-    for k in chosen.evaluation.neighbors:
-        weighted = chosen.evaluation.neighbor_temperature
+    values, settings = context.fit_and_score(h, h_test).values, context.settings
+    on_host = (h, context.y("train"), h_test, context.y("test"))
+    is_large = h.nbytes > MOST_BYTES
+    arrays = on_host if is_large else tuple(map(jnp.asarray, on_host))
+    block_size = _BLOCK if is_large else None
+    for k in settings.evaluation.neighbors:
+        weighted = settings.evaluation.neighbor_temperature
         for name, temperature in (("", weighted), ("_majority", None)):
             accuracy = evaluation.knn_accuracy(
                 *arrays, k=k, temperature=temperature, block_size=block_size

@@ -12,10 +12,10 @@ from invariance_jax.runs.results import ExperimentResult, rows_of
 def run(context: Context) -> ExperimentResult:
     """Returns the quality of the probe for each of `evaluation.label_fractions`.
 
-    They are shares of the examples that probes are fitted on, each contained in the
-    next: of images the same share of each class, of Spirograph the first examples. The
-    features are of plain images and averaged over the last M of `evaluation.num_views`;
-    where no view is plain, over the first M and the last.
+    These are shares of the examples that probes are fitted on; each contains the
+    smaller ones. Images: the same share of each class; Spirograph: the first examples.
+    The features are of plain images, and averaged over the largest M of
+    `evaluation.num_views`; without plain images also over the smallest M.
     """
     numbers = (-1,) if context.is_plain else (0, -1)
     features: dict[str | int, tuple[np.ndarray, np.ndarray]] = {}
@@ -24,9 +24,9 @@ def run(context: Context) -> ExperimentResult:
     features |= {context.num_views[number]: context.both(number) for number in numbers}
     rows, y = [], context.y("train")
     for fraction in context.settings.evaluation.label_fractions:
-        seen = context.task.labeled(y, fraction)
+        labeled = context.task.labeled(y, fraction)
         for views, (h, h_test) in features.items():
-            probe = context.task.fit(h[seen], y[seen])
+            probe = context.task.fit(h[labeled], y[labeled])
             scored = context.task.score(probe, h_test, context.y("test"))
             rows += rows_of(scored.values, fraction=fraction, views=views)
     return ExperimentResult(rows)

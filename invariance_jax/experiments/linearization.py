@@ -1,7 +1,7 @@
 """Linearization: how well the penalty's first-order term predicts the change of n(h).
 
 Foster, Pukdee, Rainforth (ICLR 2021), section 3: the penalty is the squared first-order
-term at the full step from alpha to another draw alpha', whatever the size of the step.
+term at the full step from alpha to another draw alpha', however large the step is.
 """
 
 import copy
@@ -27,8 +27,8 @@ Represent = Callable[[Array], Array]
 def run(context: Context) -> ExperimentResult:
     """Returns the fields of `evaluation.LinearizationError`, over pairs of views.
 
-    For each step along all parameters, and for the largest step along each alone. In a
-    pair the other random choices are those of the first view.
+    There is a row for each step length along all parameters, and for the largest step
+    along each parameter alone. Both views of a pair have the held choices of the first.
     """
     steps = context.settings.evaluation.linearization_steps
     names, rows = context.parts.transformation.names, []
@@ -36,13 +36,13 @@ def run(context: Context) -> ExperimentResult:
         mapped = map_pairs(context, _changes, axis=2)
 
         def changes(columns: np.ndarray) -> evaluation.Changes:
-            found = mapped(columns, np.array(steps, np.float32))
-            return evaluation.Changes(*jnp.asarray(found))
+            fields = mapped(columns, np.array(steps, np.float32))
+            return evaluation.Changes(*jnp.asarray(fields))
 
         rows += _rows(changes(np.ones(len(names), bool)), steps, "all")
-        for name, chosen in zip(names, np.eye(len(names), dtype=bool), strict=True):
-            found = _rows(changes(chosen), steps, name)
-            rows += [row for row in found if row.at["step"] == max(steps)]
+        for name, columns in zip(names, np.eye(len(names), dtype=bool), strict=True):
+            by_step = _rows(changes(columns), steps, name)
+            rows += [row for row in by_step if row.at["step"] == max(steps)]
     return ExperimentResult(rows)
 
 
@@ -60,14 +60,14 @@ def _rows(
 def map_pairs(
     context: Context, function: Callable[..., Array], *, axis: int
 ) -> Callable[..., np.ndarray]:
-    """Returns `(*arguments) -> what a function makes of all pairs`, joined.
+    """Returns `(*arguments) -> results of a function over all pairs`, concatenated.
 
-    The function is `(represent, alpha, alpha', *arguments) -> [..., B, ...]`, examples
-    on that axis; represent is alpha -> n(h) of a view whose other random choices are
-    those of the first of the pair. The encoder is on running statistics and in full
-    float32, whatever `precision` says: small changes would drown in rounding.
+    The function is `(represent, alpha, alpha', *arguments) -> [..., B, ...]` with the
+    examples on `axis`. `represent` maps alpha to n(h) of a view with the held choices
+    of the pair's first view. The encoder uses running statistics and full float32,
+    whatever the key `precision` says: rounding would hide small changes.
     """
-    chosen, transformation = context.settings.evaluation, context.parts.transformation
+    sizes, transformation = context.settings.evaluation, context.parts.transformation
     network, settings = context.parts.encoder, context.parts.settings
     if settings.precision != "float32":
         settings = copy.deepcopy(settings)
@@ -91,18 +91,18 @@ def map_pairs(
             images = transformation.apply(x, View(alpha, first.held))
             return l2_normalize(apply(network, variables, images))
 
-        # Accelerators otherwise round float32 factors to 8 or 11 bits.
+        # By default accelerators round float32 factors to 8 or 11 bits.
         with jax.default_matmul_precision("highest"):
             return function(represent, first.alpha, second.alpha, *arguments)
 
     mapped = context.encoder.map(compute, axis=axis, batch_size=VIEWS_BATCH)
 
     def over_pairs(*arguments: np.ndarray) -> np.ndarray:
-        x = context.test.x[: chosen.variance_examples]
-        pairs = map(np.int32, range(chosen.variance_views // 2))
+        x = context.test.x[: sizes.variance_examples]
+        pairs = map(np.int32, range(sizes.variance_views // 2))
         inputs = [(context.variables, pair, arguments) for pair in pairs]
-        each = [mapped(one, x, STREAMS["test"]) for one in inputs]
-        return np.concatenate(each, axis=axis)
+        results = [mapped(parts, x, STREAMS["test"]) for parts in inputs]
+        return np.concatenate(results, axis=axis)
 
     return over_pairs
 
@@ -110,6 +110,6 @@ def map_pairs(
 def _changes(
     represent: Represent, alpha: Array, other: Array, columns: Array, steps: Array
 ) -> Array:
-    """Returns the three squared norms along some parameters, `[3, len(steps), B]`."""
+    """Returns the fields of `Changes` along some columns, `[3, len(steps), B]`."""
     other = jnp.where(columns[None], other, alpha)
     return jnp.stack(evaluation.linearize_changes(represent, alpha, other, steps))

@@ -1,8 +1,9 @@
 """Poincare ratio: how far derivatives over-estimate the total effect of a parameter.
 
 Sobol and Kucherenko (2009): the mean squared derivative along a uniform parameter,
-times (range / pi)^2, bounds its total effect on n(h). Not in Foster et al. (2021),
-whose penalty makes such derivatives small: where the ratio is large, that says little.
+times (range / pi)^2, bounds its total effect on n(h). Foster et al. (2021) do not
+measure this. Their penalty makes such derivatives small; where the ratio is large, that
+says little about the effect.
 """
 
 import jax.numpy as jnp
@@ -16,13 +17,13 @@ from invariance_jax.types import Array
 
 
 def run(context: Context) -> ExperimentResult:
-    """Returns bound, total effect and their ratio of each parameter, in terms of n(h).
+    """Returns the bound, the total effect and their ratio for each parameter.
 
-    The rank correlation is that of the squared first-order and the squared true change
-    at the full step over pairs of views, those of linearization. Of a parameter that is
-    not uniform, as those of a crop box, the bound is one by name only.
+    `rank_correlation` is Spearman's, between the squared first-order and the squared
+    true change at the full step, over the pairs of views of linearization. The bound
+    need not hold for a parameter that is not uniform, such as those of a crop box.
     """
-    from scipy import stats  # takes a second, which only this experiment pays
+    from scipy import stats  # here, as the import takes a second
 
     transformation, rows = context.parts.transformation, []
     low, high = transformation.bounds.T.astype(np.float32)
@@ -39,12 +40,12 @@ def run(context: Context) -> ExperimentResult:
     for number, name in enumerate(transformation.names):
         bounds, true, linear = effects(np.int32(number)).astype(np.float64)
         bound, effect = bounds.mean(), true.mean()
-        moves = linear.std() > 0 and true.std() > 0
-        found = {
+        varies = linear.std() > 0 and true.std() > 0
+        metrics = {
             "bound": bound,
             "effect": effect,
             "ratio": bound / effect if effect else 0.0,
-            "rank_correlation": stats.spearmanr(linear, true)[0] if moves else 0.0,
+            "rank_correlation": stats.spearmanr(linear, true)[0] if varies else 0.0,
         }
-        rows += [Row(key, float(v), {"parameter": name}) for key, v in found.items()]
+        rows += [Row(key, float(v), {"parameter": name}) for key, v in metrics.items()]
     return ExperimentResult(rows)

@@ -1,4 +1,4 @@
-"""What the report shows of single examples: views, predictions, map, neighbours."""
+"""Samples for the report: views, predictions, a 2-D projection and neighbours."""
 
 import io
 
@@ -12,14 +12,15 @@ from invariance_jax.runtime.files import write_bytes
 from invariance_jax.runtime.processes import is_main_process
 from invariance_jax.types import Array, Key, PyTree
 
-_ROWS, _VIEWS, _EXAMPLES = 4, 10, 2000
-_QUERIES, _NEIGHBORS = 10, 7
+_ROWS, _VIEWS = 4, 10  # examples whose views are shown, and views of each
+_QUERIES, _NEIGHBORS = 10, 7  # examples whose neighbours are shown, and their number
+_EXAMPLES = 2000  # at most, for predictions, projection and neighbours
 
 
 def write(context: Context, *, predictions: bool) -> None:
     """Writes `samples.npz` into the work directory; every process calls it.
 
-    Predictions are those of the probes at the smallest M and at the largest.
+    `predictions` adds those of the probes at the smallest and at the largest M.
     """
     arrays: dict[str, PyTree] = _views(context) | _neighbors(context)
     arrays |= _projection(context) | (_predictions(context) if predictions else {})
@@ -30,7 +31,7 @@ def write(context: Context, *, predictions: bool) -> None:
 
 
 def _views(context: Context) -> dict[str, np.ndarray]:
-    """Returns views of the first examples, and their plain images where there are."""
+    """Returns views of the first examples, and their plain images if there are any."""
     transformation, x = context.parts.transformation, context.test.x[:_ROWS]
     rows = take(x, np.repeat(np.arange(len(x)), _VIEWS))
 
@@ -40,19 +41,20 @@ def _views(context: Context) -> dict[str, np.ndarray]:
 
     key = jax.random.key(context.settings.evaluation.seed)
     images = context.task.displayed(draw(key, rows))
-    found = {"views": images.reshape(-1, _VIEWS, *images.shape[1:])}
+    arrays = {"views": images.reshape(-1, _VIEWS, *images.shape[1:])}
     if context.is_plain:
-        found["plain"] = _pictures(context, np.arange(len(x)))
-    return found
+        arrays["plain"] = _pictures(context, np.arange(len(x)))
+    return arrays
 
 
 def _predictions(context: Context) -> dict[str, np.ndarray]:
+    """Returns true and predicted targets, or the counts of a confusion matrix."""
     families, y = context.settings.evaluation.families, context.y("test")
     family = "all" if "all" in families else families[0]
     single, averaged = (context.scored(n, family).predictions for n in (0, -1))
     if context.task.targets:
-        shown = {"true": y, "predicted": averaged, "predicted_single": single}
-        return {name: values[:_EXAMPLES] for name, values in shown.items()}
+        arrays = {"true": y, "predicted": averaged, "predicted_single": single}
+        return {name: values[:_EXAMPLES] for name, values in arrays.items()}
     classes = averaged.shape[1]
     pairs = y * classes + averaged.argmax(axis=1)
     counts = np.bincount(pairs, minlength=classes**2)
@@ -69,19 +71,19 @@ def _projection(context: Context) -> dict[str, np.ndarray]:
     """Returns the first two principal components of the features."""
     h = _shown_features(context).astype(np.float64)
     points, shares = principal_components(h)
-    found = {
+    arrays = {
         "projection": points.astype(np.float32),
         "projection_explained": shares.astype(np.float32),
     }
     if context.test.y is not None:
         name = "targets" if context.task.targets else "labels"
-        found[f"projection_{name}"] = context.test.y[: len(h)]
-    return found
+        arrays[f"projection_{name}"] = context.test.y[: len(h)]
+    return arrays
 
 
 def principal_components(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns two principal components, `[N, 2]`, and their shares of the variance."""
-    # One more of both, so that there are two components of one feature or example too.
+    # A zero row and column: then one feature or example has two components too.
     centred = np.pad(h - h.mean(axis=0), ((0, 1), (0, 1)))
     left, scale, right = np.linalg.svd(centred, full_matrices=False)
     # The sign of a component is free: its largest loading is positive.
@@ -93,20 +95,21 @@ def principal_components(h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _neighbors(context: Context) -> dict[str, np.ndarray]:
-    """Returns the first examples and those with the most similar features."""
+    """Returns images of the first examples and of their nearest neighbours."""
     h = _shown_features(context)
     rows = nearest(h, queries=_QUERIES, count=_NEIGHBORS)
     images = _pictures(context, rows.reshape(-1))
-    found = {"neighbors": images.reshape(*rows.shape, *images.shape[1:])}
+    arrays = {"neighbors": images.reshape(*rows.shape, *images.shape[1:])}
     if context.test.y is not None and context.task.classes:
-        found["neighbor_labels"] = context.test.y[rows]
-    return found
+        arrays["neighbor_labels"] = context.test.y[rows]
+    return arrays
 
 
 def nearest(h: np.ndarray, *, queries: int, count: int) -> np.ndarray:
-    """Returns the first rows of h and those of the largest cosine similarity to each.
+    """Returns the indices of the rows of h with the largest cosine similarity.
 
-    They are int `[queries, 1 + count]`: the row itself, then the nearest first.
+    They are int `[queries, 1 + count]`, for the first rows of h: the row itself, then
+    its nearest rows, the nearest first.
     """
     norm = np.linalg.norm(h, axis=1, keepdims=True)
     unit = h / np.where(norm > 0, norm, 1)
@@ -117,7 +120,7 @@ def nearest(h: np.ndarray, *, queries: int, count: int) -> np.ndarray:
 
 
 def _pictures(context: Context, rows: np.ndarray) -> np.ndarray:
-    """Returns plain images, or the first view of the evaluation where none is plain."""
+    """Returns plain images; without these, the first view that is evaluated."""
     transformation = context.parts.transformation
     key = context.encoder.key(STREAMS["test"])
 

@@ -1,7 +1,7 @@
 """Shift: the downstream tasks under another distribution of the nuisance.
 
 Foster, Pukdee, Rainforth (ICLR 2021), section 5, refit the head on shifted views.
-Beside it stands here the harder test: a head that was fitted on views of the training
+Added here is the harder test: a head that was fitted on views of the training
 distribution.
 """
 
@@ -23,19 +23,18 @@ from invariance_jax.types import Array
 _log = logging.getLogger(__name__)
 
 Point = tuple[str, str, float]
-"""What, how, value."""
+"""A parameter or group of them, the kind of its change, and the amount."""
 
 Features = Callable[[str, Point], np.ndarray]
 
 
 def run(context: Context) -> ExperimentResult:
-    """Returns the quality of both heads, "refitted" and "fixed", over the shifts.
+    """Returns the quality of two heads, "refitted" and "fixed", at every shift.
 
-    The unshifted distribution is a point of every grid, added where it is missing. Of
-    images it is that of the colour jitter of plain images, applied to every view,
-    without grayscale, crop and flip; the fixed head is fitted at the strength of the
-    training. Views are averaged over the first and the last M. There is no row where
-    the augmentation is a user's own.
+    The unshifted distribution is added to a grid that lacks it. For images a shift sets
+    the strength of colour jitter, applied to every plain image, without grayscale, crop
+    and flip; the fixed head is fitted at the strength of training. Features are
+    averaged over the smallest and the largest M. A user's own augmentation has no rows.
     """
     grids, base = context.settings.evaluation.shifts, context.task.shiftable()
     if base is None:
@@ -49,24 +48,24 @@ def run(context: Context) -> ExperimentResult:
     for what, how, grid in grids:
         start = unshifted_value(context.settings, how)
         for value in sorted({*grid} | {start}):
-            found = {"refitted": heads, "fixed": heads}
+            scores = {"refitted": heads, "fixed": heads}
             if value != start:
                 h, h_test = (features(split, (what, how, value)) for split in STREAMS)
-                found["refitted"] = list(map(context.fit_and_score, h, h_test))
-                found["fixed"] = [
-                    task.score(head.probe, one, y)
-                    for head, one in zip(heads, h_test, strict=True)
+                scores["refitted"] = list(map(context.fit_and_score, h, h_test))
+                scores["fixed"] = [
+                    task.score(head.probe, averaged, y)
+                    for head, averaged in zip(heads, h_test, strict=True)
                 ]
-            for head, each in found.items():
-                for views, one in zip(num_views, each, strict=True):
+            for head, by_views in scores.items():
+                for views, scored in zip(num_views, by_views, strict=True):
                     at: dict[str, Value] = {"parameter": what, "how": how}
                     at |= {"shift": value, "head": head, "views": views}
-                    rows += rows_of(one.values, **at)
+                    rows += rows_of(scored.values, **at)
     return ExperimentResult(rows)
 
 
 def unshifted_value(settings: Settings, how: str) -> float:
-    """Returns the point of a grid at which the distribution is that of the training."""
+    """Returns the value of a shift that leaves the training distribution unchanged."""
     augmentation = settings.augmentation
     strength = (augmentation.strength or 0) * (augmentation.jitter_probability > 0)
     return {"move": 0.0, "widen": 1.0, "strength": float(strength)}[how]
@@ -77,7 +76,7 @@ def move_and_scale(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the arguments of `transforms.shifts.shift` at a point, float32 `[P]`."""
     move, scale = np.zeros(len(names), np.float32), np.ones(len(names), np.float32)
-    if how == "strength":  # of a jitter of strength 1
+    if how == "strength":  # alpha is drawn at strength 1
         return move, np.float32(value) * scale
     changed = move if how == "move" else scale
     changed[np.asarray(shifts.find_columns(names, what=what))] = value
@@ -115,7 +114,7 @@ def shifted_features(
 def _unshifted(
     context: Context, features: Features, num_views: tuple[int, ...]
 ) -> list[Scored]:
-    """Returns the probes on views of the training distribution, one for each M."""
+    """Returns the scored probes on views of the training distribution, for each M."""
     if context.task.shiftable() is context.parts.transformation:
         return [context.scored(context.num_views.index(m)) for m in num_views]
     point = "color", "strength", unshifted_value(context.settings, "strength")
