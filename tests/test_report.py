@@ -163,7 +163,7 @@ def test_classification_shows_class_names_and_cifar_numbers(images: Path) -> Non
     shares = page.find("run", "share of labels", "M")
     first = ["paper, penalty", "share 1 of 8 (about 0.05)", "plain images", "0.9120"]
     assert first in [row[:4] for row in shares]
-    assert "at the left the plain image" in page.text
+    assert "to the right of its plain image" in page.text
     assert "standard error over" not in page.text
 
 
@@ -336,7 +336,7 @@ def test_collapse_does_not_hide_the_other_differences() -> None:
     table = pd.DataFrame({"run": runs, "metric": "mse", "mean": [1.0, -2.0, 1.5, 300]})
     spec = sections.Spec("x", "", "", "run", where={}, dots=True, line=0.0)
     table = table.assign(standard_error=0.1)
-    assert "(1 out of sight)" in drawn(spec, table, runs)
+    assert "(1 outside the axis)" in drawn(spec, table, runs)
 
 
 def test_probes_have_words():
@@ -485,7 +485,7 @@ def test_a_part_that_every_run_writes_is_missed_by_name(
 def test_a_row_at_a_place_that_is_no_text_or_number_is_refused(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", bare=True)
     change(run / "results.json", lambda r: r["rows"][0].update(at={"place": [1]}))
-    with pytest.raises(ValueError, match=r"row 1: place must be a text or a number"):
+    with pytest.raises(ValueError, match=r"row 1: place must be a string or a number"):
         report.run([run], tmp_path / "out")
 
 

@@ -1,6 +1,6 @@
 """Draws the report of one finished run, or the comparison of several.
 
-Nothing is measured here: all numbers come from the `results.json` of the runs.
+Nothing is measured here: the report shows what the runs left in their work directories.
 """
 
 import contextlib
@@ -19,22 +19,22 @@ __all__ = ["comparison_text", "run", "table"]
 def run(
     workdirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
 ) -> Path | epath.Path:
-    """Returns the path of the report that it wrote, `report.html` in `out`.
+    """Writes a report; returns the path of its page, `report.html` in `out`.
 
     Writes `report.html` (one file that a browser opens without a network),
-    `figures/*.png` and `tables/*.csv` and no other file; all work directories are read
-    and checked before the first is written.
+    `figures/*.png` and `tables/*.csv` and no other file. All work directories are read
+    and checked before the first file is written.
 
     Args:
-      workdirs: finished work directories; several are compared, to the first.
-      out: the directory to write to, made if needed; may be a work directory.
+      workdirs: finished work directories; all others are compared to the first.
+      out: the directory to write to, created if needed; may be a work directory.
 
     Returns:
       The path of `report.html`.
 
     Raises:
-      ValueError: if a work directory is missing, unfinished, given twice or of another
-        format, or `out` is a file.
+      ValueError: if a work directory is missing, unfinished, damaged, given twice or of
+        another format, or `out` is a file.
     """
     _import_matplotlib()
     from invariance_jax.report import assemble
@@ -43,21 +43,21 @@ def run(
 
 
 def table(results: Json) -> str:
-    """Returns up to three main numbers of a `results.json`, and what they say."""
+    """Returns a text with the main numbers of a `results.json` and their meaning."""
     from invariance_jax.report import compare, read
 
     return compare.terminal_text(read.check_results(results))
 
 
 def comparison_text(workdirs: Sequence[str | os.PathLike[str]]) -> str:
-    """Returns the main numbers of several runs, and their differences to the first."""
+    """Returns a text: main numbers of several runs, and differences to the first."""
     from invariance_jax.report import compare, read
 
     return compare.Comparison(read.read_runs(workdirs)).text()
 
 
 def _import_matplotlib() -> None:
-    """Imports Matplotlib, which an unknown MPLBACKEND would stop; none is used here."""
+    """Imports Matplotlib, also where MPLBACKEND is unknown; no backend is used here."""
     backend = os.environ.get("MPLBACKEND")
     if not backend or "matplotlib" in sys.modules:
         return
@@ -65,5 +65,5 @@ def _import_matplotlib() -> None:
     import matplotlib
 
     os.environ["MPLBACKEND"] = backend
-    with contextlib.suppress(ValueError):  # whoever uses it gets Matplotlib's own error
+    with contextlib.suppress(ValueError):  # unknown: Matplotlib's default stays
         matplotlib.rcParams["backend"] = backend

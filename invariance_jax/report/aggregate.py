@@ -1,7 +1,7 @@
-"""Aggregates the long table: over seeds, and paired differences of runs.
+"""Aggregates the long table over seeds; computes paired differences of runs.
 
 An aggregated table has the columns run, experiment, metric, the coordinates, mean,
-standard_error (NaN where it is not known) and n; of differences also low and high.
+standard_error (NaN where it is not known) and n; one of differences also low and high.
 """
 
 import math
@@ -16,11 +16,11 @@ from invariance_jax.report.read import KEYS, NUMBERS, SUMMARY
 from invariance_jax.runs.results import Value
 
 Where = Mapping[str, Value | None | Callable[["pd.Series[Any]"], float]]
-"""Coordinate -> its value; None: absent; `max` or `min`: the extreme of its numbers."""
+"""Coordinate -> its value; None: no value; `max` or `min`: its extreme number."""
 
 
 def long_table(each: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Returns the rows of all runs; one that two experiments measured stands once."""
+    """Returns the rows of all runs; drops a number that a second experiment repeats."""
     rows = pd.concat(each, ignore_index=True)
     rows = rows.reindex(columns=[*dict.fromkeys([*KEYS, *rows.columns, *SUMMARY])])
     keys = ["metric", *(name for name in rows.columns if name not in KEYS)]
@@ -32,72 +32,75 @@ def long_table(each: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def coordinates(table: pd.DataFrame) -> list[str]:
-    """Returns the coordinates that some row of a table has."""
+    """Returns the coordinates that at least one row of a table has."""
     names = [name for name in table.columns if name not in (*KEYS, *NUMBERS)]
     return [name for name in names if table[name].notna().any()]
 
 
 def in_summary(table: pd.DataFrame) -> "pd.Series[bool]":
-    """Returns which rows are in the summary: they have no coordinate of their own."""
+    """Returns a mask of the rows in the summary: all coordinates are in `SUMMARY`."""
     others = [name for name in coordinates(table) if name not in SUMMARY]
     return table[others].isna().all(axis=1)
 
 
 def of_paper(table: pd.DataFrame) -> "pd.Series[bool]":
-    """Returns which rows are the paper's."""
+    """Returns a mask of the rows of the paper."""
     return table["run"].astype(str).str.startswith("paper, ")
 
 
 def over_seeds(rows: pd.DataFrame) -> pd.DataFrame:
-    """Returns mean, standard error and n of every number; a NaN among them stays."""
+    """Returns mean, standard error and n over seeds; a NaN makes the first two NaN."""
     keys = [name for name in rows.columns if name not in ("seed", "value")]
     groups = rows.groupby(keys, dropna=False, sort=False)["value"]
-    # As arrays: the keys, of which many are absent, need not be matched.
+    # Arrays are in the order of the groups, so no keys, many of them NaN, are matched.
     error = groups.sem(ddof=1, skipna=False).to_numpy()
-    found = groups.mean(skipna=False).rename("mean").reset_index()
-    return found.assign(standard_error=error, n=groups.size().to_numpy())
+    table = groups.mean(skipna=False).rename("mean").reset_index()
+    return table.assign(standard_error=error, n=groups.size().to_numpy())
 
 
 def paired(rows: pd.DataFrame, first: str) -> pd.DataFrame:
-    """Returns the differences of the other runs to the first, over seeds of both.
+    """Returns mean differences of the other runs to the first, over common seeds.
 
-    A pair has the same seed, experiment, metric and coordinates; low and high are the
-    ends of the 95 % interval of Student's t, NaN for one pair.
+    A pair has the same seed, experiment, metric and coordinates. `low` and `high` are
+    the ends of the 95 % interval of Student's t; they are NaN for a single pair.
     """
     keys = [name for name in rows.columns if name not in ("run", "value")]
     is_first = rows["run"] == first
     own = rows[is_first].drop(columns="run").rename(columns={"value": "of first"})
     pairs = rows[~is_first].merge(own, on=keys)
     pairs["value"] -= pairs.pop("of first")
-    found = over_seeds(pairs)
-    # Of one pair the error is NaN, whatever the quantile.
-    quantile = special.stdtrit(np.maximum(found["n"] - 1, 1), 0.975)
-    half = quantile * found["standard_error"]
-    return found.assign(low=found["mean"] - half, high=found["mean"] + half)
+    differences = over_seeds(pairs)
+    mean, error = differences["mean"], differences["standard_error"]
+    # The standard error of a single pair is NaN, and so is its interval.
+    half = error * special.stdtrit(np.maximum(differences["n"] - 1, 1), 0.975)
+    return differences.assign(low=mean - half, high=mean + half)
 
 
 def holm(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Returns paired differences with intervals corrected for their number.
+    """Returns paired differences, their intervals corrected for several runs (Holm).
 
-    Of the runs that are compared by one number, the k-th smallest p-value of m has the
-    level 5 % / (m - k + 1), until one is not below its own; the others share its level.
+    For each number the differences of the m other runs are sorted by p-value. The k-th
+    has the level 5 % / (m - k + 1), up to the first p-value above its own level; all
+    later differences share that level.
     """
     keys = [name for name in pairs.columns if name not in ("run", *NUMBERS)]
-    freedom = np.maximum(pairs["n"] - 1, 1)
-    p = 2 * special.stdtr(freedom, -(pairs["mean"] / pairs["standard_error"]).abs())
+    degrees_of_freedom = np.maximum(pairs["n"] - 1, 1)
+    t = pairs["mean"] / pairs["standard_error"]
+    p = 2 * special.stdtr(degrees_of_freedom, -t.abs())
     table = pairs.assign(p=p).sort_values("p")
     groups = table.groupby(keys, dropna=False, sort=False)
     level = 0.05 / (groups["p"].transform("count") - groups.cumcount()).clip(lower=1)
-    family = groups.ngroup()
+    number = groups.ngroup()
     failed = (table["p"] > level).astype(int)
-    before = failed.groupby(family).cumsum() - failed
-    level = level.mask(before > 0).groupby(family).ffill()
-    half = pairs["standard_error"] * special.stdtrit(freedom, 1 - level / 2)
+    failed_before = failed.groupby(number).cumsum() - failed
+    level = level.mask(failed_before > 0).groupby(number).ffill()
+    quantile = special.stdtrit(degrees_of_freedom, 1 - level / 2)
+    half = pairs["standard_error"] * quantile
     return pairs.assign(low=pairs["mean"] - half, high=pairs["mean"] + half)
 
 
 def select(table: pd.DataFrame, where: Where) -> pd.DataFrame:
-    """Returns the rows of a table at some coordinates."""
+    """Returns the rows of a table at the given coordinates."""
     for name, value in where.items():
         column = table.get(name, pd.Series(np.nan, table.index, dtype=object))
         if value is None:
@@ -118,16 +121,16 @@ def show(mean: float, error: float = math.nan) -> str:
     """
     if not math.isfinite(mean):
         return f"{mean:g}"
-    known = math.isfinite(error) and error > 0
-    size = max(abs(mean), error) if known else abs(mean)
+    has_error = math.isfinite(error) and error > 0
+    size = max(abs(mean), error) if has_error else abs(mean)
     power = math.floor(math.log10(size)) if size else 0
     power = 0 if -2 <= power < 4 else power
     decimals = 2 if power else 4
-    if known:  # two digits of an error that begins with 1 or 2, else one
+    if has_error:  # two digits of an error that begins with 1 or 2, else one
         digits = -math.floor(math.log10(error / 10.0**power / 3))
         decimals = min(max(digits, 1), 7)
-    text, end = f"{mean / 10.0**power:.{decimals}f}", f"e{power}" if power else ""
-    if not known:
-        return text + end
+    text, exponent = f"{mean / 10.0**power:.{decimals}f}", f"e{power}" if power else ""
+    if not has_error:
+        return text + exponent
     both = f"{text} ± {error / 10.0**power:.{decimals}f}"
-    return f"({both}){end}" if end else both
+    return f"({both}){exponent}" if exponent else both

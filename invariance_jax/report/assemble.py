@@ -1,7 +1,7 @@
-"""Puts the page of some runs together and writes it, its figures and its tables.
+"""Assembles the page of one or more runs; writes it, its figures and its tables.
 
-The page has no script, and its own security policy forbids it to load or run anything.
-Whatever comes from a run is escaped.
+The page has no script, and its content security policy forbids to load or run anything.
+All text that comes from a run is escaped.
 """
 
 import os
@@ -31,8 +31,8 @@ from invariance_jax.types import Json
 class Group(NamedTuple):
     """Parts of the page that belong together.
 
-    The kind is "section"; "pair", beside each other where there is room; "folded", away
-    under its title; or that of texts: "note", "commands", "headlines".
+    Kinds of groups are "section", "pair" (side by side if there is room) and "folded"
+    (only the title is shown at first); of texts "note", "commands" and "headlines".
     """
 
     kind: str
@@ -47,7 +47,7 @@ Part = Table | Picture | Group
 def write(
     workdirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
 ) -> Path | epath.Path:
-    """Writes a report; see `report.run`."""
+    """Writes a report and returns the path of its page; see `report.run`."""
     runs, folder = read_runs(workdirs), epath.Path(out)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out must be a directory, found the file {folder}")
@@ -55,7 +55,7 @@ def write(
         first, sections = _Report(runs).parts()
     title, subtitle = runs[0].name, _sentence(runs[0])
     if len(runs) > 1:
-        subtitle = f"The others are compared to the first, {title}."
+        subtitle = f"All others are compared to the first, {title}."
         title = f"Comparison of {len(runs)} runs"
     for name in ("figures", "tables"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def write(
 
 
 def _contents(parts: Sequence[Part | Headline | str]) -> Iterator[Table | Picture]:
-    """Yields all tables and pictures of parts of the page."""
+    """Yields all tables and pictures in parts of the page."""
     for part in parts:
         if isinstance(part, Group):
             yield from _contents(part.parts)
@@ -96,9 +96,10 @@ class _Report:
     def __init__(self, runs: Sequence[Run]):
         self.runs, self.comparison = runs, Comparison(runs)
         self.words, table = self.comparison.words, self.comparison.table
-        # Those of single weights stand beside the main numbers only.
+        # The paper's runs of single weights are shown beside the main numbers only.
         self.table = table[~table["run"].astype(str).str.startswith("paper, weight")]
-        training = {"move": 0.0, "widen": 1.0}  # where it is on the axis of a shift
+        # How -> the amount of a shift at the training distribution.
+        training = {"move": 0.0, "widen": 1.0}
         strengths = {run.config["augmentation.strength"] for run in runs}
         if len(strengths) == 1 and (strength := strengths.pop()) is not None:
             training["strength"] = strength
@@ -113,15 +114,15 @@ class _Report:
         beside = Group("pair", "", [*self._averaging(), *pictures.views(run, title)])
         if len(self.runs) > 1:
             first, embeddings = [*self._compared(), beside], list[Group]()
-            found, details = list[Part](task), self._details()
+            downstream, details = list[Part](task), self._details()
         else:
-            own = self.table[self.table["run"] == run.name]
-            first = [Group("headlines", "", headlines(own, run.settings)), beside]
-            found, details = [*task, *pictures.quality(run)], []
-            each = pictures.embeddings(run)
-            embeddings = [Group("pair", "", each)] if each else []
+            ours = self.table[self.table["run"] == run.name]
+            first = [Group("headlines", "", headlines(ours, run.settings)), beside]
+            downstream, details = [*task, *pictures.quality(run)], []
+            maps = pictures.embeddings(run)
+            embeddings = [Group("pair", "", maps)] if maps else []
         return first, [
-            Group("section", "Downstream task", found),
+            Group("section", "Downstream task", downstream),
             Group("section", "Embeddings", embeddings),
             *self._experiments(),
             Group("section", "Training", self._training()),
@@ -130,7 +131,7 @@ class _Report:
         ]
 
     def _averaging(self) -> list[Picture]:
-        """Returns the figure of averaging, of several runs with one curve for each."""
+        """Returns the figure of averaging; with several runs each has one curve."""
         table = self.table[in_summary(self.table)]
         if len(self.runs) > 1:
             table = select(table, dict.fromkeys(AVERAGING.curves))
@@ -138,29 +139,30 @@ class _Report:
 
     def _compared(self) -> list[Part]:
         """Returns the main numbers of several runs, and their differences."""
-        found = self.comparison.main_pairs.copy()
-        ways = ["higher" if is_share(name) else "lower" for name in found["metric"]]
-        found["metric"] += [f"\n({way} is better)" for way in ways]
+        pairs = self.comparison.main_pairs.copy()
+        better = ["higher" if is_share(name) else "lower" for name in pairs["metric"]]
+        pairs["metric"] += [f"\n({direction} is better)" for direction in better]
         spec = Spec(
             "differences",
             f"Paired differences to {self.comparison.first}",
-            "The same seeds, measured in the same way; the line is at no difference.",
+            "Differences over pairs with the same seed; the line marks no difference.",
             "run",
-            metrics=tuple((metric,) for metric in dict.fromkeys(found["metric"])),
+            metrics=tuple((metric,) for metric in dict.fromkeys(pairs["metric"])),
             dots=True,
             line=0.0,
         )
-        dots = figure(spec, self.shown._replace(table=found))
+        dots = figure(spec, self.shown._replace(table=pairs))
         return [*self.comparison.main(), *dots]
 
     def _experiments(self) -> Iterator[Group]:
-        """Yields a section for every experiment that some run has measured."""
-        found = {*self.table[self.table["run"].isin(self.shown.names)]["experiment"]}
-        order = [name for name in SECTIONS if name in {*found, "averaging"}]
-        for name in order + sorted(found - {*SECTIONS, "downstream", "training"}):
+        """Yields a section for every experiment that at least one run has measured."""
+        is_ours = self.table["run"].isin(self.shown.names)
+        measured = {*self.table[is_ours]["experiment"]}
+        order = [name for name in SECTIONS if name in {*measured, "averaging"}]
+        for name in order + sorted(measured - {*SECTIONS, "downstream", "training"}):
             rows = self.table[self.table["experiment"] == name]
             section, every = section_of(name, rows), list[Table]()
-            if name == "averaging":  # some of its numbers are "downstream"'s too
+            if name == "averaging":  # rows that "downstream" measured too count as its
                 rows = self.table[in_summary(self.table) & self.table["views"].notna()]
             else:
                 every = tables.every_number(rows, self.words, name, section.note)
@@ -168,10 +170,10 @@ class _Report:
             parts: list[Part] = [p for s in section.figures for p in figure(s, shown)]
             if every:
                 parts.append(Group("folded", "Every number", every))
-            each = [commands.of_experiment(run, name) for run in self.runs]
+            lines = [commands.of_experiment(run, name) for run in self.runs]
             if parts:
-                lines = Group("commands", "", [*dict.fromkeys(each)])
-                parts.append(Group("folded", "Command", [lines]))
+                command = Group("commands", "", [*dict.fromkeys(lines)])
+                parts.append(Group("folded", "Command", [command]))
             yield Group("section", section.title, parts, section.text)
 
     def _training(self) -> list[Part]:
@@ -186,29 +188,30 @@ class _Report:
         return [*pictures.training(self.runs), *table, *notes]
 
     def _details(self) -> list[Part]:
-        """Returns settings that differ, differences, and the pictures of each run."""
+        """Returns settings that differ, paired differences, pictures of each run."""
         parts: list[Part] = [self.comparison.settings(), self.comparison.differences()]
         for number, run in enumerate(self.runs, start=1):
-            found = [*pictures.views(run), *pictures.quality(run)]
-            found += pictures.embeddings(run)
+            drawn = [*pictures.views(run), *pictures.quality(run)]
+            drawn += pictures.embeddings(run)
             suffix = f"-{number}-{run.name}"
-            named = [one._replace(name=one.name + suffix) for one in found]
-            if named:
-                parts.append(Group("folded", f"Pictures of {run.name}", named))
+            drawn = [picture._replace(name=picture.name + suffix) for picture in drawn]
+            if drawn:
+                parts.append(Group("folded", f"Pictures of {run.name}", drawn))
         return parts
 
     def _settings(self) -> list[Part]:
-        """Returns what made each run and what it was made with."""
+        """Returns commands, environment, evaluation and configuration of each run."""
         parts: list[Part] = []
         for number, run in enumerate(self.runs, start=1):
             name = "config" + f"-{number}-{run.name}" * (len(self.runs) > 1)
-            own = [
+            groups = [
                 Group("commands", "", commands.of_run(run)),
                 Group("folded", "Environment and time", [tables.facts(_facts(run))]),
                 Group("folded", "Evaluation", [tables.facts(run.settings)]),
                 Group("folded", "Every key", [tables.facts(run.config, name)]),
             ]
-            parts += own if len(self.runs) == 1 else [Group("folded", run.name, own)]
+            several = len(self.runs) > 1
+            parts += [Group("folded", run.name, groups)] if several else groups
         return parts
 
 
@@ -216,23 +219,23 @@ def _facts(run: Run) -> Json:
     """Returns environment, derived quantities, speed and times of a run."""
     environment, log = dict(run.saved["environment"]), run.log
     commit = environment.pop("git_commit") or "none: not run from a git checkout"
-    found = {"git commit": commit, **environment, "work directory": str(run.path)}
-    found |= run.saved["derived"]
+    facts = {"git commit": commit, **environment, "work directory": str(run.path)}
+    facts |= run.saved["derived"]
     speed = log[log["name"] == "examples_per_second"]["value"].median()
     if pd.notna(speed):
-        found["speed"] = f"{speed:,.0f} examples per second (median)"
+        facts["speed"] = f"{speed:,.0f} examples per second (median)"
     if pd.notna(run.seconds):
-        found["training time"] = f"{run.seconds:,.0f} s{' per seed' * (run.n > 1)}"
+        facts["training time"] = f"{run.seconds:,.0f} s{' per seed' * (run.n > 1)}"
     for name, entry in run.results["experiments"].items():
-        found[f"seconds of {name}"] = entry["seconds"]
-    return found
+        facts[f"seconds of {name}"] = entry["seconds"]
+    return facts
 
 
 def _sentence(run: Run) -> str:
-    """Returns what was run and what the numbers are, in a line."""
+    """Returns one line: the configuration, and the seeds and split of the numbers."""
     config, weight = run.config, run.config["penalty.weight"]
     names = ", ".join(config[f"{key}.name"] for key in ("data", "encoder", "method"))
     penalty = f"penalty of weight {weight}" if weight else "no penalty"
     steps = f"{run.saved['derived']['steps']} steps of {config['batch_size']} examples"
-    error = "Mean ± standard error over " if run.n > 1 else "Numbers of "
-    return f"{names}, {penalty}, {steps}. {error}{over(run.n, run.split)}."
+    numbers = "Mean ± standard error over " if run.n > 1 else "Numbers of "
+    return f"{names}, {penalty}, {steps}. {numbers}{over(run.n, run.split)}."

@@ -1,8 +1,9 @@
-"""Draws curves and dots of aggregated rows, as the declarations of `sections` say.
+"""Draws curves and dots of aggregated rows, as declared in `sections`.
 
-Runs differ in colour, line and marker; several curves of one run too, and markers of
-all but the first are open. Numbers of the paper are grey. Bars are standard errors over
-seeds, or the intervals of differences.
+Several runs differ in colour, line and marker, and so do the curves of a single run. If
+one of several runs has more curves, they share its colour, and the markers of all but
+the first are open. Numbers of the paper are grey. Bars are standard errors over seeds,
+or confidence intervals of differences.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,30 +27,31 @@ _PLAIN: Style = {"linewidth": 1.1, "linestyle": ":"}
 
 
 class Shown(NamedTuple):
-    """What figures are drawn of."""
+    """The data that figures show."""
 
-    table: pd.DataFrame  # aggregated rows, those of the paper among them
-    names: list[str]  # of the runs
+    table: pd.DataFrame  # aggregated rows, also those of the paper
+    names: list[str]  # of the runs, without the paper's
     words: Words
-    training: Mapping[str, float]  # where its distribution is, by "how"
-    constant: float  # the error of a constant predictor; NaN if there is none
+    training: Mapping[str, float]  # how -> the shift at the training distribution
+    constant: float  # the MSE of a constant predictor; NaN if there is none
 
 
 class _Panel(NamedTuple):
     rows: pd.DataFrame
     metrics: tuple[str, ...]
-    at: Json
+    at: Json  # the coordinates of the panel
 
 
 def figure(spec: Spec, shown: Shown) -> list[Picture]:
-    """Returns the picture of a declaration, none where no run has measured it."""
+    """Returns the figure of a declaration; [] if no run has measured enough of it."""
     panels = [*_panels(spec, shown)]
     if not panels:
         return []
     rows = pd.concat([panel.rows for panel in panels])
     texts = [spec.caption, paper.note(rows, brief=True)]
     if "low" in rows:
-        texts.insert(1, "Bars: 95 % intervals of Student's t over pairs of seeds.")
+        bars = "95 % intervals of Student's t, corrected for the number of runs (Holm)"
+        texts.insert(1, f"Bars: {bars}.")
     elif rows[~of_paper(rows)]["standard_error"].notna().any():
         texts.insert(1, "Bars: standard error over seeds.")
     drawn = _draw(spec, panels, shown)
@@ -57,7 +59,7 @@ def figure(spec: Spec, shown: Shown) -> list[Picture]:
 
 
 def _panels(spec: Spec, shown: Shown) -> Iterator[_Panel]:
-    """Yields the panels in which some run, not only the paper, has enough numbers."""
+    """Yields the panels that have enough numbers of a run, not only of the paper."""
     table, panels = select(shown.table, spec.where), [*spec.panels]
     if not {spec.x, *panels} <= {*table}:
         return
@@ -67,15 +69,15 @@ def _panels(spec: Spec, shown: Shown) -> Iterator[_Panel]:
     for metrics in spec.metrics:
         rows = table[table["metric"].isin(metrics)]
         places = rows[panels].drop_duplicates()
-        if panels:  # by the first of the coordinates, in the order of the file
+        if panels:  # grouped by the first coordinate, in the order of the rows
             first = pd.factorize(places[panels[0]])[0]
             places = places.iloc[np.argsort(first, kind="stable")]
         for place in places.to_dict("records") if panels else [{}]:
             at = {str(name): value for name, value in place.items()}
-            found = select(rows, at)
-            values = found[~of_paper(found)][spec.x].nunique()
-            if values >= (1 if spec.dots else 2):
-                yield _Panel(found, metrics, at)
+            part = select(rows, at)
+            num_points = part[~of_paper(part)][spec.x].nunique()
+            if num_points >= (1 if spec.dots else 2):
+                yield _Panel(part, metrics, at)
 
 
 def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
@@ -119,7 +121,7 @@ def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
 def _curves(
     spec: Spec, panel: _Panel, shown: Shown, looks: dict[str, int]
 ) -> Iterator[tuple[str, Style, pd.DataFrame]]:
-    """Yields name, style and points; a curve has one look in all panels."""
+    """Yields name, style and points of each curve; a name has one style everywhere."""
     keys = ["run", "metric", *(name for name in spec.curves if name in panel.rows)]
     groups = panel.rows.groupby(keys, dropna=False, sort=False)
     for key, rows in groups:
@@ -141,7 +143,7 @@ def _curves(
 def _draw_points(
     axes: Axes, rows: pd.DataFrame, at: "pd.Series[float]", look: Style, *, dots: bool
 ) -> None:
-    """Draws finite points with bars: over x, or as dots at y."""
+    """Draws finite points with bars; `at` is the x of curves, the y of dots."""
     rows = _with_ends(rows).assign(at=at).dropna(subset=["at"]).sort_values("at")
     bars = np.array([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
     error = bars if bars.any() and look["color"] != style.FAINT else None
@@ -160,7 +162,7 @@ def _with_ends(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _marks(axes: Axes, spec: Spec, panel: _Panel, shown: Shown) -> dict[str, Style]:
-    """Draws lines across a panel; returns their entries of the legend."""
+    """Draws the reference lines of a panel; returns their legend entries."""
     entries: dict[str, Style] = {}
     if spec.line is not None:
         (axes.axvline if spec.dots else axes.axhline)(spec.line, **_ACROSS, zorder=1)
@@ -170,15 +172,15 @@ def _marks(axes: Axes, spec: Spec, panel: _Panel, shown: Shown) -> dict[str, Sty
         axes.axvline(training, **entries["training distribution"], zorder=1)
     if (panel.rows[spec.x] == "plain").any():
         entries["plain images"] = {**_PLAIN, "color": style.TEXT}
-    is_mean = panel.metrics == ("mse",) and "target" in spec.where
-    if is_mean and panel.rows["mean"].max() > 0.3 * shown.constant:
+    is_overall_mse = panel.metrics == ("mse",) and "target" in spec.where
+    if is_overall_mse and panel.rows["mean"].max() > 0.3 * shown.constant:
         axes.axhline(shown.constant, **_ACROSS, zorder=1)
         entries["constant predictor"] = _ACROSS
     return entries
 
 
 def _finish(axes: Axes, spec: Spec, panel: _Panel, words: Words) -> None:
-    """Writes the texts of a panel of curves, and sets the scales."""
+    """Sets title, labels, ticks and scales of a panel of curves."""
     at = {name: words.value(name, value) for name, value in panel.at.items()}
     unit = words.unit(panel.at.get("parameter")) if at.get("how") == "shift" else ""
     x_label = spec.label.format_map(at)
@@ -191,7 +193,7 @@ def _finish(axes: Axes, spec: Spec, panel: _Panel, words: Words) -> None:
         not spec.share or (place is None or place.is_first_col())
     )
     x, paper = pd.to_numeric(panel.rows[spec.x], errors="coerce"), of_paper(panel.rows)
-    # Of the paper those where we have none, so that they do not crowd.
+    # The paper's points have ticks only beyond ours, so that ticks do not crowd.
     ticks = sorted({*x[~paper | (x > x[~paper].max())].dropna()})
     if spec.log and ticks[0] > 0:
         axes.set_xscale("log")
@@ -203,10 +205,9 @@ def _finish(axes: Axes, spec: Spec, panel: _Panel, words: Words) -> None:
 
 
 def _finish_dots(axes: Axes, spec: Spec, panel: _Panel, words: Words) -> None:
-    """Writes the texts of a panel of dots, and sets the scale.
+    """Sets title, label and scale of a panel of dots.
 
-    Numbers far from the others, such as those of a collapse, are left out of a linear
-    axis.
+    A linear axis leaves out numbers far from the others, such as those of a collapse.
     """
     axes.set_title(label(words.place(panel.at)))
     text = words.axis(panel.metrics[0])
@@ -223,5 +224,5 @@ def _finish_dots(axes: Axes, spec: Spec, panel: _Panel, words: Words) -> None:
             low, high = min(0, *near["low"]), max(0, *near["high"])
             margin = 0.1 * (high - low)
             axes.set_xlim(max(low, -size) - margin, min(high, size) + margin)
-            text += f"\n({len(points) - len(near)} out of sight)"
+            text += f"\n({len(points) - len(near)} outside the axis)"
     axes.set_xlabel("\n".join(map(label, text.split("\n"))))

@@ -1,10 +1,10 @@
-"""Numbers that Foster et al. (2021) measured, as more runs of the aggregated table.
+"""The numbers of Foster et al. (2021), as further runs of the aggregated table.
 
 `paper.csv` holds them, from the figure data of the authors' public repository. Their
-standard error has ddof 0. Spirograph: ResNet-18, 50 epochs, a linear regression on `h`.
-CIFAR: ResNet-50, 1000 epochs, a logistic regression; of its eight shares of the labels
-only the ends are known, about .05 and 1, so that those are listed and not drawn. The
-runs named by a weight of the penalty have one seed; .1 collapsed.
+standard errors have ddof 0. Spirograph: ResNet-18, 50 epochs, linear regression on `h`.
+CIFAR: ResNet-50, 1000 epochs, logistic regression; of its eight shares of the labels
+only the first (about .05) and the last (1) are known, so the shares are in the tables
+but not drawn. The runs named by a penalty weight have one seed; that of .1 collapsed.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ _IMAGES = [
     *("data.image_size", "data.num_points", "data.extent", "data.normalization"),
     *(name for name in KEYS if name.startswith("data.bounds.")),
 ]
-"""The keys of Spirograph's images, whose defaults are the paper's."""
+"""Keys that determine Spirograph's images; their defaults are the paper's."""
 
 
 def data_of(run: Run) -> str:
-    """Returns the data of the paper that a run was measured on; empty if none."""
+    """Returns the paper's data set that a run is comparable on; empty if none."""
     config, name = run.config, str(run.config["data.name"])
     is_own = plugins.is_own(config["augmentation.name"])
     if is_own or run.split != "test" or run.settings.get("label_fraction", 1) != 1:
@@ -38,14 +38,14 @@ def data_of(run: Run) -> str:
 
 
 def rows(runs: Sequence[Run]) -> pd.DataFrame:
-    """Returns the aggregated rows of the paper that are comparable, none if none are.
+    """Returns the aggregated rows of the paper that are comparable to the runs.
 
-    They are if some runs were measured on one data set of the paper; those of single
-    weights of the penalty if the runs differ in it.
+    There are none unless the runs have exactly one data set of the paper. Rows of
+    single penalty weights are included only if the runs differ in the weight.
     """
-    found = {data_of(run) for run in runs} - {""}
-    table = _read().iloc[:0] if len(found) != 1 else _read()
-    table = table[table["data"].isin(found)].drop(columns="data")
+    names = {data_of(run) for run in runs} - {""}
+    table = _read().iloc[:0] if len(names) != 1 else _read()
+    table = table[table["data"].isin(names)].drop(columns="data")
     weights = {run.config["penalty.weight"] for run in runs}
     is_weight = table["run"].str.startswith("paper, weight")
     return table if len(weights) > 1 else table[~is_weight]
@@ -62,16 +62,16 @@ def _read() -> pd.DataFrame:
 
 
 def note(shown: pd.DataFrame, *, brief: bool = False) -> str:
-    """Returns what is said beside a table or figure with numbers of the paper."""
+    """Returns the note of a table or figure; empty without numbers of the paper."""
     if not of_paper(shown).any():
         return ""
     images = shown["metric"].astype(str).str.contains("accuracy|cross").any()
     encoder = "ResNet-50, 1000 epochs" if images else "ResNet-18, 50 epochs"
-    first = f"Grey: Foster et al. (2021), {encoder}"
-    solved = "converged" if images else "solved exactly"
-    more = (
-        "3 seeds (a standard error of theirs has ddof 0: times 1.22 for the usual "
-        "estimate). Their probe is 500 steps of L-BFGS and may not have converged; "
-        f"here it is {solved}, so part of a difference can come from it."
+    source = f"Grey: Foster et al. (2021), {encoder}"
+    solved = "has converged" if images else "is solved exactly"
+    details = (
+        "3 seeds. Their standard errors have ddof 0; times 1.22 they are the usual "
+        "estimate. Their probe takes 500 steps of L-BFGS and may not have "
+        f"converged; here it {solved}, so part of a difference can come from the probe."
     )
-    return f"{first}." if brief else f"{first}, {more}"
+    return f"{source}." if brief else f"{source}, {details}"

@@ -1,6 +1,6 @@
-"""The pictures of one run: views, neighbours, predictions, embeddings; training.
+"""Pictures of one run (views, neighbours, predictions, embeddings); training curves.
 
-A picture is left out where `samples.npz` lacks what it shows.
+A picture is left out if `samples.npz` lacks its arrays.
 """
 
 from collections.abc import Sequence
@@ -28,33 +28,33 @@ _TRAINING = {
 
 
 def views(run: Run, title: str = "Views") -> list[Picture]:
-    """Returns examples under several draws, the plain image at the left if known."""
-    found, plain = run.samples.get("views"), run.samples.get("plain")
-    if found is None:
+    """Returns rows of views of an example, after its plain image if there is one."""
+    tiles, plain = run.samples.get("views"), run.samples.get("plain")
+    if tiles is None:
         return []
-    tiles, caption = found[:_MAX_ROWS, :_MAX_VIEWS], "."
+    tiles, caption = tiles[:_MAX_ROWS, :_MAX_VIEWS], ""
     if plain is not None:
         tiles = np.concatenate([plain[: len(tiles), None], tiles], axis=1)
-        caption = "; at the left the plain image."
+        caption = ", to the right of its plain image"
     drawn = _tiles(tiles, plain is not None)
-    caption = f"Rows: an example under draws of the transformation{caption}"
+    caption = f"Each row: random views of one example{caption}."
     return style.picture("views", title, caption, drawn)
 
 
 def _neighbors(run: Run) -> list[Picture]:
-    """Returns the nearest neighbours of some examples, beside these."""
-    found, labels = run.samples.get("neighbors"), run.samples.get("neighbor_labels")
-    if found is None:
+    """Returns some examples, each with its nearest neighbours."""
+    tiles, labels = run.samples.get("neighbors"), run.samples.get("neighbor_labels")
+    if tiles is None:
         return []
-    names, others, caption = [""] * len(found), np.zeros(found.shape[:2], bool), ""
+    names, framed, caption = [""] * len(tiles), np.zeros(tiles.shape[:2], bool), ""
     if labels is not None:
         names = [run.settings["classes"][row[0]] for row in labels]
-        others, caption = labels != labels[:, :1], " Framed: of another class."
+        framed, caption = labels != labels[:, :1], " Framed: of another class."
     caption = (
-        f"Left: examples of the {run.split} split; right of each its nearest by cosine "
-        f"similarity of h, the nearest first.{caption}"
+        f"Left: examples of the {run.split} split. Right: the neighbours of each by "
+        f"cosine similarity of h, the nearest first.{caption}"
     )
-    drawn = _tiles(found, True, names, others)
+    drawn = _tiles(tiles, True, names, framed)
     return style.picture("neighbors", "Nearest neighbours", caption, drawn)
 
 
@@ -64,7 +64,7 @@ def _tiles(
     names: Sequence[str] = (),
     framed: np.ndarray | None = None,
 ) -> Figure:
-    """Draws rows of images `[R, V, S, S, 3]`; the first of a row may stand apart."""
+    """Draws rows of images `[R, V, H, W, 3]`; `apart`: a wider gap after the first."""
     rows, columns, height, width, _ = images.shape
     gap = max(1, width // 12)
     lefts = np.arange(columns) * (width + gap) + 2 * gap * apart
@@ -92,17 +92,15 @@ def _tiles(
 
 
 def quality(run: Run) -> list[Picture]:
-    """Returns the true against the predicted values or classes."""
+    """Returns the picture of predicted against true values or classes, if any."""
     if "true" in run.samples:
-        caption = (
-            f"Examples of the {run.split} split; the line is a perfect prediction."
-        )
+        caption = f"Examples of the {run.split} split. The line: exact predictions."
         title = "Predicted against true values"
         return style.picture("predictions", title, caption, _predictions(run))
     if "confusion" in run.samples:
         caption = (
-            f"Percent of each true class of the {run.split} split; features averaged "
-            "over the largest M."
+            f"Percent of each true class of the {run.split} split, with features "
+            "averaged over the largest M."
         )
         title = "Predicted against true classes"
         return style.picture("confusion", title, caption, _confusion(run))
@@ -110,7 +108,7 @@ def quality(run: Run) -> list[Picture]:
 
 
 def _predictions(run: Run) -> Figure:
-    """Draws the predictions of each target, at the fewest and the most views."""
+    """Draws the predictions of each target, at the smallest and the largest M."""
     targets, views = run.settings["targets"], run.settings["num_views"]
     columns, words = min(4, len(targets)), Words([run])
     size = style.WIDTH / max(columns, 2)
@@ -120,11 +118,11 @@ def _predictions(run: Run) -> Figure:
         "predicted": {"marker": "o", "color": style.COLORS[0], "linestyle": ""},
     }
     for number, (axes, target) in enumerate(zip(grid, targets, strict=True)):
-        x, unit = run.samples["true"][:, number], words.unit(target)
+        true, unit = run.samples["true"][:, number], words.unit(target)
         for name, look in layers.items():
             dots = {**look, "markersize": 2, "alpha": 0.6, "markeredgewidth": 0}
-            axes.plot(x, run.samples[name][:, number], **dots, rasterized=True)
-        ends = [x.min(), x.max()]
+            axes.plot(true, run.samples[name][:, number], **dots, rasterized=True)
+        ends = [true.min(), true.max()]
         axes.plot(ends, ends, color=style.TEXT, linewidth=0.8)
         axes.set_xlabel(label(f"true {target} ({unit})" if unit else f"true {target}"))
     grid[0].set_ylabel("predicted")
@@ -155,7 +153,7 @@ def _confusion(run: Run) -> Figure:
 
 
 def embeddings(run: Run) -> list[Picture]:
-    """Returns the principal components, coloured by class or target; neighbours."""
+    """Returns principal components, coloured by class or target, and neighbours."""
     points, labels = run.samples.get("projection"), run.samples.get("projection_labels")
     if points is None:
         return _neighbors(run)
@@ -172,12 +170,12 @@ def embeddings(run: Run) -> list[Picture]:
                 dot = {"marker": "o", "linestyle": "", "color": color}
                 legend[run.settings["classes"][number]] = dot
     elif targets is not None:
-        each = zip(run.settings["targets"], targets.T, strict=True)
-        looks = {name: {"c": values, "cmap": "viridis"} for name, values in each}
+        columns = zip(run.settings["targets"], targets.T, strict=True)
+        looks = {name: {"c": values, "cmap": "viridis"} for name, values in columns}
         by = ", coloured by target"
-    columns = min(2, len(looks))
-    size = style.NARROW / columns
-    figure, grid = style.subplots(len(looks), columns, (size, size))
+    per_row = min(2, len(looks))
+    size = style.NARROW / per_row
+    figure, grid = style.subplots(len(looks), per_row, (size, size))
     first, second = run.samples["projection_explained"]
     for axes, (name, look) in zip(grid, looks.items(), strict=True):
         look = {**look, "s": 7, "alpha": 0.75, "linewidths": 0, "rasterized": True}
@@ -188,13 +186,13 @@ def embeddings(run: Run) -> list[Picture]:
         axes.label_outer()
     if legend:
         style.add_legend(figure, legend)
-    title, what = "Principal components of h", f"features of the {run.split} split"
-    caption = f"The two directions in which {what} vary most{by}."
+    caption = f"Directions in which features of the {run.split} split vary most{by}."
+    title = "Principal components of h"
     return style.picture("projection", title, caption, figure) + _neighbors(run)
 
 
 def training(runs: Sequence[Run]) -> list[Picture]:
-    """Returns the training curves of all runs: each seed thin, their mean thick."""
+    """Returns the training curves of all runs: a thin line per seed, a thick mean."""
     log = pd.concat([run.log.assign(run=run.name) for run in runs])
     panels = [name for name in _TRAINING if name in {*log["name"]}]
     if not panels:
@@ -202,18 +200,18 @@ def training(runs: Sequence[Run]) -> list[Picture]:
     size, columns = (style.WIDTH / 2, 2.4), min(2, len(panels))
     figure, grid = style.subplots(len(panels), columns, size)
     lines = {
-        one.name: style.line_style(n) | {"marker": ""} for n, one in enumerate(runs)
+        run.name: style.line_style(n) | {"marker": ""} for n, run in enumerate(runs)
     }
     for axes, panel in zip(grid, panels, strict=True):
         rows = log[log["name"] == panel]
-        for run, look in lines.items():
-            seeds = rows[rows["run"] == run].pivot(
+        for name, look in lines.items():
+            seeds = rows[rows["run"] == name].pivot(
                 index="step", columns="seed", values="value"
             )
             if seeds.shape[1] > 1:
                 axes.plot(seeds, color=look["color"], linewidth=0.7, alpha=0.4)
             marker = {"marker": "."} if len(seeds) < 3 else {}
-            # A step that some seed lacks has no mean.
+            # The mean has only the steps that all seeds have.
             axes.plot(seeds.dropna().mean(axis=1), **{**look, **marker})
         axes.set(title=_TRAINING[panel], xlabel="step")
         if panel not in ("loss", "probe_accuracy") and style.spans(rows["value"]):
@@ -222,5 +220,5 @@ def training(runs: Sequence[Run]) -> list[Picture]:
     if len(runs) > 1:
         style.add_legend(figure, lines)
     several = log.groupby("run")["seed"].nunique().max() > 1
-    caption = "Thin: each seed; thick: their mean." if several else ""
+    caption = "Thin lines: single seeds. Thick lines: their mean." if several else ""
     return style.picture("training", "Training curves", caption, figure)

@@ -1,4 +1,4 @@
-"""Reads and checks what a finished run left in its work directory.
+"""Reads and checks the files of finished runs in their work directories.
 
 A run over seeds keeps its training log and samples in `seed_0`, `seed_1`, ... and the
 aggregated `results.json` in the directory itself.
@@ -20,19 +20,19 @@ from invariance_jax.settings import flatten
 from invariance_jax.types import Json
 
 SUMMARY = ("views", *NAMED)
-"""Coordinates of the rows that are in the summary."""
+"""Coordinates that rows of the summary may have."""
 
 KEYS = ("run", "experiment", "metric", "seed", "value")
-"""Columns of the table of rows beside the coordinates."""
+"""Columns of the long table besides the coordinates."""
 
 NUMBERS = ("mean", "standard_error", "n", "low", "high")
-"""Columns of an aggregated table in place of seed and value."""
+"""Columns that replace seed and value in an aggregated table."""
 
 
 class Run(NamedTuple):
     """One finished work directory."""
 
-    name: str  # what tells it from the other runs of the report
+    name: str  # unique among the runs of the report
     path: epath.Path
     config: Json  # dotted key -> value
     saved: Json  # the content of `config.json`
@@ -40,7 +40,7 @@ class Run(NamedTuple):
     rows: pd.DataFrame  # the long table: `KEYS` and coordinates, NaN where absent
     log: pd.DataFrame  # the training logs: seed, step, name, value
     skipped: dict[str, int]  # file -> its lines that could not be read
-    samples: dict[str, np.ndarray]  # of `samples.npz`
+    samples: dict[str, np.ndarray]  # the arrays of `samples.npz`
 
     @property
     def settings(self) -> Json:
@@ -54,12 +54,12 @@ class Run(NamedTuple):
 
     @property
     def split(self) -> str:
-        """The split that the numbers are of."""
+        """The split that was evaluated."""
         return str(self.settings["split"])
 
     @property
     def seconds(self) -> float:
-        """The seconds of training, the mean over the seeds."""
+        """The training time, the mean over the seeds."""
         rows = self.log[self.log["name"] == "seconds"]
         return float(rows.groupby("seed")["value"].max().mean())
 
@@ -74,13 +74,13 @@ def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
     for path in paths:
         if paths.count(path) > 1:
             raise ValueError(f"work directory {path} is given twice; give each once")
-    # What begins with "paper, " are rows of the paper.
+    # Names that begin with "paper, " mark the rows of the paper.
     names = [name.replace("paper, ", "paper,") for name in _names(paths)]
     return [_read(path, name) for path, name in zip(paths, names, strict=True)]
 
 
 def _names(paths: Sequence[epath.Path]) -> list[str]:
-    """Returns the labels of a sweep, or the last parts that tell the paths apart."""
+    """Returns the labels of a sweep, or the shortest path endings that are unique."""
     labels = [_label(path) for path in paths] if len(paths) > 1 else [""]
     if "" not in labels and len({*labels}) == len(labels):
         return labels
@@ -93,7 +93,7 @@ def _names(paths: Sequence[epath.Path]) -> list[str]:
 
 
 def _label(path: epath.Path) -> str:
-    """Returns the label that the sweep of a work directory gave it, empty if none."""
+    """Returns the label of a work directory in its sweep; empty if it has none."""
     record = path.parent / "sweep.json"
     variants = read_json(record).get("variants", {}) if record.is_file() else {}
     return str(variants.get(path.name, {}).get("label") or "")
@@ -115,7 +115,7 @@ def _read(path: epath.Path, name: str) -> Run:
     saved = read_json(path / "config.json")
     _check_parts(saved, ("derived", "environment", "command"), path / "config.json")
     logs = {folder / "metrics.jsonl": read_rows(folder) for folder in folders}
-    bad = {str(file.relative_to(path)): len(one) for file, (_, one) in logs.items()}
+    skipped = {str(file.relative_to(path)): len(bad) for file, (_, bad) in logs.items()}
     return Run(
         name,
         path,
@@ -124,32 +124,32 @@ def _read(path: epath.Path, name: str) -> Run:
         rows=results.pop("rows"),
         results=results,
         log=pd.concat([_long(f.parent.name, rows) for f, (rows, _) in logs.items()]),
-        skipped={file: count for file, count in bad.items() if count},
+        skipped={file: count for file, count in skipped.items() if count},
         samples=_read_samples(folders[0] / "samples.npz"),
     )
 
 
 def check_results(content: Json, where: str = "results", run: str = "") -> Json:
-    """Returns the content of a `results.json`, checked, its rows as a table of a run.
+    """Returns the checked content of a `results.json`, with its rows as a long table.
 
-    An error names the first row that is not as documented.
+    The ValueError of a malformed row names the first one.
     """
     if content.get("format") != FORMAT:
         versions = (content.get("environment") or {}).get("versions") or {}
-        wrote = versions.get("invariance_jax", "that wrote it")
+        version = versions.get("invariance_jax", "of the version that wrote it")
         raise ValueError(
             f"{where} has format {content.get('format')!r}, this version reads "
-            f"{FORMAT}: use invariance_jax {wrote}, or run --mode=evaluate again"
+            f"{FORMAT}: use invariance_jax {version}, or run --mode=evaluate again"
         )
     parts = ("seeds", "settings", "experiments", "command")
     _check_parts(content, parts, where)
     rows = content.get("rows")
     if not isinstance(rows, list):
         raise ValueError(f"{where} must have a list of rows, found {str(rows)[:80]}")
-    found = [_row(row, f"{where}: row {n}") for n, row in enumerate(rows, start=1)]
+    flat = [_row(row, f"{where}: row {n}") for n, row in enumerate(rows, start=1)]
     # As objects, so that a number M of views stays an integer beside "plain".
-    columns = None if found else [*KEYS]
-    frame = pd.DataFrame(found, columns=columns, dtype=object).assign(run=run)
+    columns = None if flat else [*KEYS]
+    frame = pd.DataFrame(flat, columns=columns, dtype=object).assign(run=run)
     return {**content, "rows": frame.astype({"value": float, "seed": int})}
 
 
@@ -160,6 +160,7 @@ def _check_parts(content: Json, names: Sequence[str], where: object) -> None:
 
 
 def _row(row: Json, where: str) -> Json:
+    """Returns a checked row as one flat dictionary: keys and coordinates."""
     match row:
         case {
             "experiment": str(),
@@ -177,23 +178,24 @@ def _row(row: Json, where: str) -> Json:
     for name, value in at.items():
         if type(value) not in (str, int, float):
             raise ValueError(
-                f"{where}: {name} must be a text or a number, found {str(value)[:80]}"
+                f"{where}: {name} must be a string or a number, found {str(value)[:80]}"
             )
-    # A coordinate of a user's own may have the name of another column.
-    taken = (*KEYS, *NUMBERS)
-    coordinates = {f"{n}_" if n in taken else n: value for n, value in at.items()}
+    # A coordinate of a user's own experiment may have the name of another column.
+    reserved = (*KEYS, *NUMBERS)
+    coordinates = {f"{n}_" if n in reserved else n: value for n, value in at.items()}
     return {name: row[name] for name in KEYS[1:]} | coordinates
 
 
 def _long(seed: str, rows: Sequence[tuple[str, Json]]) -> pd.DataFrame:
-    """Returns the numbers of a training log: seed, step, name, value."""
+    """Returns the numbers of a training log with columns seed, step, name, value."""
     numbers = [
         {name: value for name, value in row.items() if type(value) in (int, float)}
         for _, row in rows
     ]
     table = pd.DataFrame(numbers, columns=None if numbers else ["step"])
     long = table.melt("step", var_name="name").dropna()
-    long = long.drop_duplicates(["step", "name"], keep="last")  # of a restart
+    # A resumed run may log a step again.
+    long = long.drop_duplicates(["step", "name"], keep="last")
     long.insert(0, "seed", seed)
     return long.astype({"value": float})
 
@@ -204,5 +206,5 @@ def _read_samples(path: epath.Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: array for name, array in archive.items() if array.size}
-    except Exception as error:  # each library raises its own
+    except Exception as error:  # zipfile, zlib and NumPy raise different ones
         raise ValueError(f"{path} cannot be read: {error}") from error

@@ -1,7 +1,7 @@
-"""What the report shows of each experiment: small declarations, which `draw` draws.
+"""The sections and figures of each experiment, as declarations that `draw` draws.
 
-An experiment of a user's own has a section too: its table, and curves over its numeric
-coordinate if there is one.
+A user's own experiment has a section too: its table, and curves over its numeric
+coordinate if it has exactly one.
 """
 
 from typing import NamedTuple
@@ -18,31 +18,31 @@ class Spec(NamedTuple):
     title: str
     caption: str
     x: str  # the coordinate
-    label: str = ""  # the text at x; may name coordinates of the panel in braces
+    label: str = ""  # the label of x; {name} stands for a coordinate of the panel
     metrics: tuple[tuple[str, ...], ...] = (("mse",), ("accuracy",))  # of each panel
     where: Where = {"target": None}  # which rows are shown
-    panels: tuple[str, ...] = ()  # coordinates whose values have panels of their own
-    curves: tuple[str, ...] = ()  # coordinates whose values have curves of their own
-    dots: bool = False  # whether the values of x stand below each other
+    panels: tuple[str, ...] = ()  # coordinates with a panel for each value
+    curves: tuple[str, ...] = ()  # coordinates with a curve for each value
+    dots: bool = False  # whether to draw dots, with the values of x as rows
     log: bool = False  # whether x is logarithmic
-    line: float | None = None  # a level of the metrics that is marked
-    share: bool = False  # whether the panels have the same limits
-    columns: int = 3  # most panels beside each other
+    line: float | None = None  # a level of the metrics that a line marks
+    share: bool = False  # whether the panels share the limits of the metric
+    columns: int = 3  # most panels side by side
 
 
 class Section(NamedTuple):
-    """What is shown of an experiment, above the tables of its numbers."""
+    """A section of the page: its title, introduction and figures."""
 
     title: str
     text: str
     figures: tuple[Spec, ...] = ()
-    note: str = ""
+    note: str = ""  # of the tables of all its numbers
 
 
 KINDS = ("encoder", "family", "probe")
-"""Coordinates of the features that a probe sees, beside M."""
+"""Coordinates, besides M, that describe a probe and its features."""
 
-_AVERAGED = "M, averaged views"
+_AVERAGED = "M, number of averaged views"
 
 AVERAGING = Spec(
     "averaging",
@@ -63,7 +63,7 @@ SECTIONS = {
             Spec(
                 "averaging_targets",
                 "Error of each target against the number of averaged views",
-                "In squared units of the targets.",
+                "MSE in squared units of the target.",
                 "views",
                 _AVERAGED,
                 where=dict.fromkeys(KINDS),
@@ -75,14 +75,15 @@ SECTIONS = {
     ),
     "invariance": Section(
         "Invariance",
-        "How much of the variance of the representation the views of one example make.",
+        "How much of the variance of the representation is over views of one example.",
         (
             Spec(
                 "invariance",
-                "Variance over views, by what is drawn anew",
-                "Share of the total variance, with every parameter drawn anew (all) or "
-                "one alone while the others keep one draw; at 0 a representation is "
-                "invariant, at 1 it knows nothing but the view.",
+                "Variance over views, by redrawn parameter",
+                "Variance over views as a share of the total variance. For each view "
+                "all parameters are redrawn (all), or only one while the others keep "
+                "one draw per example. At 0 the representation is invariant, at 1 it "
+                "depends on the view only.",
                 "parameter",
                 metrics=(("normalized",),),
                 where={"table": "parameters"},
@@ -92,7 +93,7 @@ SECTIONS = {
             Spec(
                 "invariance_checkpoints",
                 "Variance over views, by training step",
-                "Every parameter drawn anew, for each checkpoint that is kept.",
+                "All parameters are redrawn for each view, at every kept checkpoint.",
                 "step",
                 "training step",
                 metrics=(("normalized",),),
@@ -104,18 +105,19 @@ SECTIONS = {
     ),
     "linearization": Section(
         "Linearization",
-        "How well the first-order change that the penalty takes predicts the change of "
-        "the representation.",
+        "How well the first-order change, which the penalty uses, predicts the true "
+        "change of the representation.",
         (
             Spec(
                 "linearization",
                 "First-order change of n(h) against the true one",
-                "The step goes from one draw of the parameters towards another; at 1, "
+                "The step goes from one draw of the parameters towards another. At 1, "
                 "the full step, the squared first-order change is the penalty. Ratio: "
-                "of the means over examples, and the median of the examples' own. The "
-                "line at 1: exact (ratio, cosine), no better than no change (error).",
+                "squared first-order over squared true change, of their means over "
+                "examples and as the median over examples. At the line, 1, ratio and "
+                "cosine are exact; the error is that of predicting no change.",
                 "step",
-                "step, share of the way to another draw",
+                "step, as a share of the way to another draw",
                 metrics=(("relative_error",), ("ratio", "median_ratio"), ("cosine",)),
                 where={"parameters": "all"},
                 log=True,
@@ -124,7 +126,7 @@ SECTIONS = {
             Spec(
                 "linearization_parameters",
                 "First-order change at the full step, by parameter",
-                "One parameter moves to another draw and the others stay.",
+                "One parameter moves to another draw; the others stay.",
                 "parameters",
                 metrics=(("relative_error",), ("ratio",), ("cosine",)),
                 where={"step": max},
@@ -133,37 +135,39 @@ SECTIONS = {
             ),
         ),
         "Relative error: squared difference over squared true change. Ratio: squared "
-        "first-order over squared true change. Top 1 %: of the examples.",
+        "first-order over squared true change. Share of the top 1 %: the part of the "
+        "summed squared first-order change that 1 % of the examples have.",
     ),
     "poincare_ratio": Section(
         "Poincaré ratio",
-        "How far the mean squared derivative of n(h) over-estimates the total effect "
-        "of a parameter, the variance that remains where all others are known.",
+        "How far a bound from the mean squared derivative of n(h) over-estimates the "
+        "total effect of a parameter: the variance that remains when all others are "
+        "known.",
         (
             Spec(
                 "poincare_ratio",
                 "Derivative bound over total effect, by parameter",
-                "At the line the bound is exact; far above it, a penalty on "
-                "derivatives says little of the variance. Rank correlation: of "
-                "squared first-order and true changes at the full step.",
+                "At the line, 1, the bound is exact. Far above it, a penalty on "
+                "derivatives says little about the variance. Rank correlation: between "
+                "the squared first-order and true changes at the full step.",
                 "parameter",
                 metrics=(("ratio",), ("rank_correlation",)),
                 dots=True,
                 line=1.0,
             ),
         ),
-        "Bound and effect in squared units of n(h).",
+        "Bound and effect are in squared units of n(h).",
     ),
     "nuisance_prediction": Section(
         "Nuisance prediction",
-        "How much a representation still tells of the transformation.",
+        "How well the parameters of a view can be predicted from its representation.",
         (
             Spec(
                 "nuisance_prediction",
-                "Parameters of a view that h tells",
-                "R² of a ridge regression of a view's parameters on its h, on views "
+                "Parameters of a view, predicted from h",
+                "R² of ridge regression from h to the parameters of the view, on views "
                 "that it was not fitted on: 0 is the constant predictor, 1 is exact. "
-                "Nonlinear: on random ReLU features of h as well.",
+                "Nonlinear: with random ReLU features of h added.",
                 "parameter",
                 metrics=(("r2",),),
                 curves=("probe",),
@@ -171,17 +175,17 @@ SECTIONS = {
                 line=0.0,
             ),
         ),
-        "Errors in squared units of the parameter.",
+        "Errors are in squared units of the parameter.",
     ),
     "shift": Section(
         "Shift",
-        "The downstream task on views of another distribution than in training.",
+        "The downstream task on views from another distribution than in training.",
         (
             Spec(
                 "shift",
                 "Quality under another distribution of the nuisance",
-                "A refitted head has seen views of the shifted distribution, a fixed "
-                "head only those of the training distribution.",
+                "The refitted head is fitted on views of the shifted distribution, the "
+                "fixed head on views of the training distribution.",
                 "shift",
                 "{how} of {parameter}",
                 panels=("views", "how", "parameter"),
@@ -192,12 +196,12 @@ SECTIONS = {
     ),
     "label_fraction": Section(
         "Label fraction",
-        "The downstream task when the probe sees few labels.",
+        "The downstream task when the probe is fitted on few labels.",
         (
             Spec(
                 "label_fraction",
                 "Quality against the share of labels",
-                "The probe is fitted on a share of its examples.",
+                "The probe is fitted on a share of the training examples.",
                 "fraction",
                 "share of the labels",
                 curves=("views",),
@@ -206,11 +210,11 @@ SECTIONS = {
         ),
     ),
 }
-"""Experiment -> what is shown of it, in the order of the page."""
+"""Experiment -> its section, in the order of the page."""
 
 
 def section_of(experiment: str, rows: pd.DataFrame) -> Section:
-    """Returns the section of an experiment, a user's own from its aggregated rows."""
+    """Returns the section of an experiment; a user's own follows from its rows."""
     if experiment in SECTIONS:
         return SECTIONS[experiment]
     names, is_own = coordinates(rows), ":" in experiment
@@ -220,8 +224,8 @@ def section_of(experiment: str, rows: pd.DataFrame) -> Section:
     if len(numeric) != 1:
         return Section(title, "")
     (x,) = numeric
-    text = x.replace("_", " ").replace("{", "{{").replace("}", "}}")
+    label = x.replace("_", " ").replace("{", "{{").replace("}", "}}")
     metrics = tuple((name,) for name in dict.fromkeys(rows["metric"]))
     others = tuple(name for name in names if name != x)
-    spec = Spec(experiment, "", "", x, text, metrics, {}, curves=others)
+    spec = Spec(experiment, "", "", x, label, metrics, {}, curves=others)
     return Section(title, "", (spec,))

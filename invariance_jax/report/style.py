@@ -1,9 +1,9 @@
-"""How figures look, and a figure as SVG for both colour schemes and as PNG.
+"""The look of figures, and their export as SVG for both colour schemes and as PNG.
 
-Colours are those of Okabe and Ito (2008), told apart under every common colour
-blindness; runs also differ in line and marker, so that grey print stays readable. A
-figure is drawn once, in light colours: in its SVG each of them is a variable, which has
-another value where the reader's screen is dark.
+The colours are those of Okabe and Ito (2008), which remain distinct under every common
+colour blindness. Runs also differ in line and marker, so that grey prints stay
+readable. A figure is drawn once, in light colours. In its SVG each colour is a CSS
+variable, which has another value if the reader's screen is dark.
 """
 
 import base64
@@ -27,14 +27,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import ArrayLike
 
 WIDTH, NARROW = 11.4, 4.6
-"""Of figures as wide as the page and as a phone, inches, with letters of one size."""
+"""Widths of figures that fill the page or a phone, inches; the font size is equal."""
 
-_SMALLEST = 0.72  # share of its size to which a figure shrinks: to letters of 9 pixels
+_SMALLEST = 0.72  # smallest scale of a figure on a screen: letters have 9 pixels
 
 PAGE, TEXT, FAINT = "#fefefe", "#1b1f24", "#6f6f6f"
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9")
-"""Of the runs that are compared, cycled."""
+"""Colours of the runs, cycled."""
 
 _LIGHT = (PAGE, TEXT, FAINT, "#e3e6ea", *COLORS)
 _DARK_COLORS = ("#56b4e9", "#e69f00", "#2fc79a", "#e59cc5", "#f0e442", "#4f8ff7")
@@ -56,34 +56,34 @@ class Picture(NamedTuple):
     caption: str
     svg: str  # for the page
     png: bytes
-    least: int  # pixels of a screen that it is at least wide
+    least: int  # smallest width on a screen, pixels
     kind: str = "figure"
 
     @property
     def source(self) -> str:
-        """The SVG as the address of an image."""
+        """The SVG as a data URL."""
         content = base64.b64encode(self.svg.encode()).decode()
         return f"data:image/svg+xml;base64,{content}"
 
 
 @contextlib.contextmanager
 def looks() -> Iterator[None]:
-    """Makes Matplotlib draw as `report.mplstyle` says, whatever is set here."""
-    own = resources.files(__package__).joinpath("report.mplstyle")
+    """Applies `report.mplstyle` to Matplotlib in place of the user's settings."""
+    style_file = resources.files(__package__).joinpath("report.mplstyle")
     with matplotlib.rc_context(), warnings.catch_warnings():
-        # Of a letter that the font lacks, the PNG shows a box.
+        # The PNG shows a box for a letter that the font lacks.
         warnings.filterwarnings("ignore", "Glyph")
         matplotlib.rcdefaults()
-        with resources.as_file(own) as path:
+        with resources.as_file(style_file) as path:
             matplotlib.rc_file(path, use_default_template=False)
         yield
 
 
 def picture(name: str, title: str, caption: str, figure: Figure) -> list[Picture]:
-    """Returns a figure that was drawn within `looks`."""
+    """Returns a figure in both formats; it must be drawn and exported in `looks`."""
     png, svg = io.BytesIO(), io.StringIO()
     FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-    figure.set_layout_engine("none")  # it is slow, and done
+    figure.set_layout_engine("none")  # the layout is done, and slow to repeat
     empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     FigureCanvasSVG(figure).print_svg(svg, metadata=empty)
     least = round(_SMALLEST * 96 * figure.get_figwidth())
@@ -100,11 +100,11 @@ def _adaptive(svg: str) -> str:
         light, dark = f"{light}--c{number}: {color}; ", f"{dark}--c{number}: {other}; "
     dark = f"@media (prefers-color-scheme: dark) {{ :root {{ {dark}}} }}"
     style = f"<style>:root {{ {light}}} {dark}</style>"
-    return re.sub("<svg[^>]*>", lambda found: found[0] + style, svg, count=1)
+    return re.sub("<svg[^>]*>", lambda tag: tag[0] + style, svg, count=1)
 
 
 def label(text: str) -> str:
-    """Returns a name as Matplotlib shall write it: short, no formulas, never hidden.
+    """Returns a text as a Matplotlib label: shortened, without formulas, never hidden.
 
     >>> label("a$b"), label("_run")
     ('a\\\\$b', ' _run')
@@ -116,7 +116,7 @@ def label(text: str) -> str:
 
 
 def line_style(color: int, look: int = 0) -> Style:
-    """Returns how a curve is drawn; those of one colour differ in their look."""
+    """Returns the style of a curve; `look` numbers the curves of one colour."""
     number = color + color // len(_LINES) + look
     style = {"color": COLORS[color % 6], "linestyle": _LINES[number % 6]}
     style["marker"] = _MARKERS[number % 6]
@@ -124,13 +124,13 @@ def line_style(color: int, look: int = 0) -> Style:
 
 
 def paper_style(name: str) -> Style:
-    """Returns how the paper's numbers with or without a penalty are drawn."""
+    """Returns the style of the paper's numbers, with or without a penalty."""
     line, marker = (":", "x") if "no penalty" in name else ("-", "+")
     return {"color": FAINT, "linewidth": 1.1, "linestyle": line, "marker": marker}
 
 
 def label_logs(axis: Axis) -> None:
-    """Labels a logarithmic axis at 1, 2, 5 and so on, as many as it needs, briefly."""
+    """Sets the ticks of a logarithmic axis; a shorter range has more per decade."""
     low, high = axis.get_view_interval()
     decades = np.log10(high / low)
     few = (1.0,) if decades > 2.5 else (1.0, 2.0, 5.0)
@@ -141,7 +141,7 @@ def label_logs(axis: Axis) -> None:
 
 
 def brief(value: float, _: float | None = None) -> str:
-    """Returns a number as an axis shows it.
+    """Returns a number as a short tick label.
 
     >>> brief(-2e-05), brief(0.003)
     ('-2e-5', '0.003')
@@ -153,10 +153,10 @@ def brief(value: float, _: float | None = None) -> str:
 
 
 def spans(values: ArrayLike) -> bool:
-    """Returns whether numbers are positive and so far apart that a log axis helps."""
-    found = np.asarray(values, float)
-    found = found[np.isfinite(found)]
-    return bool(found.size and found.min() > 0 and found.max() >= 3 * found.min())
+    """Returns whether the finite values are positive and span a factor of 3."""
+    finite = np.asarray(values, float)
+    finite = finite[np.isfinite(finite)]
+    return bool(finite.size and finite.min() > 0 and finite.max() >= 3 * finite.min())
 
 
 def subplots(
@@ -172,7 +172,7 @@ def subplots(
 
 
 def add_legend(figure: Figure, entries: Mapping[str, Style]) -> None:
-    """Adds a legend under the axes, for which the figure grows."""
+    """Adds a legend below the axes and makes the figure higher for it."""
     fitting = int(figure.get_figwidth() / (0.5 + 0.08 * max(map(len, entries))))
     columns = max(1, min(5, len(entries), fitting))
     lines = -(-len(entries) // columns)

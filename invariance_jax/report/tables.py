@@ -19,17 +19,17 @@ class Table(NamedTuple):
     name: str  # stem of its file; empty if it has none
     title: str
     note: str
-    texts: pd.DataFrame  # its cells
-    source: pd.DataFrame  # what its file holds
-    words: int  # how many of the columns, from the left, are words
-    faint: Sequence[bool]  # which rows are the paper's
+    texts: pd.DataFrame  # the cells
+    source: pd.DataFrame  # the content of its file
+    words: int  # number of leading columns that hold words
+    faint: Sequence[bool]  # whether a row is the paper's
     kind: str = "table"
 
 
 def plain(
     frame: pd.DataFrame, name: str = "", title: str = "", note: str = ""
 ) -> Table:
-    """Returns a table of texts as it stands."""
+    """Returns a table of the entries of a frame, all as words."""
     faint = [False] * len(frame)
     return Table(name, title, note, frame.astype(str), frame, len(frame.columns), faint)
 
@@ -43,9 +43,10 @@ def numbers(
     title: str = "",
     note: str = "",
 ) -> list[Table]:
-    """Returns a table with a column for each metric and target; none without rows.
+    """Returns a table with a column for each metric and target; [] without rows.
 
-    A row for each value of the columns of the index; of "run" if there are several.
+    It has a row for each combination of values of the index columns. These are left out
+    if they have no value, and "run" also if there is only one run.
     """
     if rows.empty:
         return []
@@ -53,12 +54,12 @@ def numbers(
     targets = rows["target"].map(lambda t: words.value("target", t))
     heads = rows["metric"].map(word) + (" of " + targets).where(targets != "", "")
     cells = [*map(show, rows["mean"], rows["standard_error"])]
-    # Numbers as names, as words of two columns may be the same.
+    # Columns are named by numbers, as two of them may have the same words.
     texts = [rows[n].map(lambda v, n=n: words.value(n, v)) for n in index]
     long = pd.DataFrame(dict(enumerate([of_paper(rows), *texts])))
-    places, long = [*long.columns], long.assign(head=heads, cell=cells)
+    keys, long = [*long.columns], long.assign(head=heads, cell=cells)
     wide = long.pivot_table(
-        "cell", places, "head", aggfunc="first", sort=False, fill_value=""
+        "cell", keys, "head", aggfunc="first", sort=False, fill_value=""
     )
     wide = wide[[*dict.fromkeys(heads)]].reset_index()
     faint, wide = [*wide.iloc[:, 0]], wide.iloc[:, 1:]
@@ -68,7 +69,7 @@ def numbers(
 
 
 def tidy(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns aggregated rows as a file holds them: without empty columns."""
+    """Returns aggregated rows for a CSV file: without empty columns."""
     names = ["run", "experiment", "metric", *coordinates(table), *NUMBERS]
     return table[[name for name in dict.fromkeys(names) if name in table]]
 
@@ -76,7 +77,7 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
 def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[Table]:
     """Returns the tables of the downstream task: a row for each kind of features and M.
 
-    Of several runs and of the paper the smallest and the largest M are shown.
+    Several runs, and the paper, are shown at the smallest and the largest M only.
     """
     is_task = table["experiment"].isin(["downstream", "averaging"])
     rows = table[is_task & table["views"].notna()]
@@ -96,13 +97,13 @@ def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[T
         constant = select(table, {"metric": "mse.constant"}).assign(
             metric="mse", features="constant predictor", standard_error=float("nan")
         )
-        grey = rows[is_end & of_paper(rows)]  # the paper's name is enough
-        parts = [rows[~of_paper(rows)], constant, grey.assign(features=grey["run"])]
-        rows = pd.concat(parts)
+        grey = rows[is_end & of_paper(rows)]
+        grey = grey.assign(features=grey["run"])  # there is no column for the run
+        rows = pd.concat([rows[~of_paper(rows)], constant, grey])
         if (rows["probe"] == "selected").any():
-            note += " A probe with its own l2 chose it on held-out training examples."
+            note += " Probe with its own l2: chosen on held-out training examples."
     is_r2 = rows["metric"] == "r2"
-    title = "Share of the variance that is explained"
+    title = "R², the share of the variance that is explained"
     return [
         *numbers(rows[~is_r2], words, index, name="downstream", note=note),
         *numbers(rows[is_r2], words, index, name="r_squared", title=title),
@@ -111,8 +112,9 @@ def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[T
 
 def every_number(rows: pd.DataFrame, words: Words, name: str, note: str) -> list[Table]:
     """Returns all numbers of an experiment, a table for each set of coordinates."""
-    known = [n for n in coordinates(rows) if n not in ("target", "table")]
-    names = ["run", *sorted(known, key=SUMMARY.__contains__)]  # its own first
+    names = [n for n in coordinates(rows) if n not in ("target", "table")]
+    # Its own coordinates come before those of the summary.
+    names = ["run", *sorted(names, key=SUMMARY.__contains__)]
     kinds = rows[names].notna().astype(int).astype(str).agg("".join, axis=1)
     return [
         table
@@ -122,7 +124,7 @@ def every_number(rows: pd.DataFrame, words: Words, name: str, note: str) -> list
 
 
 def joined(value: object) -> str:
-    """Returns a value of a JSON file as one line.
+    """Returns a value of a JSON file as one line of text.
 
     >>> joined(["cpu", "cpu"]), joined((1, 2, 1)), joined({"jax": "0.10"})
     ('2 x cpu', '1, 2, 1', 'jax 0.10')
@@ -130,19 +132,19 @@ def joined(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {joined(entry)}" for key, entry in value.items())
     if isinstance(value, list | tuple):
-        runs = ((t, len([*same])) for t, same in itertools.groupby(map(joined, value)))
-        return ", ".join(f"{n} x {t}" if n > 1 else t for t, n in runs)
+        equal = ((t, len([*same])) for t, same in itertools.groupby(map(joined, value)))
+        return ", ".join(f"{n} x {t}" if n > 1 else t for t, n in equal)
     return str(value)
 
 
 def facts(found: Mapping[str, object], name: str = "") -> Table:
-    """Returns a table of names and texts."""
+    """Returns a table of names and values."""
     rows = [(key, joined(value)) for key, value in found.items()]
     return plain(pd.DataFrame(rows, columns=["name", "value"]), name)
 
 
 def as_text(table: Table) -> str:
-    """Returns a table for a terminal, of aligned columns."""
+    """Returns a table as text with aligned columns, for a terminal."""
     lines = [[*table.texts], *table.texts.to_numpy().tolist()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     sides = ["<" if n < table.words else ">" for n in range(len(widths))]

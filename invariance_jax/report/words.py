@@ -1,4 +1,4 @@
-"""Words for people: what metrics, coordinates and their values are called."""
+"""Readable names of metrics, coordinates and their values."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ _WORDS = {
     "mse": "MSE",
     "r2": "R²",
     "cross_entropy": "cross-entropy",
-    "constant": "MSE of a constant",
+    "constant": "MSE of the constant predictor",
     "top_share": "share of the top 1 %",
     "l2": "chosen l2",
     "within": "within examples",
     "normalized": "within / total",
-    "paired": "half the squared change between two views",
+    "paired": "half the mean squared change between two views",
     "variance.within": "variance of n(h) within examples",
     "variance.total": "total variance of n(h)",
     "variance.normalized": "normalized variance of n(h)",
@@ -67,20 +67,20 @@ _UNITS = {
     "foreground": "intensity",
     "background": "intensity",
 }
-"""Of the Spirograph parameters."""
+"""Units of the Spirograph parameters."""
 
 
 def is_share(metric: str) -> bool:
-    """Returns whether a metric ends at 1: more is better, no axis is logarithmic."""
+    """Returns whether a metric is at most 1, and higher is better: no log axis."""
     shares = r"(accuracy|r2|R²|cosine|knn\d+|\d+ nearest)\b"
     return re.match(shares, metric) is not None
 
 
 def word(name: str) -> str:
     """Returns a metric or a coordinate in words."""
-    found = re.fullmatch(r"knn(\d+)(_majority)?", name)
-    if found:
-        return f"{found[1]} nearest neighbours{', majority' if found[2] else ''}"
+    knn = re.fullmatch(r"knn(\d+)(_majority)?", name)
+    if knn:
+        return f"{knn[1]} nearest neighbours{', majority' if knn[2] else ''}"
     return _WORDS.get(name, name.replace("_", " "))
 
 
@@ -88,11 +88,11 @@ class Words:
     """Words for the runs of a report; Spirograph's parameters have units."""
 
     def __init__(self, runs: Sequence[Run] = ()):
-        """Takes the runs that are shown."""
+        """Units are shown if all of the runs are of Spirograph."""
         self.spirograph = {run.config["data.name"] for run in runs} == {"spirograph"}
 
     def axis(self, name: str, target: object = None) -> str:
-        """Returns the text at the axis of a metric, with its unit."""
+        """Returns the axis label of a metric, with the unit of an MSE."""
         unit = self.unit(target) if name == "mse" else ""
         return f"MSE, ({unit})²" if unit else _AXES.get(name, word(name))
 
@@ -101,7 +101,7 @@ class Words:
         return _UNITS.get(str(parameter), "") if self.spirograph else ""
 
     def value(self, name: str, value: Value | None) -> str:
-        """Returns the value of a coordinate in words; empty where it is absent."""
+        """Returns the value of a coordinate in words; empty if it is absent."""
         if pd.isna(value):
             return ""
         if isinstance(value, str):
