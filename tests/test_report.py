@@ -214,6 +214,17 @@ def test_shift_is_shown_beside_the_paper_with_units(single: Path) -> None:
     assert "constant predictor" not in shown  # far above
 
 
+def test_ratios_of_two_experiments_have_a_label_that_is_true_of_both(
+    single: Path,
+) -> None:
+    shown = figures(single)
+    for title in (
+        "First-order change at the full step, by parameter",
+        "Derivative bound over total effect, by parameter",
+    ):
+        assert "ratio" in said(shown[title])
+
+
 def test_intervals_are_corrected_for_the_number_of_runs() -> None:
     """Until a difference is not significant: 5 % / 4, / 3, / 2 and again / 2."""
     n, mean = 8, np.array([4.0, 2.0, -6.0, 1.0])

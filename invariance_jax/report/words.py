@@ -38,7 +38,6 @@ _AXES = {
     "mse": "mean squared error",
     "cross_entropy": "cross-entropy (nats)",
     "relative_error": "squared error / squared change",
-    "ratio": "squared first-order / true change",
     "cosine": "cosine of the two changes",
     "normalized": "within / total variance",
 }
