@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from finished_runs import CLASSES, EXPERIMENTS, Page, change, write_log, write_run
+from finished_runs import (
+    CLASSES,
+    EXPERIMENTS,
+    Page,
+    change,
+    samples,
+    write_log,
+    write_run,
+)
 from scipy import special
 
 from configs.results import keep
@@ -491,6 +499,51 @@ def test_a_part_that_every_run_writes_is_missed_by_name(
     change(run / f"{file}.json", lambda content: content.pop(part))
     with pytest.raises(ValueError, match=rf"{file}\.json has no {part}"):
         report.run([run], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "array", "message"),
+    [
+        ("images", "views", np.zeros((4, 16, 16, 3)), r"[R, V, H, W, 3], found [4, 16"),
+        ("images", "plain", np.zeros((4, 8, 8, 3)), "[4, 16, 16, 3], found [4, 8, 8,"),
+        ("images", "neighbors", np.zeros(10), "[Q, K, h, w, 3], found [10]"),
+        ("images", "neighbor_labels", np.zeros(10, int), "[10, 8], found [10]"),
+        ("images", "projection", np.zeros((200, 1)), "[N, 2], found [200, 1]"),
+        ("images", "projection_explained", np.array(1.0), "[2], found []"),
+        ("images", "projection_labels", np.zeros(7, int), "[200], found [7]"),
+        ("images", "confusion", np.ones((9, 9), int), "[10, 10], found [9, 9]"),
+        ("spirograph", "projection_targets", np.zeros(200), "[200, 4], found [200]"),
+        ("spirograph", "true", np.zeros((200, 3)), "[S, 4], found [200, 3]"),
+        ("spirograph", "predicted", np.zeros((9, 4)), "[200, 4], found [9, 4]"),
+    ],
+)
+def test_samples_of_another_shape_are_refused_by_name(
+    tmp_path: Path, kind: str, name: str, array: np.ndarray, message: str
+) -> None:
+    run = write_run(tmp_path / "run", kind=kind, experiments=())
+    np.savez(run / "samples.npz", **{**samples(kind), name: array})
+    message = f"samples.npz: {name} must have the shape {message}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        report.run([run], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("projection_explained", "Principal components of h"),
+        ("predicted_single", "Predicted against true values"),
+    ],
+)
+def test_a_picture_is_left_out_if_one_of_its_arrays_is_missing(
+    tmp_path: Path, name: str, title: str
+) -> None:
+    run = write_run(tmp_path / "run", experiments=())
+    arrays = samples("spirograph")
+    del arrays[name]
+    np.savez(run / "samples.npz", **arrays)
+    shown = {*figures(report.run([run], tmp_path / "out"))}
+    assert title not in shown and {"Views", "Nearest neighbours"} <= shown
 
 
 def test_a_row_at_a_place_that_is_no_text_or_number_is_refused(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def _tiles(
 
 def quality(run: Run) -> list[Picture]:
     """Returns the picture of predicted against true values or classes, if any."""
-    if "true" in run.samples:
+    if {"true", "predicted", "predicted_single"} <= {*run.samples}:
         caption = f"Examples of the {run.split} split. The line: exact predictions."
         title = "Predicted against true values"
         return style.picture("predictions", title, caption, _predictions(run))
@@ -155,7 +155,7 @@ def _confusion(run: Run) -> Figure:
 def embeddings(run: Run) -> list[Picture]:
     """Returns principal components, coloured by class or target, and neighbours."""
     points, labels = run.samples.get("projection"), run.samples.get("projection_labels")
-    if points is None:
+    if points is None or "projection_explained" not in run.samples:
         return _neighbors(run)
     targets, by = run.samples.get("projection_targets"), ""
     looks: dict[str, Style] = {"": {"color": style.COLORS[0]}}
