@@ -1,7 +1,7 @@
 """Assembles the page of one or more runs; writes it, its figures and its tables.
 
-The page has no script, and its content security policy forbids to load or run anything.
-All text that comes from a run is escaped.
+The page has no script, and its content security policy forbids loading or running
+anything. All text that comes from a run is escaped.
 """
 
 import os
@@ -162,7 +162,7 @@ class _Report:
         for name in order + sorted(measured - {*SECTIONS, "downstream", "training"}):
             rows = self.table[self.table["experiment"] == name]
             section, every = section_of(name, rows), list[Table]()
-            if name == "averaging":  # rows that "downstream" measured too count as its
+            if name == "averaging":  # also rows that are kept under "downstream"
                 rows = self.table[in_summary(self.table) & self.table["views"].notna()]
             else:
                 every = tables.every_number(rows, self.words, name, section.note)
