@@ -70,7 +70,7 @@ def test_the_page_of_runs_is_what_its_generator_makes():
         ("0.1", "0.3", "-", "the opposite"),
         ("0.1", "0.3", "+", "holds"),
         ("-0.3", "-0.1", "+", "the opposite"),
-        ("-0.1", "0.1", "-", "no difference seen"),
+        ("-0.1", "0.1", "-", "not significant"),
         ("", "", "-", "one seed"),
     ],
 )

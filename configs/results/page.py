@@ -1,10 +1,11 @@
-"""Writes configs/README.md: what each run is, costs and gives.
+"""Writes configs/README.md: every run with its command, cost and result.
 
     python -m configs.results.page
 
-The headers of the configurations say what there is, `index.toml` has the sections and
-their words, and NAME.csv the numbers of a section: a row for each run, metric and
-place, with the digits that are shown. `configs.results.keep` makes one of runs.
+The headers of the configurations describe the runs. `index.toml` holds the sections and
+their text. NAME.csv holds the numbers of a section, with the digits that are shown: a
+row for each run, metric and coordinates (column `at`). `configs.results.keep` writes
+such a file from finished runs.
 """
 
 import ast
@@ -34,31 +35,35 @@ def make_page() -> str:
         parts += [f"**{header.splitlines()[0]}**", f"`{command}`", _variants(header)]
     for folder in ("sweeps", "examples"):
         files = [f"{folder}/{name}.py" for name in index[folder]["files"]]
-        what = [(f"[`{file}`]({file})", _header(file).split("\n")[0]) for file in files]
-        parts += [index[folder]["text"], _markdown(("file", "what"), what)]
+        lines = [
+            (f"[`{file}`]({file})", _header(file).split("\n")[0]) for file in files
+        ]
+        parts += [index[folder]["text"], _markdown(("file", "content"), lines)]
     parts += [index["claims"]["text"], _claims(index)]
     parts += [index["results"], *map(_section, index["section"])]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def _header(file: str) -> str:
+    """Returns the docstring of a configuration file."""
     return ast.get_docstring(ast.parse((FOLDER.parent / file).read_text())) or ""
 
 
 def _variants(header: str) -> str:
+    """Returns a table of the variants that the header of a configuration lists."""
     lines = []
     entries = re.findall(r"^  (\w+)( \(default\))?: (.*(?:\n    .*)*)", header, re.M)
     for name, default, text in entries:
-        # The result begins with the first place of a measurement.
+        # The result begins at the first "Plain" or "M = ".
         parts = re.split(r"\s(?=Plain|M = )", " ".join(text.split()), maxsplit=1)
         lines.append((f"`{name}`{default}", *parts, "")[:3])
-    return _markdown(("variant", "what, hardware, time", "result"), lines)
+    return _markdown(("variant", "content, hardware, time", "result"), lines)
 
 
 def _claims(index: dict[str, Any]) -> str:
-    """Returns where the claims of the paper hold: a line for each place."""
+    """Returns the table of the paper's claims: a line for each comparison of runs."""
     titles = {section["file"]: section["title"] for section in index["section"]}
-    heads = ("claim", "where", "of", "change (95 % interval)", "n", "seconds", "")
+    heads = "claim", "where", "metric", "change (95 % interval)", "n", "seconds"
     lines = []
     for place in index["claims"]["place"]:
         study, run, number = place.get("study", ""), place["run"], place["number"]
@@ -68,20 +73,20 @@ def _claims(index: dict[str, Any]) -> str:
             if (row.get("study", ""), _number(row)) == (study, number)
         )
         (row,) = (row for row in others if row["run"] == run)
-        # As GitHub names a title.
+        # GitHub's anchor of the section's title.
         anchor = re.sub(r"[^\w -]", "", titles[place["file"]].lower())
         where = f"[{place['where']}](#{anchor.replace(' ', '-')})"
         base = None if row["metric"] == "accuracy" else float(first["mean"])
-        told = change(row, base, place["sign"])
+        difference, verdict = change(row, base, place["sign"])
         facts = row["n"], row.get("seconds", "")
-        lines.append((place["claim"], where, number, told[0], *facts, told[1]))
-    return _markdown(heads, lines)
+        lines.append((place["claim"], where, number, difference, *facts, verdict))
+    return _markdown((*heads, "verdict"), lines)
 
 
 def change(row: Row, base: float | None, sign: str) -> tuple[str, str]:
-    """Returns a difference, and whether its sign is the one that is claimed.
+    """Returns the text of a difference, and whether it has the claimed sign.
 
-    It is a share of a base; None: it is one of two shares, and counts in points.
+    The text is in percent of `base`, or in percentage points if `base` is None.
     """
     numbers = [float(row[name]) for name in ("difference", "low", "high") if row[name]]
     text, *ends = (
@@ -92,19 +97,20 @@ def change(row: Row, base: float | None, sign: str) -> tuple[str, str]:
         return text, "one seed"
     _, low, high = numbers
     verdict = "holds" if (low > 0) == (sign == "+") else "the opposite"
-    verdict = verdict if low * high > 0 else "no difference seen"
+    verdict = verdict if low * high > 0 else "not significant"
     return f"{text} ({' to '.join(ends)})", verdict
 
 
 def _section(section: dict[str, Any]) -> str:
+    """Returns a section of the results: title, method, table and text."""
     rows = [*_rows(FOLDER / f"{section['file']}.csv")]
     n, commits = (
         ", ".join(dict.fromkeys(row[k] for row in rows)) for k in ("n", "commit")
     )
     how = f"{section['how'].strip()} n = {n}; commit {commits}."
-    table = _table([*rows, *_of_paper(section.get("paper", ""))], section)
+    table = _table([*rows, *_paper_rows(section.get("paper", ""))], section)
     if section.get("folded"):
-        table = f"<details><summary>The table</summary>\n\n{table}\n\n</details>"
+        table = f"<details><summary>Show the table</summary>\n\n{table}\n\n</details>"
     return f"### {section['title']}\n\n{how}\n\n{table}\n\n{section['text'].strip()}"
 
 
@@ -113,8 +119,8 @@ def _rows(path: Path) -> Iterator[Row]:
         yield from csv.DictReader(file)
 
 
-def _of_paper(data: str) -> Iterator[Row]:
-    """Yields what the paper reports of averaged features on a data set."""
+def _paper_rows(data: str) -> Iterator[Row]:
+    """Yields the paper's results for averaged features on a data set."""
     for row in _rows(PAPER):
         averaged = row["experiment"] == "averaging" and not row["target"]
         if row["data"] == data and averaged and "weight" not in row["run"]:
@@ -122,12 +128,12 @@ def _of_paper(data: str) -> Iterator[Row]:
 
 
 def _table(rows: list[Row], section: dict[str, Any]) -> str:
-    """Returns numbers by runs or runs by numbers, as the section says."""
+    """Returns the table of a section, with a line for each run or for each number."""
     cells: dict[tuple[str, ...], Row] = {}
     if "numbers" in section:
-        chosen = {number: k for k, number in enumerate(section["numbers"])}
-        rows = [row for row in rows if _number(row) in chosen]
-        rows.sort(key=lambda row: chosen[_number(row)])
+        order = {number: k for k, number in enumerate(section["numbers"])}
+        rows = [row for row in rows if _number(row) in order]
+        rows.sort(key=lambda row: order[_number(row)])
     for row in rows:
         scale = section.get("scale", {}).get(row["metric"].split(" ")[0], "")
         number = _number(row, f" x {scale}" if scale else "")
@@ -140,8 +146,8 @@ def _table(rows: list[Row], section: dict[str, Any]) -> str:
             key, column = (number,), row["run"]
         line = cells.setdefault(key, {})
         line[column] = f"{mean} ± {error}" if error else mean
-        against = f"{difference} ({low} to {high})" if low else ""
-        line[f"{column}: {DIFFERENCE}"] = against
+        interval = f"{difference} ({low} to {high})" if low else ""
+        line[f"{column}: {DIFFERENCE}"] = interval
     columns = dict.fromkeys(column for line in cells.values() for column in line)
     columns = [c for c in columns if any(line.get(c) for line in cells.values())]
     lines = [(*key, *(line.get(c, "") for c in columns)) for key, line in cells.items()]
@@ -152,6 +158,7 @@ def _table(rows: list[Row], section: dict[str, Any]) -> str:
 
 
 def _number(row: Row, unit: str = "") -> str:
+    """Returns the name of a row's number, such as "MSE, M = 8"."""
     return ", ".join(filter(None, (row["metric"] + unit, row["at"])))
 
 
