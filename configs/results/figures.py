@@ -1,4 +1,4 @@
-"""Draws the figures of configs/README.md that are made of the numbers beside it.
+"""Draws the figures of configs/README.md from the CSV files in this folder.
 
 python -m configs.results.figures
 """
@@ -15,15 +15,15 @@ _COLORS, _MARKERS = (*COLORS, "#1b1f24"), "osD^vPX"
 
 @looks()
 def budget() -> Figure:
-    """Returns the error against the seconds of training, of each way to spend them."""
+    """Returns a figure of the error against the training time of each alternative."""
     rows = pd.read_csv(FOLDER / "spirograph_budget.csv").query("metric == 'MSE'")
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    for axes, place in zip(figure.subplots(1, 2), ("M = 1", "M = 8"), strict=True):
-        ways = rows[rows["at"] == place].groupby("run", sort=False)
-        for (run, points), color, marker in zip(ways, _COLORS, _MARKERS, strict=True):
+    for axes, views in zip(figure.subplots(1, 2), ("M = 1", "M = 8"), strict=True):
+        runs = rows[rows["at"] == views].groupby("run", sort=False)
+        for (run, points), color, marker in zip(runs, _COLORS, _MARKERS, strict=True):
             curve = (points[name] for name in ("seconds", "mean", "standard_error"))
             axes.errorbar(*curve, label=run, color=color, marker=marker)
-        axes.set(xscale="log", yscale="log", title=place)
+        axes.set(xscale="log", yscale="log", title=views)
         axes.set(xlabel="seconds of training", ylabel="MSE of the probe")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     return figure

@@ -1,11 +1,12 @@
-"""Keeps the results of finished runs as a file of `configs.results.page`.
+"""Writes the results of finished runs to a file that `configs.results.page` reads.
 
     python -m configs.results.keep NAME "no penalty=runs/simclr" "penalty=runs/quick"
 
-writes NAME.csv, which must not exist: the numbers of the summary of each run, and of
-all but the first the paired differences to it, seed by seed, with 95 % intervals of
-Student's t, corrected for the number of runs that are compared (Holm); a label has no
-"=". Of several studies, as "byol: penalty=runs/byol", each has its first.
+writes NAME.csv, which must not exist. It holds the numbers of each run's summary, and
+for every run but the first the paired differences from the first, seed by seed. Their
+95 % t-intervals are corrected for the number of compared runs (Holm). A label contains
+no "=". Labels such as "byol: penalty=runs/byol" form studies, each with its own first
+run.
 """
 
 import csv
@@ -31,8 +32,8 @@ COLUMNS = (
 
 
 def rows_of(names: list[str], runs: list[Run]) -> list[Row]:
-    """Returns the rows of runs, compared to the first, with the names of the page."""
-    shown = dict(zip((run.name for run in runs), names, strict=True))
+    """Returns the rows of a study; `names` are the runs' labels on the page."""
+    labels = dict(zip((run.name for run in runs), names, strict=True))
     counts = {run.name: run.results["n"] for run in runs}
     if len({*counts.values()}) > 1:
         raise ValueError(f"runs must have the same seeds; found {counts}.")
@@ -46,7 +47,7 @@ def rows_of(names: list[str], runs: list[Run]) -> list[Row]:
     facts = {run.name: _facts(run) for run in runs}
     words = Words(runs)
     return [
-        {"run": shown[row["run"]], "metric": word(row["metric"])}
+        {"run": labels[row["run"]], "metric": word(row["metric"])}
         | {"at": words.place({name: row[name] for name in ("target", *SUMMARY)})}
         | _text(row)
         | {"n": str(row["n"])}
@@ -56,17 +57,18 @@ def rows_of(names: list[str], runs: list[Run]) -> list[Row]:
 
 
 def _facts(run: Run) -> Row:
-    made = run.results["environment"]
-    commit, *changed = (made["git_commit"] or "unknown").split("-")
+    """Returns the commit, devices and training seconds of a run."""
+    environment = run.results["environment"]
+    commit, *changed = (environment["git_commit"] or "unknown").split("-")
     return {
         "commit": "-".join([commit[:7], *changed]),
-        "devices": ", ".join(made["devices"]),
+        "devices": ", ".join(environment["devices"]),
         "seconds": f"{run.seconds:.0f}",
     }
 
 
 def _text(row: Any) -> Row:
-    """Returns the numbers with two digits of the smaller error."""
+    """Returns the numbers of a row, rounded to two digits of the smaller error."""
     errors = [row["standard_error"], row["pair_error"]]
     known = [error for error in errors if error > 0]
     decimals = 1 - math.floor(math.log10(min(known))) if known else 4
@@ -78,9 +80,9 @@ def _text(row: Any) -> Row:
 
 
 def main(name: str, *labelled: str) -> None:
-    """Writes the file of runs that are given as LABEL=WORKDIR."""
+    """Writes NAME.csv of runs that are given as LABEL=WORKDIR."""
     studies: dict[str, dict[str, str]] = {}
-    for label, workdir in (one.split("=", 1) for one in labelled):
+    for label, workdir in (argument.split("=", 1) for argument in labelled):
         study, _, run = label.rpartition(": ")
         studies.setdefault(study, {})[run] = workdir
     rows = [
