@@ -1,8 +1,8 @@
 """Times the hot paths: `python -m invariance_jax.benchmarks NAME`.
 
 NAME is render, augment, decode, steps, penalty, loss, probe, scaling, restart, `all` of
-these, gpu or gpu_peers; README.md in this folder says what each compares. The last
-lines are a table and the machine; `--json` also writes them to a file.
+these, gpu or gpu_peers; README.md in this folder says what each compares. The output
+ends with a table and a description of the machine; `--json` also writes both to a file.
 """
 
 import importlib
@@ -19,29 +19,29 @@ from invariance_jax.sweeps.variants import read_sweep
 
 _CONFIG = define_config(
     "config",
-    "Configuration file of the run of steps, penalty, scaling and restart, with a "
-    "variant after a colon; configs/spirograph.py:quick if none is given.",
+    "Configuration file of the run that steps, penalty, scaling and restart time, with "
+    "a variant after a colon; default: configs/spirograph.py:quick.",
 )
 _JSON = flags.DEFINE_string("json", None, "File to which the results are written.")
 _REPEATS = flags.DEFINE_integer(
-    "repeats", 15, "Most measurements of each side.", lower_bound=1
+    "repeats", 15, "Maximum number of measurements of each side.", lower_bound=1
 )
 _MIN_SECONDS = flags.DEFINE_float(
-    "min_seconds", 0.3, "Least time of one measurement.", lower_bound=0.0
+    "min_seconds", 0.3, "Minimum seconds of one measurement.", lower_bound=0.0
 )
 _CASES = flags.DEFINE_list(
-    "cases", [], "Of gpu and gpu_peers: parts of the names of the cases to measure."
+    "cases", [], "gpu, gpu_peers: run the cases whose name contains one of these texts."
 )
 _SECONDS = flags.DEFINE_float(
-    "seconds", 240.0, "Of gpu: seconds after which no case is begun."
+    "seconds", 240.0, "gpu: seconds after which no further case starts."
 )
 _SWEEP = flags.DEFINE_string(
-    "sweep", None, "Of penalty: a sweep whose variants are timed over its first one."
+    "sweep", None, "penalty: a sweep file whose variants are compared to its first one."
 )
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the benchmarks that are named, prints a table and writes the results."""
+    """Runs the named benchmarks, prints a table and writes the results."""
     names = check_names(arguments[1:], timing.has_torch())
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
         raise ValueError(f"--json is {_JSON.value!r}; expected a file in a folder.")
@@ -55,16 +55,16 @@ def main(arguments: list[str]) -> None:
     timing.keep_freed_memory()
     rows = []
     for name in names:
-        # Imported when it is asked for: PyTorch shall not stand beside `gpu`.
+        # Imported on demand, so that `gpu` runs in a process without PyTorch.
         module = importlib.import_module(f"{__package__}.{MODULES[name]}")
         for row in getattr(module, f"time_{name}")(options):
             print(json.dumps(row), flush=True)
             rows.append(row)
-    facts = timing.machine()
-    print("", timing.table(rows), "", json.dumps(facts), sep="\n")
+    machine = timing.machine()
+    print("", timing.table(rows), "", json.dumps(machine), sep="\n")
     if _JSON.value:
-        found = {"machine": facts, "rows": rows}
-        Path(_JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+        results = {"machine": machine, "rows": rows}
+        Path(_JSON.value).write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Image augmentation on the device against a pipeline of Pillow in worker processes.
+"""Image augmentation on the device against a Pillow pipeline in worker processes.
 
-The peer is what data loaders run: for each image a random resized crop (Lanczos), a
-flip, brightness, contrast, saturation and hue, and grayscale, by Pillow in processes
-that are kept alive, and normalization of the batch. Ours is one compiled call for the
-batch, from bytes to normalized views; both draw their own random numbers.
+The peer does what data loaders do: worker processes, kept alive, apply Pillow to each
+image (random resized crop with Lanczos, flip, brightness, contrast, saturation, hue,
+grayscale), and then the batch is normalized. Ours is one compiled call for the batch,
+from bytes to normalized views. Both draw their own random numbers.
 """
 
 import itertools
@@ -23,16 +23,16 @@ from invariance_jax.types import Array
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 STRENGTH, JITTERED, GRAY = 0.5, 0.8, 0.2
-AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # what ours crops by default
+AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # our default crop
 
 TOLERANCE = 0.1
-"""Of the standard deviation of all views, which are drawn at random."""
+"""Relative tolerance for the standard deviation over all views, which are random."""
 
 
 def time_augment(
     options: Options, *, batch_size: int = 512, image_size: int = 32, workers: int = 2
 ) -> Iterator[Row]:
-    """Yields the peer over ours."""
+    """Yields one row: the time of the peer over the time of ours."""
     shape = batch_size, image_size, image_size, 3
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     parts, seeds = np.array_split(images, workers), itertools.count()
@@ -41,18 +41,18 @@ def time_augment(
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
 
         def peer() -> np.ndarray:
-            own = [next(seeds) for _ in parts]
-            views = np.concatenate([*pool.map(_augment_all, parts, own)])
+            new_seeds = [next(seeds) for _ in parts]
+            views = np.concatenate([*pool.map(_augment_all, parts, new_seeds)])
             return (views / np.float32(255) - mean) / std
 
-        check_same("deviations", np.std(peer()), np.std(ours()), TOLERANCE)
+        check_same("standard deviations", np.std(peer()), np.std(ours()), TOLERANCE)
         case = f"{batch_size} views, {image_size} x {image_size}"
         pillow = f"Pillow, {workers} processes", peer
         yield options.versus(case, pillow, ("ours", ours), "target 5")
 
 
 def make_ours(images: np.ndarray) -> Callable[[], Array]:
-    """Returns `() -> float32 [B, S, S, 3]`, other views in every call."""
+    """Returns `() -> float32 [B, S, S, 3]`, which draws new views in every call."""
     transformation = image.make_transformation(
         source_size=images.shape[1],
         image_size=images.shape[1],
@@ -75,6 +75,7 @@ def make_ours(images: np.ndarray) -> Callable[[], Array]:
 
 
 def _augment_all(images: np.ndarray, seed: int) -> np.ndarray:
+    """Returns a random view of each image."""
     generator = np.random.default_rng(seed)
     return np.stack([np.asarray(augment(pixels, generator)) for pixels in images])
 
@@ -88,8 +89,8 @@ def augment(pixels: np.ndarray, generator: np.random.Generator) -> Image.Image:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if generator.uniform() < JITTERED:
         low, high = 1 - 0.8 * STRENGTH, 1 + 0.8 * STRENGTH
-        for change in (Brightness, Contrast, Color):
-            view = change(view).enhance(generator.uniform(low, high))
+        for enhancer in (Brightness, Contrast, Color):
+            view = enhancer(view).enhance(generator.uniform(low, high))
         view = _turn_hue(view, generator.uniform(-0.2 * STRENGTH, 0.2 * STRENGTH))
     if generator.uniform() < GRAY:
         view = view.convert("L").convert("RGB")
@@ -97,6 +98,7 @@ def augment(pixels: np.ndarray, generator: np.random.Generator) -> Image.Image:
 
 
 def _turn_hue(view: Image.Image, turns: float) -> Image.Image:
+    """Returns the image with its hue rotated, in turns of the colour circle."""
     hue, saturation, value = view.convert("HSV").split()
     turned = (np.asarray(hue).astype(np.int16) + round(255 * turns)).astype(np.uint8)
     parts = Image.fromarray(turned), saturation, value
@@ -104,7 +106,7 @@ def _turn_hue(view: Image.Image, turns: float) -> Image.Image:
 
 
 def _draw_box(size: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
-    """Returns left, upper, right and lower of a random crop, whole pixels."""
+    """Returns left, upper, right and lower edge of a random crop, in whole pixels."""
     for _ in range(10):
         area = size**2 * generator.uniform(*AREA)
         aspect = math.exp(generator.uniform(*np.log(ASPECT)))

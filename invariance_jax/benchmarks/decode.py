@@ -1,10 +1,10 @@
-"""JPEG files of a stream against worker processes and against the decoder alone.
+"""Decoding of JPEG files in threads against worker processes and the decoder alone.
 
-Files of 500 x 375 pixels become squares of 256, from which the device cuts its views.
-The peers are what data loaders run: Pillow in worker processes, the same in PyTorch's
-DataLoader (torchvision resizes an image by Pillow too), and Grain's worker processes
-with our own decoder. The decoder alone reads the same files in as many
-threads and does not resize: a bound for all of them.
+Files of 500 x 375 pixels become squares of 256 x 256, from which the device crops its
+views. The peers do what data loaders do: Pillow in worker processes, the same in
+PyTorch's DataLoader (torchvision also resizes with Pillow), and Grain's worker
+processes with our decoder. The decoder alone reads the same files in the same number of
+threads and does not resize: it bounds the speed of all others.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ Peer = Callable[[], object]
 
 
 def time_decode(options: Options, *, count: int = 128) -> Iterator[Row]:
-    """Yields each peer over our threads, for one batch of files."""
+    """Yields the time of each peer over the time of our threads, for one batch."""
     workers, context = cores(), get_context("spawn")
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -59,7 +59,7 @@ def time_decode(options: Options, *, count: int = 128) -> Iterator[Row]:
 
 
 def _write(folder: Path, count: int) -> FileRecords:
-    """Writes files with the detail of photographs, about 50 kB each."""
+    """Writes JPEG files with as much detail as photographs, about 50 kB each."""
     random = np.random.default_rng(0)
     files = [folder / f"{number}.jpg" for number in range(count)]
     for path in files:
@@ -74,12 +74,14 @@ def _write(folder: Path, count: int) -> FileRecords:
 
 
 def _read(path: str) -> np.ndarray:
+    """Returns the image of a file, decoded and resized by Pillow."""
     with Image.open(path) as file:
         image = file.convert("RGB").resize((_SIZE, _SIZE), Image.Resampling.BILINEAR)
     return np.asarray(image)
 
 
 def _decode(content: bytes) -> None:
+    """Decodes an image with our decoder's library and does not resize it."""
     if decoding.simplejpeg is None:
         Image.open(io.BytesIO(content)).load()
     else:
@@ -87,13 +89,13 @@ def _decode(content: bytes) -> None:
 
 
 class _Files:
-    """A data set of PyTorch."""
+    """A map-style data set for PyTorch's DataLoader."""
 
     def __init__(self, paths: Sequence[str]):
         self._paths = paths
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return _read(self._paths[index]).copy()  # PyTorch wants to write
+        return _read(self._paths[index]).copy()  # PyTorch needs a writable array
 
 
 def _in_torch(records: FileRecords, workers: int) -> Peer:

@@ -1,4 +1,4 @@
-"""Training steps on a GPU, and PyTorch's: time, rate beside a product's, memory."""
+"""Training steps on a GPU, ours and PyTorch's: time, rate of operations, memory."""
 
 import os
 import time
@@ -12,7 +12,7 @@ from invariance_jax.benchmarks.timing import Options, Row, configuration, produc
 from invariance_jax.settings import Config
 
 STEPS, SECONDS = 8, 0.3
-"""Most steps of one call, and how long a call of fewer may take."""
+"""Maximum steps of one call, and the seconds that a call of fewer steps should take."""
 
 CASES = """
 spirograph resnet18 512 bfloat16 penalized
@@ -38,20 +38,20 @@ cifar10 resnet50 4096 float32 plain
 cifar10 resnet50 512 float32 penalized
 cifar10 resnet50 512 float32 plain
 """.strip().splitlines()
-"""RUN ENCODER BATCH PRECISION KIND, the most important first."""
+"""Cases, named RUN ENCODER BATCH PRECISION KIND, the most important first."""
 
 
 def time_gpu(options: Options) -> Iterator[Row]:
-    """Yields the steps of the paper's runs, each when it is measured."""
+    """Yields a row for each case as soon as it is measured."""
     _check_gpu(0.92)
     yield from measure_all(chosen(CASES, options.cases), options)
 
 
 def time_gpu_peers(options: Options) -> Iterator[Row]:
-    """Yields PyTorch over ours: tuned, in bfloat16, and then the authors' in float32.
+    """Yields PyTorch over ours: tuned in bfloat16, then the authors' code in float32.
 
-    In a process of its own, since what one library leaves in the memory of the device
-    decides what fits for the other.
+    Run it in a process of its own: memory that one library keeps on the device is
+    missing for the other.
     """
     _check_gpu(0.4)
     for precision in chosen(["bfloat16", "float32"], options.cases):
@@ -61,22 +61,22 @@ def time_gpu_peers(options: Options) -> Iterator[Row]:
 
 
 def _check_gpu(share: float) -> None:
-    """Gives JAX a share of the memory; raises a ValueError if there is no GPU."""
+    """Gives JAX a share of the device memory; raises ValueError if there is no GPU."""
     os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", str(share))
     if jax.default_backend() != "gpu":
         raise ValueError(f"this benchmark needs a GPU; found {jax.devices()}.")
 
 
 def chosen(names: Iterable[str], texts: tuple[str, ...]) -> list[str]:
-    """Returns the names that have one of the texts, all of them if there are none."""
-    picked = [n for n in names if not texts or any(text in n for text in texts)]
-    if not picked:
+    """Returns the names that contain one of the texts; without texts, all names."""
+    selected = [n for n in names if not texts or any(text in n for text in texts)]
+    if not selected:
         raise ValueError(f"--cases is {texts}; expected parts of: {', '.join(names)}.")
-    return picked
+    return selected
 
 
 def make_config(name: str) -> Config:
-    """Returns the configuration of a case."""
+    """Returns the configuration of the case with this name."""
     run, encoder, batch_size, precision, kind, *rematerialized = name.split()
     config = configuration(run, *["resnet18"] * (run == "cifar10"))
     config.encoder.name, config.encoder.rematerialize = encoder, bool(rematerialized)
@@ -86,7 +86,7 @@ def make_config(name: str) -> Config:
 
 
 def measure_all(names: Iterable[str], options: Options) -> Iterator[Row]:
-    """Yields what is measured of each case until the time is over, or how it failed."""
+    """Yields a row for each case: measured, failed, or not run for lack of time."""
     clock = options.timer.clock
     end = clock() + options.seconds
     for name in names:
@@ -101,14 +101,14 @@ def measure_all(names: Iterable[str], options: Options) -> Iterator[Row]:
 
 
 def measure(name: str, config: Config, options: Options) -> Row:
-    """Returns a row of one case, on the first device."""
-    begun = time.perf_counter()
+    """Returns the row of one case, measured on the first local device."""
+    start = time.perf_counter()
     training = Training(config, jax.local_devices()[:1])
     jax.block_until_ready(training())
     compiled = time.perf_counter()
     jax.block_until_ready(training())
-    one = time.perf_counter() - compiled
-    count = min(max(round(SECONDS / one), 1), STEPS)
+    one_step = time.perf_counter() - compiled
+    count = min(max(round(SECONDS / one_step), 1), STEPS)
     times = options.at_most(3).timer(lambda: training(count))[0] / count
     training.check_finite()
     median, derived = float(np.median(times)), training.settings.derived
@@ -124,5 +124,5 @@ def measure(name: str, config: Config, options: Options) -> Row:
         "GB": training.memory / 1e9,
         "epoch, s": derived.steps_per_epoch * median,
         "run, s": derived.steps * median,
-        "start, s": compiled - begun,
+        "start, s": compiled - start,
     }

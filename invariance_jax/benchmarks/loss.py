@@ -1,7 +1,8 @@
 """NT-Xent and its gradient against PyTorch's, and in blocks of anchors.
 
-The peer is what the released codes of SimCLR do: the matrix of all similarities, its
-diagonal filled with minus infinity, and the cross-entropy of finding the other view.
+The peer does what public implementations of SimCLR do: it computes the matrix of all
+similarities, fills its diagonal with minus infinity, and takes the cross-entropy with
+the other view as the correct class.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ def time_loss(
     features: int = 128,
     block_size: int = 512,
 ) -> Iterator[Row]:
-    """Yields PyTorch over ours, and blocks of anchors over all of them at once."""
+    """Yields blocks of anchors, and PyTorch, over our loss of all anchors at once."""
     for size in sizes:
         generator = np.random.default_rng(0)
         z1 = generator.normal(size=(size // 2, features)).astype(np.float32)
@@ -44,7 +45,7 @@ def time_loss(
 def _make_ours(
     z1: np.ndarray, z2: np.ndarray, block_size: int | None
 ) -> tuple[str, Callable[[], Array]]:
-    """Returns a name with the memory within, and `() -> gradient [2, B, D]`."""
+    """Returns a name with the temporary memory, and `() -> gradient [2, B, D]`."""
 
     @jax.jit
     @jax.grad
@@ -54,6 +55,6 @@ def _make_ours(
 
     pair = jnp.stack([z1, z2])
     compiled = gradient.lower(pair).compile()
-    _, taken, _ = cost.memory_of(compiled)
+    _, temporary, _ = cost.memory_of(compiled)
     how = "at once" if block_size is None else f"in blocks of {block_size}"
-    return f"ours {how}, {taken / 1e6:.0f} MB", lambda: compiled(pair)
+    return f"ours {how}, {temporary / 1e6:.0f} MB", lambda: compiled(pair)

@@ -1,11 +1,11 @@
-"""What ours is timed against: the algorithms of the released code, in PyTorch.
+"""The peers of the benchmarks: the algorithms of the authors' code, in PyTorch.
 
-Written from the paper, Foster, Pukdee, Rainforth (ICLR 2021): the renderer that
-broadcasts over `[points, B, S, S]`, the penalty by a second backward pass, L-BFGS for
-the probes. Steps have the settings of `configs/spirograph.py`, `paper` for ResNets and
-`quick` for the MLP, but for its penalty, here along all parameters up to a hard limit,
-at a constant learning rate. PyTorch is optional (the extra `benchmarks`); nothing of it
-is used before a function is called.
+Written from the paper, Foster, Pukdee, Rainforth (ICLR 2021): a renderer that
+broadcasts over `[points, B, S, S]`, the penalty by a second backward pass, and L-BFGS
+for the probes. Steps use the settings of `configs/spirograph.py`, `paper` for ResNets
+and `quick` for the MLP, at a constant learning rate. Only the MLP's penalty differs: it
+acts along all parameters, with a hard limit. PyTorch is optional (the extra
+`benchmarks`); this module can be imported without it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ with contextlib.suppress(ModuleNotFoundError):
     from torch import Tensor, nn
 
 TARGETS, NUISANCE = (0, 1, 3, 4), (2, 5, 6, 7, 8, 9)
-"""Columns of `spirograph.PARAMETERS`: the targets, and what alpha holds."""
+"""Columns of `spirograph.PARAMETERS`: the targets, and those of alpha."""
 
 NUM_POINTS = 40
 DIRECTIONS = 100
-"""Ends alpha' per example, as of the authors; a product with the one gradient each."""
+"""Draws of alpha' per example, as in the authors' code; all share one gradient."""
 
 
 def broadcast(xp: ModuleType, parameters: Any, image_size: int, num_points: int) -> Any:
-    """Returns images of parameters `[B, 10]`, by numpy or torch: they share names."""
+    """Returns the images of parameters `[B, 10]`; `xp` is numpy or torch."""
     m, b, h, sigma = parameters.T[:4]
     angle = xp.linspace(0, 2 * np.pi, num_points, dtype=xp.float32)[:, None]
     inner = angle * ((m - h) / b)
@@ -56,7 +56,7 @@ def broadcast(xp: ModuleType, parameters: Any, image_size: int, num_points: int)
 
 
 def draw_parameters(examples: int, seed: int = 0) -> np.ndarray:
-    """Returns float32 `[B, 10]`, uniform within the paper's bounds."""
+    """Returns parameters float32 `[B, 10]`, uniform within the paper's bounds."""
     generator = np.random.default_rng(seed)
     low, high = spirograph.BOUNDS.T
     return generator.uniform(low, high, (examples, len(low))).astype(np.float32)
@@ -67,18 +67,18 @@ def make_render(
 ) -> Callable[[], Any]:
     """Returns `() -> images`, or with a direction `() -> (images, derivatives)`."""
 
-    def draw(given: Tensor) -> Tensor:
-        return broadcast(torch, given, *size)
+    def render(parameters: Tensor) -> Tensor:
+        return broadcast(torch, parameters, *size)
 
-    at = torch.tensor(parameters)
+    primal = torch.tensor(parameters)
     if direction is None:
-        return torch.no_grad()(lambda: draw(at))
-    along = torch.tensor(direction)
-    return torch.no_grad()(lambda: torch.func.jvp(draw, (at,), (along,)))
+        return torch.no_grad()(lambda: render(primal))
+    tangent = torch.tensor(direction)
+    return torch.no_grad()(lambda: torch.func.jvp(render, (primal,), (tangent,)))
 
 
 def make_encoder(name: str, image_size: int) -> nn.Module:
-    """Returns the layers of an encoder with 512 features; `encode` applies them."""
+    """Returns the layers of an encoder with 512 features, which `encode` applies."""
     if name == "resnet18":
         return _resnet18()
     if name != "mlp":
@@ -123,7 +123,7 @@ def encode(encoder: nn.Module, images: Tensor, *, tuned: bool = False) -> Tensor
     with torch.autocast(images.device.type, torch.bfloat16, enabled=tuned):
         if isinstance(encoder, nn.Sequential):
             return encoder(images).float()
-        x = images.permute(0, 3, 1, 2)  # channels last, as they lie
+        x = images.permute(0, 3, 1, 2)  # a view, still channels-last in memory
         x = x if tuned else x.contiguous()
         stem, *stages = encoder.values()
         x = stem["bn1"](stem["conv1"](x)).relu()
@@ -135,21 +135,21 @@ def encode(encoder: nn.Module, images: Tensor, *, tuned: bool = False) -> Tensor
 
 
 def check_encoder(name: str, image_size: int) -> None:
-    """Refuses a ResNet that with the same weights has other representations."""
+    """Raises AssertionError if PyTorch's h differs from ours with the same weights."""
     generator = np.random.default_rng(0)
     images = generator.random((4, image_size, image_size, 3), np.float32)
     ours = functools.partial(create_encoder(name).init_with_output, train=False)
-    with jax.default_matmul_precision("highest"):  # of GPUs and TPUs
+    with jax.default_matmul_precision("highest"):  # for GPUs and TPUs
         expected, variables = jax.jit(ours)(jax.random.key(0), images)
-    theirs, weights = make_encoder(name, image_size), to_torch_state_dict(variables)
-    theirs.load_state_dict({n: torch.tensor(w) for n, w in weights.items()})
+    encoder, weights = make_encoder(name, image_size), to_torch_state_dict(variables)
+    encoder.load_state_dict({n: torch.tensor(w) for n, w in weights.items()})
     with torch.inference_mode():
-        found = encode(theirs.eval(), torch.tensor(images))
+        found = encode(encoder.eval(), torch.tensor(images))
     check_same("representations", found, expected, 1e-3)
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """Returns the contrastive loss, the mean over all anchors."""
+    """Returns the contrastive loss, averaged over all anchors."""
     z = nn.functional.normalize(torch.cat([z1, z2]).float(), dim=1)
     logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
     positive = torch.arange(len(z), device=z.device).roll(len(z1))
@@ -159,7 +159,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 def make_nt_xent_gradient(
     z1: np.ndarray, z2: np.ndarray, temperature: float
 ) -> Callable[[], Tensor]:
-    """Returns `() -> [2, B, D]`, the gradient of the loss."""
+    """Returns `() -> gradient [2, B, D]` of the loss."""
     inputs = [torch.tensor(z, requires_grad=True) for z in (z1, z2)]
 
     def gradient() -> Tensor:
@@ -170,9 +170,10 @@ def make_nt_xent_gradient(
 
 
 def penalty(h: Tensor, alpha: Tensor, others: Tensor) -> Tensor:
-    """Returns the squared changes `[K, B]` of a sign projection of n(h), by a gradient.
+    """Returns the squared first-order changes `[K, B]` of a random sign projection.
 
-    With a graph for the second backward pass; alpha is a leaf, others `[K, B, P]`.
+    One gradient of the projection of n(h) serves all K draws `others` `[K, B, P]`. It
+    keeps its graph for the second backward pass. alpha is a leaf of the graph.
     """
     normalized = nn.functional.normalize(h.float(), dim=1)
     signs = 2 * torch.randint_like(normalized, 2) - 1
@@ -190,10 +191,10 @@ def make_step(
     device: str = "cpu",
     tuned: bool = False,
 ) -> Callable[[], float]:
-    """Returns a function that trains an encoder for one step, and returns the loss.
+    """Returns a function that trains an encoder for one step and returns the loss.
 
-    Tuned, it does what the authors did not: channels-last, the encoder in bfloat16, and
-    compiled programs where these allow the derivative. That is for a GPU.
+    `tuned` adds optimizations for a GPU that the authors did not use: channels-last,
+    the encoder in bfloat16, and compiled programs where these allow the derivative.
     """
     torch.manual_seed(0)
     torch.set_num_threads(os.cpu_count() or 1)
@@ -217,7 +218,7 @@ def make_step(
 
     compiled = view
     if tuned:
-        torch._dynamo.config.suppress_errors = True  # what fails runs as it is
+        torch._dynamo.config.suppress_errors = True  # run uncompiled if it fails
         compiled = torch.compile(view)
     # A compiled function has no second derivative: the penalized view is not compiled.
     first_view = view if penalized else compiled
@@ -240,19 +241,21 @@ def make_step(
         with torch.device(device):
             for parameter in parameters:
                 parameter.grad = None
-            found = loss()
-            found.backward()
+            value = loss()
+            value.backward()
             update()
-            return float(found.detach())
+            return float(value.detach())
 
     return step
 
 
 def _tune(encoder: nn.Module) -> None:
+    """Makes an encoder channels-last, without running statistics."""
     encoder.to(memory_format=torch.channels_last)
     for layer in encoder.modules():
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
-            # A compiled pass would change them under the graph of one that is not.
+            # A compiled pass would change them in place, and the graph of an
+            # uncompiled pass still needs their old values.
             layer.track_running_stats = False
             layer.running_mean = layer.running_var = layer.num_batches_tracked = None
 
@@ -268,14 +271,15 @@ def _make_head(features: int) -> nn.Module:
 
 
 def _uniform(columns: Sequence[int], *shape: int) -> Tensor:
+    """Returns draws `[*shape, len(columns)]` of parameters within their bounds."""
     low, high = torch.tensor(spirograph.BOUNDS[[*columns]].T, dtype=torch.float32)
     return low + (high - low) * torch.rand(*shape, len(columns))
 
 
 def _lars(parameters: list[Tensor], batch_size: int) -> Callable[[], None]:
-    """Returns the update of LARS in the authors' variant, over every parameter."""
+    """Returns the update of the authors' variant of LARS, for all parameters."""
     trust, decay, momentum = 1e-3, 1e-6, 0.9
-    rate = 1.5 * batch_size / 256 / 10  # of the first epoch
+    rate = 1.5 * batch_size / 256 / 10  # the rate of the first epoch
     moments = [torch.zeros_like(parameter) for parameter in parameters]
 
     def update() -> None:
@@ -295,14 +299,15 @@ def _lars(parameters: list[Tensor], batch_size: int) -> Callable[[], None]:
 def make_probe(
     h: np.ndarray, y: np.ndarray, *, l2: float, steps: int
 ) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Returns a function that fits a probe with L-BFGS, PyTorch's defaults, from zero.
+    """Returns a function that fits a probe with L-BFGS and returns (kernel, bias).
 
-    Ridge of targets `[N, T]`, logistic of labels `[N]`; a kernel and a bias come back.
+    L-BFGS has PyTorch's defaults and starts from zero. Targets `[N, T]` give ridge
+    regression, labels `[N]` logistic regression.
     """
-    features, regresses = torch.tensor(h), y.ndim > 1
-    wanted = torch.tensor(y, dtype=torch.float32 if regresses else torch.int64)
-    outputs = y.shape[1] if regresses else int(y.max()) + 1
-    error = nn.functional.mse_loss if regresses else nn.functional.cross_entropy
+    features, is_regression = torch.tensor(h), y.ndim > 1
+    targets = torch.tensor(y, dtype=torch.float32 if is_regression else torch.int64)
+    outputs = y.shape[1] if is_regression else int(y.max()) + 1
+    error = nn.functional.mse_loss if is_regression else nn.functional.cross_entropy
 
     def fit() -> tuple[Tensor, Tensor]:
         kernel = torch.zeros(h.shape[1], outputs, requires_grad=True)
@@ -311,7 +316,7 @@ def make_probe(
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = error(torch.addmm(bias, features, kernel), wanted)
+            loss = error(torch.addmm(bias, features, kernel), targets)
             loss = loss + l2 * torch.sum(torch.square(kernel))
             loss.backward()
             return loss
@@ -324,7 +329,7 @@ def make_probe(
 
 
 def make_averages(x: np.ndarray, num_views: Sequence[int]) -> Callable[[], Tensor]:
-    """Returns `() -> [len(num_views), B, 512]`, averages of the MLP, each M anew."""
+    """Returns `() -> [len(num_views), B, 512]`, MLP features; each M has new views."""
     encoder, parameters = make_encoder("mlp", 32).eval(), torch.empty(len(x), 10)
     parameters[:, TARGETS] = torch.tensor(x)
 

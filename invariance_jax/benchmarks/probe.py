@@ -1,10 +1,10 @@
-"""Probes and feature averaging against the authors' way of evaluating, in PyTorch.
+"""Probes and feature averaging against the authors' evaluation, in PyTorch.
 
 Their probe is 500 steps of full-batch L-BFGS with PyTorch's defaults, as in their
-released code: up to 20 iterations a step, fewer near the minimum, and no line search;
-here from zero. Ours are the exact ridge regression in float64 and the logistic one.
-Their sweep over the number of averaged views encodes the views of each M anew, with the
-broadcasting renderer; ours is one pass of running means.
+released code: up to 20 iterations a step, fewer near the minimum, and no line search.
+Here it starts from zero. Our probes are the exact ridge regression in float64 and the
+logistic regression. Their sweep over the number M of averaged views encodes new views
+for each M, with the broadcasting renderer. Ours is one pass of running means.
 """
 
 import functools
@@ -24,10 +24,10 @@ from invariance_jax.transforms import spirograph
 from invariance_jax.types import Array, PyTree
 
 L2 = {"ridge": 1e-8, "logistic": 1e-5}
-"""Weight of the penalty on the kernel, the paper's."""
+"""The paper's weight of the L2 penalty on the kernel."""
 
 NUM_VIEWS = (1, 2, 3, 4, 5, 10, 20, 30)
-"""The numbers of averaged views of the paper's Spirograph sweep."""
+"""The values of M in the paper's Spirograph sweep."""
 
 
 def time_probe(
@@ -38,35 +38,35 @@ def time_probe(
     steps: int = 500,
     averaged: int = 256,
 ) -> Iterator[Row]:
-    """Yields the peer over ours, of both probes and of a sweep of averages."""
-    few = options.at_most(3)
+    """Yields the peer over ours, for both probes and a sweep of feature averages."""
+    options = options.at_most(3)
     h, targets, labels = make_features(examples, features)
     for kind, y in (("ridge", targets), ("logistic", labels)):
-        theirs = peers.make_probe(h, y, l2=L2[kind], steps=steps)
-        own = functools.partial(fit, kind, *jax.device_put((h, y)))
-        peer, ours = (objective(kind, call(), h, y) for call in (theirs, own))
+        fit_peer = peers.make_probe(h, y, l2=L2[kind], steps=steps)
+        fit_ours = functools.partial(fit, kind, *jax.device_put((h, y)))
+        peer, ours = (objective(kind, call(), h, y) for call in (fit_peer, fit_ours))
         if not ours <= peer * (1 + 1e-6):
             raise ValueError(
                 f"the objective of our {kind} probe is {ours}; expected at most that "
                 f"of the peer, {peer}."
             )
-        first = f"PyTorch, objective {peer:.7g}", theirs
-        second = f"ours, objective {ours:.7g}", own
+        first = f"PyTorch, objective {peer:.7g}", fit_peer
+        second = f"ours, objective {ours:.7g}", fit_ours
         case = f"{kind} regression on {examples} x {features}"
-        yield few.versus(case, first, second, "target 20")
+        yield options.versus(case, first, second, "target 20")
     x = peers.draw_parameters(averaged)[:, peers.TARGETS]
     case = f"features of {averaged} examples over up to {NUM_VIEWS[-1]} views"
     first = "PyTorch, each M anew", peers.make_averages(x, NUM_VIEWS)
-    yield few.versus(case, first, ("ours, one pass", make_averages(x)), "target 20")
+    yield options.versus(case, first, ("ours, one pass", make_averages(x)), "target 20")
 
 
 def make_features(
     examples: int, features: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns features like those of an encoder that ends in a ReLU, and what to fit.
+    """Returns h like that of an encoder that ends in a ReLU, targets, and labels.
 
-    h float32 `[N, D]`, of latent variables whose variance falls as 1 / k and noise; 4
-    regression targets float32 `[N, 4]`; labels of 10 classes int32 `[N]`.
+    h is float32 `[N, D]`, made from noise and latent variables whose variance falls as
+    1 / k. The targets are float32 `[N, 4]`, the labels int32 `[N]` of 10 classes.
     """
     generator = np.random.default_rng(0)
     latent = generator.normal(size=(examples, 64)) / np.sqrt(np.arange(1, 65))
@@ -79,7 +79,7 @@ def make_features(
 
 
 def fit(kind: str, h: Array, y: Array) -> LinearProbe:
-    """Returns our probe, "ridge" or "logistic"."""
+    """Returns our fitted probe; `kind` is "ridge" or "logistic"."""
     if kind == "logistic":
         return fit_logistic(h, y, num_classes=int(y.max()) + 1, l2=L2[kind])
     with jax.enable_x64(True):
@@ -89,7 +89,7 @@ def fit(kind: str, h: Array, y: Array) -> LinearProbe:
 def objective(
     kind: str, probe: tuple[Any, Any] | LinearProbe, h: np.ndarray, y: np.ndarray
 ) -> float:
-    """Returns the mean squared error or cross-entropy, plus the penalty, in float64."""
+    """Returns the mean squared error or cross-entropy plus the L2 term, in float64."""
     kernel, bias = (np.asarray(part, np.float64) for part in probe)
     outputs = h.astype(np.float64) @ kernel + bias
     if kind == "ridge":
@@ -101,7 +101,7 @@ def objective(
 
 
 def make_averages(x: np.ndarray) -> Callable[[], Array]:
-    """Returns `() -> [len(NUM_VIEWS), B, 512]`, one pass of the untrained MLP."""
+    """Returns `() -> [len(NUM_VIEWS), B, 512]`, mean features of an untrained MLP."""
     transformation = spirograph.make_transformation()
     encoder = create_encoder("mlp", final="norm_relu")
     image = jnp.zeros((1, 32, 32, 3))

@@ -1,8 +1,8 @@
 """The Spirograph renderer against one that broadcasts over `[points, B, S, S]`.
 
-The peer computes the squared distance of every pixel to every point of the curve, its
-exponential, and the mean over the points. Ours multiplies two matrices for each image,
-because the Gaussian separates. Both compute in float32.
+The peer computes the squared distance of every pixel to every point of the curve, takes
+the Gaussian of it, and averages over the points. Ours multiplies two matrices for each
+image, because a Gaussian is separable. Both compute in float32.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from invariance_jax.transforms import View, spirograph
 from invariance_jax.types import Array
 
 TOLERANCE = 1e-3
-"""Of two renderers in float32; b = .1 turns an ulp of it into 1e-4."""
+"""Tolerance for float32 renderers: at b = .1 one ulp of b changes images by 1e-4."""
 
 
 def time_render(
@@ -28,13 +28,13 @@ def time_render(
     image_size: int = 32,
     num_points: int = peers.NUM_POINTS,
 ) -> Iterator[Row]:
-    """Yields peers over ours, of images and of their derivative, and ours over ours."""
+    """Yields peers over ours for images and derivatives, and ours with over without."""
     size = image_size, num_points
     parameters, ends = (peers.draw_parameters(batch_size, seed) for seed in (0, 1))
     direction = ends - parameters
     direction[:, TARGETS] = 0
     render, derivative = _make_ours(parameters, direction, *size)
-    case, written = f"{batch_size} images", 4 * batch_size * image_size**2 * 3
+    case, num_bytes = f"{batch_size} images", 4 * batch_size * image_size**2 * 3
     renderers: dict[str, Callable[[], Any]] = {
         "NumPy": lambda: peers.broadcast(np, parameters, *size)
     }
@@ -43,15 +43,15 @@ def time_render(
     for name, peer in renderers.items():
         timing.check_same("images", peer(), render(), TOLERANCE)
         theirs, ours = options.timer(peer, render)
-        share = written / np.median(ours) / timing.copy_rate()
+        share = num_bytes / np.median(ours) / timing.copy_rate()
         note = f"target 100; ours at {share:.0%} of the rate of a copy"
         yield timing.compare(case, (name, theirs), ("ours", ours), note)
-    case, own = f"{case} and derivatives", ("ours", derivative)
+    case, both = f"{case} and derivatives", ("ours", derivative)
     if timing.has_torch():
         peer = peers.make_render(parameters, direction, *size)
         timing.check_same("derivatives", peer()[1], derivative()[1], TOLERANCE)
-        yield options.versus(case, ("PyTorch", peer), own, "target 100")
-    yield options.versus(case, own, ("images only", render))
+        yield options.versus(case, ("PyTorch", peer), both, "target 100")
+    yield options.versus(case, both, ("images only", render))
 
 
 def _make_ours(

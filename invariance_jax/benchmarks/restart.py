@@ -1,9 +1,9 @@
-"""What a stop costs a run: the restart, and the checkpoint that it starts from.
+"""The cost of stopping a run: the restart, and writing a checkpoint.
 
-A restart is a new Python process that continues a run which was stopped; what is timed
-is the way to the first step that it has finished: imports, data, restoring and
-compiling, with the programs of the earlier start kept or not. Of a checkpoint of the
-same run, what is timed is how long the training loop waits for it, and the whole write.
+A restart is a new Python process that resumes a stopped run. It is timed from its start
+to the end of its first step (imports, data, restoring, compiling), with and without the
+compiled programs of the earlier start. For a checkpoint, two times are measured: how
+long the training loop waits, and how long the whole write takes.
 """
 
 import copy
@@ -24,7 +24,7 @@ from invariance_jax.runs.workdir import claim
 from invariance_jax.settings import Config, resolve
 from invariance_jax.training.build import build, initial_state
 
-# What a cluster's job does: nothing is left of the process that was there before.
+# Like a job on a cluster: nothing remains of the earlier process.
 _TRAIN = """
 import sys
 from invariance_jax import train
@@ -36,66 +36,67 @@ _NEVER, _SECONDS = 10**6, 600.0
 
 
 def time_restart(options: Options) -> Iterator[Row]:
-    """Yields cold over warm restarts, and a whole write over the wait for it."""
+    """Yields cold over warm restarts, and the whole write over the loop's wait."""
     rounds = range(options.timer.repeats)
     with tempfile.TemporaryDirectory() as folder:
         stopped = Stopped(options.config, Path(folder))
         pairs = [[stopped.restart(warm=warm) for warm in (False, True)] for _ in rounds]
         cold, warm = np.transpose(pairs)
-        kept = "programs kept", warm
-        yield compare("restart to the first step", ("programs compiled", cold), kept)
+        first, second = ("programs compiled", cold), ("programs kept", warm)
+        yield compare("restart to the first step", first, second)
         write, wait = time_saves(options.config, Path(folder, "saves"), len(rounds))
-        waited = "wait of the loop", wait
-        yield compare("checkpoint", ("whole write", write), waited)
+        first, second = ("whole write", write), ("wait of the loop", wait)
+        yield compare("checkpoint", first, second)
 
 
 class Stopped:
-    """A run that was stopped by a signal, with the programs that it compiled."""
+    """A run that was stopped by a signal, with its compilation cache."""
 
     def __init__(self, config: Config, folder: Path):
-        """Starts a run, with another length and cadences, and stops it after a step."""
-        self._now, self._kept = folder / "now", folder / "kept"
+        """Starts an endless run that logs every step, and stops it after a step."""
+        self._current, self._stopped = folder / "current", folder / "stopped"
         endless = copy.deepcopy(config)
         endless.epochs, endless.steps, endless.seeds = None, _NEVER, 1
         endless.penalty.warmup_steps, endless.steps_per_call = 0, 1
         endless.logging.every_steps, endless.logging.probe_every_steps = 1, 0
         endless.logging.wandb_project, endless.logging.profile_steps = None, ""
         endless.checkpoints.every_steps = _NEVER
-        endless.compilation_cache = str(self._now / "programs")
-        claim(resolve(endless), self._now / "run")
-        process = self._train_to_a_row()
+        endless.compilation_cache = str(self._current / "programs")
+        claim(resolve(endless), self._current / "run")
+        process = self._train_one_step()
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=_SECONDS)
-        self._now.rename(self._kept)
+        self._current.rename(self._stopped)
 
     def restart(self, *, warm: bool) -> float:
-        """Returns the seconds in which the run, continued, finishes a step."""
-        shutil.rmtree(self._now, ignore_errors=True)
-        shutil.copytree(self._kept, self._now)
+        """Returns the seconds until the resumed run has finished its first step."""
+        shutil.rmtree(self._current, ignore_errors=True)
+        shutil.copytree(self._stopped, self._current)
         if not warm:
-            shutil.rmtree(self._now / "programs")
+            shutil.rmtree(self._current / "programs")
         start = time.perf_counter()
-        process = self._train_to_a_row()
+        process = self._train_one_step()
         seconds = time.perf_counter() - start
         process.kill()
         process.communicate()
         return seconds
 
-    def _train_to_a_row(self) -> "subprocess.Popen[str]":
-        """Returns a process that trains, and has logged one step more."""
-        log = self._now / "run" / "metrics.jsonl"
+    def _train_one_step(self) -> "subprocess.Popen[str]":
+        """Starts a training process; returns it once it has logged a step."""
+        log = self._current / "run" / "metrics.jsonl"
 
-        def rows() -> int:
+        def num_rows() -> int:
             return log.read_bytes().count(b"\n") if log.exists() else 0
 
-        before = rows()
+        before = num_rows()
         command = [sys.executable, "-c", _TRAIN, str(log.parent)]
         null, pipe = subprocess.DEVNULL, subprocess.PIPE
         process = subprocess.Popen(command, stdout=null, stderr=pipe, text=True)
-        while rows() <= before:
+        while num_rows() <= before:
             if process.poll() is not None:
-                _, said = process.communicate()
-                raise RuntimeError(f"the run failed: {said.strip().splitlines()[-1:]}")
+                _, errors = process.communicate()
+                last_line = errors.strip().splitlines()[-1:]
+                raise RuntimeError(f"the run failed: {last_line}")
             time.sleep(0.002)
         return process
 
@@ -103,7 +104,7 @@ class Stopped:
 def time_saves(
     config: Config, workdir: Path, repeats: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the seconds of whole writes, `[R]`, and of the waits for them."""
+    """Returns the seconds of the whole writes `[R]` and of the loop's waits `[R]`."""
     checkpoints = Checkpoints(workdir, keep=2)
     state, times = initial_state(build(resolve(config))), []
     for step in range(repeats + 1):
@@ -113,5 +114,5 @@ def time_saves(
         checkpoints.wait()
         times.append((time.perf_counter() - start, wait))
     checkpoints.close()
-    writes, waits = np.transpose(times[1:])  # the first makes the folders
+    writes, waits = np.transpose(times[1:])  # the first save creates the folders
     return writes, waits

@@ -1,14 +1,16 @@
-"""Training steps: against PyTorch's, in the forms of the penalty, on several devices.
+"""Training steps: against PyTorch's, for each form of the penalty, on several devices.
 
-PyTorch runs the authors' algorithm: views of the broadcasting renderer, the penalty by
-a second backward pass. Ours are the steps of a real run, mapped over the devices. The
-penalty adds a forward-mode derivative to the first of two views, and its share of the
-backward pass: of six parts (two views forward, and twice that backward) three more,
-hence 1.5. One step in n needs an n-th of that; two averaged views on each side twelve.
+PyTorch runs the authors' algorithm: the broadcasting renderer, and the penalty by a
+second backward pass. Our steps are those of a real run, mapped over the devices.
 
-Simulated devices share the cores of one machine, so that more of them are not faster:
-what is seen is the price of dividing the batch, the collectives and the work that every
-device does for all of it.
+The expected time of a penalized step is 1.5 plain steps. A plain step costs six forward
+passes: two views forward, and twice that backward. The penalty adds a forward-mode
+derivative of the first view and its backward pass: three more. A penalty in every n-th
+step adds 3 / n on average. Two averaged views on each side cost twelve.
+
+Simulated devices share the cores of one machine, so more devices are not faster. The
+times show the cost of dividing the batch, of the collectives, and of the work that
+every device does for the whole batch.
 """
 
 import copy
@@ -43,23 +45,23 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "two views averaged": {"penalty.weight": 0.0, "average_views": 2},
 }
-"""Name -> what it changes in the configuration."""
+"""Form of the penalty -> the keys that it changes."""
 
-_OF_PEER: dict[str, Any] = {
+_PEER_PENALTY: dict[str, Any] = {
     "penalty.weight": 0.3,
     "penalty.example_limit": 0.5,
     "penalty.limit_shape": "hard",
     "penalty.normalization": "l2",
     "penalty.parameters": (),
 }
-"""The penalty of the MLP in PyTorch."""
+"""Settings of the penalty that PyTorch's MLP is trained with."""
 
 
 class Training:
-    """A run from its first step, compiled; images are noise, and none is read."""
+    """The compiled training steps of a run; image data sets are replaced by noise."""
 
     def __init__(self, config: Config, devices: Sequence[jax.Device] = ()):
-        """Compiles the steps of a run on some devices, or on all that there are."""
+        """Compiles the steps of a run on the given devices, by default on all."""
         self.settings, devices = resolve(config), devices or all_devices()
         check_devices(self.settings, len(devices))
         parts, data = build(self.settings), self.settings.data
@@ -79,29 +81,29 @@ class Training:
         self._sums: Metrics = {}
 
     def __call__(self, num_steps: int = 1) -> Metrics:
-        """Trains on for some steps, in one call; returns sums over them."""
+        """Runs the next `num_steps` steps in one call; returns the sums of metrics."""
         self._state, self._sums = self._program(
             self._state, self._key, self._data, np.int32(num_steps)
         )
         return self._sums
 
     def check_finite(self) -> None:
-        """Raises a FloatingPointError if the newest loss is no number."""
+        """Raises FloatingPointError if the loss of the last call is not finite."""
         loss = float(parallel.one_replica(self._sums)["loss"][0])
         if not np.isfinite(loss):
             raise FloatingPointError(
-                f"the loss is {loss}, and the time of such steps means nothing; lower "
-                "optimizer.learning_rate or penalty.weight."
+                f"the loss is {loss}; expected a finite loss, without which the times "
+                "mean nothing. Lower optimizer.learning_rate or penalty.weight."
             )
 
 
 def describe(config: Config) -> str:
-    """Returns what the time of a step depends on most, as the case of a row."""
+    """Returns the case of a row: encoder, batch size and precision of the step."""
     return f"step, {config.encoder.name}, batch {config.batch_size}, {config.precision}"
 
 
 def time_steps(options: Options, *, resnet_batch: int = 64) -> Iterator[Row]:
-    """Yields PyTorch over ours: the run of the configuration, and of the ResNet-18."""
+    """Yields PyTorch over ours, for the configured run and for the ResNet-18."""
     yield from against_torch(options, options.config)
     resnet = timing.configuration("spirograph")
     resnet.precision, resnet.batch_size = "float32", resnet_batch
@@ -111,20 +113,21 @@ def time_steps(options: Options, *, resnet_batch: int = 64) -> Iterator[Row]:
 def against_torch(
     options: Options, config: Config, *, device: str = "cpu", tuned: bool = False
 ) -> Iterator[Row]:
-    """Yields PyTorch on a device over ours, plain and penalized."""
-    from invariance_jax.benchmarks import peers  # PyTorch shall not stand beside `gpu`
+    """Yields PyTorch's step on a device over ours, plain and penalized."""
+    # Imported here, so that `gpu` runs in a process without PyTorch.
+    from invariance_jax.benchmarks import peers
 
     encoder, size = config.encoder, config.data.image_size
-    own = encoder.width, encoder.depth, encoder.stem
-    if config.data.name != "spirograph" or own != (None, None, "cifar"):
+    shape = encoder.width, encoder.depth, encoder.stem
+    if config.data.name != "spirograph" or shape != (None, None, "cifar"):
         raise ValueError(
-            "PyTorch's step is that of Spirograph and of encoders of their own size; "
-            f"found data.name = {config.data.name!r}, encoder.width, depth, stem {own}."
+            "PyTorch's step needs data.name = 'spirograph' and encoder.width, depth, "
+            f"stem (None, None, 'cifar'); found {config.data.name!r} and {shape}."
         )
     assert size is not None
     config = copy.deepcopy(config)
     if encoder.name == "mlp":
-        for key, value in _OF_PEER.items():
+        for key, value in _PEER_PENALTY.items():
             change(config, key, value)
     else:
         peers.check_encoder(encoder.name, size)
@@ -139,30 +142,30 @@ def against_torch(
             device=device,
             tuned=tuned,
         )
-        theirs, seconds = options.timer(peer, ours)
+        first, second = options.timer(peer, ours)
         ours.check_finite()
-        share = ours.flops / np.median(seconds) / timing.product_rate(config.precision)
+        share = ours.flops / np.median(second) / timing.product_rate(config.precision)
         yield timing.compare(
             f"{describe(config)}, {kind}",
-            ("PyTorch, tuned" if tuned else "PyTorch", theirs),
-            ("ours", seconds),
+            ("PyTorch, tuned" if tuned else "PyTorch", first),
+            ("ours", second),
             f"target 1; ours at {share:.0%} of the rate of a matrix product",
         )
 
 
 def time_penalty(options: Options) -> Iterator[Row]:
-    """Yields variants over the first one: those of a sweep, or forms of the penalty."""
+    """Yields each variant of a sweep, or form of the penalty, over the first one."""
     weight = options.config.penalty.weight
     if not (weight > 0 or options.sweep):
         raise ValueError(
-            f"penalty.weight is {weight!r}; expected a positive number, since the "
-            "penalized step is what is timed."
+            f"penalty.weight is {weight!r}; expected a positive number, since this "
+            "benchmark times the penalized step."
         )
     runs = {}
-    for one in make_variants(options.config, options.sweep or FORMS).values():
-        run = Training(one.config)
-        runs[f"{one.label}, {run.memory / 1e6:.0f} MB"] = run
-    # Calls of 4 steps, so that each has its share of the penalties of every fourth one.
+    for variant in make_variants(options.config, options.sweep or FORMS).values():
+        run = Training(variant.config)
+        runs[f"{variant.label}, {run.memory / 1e6:.0f} MB"] = run
+    # Calls of 4 steps: with a penalty in every fourth step, each call has exactly one.
     times = _per_step(options, [*runs.values()], [4] * len(runs))
     base, *others = zip(runs, times, strict=True)
     for other in others:
@@ -173,9 +176,9 @@ def time_penalty(options: Options) -> Iterator[Row]:
 def time_scaling(
     options: Options, *, counts: Sequence[int] = (2, 4, 8), num_steps: int = 8
 ) -> Iterator[Row]:
-    """Yields several devices over one at the same batch, and calls of one step."""
+    """Yields several devices over one device, and one step per call over num_steps."""
     devices, steps = [1, 1, *counts], [1, *[num_steps] * (1 + len(counts))]
-    # In a process of its own, since the devices of this one are what they are.
+    # A new process, since the number of devices of this one is fixed.
     context = get_context("spawn")
     with ProcessPoolExecutor(1, context, simulate, (max(counts),)) as pool:
         measured = pool.submit(_on_devices, options.at_most(5), devices, steps)
@@ -190,6 +193,7 @@ def time_scaling(
 def _on_devices(
     options: Options, devices: Sequence[int], num_steps: Sequence[int]
 ) -> np.ndarray:
+    """Returns the seconds of a step `[len(devices), R]` for each number of devices."""
     timing.keep_freed_memory()
     runs = [Training(options.config, all_devices(count)) for count in devices]
     return _per_step(options, runs, num_steps)
@@ -198,7 +202,7 @@ def _on_devices(
 def _per_step(
     options: Options, runs: Sequence[Training], num_steps: Sequence[int]
 ) -> np.ndarray:
-    """Returns the seconds of a step of each run `[len(runs), R]`, so many in a call."""
+    """Returns the seconds of a step `[len(runs), R]`, timed in calls of num_steps."""
     calls = map(functools.partial, runs, num_steps)
     times = options.timer(*calls) / np.array(num_steps)[:, None]
     for run in runs:

@@ -1,7 +1,8 @@
-"""How long calls take: timed in turns within one run, and shown in one table.
+"""Times calls in turns within one run and shows them in one table.
 
-A machine that is busy or slows down is so for all calls of a comparison. A ratio is
-taken of neighbouring measurements; its median, smallest and largest value are shown.
+Because the calls take turns, a busy or slow machine affects all calls of a comparison.
+A ratio is computed for each pair of neighbouring measurements; the table shows the
+median, smallest and largest ratio.
 """
 
 import contextlib
@@ -29,24 +30,24 @@ from invariance_jax.sweeps.variants import Sweep
 from invariance_jax.types import Array, Json
 
 Row = dict[str, str | float]
-"""Column -> cell of the table; a unit is in the name of the column."""
+"""Column -> cell of the table; the column's name contains the unit."""
 
-# Of malloc.h; the largest value of an int.
+# Options M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h; the largest C int.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _LARGE = -1, -3, 2**31 - 1
 
 
 class Timer(NamedTuple):
     """Times calls in turns."""
 
-    repeats: int  # R, rounds
-    min_seconds: float  # least time of one measurement, of as many calls as it takes
+    repeats: int  # number of rounds R
+    min_seconds: float  # minimum time of a measurement, which repeats the call
     clock: Callable[[], float] = time.perf_counter
 
     def __call__(self, *calls: Callable[[], object]) -> np.ndarray:
         """Returns the seconds of each call in each round, `[len(calls), R]`.
 
-        Each is called before the first round, which compiles it. Every second round
-        goes backwards, so that none always comes after the same other one.
+        Each call runs once before the first round, to compile it. Every second round
+        runs in reverse order, so that no call always follows the same other call.
         """
         counts = []
         for call in calls:
@@ -68,16 +69,16 @@ class Timer(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What the command line says of a benchmark."""
+    """Options of a benchmark from the command line."""
 
     timer: Timer
     config: Config  # the run whose steps are timed
-    cases: tuple[str, ...] = ()  # parts of the names of the cases, (): all of them
-    seconds: float = math.inf  # after which no further case is begun
-    sweep: Sweep | None = None  # variants of the step, in place of those of the penalty
+    cases: tuple[str, ...] = ()  # texts in the names of the cases to run, (): all cases
+    seconds: float = math.inf  # after which no further case starts
+    sweep: Sweep | None = None  # variants of the step; None: forms of the penalty
 
     def at_most(self, repeats: int) -> "Options":
-        """Returns options with no more rounds than these."""
+        """Returns the same options with at most this number of rounds."""
         rounds = min(self.timer.repeats, repeats)
         return self._replace(timer=self.timer._replace(repeats=rounds))
 
@@ -88,13 +89,13 @@ class Options(NamedTuple):
         second: tuple[str, Callable[[], object]],
         note: str = "",
     ) -> Row:
-        """Returns a row of the first named call over the second."""
+        """Times two named calls; returns the row of the first over the second."""
         times = self.timer(first[1], second[1])
         return compare(case, (first[0], times[0]), (second[0], times[1]), note)
 
 
 def configuration(name: str, *variant: str) -> Config:
-    """Returns a configuration of the checkout that is the current directory."""
+    """Returns a configuration from the checkout in the current directory."""
     path = Path("configs", f"{name}.py")
     if not path.is_file():
         raise ValueError(
@@ -109,24 +110,24 @@ def compare(
     second: tuple[str, np.ndarray],
     note: str = "",
 ) -> Row:
-    """Returns a row of two names, each with its seconds `[R]` of the same rounds."""
-    quotients = first[1] / second[1]
+    """Returns the row of two named measurements, seconds `[R]` of the same rounds."""
+    ratios = first[1] / second[1]
     return {
         "case": case,
         "first": first[0],
         "first, ms": 1e3 * float(np.median(first[1])),
         "second": second[0],
         "second, ms": 1e3 * float(np.median(second[1])),
-        "first / second": float(np.median(quotients)),
-        "min": float(quotients.min()),
-        "max": float(quotients.max()),
-        "n": len(quotients),
+        "first / second": float(np.median(ratios)),
+        "min": float(ratios.min()),
+        "max": float(ratios.max()),
+        "n": len(ratios),
         "note": note,
     }
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Returns the rows as a table in Markdown, numbers with three digits."""
+    """Returns the rows as a Markdown table, with three significant digits."""
     columns = [*dict.fromkeys(column for row in rows for column in row)]
     cells = [columns, *([_text(row.get(c, "")) for c in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -145,19 +146,22 @@ def _text(cell: str | float) -> str:
 def check_same(
     what: str, found: ArrayLike, expected: ArrayLike, tolerance: float
 ) -> None:
-    """Refuses a peer that differs from ours by more than a share of its largest."""
-    one, other = np.asarray(found), np.asarray(expected)
-    assert np.isfinite(other).all(), f"{what} of ours: {other}"
-    assert one.shape == other.shape, f"{what} of the peer: {one.shape}, {other.shape}"
-    atol = tolerance * np.abs(other).max()
-    np.testing.assert_allclose(one, other, 0, atol, err_msg=f"{what} of the peer")
+    """Raises AssertionError if the peer's output `found` is not close to ours.
+
+    `tolerance` is relative to the largest absolute entry of `expected`, our output.
+    """
+    peer, ours = np.asarray(found), np.asarray(expected)
+    assert np.isfinite(ours).all(), f"{what} of ours: {ours}"
+    assert peer.shape == ours.shape, f"{what} of the peer: {peer.shape}, {ours.shape}"
+    atol = tolerance * np.abs(ours).max()
+    np.testing.assert_allclose(peer, ours, 0, atol, err_msg=f"{what} of the peer")
 
 
 @functools.cache
 def product_rate(precision: str) -> float:
     """Returns the operations per second of a large matrix product on the device."""
     size, products = (8192, 20) if jax.default_backend() == "gpu" else (2048, 1)
-    # Random: a device draws less power for ones, and is faster than it is for a step.
+    # Random entries: with ones a device draws less power and is faster than in a step.
     a = jax.random.normal(jax.random.key(0), (size, size), precision) / size**0.5
 
     @jax.jit
@@ -170,7 +174,7 @@ def product_rate(precision: str) -> float:
 
 @functools.cache
 def copy_rate() -> float:
-    """Returns the bytes per second, read and written, of a copy on the device."""
+    """Returns the bytes per second that a copy on the device reads and writes."""
     x, copy = jnp.ones(2**25), jax.jit(lambda x: x + 1)
     (times,) = Timer(5, 0.0)(lambda: copy(x))
     return float(2 * x.nbytes / times.min())
@@ -179,9 +183,9 @@ def copy_rate() -> float:
 def keep_freed_memory() -> None:
     """Makes the C library keep the memory of large arrays that are freed, on Linux.
 
-    Otherwise it hands them back to the system after each call, or does not, as the
-    other arrays happen to lie; where it does, the next call waits for the pages, for
-    12 MB of results longer than it takes to compute them. Holds for ours and the peers.
+    Otherwise it may return this memory to the system after a call, depending on where
+    other arrays lie. The next call then waits for new pages, for 12 MB of results
+    longer than for their computation. This affects our code and the peers.
     """
     with contextlib.suppress(AttributeError, OSError):
         for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
@@ -194,7 +198,7 @@ def has_torch() -> bool:
 
 
 def machine() -> Json:
-    """Returns what the times depend on; load: processes that wait, over a minute."""
+    """Returns versions, devices, processor, cores and the load average of a minute."""
     return {
         **provenance()["environment"],
         **({"torch": metadata.version("torch")} if has_torch() else {}),
