@@ -96,10 +96,7 @@ def blaming(
 
 
 _hashes: dict[int, tuple[object, str]] = {}
-"""id(function) -> (function, hash of its file when it was first loaded).
-
-Keeping the function keeps its id from being used again.
-"""
+"""id(function) -> (function, kept so that its id stays unique; hash of its file)."""
 
 
 def source(key: str, name: str) -> str:

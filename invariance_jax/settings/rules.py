@@ -240,10 +240,7 @@ def is_asked(settings: Settings, experiment: str) -> bool:
 def _check_shift(
     row: tuple[str, str, tuple[float, ...]], settings: Settings, problems: _Problems
 ) -> None:
-    """Checks a row of evaluation.shifts.
-
-    Whether it fits the data set is checked only if the experiment shift runs.
-    """
+    """Checks a row of evaluation.shifts, against the data set only if measured."""
 
     def require(condition: bool, expected: str) -> None:
         problems.require(condition, "evaluation.shifts", expected, row)
@@ -355,10 +352,7 @@ def _check_parameters(
     problems: _Problems,
     idle: frozenset[str] = frozenset(),
 ) -> None:
-    """Checks that the penalty has parameters along which views change.
-
-    `names` are the parameters in alpha; those in `idle` change no view.
-    """
+    """Checks that the penalty's parameters are in `names`, and not all in `idle`."""
     penalty, key = settings.penalty, "penalty.parameters"
     expected = f"some of {', '.join(names) or 'none'}"
     problems.require({*penalty.parameters} <= {*names}, key, expected)

@@ -118,11 +118,9 @@ class Penalty:
     example_limit: float | None = key(None, least=0)
     """Limit of the penalty of one example in one direction; 0 or None: no limit."""
     batch_limit: float | None = key(None, least=0)
-    """Largest batch mean of the penalty. Above it the mean is cut off and has no
-    gradient; 0 or None: no limit."""
+    """Limit of the penalty's batch mean; above, no gradient. 0 or None: no limit."""
     limit_shape: str = key("hard", choices=LIMIT_SHAPES)
-    """How example_limit c limits a penalty q: "hard" is min(q, c), "log" is
-    c log(1 + q / c)."""
+    """Penalty q under example_limit c: "hard" min(q, c), "log" c log(1 + q / c)."""
     estimator: str = key("directional", choices=("directional", "sign"))
     """Estimator of the squared derivative: "directional" is its squared norm; "sign"
     (the paper) is its squared projection on random signs, the same in expectation."""
@@ -172,8 +170,7 @@ class Encoder:
     """Channels of the first stage of a ResNet (default 64), or features per layer of
     the MLP (512) or a vision transformer (tiny 192, small 384); None: the default."""
     depth: int | None = key(None, least=1, most=200)
-    """Layers of the MLP (default 3) or blocks of a vision transformer (12); None: the
-    default."""
+    """Layers of the MLP or blocks of a vision transformer; None: 3 or 12."""
     patch_size: int = key(4, least=1, unit="pixels")
     """Side of the patches of a vision transformer."""
     pool: str = key("token", choices=POOLS)
@@ -181,8 +178,7 @@ class Encoder:
     final: str = key("linear", choices=("linear", "norm_relu"))
     """Last layer of the MLP: "linear", or "norm_relu" with BatchNorm and ReLU."""
     rematerialize: bool = False
-    """Whether the backward pass recomputes the activations within residual blocks. This
-    takes less memory and more time."""
+    """Whether the backward pass recomputes residual blocks: less memory, more time."""
     projection: int | None = key(None, least=1, most=65_536)
     """Features of the projection z; None: as in the method's paper (simclr: 128)."""
 
@@ -202,8 +198,7 @@ class Optimizer:
     name: str = key("lars", choices=("lars", "sgd", "adamw"))
     """Optimizer."""
     learning_rate: float = key(1.5, above=0, most=1e6)
-    """Peak learning rate at batch size 256. The peak of a run is this value times
-    batch_size / 256."""
+    """Peak learning rate at batch size 256; it is multiplied by batch_size / 256."""
     schedule: str = key("paper", choices=("paper", "warmup_cosine"))
     """Learning-rate schedule, a warm-up followed by a cosine: "paper" changes it once
     an epoch, with ten epochs of warm-up; "warmup_cosine" changes it in every step."""
@@ -212,8 +207,7 @@ class Optimizer:
     weight_decay: float = key(1e-6, least=0)
     """Weight decay of all parameters that optimizer.exclude does not name."""
     weight_decay_end: float | None = key(None, least=0)
-    """Final weight decay of adamw, reached from weight_decay along half a cosine; None:
-    the weight decay is constant."""
+    """Final weight decay of adamw, reached along half a cosine; None: constant."""
     momentum: float = key(0.9, least=0, below=1)
     """Momentum of LARS and SGD."""
     trust_coefficient: float = key(1e-3, above=0)
@@ -324,8 +318,7 @@ class Augmentation:
     """Probabilities of the second view that differ from those of the first, such as
     blur_probability=0.1. Evaluation uses the probabilities of the first view."""
     differentiate: tuple[str, ...] = key(("color",), choices=DIFFERENTIABLE, empty=True)
-    """Families of operations whose parameters are in alpha. The penalty can act along
-    these parameters only."""
+    """Operations whose parameters are in alpha, along which the penalty can act."""
     crop: bool = True
     """Whether views are random resized crops."""
     crop_area: tuple[float, float] = key((0.08, 1.0), above=0, most=1)
@@ -420,8 +413,7 @@ class Evaluation:
     )
     """Experiments to run: names, "all" built-in ones, or your own MODULE:FUNCTION."""
     split: str = key("test", choices=("validation", "test"))
-    """Split that is measured: "validation" while settings are chosen, "test" for the
-    final numbers."""
+    """Measured split: "validation" to choose settings, "test" for final numbers."""
     network: str = key("online", choices=("online", "target"))
     """Network that is evaluated, embedded, exported and loaded: "online" is the trained
     one, "target" the exponential moving average of moco_v3 and byol."""
@@ -439,8 +431,7 @@ class Evaluation:
     """Parts of the transformation from which the averaged views are drawn: "all"; for
     images also "color" alone, or "crop" alone (with flip and affine map)."""
     l2: float = key(1e-8, least=0, readers=WITH_PROBE)
-    """L2 weight of the probe, a ridge regression (Spirograph) or a logistic regression
-    (images)."""
+    """L2 weight of the probe: ridge (Spirograph) or logistic regression (images)."""
     l2_grid: tuple[float, ...] = key(
         (), least=0, empty=True, readers=("downstream", "averaging")
     )

@@ -75,10 +75,7 @@ def _environment(request: Request, address: str, index: int) -> dict[str, str]:
 
 
 def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
-    """Waits for all processes, or for the first to fail; returns the job's status.
-
-    Once a process was stopped by a signal, the others have `_GRACE_SECONDS` to end.
-    """
+    """Waits for all processes, or for the first to fail; returns the job's status."""
     deadline, stop_codes = None, (PREEMPTED, INTERRUPTED)
     while True:
         codes = [_status(process) for process in processes]

@@ -72,10 +72,7 @@ def _print_report_command(plan: Plan) -> None:
 
 
 def _run_here(request: Request, launches: Sequence[Launch], folder: Path) -> int:
-    """Makes runs one after the other; returns the first status that is not 0.
-
-    A signal that stops a run stops the remaining ones too.
-    """
+    """Makes runs in turn, until a signal stops one; returns the first bad status."""
     failed = 0
     for launch in launches:
         if request.dry_run:
@@ -116,7 +113,6 @@ def _check_prepared(settings: Settings) -> None:
 
 
 def _folder(request: Request, workdir: str) -> Path:
-    """Returns the folder of scripts and logs."""
     if request.folder is None and is_url(workdir):
         raise ValueError(
             "--slurm_folder is missing; expected a folder for scripts and logs, which "

@@ -120,10 +120,7 @@ def _read_results(workdir: epath.Path) -> Json | None:
 
 
 def _differences(settings: Settings, content: Json) -> dict[str, tuple[object, object]]:
-    """Returns key -> (wanted, found) where an evaluation differs from its settings.
-
-    The key "step" is the evaluated step.
-    """
+    """Returns key -> (wanted, found) where an evaluation differs from its settings."""
     task, values = make_task(settings), dict(content["settings"])
     wanted = results.settings_of(task, settings.derived.steps)
     # Results of further experiments do no harm.

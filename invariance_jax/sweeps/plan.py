@@ -114,10 +114,7 @@ def kept_going(chosen: Plan, run: Run, errors: list[str]) -> Iterator[None]:
 
 
 def _check_parent(parent: epath.Path, variants: Mapping[str, Variant]) -> None:
-    """Checks that a folder holds no other run and no sweep with other variants.
-
-    One of the two sweeps may have more variants than the other.
-    """
+    """Checks that a folder is new, or has this sweep with more or fewer variants."""
     if (parent / "sweep.json").exists():
         old, new = {*read_record(parent)["variants"]}, {*variants}
         if not (old <= new or new <= old):
