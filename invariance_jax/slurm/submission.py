@@ -72,7 +72,7 @@ def _print_report_command(plan: Plan) -> None:
 
 
 def _run_here(request: Request, launches: Sequence[Launch], folder: Path) -> int:
-    """Makes runs in turn, until a signal stops one; returns the first bad status."""
+    """Makes runs until a signal stops one; returns the first non-zero status, or 0."""
     failed = 0
     for launch in launches:
         if request.dry_run:
