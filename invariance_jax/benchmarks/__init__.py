@@ -22,7 +22,7 @@ ON_GPU, NEED_TORCH = ("gpu", "gpu_peers"), ("steps", "probe", "gpu_peers")
 
 
 def check_names(arguments: list[str], has_torch: bool) -> list[str]:
-    """Returns the named benchmarks; "all" names those on CPUs whose packages exist."""
+    """Returns the named benchmarks; "all" are those that can run here without a GPU."""
     if len(arguments) != 1 or arguments[0] not in (*MODULES, "all"):
         found = " ".join(arguments) or "nothing"
         raise ValueError(

@@ -3,8 +3,8 @@
 Files of 500 x 375 pixels become squares of 256 x 256, from which the device crops its
 views. The peers do what data loaders do: Pillow in worker processes, the same in
 PyTorch's DataLoader (torchvision also resizes with Pillow), and Grain's worker
-processes with our decoder. The decoder alone reads the same files in the same number of
-threads and does not resize: it bounds the speed of all others.
+processes with our decoder. The decoder alone decodes the same files in the same number
+of threads and does not resize: it bounds the speed of all others.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """The Spirograph renderer against one that broadcasts over `[points, B, S, S]`.
 
-The peer computes the squared distance of every pixel to every point of the curve, takes
-the Gaussian of it, and averages over the points. Ours multiplies two matrices for each
-image, because a Gaussian is separable. Both compute in float32.
+The peer computes the squared distance of every pixel to every point of the curve,
+applies a Gaussian to it, and averages over the points. Ours multiplies two matrices for
+each image, because a Gaussian is separable. Both compute in float32.
 """
 
 from collections.abc import Callable, Iterator

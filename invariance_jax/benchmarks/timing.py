@@ -46,7 +46,7 @@ class Timer(NamedTuple):
     def __call__(self, *calls: Callable[[], object]) -> np.ndarray:
         """Returns the seconds of each call in each round, `[len(calls), R]`.
 
-        Each call runs once before the first round, to compile it. Every second round
+        Each call runs before the first round, which compiles it. Every second round
         runs in reverse order, so that no call always follows the same other call.
         """
         counts = []
