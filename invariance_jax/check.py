@@ -103,10 +103,10 @@ def run(
     present = jax.devices() if card else devices  # images are decoded for these
     decoded, stepped = _rates(parts, batches, compiled, present, bool(suffix))
     leaves = {part: jax.tree.leaves(tree) for part, tree in state.params.items()}
-    arrays, temporary, program = cost.memory_of(compiled)
+    buffers, temporary, program = cost.memory_of(compiled)
     size = cost.bytes_of(state)
     # All three are 0 if the platform does not report its use of memory.
-    other = max(arrays - size - data, 0) + program
+    other = max(buffers - size - data, 0) + program
     return Check(
         settings,
         tuple(f"{device.device_kind}{suffix}" for device in devices),

@@ -5,8 +5,8 @@
 writes NAME.csv, which must not exist. It holds the numbers of each run's summary, and
 for every run but the first the paired differences from the first, seed by seed. Their
 95 % t-intervals are corrected for the number of compared runs (Holm). A label contains
-no "=". Labels such as "byol: penalty=runs/byol" form studies, each with its own first
-run.
+no "=". Arguments such as "byol: penalty=runs/byol" form studies, each with its own
+first run.
 """
 
 import csv

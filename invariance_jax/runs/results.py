@@ -78,7 +78,7 @@ def rows_of(values: Mapping[str, float], **at: Value | None) -> list[Row]:
 
 
 def wanted(task: Task) -> tuple[str, ...]:
-    """Returns the requested experiments, without labels only those without a probe."""
+    """Returns the requested experiments; built-in ones with a probe need labels."""
     settings = task.settings
     built_in = [
         name
