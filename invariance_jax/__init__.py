@@ -13,12 +13,12 @@ imports only from those listed before it:
     data         data sets, files and streams of examples
     settings     one typed declaration per configuration key, and its checks
     runtime      processes, devices, signals, files
-    tasks        regression, classification or none: examples, and probes of h
+    tasks        examples, and the probe of h: regression, classification or none
     runs         the work directory: checkpoints, metrics, results
     training     the parts of a run, and its steps
     experiments  measurements of a trained encoder
     report       tables, figures, the HTML page
-    sweeps       grids of runs
+    sweeps       sets of runs that differ in a few keys
     slurm        jobs on a cluster
 
 `train`, `evaluate`, `embed`, `export` and `check` are the programs of `launch.py`.
