@@ -1,8 +1,8 @@
 """Checks of the arguments of functions, and promotion to the dtype they compute in.
 
 Each error names the argument, the value found and what was expected. A number may have
-any Python or NumPy type: only its value counts. Of a traced array or number only the
-shape and the dtype are checked.
+any Python or NumPy type: only its value counts. Of a traced array only the shape and
+the dtype are checked, of a traced number only the shape.
 """
 
 import contextlib

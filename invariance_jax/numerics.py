@@ -3,8 +3,8 @@
 Each guards a singular input by a `where` before and after the operation ("double
 where"), so no derivative of any order is infinite. Conventions: the value at the
 singular point is 0 (square root, norm, division by 0), with zero derivatives there.
-Square root and division keep the dtype of their input. Functions that sum over an axis
-compute and return at least float32, and scale entries so that squares stay in range.
+Square root and division keep the dtype of their input. Norm and normalization compute
+and return at least float32, and scale entries so that squares stay in range.
 
 Also a clip to [0, 1], and statistics of a batch that is spread over replicas.
 """
@@ -157,7 +157,7 @@ def l2_normalize(x: Array, *, axis: int = -1) -> Array:
 def clip_to_unit(x: Array) -> Array:
     """Returns x clipped to [0, 1], with zero derivatives at and beyond both ends.
 
-    A clamp: the derivative of `jnp.clip` is 1/2 at the ends, and five times as slow.
+    The derivative of `jnp.clip` is 1/2 at the ends, and takes five times as long.
 
     Args:
       x: floating, any shape.
