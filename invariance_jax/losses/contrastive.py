@@ -181,8 +181,8 @@ def _log_ratio(
 ) -> Array:
     """Returns r of each anchor, `[A]`; -inf without negatives.
 
-    `positive`, `[A]`, is its similarity to its positive. Its negatives are all rows
-    except the numbers in `excluded`, `[A, 1]` or `[A, 2]`.
+    `positive`, `[A]`, is its similarity to its other view. Its negatives are all rows
+    except those numbered in `excluded`, `[A, 1]` or `[A, 2]`.
     """
     if len(all_rows) == excluded.shape[1]:
         return jnp.full(len(anchors), -jnp.inf, anchors.dtype)
