@@ -1,7 +1,7 @@
 """Convolutions of images that are fast on CPUs too.
 
-Accelerators run XLA's convolutions. On CPUs these are slow, so lowering for the CPU
-replaces them by matrix products: `models.winograd` for 3x3 kernels at stride 1, else
+Accelerators run XLA's convolutions. On CPUs some are slow, so lowering for the CPU
+replaces all by matrix products: `models.winograd` for 3x3 kernels at stride 1, else
 `models.patches`. A convolution is linear in the image and in the kernel, so the
 convolution and its two transposes are the derivatives of one trilinear form. Each of
 the three is an operation of its own here, whose derivatives are the other two. Hence
@@ -30,7 +30,7 @@ ROLES = ("image", "kernel", "output")
 
 
 class Geometry(NamedTuple):
-    """Static numbers that the shapes of two operands leave open for the third."""
+    """Static geometry of a convolution, which the shapes of two operands leave open."""
 
     image: tuple[int, ...]  # rows and columns
     size: int  # rows and columns of the kernel, an odd number
@@ -75,7 +75,7 @@ def convolve(x: Array, kernel: Array, *, strides: int) -> Array:
     return _bind("output", {"image": x, "kernel": kernel}, geometry)
 
 
-# Returns the operand `role`; its arguments a and b are the other two, as in ROLES.
+# Returns the operand `role`; a and b are the other two, in the order of ROLES.
 _operation = Primitive("convolution_of_images")
 
 
@@ -116,7 +116,7 @@ def _batch(
     role: str,
     geometry: Geometry,
 ) -> tuple[Array, int]:
-    """Returns the mapped operation; an unmapped kernel sees one larger batch."""
+    """Maps over an axis: as one larger batch if all share a kernel, else in a loop."""
     operands = dict(zip(_operand_names(role), arguments, strict=True))
     mapped = {
         name: jnp.moveaxis(operands[name], axis, 0)

@@ -28,8 +28,8 @@ class MLP(nn.Module):
       final: form of the last layer. "linear": dense with a bias and nothing after it;
         "norm_relu": like the other layers, so that h is non-negative as in a ResNet.
       group_size, tangent, axis_name: as in `BatchNorm`.
-      dtype: of matrix products and activations; None: the dtype of the images.
-        Parameters are always float32.
+      dtype: of matrix products and activations; None: the dtype of the images, at
+        least float32. Parameters are always float32.
     """
 
     width: int

@@ -3,9 +3,9 @@
 Only the loss uses them. By default the projection is that of the released code of
 Foster et al. (2021): Linear(D, D, no bias) - BatchNorm - ReLU - Linear(D, 128, no bias)
 - BatchNorm without scale and bias, in the precision of h. Kernels are uniform between
-+-1 / sqrt(fan_in), PyTorch's default for a linear layer. Other methods use another
-number of layers, other widths or another end. A bias before BatchNorm, which some
-papers have, has no effect and is left out.
++-1 / sqrt(fan_in), PyTorch's default for a linear layer. Heads of other methods differ
+in the number and widths of the layers, or have no BatchNorm at the end. A bias before
+BatchNorm, which some papers have, has no effect and is left out.
 """
 
 from functools import partial

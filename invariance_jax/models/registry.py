@@ -62,8 +62,8 @@ def create_encoder(
       pool: h of a transformer, "token" (the class token) or "mean" (over the patches).
       norm_group_size: examples of the global batch per BatchNorm group; 0 is all.
       norm_tangent: "coupled" or "example"; see `BatchNorm`.
-      precision: dtype of matrix products and convolutions, "float32" (the dtype of the
-        images) or "bfloat16". Parameters, batch statistics and h are at least float32.
+      precision: dtype of matrix products and convolutions, "float32" (float64 if the
+        images are) or "bfloat16". Parameters, statistics and h are at least float32.
       rematerialize: whether the backward pass recomputes the intermediates of each
         residual or transformer block, instead of keeping them in memory.
       axis_name: the mapped axis of replicas; None means one replica.

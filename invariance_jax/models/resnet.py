@@ -1,7 +1,7 @@
 """ResNet-18, 34 and 50 encoders in torchvision's form.
 
-He et al. (2016), as used by Foster et al. (2021): the 3x3 convolution of a bottleneck
-has its stride, convolutions pad both sides equally (unlike flax's SAME at stride 2),
+He et al. (2016), as used by Foster et al. (2021): the stride of a bottleneck is in its
+3x3 convolution, convolutions pad both sides equally (unlike flax's SAME at stride 2),
 global average pooling, no classifier. Kernels are drawn from an untruncated normal
 distribution of variance 2 / fan_out. Module names follow PyTorch's state dict:
 `layer1_0` is its `layer1.0`, `downsample_conv` and `downsample_bn` are its
@@ -100,8 +100,8 @@ class ResNet(nn.Module):
       group_size, tangent, axis_name: as in `BatchNorm`.
       rematerialize: whether the backward pass recomputes the intermediates of each
         block, instead of keeping them in memory.
-      dtype: of convolutions and activations; None: the dtype of the images.
-        Parameters are always float32.
+      dtype: of convolutions and activations; None: the dtype of the images, at least
+        float32. Parameters are always float32.
     """
 
     stage_sizes: tuple[int, ...]

@@ -59,8 +59,8 @@ class ViT(nn.Module):
         there is no class token.
       rematerialize: whether the backward pass recomputes the intermediates of each
         block, instead of keeping them in memory.
-      dtype: of the matrix products; None: the dtype of the images. Parameters are
-        always float32, the residual stream at least float32.
+      dtype: of the matrix products; None: the dtype of the images, at least float32.
+        Parameters are always float32, the residual stream at least float32.
     """
 
     patch_size: int

@@ -269,7 +269,7 @@ def _unwrap(state_dict: Mapping[str, Any], prefix: str | None) -> dict[str, np.n
     if prefix is None and len(candidates) > 1:
         raise ValueError(
             f"state_dict holds several ResNets, with the prefixes {listed}; expected "
-            "one, or the argument prefix."
+            "one: give its prefix as the argument prefix."
         )
     if prefix is not None and prefix not in candidates:
         raise ValueError(f"no ResNet has the prefix {prefix!r}; found {listed}.")
