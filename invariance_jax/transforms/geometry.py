@@ -232,7 +232,7 @@ def affine(images: Array, alpha: Array) -> Array:
       ValueError: if images or alpha have another shape, or images are not floating.
 
     Gradients: with respect to both. Where a sampled row or column is a whole number,
-      as everywhere at the identity, it is the one-sided derivative for an increase.
+      as everywhere at the identity, the derivative is that for an increase of it.
     """
     images, alpha = promote_rows(images, "alpha", alpha, AFFINE_NAMES)
     num_rows, num_columns = images.shape[1:3]

@@ -110,8 +110,8 @@ def make_transformation(
 
     1. "crop": random resized crop to image_size: area uniform, aspect log-uniform, up
        to 10 tries until the box fits, then the largest central box of an allowed
-       aspect. Boxes have whole pixels unless "crop" is differentiated, because the
-       derivative has kinks there. Without crop, the largest central square is resized,
+       aspect. Boxes have whole pixels unless "crop" is differentiated, because views
+       have kinks at whole pixels. Without crop, the largest central square is resized,
        or left unchanged if it has image_size already.
     2. flip: left and right exchanged, with probability 1/2.
     3. "affine": `geometry.affine`, if a range is above 0.

@@ -101,8 +101,8 @@ def compose(
 
     Alpha holds the parameters of the differentiated operations. `view.held[name]` holds
     the parameters of each other operation, and `view.held["acts"][name]`, bool `[B]`,
-    on which examples an operation acts. Where it does not act, its alpha has no effect
-    and its derivative is exactly zero.
+    on which examples an operation of a probability above 0 acts. Where it does not
+    act, its alpha has no effect and its derivative is exactly zero.
 
     Args:
       operations: the operations, in the order in which they are applied.

@@ -49,7 +49,7 @@ def shift(transformation: Transformation, move: Array, scale: Array) -> Transfor
     """Returns a transformation whose distribution of alpha is moved and widened.
 
     Where the transformation draws alpha, the result draws `alpha + move + (scale - 1)
-    (alpha - c)`, c being the middle of its bounds. A key gives them neighbouring views.
+    (alpha - c)`, c being the middle of its bounds. With one key both draw nearby views.
 
     Args:
       transformation: the transformation with the unshifted distribution.

@@ -148,7 +148,7 @@ def make_transformation(
 
     Raises:
       ValueError: if a target is unknown or named twice; if none or all parameters are
-        targets; if bounds have another shape, are not finite or reversed, let b or
+        targets; if bounds have another shape, are not finite or not ordered, let b or
         sigma reach 0, or let a colour leave [0, 1].
     """
     targets = tuple(targets)
