@@ -367,6 +367,15 @@ def test_an_unfinished_variant_is_left_out_and_named(copy, caplog):
     assert not (copy / "penalty.weight=0.0" / "results.json").exists()
 
 
+def test_a_finished_sweep_of_seeds_alone_logs_no_warning(copy, caplog):
+    content, parent = json.loads((copy / "sweep.json").read_text()), copy / "seeds"
+    (copy / "penalty.weight=0.0").rename(parent)
+    content["variants"] = {".": content["variants"]["penalty.weight=0.0"]}
+    (parent / "sweep.json").write_text(json.dumps(content))
+    collect.finished([str(parent)])
+    assert not caplog.text
+
+
 def test_a_run_that_was_evaluated_on_its_way_is_not_finished(copy):
     change(copy / RUNS[0] / "results.json", lambda c: c["settings"].update(step=2))
     (variant,) = collect.finished([str(copy)])

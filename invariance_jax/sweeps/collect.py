@@ -83,10 +83,10 @@ def _finished_variants(parent: epath.Path) -> list[epath.Path]:
             write_json(folder / "results.json", results.aggregate(contents))
     if not folders:
         raise ValueError(f"{parent}: none of the {len(variants)} variants is finished.")
-    first_name, base = next(iter(variants)), folders[0].name
-    if base != first_name:
+    base = parent / next(iter(variants))
+    if folders[0] != base:
         text = "%s: %s is not finished; variants are compared to %s"
-        _log.warning(text, parent, first_name, base)
+        _log.warning(text, parent, base.name, folders[0].name)
     return folders
 
 
