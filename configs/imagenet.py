@@ -4,9 +4,9 @@
       --test=ILSVRC2012_img_val.tar --test_classes=validation_classes.txt
     python launch.py --config=configs/imagenet.py[:variant] --workdir=runs/NAME
 
-For the variants of 100 classes, the first command with `--classes=FILE`, a file with
-their names, prepares the set `imagenet100`. With `--config.data.store_size=160` and
-`--config.data.source=memory` it fits into the 40 GB of a GPU. The penalty acts along
+For the variants of 100 classes, the first command prepares their set if its name is
+`imagenet100` and `--classes=FILE` has their names. `--config.data.source=memory` with
+`--config.data.store_size=160` fits it into the 40 GB of a GPU. The penalty acts along
 the colours. Variants (accuracy of logistic regression, test split, plain images):
   resnet50 (default): SimCLR, ResNet-50, 1000 classes, 200 epochs. Eight GPUs.
     Plain, M = 16: not yet run.
