@@ -147,7 +147,7 @@ def _check_objective(settings: Settings, problems: _Problems) -> None:
     encoder = settings.encoder
     is_linear = (encoder.depth, encoder.final) == (1, "linear")
     has_norm = encoder.name in RESNETS or (encoder.name == "mlp" and not is_linear)
-    expected = "a number of examples, as microbatches is not 1"
+    expected = "a number of examples, not 0, as microbatches is not 1"
     fits = parts == 1 or group > 0 or not has_norm
     require(fits, "batchnorm.group_size", expected)
     method = settings.method.name

@@ -308,7 +308,7 @@ class Augmentation:
 
     name: str = key("image", choices=("image",), own=True)
     """Kind of views: "image" has crop, flip, affine map and colours, set by the keys
-    below; MODULE:FUNCTION is a function that returns a Transformation."""
+    below; MODULE:FUNCTION returns a Transformation and reads only kwargs of these."""
     kwargs: dict[str, Any] = key({})
     """Keyword arguments of the function, if augmentation.name is MODULE:FUNCTION."""
     recipe: str = key("simclr_cifar", choices=(*RECIPES,))
