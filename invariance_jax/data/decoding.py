@@ -44,8 +44,8 @@ def decode(
     Pixels are uint8 `[H, W, channels]`, with 1 or 3 channels. Transparent pixels are
     put on white, 16 bits are cut to 8. If size is S, the whole image is squashed to
     `[S, S, channels]` with antialiasing, and a JPEG is first reduced by 2, 4 or 8 if
-    both sides stay at least S. The height and width are those before squashing. A file
-    that cannot be decoded raises the error of Pillow or NumPy.
+    both sides stay at least S. The height and width are those before squashing. Raises
+    ValueError for Pillow's modes I and F, and otherwise the error of Pillow or NumPy.
     """
     decoded = _decode_with_simplejpeg(content, size) if channels == 3 else None
     if decoded is None:

@@ -132,7 +132,7 @@ def _list_tar(path: Path) -> list[_Image]:
 def _list_archive(
     file: BinaryIO, file_path: str, end: int, class_name: str | None
 ) -> list[_Image]:
-    """Lists the images of the archive that ends at byte end, and of archives in it."""
+    """Lists the images of an archive, and of those in it, from file.tell() to end."""
     images = list[_Image]()
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
@@ -186,7 +186,6 @@ def _with_classes(images: list[_Image], classes: Sequence[str]) -> list[_Image]:
 
 
 def _select(images: list[_Image], classes: Sequence[str]) -> list[_Image]:
-    """Returns the images of some classes."""
     missing = sorted({*classes} - {image.class_name for image in images})
     if missing:
         raise ValueError(

@@ -72,7 +72,7 @@ def _print_report_command(plan: Plan) -> None:
 
 
 def _run_here(request: Request, launches: Sequence[Launch], folder: Path) -> int:
-    """Makes runs until a signal stops one; returns the first non-zero status, or 0."""
+    """Makes runs; returns the status of a stop by signal, else of the first failure."""
     failed = 0
     for launch in launches:
         if request.dry_run:
