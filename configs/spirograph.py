@@ -22,7 +22,7 @@ Variants (mean MSE over the targets, test split; M views averaged):
 from configs import base
 from invariance_jax.settings import Config
 
-# All nuisance parameters but the hole h, whose first-order term misses the change.
+# All nuisance parameters but h (hole): derivatives along h do not predict changes.
 COLORS = ("rback", "gfore", "gback", "bfore", "bback")
 
 

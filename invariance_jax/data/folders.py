@@ -111,7 +111,7 @@ def _read_images(files: list[Path], image_size: int | None) -> np.ndarray:
 def _read_image(path: Path, image_size: int | None) -> Image.Image:
     """Returns an upright L or RGB image, cropped to a square if image_size is given."""
     try:
-        # Opened by path, Pillow memory-maps an uncompressed TIFF and turns it wrongly.
+        # Given a path, Pillow memory-maps an uncompressed TIFF and turns it wrongly.
         with path.open("rb") as content, Image.open(content) as file:
             if file.mode[0] in "IF":
                 raise ValueError(f"its mode {file.mode} has more than 8 bits")

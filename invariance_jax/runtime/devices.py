@@ -25,7 +25,7 @@ def all_devices(count: int | None = None) -> tuple[jax.Device, ...]:
         ) from error
     if count is not None and not 0 < count <= len(devices):
         raise ValueError(
-            f"asked for {count} devices; expected 1 to {len(devices)}, all devices."
+            f"asked for {count} devices; expected 1 to {len(devices)}, their number."
         )
     return tuple(devices[:count])
 

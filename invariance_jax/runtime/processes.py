@@ -30,7 +30,7 @@ def any_process(flag: bool) -> bool:
 
 
 def from_main(tree: Tree) -> Tree:
-    """Returns the tree of the main process in every process, which all call it."""
+    """Returns the main process's tree in every process; all must call it."""
     if jax.process_count() == 1:
         return tree
     return multihost_utils.broadcast_one_to_all(tree)

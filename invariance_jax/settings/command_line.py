@@ -25,7 +25,7 @@ class _Values(flags.ArgumentParser[Any]):
         self._origin = getattr(annotation, "__origin__", annotation)
 
     def parse(self, argument: object) -> Any:
-        """Returns the value that a text stands for; a default is no text and stays."""
+        """Returns the value of a text; a default that is not a text is unchanged."""
         if not isinstance(argument, str) or argument == "None":
             return None if argument == "None" else argument
         if self._origin is str:
