@@ -78,7 +78,6 @@ def better(
 
 
 def _error(workdir: Path) -> float | None:
-    """Returns the error of a variant; None if it has no results."""
     path = workdir / "results.json"
     if not path.exists():
         return None

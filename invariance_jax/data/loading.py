@@ -287,7 +287,6 @@ def _store_labels(path: Path, labels: np.ndarray) -> None:
 
 
 def _open_set(name: str, root: Path) -> _ImageSet:
-    """Returns the files and the checked features of a prepared set."""
     builder, features, metadata = _read_builder(name, root)
     splits = builder.info.splits
     test_name = next((s for s in ("test", "validation") if s in splits), None)

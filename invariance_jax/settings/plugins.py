@@ -124,7 +124,6 @@ def sources(settings: Settings) -> dict[str, str]:
 
 
 def _own_parts(settings: Settings) -> dict[str, str]:
-    """Returns key -> name for each part of a run that is a user's function."""
     names = {key: schema.get(settings, key) for key in _PARTS}
     return {key: name for key, name in names.items() if is_own(name)}
 

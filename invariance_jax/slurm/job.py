@@ -19,7 +19,7 @@ from types import FrameType
 
 from invariance_jax.runtime.preemption import PREEMPTED, WARNINGS, say
 
-_TIMEOUT_SECONDS = 60  # for an answer of SLURM's controller
+_TIMEOUT = 60  # seconds, for an answer of SLURM's controller
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +96,7 @@ def _scontrol(*arguments: str) -> str:
     command = ["scontrol", *arguments]
     try:
         done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_SECONDS,
-            check=True,
+            command, capture_output=True, text=True, timeout=_TIMEOUT, check=True
         )
     except (OSError, subprocess.SubprocessError) as error:
         reason = str(getattr(error, "stderr", None) or error).strip()
