@@ -170,7 +170,8 @@ def test_another_start_compiles_nothing(trained, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize(
-    ("program", "part"), [(train, "_Run"), (evaluate, "_evaluate"), (embed, "_embed")]
+    ("program", "part"),
+    [(train, "_Training"), (evaluate, "_evaluate"), (embed, "_embed")],
 )
 def test_every_program_keeps_them(trained, tmp_path, monkeypatch, program, part):
     def look(*_):
