@@ -142,7 +142,7 @@ class _Training(contextlib.ExitStack):
         return Checkpoint(0, processes.from_main(first_state(self._parts)), {})
 
     def _open_rows(self, step: int, note: Json) -> "Rows":
-        """Opens the log after the row of a step; note is that of the checkpoint."""
+        """Opens the log after the rows up to a step; note is that of its checkpoint."""
         settings, rows = self._settings, note.get("rows", 0)
         writer = MetricsWriter(
             self._owner, first_step=step, rows=rows, settings=settings

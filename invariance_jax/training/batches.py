@@ -102,7 +102,7 @@ class Streamed:
     ) -> PyTree:
         """Returns the batch of a step, and starts to decode the batches after it.
 
-        before: results of the previous step. Time counts as waited once they are ready.
+        before: results of the previous step. Waiting counts only after these are ready.
         """
         is_local = [device.process_index == jax.process_index() for device in devices]
         wanted = range(step, step + self._prefetch + 1)

@@ -76,7 +76,7 @@ class Parts(NamedTuple):
 
     @property
     def key(self) -> Key:
-        """PRNG key from which the order of examples and all views are drawn."""
+        """PRNG key from which training draws the order of examples and the views."""
         return jax.random.fold_in(jax.random.key(self.settings.seed), 1)
 
 
@@ -266,7 +266,7 @@ def _check_encoder(parts: Parts) -> None:
 
 
 def _check_method(parts: Parts) -> None:
-    """Checks that a method has one finite loss per example and memory of one shape."""
+    """Checks a method: one finite loss per example, memory that keeps its shapes."""
     name, method = parts.settings.method.name, parts.objective.method
     shape = 4, parts.features
 

@@ -18,7 +18,7 @@ from invariance_jax.types import Array, Key
 # Options draw from children of the key that no split of it returns.
 _OPTIONS_STREAM = 4
 _FURTHER_STREAM = 5
-_COLUMNS_NUMBER = 2**20  # in the stream of options, after the numbers of all views
+_COLUMNS_NUMBER = 2**20  # `option_key` of the columns; the views use smaller numbers
 
 
 class Side(NamedTuple):

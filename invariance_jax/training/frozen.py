@@ -43,7 +43,7 @@ class FrozenEncoder:
         *,
         between: Callable[[], None] = lambda: None,
     ):
-        """Builds the functions and compiles nothing; between: called before batches."""
+        """Builds the functions and compiles nothing; between: see `make_map`."""
         self._parts, self._settings = parts, parts.settings.evaluation
         self._make_map = functools.partial(make_map, devices=devices, between=between)
         self._plain = self.map(self._encode_plain, axis=0)
@@ -58,7 +58,7 @@ class FrozenEncoder:
         stream: int,
         family: str = "all",
     ) -> np.ndarray:
-        """Returns the features of views, averaged over M, `[len(num_views), N, D]`."""
+        """Returns features averaged over each M, `[len(num_views), N, D]`."""
         average = evaluation.average_features
         mapped = self._map_views(average, self.encode, num_views, family)
         return mapped(variables, x, stream)

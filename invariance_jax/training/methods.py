@@ -268,7 +268,7 @@ def emp_ssl(
     """EMP-SSL, Tong, Chen, Ma, LeCun (2023), equation 3, of the z of all patches.
 
     The patches are the views of both sides and of `more_views`. The heads are those of
-    its code. It probes the mean of their first layer over patches; here it is h.
+    its code. The paper probes their first layer, averaged over patches; here it is h.
     Deviation: batch statistics are those of one view, not of all patches together.
     """
     settings = {"invariance_weight": invariance_weight, "distortion": distortion}

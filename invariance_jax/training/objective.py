@@ -189,7 +189,7 @@ class Objective:
     def _ends(self, alpha: Array, drawn: Array | None) -> Array | None:
         """Returns ends of steps from alpha, `[B, P]` for K = 1, else `[K, B, P]`.
 
-        They differ from alpha in `penalty.parameters` only. None without a draw.
+        If `penalty.parameters` is not (), only these differ. None without a draw.
         """
         ends = _directions_first(drawn)
         if ends is None:

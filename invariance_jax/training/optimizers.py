@@ -22,7 +22,7 @@ from invariance_jax.settings import Settings
 from invariance_jax.types import Array, PyTree
 
 _LARS_EPSILON = 1e-8
-_ROW = 1024  # entries that are summed before the rows of an array are
+_ROW = 1024  # entries of a row: rows are summed first, then the sums of an array
 _WARMUP_EPOCHS = 10  # of `paper_schedule`
 
 Mask = Callable[[PyTree], PyTree]
