@@ -55,8 +55,8 @@ class LinearizationError(NamedTuple):
         which the penalty over-estimates.
       median_ratio: median over examples of the squared first-order term over the
         squared true change, without the examples whose true change is zero.
-      top_share: share of the 1 % of the examples with the largest squared first-order
-        terms in the sum of these terms.
+      top_share: share of the sum of all squared first-order terms that is due to the
+        1 % of the examples with the largest ones.
       cosine: mean over examples of the cosine between first-order term and true change,
         0 where one of them is zero, without the examples where both are.
     """

@@ -27,10 +27,10 @@ def fit_ridge_selected(
     """Returns the ridge probe with the best l2 for each target, and these l2.
 
     Minimizes, for each target separately, `mean_b (h_b kernel + bias - y_b)^2 + l2
-    sum(kernel^2)`, with h standardized to mean 0 and variance 1. Each l2 is first
-    fitted and standardized without the last num_held_out examples. The l2 with the
-    least squared error on these is then fitted to all examples. A feature that is
-    constant over the examples of a fit gets coefficient 0 in it.
+    sum(kernel^2)`, with h standardized to mean 0 and variance 1. A probe is first
+    fitted at each l2, and h standardized, without the last num_held_out examples. A
+    second fit, at the l2 with the least squared error on these, uses all examples. A
+    feature that is constant over the examples of a fit gets coefficient 0 in it.
 
     Args:
       h: float `[B, D]`, representations.
@@ -83,9 +83,9 @@ def fit_logistic_selected(
 ) -> tuple[LinearProbe, float]:
     """Returns the logistic probe with the best l2, and that l2.
 
-    Each l2 is first fitted without the last num_held_out examples. The l2 with the
-    least cross-entropy on these is then fitted to all examples. Features are used as
-    given, not standardized.
+    A probe is first fitted at each l2 without the last num_held_out examples. A second
+    fit, at the l2 with the least cross-entropy on these, uses all examples. Features
+    are used as given, not standardized.
 
     Args:
       h: float `[B, D]`, representations.
