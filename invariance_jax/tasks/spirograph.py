@@ -86,7 +86,7 @@ class SpirographTask(Task):
         return self.score(probe, h_test, y_test).values
 
     def fit_in_steps(self, h: np.ndarray, y: np.ndarray, steps: int) -> LinearProbe:
-        """Returns the probe after steps of L-BFGS from 0 on the objective of `fit`.
+        """Returns the probe of `fit` if L-BFGS from 0 ends after `steps` steps.
 
         The initialization and line search of the authors' code may differ.
         """

@@ -73,7 +73,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def stand_ins(self, count: int) -> np.ndarray | Squashed:
-        """Returns placeholder examples `x [count, ...]` of a valid shape and dtype."""
+        """Returns placeholders `x [count, ...]`, valid examples; reads no data set."""
 
     def transformation(self, family: str = "all") -> Transformation:
         """Returns the transformation of a run, or its part of one family of views."""
@@ -112,7 +112,7 @@ class Task(abc.ABC):
         """Returns the paper's probe, fitted to features `[N, D]` at `evaluation.l2`."""
 
     def fit_in_steps(self, h: np.ndarray, y: np.ndarray, steps: int) -> LinearProbe:
-        """Returns the probe after steps of L-BFGS from 0 on the objective of `fit`."""
+        """Returns the probe of `fit` if L-BFGS from 0 ends after `steps` steps."""
         raise NotImplementedError
 
     def score(self, probe: LinearProbe, h: np.ndarray, y: np.ndarray) -> Scored:
