@@ -42,7 +42,7 @@ def load(task: Task) -> dict[str, Experiment]:
 
 
 def sources(experiments: Iterable[str], settings: Settings) -> dict[str, str]:
-    """Returns name -> hashes of the user's own code that it runs; "" if none."""
+    """Returns name -> hashes of the user's own code, also of parts; "" if none."""
     parts = "".join(plugins.sources(settings).values())
     return {
         name: parts + (plugins.source(_KEY, name) if plugins.is_own(name) else "")

@@ -23,7 +23,7 @@ _BLOCK = 65_536
 
 
 def run(context: Context) -> ExperimentResult:
-    """Returns the quality of probes on the smallest M of views and on plain images.
+    """Returns the quality of probes at the smallest M and on plain images.
 
     If there are no plain images, the baselines are measured on averaged views.
     """

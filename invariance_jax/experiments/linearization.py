@@ -27,7 +27,7 @@ Represent = Callable[[Array], Array]
 def run(context: Context) -> ExperimentResult:
     """Returns the fields of `evaluation.LinearizationError`, over pairs of views.
 
-    There is a row for each step length along all parameters, and for the largest step
+    They are measured for each step length along all parameters, and for the largest
     along each parameter alone. Both views of a pair have the held choices of the first.
     """
     steps = context.settings.evaluation.linearization_steps
@@ -67,7 +67,7 @@ def map_pairs(
     of the pair's first view. The encoder uses running statistics and full float32,
     whatever the key `precision` says: rounding would hide small changes.
     """
-    sizes, transformation = context.settings.evaluation, context.parts.transformation
+    options, transformation = context.settings.evaluation, context.parts.transformation
     network, settings = context.parts.encoder, context.parts.settings
     if settings.precision != "float32":
         settings = copy.deepcopy(settings)
@@ -98,8 +98,8 @@ def map_pairs(
     mapped = context.encoder.map(compute, axis=axis, batch_size=VIEWS_BATCH)
 
     def over_pairs(*arguments: np.ndarray) -> np.ndarray:
-        x = context.test.x[: sizes.variance_examples]
-        pairs = map(np.int32, range(sizes.variance_views // 2))
+        x = context.test.x[: options.variance_examples]
+        pairs = map(np.int32, range(options.variance_views // 2))
         inputs = [(context.variables, pair, arguments) for pair in pairs]
         results = [mapped(parts, x, STREAMS["test"]) for parts in inputs]
         return np.concatenate(results, axis=axis)

@@ -20,7 +20,7 @@ def run(context: Context) -> ExperimentResult:
     """Returns the bound, the total effect and their ratio for each parameter.
 
     `rank_correlation` is Spearman's, between the squared first-order and the squared
-    true change at the full step, over the pairs of views of linearization. The bound
+    true change at the full step, over the same pairs as in `linearization`. The bound
     need not hold for a parameter that is not uniform, such as those of a crop box.
     """
     from scipy import stats  # here, as the import takes a second
