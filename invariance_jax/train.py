@@ -71,7 +71,6 @@ def run(config: Config, workdir: AnyPath) -> None:
             parts = checked_parts(settings, jax.device_count())
             cost.check_state(parts)
             configs = one_per_seed(config, workdir)
-            # The settings and the folder of each seed.
             seeds = [(resolve(seed_config), path) for seed_config, path in configs]
             check(settings, workdir)
             for seed, path in seeds:
