@@ -173,7 +173,7 @@ def test_all_parts_that_cannot_be_imported_are_named_at_once():
     with pytest.raises(ValueError) as caught:
         build(resolve(tiny_config(names)))
     assert len(str(caught.value).splitlines()) == 2
-    assert str(caught.value).count("put that on PYTHONPATH") == 2
+    assert str(caught.value).count("add that folder to PYTHONPATH") == 2
 
 
 def test_bad_keys_of_all_kinds_are_listed_at_once():
