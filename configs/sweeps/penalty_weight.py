@@ -4,7 +4,7 @@
         --config.steps=500 --config.evaluation.split=validation \
         --workdir=runs/penalty_weight --sweep=configs/sweeps/penalty_weight.py
 
-Five variants of three seeds, each of 500 steps. Not yet run.
+Five variants of three seeds, each of 500 steps. Results: configs/README.md.
 """
 
 

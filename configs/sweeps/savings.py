@@ -4,7 +4,7 @@
         --config.steps=500 --config.evaluation.split=validation \
         --workdir=runs/savings --sweep=configs/sweeps/savings.py
 
-Four variants of three seeds, each of 500 steps. Not yet run.
+Four variants of three seeds, each of 500 steps. Results: configs/README.md.
 """
 
 
