@@ -4,7 +4,7 @@
         --config.steps=500 --config.evaluation.split=validation \
         --workdir=runs/placement --sweep=configs/sweeps/placement.py
 
-Five variants of three seeds, each of 500 steps. Not yet run.
+Five variants of three seeds, each of 500 steps. Results: configs/README.md.
 """
 
 from configs.spirograph import COLORS
