@@ -286,7 +286,7 @@ def test_several_runs_may_prepare_at_once(tmp_path, cifar10, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--test=a"], "--test, --classes, --test_classes, --index and --image_size"),
+        (["--test=a"], "--test_classes, --index and --image_size need --train"),
         (["--image_size=4"], "--index and --image_size need --train"),
         (["--index"], "--index and --image_size need --train"),
         (["--train=a", "--image_size=4", "--index"], "--image_size excludes"),

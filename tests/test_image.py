@@ -542,7 +542,8 @@ def test_apply_and_plain_refuse_other_examples(shape, dtype, message):
 
 def test_apply_refuses_another_view():
     alpha, held = draw(make(PAPER), 0, 2)
-    names = r"have the keys \['acts', 'crop'\], and 'acts' the keys \['color', 'flip'"
+    names = r"view.held must have the keys \['acts', 'crop'\], and 'acts' the keys "
+    names += r"\['color', 'flip'"
     for view, message in [
         (View(alpha[:, :3], held), r"alpha must be \[2, 4\]"),
         (View(alpha[:1], held), r"alpha must be \[2, 4\]"),

@@ -119,5 +119,6 @@ def test_the_last_row_of_steps_until_the_checkpoint_is_final(tmp_path):
     expected = {"loss.final": 1.0, "penalty.final": 0.5}
     assert final_metrics(tmp_path, step=12) == expected
     log.write_text("what?\n" + text)
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 1 is 'what\?', exp"):
+    message = r"metrics\.jsonl: line 1 is 'what\?', expected a row; remove"
+    with pytest.raises(ValueError, match=message):
         final_metrics(tmp_path, step=12)

@@ -238,7 +238,7 @@ SHIFTS = "evaluation.shifts"
         ({"microbatches": 3}, "a divisor of 16"),
         ({"penalty.at": "z", **HALVES}, "1, as penalty.at 'z' needs"),
         ({"penalty.normalization": "batch", **HALVES}, "1, as penalty.normalization"),
-        ({"microbatches": 2, "batchnorm.group_size": 0}, "a number of examples"),
+        ({"microbatches": 2, "batchnorm.group_size": 0}, "a number of examples, not 0"),
         ({"batchnorm.group_size": 1}, "0, or"),
         ({"batchnorm.group_size": 3}, "0, or"),
         ({"penalty.warmup_steps": 21}, "at most"),

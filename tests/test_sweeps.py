@@ -179,7 +179,7 @@ MISTAKES = {
     ),
     "unknown key of a label": ({"a": {"seedss": 1}}, "seedss is not a key of a sweep"),
     "a section": ({"penalty": (1.0,)}, "penalty is not a key"),
-    "seeds": ({"seeds": (1, 2)}, "seeds is not a key of a sweep; the closest is"),
+    "seeds": ({"seeds": (1, 2)}, "seeds is not a key of a sweep; the closest is seed"),
     "gap of seeds": ({"seed": (0, 2)}, r"seed is \(0, 2\); expected consecutive"),
     "bad value": (
         {"penalty.weight": (0.1, -1.0)},
