@@ -515,6 +515,13 @@ def test_images_are_jittered_at_the_strength_of_the_training_too(images):
         assert (fixed == refitted) == (strength == 0.5)
 
 
+def test_without_jitter_the_unshifted_strength_is_0(images):
+    config = copy.deepcopy(images.settings)
+    assert shift.unshifted_values(config)["strength"] == 0.5
+    config.augmentation.jitter_probability = 0.0
+    assert shift.unshifted_values(config)["strength"] == 0.0
+
+
 def test_strength_0_is_the_plain_image(images):
     features = shift.shifted_features(images, images.task.shiftable(), (1, 3))
     plain = encode_plain(images, "test")

@@ -25,6 +25,7 @@ from invariance_jax.data import decoding
 from invariance_jax.data.streams import FileRecords, Pictures, Store, cores
 
 _SIZE = 256
+_TARGETS = {"DataLoader": "target 1", "Grain": "target 1.5"}
 
 Peer = Callable[[], object]
 
@@ -54,7 +55,7 @@ def time_decode(options: Options, *, count: int = 128) -> Iterator[Row]:
         case = f"{count} JPEG of 500 x 375 to {_SIZE}, {decoder}"
         ours = f"ours, {workers} threads", Pictures(store, np.arange(count)).all
         for name, peer in peers.items():
-            target = "target 1.5" if "processes" in name else ""
+            target = _TARGETS.get(name.split(",")[0], "")
             yield options.versus(case, (name, peer), ours, target)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from invariance_jax import evaluation
 from invariance_jax.experiments.context import STREAMS, Context
 from invariance_jax.runs.results import ExperimentResult, Value, rows_of
-from invariance_jax.settings import Settings
+from invariance_jax.settings import Config
 from invariance_jax.tasks import Scored
 from invariance_jax.training.objective import Variables
 from invariance_jax.transforms import Transformation, shifts
@@ -46,7 +46,7 @@ def run(context: Context) -> ExperimentResult:
     task, y, rows = context.task, context.y("test"), []
     heads = _unshifted(context, features, num_views)
     for what, how, grid in grids:
-        start = unshifted_value(context.settings, how)
+        start = unshifted_values(context.settings)[how]
         for value in sorted({*grid} | {start}):
             scores = {"refitted": heads, "fixed": heads}
             if value != start:
@@ -64,11 +64,11 @@ def run(context: Context) -> ExperimentResult:
     return ExperimentResult(rows)
 
 
-def unshifted_value(settings: Settings, how: str) -> float:
-    """Returns the value of a shift that leaves the training distribution unchanged."""
-    augmentation = settings.augmentation
+def unshifted_values(config: Config) -> dict[str, float]:
+    """Returns for each kind of shift the value that changes nothing."""
+    augmentation = config.augmentation
     strength = (augmentation.strength or 0) * (augmentation.jitter_probability > 0)
-    return {"move": 0.0, "widen": 1.0, "strength": float(strength)}[how]
+    return {"move": 0.0, "widen": 1.0, "strength": float(strength)}
 
 
 def move_and_scale(
@@ -117,5 +117,6 @@ def _unshifted(
     """Returns the scored probes on views of the training distribution, for each M."""
     if context.task.shiftable() is context.parts.transformation:
         return [context.scored(context.num_views.index(m)) for m in num_views]
-    point = "color", "strength", unshifted_value(context.settings, "strength")
+    strength = unshifted_values(context.settings)["strength"]
+    point = "color", "strength", strength
     return list(map(context.fit_and_score, *(features(s, point) for s in STREAMS)))

@@ -15,6 +15,7 @@ import jinja2
 import pandas as pd
 from etils import epath
 
+from invariance_jax.experiments.shift import unshifted_values
 from invariance_jax.report import commands, pictures, style, tables
 from invariance_jax.report.aggregate import in_summary, select
 from invariance_jax.report.compare import Comparison, Headline, headlines, over
@@ -24,6 +25,7 @@ from invariance_jax.report.sections import AVERAGING, SECTIONS, Spec, section_of
 from invariance_jax.report.style import Picture
 from invariance_jax.report.tables import Table
 from invariance_jax.report.words import is_share
+from invariance_jax.runs.workdir import read_config
 from invariance_jax.runtime.files import plain_path, write_bytes, write_text
 from invariance_jax.types import Json
 
@@ -98,14 +100,11 @@ class _Report:
         self.words, table = self.comparison.words, self.comparison.table
         # The paper's runs of single weights are shown beside the main numbers only.
         self.table = table[~table["run"].astype(str).str.startswith("paper, weight")]
-        # How -> the amount of a shift at the training distribution.
-        training = {"move": 0.0, "widen": 1.0}
-        strengths = {run.config["augmentation.strength"] for run in runs}
-        if len(strengths) == 1 and (strength := strengths.pop()) is not None:
-            training["strength"] = strength
+        training = [unshifted_values(read_config(run.path)) for run in runs]
+        shared = dict(set.intersection(*({*values.items()} for values in training)))
         constant = select(table, {"metric": "mse.constant"})["mean"].mean()
         names = [run.name for run in runs]
-        self.shown = Shown(self.table, names, self.words, training, constant)
+        self.shown = Shown(self.table, names, self.words, shared, constant)
 
     def parts(self) -> tuple[list[Part], list[Group]]:
         """Returns the first screen and the sections."""

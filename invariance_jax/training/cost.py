@@ -32,7 +32,8 @@ _NO_KERNELS = {"kParameter", "kConstant", "kTuple", "kGetTupleElement", "kBitcas
 def count_operations(parts: Parts) -> float:
     """Returns the floating-point operations of a step, a multiply-add counted as two.
 
-    Counts convolutions, matrix products and similarities, from the shapes of layers.
+    Counts convolutions and matrix products, from the shapes of layers, and similarities
+    of all pairs of 2 B views where the loss has any (MoCo v3 computes half of them).
     The backward pass costs twice the forward pass. Each derivative and each view that
     the penalty needs costs as much as a view. A target network has no backward pass.
     """
