@@ -52,17 +52,21 @@ def _paper(config: Config) -> None:
 def _quick(config: Config) -> None:
     base.small_mlp(config)
     config.steps = 2500
-    # The best setting of the search in sweeps/search.py.
-    config.penalty.weight = 0.1
-    config.penalty.normalization = "batch"
-    config.penalty.limit_shape = "log"
-    config.penalty.parameters = COLORS
+    _searched_penalty(config)
     config.logging.probe_every_steps = 500
     config.checkpoints.every_steps = 500
     config.checkpoints.keep_every_steps = 500
     config.evaluation.num_views = (1, 2, 4, 8)
     config.evaluation.train_examples = 20_000
     config.evaluation.l2_grid = (1e-8, 1e-6, 1e-4, 1e-2)
+
+
+def _searched_penalty(config: Config) -> None:
+    """Sets the best penalty of the search in sweeps/search.py."""
+    config.penalty.weight = 0.1
+    config.penalty.normalization = "batch"
+    config.penalty.limit_shape = "log"
+    config.penalty.parameters = COLORS
 
 
 def _cpu(config: Config) -> None:
@@ -99,4 +103,5 @@ def _conv_plain(config: Config) -> None:
 
 def _smoke(config: Config) -> None:
     base.small_mlp(config)
+    _searched_penalty(config)
     base.smoke_of_mlp(config)

@@ -92,11 +92,11 @@ def in_words(table: pd.DataFrame) -> list[str]:
         (metric, first), (_, last) = ends
         start = f"Averaging {last:g} views"
         images = "plain images" if first == "plain" else "one view"
-        if metric == "accuracy":
+        if metric == "accuracy" and last != 1:
             verb = "raises" if averaged > single else "lowers"
             change = f"{verb} the accuracy of {images} by {abs(averaged - single):.3f}"
             lines.append(f"{start} {change}.")
-        elif averaged > 0:
+        elif metric == "mse" and averaged > 0:
             factor = f"{single / averaged:.2g}"
             lines.append(f"{start} divides the error of {images} by {factor}.")
     if (select(main, {"metric": "penalty.final"})["mean"] > 0).any():

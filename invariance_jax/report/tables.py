@@ -1,6 +1,5 @@
 """Tables of aggregated rows, for the page, for a terminal and as CSV."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -126,14 +125,16 @@ def every_number(rows: pd.DataFrame, words: Words, name: str, note: str) -> list
 def joined(value: object) -> str:
     """Returns a value of a JSON file as one line of text.
 
-    >>> joined(["cpu", "cpu"]), joined((1, 2, 1)), joined({"jax": "0.10"})
-    ('2 x cpu', '1, 2, 1', 'jax 0.10')
+    >>> joined(["cpu", "cpu"]), joined((16, 16)), joined({"jax": "0.10"})
+    ('2 x cpu', '16, 16', 'jax 0.10')
     """
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {joined(entry)}" for key, entry in value.items())
     if isinstance(value, list | tuple):
-        equal = ((t, len([*same])) for t, same in itertools.groupby(map(joined, value)))
-        return ", ".join(f"{n} x {t}" if n > 1 else t for t, n in equal)
+        texts = [*map(joined, value)]
+        if len({*texts}) == 1 < len(texts) and isinstance(value[0], str):
+            return f"{len(texts)} x {texts[0]}"
+        return ", ".join(texts)
     return str(value)
 
 
