@@ -56,9 +56,10 @@ def invariance_penalty(
 
     Computes `|| d n(h)/d alpha . (alpha' - alpha) ||^2` per example, the mean over K
     directions alpha'. With signs e it computes the paper's `(e . d n(h)/d alpha .
-    (alpha' - alpha))^2`, which has the same expectation over e. Batch statistics couple
-    examples and add cross terms. These vanish in expectation if alpha_other is `alpha +
-    s (alpha' - alpha)` with an independent random sign s per example.
+    (alpha' - alpha))^2`, which has the same expectation over e. If the encoder has batch
+    statistics, they couple examples and add cross terms. These vanish in expectation if
+    alpha_other is `alpha + s (alpha' - alpha)` with an independent random sign s per
+    example.
 
     Args:
       represent: `alpha [B, P] -> h [B, D]`, or `(h, aux)` with has_aux: any function
