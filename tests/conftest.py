@@ -66,13 +66,19 @@ def pytest_configure(config: pytest.Config) -> None:
     # starts as a subprocess sees the devices that a user's shell would give it.
     platform = config.getoption("--device")
     flags.FLAGS.mark_as_parsed()  # so that they have their defaults
-    jax.config.update("jax_platforms", platform)
+    # "gpu" asks for ROCm and oneAPI too. The CPU stays, for float64.
+    names = {"gpu": "cuda,cpu", "tpu": "tpu,cpu"}.get(platform, platform)
+    jax.config.update("jax_platforms", names)
     if platform != "cpu":
+        # So that the processes of pytest-xdist share the memory of a card.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         jax.config.update("jax_default_matmul_precision", "highest")
         try:
-            jax.devices()
+            found = jax.default_backend()
         except RuntimeError as error:
             raise pytest.UsageError(f"--device is {platform}: {error}") from error
+        if found != platform:
+            raise pytest.UsageError(f"--device is {platform}: only {found} found")
         return
     jax.config.update("jax_num_cpu_devices", 4)
     if not config.getoption("--optimized"):

@@ -194,3 +194,17 @@ def test_shapes_that_do_not_fit_are_refused(shape):
 def test_kernels_that_are_not_square_or_even_are_refused(size):
     with pytest.raises(ValueError, match=r"expected .* of an odd size"):
         convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros((*size, 3, 5)), strides=1)
+
+
+def test_the_precision_of_a_context_within_jit_reaches_the_convolution():
+    image, kernel, *_ = draw("strided", np.float32)
+
+    @jax.jit
+    def slope(image, kernel):
+        with jax.default_matmul_precision("highest"):
+            return jax.grad(lambda k: jnp.sum(ours("strided")(image, k) ** 2))(kernel)
+
+    lowered = slope.trace(image, kernel).lower(lowering_platforms=("cuda",))
+    text = lowered.as_text()
+    assert text.count("stablehlo.convolution") == 2
+    assert text.count("precision HIGHEST") == 4  # of both operands

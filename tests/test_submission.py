@@ -370,6 +370,15 @@ def test_processes_share_the_gpus(tmp_path):
     assert [(tmp_path / f"gpus{n}").read_text() for n in (0, 1)] == ["0\n", "1\n"]
 
 
+def test_only_the_gpus_that_are_visible_are_shared(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5,6")
+    code = "print(os.environ['CUDA_VISIBLE_DEVICES'], file=open(f'gpus{task}', 'w'))"
+    assert run_here(tmp_path, code, tasks="2", gpus_per_node="2") == 0
+    assert [(tmp_path / f"gpus{n}").read_text() for n in (0, 1)] == ["4\n", "GPU-5\n"]
+    with pytest.raises(ValueError, match="--gpus_per_node is 4, but CUDA_VISIBLE_DEV"):
+        run_here(tmp_path, code, tasks="1", gpus_per_node="4")
+
+
 def test_setup_lines_come_first(tmp_path):
     code = "assert os.environ['A'] == 'b c'"
     assert run_here(tmp_path, code, tasks="1", setup=["export A='b c'"]) == 0

@@ -9,6 +9,7 @@ import numpy as np
 
 from invariance_jax.benchmarks.steps import Training, against_torch
 from invariance_jax.benchmarks.timing import Options, Row, configuration, product_rate
+from invariance_jax.runtime.cards import MEMORY_SHARES
 from invariance_jax.settings import Config
 
 STEPS, SECONDS = 8, 0.3
@@ -62,7 +63,8 @@ def time_gpu_peers(options: Options) -> Iterator[Row]:
 
 def _check_gpu(share: float) -> None:
     """Gives JAX a share of the device memory; raises ValueError if there is no GPU."""
-    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", str(share))
+    if not {*MEMORY_SHARES} & {*os.environ}:
+        os.environ[MEMORY_SHARES[0]] = str(share)
     if jax.default_backend() != "gpu":
         raise ValueError(f"this benchmark needs a GPU; found {jax.devices()}.")
 

@@ -56,8 +56,8 @@ def invariance_penalty(
 
     Computes `|| d n(h)/d alpha . (alpha' - alpha) ||^2` per example, the mean over K
     directions alpha'. With signs e it computes the paper's `(e . d n(h)/d alpha .
-    (alpha' - alpha))^2`, which has the same expectation over e. If the encoder has batch
-    statistics, they couple examples and add cross terms. These vanish in expectation if
+    (alpha' - alpha))^2`, which has the same expectation over e. The batch statistics of
+    an encoder couple examples and add cross terms. These vanish in expectation if
     alpha_other is `alpha + s (alpha' - alpha)` with an independent random sign s per
     example.
 

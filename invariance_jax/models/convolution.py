@@ -35,6 +35,7 @@ class Geometry(NamedTuple):
     image: tuple[int, ...]  # rows and columns
     size: int  # rows and columns of the kernel, an odd number
     strides: int  # pixels from one output to the next, along both axes
+    precision: str | None = None  # of XLA's convolution; None: its default
 
 
 class Convolution(nn.Module):
@@ -71,7 +72,9 @@ def convolve(x: Array, kernel: Array, *, strides: int) -> Array:
             f"x has shape {x.shape} and kernel {kernel.shape}; expected [B, H, W, C] "
             "and [size, size, C, D] of an odd size."
         )
-    geometry = Geometry(x.shape[1:3], len(kernel), strides)
+    # Read here: when the operation is lowered, `jax.default_matmul_precision` is over.
+    precision = jax.default_matmul_precision.value
+    geometry = Geometry(x.shape[1:3], len(kernel), strides, precision)
     return _bind("output", {"image": x, "kernel": kernel}, geometry)
 
 
@@ -136,7 +139,12 @@ def by_xla(a: Array, b: Array, *, role: str, geometry: Geometry) -> Array:
         strides, side = geometry.strides, geometry.size // 2
         padding, order = [(side, side)] * 2, ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(
-            a, b, (strides, strides), padding, dimension_numbers=order
+            a,
+            b,
+            (strides, strides),
+            padding,
+            dimension_numbers=order,
+            precision=geometry.precision,
         )
     convolution = partial(by_xla, role="output", geometry=geometry)
     shape = _abstract(jax.typeof(a), jax.typeof(b), role=role, geometry=geometry)
@@ -149,7 +157,7 @@ def by_xla(a: Array, b: Array, *, role: str, geometry: Geometry) -> Array:
 
 def by_products(a: Array, b: Array, *, role: str, geometry: Geometry) -> Array:
     """Returns the same as `by_xla`, by matrix products."""
-    image, size, strides = geometry
+    image, size, strides, _ = geometry
     use_winograd = _prefers_winograd(a, b, role, geometry)
     if role == "output":
         if use_winograd:
@@ -166,7 +174,7 @@ def by_products(a: Array, b: Array, *, role: str, geometry: Geometry) -> Array:
 
 def _prefers_winograd(a: Array, b: Array, role: str, geometry: Geometry) -> bool:
     """Returns whether Winograd's filtering is possible, and faster than patches."""
-    if geometry[1:] != (3, 1) or a.dtype.itemsize < 4:
+    if geometry[1:3] != (3, 1) or a.dtype.itemsize < 4:
         return False  # Winograd's sums would lose most digits of bfloat16
     images = b if role == "image" else a
     tiles = images.size // images.shape[-1] // 4

@@ -15,6 +15,9 @@ from invariance_jax.runtime.devices import have_started, simulate
 _FLAGS = ("--xla_gpu_autotune_level=0", "--xla_backend_optimization_level=0")
 """An absent GPU cannot time kernels for autotuning, and never runs the machine code."""
 
+MEMORY_SHARES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+"""Names of the variable with JAX's share of the device memory; at most one is set."""
+
 _DESCRIPTION = """
 gpu_device_info {{
   threads_per_block_limit: 1024  threads_per_warp: 32
@@ -56,8 +59,8 @@ class Card(NamedTuple):
     @property
     def usable(self) -> float:
         """Bytes of device memory that JAX allocates, by default three quarters."""
-        share = os.environ.get("XLA_CLIENT_MEM_FRACTION", "0.75")
-        return float(share) * self.memory
+        given = map(os.environ.get, MEMORY_SHARES)
+        return float(next(filter(None, given), "0.75")) * self.memory
 
     def seconds(self, flops: float, moved: int, kernels: int, precision: str) -> float:
         """Estimates the sum of the times for operations, memory traffic and launches.

@@ -13,14 +13,22 @@ _MAX_SIMULATED = 4096  # devices, each of which XLA creates
 
 
 def all_devices(count: int | None = None) -> tuple[jax.Device, ...]:
-    """Returns the devices of all processes, or the first `count` of them."""
+    """Returns the devices of all processes, or the first `count` of them.
+
+    If JAX_PLATFORMS leaves out the CPU, it is added: probes run there in float64.
+    """
+    platforms = jax.config.values["jax_platforms"] or "cpu"
+    if "cpu" not in platforms and not have_started():
+        jax.config.update("jax_platforms", f"{platforms},cpu")
     try:
         devices = jax.devices()
+        jax.devices("cpu")
+        if devices[0].platform == "cpu" and "cpu" not in platforms:
+            raise RuntimeError("only the CPU")
     except (AssertionError, RuntimeError) as error:  # JAX has no type of its own for it
-        platforms = jax.config.values["jax_platforms"]
         raise ValueError(
-            f"JAX_PLATFORMS is {platforms!r}, and jax finds no such device"
-            f"{f' ({error})' if str(error) else ''}; expected a platform of this "
+            f"JAX_PLATFORMS is {platforms!r}, and jax finds no such device beside the "
+            f"CPU{f' ({error})' if str(error) else ''}; expected a platform of this "
             "machine, such as cpu, or no value."
         ) from error
     if count is not None and not 0 < count <= len(devices):

@@ -22,7 +22,7 @@ _GRACE_SECONDS = 120.0
 def run(launch: Launch, folder: Path, request: Request) -> int:
     """Runs the processes of a job, waits for them, and returns the exit status."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    count = request.tasks_per_node
+    count, gpus = request.tasks_per_node, _visible_gpus(request.gpus_per_node)
     print(f"job {name}: {count} process(es) here, logs {log_pattern(folder, name)}")
     folder.mkdir(parents=True, exist_ok=True)
     words = shlex.join([sys.executable, "-u", launch.program, *launch.arguments])
@@ -43,7 +43,7 @@ def run(launch: Launch, folder: Path, request: Request) -> int:
             process = subprocess.Popen(
                 ["bash", "-c", command],
                 cwd=launch.folder,
-                env=_environment(request, address, index),
+                env=_environment(count, gpus, address, index),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -60,17 +60,30 @@ def log_pattern(folder: Path, job: str) -> str:
     return f"{folder / job}_TASK_log.out and .err"
 
 
-def _environment(request: Request, address: str, index: int) -> dict[str, str]:
+def _visible_gpus(count: int | None) -> list[str]:
+    """Returns the names of the first `count` GPUs that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [*map(str, range(count or 0))]
+    if count is not None and count > len(names):
+        raise ValueError(
+            f"--gpus_per_node is {count}, but CUDA_VISIBLE_DEVICES is {visible!r}; "
+            f"expected at most {len(names)}."
+        )
+    return names[: count or 0]
+
+
+def _environment(
+    count: int, gpus: list[str], address: str, index: int
+) -> dict[str, str]:
     """Returns the environment of a process: its index, and its share of the GPUs."""
-    count, gpus = request.tasks_per_node, request.gpus_per_node
     # A surrounding SLURM job, if any, does not describe these processes.
     variables = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     if count > 1:
         variables["JAX_COORDINATOR_ADDRESS"] = address
         variables |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
-    if gpus is not None:
-        own_gpus = range(index * gpus // count, (index + 1) * gpus // count)
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, own_gpus))
+    if gpus:
+        ends = (number * len(gpus) // count for number in (index, index + 1))
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slice(*ends)])
     return variables
 
 

@@ -180,7 +180,8 @@ def make_map(
     ) -> np.ndarray:
         variables = replicate(variables, devices)
         per_device = min(batch_size, -(-len(x) // len(devices)))
-        count, launched = per_device * len(devices), None
+        count = per_device * len(devices)
+        launched: Array | None = None
         results: np.ndarray | None = None
         put = functools.partial(_put, count=len(x), axis=axis)
         for start in range(0, len(x), count):
@@ -188,9 +189,9 @@ def make_map(
             indices = np.minimum(np.arange(start, start + count), len(x) - 1)
             indices = indices.astype(np.int32).reshape(len(devices), per_device)[local]
             rows = take(x, indices)  # while the devices compute the previous batch
-            if launched is not None:
-                results = put(results, one_replica(launched), start - count)
-            launched = mapped(variables, rows, indices, stream)
+            previous, launched = launched, mapped(variables, rows, indices, stream)
+            if previous is not None:
+                results = put(results, one_replica(previous), start - count)
         return put(results, one_replica(launched), start)
 
     return map_examples
