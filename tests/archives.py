@@ -55,11 +55,6 @@ def register_checksums(
     monkeypatch.setattr(tfds.builder_cls(name), "url_infos", infos)
 
 
-def register_checksum(monkeypatch: pytest.MonkeyPatch, url: str, path: Path) -> None:
-    """Registers an archive of CIFAR-10."""
-    register_checksums(monkeypatch, "cifar10", {url: path})
-
-
 def cache_download(path: Path, data_dir: Path) -> None:
     """Moves an archive of CIFAR-10 to where a finished download of it lies."""
     cached = data_dir / "downloads" / "cifar10"

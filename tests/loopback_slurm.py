@@ -53,7 +53,9 @@ def cluster(folder: Path) -> Iterator[Path]:
 def configuration(folder: Path, nodes: list[str]) -> str:
     """Returns the `slurm.conf`; a requeued job waits seconds and not two minutes."""
     host = socket.gethostname().split(".")[0]
-    control, *ports = (_free_port() for _ in range(3))
+    from processes import free_port  # not by those who start no SLURM
+
+    control, *ports = (free_port() for _ in range(3))
     lines = [
         f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4"
         for node, port in zip(nodes, ports, strict=True)
@@ -158,9 +160,3 @@ def _output(*command: str) -> str:
 
 def _path() -> str:
     return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

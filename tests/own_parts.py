@@ -1,12 +1,16 @@
 """Parts as a user would bring them, good ones and bad ones."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from invariance_jax.experiments import ExperimentResult, Row
 from invariance_jax.numerics import l2_normalize
 from invariance_jax.training.methods import Method
+from invariance_jax.transforms import Transformation, View
 
 
 class Predictor(nn.Module):
@@ -60,7 +64,7 @@ def summed(*, features, axis_name=None) -> Method:
     return method._replace(loss=lambda *args, axis_name: jnp.zeros(()))
 
 
-def nothing(**kwargs):
+def nothing(*args, **kwargs):
     """Returns no part at all."""
     return None
 
@@ -111,3 +115,48 @@ def endless(*, axis_name=None):
 
 def broken(*, axis_name=None):
     raise RuntimeError("out of ideas")
+
+
+class Layer(nn.Module):
+    """An encoder of one layer."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.tanh(nn.Dense(self.width)(images.reshape(len(images), -1)))
+
+
+def layer(*, axis_name, width):
+    return Layer(width)
+
+
+def brighten(data, *, most, normalizes=True, has_plain=True):
+    """Views with a factor from 1 to most."""
+    assert data.image_shape == (10, 10, 3) and data.num_classes == 3
+    mean, std = (np.float32(v)[None, None, None] for v in (data.mean, data.std))
+
+    def show(x, factor):
+        images = x.astype(jnp.float32) / 255 * factor
+        return (images - mean) / std if normalizes else images
+
+    return Transformation(
+        ("factor",),
+        np.array([[1.0, most]]),
+        lambda key, n: View(jax.random.uniform(key, (n, 1), minval=1, maxval=most)),
+        lambda x, view: show(x, view.alpha[:, :, None, None]),
+        (lambda x: show(x, 1)) if has_plain else None,
+    )
+
+
+def coupled(data):
+    """Views of other examples, which are refused."""
+    good = brighten(data, most=2.0)
+    return dataclasses.replace(good, apply=lambda x, view: good.apply(x[::-1], view))
+
+
+def brightness(context):
+    """An experiment."""
+    x, own = context.test.x[:5], context.parts.transformation
+    images = own.apply(x, own.sample(jax.random.key(0), 5))
+    return ExperimentResult([Row("brightness", images.mean() / (x.mean() / 255))])

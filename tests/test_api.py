@@ -98,7 +98,7 @@ def section(docstring, name):
     return found and found.group(1)
 
 
-@pytest.mark.parametrize("room", [*ROOMS, "data"])
+@pytest.mark.parametrize("room", [*ROOMS, "data", "settings"])
 def test_packages_list_their_public_names(room):
     package = importlib.import_module(f"invariance_jax.{room}")
     missing = [name for name in package.__all__ if not hasattr(package, name)]

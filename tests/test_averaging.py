@@ -175,13 +175,6 @@ def test_examples_may_be_a_pytree(key, x):
     assert_allclose(result, expected, atol=1e-6)
 
 
-def test_the_average_of_many_views_approaches_a_limit(key, x):
-    keys = map(jax.random.key, range(8))
-    h = np.stack([average(key, x, jnp.arange(BATCH), (1, 64)) for key in keys])
-    spread = np.mean(np.var(h, axis=0, ddof=1), axis=(1, 2))
-    assert_allclose(spread[1], spread[0] / 64, rtol=0.4)
-
-
 def test_the_gradient_in_the_examples_is_that_of_the_mean(key, x):
     def averaged(x):
         return jnp.sum(average_features(key, encode, Tint(), x, num_views=(3,))[0])

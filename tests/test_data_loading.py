@@ -1,8 +1,6 @@
 """Sets that TFDS has prepared: what is read, which split, and what is refused."""
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -367,16 +365,3 @@ def test_validation_examples_must_leave_training_examples(count, tmp_path):
 def test_unknown_split_is_refused(tmp_path):
     with pytest.raises(ValueError, match="split must be one of .* found 'dev'"):
         load(tmp_path, "dev")
-
-
-def test_importing_the_data_sets_imports_no_reader():
-    code = "import sys, invariance_jax.data; print(*sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    packages = {name.split(".")[0] for name in result.stdout.split()}
-    assert not packages & {"tensorflow_datasets", "tensorflow", "PIL", "array_record"}

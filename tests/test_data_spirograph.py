@@ -1,7 +1,5 @@
 """The Spirograph data set: seeded target vectors, and the images as a TFDS set."""
 
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,11 +16,11 @@ from invariance_jax.transforms.spirograph import BOUNDS, PARAMETERS, render
 SETTINGS = {"num_examples": 50, "seed": 0, "targets": ("m", "b", "sigma", "rfore")}
 
 
-def make(split: str = "train", **changes: object) -> np.ndarray:
+def make(split="train", **changes):
     return make_targets(split, **{**SETTINGS, **changes})
 
 
-def test_shape_dtype_and_distribution_of_each_column() -> None:
+def test_shape_dtype_and_distribution_of_each_column():
     targets = ("rfore", "m")
     x = make(num_examples=20_000, targets=targets)
     assert x.shape == (20_000, 2) and x.dtype == np.float32
@@ -30,7 +28,7 @@ def test_shape_dtype_and_distribution_of_each_column() -> None:
     assert_uniform((x - low) / (high - low))
 
 
-def test_bounds_move_the_distribution() -> None:
+def test_bounds_move_the_distribution():
     bounds = BOUNDS.copy()
     bounds[PARAMETERS.index("b")] = [0.6, 0.7]
     moved, usual = make(bounds=bounds), make()
@@ -39,13 +37,13 @@ def test_bounds_move_the_distribution() -> None:
     np.testing.assert_array_equal(moved[:, [0, 2, 3]], usual[:, [0, 2, 3]])
 
 
-def test_examples_depend_on_the_seed_and_a_larger_split_begins_with_a_smaller() -> None:
+def test_examples_depend_on_the_seed_and_a_larger_split_begins_with_a_smaller():
     larger = make(num_examples=np.int64(80), seed=np.uint32(0))
     np.testing.assert_array_equal(larger[:50], make())
     assert not np.any(make() == make(seed=1))
 
 
-def test_splits_share_no_example() -> None:
+def test_splits_share_no_example():
     values = np.concatenate([make(split)[:, 0] for split in SPLITS])
     assert len(np.unique(values)) == len(values)
 
@@ -62,13 +60,13 @@ def test_splits_share_no_example() -> None:
     ],
     ids=str,
 )
-def test_bad_input_is_refused(changes: dict, message: str) -> None:
+def test_bad_input_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make(**changes)
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tmp_path_factory):
     """The folder of a small version of the TFDS set."""
     folder = tmp_path_factory.mktemp("sets")
     with pytest.MonkeyPatch.context() as patch:
@@ -79,9 +77,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("split", "num_examples"), [("train", 7), ("test", 3)])
-def test_set_has_the_targets_and_draws_the_parameters(
-    split: str, num_examples: int, prepared: Path
-) -> None:
+def test_set_has_the_targets_and_draws_the_parameters(split, num_examples, prepared):
     examples = [*tfds.data_source("spirograph", split=split, data_dir=prepared)]
     parameters = np.stack([example["parameters"] for example in examples])
     targets = np.stack([example["targets"] for example in examples])
@@ -96,9 +92,7 @@ def test_set_has_the_targets_and_draws_the_parameters(
     np.testing.assert_allclose(images, drawn, rtol=0, atol=0.5 + 1e-2)
 
 
-def test_command_prepares_the_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_prepares_the_set(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Spirograph, "NUM_EXAMPLES", {"train": 2, "test": 1})
     command.main(["spirograph", f"--data_dir={tmp_path}"])
     assert f"MB in {tmp_path}/spirograph/1.0.0" in capsys.readouterr().out
@@ -106,14 +100,14 @@ def test_command_prepares_the_set(
         data.prepare("spirograph", data_dir=tmp_path / "other", source=tmp_path)
 
 
-def test_parameters_of_the_set_follow_their_distribution() -> None:
+def test_parameters_of_the_set_follow_their_distribution():
     parameters = make_parameters("train", num_examples=20_000)
     assert parameters.shape == (20_000, 10) and parameters.dtype == np.float32
     low, high = BOUNDS.T
     assert_uniform((parameters - low) / (high - low))
 
 
-def test_targets_and_nuisance_of_the_set_share_no_numbers() -> None:
+def test_targets_and_nuisance_of_the_set_share_no_numbers():
     low, high = BOUNDS.T
     unit = (make_parameters("test", num_examples=50) - low) / (high - low)
     is_target = np.isin(PARAMETERS, TARGETS)

@@ -1,6 +1,5 @@
 """The draws of a step: permutations of the examples, views, signed directions."""
 
-import functools
 import itertools
 from collections import Counter
 
@@ -8,25 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_base
 
 from invariance_jax.settings.schema import Penalty
 from invariance_jax.training.batches import make_sampler, shuffle
 from invariance_jax.training.draws import make_draw
-from invariance_jax.transforms import Transformation, View, spirograph
+from invariance_jax.transforms import spirograph
 
 KEY = jax.random.key(0)
 BATCH, EXAMPLES, DIRECTIONS = 8, 30, 3
-
-
-def with_held() -> Transformation:
-    """A transformation with one parameter and a held choice of its own."""
-
-    def sample(key, batch_size):
-        alpha_key, held_key = jax.random.split(key)
-        alpha = jax.random.uniform(alpha_key, (batch_size, 1))
-        return View(alpha, {"flip": jax.random.bernoulli(held_key, 0.5, (batch_size,))})
-
-    return Transformation(("a",), np.array([[0.0, 1.0]]), sample, lambda x, view: x)
 
 
 def make(transformation=None, *, average_views=1, **penalty):
@@ -118,11 +107,6 @@ def test_shuffle_gives_every_permutation_of_three_equally_often():
     assert chi_squared < 25  # 5 degrees of freedom: exceeded once in 7000
 
 
-def test_shuffle_depends_on_the_key():
-    other = permutation(jax.random.key(1), 1000)
-    assert np.mean(other == permutation(KEY, 1000)) < 0.02
-
-
 def test_shuffle_of_some_positions_is_that_of_all():
     positions = jnp.array([3, 999, 0], jnp.int32)
     found = shuffle(KEY, positions, num_examples=1000)
@@ -152,15 +136,9 @@ def test_the_remainder_is_another_one_in_each_epoch(indices):
 
 
 def test_held_choices_are_drawn_for_both_views():
-    draws = make(with_held())(KEY, 0)
-    assert draws.first.views[0].held["flip"].shape == (BATCH,)
-    assert draws.second.views[0].held["flip"].dtype == bool
-
-
-def test_compiled_and_eager_draws_agree(draw):
-    eager = make().__wrapped__(KEY, jnp.int32(5))
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
-    jax.tree.map(close, draw(KEY, 5), eager)
+    draws = make(test_base.GOOD)(KEY, 0)
+    assert draws.first.views[0].held["mirror"].shape == (BATCH,)
+    assert draws.second.views[0].held["mirror"].dtype == bool
 
 
 def test_keys_draw_different_steps(draw):
@@ -278,16 +256,12 @@ def test_full_steps_go_to_the_draw_that_directions_are_reflected_from(many):
 
 def test_options_are_independent_of_one_another_and_of_the_rest(with_options):
     draws = with_options
+    signs = np.asarray(draws.first.signs)
+    assert {*np.unique(signs)} == {-1.0, 1.0}
+    assert abs(signs.mean()) < 5 / np.sqrt(signs.size)
     columns = [view.alpha[..., 0] for side in draws[:2] for view in side.views]
-    signs = draws.first.signs
     columns += [signs[:, :, 0, 0], signs[:, :, 1, 0], signs[:, :, 0, 1]]
     columns += [signs[:, ::-1, 0, 0]]
     columns = np.stack([np.asarray(column, float).ravel() for column in columns])
     correlation = np.corrcoef(columns) - np.eye(len(columns))
     assert np.abs(correlation).max() < 5 / np.sqrt(columns.shape[1])
-
-
-def test_signs_are_even(with_options):
-    signs = np.asarray(with_options.first.signs)
-    assert {*np.unique(signs)} == {-1.0, 1.0}
-    assert abs(signs.mean()) < 5 / np.sqrt(signs.size)

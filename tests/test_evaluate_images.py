@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from archives import CIFAR10, cache_download, cifar10_archive, draw, register_checksum
+from archives import CIFAR10, cache_download, cifar10_archive, draw, register_checksums
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from tiny import image_arrays, image_config
@@ -315,7 +315,7 @@ def test_a_share_that_leaves_a_class_empty_is_refused_before_training(
 def test_cifar_goes_from_the_download_cache_to_the_results(tmp_path, monkeypatch):
     archive, data_dir = tmp_path / "cifar-10-binary.tar.gz", tmp_path / "sets"
     cifar10_archive(archive, draw(0, 120), draw(1, 40))
-    register_checksum(monkeypatch, CIFAR10, archive)
+    register_checksums(monkeypatch, "cifar10", {CIFAR10: archive})
     cache_download(archive, data_dir)
     changes = {"data.name": "cifar10", "steps": 4, "logging.probe_every_steps": 0}
     changes |= {"data.train_examples": 90, "data.test_examples": 40}
@@ -363,59 +363,15 @@ def test_a_flat_folder_of_images_trains_and_is_measured(tmp_path):
             assert {*content.files} == {"features", "settings"}
 
 
-OWN = """
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from invariance_jax.experiments import ExperimentResult, Row
-from invariance_jax.transforms import Transformation, View
-
-
-class Encoder(nn.Module):
-    width: int
-
-    @nn.compact
-    def __call__(self, images, *, train):
-        return nn.tanh(nn.Dense(self.width)(images.reshape(len(images), -1)))
-
-
-def encoder(*, axis_name, width):
-    return Encoder(width)
-
-
-def brighten(data, *, most):
-    def apply(x, view):
-        return x.astype(jnp.float32) / 255 * view.alpha[:, :, None, None]
-
-    def sample(key, batch_size):
-        return View(jax.random.uniform(key, (batch_size, 1), minval=1, maxval=most))
-
-    return Transformation(("factor",), np.array([[1.0, most]]), sample, apply)
-
-
-def brightness(context):
-    x = context.test.x[:5]
-    view = context.parts.transformation.sample(jax.random.key(0), 5)
-    images = context.parts.transformation.apply(x, view)
-    value = images.mean() / (x.mean() / 255)
-    return ExperimentResult([Row("brightness", value)])
-"""
-
-
-def test_own_parts_are_used_by_every_program(tmp_path, data_dir, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "own_run.py").write_text(OWN)
+def test_own_parts_are_used_by_every_program(tmp_path, data_dir):
+    experiments = ("averaging", "invariance", "shift", "own_parts:brightness")
+    bare = {"normalizes": False, "has_plain": False}
     changes = {
-        "encoder.name": "own_run:encoder",
+        "encoder.name": "own_parts:layer",
         "encoder.kwargs": {"width": 7},
-        "augmentation.name": "own_run:brighten",
-        "augmentation.kwargs": {"most": 3.0},
-        "evaluation.experiments": (
-            *("averaging", "invariance", "shift", "own_run:brightness"),
-        ),
+        "augmentation.name": "own_parts:brighten",
+        "augmentation.kwargs": {"most": 3.0, **bare},
+        "evaluation.experiments": experiments,
         "evaluation.shifts": (("color", "strength", (0.5,)),),
     }
     config, workdir = image_config(data_dir, changes), tmp_path / "run"
@@ -426,7 +382,7 @@ def test_own_parts_are_used_by_every_program(tmp_path, data_dir, monkeypatch):
     assert "accuracy@3" in values and "accuracy@plain" not in values
     assert 1.5 < values["brightness"] < 2.5
     measured = {row["experiment"] for row in found["rows"]}
-    assert "own_run:brightness" in measured and "shift" not in measured
+    assert "own_parts:brightness" in measured and "shift" not in measured
     parameters = {row["at"].get("parameter") for row in found["rows"]}
     assert parameters == {None, "all", "factor"}
     encode, _ = invariance_jax.load(workdir)

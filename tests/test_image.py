@@ -10,7 +10,6 @@ from derivatives import along_and_gradient
 from numpy.testing import assert_allclose, assert_array_equal
 from reference import assert_uniform
 
-from invariance_jax.evaluation.averaging import sample_view
 from invariance_jax.transforms import (
     Operation,
     View,
@@ -376,6 +375,8 @@ def test_without_any_operation_a_view_is_the_plain_image_exactly():
     nothing = make(BARE, differentiate=())
     assert_array_equal(nothing.apply(x, draw(nothing, 0, 3)), expected)
     assert_array_equal(make(PAPER).plain(x), expected)
+    one = make(BARE, mean=[0.3], std=[0.5])  # for all channels
+    assert_close(one.plain(x), (x / 255 - 0.3) / 0.5)
     never = make(BARE)  # a jitter that never happens: alpha has no effect
     assert never.names == color.JITTER_NAMES
     view = draw(never, 0, 3)
@@ -411,18 +412,6 @@ def test_8_bit_and_floating_examples_give_the_same_views():
         assert_close(show(transformation, same, view), found)
 
 
-def test_flips_about_half():
-    flipping = make(BARE, flip=True, differentiate=(), mean=[0.3], std=[0.5])
-    x = make_x(20)
-    view = draw(flipping, 0, 20)
-    images, plain = show(flipping, x, view), flipping.plain(x)
-    assert_close(plain, (x / 255 - 0.3) / 0.5)  # one of each for all channels
-    flips = view.held["acts"]["flip"]
-    for image, still, flip in zip(images, plain, flips, strict=True):
-        assert_close(image, still[:, ::-1] if flip else still, 1e-6)
-    assert 4 < flips.sum() < 16
-
-
 def test_alpha_behind_a_closed_gate_has_no_effect_and_derivative_zero():
     transformation = make(BARE, jitter_probability=0.5)
     x, view = make_x(6), draw(transformation, 0, 6)
@@ -453,21 +442,6 @@ def test_derivative_along_each_family_equals_differences(family, x64):
     ahead, behind = (apply(alpha + step * direction) for step in (1e-6, -1e-6))
     assert jnp.abs(found).max() > 0.05
     assert_close(found, (ahead - behind) / 2e-6, 1e-5 * jnp.abs(found).max())
-
-
-@pytest.mark.parametrize("differentiate", [(), FAMILIES], ids=["P = 0", "all"])
-def test_views_are_drawn_for_each_example_as_evaluation_does(differentiate):
-    transformation = make(ALL, differentiate=differentiate)
-
-    @jax.jit
-    def draw_each(indices):
-        return sample_view(jax.random.key(0), transformation, indices, view=2)
-
-    both, alone = draw_each(jnp.array([7, 3])), draw_each(jnp.array([3]))
-    assert both.alpha.shape == (2, len(transformation.names))
-    jax.tree.map(lambda a, b: assert_close(a[1], b[0], 1e-6), both, alone)
-    images = jax.jit(transformation.apply)(make_x(2), both)
-    assert jnp.isfinite(images).all()
 
 
 def off(family, message):

@@ -260,16 +260,6 @@ def test_consistency_equals_the_oracle(normalization, limit, x64):
     assert_allclose(consistency(h2, h1, **settings), found, rtol=1e-12)
 
 
-@normalizations
-def test_consistency_of_near_views_is_the_penalty(normalization, x64):
-    weights, alpha, others = make_problem(dtype=np.float64)
-    near = alpha + 1e-4 * (others[0] - alpha)
-    settings = {"normalization": normalization}
-    penalty, h1 = invariance_penalty(partial(encode, weights), alpha, near, **settings)
-    found = consistency(h1, encode(weights, near), **settings)
-    assert_allclose(found, penalty, rtol=2e-3)
-
-
 @pytest.mark.parametrize(("normalization", "shape"), [("l2", "log"), ("batch", "hard")])
 def test_consistency_has_derivatives(normalization, shape, x64):
     weights, alpha, others = make_problem(dtype=np.float64)
@@ -334,15 +324,6 @@ def test_scale_of_the_representation(normalization, power):
     assert_allclose(scaled, expected, rtol=1e-4)
 
 
-@normalizations
-def test_permuted_examples_have_permuted_penalties(normalization):
-    weights, alpha, others = make_problem()
-    order = np.random.default_rng(1).permutation(len(alpha))
-    penalty = partial(jitted_penalty, weights, normalization=normalization)
-    expected = penalty(alpha, others)[0][order]
-    assert_allclose(penalty(alpha[order], others[:, order])[0], expected, rtol=1e-5)
-
-
 def test_contrastive_gradient_flows_through_h():
     weights, alpha, others = make_problem()
     expected = jax.grad(lambda weights: jnp.sum(encode(weights, alpha)))(weights)
@@ -367,14 +348,6 @@ def test_aux_is_handed_on(other):
     assert_allclose(aux["mean"], h.mean(axis=0), rtol=1e-6)
     assert aux["count"] == 6 and aux["count"].dtype == jnp.int32
     assert aux["none"] is None
-
-
-def test_a_representation_may_be_compiled_and_rematerialized():
-    weights, alpha, others = make_problem()
-    expected = jitted_penalty(weights, alpha, others)[0]
-    represent = jax.checkpoint(jax.jit(partial(encode, weights)))
-    found = invariance_penalty(represent, alpha, others)[0]
-    assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("normalization, directions", [("l2", 2), ("batch", 0)])

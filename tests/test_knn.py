@@ -1,10 +1,9 @@
-"""kNN accuracy: votes counted by loops, scikit-learn, ties, chunks, bad input."""
+"""kNN accuracy: votes counted by loops, ties, chunks, bad input."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.neighbors import KNeighborsClassifier
 
 from invariance_jax.evaluation.probes import knn, knn_accuracy
 
@@ -39,23 +38,13 @@ def oracle(h, labels, h_test, labels_test, k, temperature):
 
 
 @pytest.mark.parametrize(
-    "k, temperature", [(1, None), (2, 0.07), (7, None), (7, 0.07), (60, 1.0)]
+    "k, temperature", [(1, None), (2, 0.07), (7, None), (20, 0.07), (60, 1.0)]
 )
 def test_accuracy_is_that_of_votes_counted_one_by_one(k, temperature):
     sets = make_sets()
     found = knn_accuracy(*sets, k=k, temperature=temperature)
     assert found.shape == ()
     assert float(found) == pytest.approx(oracle(*sets, k, temperature), abs=1e-6)
-
-
-def test_accuracy_is_that_of_scikit_learn():
-    h, labels, h_test, labels_test = make_sets(200, 50)
-    peer = KNeighborsClassifier(
-        5, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07)
-    ).fit(h, labels)
-    expected = peer.score(h_test, labels_test)
-    found = knn_accuracy(h, labels, h_test, labels_test, k=5, temperature=0.07)
-    assert float(found) == pytest.approx(expected, abs=1e-6)
 
 
 def test_lengths_do_not_matter_and_own_neighbours_are_their_own_class():

@@ -201,16 +201,6 @@ def test_max_iterations_limits_the_steps(x64):
     assert norms[0] > norms[1] > 1e5 * norms[2]
 
 
-def test_logistic_maps_over_penalties(x64):
-    h, labels = map(jnp.asarray, make_data(WIDE))
-    penalties = jnp.asarray([0.01, 1.0])
-    mapped = jax.jit(jax.vmap(lambda l2: fit(h, labels, l2)))(penalties)
-    for index, l2 in enumerate((0.01, 1.0)):
-        eager = fit(h, labels, l2)
-        assert_allclose(mapped.kernel[index], eager.kernel, atol=1e-6)
-        assert_allclose(mapped.bias[index], eager.bias, atol=1e-6)
-
-
 def test_a_feature_or_penalty_that_is_not_a_number_is_not_hidden():
     h, labels = make_data(TALL)
     broken = h.copy()

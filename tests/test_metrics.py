@@ -4,16 +4,12 @@ import json
 import logging
 
 import pytest
+from processes import rows
 from tiny import tiny_config
 
 from invariance_jax.runs.log import MetricsWriter, final_metrics
 from invariance_jax.runs.workdir import claim
 from invariance_jax.settings import resolve
-
-
-def rows(workdir):
-    text = (workdir / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def write(workdir, first_step, steps, **before):

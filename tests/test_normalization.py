@@ -139,17 +139,6 @@ def test_neither_order_within_a_group_nor_scale_and_shift_matter(x64):
     assert_allclose(train(module, variables, 3 * x - 7)[0], y, atol=1e-10)
 
 
-def test_eager_jit_and_vmap_agree():
-    variables, x = make_inputs()
-    call = partial(train, BatchNorm(group_size=4))
-    eager = call(variables, x)
-    two = jnp.stack([x[::-1], x])
-    mapped = jax.jit(jax.vmap(call, in_axes=(None, 0)))(variables, two)
-    jax.tree.map(
-        lambda a, b: assert_allclose(a[1], b, rtol=1e-5, atol=1e-5), mapped, eager
-    )
-
-
 def primal_and_tangent(module, variables, x, direction):
     """h and its derivative along a direction of x, the running averages as well."""
 

@@ -55,6 +55,12 @@ def tiny_resnet(settings, axis_name):
     return parts._replace(objective=objective)
 
 
+def widest(leaf):
+    """A floating leaf in the widest precision that is enabled."""
+    floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return leaf.astype(float) if floating else leaf
+
+
 class Case:
     """The parts of a run, in the precision that is enabled."""
 
@@ -71,11 +77,6 @@ class Case:
     def start(self):
         def init(key):
             state = init_state(key, self.alone.objective, optax.identity(), self.x[:2])
-
-            def widest(leaf):
-                floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-                return leaf.astype(float) if floating else leaf
-
             state = jax.tree.map(widest, state)
             opt_state = self.alone.optimizer.init(state.params)
             return state._replace(opt_state=opt_state)

@@ -351,12 +351,13 @@ def test_halves_and_integers_are_computed_in_float32(case, dtype, x64):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.int8, np.int64, np.uint64])
-def test_promotion_is_to_the_wider_of_float32_and_float64(dtype, x64):
+def test_promotion_is_to_the_wider_of_float32_and_float64(dtype):
     number = 2**40 if dtype in (np.int64, np.uint64) else 3
     one, two = promote(a=np.full(2, number, dtype), b=jnp.ones(3, jnp.float16))
     assert one.dtype == two.dtype == jnp.float32
     assert_array_equal(one, number)
-    (one, _) = promote(a=np.full(2, number, dtype), b=jnp.ones(3, jnp.float64))
+    with jax.enable_x64(True):
+        (one, _) = promote(a=np.full(2, number, dtype), b=jnp.ones(3, jnp.float64))
     assert one.dtype == jnp.float64
 
 
@@ -434,22 +435,6 @@ def test_what_holds_no_real_numbers_is_refused(case):
 # What was found by trial, with the numbers that were.
 
 
-def test_projections_of_float16_are_told_apart(x64):
-    z1, noise = np.random.default_rng(0).normal(size=(2, 256, 128))
-
-    @jax.jit
-    @jax.value_and_grad
-    def loss(*pair):
-        return jnp.mean(losses.nt_xent(*pair, temperature=0.5))
-
-    for size in (20, 1e-4):
-        pair = [jnp.asarray(size * z, jnp.float16) for z in (z1, z1 + noise)]
-        expected, _ = loss(*(z.astype(jnp.float64) for z in pair))
-        found, slope = loss(*pair)
-        assert_allclose(found, expected, rtol=1e-5)  # not log 511
-        assert jnp.isfinite(slope).all() and slope.any()
-
-
 @pytest.mark.parametrize(
     "dtype, tolerance", [(jnp.bfloat16, 1e-2), (jnp.float32, 1e-5)]
 )
@@ -473,21 +458,6 @@ def test_the_gradient_at_a_low_temperature_is_that_of_float64(dtype, tolerance, 
 def test_no_loss_of_equal_views_is_negative():
     z = jnp.asarray(np.random.default_rng(0).normal(size=(256, 128)), jnp.float32)
     assert losses.nt_xent(z, z, temperature=0.05).min() >= 0
-
-
-def test_pixels_of_8_bits_are_regressed_on():
-    generator = np.random.default_rng(0)
-    h = generator.integers(0, 256, (400, 6), np.uint8)
-    y = (h.astype(np.float32) @ generator.normal(size=(6, 2))).astype(np.float32)
-    probe, _ = evaluation.fit_ridge_selected(h, y, l2=(1e-8,), num_held_out=40)
-    explained = evaluation.r_squared(evaluation.predict(probe, h), y)
-    assert explained.min() > 0.9999
-
-
-def test_float16_features_of_deviation_1000_are_standardized():
-    h = (1000 * np.random.default_rng(0).normal(size=(200, 3))).astype(np.float16)
-    probe, _ = evaluation.fit_ridge_selected(h, h[:, :1], l2=(1e-6,), num_held_out=20)
-    assert evaluation.r_squared(evaluation.predict(probe, h), h[:, :1])[0] > 0.9999
 
 
 def test_coordinates_beyond_256_pixels_are_exact():

@@ -1,4 +1,4 @@
-"""Metrics of predictions: squared error, R^2, accuracy, cross-entropy."""
+"""Predictions of a linear probe, and their metrics."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,11 @@ from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
 from invariance_jax.evaluation.probes import (
+    LinearProbe,
     accuracy,
     cross_entropy,
     mean_squared_error,
+    predict,
     r_squared,
 )
 
@@ -146,3 +148,29 @@ def test_a_logit_that_is_not_a_number_is_not_hidden(metric):
 def test_classification_metrics_refuse(metric, logits, labels, message):
     with pytest.raises(ValueError, match=message):
         metric(jnp.zeros(logits), jnp.asarray(labels))
+
+
+def test_predict_agrees_with_the_loop(x64):
+    h, kernel = np.random.default_rng(0).normal(size=(4, 3)), np.arange(6.0) - 2
+    kernel, bias = kernel.reshape(3, 2), np.array([1.0, -2.0])
+    expected = np.zeros((4, 2))
+    for b, t in np.ndindex(4, 2):
+        expected[b, t] = bias[t] + sum(h[b, d] * kernel[d, t] for d in range(3))
+    probe = LinearProbe(jnp.asarray(kernel), jnp.asarray(bias))
+    result = predict(probe, jnp.asarray(h))
+    assert_allclose(result, expected, atol=1e-12)
+    assert result.dtype == jnp.float64
+
+
+@pytest.mark.parametrize(
+    ("kernel", "bias", "h", "message"),
+    [
+        ((3, 2), (2,), (4,), r"h must be \[B, D\]"),
+        ((3,), (2,), (4, 3), r"probe.kernel must be \[D, T\]"),
+        ((3, 2), (2,), (4, 5), r"h must be \[B, 3\].*\[4, 5\]"),
+        ((3, 2), (3,), (4, 3), r"probe.bias \[2\].*\[3\]"),
+    ],
+)
+def test_predict_refuses_shapes(kernel, bias, h, message):
+    with pytest.raises(ValueError, match=message):
+        predict(LinearProbe(jnp.zeros(kernel), jnp.zeros(bias)), jnp.zeros(h))

@@ -9,8 +9,6 @@ import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
-from typing import Any
 
 import pytest
 from finished_runs import write_run
@@ -59,9 +57,7 @@ addEventListener('load', () => {
 """
 
 
-def look(
-    page: Path, folder: Path, *, dark: bool, width: int, policy: str
-) -> tuple[dict[str, Any] | None, list[str]]:
+def look(page, folder, *, dark, width, policy):
     """Opens a copy of a page with the script; returns findings and console."""
     text = page.read_text(encoding="utf-8").replace(POLICY, policy)
     # A window of a headless browser is never as narrow as a phone.
@@ -100,13 +96,13 @@ def look(
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(tmp_path_factory):
     root = tmp_path_factory.mktemp("pages")
     first = write_run(root / ("a_run_whose_name_is_long_" * 4), seeds=2)
     return report.run([first, write_run(root / "second", kind="images")], root / "out")
 
 
-def contrast(*colors: str) -> float:
+def contrast(*colors):
     """As WCAG 2 defines it, of two colours `rgb(r, g, b)`."""
     levels = []
     for color in colors:
@@ -120,8 +116,8 @@ def contrast(*colors: str) -> float:
 
 @pytest.mark.parametrize(("dark", "width"), [(True, 1280), (False, 360)])
 def test_page_fits_the_screen_and_follows_the_colour_scheme(
-    page: Path, tmp_path: Path, dark: bool, width: int
-) -> None:
+    page, tmp_path, dark, width
+):
     policy = f"{POLICY}; script-src 'unsafe-inline'"
     found, console = look(page, tmp_path, dark=dark, width=width, policy=policy)
     assert found and console == [] and found["loaded"] == []
@@ -136,6 +132,6 @@ def test_page_fits_the_screen_and_follows_the_colour_scheme(
     assert all(contrast(color, found["colors"][1]) > 4.5 for color in found["faint"])
 
 
-def test_policy_of_the_page_stops_every_script(page: Path, tmp_path: Path) -> None:
+def test_policy_of_the_page_stops_every_script(page, tmp_path):
     found, console = look(page, tmp_path, dark=False, width=800, policy=POLICY)
     assert found is None and any("Content Security Policy" in line for line in console)

@@ -275,12 +275,6 @@ def test_slurm_is_asked_for(monkeypatch, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_job_begins_without_jax():
-    code = "import sys, invariance_jax.slurm.job; print(*sys.modules)"
-    (output,) = processes.run(["-c", code])
-    assert not {"jax", "flax", "absl"} & {*output.split()}
-
-
 @pytest.fixture
 def scontrol(tmp_path, monkeypatch):
     """Puts an scontrol in place that tells a state; returns what it was asked."""

@@ -13,6 +13,7 @@ from tiny import tiny_config
 
 from configs import spirograph
 from invariance_jax import evaluate, train
+from invariance_jax.runs.results import aggregate
 from invariance_jax.runs.workdir import check_same_run
 from invariance_jax.runtime.files import call_in_file
 from invariance_jax.settings import KEYS, flatten, resolve
@@ -341,17 +342,12 @@ def test_the_variants_are_aggregated_over_their_seeds(copy):
         "penalty.weight=1.0",
     ]
     for variant, weight in zip(variants, (0.0, 1.0), strict=True):
-        results = json.loads((variant / "results.json").read_text())
-        each = [
-            json.loads((variant / f"seed_{seed}" / "results.json").read_text())
-            for seed in (0, 1)
-        ]
-        values = [one["summary"]["mse@1"]["mean"] for one in each]
-        found = results["summary"]["mse@1"]
-        assert found["mean"] == pytest.approx(sum(values) / 2)
-        error = abs(values[0] - values[1]) / 2
-        assert found["standard_error"] == pytest.approx(error)
-        assert (found["n"], results["seeds"]) == (2, [0, 1])
+        found, *seeds = (
+            json.loads((variant / folder / "results.json").read_text())
+            for folder in ("", "seed_0", "seed_1")
+        )
+        assert found["summary"] == aggregate(seeds)["summary"]
+        assert found["seeds"] == [0, 1] and found["summary"]["mse@1"]["n"] == 2
         whole = config({"seeds": 2, "penalty.weight": weight})
         check_same_run(resolve(whole), variant)
 

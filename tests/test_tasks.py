@@ -1,9 +1,6 @@
 """Tasks: examples of a split, probes, own augmentations, and images without labels."""
 
-import dataclasses
 import math
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +11,6 @@ from tiny import image_arrays, image_config, tiny_config
 from invariance_jax import data, evaluation, transforms
 from invariance_jax.settings import resolve
 from invariance_jax.tasks import Examples, make_task, open_set
-from invariance_jax.transforms import Transformation, View
 
 
 @pytest.fixture(scope="module")
@@ -204,47 +200,12 @@ def test_pictures_are_the_images_that_they_were(data_dir):
     assert spirograph_task().displayed(jnp.array([[0.5, 1.2]])).tolist() == [[128, 255]]
 
 
-def brighten(data, *, most, normalizes=True):
-    """An own augmentation: one factor, drawn from 1 to most."""
-    assert data.image_shape == (10, 10, 3) and data.num_classes == 3
-    mean, std = (np.array(v, np.float32)[None, None, None] for v in data[5:7])
-
-    def plain(x):
-        images = x.astype(jnp.float32) / 255
-        return (images - mean) / std if normalizes else images
-
-    def apply(x, view):
-        images = x.astype(jnp.float32) / 255 * view.alpha[:, :, None, None]
-        return (images - mean) / std if normalizes else images
-
-    def sample(key, batch_size):
-        return View(jax.random.uniform(key, (batch_size, 1), minval=1, maxval=most))
-
-    return Transformation(("factor",), np.array([[1.0, most]]), sample, apply, plain)
-
-
-@pytest.fixture
-def module(monkeypatch):
-    """A user's module that can be imported."""
-    found = types.ModuleType("mine")
-    found.brighten = brighten
-    found.nothing = lambda data: None
-
-    def coupled(data):
-        own = brighten(data, most=2.0)
-        mixed = lambda x, view: own.apply(x[::-1], view)  # noqa: E731
-        return dataclasses.replace(own, apply=mixed)
-
-    found.coupled = coupled
-    monkeypatch.setitem(sys.modules, "mine", found)
-
-
 def own_changes(name, **kwargs):
-    return {"augmentation.name": f"mine:{name}", "augmentation.kwargs": kwargs}
+    return {"augmentation.name": f"own_parts:{name}", "augmentation.kwargs": kwargs}
 
 
 @pytest.mark.parametrize("normalizes", [True, False])
-def test_an_own_augmentation_makes_the_views(data_dir, module, normalizes):
+def test_an_own_augmentation_makes_the_views(data_dir, normalizes):
     changes = own_changes("brighten", most=1.5, normalizes=normalizes)
     task = image_task(data_dir, **changes)
     own = task.transformation()
@@ -262,12 +223,12 @@ def test_an_own_augmentation_makes_the_views(data_dir, module, normalizes):
         ("nothing", {}, "returned None; expected an invariance_jax.transforms"),
         ("coupled", {}, "transformation check: .*independent"),
         ("brighten", {}, "cannot be called"),
-        ("absent", {}, "mine has no absent"),
+        ("absent", {}, "own_parts has no absent"),
     ],
 )
-def test_what_is_no_augmentation_is_refused(data_dir, module, name, kwargs, expected):
+def test_what_is_no_augmentation_is_refused(data_dir, name, kwargs, expected):
     task = image_task(data_dir, **own_changes(name, **kwargs))
-    with pytest.raises(ValueError, match=rf"augmentation.name is 'mine:{name}'.*"):
+    with pytest.raises(ValueError, match=rf"augmentation.name is 'own_parts:{name}'.*"):
         task.transformation()
     with pytest.raises(ValueError, match=expected):
         task.transformation()

@@ -57,11 +57,6 @@ def test_an_invariant_representation_has_exactly_zero_within():
     assert result.within == 0 and result.normalized == 0 and result.total > 0
 
 
-def test_views_independent_of_the_example_have_a_ratio_of_about_one():
-    h = np.random.default_rng(0).normal(size=(4, 500, 3))
-    assert_allclose(invariance(jnp.asarray(h, jnp.float32)).normalized, 1, atol=0.05)
-
-
 def test_a_constant_representation_gives_zeros_and_finite_derivatives():
     # 0.1 seven times has a mean that float32 rounds to another number than 0.1.
     h = jnp.full((7, 3, 2), 0.1, jnp.float32)
@@ -116,10 +111,3 @@ def test_paired_change_agrees_with_the_loop(views, x64):
     assert_allclose(found, loop_paired_change(h), rtol=1e-12)
     if views == 2:
         assert_allclose(found, invariance(jnp.asarray(h)).within, rtol=1e-12)
-
-
-def test_paired_change_estimates_the_variance_within():
-    h = np.random.default_rng(0).normal(size=(8, 2000, 3)).astype(np.float32)
-    h = h + 5 * h[:1]
-    expected = invariance(jnp.asarray(h)[1:]).within
-    assert_allclose(paired_change(jnp.asarray(h)[1:]), expected, rtol=0.03)
