@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,44 +25,16 @@ from invariance_jax.settings.values import Bad, convert, expectation
 from invariance_jax.types import Array, PyTree
 
 
-class Loss(Protocol):
-    """The loss function of a method, for two views of each example."""
-
-    def __call__(
-        self,
-        own: PyTree,
-        other: PyTree,
-        target_own: PyTree,
-        target_other: PyTree,
-        memory: PyTree,
-        /,
-        *,
-        axis_name: str | None,
-    ) -> Array:
-        """Returns the loss of each example.
-
-        Args:
-          own: outputs of the heads of the first views, leaves `[B, ...]`.
-          other: outputs of the heads of the second views.
-          target_own: outputs of the target network's heads of the first views; None
-            without a target network.
-          target_other: outputs of the target network's heads of the second views.
-          memory: the pytree that the method keeps from step to step.
-          axis_name: the mapped axis over which the batch is spread; None: one replica.
-
-        Returns:
-          `[B]`; its mean over all replicas is the loss of the joined batch.
-        """
-        ...
-
-
 class Method(NamedTuple):
     """A self-supervised method.
 
     Attributes:
       heads: flax module, `heads.apply(variables, h [B, D], train=bool)` -> outputs, a
         pytree of `[B, ...]`; the projection z is its only array, or its entry "z".
-      loss: see `Loss`.
+      loss: `(own, other, target_own, target_other, memory, *, axis_name) -> [B]`; own
+        and other are outputs of the heads for the first and the second views, then
+        those of the target network's heads (None without one). The mean over all
+        replicas is the loss of the joined batch; axis_name None: one replica.
       momentum: of the target network, step -> m in `target <- m target + (1 - m)
         parameters` after each step; None: there is no target network.
       memory: a pytree of arrays that the method keeps from step to step, such as a
@@ -77,7 +49,7 @@ class Method(NamedTuple):
     """
 
     heads: nn.Module
-    loss: Loss
+    loss: Callable[..., Array]
     momentum: optax.Schedule | None = None
     memory: PyTree = ()
     update: Callable[[PyTree, PyTree], PyTree] | None = None
@@ -95,7 +67,7 @@ def projection(outputs: PyTree) -> PyTree:
     return z if getattr(z, "ndim", 0) == 2 else None
 
 
-def _of_pair(loss: Callable[..., Array], **settings: object) -> Loss:
+def _of_pair(loss: Callable[..., Array], **settings: object) -> Callable[..., Array]:
     """Returns the loss of a method that only compares the z of both views."""
 
     def pair_loss(
