@@ -168,24 +168,6 @@ def test_paths_are_no_patterns(folder, tmp_path):
     check(root, "train", *TRAIN)
 
 
-class ClosedTerminal:
-    def isatty(self):
-        return True
-
-    def write(self, *text):
-        raise BrokenPipeError
-
-    flush = write
-
-
-@pytest.mark.parametrize("stderr", [None, ClosedTerminal()])
-def test_closed_terminal_stops_nothing(stderr, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.stderr", stderr)
-    monkeypatch.setattr("sys.stdout", stderr)
-    prepare(tmp_path)
-    check(tmp_path, "train", *TRAIN)
-
-
 def test_file_gets_no_bars(tmp_path, capsys):
     prepare(tmp_path)
     load("train", tmp_path)

@@ -103,11 +103,9 @@ def write(builder: tfds.core.DatasetBuilder) -> Path:
     The records are written into a temporary folder, which is then renamed.
     """
     config = tfds.download.DownloadConfig(try_download_gcs=False)
-    terminal = _Terminal()
     with (
-        contextlib.redirect_stdout(terminal),
-        contextlib.redirect_stderr(terminal),
-        temporary_assignment(tqdm_utils, "_active", terminal.isatty()),
+        contextlib.redirect_stdout(sys.stderr),
+        temporary_assignment(tqdm_utils, "_active", sys.stderr.isatty()),
         # Above this size TFDS would use files on disk, which needs TensorFlow.
         temporary_assignment(shuffle, "MAX_MEM_BUFFER_SIZE", sys.maxsize),
     ):
@@ -126,33 +124,9 @@ def write(builder: tfds.core.DatasetBuilder) -> Path:
     return Path(builder.data_dir)
 
 
-class _Terminal(io.TextIOBase):
-    """Standard error, where a write that fails (closed, disk full) is ignored."""
-
-    def __init__(self) -> None:
-        self._file = sys.stderr
-
-    def _try(self, method: str, *arguments: object) -> object:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            return getattr(self._file, method)(*arguments)
-        return None
-
-    def write(self, text: str) -> int:
-        self._try("write", text)
-        return len(text)
-
-    def flush(self) -> None:
-        self._try("flush")
-
-    def isatty(self) -> bool:
-        return bool(self._try("isatty"))
-
-
 def progress(counts: Iterable[int], total: int, title: str) -> None:
     """Consumes the counts of finished images; shows a progress bar on a terminal."""
-    with tqdm(
-        desc=title, total=total, unit=" images", file=_Terminal(), disable=None
-    ) as bar:
+    with tqdm(desc=title, total=total, unit=" images", disable=None) as bar:
         for count in counts:
             bar.update(count)
 
