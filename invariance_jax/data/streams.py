@@ -12,12 +12,11 @@ import itertools
 import logging
 import math
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
 from dataclasses import dataclass, field
+from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import NamedTuple, Protocol
 
 import jax
@@ -105,44 +104,22 @@ class FileRecords:
         return content
 
 
-class Workers:
-    """Daemon threads that run jobs: a program can end without waiting for them."""
-
-    def __init__(self, count: int):
-        """Starts the threads."""
-        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.busy: dict[str, tuple[float, Callable[[], str]]] = {}
-        for number in range(count):
-            name = f"data thread {number}"
-            threading.Thread(target=self._work, name=name, daemon=True).start()
-
-    def _work(self) -> None:
-        while True:
-            self._jobs.get()()
-            self.busy.pop(threading.current_thread().name, None)
-
-    def note(self, what: Callable[[], str]) -> None:
-        """Records what the current thread reads, for a message if it hangs."""
-        self.busy[threading.current_thread().name] = time.monotonic(), what
-
-    def submit(self, function: Callable[[], None]) -> "futures.Future[None]":
-        """Queues a call of a function; returns the future of its end."""
-        future: futures.Future[None] = futures.Future()
-
-        def job() -> None:
-            try:
-                function()
-            except BaseException as error:  # raised again by future.result()
-                future.set_exception(error)
-            else:
-                future.set_result(None)
-
-        self._jobs.put(job)
-        return future
+_busy: dict[str, tuple[float, Callable[[], str]]] = {}
+"""Name of a worker thread -> since when it reads what, for a message if it hangs."""
 
 
-workers = functools.cache(Workers)
-"""Returns the worker threads of this process; makes them once for each count."""
+@functools.cache
+def workers(count: int) -> ThreadPool:
+    """Returns the worker threads of this process; makes them once for each count.
+
+    They are daemons: a program can end without waiting for them.
+    """
+    numbers = itertools.count()
+
+    def set_name() -> None:
+        threading.current_thread().name = f"data thread {next(numbers)}"
+
+    return ThreadPool(count, set_name)
 
 
 def cores() -> int:
@@ -153,36 +130,35 @@ def cores() -> int:
 class Pending(NamedTuple):
     """A batch that is being decoded."""
 
-    jobs: "list[futures.Future[None]]"
+    jobs: "list[AsyncResult[None]]"
     batch: Loaded
-    threads: Workers | None
 
     def wait(self, running: Callable[[], bool] = lambda: False) -> tuple[Loaded, float]:
         """Waits for the batch; returns it, and seconds in which running() was false."""
         idle, last_check, last_done = 0.0, time.monotonic(), time.monotonic()
-        unfinished = {*self.jobs}
+        unfinished = self.jobs
         while unfinished:
-            done, unfinished = futures.wait(unfinished, timeout=_TICK)
-            now = time.monotonic()
+            unfinished[-1].wait(_TICK)
+            now, done = time.monotonic(), {job for job in unfinished if job.ready()}
             idle, last_check = idle + (now - last_check) * (not running()), now
             last_done = now if done else last_done
             for job in done:
-                job.result()
-            self._check_progress(now, last_done)
+                job.get()
+            unfinished = [job for job in unfinished if job not in done]
+            if now - last_done > _PATIENCE:
+                raise TimeoutError(_hanging(now))
         return self.batch, idle
 
-    def _check_progress(self, now: float, last_done: float) -> None:
-        if now - last_done < _PATIENCE or self.threads is None:
-            return
-        states = [
-            f"{name} has been reading {what()} for {now - since:.0f} s"
-            for name, (since, what) in sorted(self.threads.busy.items())
-        ]
-        raise TimeoutError(
-            f"no image was decoded for {_PATIENCE:.0f} s: "
-            f"{'; '.join(states) or 'all data threads have ended'}. Check that the "
-            "file system responds."
-        )
+
+def _hanging(now: float) -> str:
+    states = [
+        f"{name} has been reading {what()} for {now - since:.0f} s"
+        for name, (since, what) in sorted(_busy.items())
+    ]
+    return (
+        f"no image was decoded for {_PATIENCE:.0f} s: {'; '.join(states)}. Check that "
+        "the file system responds."
+    )
 
 
 @dataclass(eq=False)
@@ -204,24 +180,29 @@ class Store:
         flat = numbers.ravel()
         pixels = np.empty((flat.size, *self.shape, self.channels), np.uint8)
         sizes = np.empty((flat.size, 2), np.int32)
-        pool = workers(self.threads)
 
         def decode_some(part: range) -> None:
-            for position in part:
-                number = int(flat[position])
-                pool.note(functools.partial(self.records.where, int(rows[number])))
-                pixels[position], sizes[position] = self._decode(rows, number)
+            name = threading.current_thread().name
+            try:
+                for position in part:
+                    number = int(flat[position])
+                    what = functools.partial(self.records.where, int(rows[number]))
+                    _busy[name] = time.monotonic(), what
+                    pixels[position], sizes[position] = self._decode(rows, number)
+            finally:
+                _busy.pop(name, None)
 
         job_size = min(_MAX_PER_JOB, -(-flat.size // (2 * self.threads)) or 1)
         parts = (
             range(start, min(start + job_size, flat.size))
             for start in range(0, flat.size, job_size)
         )
-        jobs = [pool.submit(functools.partial(decode_some, part)) for part in parts]
+        pool = workers(self.threads)
+        jobs = [pool.apply_async(decode_some, [part]) for part in parts]
         batch: Loaded = pixels.reshape(*numbers.shape, *pixels.shape[1:])
         if self.squashed:
             batch = Squashed(batch, sizes.reshape(*numbers.shape, 2))
-        return Pending(jobs, batch, pool)
+        return Pending(jobs, batch)
 
     def _decode(
         self, rows: np.ndarray, number: int
@@ -322,7 +303,7 @@ class Pictures:
     def start(self, numbers: np.ndarray) -> Pending:
         """Begins to decode the images at these indices, integers of any shape."""
         if self.pixels is not None:
-            return Pending([], _take_rows(self.pixels, numbers), None)
+            return Pending([], _take_rows(self.pixels, numbers))
         return self.store.start(self.rows, np.asarray(numbers))
 
     def load(self, numbers: np.ndarray) -> Loaded:
