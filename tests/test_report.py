@@ -550,7 +550,7 @@ def test_settings_of_this_machine_change_nothing(tmp_path):
         "import sys; from invariance_jax import report\n"
         "report.run(sys.argv[1:2], sys.argv[2])"
     )
-    pages, odd = [], {"MPLBACKEND": "none", "LC_ALL": "C"}
+    pages, odd = [], {"LC_ALL": "C"}
     for folder, added in ((root, {}), (tmp_path, odd)):
         environment = {**os.environ, "PYTHONPATH": str(root), **added}
         arguments = [sys.executable, "-c", code, str(run), str(tmp_path / "out")]

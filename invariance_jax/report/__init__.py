@@ -3,9 +3,7 @@
 Nothing is measured here: the report shows what the runs left in their work directories.
 """
 
-import contextlib
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +34,6 @@ def run(
       ValueError: if a work directory is missing, unfinished, damaged, given twice or of
         another format, or `out` is a file.
     """
-    _import_matplotlib()
     from invariance_jax.report import assemble
 
     return assemble.write(workdirs, out)
@@ -54,16 +51,3 @@ def comparison_text(workdirs: Sequence[str | os.PathLike[str]]) -> str:
     from invariance_jax.report import compare, read
 
     return compare.Comparison(read.read_runs(workdirs)).text()
-
-
-def _import_matplotlib() -> None:
-    """Imports Matplotlib, also where MPLBACKEND is unknown; no backend is used here."""
-    backend = os.environ.get("MPLBACKEND")
-    if not backend or "matplotlib" in sys.modules:
-        return
-    os.environ["MPLBACKEND"] = ""
-    import matplotlib
-
-    os.environ["MPLBACKEND"] = backend
-    with contextlib.suppress(ValueError):  # unknown: Matplotlib's default stays
-        matplotlib.rcParams["backend"] = backend
