@@ -15,7 +15,7 @@ def get_sweep() -> dict[str, dict[str, object]]:
     return {
         "no penalty": {"penalty.weight": 0.0},
         "all parameters": {"penalty.parameters": ()},
-        "along h only": {"penalty.parameters": ("h",)},
+        "along h (hole) only": {"penalty.parameters": ("h",)},
         "along the colours": {"penalty.parameters": COLORS},
         "along the colours, at the projection z": {
             "penalty.parameters": COLORS,

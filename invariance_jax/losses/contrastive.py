@@ -7,8 +7,8 @@ An Empirical Study of Training Self-Supervised Vision Transformers (ICCV 2021).
 
 For an anchor a, its other view p, negatives n, cosine similarity s and temperature T,
 DCL is `r = log sum_n exp((s(a, n) - s(a, p)) / T)`; NT-Xent and InfoNCE are `log(1 +
-exp(r))`. This form has no cancellation if the negatives are far. The difference of `log
-sum exp` and `s(a, p) / T` would lose a small loss, and its gradient, to rounding.
+exp(r))`. In this form a small loss, where the negatives are far, stays exact. As the
+difference of a `log sum exp` and `s(a, p) / T` it would be lost to rounding.
 """
 
 import functools

@@ -125,8 +125,9 @@ class Penalty:
     """Estimator of the squared derivative: "directional" is its squared norm; "sign"
     (the paper) is its squared projection on random signs, the same in expectation."""
     parameters: tuple[str, ...] = key((), empty=True)
-    """Transformation parameters along which the penalty acts, such as "h" or "rback" of
-    Spirograph, "hue" or "crop.top" of images; (): all. "consistency" needs ()."""
+    """Transformation parameters along which the penalty acts, such as "h" (the hole) or
+    "rback" of Spirograph, "hue" or "crop.top" of images; (): all, which "consistency"
+    needs."""
     parameter_weights: tuple[float, ...] = key((), least=0, empty=True)
     """Relative probability of each of these parameters to be the one that
     "total_effect" draws anew; (): equal."""

@@ -126,7 +126,7 @@ def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
 
 
 def _make_encoder(settings: Settings, tangent: str, axis_name: str | None) -> nn.Module:
-    """Returns the encoder; tangent: how alpha acts through batch statistics."""
+    """Returns the encoder; tangent: as penalty.batch_statistics."""
     encoder = settings.encoder
     if plugins.is_own(encoder.name):
         kwargs = {"axis_name": axis_name, **encoder.kwargs}

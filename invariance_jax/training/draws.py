@@ -15,7 +15,7 @@ from invariance_jax.settings.schema import Penalty
 from invariance_jax.transforms.base import Transformation, View
 from invariance_jax.types import Array, Key
 
-# Options draw from children of the key that no split of it returns.
+# Options use numbers of their own for `fold_in`, so that they change no other draw.
 _OPTIONS_STREAM = 4
 _FURTHER_STREAM = 5
 _COLUMNS_NUMBER = 2**20  # `option_key` of the columns; the views use smaller numbers
@@ -25,9 +25,10 @@ class Side(NamedTuple):
     """The draws of one side of the loss; None for an option that is off.
 
     All but `views` are for the penalty of the first view. Directions end at
-    `alpha_other`. Each is reflected about alpha with an independent random sign: then
-    the cross terms that batch statistics add to the penalty vanish in expectation. Full
-    steps end at `alpha_redrawn`: "total_effect" redraws one parameter, "mixed" all.
+    `alpha_other`. A random sign of each example keeps or reverses its directions: with
+    batch statistics this cancels, on average, the terms by which a change of one
+    example acts on another. Full steps end at `alpha_redrawn`: "total_effect" redraws
+    one parameter, "mixed" all.
     """
 
     views: tuple[View, ...]  # one or more, whose representations are averaged

@@ -136,11 +136,11 @@ class Objective:
         self, params: Variables, stats: Variables, x: Array, draws: Draws
     ) -> tuple[tuple[PyTree, PyTree], Variables]:
         """Returns a target network's outputs of both sides, and its statistics."""
-        sides, stats = self.plain().encode(params, stats, x, draws._replace(more=()))
+        sides, stats = self.without_penalty().encode(params, stats, x, draws._replace(more=()))
         (own, other), stats = self._head_outputs(params, stats, sides)
         return (own, other), stats
 
-    def plain(self) -> "Objective":
+    def without_penalty(self) -> "Objective":
         """Returns this objective without its penalty."""
         return replace(self, penalty=replace(self.penalty, weight=0.0))
 

@@ -61,7 +61,7 @@ def make_step(
     penalty, axis_name = objective.penalty, objective.axis_name
     every_steps = penalty.every_steps
     penalized_gradient = make_gradient(objective, microbatches)
-    plain_gradient = make_gradient(objective.plain(), microbatches)
+    plain_gradient = make_gradient(objective.without_penalty(), microbatches)
 
     def step(state: TrainState, x: Array, draws: Draws) -> tuple[TrainState, Metrics]:
         is_due = state.step % every_steps == 0
