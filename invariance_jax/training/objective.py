@@ -136,7 +136,8 @@ class Objective:
         self, params: Variables, stats: Variables, x: Array, draws: Draws
     ) -> tuple[tuple[PyTree, PyTree], Variables]:
         """Returns a target network's outputs of both sides, and its statistics."""
-        sides, stats = self.without_penalty().encode(params, stats, x, draws._replace(more=()))
+        draws = draws._replace(more=())
+        sides, stats = self.without_penalty().encode(params, stats, x, draws)
         (own, other), stats = self._head_outputs(params, stats, sides)
         return (own, other), stats
 
