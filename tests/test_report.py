@@ -358,6 +358,16 @@ def test_collapse_does_not_hide_the_other_differences() -> None:
     assert "(1 outside the axis)" in drawn(spec, table, runs)
 
 
+def test_parameters_that_change_nothing_do_not_hide_the_others() -> None:
+    names = ["all", "brightness", "saturation", "hue"]
+    table = pd.DataFrame({"run": "r", "metric": "normalized", "parameter": names})
+    table = table.assign(standard_error=np.nan, mean=[0.4, 0.01, 0, 1e-7], of="h")
+    table["table"] = "parameters"
+    (spec,) = (s for s in sections.SECTIONS["invariance"].figures if s.dots)
+    texts = drawn(spec, table, ["r"])
+    assert "0.4" in texts and "(1 outside the axis)" not in texts
+
+
 def test_probes_have_words():
     words = Words()
     assert words.value("probe", "lbfgs500") == "500 steps of L-BFGS"

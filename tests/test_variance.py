@@ -57,6 +57,20 @@ def test_an_invariant_representation_has_exactly_zero_within():
     assert result.within == 0 and result.normalized == 0 and result.total > 0
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounding_is_no_variance(dtype, x64):
+    h = make_h(views=4).astype(dtype)
+    noise = 1 + np.finfo(dtype).eps * np.array([0, 1, 3, 2]).reshape(4, 1, 1)
+    still = h[:1] * noise.astype(dtype)
+    result = invariance(jnp.asarray(still))
+    assert still.std(axis=0).all()  # there is rounding
+    assert result.within == 0 and result.normalized == 0 and result.total > 0
+    assert paired_change(jnp.asarray(still)) == 0
+    both = jnp.concatenate([h, still], axis=1)  # examples that change count
+    assert_allclose(invariance(both).within, invariance(h).within / 2, rtol=1e-5)
+    assert_allclose(paired_change(both), paired_change(h) / 2, rtol=1e-5)
+
+
 def test_views_independent_of_the_example_have_a_ratio_of_about_one():
     h = np.random.default_rng(0).normal(size=(4, 500, 3))
     assert_allclose(invariance(jnp.asarray(h, jnp.float32)).normalized, 1, atol=0.05)
