@@ -277,6 +277,13 @@ def test_kept_results_are_compared_to_the_first(several: Path) -> None:
     assert numbers == [0.001, -0.001, 3, 45]
 
 
+def test_kept_results_are_of_the_same_seeds(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / name, seeds=2, drawn=False) for name in ("a", "b")]
+    change(paths[1] / "results.json", lambda content: content.update(seeds=[0, 2]))
+    with pytest.raises(ValueError, match=r"same seeds; found .*\(0, 1\).*\(0, 2\)"):
+        keep.rows_of(["plain", "penalty"], read.read_runs(paths))
+
+
 def test_runs_on_different_splits_are_told_apart(tmp_path: Path) -> None:
     paths = [write_run(tmp_path / name, bare=True) for name in ("one", "other")]
     results = paths[1] / "results.json"
