@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from invariance_jax import experiments
+from invariance_jax.arguments import promote_images
 from invariance_jax.experiments import Context, Experiment, ExperimentResult, samples
 from invariance_jax.runs import results
 from invariance_jax.runs.checkpoints import Checkpoints
@@ -121,12 +123,29 @@ def load(
     """Returns the encoder and configuration of a run, see `invariance_jax.load`."""
     parts, config, variables = load_parts(workdir, step=step)
     plain = parts.transformation.plain
+    # Those for a user's own augmentation without `plain` may have any range.
+    are_shares = plain is not None or not plugins.is_own(config.augmentation.name)
 
     def encode(images: Array) -> Array:
-        images = images if plain is None else plain(images)
+        if are_shares:
+            _check_values(images)
+        images = promote_images(images) if plain is None else plain(images)
         return apply(parts.encoder, variables, images)
 
     return encode, config
+
+
+def _check_values(images: Array) -> None:
+    """Refuses floating images with values of 8 bits, unless they are traced."""
+    is_floating = jnp.issubdtype(images.dtype, jnp.floating)
+    if isinstance(images, jax.core.Tracer) or not is_floating or not images.size:
+        return
+    low, high = float(images.min()), float(images.max())
+    if high > 2:  # resampled images may be a little above 1
+        raise ValueError(
+            f"images must have values in [0, 1]; found {low:g} to {high:g}: divide "
+            "8-bit images by 255."
+        )
 
 
 def load_parts(

@@ -6,7 +6,8 @@ singular point is 0 (square root, norm, division by 0), with zero derivatives th
 Square root and division keep the dtype of their input. Norm and normalization compute
 and return at least float32, and scale entries so that squares stay in range.
 
-Also a clip to [0, 1], and statistics of a batch that is spread over replicas.
+Also a clip to [0, 1], changes above rounding, and statistics of a batch that is spread
+over replicas.
 """
 
 from collections.abc import Sequence
@@ -169,6 +170,25 @@ def clip_to_unit(x: Array) -> Array:
     """
     zero = jnp.zeros((), x.dtype)
     return jax.lax.clamp(zero, x, zero + 1)
+
+
+def above_rounding(change: Array, start: Array) -> Array:
+    """Returns squared norms of changes, 0 where rounding alone can cause the change.
+
+    A change is 0 if its norm is below 8 eps times the norm of what changes, where eps
+    is the spacing of the dtype at 1. NaN and infinity stay.
+
+    Args:
+      change: floating, any shape, squared norms of changes.
+      start: of the same shape and dtype, squared norms of what changes.
+
+    Returns:
+      The shape of change.
+
+    Gradients: with respect to change; zero where the result is 0.
+    """
+    limit = 8 * jnp.finfo(change.dtype).eps  # type: ignore[no-untyped-call]
+    return jnp.where(change < limit**2 * start, 0, change)
 
 
 @jax.custom_jvp

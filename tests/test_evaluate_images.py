@@ -105,6 +105,10 @@ def test_the_loaded_encoder_is_that_of_the_plain_results(run, splits, monkeypatc
     # It normalizes: bytes and shares of 255 are the same image.
     x = jnp.asarray(splits[1].x[:3])
     np.testing.assert_allclose(encode(x), encode(x / 255), atol=1e-5)
+    with pytest.raises(ValueError, match=r"values in \[0, 1\]; found 0 to 255: divide"):
+        encode(np.array(255 * (x > 99), np.float32))
+    with pytest.raises(ValueError, match=r"images x .* size of the data set .*10, 9"):
+        encode(jnp.ones((2, 10, 9, 3)))
 
 
 def test_the_online_probe_logs_accuracy(run):
@@ -386,7 +390,7 @@ def test_own_parts_are_used_by_every_program(tmp_path, data_dir):
     parameters = {row["at"].get("parameter") for row in found["rows"]}
     assert parameters == {None, "all", "factor"}
     encode, _ = invariance_jax.load(workdir)
-    assert encode(jnp.ones((2, 10, 10, 3))).shape == (2, 7)
+    assert encode(3 * jnp.ones((2, 10, 10, 3))).shape == (2, 7)  # as of `brighten`
     # No names of PyTorch are known of it.
     out = export.run(workdir, tmp_path / "encoder.npz")
     names = {f"params.Dense_0.{leaf}" for leaf in ("bias", "kernel")}

@@ -111,6 +111,36 @@ def test_an_example_that_does_not_change_does_not_count():
     assert found.cosine[0] == pytest.approx(1 / 3, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounding_is_no_change(dtype, x64):
+    alpha, other = (array.astype(dtype) for array in make_alpha())
+    is_on = np.arange(len(alpha))[:, None] % 2 == 0
+
+    def gated(alpha):  # where the gate is off, value and slope are rounding
+        off = 1 + np.finfo(dtype).eps * alpha[:, :1]
+        return jnp.where(is_on, smooth(alpha), off)
+
+    assert (gated(alpha) != gated(other)).any(axis=1).all()
+    changes = changes_of(gated, alpha, other)
+    assert_array_equal(np.stack(changes)[..., 1::2], 0)
+    kept = Changes(*(values[:, ::2] for values in changes))
+    expected = changes_of(smooth, alpha[::2], other[::2])
+    assert_allclose(np.stack(kept), np.stack(expected), rtol=1e-4)
+    assert_allclose(linearization_error(changes).cosine[0], 1, atol=1e-3)
+
+
+def test_the_difference_from_a_change_that_is_rounding_is_the_other_change():
+    def represent(alpha):  # rounding is the slope of the first, the change of the other
+        slow = jnp.round(alpha[:1]) + 1e-7 * alpha[:1]
+        return 1 + jnp.concatenate([slow, jnp.sin(2 * np.pi * alpha[1:])])
+
+    ends = jnp.zeros((2, 1)), jnp.ones((2, 1))
+    true, first, difference = changes_of(represent, *ends, steps=(1.0,))
+    assert_array_equal([true[0, 1], first[0, 0]], 0)
+    assert_array_equal(difference[0], [true[0, 0], first[0, 1]])
+    assert (difference > 0).all()
+
+
 def test_a_constant_representation_gives_zeros():
     alpha, other = (jnp.asarray(array, jnp.float32) for array in make_alpha())
     changes = linearize_changes(lambda a: 0 * a, alpha, other, jnp.array([0.5, 1.0]))

@@ -8,6 +8,7 @@ from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
 
 from invariance_jax.numerics import (
+    above_rounding,
     clip_to_unit,
     hold_in_first_derivative,
     l2_normalize,
@@ -81,6 +82,18 @@ def test_a_clip_to_0_and_1_has_derivative_0_at_and_beyond_the_ends():
     x = jnp.array([-1.0, 0.0, 0.3, 1.0, 2.0, jnp.nan])
     assert_array_equal(clip_to_unit(x), [0, 0, np.float32(0.3), 1, 1, np.nan])
     assert_array_equal(jax.vmap(jax.grad(clip_to_unit))(x)[:5], [0, 0, 1, 0, 0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_only_a_change_above_rounding_stays(dtype, x64):
+    eps, start = np.finfo(dtype).eps, np.full(6, 4, dtype)
+    change = [0, 15 * eps, 17 * eps, 1, np.inf, np.nan]
+    squares = jnp.square(jnp.asarray(change, dtype))
+    expected = [0, 0, *squares[2:]]
+    for function in (above_rounding, jax.jit(above_rounding), jax.vmap(above_rounding)):
+        assert_array_equal(function(squares, jnp.asarray(start)), expected)
+    slope = jax.vmap(jax.grad(above_rounding))(squares, jnp.asarray(start))
+    assert_array_equal(slope[:4], [0, 0, 1, 1])
 
 
 def held_square(x):

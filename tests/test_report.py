@@ -273,6 +273,13 @@ def test_kept_results_are_compared_to_the_first(several):
     assert numbers == [0.001, -0.001, 3, 45]
 
 
+def test_kept_results_are_of_the_same_seeds(tmp_path):
+    paths = [write_run(tmp_path / name, seeds=2, drawn=False) for name in ("a", "b")]
+    change(paths[1] / "results.json", lambda content: content.update(seeds=[0, 2]))
+    with pytest.raises(ValueError, match=r"same seeds; found .*\(0, 1\).*\(0, 2\)"):
+        keep.rows_of(["plain", "penalty"], read.read_runs(paths))
+
+
 def test_runs_on_different_splits_are_told_apart(tmp_path):
     paths = [write_run(tmp_path / name, bare=True) for name in ("one", "other")]
     results = paths[1] / "results.json"
@@ -348,6 +355,16 @@ def test_collapse_does_not_hide_the_other_differences():
     spec = sections.Spec("x", "", "", "run", where={}, dots=True, line=0.0)
     table = table.assign(standard_error=0.1)
     assert "(1 outside the axis)" in drawn(spec, table, runs)
+
+
+def test_parameters_that_change_nothing_do_not_hide_the_others() -> None:
+    names = ["all", "brightness", "saturation", "hue"]
+    table = pd.DataFrame({"run": "r", "metric": "normalized", "parameter": names})
+    table = table.assign(standard_error=np.nan, mean=[0.4, 0.01, 0, 1e-7], of="h")
+    table["table"] = "parameters"
+    (spec,) = (s for s in sections.SECTIONS["invariance"].figures if s.dots)
+    texts = drawn(spec, table, ["r"])
+    assert "0.4" in texts and "(1 outside the axis)" not in texts
 
 
 def test_probes_have_words():

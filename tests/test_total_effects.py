@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 from invariance_jax.evaluation import total_effects
 
@@ -67,6 +67,21 @@ def test_signs_turn_the_directions(x64):
     found = total_effects(coupled, alpha, other, same, widths, signs=signs)
     expected = (signs - signs.mean()) ** 2 * (widths[0] / np.pi) ** 2
     assert_allclose(found.bound, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounding_is_no_effect(dtype, x64):
+    alpha, other, _, widths = (array.astype(dtype) for array in problem(6))
+    is_on = np.arange(6)[:, None] % 2 == 0
+
+    def gated(alpha):  # where the gate is off, value and slope are rounding
+        off = 1 + 2 * np.finfo(dtype).eps * alpha[:, 1:2]
+        return jnp.where(is_on, waves(alpha).astype(dtype), off)
+
+    assert (gated(alpha) != gated(other))[1::2].any()
+    found = total_effects(gated, alpha, other, jnp.ones(6, int), widths)
+    assert_array_equal(np.stack(found)[:, 1::2], 0)
+    assert (np.stack(found)[:, ::2] > 0).all()
 
 
 def test_derivatives(x64):

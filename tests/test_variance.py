@@ -57,6 +57,20 @@ def test_an_invariant_representation_has_exactly_zero_within():
     assert result.within == 0 and result.normalized == 0 and result.total > 0
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rounding_is_no_variance(dtype, x64):
+    h = make_h(views=4).astype(dtype)
+    noise = 1 + np.finfo(dtype).eps * np.array([0, 1, 3, 2]).reshape(4, 1, 1)
+    still = h[:1] * noise.astype(dtype)
+    result = invariance(jnp.asarray(still))
+    assert still.std(axis=0).all()  # there is rounding
+    assert result.within == 0 and result.normalized == 0 and result.total > 0
+    assert paired_change(jnp.asarray(still)) == 0
+    both = jnp.concatenate([h, still], axis=1)  # examples that change count
+    assert_allclose(invariance(both).within, invariance(h).within / 2, rtol=1e-5)
+    assert_allclose(paired_change(both), paired_change(h) / 2, rtol=1e-5)
+
+
 def test_a_constant_representation_gives_zeros_and_finite_derivatives():
     # 0.1 seven times has a mean that float32 rounds to another number than 0.1.
     h = jnp.full((7, 3, 2), 0.1, jnp.float32)

@@ -9,6 +9,9 @@ effect of a parameter is the variance that remains when all others are known. It
 the mean squared change when only this parameter is redrawn (Jansen, 1999). For a
 parameter that is uniform on [a, b] it is at most `((b - a) / pi)^2` times the mean
 squared derivative (Sobol and Kucherenko, 2009).
+
+Rounding does not count as change: a change of r whose norm is below 8 eps times the
+norm of r is 0, with a derivative of 0. eps is that of the dtype of r, at least float32.
 """
 
 from collections.abc import Callable
@@ -25,19 +28,26 @@ from invariance_jax.arguments import (
     check_shape,
     promote,
 )
-from invariance_jax.numerics import magnitude, safe_divide, safe_sqrt
+from invariance_jax.numerics import (
+    above_rounding,
+    magnitude,
+    safe_divide,
+    safe_sqrt,
+)
 from invariance_jax.types import Array
 
 
 class Changes(NamedTuple):
     """Squared norms of changes of r, each `[len(steps), B]`, at least float32.
 
-    All are in squared representation units.
+    All are in squared representation units. A true or first-order change that is not
+    above rounding is 0.
 
     Attributes:
       true: squared norm of the true change.
       linear: squared norm of its first-order term.
-      difference: squared norm of the true change minus its first-order term.
+      difference: squared norm of the true change minus its first-order term; the other
+        of these two if one of them is 0.
     """
 
     true: Array
@@ -75,7 +85,8 @@ def linearize_changes(
 
     Computes, with `d = alpha' - alpha` and J the derivative of the representation r at
     alpha, for each step s: `||r(alpha + s d) - r(alpha)||^2`, `||s J d||^2` and the
-    squared norm of the difference of the two changes.
+    squared norm of the difference of the two changes. Of an example that d does not
+    change, as where a gate is off, all three are 0.
 
     Args:
       represent: `alpha [B, P] -> r [B, D]`, such as n(h) of a view; an example must not
@@ -101,13 +112,14 @@ def linearize_changes(
 
     checked = _check_output(represent)
     start, slope = jax.jvp(checked, (alpha,), (direction,))
+    size = _squared_norm(start)
 
     def change(step: Array) -> Changes:
-        true = checked(alpha + step * direction) - start
-        linear = step * slope
-        return Changes(
-            _squared_norm(true), _squared_norm(linear), _squared_norm(true - linear)
-        )
+        changes = checked(alpha + step * direction) - start, step * slope
+        true, linear = (above_rounding(_squared_norm(c), size) for c in changes)
+        difference = _squared_norm(changes[0] - changes[1])
+        both = (true > 0) & (linear > 0)
+        return Changes(true, linear, jnp.where(both, difference, true + linear))
 
     (steps,) = promote(steps=steps)
     changes: Changes = jax.lax.map(change, steps.astype(alpha.dtype))
@@ -116,6 +128,8 @@ def linearize_changes(
 
 class TotalEffects(NamedTuple):
     """Terms of the total effect of one parameter, `[B]`, squared representation units.
+
+    Each is 0 where the change of which it is the square is not above rounding.
 
     Attributes:
       bound: its mean is an upper bound on the total effect of a uniform parameter.
@@ -170,11 +184,12 @@ def total_effects(
     direction = mask if signs is None else signs[:, None].astype(alpha.dtype) * mask
     checked, step = _check_output(represent), mask * (other - alpha)
     start, slope = jax.jvp(checked, (alpha,), (direction,))
-    slopes = _squared_norm(slope)
+    slopes, size = _squared_norm(slope), _squared_norm(start)
+    true = _squared_norm(checked(alpha + step) - start)
     return TotalEffects(
-        bound=jnp.square(mask @ widths / np.pi) * slopes,
-        effect=_squared_norm(checked(alpha + step) - start) / 2,
-        linear=_squared_norm(step) * slopes / 2,
+        bound=above_rounding(jnp.square(mask @ widths / np.pi) * slopes, size),
+        effect=above_rounding(true, size) / 2,
+        linear=above_rounding(_squared_norm(step) * slopes, size) / 2,
     )
 
 

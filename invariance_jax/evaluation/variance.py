@@ -4,6 +4,10 @@ Foster, Pukdee, Rainforth (ICLR 2021) measure the variance of the representation
 the example. Deviation: here it is also divided by the total variance. An encoder that
 maps all examples close to one direction has a small variance given the example, but not
 a small ratio.
+
+Rounding does not count as change: a variance over the views of one example, or a
+squared change between two of them, is 0 if its root is below 8 eps times the norm of h.
+eps is that of the dtype of h, at least float32.
 """
 
 from typing import NamedTuple
@@ -11,7 +15,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from invariance_jax.arguments import check_shape, promote
-from invariance_jax.numerics import magnitude, safe_divide
+from invariance_jax.numerics import above_rounding, magnitude, safe_divide
 from invariance_jax.types import Array
 
 
@@ -59,11 +63,13 @@ def invariance(h: Array) -> Variance:
     views = h - h[:1]
     rows = h - h[:1, :1]
     unit = magnitude(rows)
+    size = jnp.sum(jnp.square(h[0] / unit[0]), axis=-1)
     views, rows = views / unit, rows / unit
     views = views - jnp.mean(views, axis=0, keepdims=True)
     rows = rows - jnp.mean(rows, axis=(0, 1), keepdims=True)
     # Summed in two steps: one long float32 sum would lose its last terms.
-    within = jnp.mean(jnp.sum(jnp.square(views), axis=(0, 2)) / (num_views - 1))
+    by_example = jnp.sum(jnp.square(views), axis=(0, 2)) / (num_views - 1)
+    within = jnp.mean(above_rounding(by_example, size))
     by_feature = jnp.sum(jnp.square(rows), axis=(0, 1))
     total = jnp.sum(by_feature / (batch_size * num_views - 1))
     unit = jnp.squeeze(unit)
@@ -93,9 +99,11 @@ def paired_change(h: Array) -> Array:
     """
     h = _promote_views(h, least_examples=1)
     pairs = h.shape[0] // 2
-    change = h[0 : 2 * pairs : 2] - h[1 : 2 * pairs : 2]
+    start = h[0 : 2 * pairs : 2]
+    change = start - h[1 : 2 * pairs : 2]
     unit = magnitude(change)
-    squares = jnp.sum(jnp.square(change / unit), axis=-1)
+    squares, size = (jnp.sum(jnp.square(r / unit), axis=-1) for r in (change, start))
+    squares = above_rounding(squares, size)
     unit = jnp.squeeze(unit)
     return jnp.mean(squares) / 2 * unit * unit
 

@@ -218,7 +218,8 @@ def _finish_dots(axes: Axes, spec: Spec, panel: _Panel, words: Words) -> None:
     else:
         axes.locator_params(axis="x", nbins=5)
         axes.xaxis.set_major_formatter(FuncFormatter(style.brief))
-        size = max(10 * points["mean"].abs().median(), 1.2 * share)
+        is_bounded = share or panel.metrics == ("normalized",)  # by 1
+        size = max(10 * points["mean"].abs().median(), 1.2 * is_bounded)
         near = points[points["mean"].abs() <= size]
         if 0 < len(near) < len(points):
             low, high = min(0, *near["low"]), max(0, *near["high"])

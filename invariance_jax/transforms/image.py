@@ -297,14 +297,15 @@ def _floating(
     x = x.pixels if isinstance(x, Squashed) else x
     if x.shape[1:] not in [(rows, columns, 1), (rows, columns, 3)]:
         raise ValueError(
-            f"x must be [B, {rows}, {columns}, 1 or 3], as source_size says; found "
-            f"{list(x.shape)}."
+            f"the images x must be [B, {rows}, {columns}, 1 or 3], the size of the "
+            f"data set (source_size); found {list(x.shape)}."
         )
     if x.dtype == jnp.uint8:
         return jnp.asarray(x).astype(dtype) / 255
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
-            f"x must be uint8, or floating with values in [0, 1]; found {x.dtype}."
+            "the images x must be uint8, or floating with values in [0, 1]; found "
+            f"{x.dtype}."
         )
     return promote(x=x)[0]
 
