@@ -229,6 +229,7 @@ def module(monkeypatch):
     found = types.ModuleType("mine")
     found.brighten = brighten
     found.nothing = lambda data: None
+    found.dataless = lambda *, most: None
 
     def coupled(data):
         own = brighten(data, most=2.0)
@@ -261,7 +262,8 @@ def test_an_own_augmentation_makes_the_views(data_dir, module, normalizes):
     [
         ("nothing", {}, "returned None; expected an invariance_jax.transforms"),
         ("coupled", {}, "transformation check: .*independent"),
-        ("brighten", {}, "cannot be called"),
+        ("brighten", {}, r"cannot be called with \(data\): missing a .*'most'"),
+        ("dataless", {"most": 2}, r"with \(data, most=\.\.\.\): too many positional"),
         ("absent", {}, "mine has no absent"),
     ],
 )
