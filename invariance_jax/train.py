@@ -295,6 +295,9 @@ class Rows:
         self._writer, self._bar, self._report = writer, bar, report
         self._batch_size, self._schedule = settings.batch_size, make_schedule(settings)
         self._last, self._sums = first_step, list[PyTree]()
+        penalty = settings.penalty
+        # A penalty of this mean has no gradient; None: no limit, or already warned.
+        self._limit = penalty.example_limit if penalty.limit_shape == "hard" else None
         self._pending: Sums = dict(pending)
         self._since = time.monotonic()
         # The time of earlier starts counts too.
@@ -333,6 +336,7 @@ class Rows:
                 "lower optimizer.learning_rate or penalty.weight, or set a "
                 "penalty.example_limit. Older checkpoints are kept."
             )
+        self._warn_of_limit(step, means.get("penalty", 0.0))
         now = time.monotonic()
         examples = (step - self._last) * self._batch_size
         speed = examples / (now - self._since) if self._compiled else None
@@ -355,6 +359,20 @@ class Rows:
         self._bar.update(step - self._last)
         self._last, self._since = step, now
         self._pending, self._compiled = {}, True
+
+    def _warn_of_limit(self, step: int, penalty: float) -> None:
+        """Warns, once, if the mean penalty of the row is a hard limit of each example.
+
+        No example is above it, so all are at it, but for the rounding of the mean.
+        """
+        if self._limit is not None and np.isclose(penalty, self._limit, 1e-5, 0):
+            _log.warning(
+                "steps %d to %d: practically every example is at penalty.example_limit "
+                "(%g), where the penalty has no gradient; raise it or use "
+                "penalty.limit_shape=log",
+                *(self._last + 1, step, self._limit),
+            )
+            self._limit = None
 
     def write_others(self, step: int, row: dict[str, float], seconds: float) -> None:
         """Writes a row whose measurement took some seconds, excluded from the speed."""

@@ -149,6 +149,10 @@ def brighten(data, *, most, normalizes=True, has_plain=True):
     )
 
 
+def dataless(*, most):
+    """No augmentation, as it does not take the data."""
+
+
 def coupled(data):
     """Views of other examples, which are refused."""
     good = brighten(data, most=2.0)

@@ -378,7 +378,14 @@ def test_what_does_not_go_with_a_method_is_refused(changes, expected):
             {"method.name": "own_parts:nameless", "penalty.at": "z"},
             "penalty.at is 'z'; expected 'h'",
         ),
-        ({"method.name": OWN, "method.kwargs": {"tau": 1}}, "cannot be called with"),
+        (
+            {"method.name": OWN, "method.kwargs": {"tau": 1}},
+            r"with \(features=\.\.\., axis_name=\.\.\., tau=\.\.\.\): got an",
+        ),
+        (
+            {"encoder.name": "own_parts:flat", "encoder.kwargs": {"tau": 1}},
+            r"cannot be called with \(axis_name=\.\.\., tau=\.\.\.\): got an",
+        ),
         ({"encoder.name": "own_parts:nothing"}, "returned None; expected a flax"),
         ({"encoder.name": "own_parts:flat"}, r"expected h \[B, D\]"),
         ({"encoder.name": "own_parts:stubborn"}, "reverse over forward mode"),

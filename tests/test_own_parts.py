@@ -43,6 +43,9 @@ def fails(context):
 def stops(context):
     raise Preempted("SIGTERM: stopped", 75)
 
+def alone():
+    return ExperimentResult([])
+
 def size(context):
     return ExperimentResult([Row("size", np.abs(context.features("test")).mean())])
 """
@@ -116,6 +119,13 @@ def test_experiments_that_fail_are_named_when_the_others_are_measured(folder):
     assert found == ["KeyError: 'no such thing'", "OSError: no room"]
     found = json.loads((folder / "run" / "results.json").read_text())["summary"]
     assert {"size", "variance.normalized"} <= {*found}
+
+
+def test_an_experiment_that_takes_no_context_is_refused_before_training(folder):
+    settings = resolve(own(experiments=("experiments_of_a_user:alone",)))
+    expected = r"'experiments_of_a_user:alone', which cannot be called with \(context\)"
+    with pytest.raises(ValueError, match=expected):
+        train.checked_parts(settings, 1)
 
 
 def test_a_stop_within_an_experiment_is_one(folder):

@@ -226,9 +226,10 @@ def test_the_time_of_a_probe_is_no_time_of_the_steps(monkeypatch):
     assert written(writer)[1]["examples_per_second"] == pytest.approx(16)
 
 
-def made_log(step):
+def made_log(step, **penalty):
     writer, bar = mock.Mock(seconds=0.0), tqdm(file=io.StringIO())
-    settings = resolve(tiny_config())
+    changes = {f"penalty.{key}": value for key, value in penalty.items()}
+    settings = resolve(tiny_config(changes))
     return train.Rows(settings, writer, bar, step, pending={}), writer, bar
 
 
@@ -290,6 +291,26 @@ def test_a_loss_that_is_not_finite_names_its_steps(log, bad):
     ):
         log.write(8)
     writer.write.assert_called_once()
+
+
+@pytest.mark.parametrize(
+    ("shape", "limit", "penalty", "warns"),
+    [
+        ("hard", 0.3, np.float32(0.3), True),
+        ("hard", 0.3, np.float32(0.3) * (1 + 1e-6), True),  # the rounding of a mean
+        ("hard", 0.3, 0.2997, False),  # 1 % of the examples are at 0.27
+        ("hard", 0.3, 0.0, False),
+        ("hard", 0.0, 0.0, False),  # no limit
+        ("log", 0.3, 0.3, False),
+    ],
+)
+def test_a_penalty_without_gradient_is_said_once(shape, limit, penalty, warns, caplog):
+    log, _, _ = made_log(4, example_limit=limit, limit_shape=shape)
+    for step, value in ((6, 0.1), (8, penalty), (10, penalty)):
+        log.add(sums(value, 2))
+        log.write(step)
+    text = "steps 7 to 8: practically every example is at penalty.example_limit (0.3)"
+    assert caplog.text.count(text) == caplog.text.count("no gradient") == warns
 
 
 def test_calls_end_where_something_is_due():

@@ -36,9 +36,10 @@ _KEY = "evaluation.experiments"
 
 def load(task: Task) -> dict[str, Experiment]:
     """Returns name -> function of the experiments that a run requests."""
-    return {
-        name: EXPERIMENTS.get(name) or plugins.load(_KEY, name) for name in wanted(task)
-    }
+    names = wanted(task)
+    for name in filter(plugins.is_own, names):
+        plugins.check_call(_KEY, name)
+    return {name: EXPERIMENTS.get(name) or plugins.load(_KEY, name) for name in names}
 
 
 def sources(experiments: Iterable[str], settings: Settings) -> dict[str, str]:

@@ -21,6 +21,9 @@ from invariance_jax.settings.schema import Settings
 _PARTS = ("encoder.name", "augmentation.name", "method.name")
 """The keys that may name a part of a run by MODULE:FUNCTION."""
 
+_POSITIONAL = {"augmentation.name": ("data",), "evaluation.experiments": ("context",)}
+"""The names of the positional arguments of a user's function, by its key."""
+
 FORM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """MODULE:FUNCTION, where both are dotted Python names."""
 
@@ -65,17 +68,26 @@ def check(settings: Settings) -> None:
         raise ValueError("\n".join(problems))
 
 
+def check_call(key: str, name: str, **kwargs: object) -> None:
+    """Raises ValueError unless the function that `name` refers to takes its arguments.
+
+    These are the keyword arguments, and before them the one of `_POSITIONAL`.
+    """
+    positional = _POSITIONAL.get(key, ())
+    try:
+        inspect.signature(load(key, name)).bind(*positional, **kwargs)
+    except TypeError as error:
+        arguments = ", ".join([*positional, *(f"{each}=..." for each in kwargs)])
+        raise ValueError(
+            f"{key} is {name!r}, which cannot be called with ({arguments}): {error}."
+        ) from error
+
+
 def call(key: str, name: str, *arguments: object, **kwargs: object) -> Any:
     """Calls the function that `name`, the value of `key`, refers to."""
-    function = load(key, name)
-    try:
-        inspect.signature(function).bind(*arguments, **kwargs)
-    except TypeError as error:
-        raise ValueError(
-            f"{key} is {name!r}, which cannot be called with {sorted(kwargs)}: {error}."
-        ) from error
+    check_call(key, name, **kwargs)
     with blaming(key, name):
-        return function(*arguments, **kwargs)
+        return load(key, name)(*arguments, **kwargs)
 
 
 @contextlib.contextmanager

@@ -124,7 +124,7 @@ class SpirographTask(Task):
         return values
 
     def displayed(self, images: Array) -> np.ndarray:
-        """See `Task.displayed`; views are not normalized, their values about [0, 1]."""
+        """See `Task.displayed`; views are not normalized, their values in [0, 1]."""
         pixels: np.ndarray = np.clip(np.rint(np.asarray(images) * 255), 0, 255)
         return pixels.astype(np.uint8)
 

@@ -52,9 +52,10 @@ class Transformation:
       bounds: float `[P, 2]`, the lower and upper end of each parameter's distribution.
       sample: `(key, batch_size) -> View`, draws the parameters of one view of each of
         batch_size examples; evaluation maps it over keys.
-      apply: `(x, view) -> images`, float32 `[B, H, W, 3]`, values about [0, 1]; pure.
-      plain: `x -> images`, the untransformed images. None if every image needs
-        parameters (Spirograph).
+      apply: `(x, view) -> images`, float32 `[B, H, W, 3]`, as the encoder gets them:
+        normalized by mean and standard deviation, or in [0, 1] (Spirograph); pure.
+      plain: `x -> images`, the untransformed images, as the encoder gets them. None if
+        every image needs parameters (Spirograph).
       sample_for: `(key, batch_size, *, second, sizes) -> View`, replaces `sample` if
         its distribution depends on `second` (whether this is the second view in the
         loss) or on `sizes` (heights and widths of the images, int32 `[B, 2]` or None).
