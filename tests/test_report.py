@@ -413,6 +413,15 @@ def test_the_paper_is_comparable_only_on_its_images_and_targets(
     assert not len(paper.rows([run._replace(config={**run.config, key: other})]))
 
 
+def test_the_papers_network_is_that_of_its_own_numbers() -> None:
+    """Also beside a classification run of ours."""
+    runs = ["ours", "paper, penalty"]
+    shown = pd.DataFrame({"run": runs, "metric": ["accuracy", "mse"]})
+    assert "ResNet-18, 50 epochs" in paper.note(shown)
+    assert "ResNet-50, 1000 epochs" in paper.note(shown.assign(metric="accuracy"))
+    assert paper.note(shown[:1]) == ""
+
+
 def test_papers_numbers_are_the_published_ones(tmp_path: Path) -> None:
     (run,) = read.read_runs([write_run(tmp_path / "run", bare=True)])
     rows = paper.rows([run]).set_index(["run", "experiment"])

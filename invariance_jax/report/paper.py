@@ -63,7 +63,8 @@ def _read() -> pd.DataFrame:
 
 def note(shown: pd.DataFrame, *, brief: bool = False) -> str:
     """Returns the note of a table or figure; empty without numbers of the paper."""
-    if not of_paper(shown).any():
+    shown = shown[of_paper(shown)]
+    if shown.empty:
         return ""
     images = shown["metric"].astype(str).str.contains("accuracy|cross").any()
     encoder = "ResNet-50, 1000 epochs" if images else "ResNet-18, 50 epochs"
