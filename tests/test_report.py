@@ -341,6 +341,14 @@ def test_axes_are_logarithmic_where_finite_numbers_span_them(
     assert texts <= drawn(sections.Spec("x", "", "", "x"), table, ["r"])
 
 
+def test_only_panels_of_the_same_metric_share_its_limits() -> None:
+    values = {"mse": [0.001, 0.3], "accuracy": [0.5, 0.52]}
+    table = pd.DataFrame(values).melt(var_name="metric", value_name="mean")
+    table = table.assign(run="r", target=np.nan, standard_error=np.nan, x=[0, 1] * 2)
+    spec = sections.Spec("x", "", "", "x", share=True)
+    assert {"0.001", "0.500", "0.520", "accuracy"} <= drawn(spec, table, ["r"])
+
+
 def test_the_paper_has_ticks_beyond_ours_and_none_between() -> None:
     runs = ["r"] * 2 + ["paper, penalty"] * 3
     table = pd.DataFrame({"run": runs, "metric": "mse", "x": [1, 8, 1, 7, 30]})

@@ -88,8 +88,10 @@ def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
         height = 0.8 + len(names) * (0.1 + 0.17 * min(len(shown.names), 4))
     width = style.NARROW if columns == 1 else style.WIDTH / columns
     figure, grid = style.subplots(
-        len(panels), columns, (width, height), sharey=spec.share or spec.dots
+        len(panels), columns, (width, height), sharey=spec.dots
     )
+    if spec.share:
+        _share(grid, panels)
     entries: dict[str, Style] = {}
     looks: dict[str, int] = {}
     for axes, panel in zip(grid, panels, strict=True):
@@ -116,6 +118,20 @@ def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
     if len(entries) > 1 and spec.x != "run":
         style.add_legend(figure, entries)
     return figure
+
+
+def _share(grid: Sequence[Axes], panels: Sequence[_Panel]) -> None:
+    """Lets panels of the same metrics share their limits; a row labels them once."""
+    firsts: dict[tuple[str, ...], Axes] = {}
+    for number, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
+        first = firsts.setdefault(panel.metrics, axes)
+        if axes is not first:
+            axes.sharey(first)
+        place = axes.get_subplotspec()
+        is_left = place is None or place.is_first_col()
+        if not is_left and panels[number - 1].metrics == panel.metrics:
+            axes.yaxis.label.set_visible(False)
+            axes.tick_params(axis="y", labelleft=False)
 
 
 def _curves(
@@ -188,10 +204,6 @@ def _finish(axes: Axes, spec: Spec, panel: _Panel, words: Words) -> None:
     others = {n: v for n, v in panel.at.items() if f"{{{n}}}" not in spec.label}
     axes.set_title(label(words.place(others)))
     axes.set_ylabel(label(words.axis(panel.metrics[0], panel.at.get("target"))))
-    place = axes.get_subplotspec()
-    axes.yaxis.label.set_visible(
-        not spec.share or (place is None or place.is_first_col())
-    )
     x, paper = pd.to_numeric(panel.rows[spec.x], errors="coerce"), of_paper(panel.rows)
     # The paper's points have ticks only beyond ours, so that ticks do not crowd.
     ticks = sorted({*x[~paper | (x > x[~paper].max())].dropna()})

@@ -26,7 +26,7 @@ class Spec(NamedTuple):
     dots: bool = False  # whether to draw dots, with the values of x as rows
     log: bool = False  # whether x is logarithmic
     line: float | None = None  # a level of the metrics that a line marks
-    share: bool = False  # whether the panels share the limits of the metric
+    share: bool = False  # whether panels of the same metric share its limits
     columns: int = 3  # most panels side by side
 
 
