@@ -222,6 +222,20 @@ def test_shift_is_shown_beside_the_paper_with_units(single: Path) -> None:
     assert "constant predictor" not in shown  # far above
 
 
+def test_only_runs_with_a_shift_say_where_training_was(tmp_path: Path) -> None:
+    """The strength of a Spirograph run has no meaning."""
+    kept, config = ("shift",), {"augmentation.strength": 1.0}
+    first = write_run(tmp_path / "a", experiments=(), config=config, drawn=False)
+    paths = [first, *(tmp_path / name for name in "bc")]
+    for path, strength in zip(paths[1:], (0.5, 0.25), strict=True):
+        config = {"augmentation.strength": strength}
+        write_run(path, kind="images", experiments=kept, config=config, drawn=False)
+    title = "Quality under another distribution of the nuisance"
+    for count, is_marked in ((2, True), (3, False)):
+        shown = figures(report.run(paths[:count], tmp_path / "out"))
+        assert ("training distribution" in said(shown[title])) == is_marked
+
+
 def test_ratios_of_two_experiments_have_a_label_that_is_true_of_both(
     single: Path,
 ) -> None:

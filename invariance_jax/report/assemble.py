@@ -100,11 +100,10 @@ class _Report:
         self.words, table = self.comparison.words, self.comparison.table
         # The paper's runs of single weights are shown beside the main numbers only.
         self.table = table[~table["run"].astype(str).str.startswith("paper, weight")]
-        training = [unshifted_values(read_config(run.path)) for run in runs]
-        shared = dict(set.intersection(*({*values.items()} for values in training)))
+        training = {run.name: unshifted_values(read_config(run.path)) for run in runs}
         constant = select(table, {"metric": "mse.constant"})["mean"].mean()
         names = [run.name for run in runs]
-        self.shown = Shown(self.table, names, self.words, shared, constant)
+        self.shown = Shown(self.table, names, self.words, training, constant)
 
     def parts(self) -> tuple[list[Part], list[Group]]:
         """Returns the first screen and the sections."""

@@ -32,7 +32,7 @@ class Shown(NamedTuple):
     table: pd.DataFrame  # aggregated rows, also those of the paper
     names: list[str]  # of the runs, without the paper's
     words: Words
-    training: Mapping[str, float]  # how -> the shift at the training distribution
+    training: Mapping[str, Mapping[str, float]]  # run -> kind of shift -> no shift
     constant: float  # the MSE of a constant predictor; NaN if there is none
 
 
@@ -182,10 +182,12 @@ def _marks(axes: Axes, spec: Spec, panel: _Panel, shown: Shown) -> dict[str, Sty
     entries: dict[str, Style] = {}
     if spec.line is not None:
         (axes.axvline if spec.dots else axes.axhline)(spec.line, **_ACROSS, zorder=1)
-    training = shown.training.get(str(panel.at.get("how")))
-    if training is not None:
+    how = str(panel.at.get("how"))
+    training = [shown.training.get(run, {}) for run in panel.rows["run"]]
+    levels = {values[how] for values in training if how in values}
+    if len(levels) == 1:
         entries["training distribution"] = {**_ACROSS, "linestyle": (0, (1, 2))}
-        axes.axvline(training, **entries["training distribution"], zorder=1)
+        axes.axvline(*levels, **entries["training distribution"], zorder=1)
     if (panel.rows[spec.x] == "plain").any():
         entries["plain images"] = {**_PLAIN, "color": style.TEXT}
     is_overall_mse = panel.metrics == ("mse",) and "target" in spec.where
