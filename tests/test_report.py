@@ -169,6 +169,7 @@ def test_classification_shows_class_names_and_cifar_numbers(images: Path) -> Non
     legend = {"crop and flip only", "plain images", "paper, penalty"}
     assert legend <= said(shown[AVERAGING])
     shares = page.find("run", "share of labels", "M")
+    assert "no crop, flip or grayscale" in page.text  # also of the fixed head
     first = ["paper, penalty", "share 1 of 8 (about 0.05)", "plain images", "0.9120"]
     assert first in [row[:4] for row in shares]
     assert "to the right of its plain image" in page.text
@@ -218,7 +219,7 @@ def test_shift_is_shown_beside_the_paper_with_units(single: Path) -> None:
     shown = said(figures(single)["Quality under another distribution of the nuisance"])
     expected = {"M = 1", "M = 8", "refitted head", "fixed head", "paper, penalty"}
     expected |= {"shift of h (hole) (plane units)", "width factor of h (hole)"}
-    assert expected | {"training distribution"} <= shown
+    assert expected | {"value in training"} <= shown
     assert "constant predictor" not in shown  # far above
 
 
@@ -233,7 +234,7 @@ def test_only_runs_with_a_shift_say_where_training_was(tmp_path: Path) -> None:
     title = "Quality under another distribution of the nuisance"
     for count, is_marked in ((2, True), (3, False)):
         shown = figures(report.run(paths[:count], tmp_path / "out"))
-        assert ("training distribution" in said(shown[title])) == is_marked
+        assert ("value in training" in said(shown[title])) == is_marked
 
 
 def test_ratios_of_two_experiments_have_a_label_that_is_true_of_both(

@@ -32,7 +32,7 @@ class Shown(NamedTuple):
     table: pd.DataFrame  # aggregated rows, also those of the paper
     names: list[str]  # of the runs, without the paper's
     words: Words
-    training: Mapping[str, Mapping[str, float]]  # run -> kind of shift -> no shift
+    training: Mapping[str, Mapping[str, float]]  # run -> kind of shift -> its value
     constant: float  # the MSE of a constant predictor; NaN if there is none
 
 
@@ -186,8 +186,8 @@ def _marks(axes: Axes, spec: Spec, panel: _Panel, shown: Shown) -> dict[str, Sty
     training = [shown.training.get(run, {}) for run in panel.rows["run"]]
     levels = {values[how] for values in training if how in values}
     if len(levels) == 1:
-        entries["training distribution"] = {**_ACROSS, "linestyle": (0, (1, 2))}
-        axes.axvline(*levels, **entries["training distribution"], zorder=1)
+        entries["value in training"] = {**_ACROSS, "linestyle": (0, (1, 2))}
+        axes.axvline(*levels, **entries["value in training"], zorder=1)
     if (panel.rows[spec.x] == "plain").any():
         entries["plain images"] = {**_PLAIN, "color": style.TEXT}
     is_overall_mse = panel.metrics == ("mse",) and "target" in spec.where

@@ -184,8 +184,9 @@ SECTIONS = {
             Spec(
                 "shift",
                 "Quality under another distribution of the nuisance",
-                "The refitted head is fitted on views of the shifted distribution, the "
-                "fixed head on views of the training distribution.",
+                "The refitted head is fitted on shifted views, the fixed head on views "
+                "at the value in training. Here all views of images have colour "
+                "jitter, and no crop, flip or grayscale.",
                 "shift",
                 "{how} of {parameter}",
                 panels=("views", "how", "parameter"),
