@@ -261,6 +261,23 @@ def test_intervals_are_corrected_for_the_number_of_runs() -> None:
     assert [*(found["low"] * found["high"] > 0)] == [True, False, True, False, True]
 
 
+@pytest.mark.parametrize(
+    ("seeds", "correction"),
+    [((1, 3), ""), ((3, 3), "corrected for up to 2 runs (Holm)"), ((1, 1), "")],
+)
+def test_a_correction_is_named_only_where_intervals_are_corrected(
+    tmp_path: Path, seeds: tuple[int, ...], correction: str
+) -> None:
+    """A single pair has no interval; nothing is corrected for its run."""
+    paths = [write_run(tmp_path / "first", seeds=3, drawn=False)]
+    for number, n in enumerate(seeds):
+        paths.append(write_run(tmp_path / f"{number}", seeds=n, drawn=False))
+    page = Page(report.run(paths, tmp_path / "out")).text
+    for text in (page, report.comparison_text(paths)):
+        assert ("(Holm)" in text) == bool(correction) and correction in text
+    assert ("Bars: 95 % intervals" in page) == (3 in seeds)
+
+
 def test_comparison_has_main_numbers_and_paired_differences(several: Path) -> None:
     page = Page(several)
     main = page.find("run", "seeds", "MSE, one view")

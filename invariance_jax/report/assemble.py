@@ -143,7 +143,7 @@ class _Report:
         spec = Spec(
             "differences",
             f"Paired differences to {self.comparison.first}",
-            "Differences over pairs with the same seed; the line marks no difference.",
+            f"{self.comparison.differences().note} The line marks no difference.",
             "run",
             metrics=tuple((metric,) for metric in dict.fromkeys(pairs["metric"])),
             dots=True,

@@ -163,8 +163,10 @@ class Comparison:
             "pairs": pairs["n"],
         }
         note = f"Run minus {self.first}, over pairs with the same seed."
-        if (compared := pairs["run"].nunique()) > 1:
-            note += f" Intervals are corrected for {compared} runs (Holm)."
+        # `holm` corrects only for the runs that have an interval of the same number.
+        counts = pairs["metric"][pairs["low"].notna()].value_counts()
+        if (most := max(counts, default=0)) > 1:
+            note += f" Intervals are corrected for up to {most} runs (Holm)."
         unpaired = sorted({run.name for run in self.runs[1:]} - {*pairs["run"]})
         if unpaired:
             note += f" Runs without a pair: {', '.join(unpaired)}."

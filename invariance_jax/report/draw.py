@@ -49,11 +49,10 @@ def figure(spec: Spec, shown: Shown) -> list[Picture]:
         return []
     rows = pd.concat([panel.rows for panel in panels])
     texts = [spec.caption, paper.note(rows, brief=True)]
-    if "low" in rows:
-        bars = "95 % intervals of Student's t, corrected for the number of runs (Holm)"
+    if rows[~of_paper(rows)]["standard_error"].notna().any():
+        intervals = "95 % intervals of Student's t"
+        bars = intervals if "low" in rows else "standard error over seeds"
         texts.insert(1, f"Bars: {bars}.")
-    elif rows[~of_paper(rows)]["standard_error"].notna().any():
-        texts.insert(1, "Bars: standard error over seeds.")
     drawn = _draw(spec, panels, shown)
     return style.picture(spec.name, spec.title, " ".join(filter(None, texts)), drawn)
 
