@@ -317,6 +317,23 @@ def test_runs_on_different_splits_are_told_apart(tmp_path: Path) -> None:
     assert "different splits, not to be compared: one test, other validation" in text
 
 
+@pytest.mark.parametrize("other", ["data", "split"])
+def test_runs_of_other_data_or_another_split_are_not_paired(
+    tmp_path: Path, other: str
+) -> None:
+    paths = [write_run(tmp_path / name, seeds=2, drawn=False) for name in "ab"]
+    if other == "data":
+        paths[1] = write_run(tmp_path / "b", kind="images", seeds=2, drawn=False)
+    else:
+        change(paths[1] / "results.json", lambda r: r["settings"].update(split="train"))
+    text = report.comparison_text(paths)
+    assert "difference" not in text
+    assert text.endswith(" without a pair (other seeds, data set or split): b.")
+    assert "differences.png" not in {
+        path.name for path in report.run(paths, tmp_path / "out").parent.rglob("*.png")
+    }
+
+
 def test_words_say_what_averaging_did_to_an_accuracy() -> None:
     rows = [("plain", 0.7), (1, 0.5), (8, 0.75)]
     table = pd.DataFrame(

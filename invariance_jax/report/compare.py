@@ -128,12 +128,15 @@ class Comparison:
     """A comparison of several runs: each other run is compared to the first."""
 
     def __init__(self, runs: Sequence[Run]):
-        """Aggregates the runs and pairs them by seed."""
+        """Aggregates the runs; pairs by seed those of the first's data and split."""
         rows = aggregate.long_table([run.rows for run in runs])
         ours = aggregate.over_seeds(rows)
         self.table = pd.concat([ours, paper.rows(runs)], ignore_index=True)
         self.runs, self.first, self.words = runs, runs[0].name, Words(runs)
-        self.pairs = aggregate.holm(aggregate.paired(rows, self.first))
+        data = {run.name: (run.config["data.name"], run.split) for run in runs}
+        alike = [name for name in data if data[name] == data[self.first]]
+        pairs = aggregate.paired(rows[rows["run"].isin(alike)], self.first)
+        self.pairs = aggregate.holm(pairs)
         by_run = [places(ours[ours["run"] == run.name]) for run in runs]
         self._places = list(dict.fromkeys(itertools.chain(*by_run)))
         self.main_pairs = main_numbers(self.pairs, self._places)
@@ -169,7 +172,8 @@ class Comparison:
             note += f" Intervals are corrected for up to {most} runs (Holm)."
         unpaired = sorted({run.name for run in self.runs[1:]} - {*pairs["run"]})
         if unpaired:
-            note += f" Runs without a pair: {', '.join(unpaired)}."
+            why = "other seeds, data set or split"
+            note += f" Runs without a pair ({why}): {', '.join(unpaired)}."
         frame, source = pd.DataFrame(texts), tables.tidy(self.pairs)
         table = tables.plain(frame, "differences", "Paired differences", note)
         return table._replace(source=source, words=2)
