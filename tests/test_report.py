@@ -327,7 +327,7 @@ def test_runs_of_other_data_or_another_split_are_not_paired(
     else:
         change(paths[1] / "results.json", lambda r: r["settings"].update(split="train"))
     text = report.comparison_text(paths)
-    assert "difference" not in text
+    assert "95 % interval" not in text
     assert text.endswith(" without a pair (other seeds, data set or split): b.")
     assert "differences.png" not in {
         path.name for path in report.run(paths, tmp_path / "out").parent.rglob("*.png")
@@ -364,6 +364,8 @@ def test_terminal_shows_the_main_numbers_and_a_comparison_by_labels(
     assert text[2].split()[:3] == ["variant", "2", "3"]
     assert "(4.00 ± 0.23)e-3" in text[2]
     assert text[-1].startswith("Run minus variant 1")
+    note = next(line for line in text if line.startswith("Mean ± standard error over"))
+    assert "Paper: Foster et al. (2021), ResNet-18, 50 epochs" in note
 
 
 def drawn(spec: sections.Spec, table: pd.DataFrame, names: list[str]) -> set[str]:

@@ -191,6 +191,6 @@ class Comparison:
 
     def text(self) -> str:
         """Returns the main numbers and their paired differences, for a terminal."""
-        differences = self.differences()
-        shown = [table for table in [*self.main(), differences] if len(table.texts)]
-        return "\n\n".join([*map(tables.as_text, shown), differences.note])
+        shown = [*self.main(), self.differences()]
+        texts = [(tables.as_text(t) if len(t.texts) else "", t.note) for t in shown]
+        return "\n\n".join(filter(None, itertools.chain(*texts)))

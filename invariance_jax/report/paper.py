@@ -68,7 +68,7 @@ def note(shown: pd.DataFrame, *, brief: bool = False) -> str:
         return ""
     images = shown["metric"].astype(str).str.contains("accuracy|cross").any()
     encoder = "ResNet-50, 1000 epochs" if images else "ResNet-18, 50 epochs"
-    source = f"Grey: Foster et al. (2021), {encoder}"
+    source = f"Paper: Foster et al. (2021), {encoder}"
     solved = "has converged" if images else "is solved exactly"
     details = (
         "3 seeds. Their standard errors have ddof 0; times 1.22 they are the usual "
