@@ -400,6 +400,40 @@ def test_only_panels_of_the_same_metric_share_its_limits() -> None:
     assert {"0.001", "0.500", "0.520", "accuracy"} <= drawn(spec, table, ["r"])
 
 
+@pytest.mark.parametrize(
+    ("experiment", "legend"),
+    [
+        ("averaging", {"encoder", "raw pixels"}),
+        ("nuisance_prediction", {"linear", "nonlinear"}),
+        ("linearization", {"ratio", "median ratio"}),
+        ("own", {"none", "a"}),
+    ],
+)
+def test_curves_of_one_run_are_named_by_words_and_not_by_its_folder(
+    tmp_path: Path, experiment: str, legend: set[str]
+) -> None:
+    more = {
+        "averaging": [
+            ("accuracy", {"views": m, **at}, 0.8 + m / 90)
+            for m in (1, 8)
+            for at in ({}, {"encoder": "pixels"})
+        ],
+        "nuisance_prediction": [
+            ("r2", {"parameter": "b", **at}, 0.5) for at in ({}, {"probe": "nonlinear"})
+        ],
+        "linearization": [
+            (metric, {"step": step, "parameters": "all"}, 1 + step)
+            for metric in ("relative_error", "ratio", "median_ratio", "cosine")
+            for step in (0.1, 1.0)
+        ],
+        "own": [("m", {"n": n, **at}, n) for n in (1, 2) for at in ({}, {"in": "a"})],
+    }
+    run = write_run(tmp_path / "folder", bare=True, more={experiment: more[experiment]})
+    shown = figures(report.run([run], tmp_path / "out"))
+    texts = set[str]().union(*map(said, shown.values()))
+    assert legend <= texts and "folder" not in texts
+
+
 def test_the_paper_has_ticks_beyond_ours_and_none_between() -> None:
     runs = ["r"] * 2 + ["paper, penalty"] * 3
     table = pd.DataFrame({"run": runs, "metric": "mse", "x": [1, 8, 1, 7, 30]})

@@ -96,7 +96,8 @@ def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
     for axes, panel in zip(grid, panels, strict=True):
         curves = [*_curves(spec, panel, shown, looks)]
         for number, (name, look, rows) in enumerate(curves):
-            entries[name] = look
+            if name:
+                entries[name] = look
             if spec.dots:
                 place = 0.75 * (0.5 - (number + 0.5) / len(curves)) * (spec.x != "run")
                 at = place - rows[spec.x].map(names.index).astype(float)
@@ -114,7 +115,7 @@ def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
     for axes in grid:
         if axes.get_yscale() == "log":
             style.label_logs(axes.yaxis)
-    if len(entries) > 1 and spec.x != "run":
+    if entries and spec.x != "run":
         style.add_legend(figure, entries)
     return figure
 
@@ -136,7 +137,10 @@ def _share(grid: Sequence[Axes], panels: Sequence[_Panel]) -> None:
 def _curves(
     spec: Spec, panel: _Panel, shown: Shown, looks: dict[str, int]
 ) -> Iterator[tuple[str, Style, pd.DataFrame]]:
-    """Yields name, style and points of each curve; a name has one style everywhere."""
+    """Yields name, style and points of each curve; a name has one style everywhere.
+
+    The only curve of a panel has no name if it has no coordinates.
+    """
     keys = ["run", "metric", *(name for name in spec.curves if name in panel.rows)]
     groups = panel.rows.groupby(keys, dropna=False, sort=False)
     for key, rows in groups:
@@ -149,7 +153,8 @@ def _curves(
             continue
         look = looks.setdefault(text, len(looks))
         if len(shown.names) == 1:
-            yield text or run, style.line_style(look), rows
+            plain = spec.plain if len(groups) > 1 else ""
+            yield text or plain, style.line_style(look), rows
         else:
             name = ", ".join(filter(None, [run, text]))
             yield name, style.line_style(shown.names.index(run), look), rows
