@@ -358,6 +358,9 @@ def test_terminal_shows_the_main_numbers_and_a_comparison_by_labels(
     first = "MSE, one view                (2.00 ± 0.12)e-3  (3 seeds, test split)"
     assert lines[0] == first and len(lines) == 4
     assert lines[3] == "Averaging 8 views divides the error of one view by 8."
+    results["rows"].append(results["rows"][0] | {"metric": "penalty.final", "at": {}})
+    assert "--config.penalty.weight=0" in report.table(results)
+    assert report.table(results, of_sweep=True).split("\n") == lines
     variants = {path.name: {"label": f"variant {path.name[-1]}"} for path in paths}
     (tmp_path / "sweep.json").write_text(json.dumps({"variants": variants}))
     text = report.comparison_text(paths).split("\n")

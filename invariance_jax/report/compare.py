@@ -83,8 +83,11 @@ def headlines(table: pd.DataFrame, settings: Json) -> list[Headline]:
     return cards
 
 
-def in_words(table: pd.DataFrame) -> list[str]:
-    """Returns sentences on the effect of averaging and on that of the penalty."""
+def in_words(table: pd.DataFrame, *, of_sweep: bool = False) -> list[str]:
+    """Returns sentences on the effect of averaging and on that of the penalty.
+
+    A sweep compares its runs itself, so a run of it gets no advice to compare.
+    """
     main, lines = _main(table), []
     ends = places(table)[:2]
     if [metric for metric, _ in ends] in (["accuracy"] * 2, ["mse"] * 2):
@@ -99,7 +102,8 @@ def in_words(table: pd.DataFrame) -> list[str]:
         elif metric == "mse" and averaged > 0:
             factor = f"{single / averaged:.2g}"
             lines.append(f"{start} divides the error of {images} by {factor}.")
-    if (select(main, {"metric": "penalty.final"})["mean"] > 0).any():
+    penalty = select(main, {"metric": "penalty.final"})["mean"]
+    if (penalty > 0).any() and not of_sweep:
         lines.append(
             "To see the effect of the penalty, compare with a run of "
             "--config.penalty.weight=0 (--mode=report)."
@@ -112,7 +116,7 @@ def over(n: int, split: str) -> str:
     return f"{n} seeds, {split} split" if n > 1 else f"one seed, {split} split"
 
 
-def terminal_text(results: Json) -> str:
+def terminal_text(results: Json, *, of_sweep: bool = False) -> str:
     """Returns the main numbers of a checked `results.json`, one per line."""
     settings = results["settings"]
     table = aggregate.over_seeds(aggregate.long_table([results["rows"]]))
@@ -121,7 +125,7 @@ def terminal_text(results: Json) -> str:
     lines = [f"{card.title:<{width}}  {card.number}" for card in cards]
     seeds = over(len(results["seeds"]), settings["split"])
     lines[:1] = [f"{line}  ({seeds})" for line in lines[:1]]
-    return "\n".join([*lines, *in_words(table)]) or "no results"
+    return "\n".join([*lines, *in_words(table, of_sweep=of_sweep)]) or "no results"
 
 
 class Comparison:
