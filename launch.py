@@ -69,7 +69,8 @@ def main(arguments: list[str]) -> None:
                 assert run.config is not None
                 train.run(run.config, run.workdir)
             if mode in ("all", "evaluate"):
-                print(report.table(evaluate.run(run.config, run.workdir)))
+                results = evaluate.run(run.config, run.workdir)
+                print(report.table(results, of_sweep=run.name is not None))
             if mode == "embed":
                 print(*embed.run(run.config, run.workdir), sep="\n")
             if mode == "all" and writes:

@@ -81,6 +81,8 @@ def run(config: Config | None, workdir: AnyPath) -> Json:
         with compilation_kept(runs[0][0].compilation_cache, workdir):
             # Seeds differ in their variables only: one program serves all.
             parts = build(runs[0][0])
+            if names := ", ".join(results.left_out(parts.task)):
+                _log.info("the data set has no labels: %s left out", names)
             devices, between = all_devices(), watch.stop_if_asked
             encoder = FrozenEncoder(parts, devices, between=between)
             failed = dict[str, None]()

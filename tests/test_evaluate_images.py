@@ -334,7 +334,7 @@ def test_cifar_goes_from_the_download_cache_to_the_results(tmp_path, monkeypatch
     assert settings["data"]["mean"] == [0.4914, 0.4822, 0.4465]
 
 
-def test_a_flat_folder_of_images_trains_and_is_measured(tmp_path):
+def test_a_flat_folder_of_images_trains_and_is_measured(tmp_path, caplog):
     folder = tmp_path / "photos"
     folder.mkdir()
     for number, image in enumerate(image_arrays(0, num_examples=120)[0]):
@@ -345,7 +345,9 @@ def test_a_flat_folder_of_images_trains_and_is_measured(tmp_path):
     config = image_config(tmp_path / "sets", changes)
     workdir = tmp_path / "run"
     train.run(config, workdir)
-    results = evaluate.run(config, workdir)
+    with caplog.at_level("INFO", logger="invariance_jax"):
+        results = evaluate.run(config, workdir)
+    assert "the data set has no labels: downstream, averaging left out" in caplog.text
     assert results["settings"]["experiments"] == ("invariance",)
     names = {f"variance.{name}" for name in ("within", "total", "normalized")}
     assert {*results["summary"]} == names | {"loss.final", "penalty.final"}

@@ -78,6 +78,16 @@ def test_what_does_not_fit_the_set_is_refused(key, value, expected):
     assert str(caught.value) == f"{key} is {value!r}; expected {expected}."
 
 
+def test_all_that_does_not_fit_the_set_is_said_at_once():
+    changes = {"data.validation_examples": 300, "batch_size": 400}
+    with pytest.raises(ValueError) as caught:
+        settings(changes | {"evaluation.neighbors": (500,), "data.channels": 3})
+    keys = [line.split()[0] for line in str(caught.value).split("\n")]
+    split = ["data.validation_examples", "data.channels"]
+    assert keys == [*split, "evaluation.neighbors", "batch_size"]
+    assert str(caught.value).endswith("at most 300 examples.")  # more are never there
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [

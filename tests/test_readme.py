@@ -81,6 +81,13 @@ def test_a_claim_holds_where_its_interval_has_its_sign(low, high, sign, verdict)
     assert page.change(row, None, sign)[0].startswith("-20.0 points")
 
 
+def test_no_change_is_below_minus_100_percent():
+    row = {"difference": "0.30", "low": "-0.20", "high": "0.80"}
+    assert page.change(row, 0.2, "-")[0] == "+150 % (-100 % to +400 %)"
+    expected = "+0.30 (-0.20 to +0.80) from 0.15", "not significant"
+    assert page.change(row, 0.15, "-") == expected
+
+
 def anchors(text):
     heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}

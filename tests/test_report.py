@@ -167,6 +167,7 @@ def test_classification_shows_class_names_and_cifar_numbers(images):
     legend = {"crop and flip only", "plain images", "paper, penalty"}
     assert legend <= said(shown[AVERAGING])
     shares = page.find("run", "share of labels", "M")
+    assert "no crop, flip or grayscale" in page.text  # also of the fixed head
     first = ["paper, penalty", "share 1 of 8 (about 0.05)", "plain images", "0.9120"]
     assert first in [row[:4] for row in shares]
     assert "to the right of its plain image" in page.text
@@ -216,8 +217,22 @@ def test_shift_is_shown_beside_the_paper_with_units(single):
     shown = said(figures(single)["Quality under another distribution of the nuisance"])
     expected = {"M = 1", "M = 8", "refitted head", "fixed head", "paper, penalty"}
     expected |= {"shift of h (hole) (plane units)", "width factor of h (hole)"}
-    assert expected | {"training distribution"} <= shown
+    assert expected | {"value in training"} <= shown
     assert "constant predictor" not in shown  # far above
+
+
+def test_only_runs_with_a_shift_say_where_training_was(tmp_path):
+    """The strength of a Spirograph run has no meaning."""
+    kept, config = ("shift",), {"augmentation.strength": 1.0}
+    first = write_run(tmp_path / "a", experiments=(), config=config, drawn=False)
+    paths = [first, *(tmp_path / name for name in "bc")]
+    for path, strength in zip(paths[1:], (0.5, 0.25), strict=True):
+        config = {"augmentation.strength": strength}
+        write_run(path, kind="images", experiments=kept, config=config, drawn=False)
+    title = "Quality under another distribution of the nuisance"
+    for count, is_marked in ((2, True), (3, False)):
+        shown = figures(report.run(paths[:count], tmp_path / "out"))
+        assert ("value in training" in said(shown[title])) == is_marked
 
 
 def test_ratios_of_two_experiments_have_a_label_that_is_true_of_both(single):
@@ -240,6 +255,23 @@ def test_intervals_are_corrected_for_the_number_of_runs():
     np.testing.assert_allclose(found["high"] - found["mean"], expected)
     np.testing.assert_allclose(found["mean"] - found["low"], expected)
     assert [*(found["low"] * found["high"] > 0)] == [True, False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "correction"),
+    [((1, 3), ""), ((3, 3), "corrected for up to 2 runs (Holm)"), ((1, 1), "")],
+)
+def test_a_correction_is_named_only_where_intervals_are_corrected(
+    tmp_path, seeds, correction
+):
+    """A single pair has no interval; nothing is corrected for its run."""
+    paths = [write_run(tmp_path / "first", seeds=3, drawn=False)]
+    for number, n in enumerate(seeds):
+        paths.append(write_run(tmp_path / f"{number}", seeds=n, drawn=False))
+    page = Page(report.run(paths, tmp_path / "out")).text
+    for text in (page, report.comparison_text(paths)):
+        assert ("(Holm)" in text) == bool(correction) and correction in text
+    assert ("Bars: 95 % intervals" in page) == (3 in seeds)
 
 
 def test_comparison_has_main_numbers_and_paired_differences(several):
@@ -288,6 +320,21 @@ def test_runs_on_different_splits_are_told_apart(tmp_path):
     assert "different splits, not to be compared: one test, other validation" in text
 
 
+@pytest.mark.parametrize("other", ["data", "split"])
+def test_runs_of_other_data_or_another_split_are_not_paired(tmp_path, other):
+    paths = [write_run(tmp_path / name, seeds=2, drawn=False) for name in "ab"]
+    if other == "data":
+        paths[1] = write_run(tmp_path / "b", kind="images", seeds=2, drawn=False)
+    else:
+        change(paths[1] / "results.json", lambda r: r["settings"].update(split="train"))
+    text = report.comparison_text(paths)
+    assert "95 % interval" not in text
+    assert text.endswith(" without a pair (other seeds, data set or split): b.")
+    assert "differences.png" not in {
+        path.name for path in report.run(paths, tmp_path / "out").parent.rglob("*.png")
+    }
+
+
 def test_words_say_what_averaging_did_to_an_accuracy():
     rows = [("plain", 0.7), (1, 0.5), (8, 0.75)]
     table = pd.DataFrame(
@@ -310,12 +357,17 @@ def test_terminal_shows_the_main_numbers_and_a_comparison_by_labels(tmp_path):
     first = "MSE, one view                (2.00 ± 0.12)e-3  (3 seeds, test split)"
     assert lines[0] == first and len(lines) == 4
     assert lines[3] == "Averaging 8 views divides the error of one view by 8."
+    results["rows"].append(results["rows"][0] | {"metric": "penalty.final", "at": {}})
+    assert "--config.penalty.weight=0" in report.table(results)
+    assert report.table(results, of_sweep=True).split("\n") == lines
     variants = {path.name: {"label": f"variant {path.name[-1]}"} for path in paths}
     (tmp_path / "sweep.json").write_text(json.dumps({"variants": variants}))
     text = report.comparison_text(paths).split("\n")
     assert text[2].split()[:3] == ["variant", "2", "3"]
     assert "(4.00 ± 0.23)e-3" in text[2]
     assert text[-1].startswith("Run minus variant 1")
+    note = next(line for line in text if line.startswith("Mean ± standard error over"))
+    assert "Paper: Foster et al. (2021), ResNet-18, 50 epochs" in note
 
 
 def drawn(spec, table, names):
@@ -338,6 +390,48 @@ def test_axes_are_logarithmic_where_finite_numbers_span_them(values, texts):
     table = pd.DataFrame({"run": "r", "metric": "mse", "mean": values})
     table = table.assign(target=np.nan, standard_error=np.nan, x=range(len(values)))
     assert texts <= drawn(sections.Spec("x", "", "", "x"), table, ["r"])
+
+
+def test_only_panels_of_the_same_metric_share_its_limits():
+    values = {"mse": [0.001, 0.3], "accuracy": [0.5, 0.52]}
+    table = pd.DataFrame(values).melt(var_name="metric", value_name="mean")
+    table = table.assign(run="r", target=np.nan, standard_error=np.nan, x=[0, 1] * 2)
+    spec = sections.Spec("x", "", "", "x", share=True)
+    assert {"0.001", "0.500", "0.520", "accuracy"} <= drawn(spec, table, ["r"])
+
+
+@pytest.mark.parametrize(
+    ("experiment", "legend"),
+    [
+        ("averaging", {"encoder", "raw pixels"}),
+        ("nuisance_prediction", {"linear", "nonlinear"}),
+        ("linearization", {"ratio", "median ratio"}),
+        ("own", {"none", "a"}),
+    ],
+)
+def test_curves_of_one_run_are_named_by_words_and_not_by_its_folder(
+    tmp_path, experiment, legend
+):
+    more = {
+        "averaging": [
+            ("accuracy", {"views": m, **at}, 0.8 + m / 90)
+            for m in (1, 8)
+            for at in ({}, {"encoder": "pixels"})
+        ],
+        "nuisance_prediction": [
+            ("r2", {"parameter": "b", **at}, 0.5) for at in ({}, {"probe": "nonlinear"})
+        ],
+        "linearization": [
+            (metric, {"step": step, "parameters": "all"}, 1 + step)
+            for metric in ("relative_error", "ratio", "median_ratio", "cosine")
+            for step in (0.1, 1.0)
+        ],
+        "own": [("m", {"n": n, **at}, n) for n in (1, 2) for at in ({}, {"in": "a"})],
+    }
+    run = write_run(tmp_path / "folder", bare=True, more={experiment: more[experiment]})
+    shown = figures(report.run([run], tmp_path / "out"))
+    texts = set[str]().union(*map(said, shown.values()))
+    assert legend <= texts and "folder" not in texts
 
 
 def test_the_paper_has_ticks_beyond_ours_and_none_between():
@@ -420,6 +514,15 @@ def test_the_paper_is_comparable_only_on_its_images_and_targets(
     (run,) = read.read_runs([write_run(tmp_path / "run", bare=True)])
     assert paper.data_of(run._replace(config={**run.config, key: same})) == "spirograph"
     assert not len(paper.rows([run._replace(config={**run.config, key: other})]))
+
+
+def test_the_papers_network_is_that_of_its_own_numbers():
+    """Also beside a classification run of ours."""
+    runs = ["ours", "paper, penalty"]
+    shown = pd.DataFrame({"run": runs, "metric": ["accuracy", "mse"]})
+    assert "ResNet-18, 50 epochs" in paper.note(shown)
+    assert "ResNet-50, 1000 epochs" in paper.note(shown.assign(metric="accuracy"))
+    assert paper.note(shown[:1]) == ""
 
 
 def test_papers_numbers_are_the_published_ones(tmp_path):

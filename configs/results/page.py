@@ -86,19 +86,24 @@ def _claims(index: dict[str, Any]) -> str:
 def change(row: Row, base: float | None, sign: str) -> tuple[str, str]:
     """Returns the text of a difference, and whether it has the claimed sign.
 
-    The text is in percent of `base`, or in percentage points if `base` is None.
+    The text is in percent of `base`, or in percentage points if `base` is None. If the
+    interval reaches below -100 %, it is in the metric's own unit, followed by `base`.
     """
-    numbers = [float(row[name]) for name in ("difference", "low", "high") if row[name]]
-    text, *ends = (
-        f"{100 * x:+.1f} points" if base is None else f"{round(100 * x / base):+d} %"
-        for x in numbers
-    )
+    texts = [row[name] for name in ("difference", "low", "high") if row[name]]
+    numbers, unit = [*map(float, texts)], ""
+    if base is None:
+        text, *ends = (f"{100 * x:+.1f} points" for x in numbers)
+    elif min(numbers) < -base:
+        text, *ends = (f"{Decimal(x):+f}" for x in texts)
+        unit = f" from {base:g}"
+    else:
+        text, *ends = (f"{round(100 * x / base):+d} %" for x in numbers)
     if not ends:
         return text, "one seed"
     _, low, high = numbers
     verdict = "holds" if (low > 0) == (sign == "+") else "the opposite"
     verdict = verdict if low * high > 0 else "not significant"
-    return f"{text} ({' to '.join(ends)})", verdict
+    return f"{text} ({' to '.join(ends)}){unit}", verdict
 
 
 def _section(section: dict[str, Any]) -> str:

@@ -1,8 +1,7 @@
 """Shift: the downstream tasks under another distribution of the nuisance.
 
 Foster, Pukdee, Rainforth (ICLR 2021), section 5, refit the head on shifted views.
-Added here is the harder test: a head that was fitted on views of the training
-distribution.
+Added here is the harder test: a head that was fitted on unshifted views.
 """
 
 import functools
@@ -114,7 +113,7 @@ def shifted_features(
 def _unshifted(
     context: Context, features: Features, num_views: tuple[int, ...]
 ) -> list[Scored]:
-    """Returns the scored probes on views of the training distribution, for each M."""
+    """Returns the scored probes on unshifted views, for each M."""
     if context.task.shiftable() is context.parts.transformation:
         return [context.scored(context.num_views.index(m)) for m in num_views]
     strength = unshifted_values(context.settings)["strength"]

@@ -39,11 +39,14 @@ def run(
     return assemble.write(workdirs, out)
 
 
-def table(results: Json) -> str:
-    """Returns a text with the main numbers of a `results.json` and their meaning."""
+def table(results: Json, *, of_sweep: bool = False) -> str:
+    """Returns a text with the main numbers of a `results.json` and their meaning.
+
+    A run that is not part of a sweep is told how to see the effect of its penalty.
+    """
     from invariance_jax.report import compare, read
 
-    return compare.terminal_text(read.check_results(results))
+    return compare.terminal_text(read.check_results(results), of_sweep=of_sweep)
 
 
 def comparison_text(workdirs: Sequence[str | os.PathLike[str]]) -> str:

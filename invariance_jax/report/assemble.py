@@ -100,11 +100,10 @@ class _Report:
         self.words, table = self.comparison.words, self.comparison.table
         # The paper's runs of single weights are shown beside the main numbers only.
         self.table = table[~table["run"].astype(str).str.startswith("paper, weight")]
-        training = [unshifted_values(read_config(run.path)) for run in runs]
-        shared = dict(set.intersection(*({*values.items()} for values in training)))
+        training = {run.name: unshifted_values(read_config(run.path)) for run in runs}
         constant = select(table, {"metric": "mse.constant"})["mean"].mean()
         names = [run.name for run in runs]
-        self.shown = Shown(self.table, names, self.words, shared, constant)
+        self.shown = Shown(self.table, names, self.words, training, constant)
 
     def parts(self) -> tuple[list[Part], list[Group]]:
         """Returns the first screen and the sections."""
@@ -144,7 +143,7 @@ class _Report:
         spec = Spec(
             "differences",
             f"Paired differences to {self.comparison.first}",
-            "Differences over pairs with the same seed; the line marks no difference.",
+            f"{self.comparison.differences().note} The line marks no difference.",
             "run",
             metrics=tuple((metric,) for metric in dict.fromkeys(pairs["metric"])),
             dots=True,

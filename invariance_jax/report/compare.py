@@ -83,8 +83,11 @@ def headlines(table: pd.DataFrame, settings: Json) -> list[Headline]:
     return cards
 
 
-def in_words(table: pd.DataFrame) -> list[str]:
-    """Returns sentences on the effect of averaging and on that of the penalty."""
+def in_words(table: pd.DataFrame, *, of_sweep: bool = False) -> list[str]:
+    """Returns sentences on the effect of averaging and on that of the penalty.
+
+    A sweep compares its runs itself, so a run of it gets no advice to compare.
+    """
     main, lines = _main(table), []
     ends = places(table)[:2]
     if [metric for metric, _ in ends] in (["accuracy"] * 2, ["mse"] * 2):
@@ -99,7 +102,8 @@ def in_words(table: pd.DataFrame) -> list[str]:
         elif metric == "mse" and averaged > 0:
             factor = f"{single / averaged:.2g}"
             lines.append(f"{start} divides the error of {images} by {factor}.")
-    if (select(main, {"metric": "penalty.final"})["mean"] > 0).any():
+    penalty = select(main, {"metric": "penalty.final"})["mean"]
+    if (penalty > 0).any() and not of_sweep:
         lines.append(
             "To see the effect of the penalty, compare with a run of "
             "--config.penalty.weight=0 (--mode=report)."
@@ -112,7 +116,7 @@ def over(n: int, split: str) -> str:
     return f"{n} seeds, {split} split" if n > 1 else f"one seed, {split} split"
 
 
-def terminal_text(results: Json) -> str:
+def terminal_text(results: Json, *, of_sweep: bool = False) -> str:
     """Returns the main numbers of a checked `results.json`, one per line."""
     settings = results["settings"]
     table = aggregate.over_seeds(aggregate.long_table([results["rows"]]))
@@ -121,19 +125,22 @@ def terminal_text(results: Json) -> str:
     lines = [f"{card.title:<{width}}  {card.number}" for card in cards]
     seeds = over(len(results["seeds"]), settings["split"])
     lines[:1] = [f"{line}  ({seeds})" for line in lines[:1]]
-    return "\n".join([*lines, *in_words(table)]) or "no results"
+    return "\n".join([*lines, *in_words(table, of_sweep=of_sweep)]) or "no results"
 
 
 class Comparison:
     """A comparison of several runs: each other run is compared to the first."""
 
     def __init__(self, runs: Sequence[Run]):
-        """Aggregates the runs and pairs them by seed."""
+        """Aggregates the runs; pairs by seed those of the first's data and split."""
         rows = aggregate.long_table([run.rows for run in runs])
         ours = aggregate.over_seeds(rows)
         self.table = pd.concat([ours, paper.rows(runs)], ignore_index=True)
         self.runs, self.first, self.words = runs, runs[0].name, Words(runs)
-        self.pairs = aggregate.holm(aggregate.paired(rows, self.first))
+        data = {run.name: (run.config["data.name"], run.split) for run in runs}
+        alike = [name for name in data if data[name] == data[self.first]]
+        pairs = aggregate.paired(rows[rows["run"].isin(alike)], self.first)
+        self.pairs = aggregate.holm(pairs)
         by_run = [places(ours[ours["run"] == run.name]) for run in runs]
         self._places = list(dict.fromkeys(itertools.chain(*by_run)))
         self.main_pairs = main_numbers(self.pairs, self._places)
@@ -163,11 +170,14 @@ class Comparison:
             "pairs": pairs["n"],
         }
         note = f"Run minus {self.first}, over pairs with the same seed."
-        if (compared := pairs["run"].nunique()) > 1:
-            note += f" Intervals are corrected for {compared} runs (Holm)."
+        # `holm` corrects only for the runs that have an interval of the same number.
+        counts = pairs["metric"][pairs["low"].notna()].value_counts()
+        if (most := max(counts, default=0)) > 1:
+            note += f" Intervals are corrected for up to {most} runs (Holm)."
         unpaired = sorted({run.name for run in self.runs[1:]} - {*pairs["run"]})
         if unpaired:
-            note += f" Runs without a pair: {', '.join(unpaired)}."
+            why = "other seeds, data set or split"
+            note += f" Runs without a pair ({why}): {', '.join(unpaired)}."
         frame, source = pd.DataFrame(texts), tables.tidy(self.pairs)
         table = tables.plain(frame, "differences", "Paired differences", note)
         return table._replace(source=source, words=2)
@@ -185,6 +195,6 @@ class Comparison:
 
     def text(self) -> str:
         """Returns the main numbers and their paired differences, for a terminal."""
-        differences = self.differences()
-        shown = [table for table in [*self.main(), differences] if len(table.texts)]
-        return "\n\n".join([*map(tables.as_text, shown), differences.note])
+        shown = [*self.main(), self.differences()]
+        texts = [(tables.as_text(t) if len(t.texts) else "", t.note) for t in shown]
+        return "\n\n".join(filter(None, itertools.chain(*texts)))

@@ -32,7 +32,7 @@ class Shown(NamedTuple):
     table: pd.DataFrame  # aggregated rows, also those of the paper
     names: list[str]  # of the runs, without the paper's
     words: Words
-    training: Mapping[str, float]  # how -> the shift at the training distribution
+    training: Mapping[str, Mapping[str, float]]  # run -> kind of shift -> its value
     constant: float  # the MSE of a constant predictor; NaN if there is none
 
 
@@ -49,11 +49,10 @@ def figure(spec: Spec, shown: Shown) -> list[Picture]:
         return []
     rows = pd.concat([panel.rows for panel in panels])
     texts = [spec.caption, paper.note(rows, brief=True)]
-    if "low" in rows:
-        bars = "95 % intervals of Student's t, corrected for the number of runs (Holm)"
+    if rows[~of_paper(rows)]["standard_error"].notna().any():
+        intervals = "95 % intervals of Student's t"
+        bars = intervals if "low" in rows else "standard error over seeds"
         texts.insert(1, f"Bars: {bars}.")
-    elif rows[~of_paper(rows)]["standard_error"].notna().any():
-        texts.insert(1, "Bars: standard error over seeds.")
     drawn = _draw(spec, panels, shown)
     return style.picture(spec.name, spec.title, " ".join(filter(None, texts)), drawn)
 
@@ -88,14 +87,17 @@ def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
         height = 0.8 + len(names) * (0.1 + 0.17 * min(len(shown.names), 4))
     width = style.NARROW if columns == 1 else style.WIDTH / columns
     figure, grid = style.subplots(
-        len(panels), columns, (width, height), sharey=spec.share or spec.dots
+        len(panels), columns, (width, height), sharey=spec.dots
     )
+    if spec.share:
+        _share(grid, panels)
     entries: dict[str, Style] = {}
     looks: dict[str, int] = {}
     for axes, panel in zip(grid, panels, strict=True):
         curves = [*_curves(spec, panel, shown, looks)]
         for number, (name, look, rows) in enumerate(curves):
-            entries[name] = look
+            if name:
+                entries[name] = look
             if spec.dots:
                 place = 0.75 * (0.5 - (number + 0.5) / len(curves)) * (spec.x != "run")
                 at = place - rows[spec.x].map(names.index).astype(float)
@@ -113,15 +115,32 @@ def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
     for axes in grid:
         if axes.get_yscale() == "log":
             style.label_logs(axes.yaxis)
-    if len(entries) > 1 and spec.x != "run":
+    if entries and spec.x != "run":
         style.add_legend(figure, entries)
     return figure
+
+
+def _share(grid: Sequence[Axes], panels: Sequence[_Panel]) -> None:
+    """Lets panels of the same metrics share their limits; a row labels them once."""
+    firsts: dict[tuple[str, ...], Axes] = {}
+    for number, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
+        first = firsts.setdefault(panel.metrics, axes)
+        if axes is not first:
+            axes.sharey(first)
+        place = axes.get_subplotspec()
+        is_left = place is None or place.is_first_col()
+        if not is_left and panels[number - 1].metrics == panel.metrics:
+            axes.yaxis.label.set_visible(False)
+            axes.tick_params(axis="y", labelleft=False)
 
 
 def _curves(
     spec: Spec, panel: _Panel, shown: Shown, looks: dict[str, int]
 ) -> Iterator[tuple[str, Style, pd.DataFrame]]:
-    """Yields name, style and points of each curve; a name has one style everywhere."""
+    """Yields name, style and points of each curve; a name has one style everywhere.
+
+    The only curve of a panel has no name if it has no coordinates.
+    """
     keys = ["run", "metric", *(name for name in spec.curves if name in panel.rows)]
     groups = panel.rows.groupby(keys, dropna=False, sort=False)
     for key, rows in groups:
@@ -134,7 +153,8 @@ def _curves(
             continue
         look = looks.setdefault(text, len(looks))
         if len(shown.names) == 1:
-            yield text or run, style.line_style(look), rows
+            plain = spec.plain if len(groups) > 1 else ""
+            yield text or plain, style.line_style(look), rows
         else:
             name = ", ".join(filter(None, [run, text]))
             yield name, style.line_style(shown.names.index(run), look), rows
@@ -166,10 +186,12 @@ def _marks(axes: Axes, spec: Spec, panel: _Panel, shown: Shown) -> dict[str, Sty
     entries: dict[str, Style] = {}
     if spec.line is not None:
         (axes.axvline if spec.dots else axes.axhline)(spec.line, **_ACROSS, zorder=1)
-    training = shown.training.get(str(panel.at.get("how")))
-    if training is not None:
-        entries["training distribution"] = {**_ACROSS, "linestyle": (0, (1, 2))}
-        axes.axvline(training, **entries["training distribution"], zorder=1)
+    how = str(panel.at.get("how"))
+    training = [shown.training.get(run, {}) for run in panel.rows["run"]]
+    levels = {values[how] for values in training if how in values}
+    if len(levels) == 1:
+        entries["value in training"] = {**_ACROSS, "linestyle": (0, (1, 2))}
+        axes.axvline(*levels, **entries["value in training"], zorder=1)
     if (panel.rows[spec.x] == "plain").any():
         entries["plain images"] = {**_PLAIN, "color": style.TEXT}
     is_overall_mse = panel.metrics == ("mse",) and "target" in spec.where
@@ -188,10 +210,6 @@ def _finish(axes: Axes, spec: Spec, panel: _Panel, words: Words) -> None:
     others = {n: v for n, v in panel.at.items() if f"{{{n}}}" not in spec.label}
     axes.set_title(label(words.place(others)))
     axes.set_ylabel(label(words.axis(panel.metrics[0], panel.at.get("target"))))
-    place = axes.get_subplotspec()
-    axes.yaxis.label.set_visible(
-        not spec.share or (place is None or place.is_first_col())
-    )
     x, paper = pd.to_numeric(panel.rows[spec.x], errors="coerce"), of_paper(panel.rows)
     # The paper's points have ticks only beyond ours, so that ticks do not crowd.
     ticks = sorted({*x[~paper | (x > x[~paper].max())].dropna()})

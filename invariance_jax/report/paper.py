@@ -63,11 +63,12 @@ def _read() -> pd.DataFrame:
 
 def note(shown: pd.DataFrame, *, brief: bool = False) -> str:
     """Returns the note of a table or figure; empty without numbers of the paper."""
-    if not of_paper(shown).any():
+    shown = shown[of_paper(shown)]
+    if shown.empty:
         return ""
     images = shown["metric"].astype(str).str.contains("accuracy|cross").any()
     encoder = "ResNet-50, 1000 epochs" if images else "ResNet-18, 50 epochs"
-    source = f"Grey: Foster et al. (2021), {encoder}"
+    source = f"Paper: Foster et al. (2021), {encoder}"
     solved = "has converged" if images else "is solved exactly"
     details = (
         "3 seeds. Their standard errors have ddof 0; times 1.22 they are the usual "

@@ -23,10 +23,11 @@ class Spec(NamedTuple):
     where: Where = {"target": None}  # which rows are shown
     panels: tuple[str, ...] = ()  # coordinates with a panel for each value
     curves: tuple[str, ...] = ()  # coordinates with a curve for each value
+    plain: str = "this run"  # the word for a curve of one run without coordinates
     dots: bool = False  # whether to draw dots, with the values of x as rows
     log: bool = False  # whether x is logarithmic
     line: float | None = None  # a level of the metrics that a line marks
-    share: bool = False  # whether the panels share the limits of the metric
+    share: bool = False  # whether panels of the same metric share its limits
     columns: int = 3  # most panels side by side
 
 
@@ -51,6 +52,7 @@ AVERAGING = Spec(
     "views",
     _AVERAGED,
     curves=KINDS,
+    plain="encoder",
     log=True,
 )
 """The figure of the first screen."""
@@ -171,6 +173,7 @@ SECTIONS = {
                 "parameter",
                 metrics=(("r2",),),
                 curves=("probe",),
+                plain="linear",
                 dots=True,
                 line=0.0,
             ),
@@ -184,8 +187,9 @@ SECTIONS = {
             Spec(
                 "shift",
                 "Quality under another distribution of the nuisance",
-                "The refitted head is fitted on views of the shifted distribution, the "
-                "fixed head on views of the training distribution.",
+                "The refitted head is fitted on shifted views, the fixed head on views "
+                "at the value in training. Here all views of images have colour "
+                "jitter, and no crop, flip or grayscale.",
                 "shift",
                 "{how} of {parameter}",
                 panels=("views", "how", "parameter"),
@@ -227,5 +231,5 @@ def section_of(experiment: str, rows: pd.DataFrame) -> Section:
     label = x.replace("_", " ").replace("{", "{{").replace("}", "}}")
     metrics = tuple((name,) for name in dict.fromkeys(rows["metric"]))
     others = tuple(name for name in names if name != x)
-    spec = Spec(experiment, "", "", x, label, metrics, {}, curves=others)
+    spec = Spec(experiment, "", "", x, label, metrics, {}, curves=others, plain="none")
     return Section(title, "", (spec,))

@@ -77,14 +77,17 @@ def rows_of(values: Mapping[str, float], **at: Value | None) -> list[Row]:
     return rows
 
 
+def left_out(task: Task) -> list[str]:
+    """Returns the requested experiments that are not made, as there are no labels."""
+    names = [name for name in WITH_PROBE if is_asked(task.settings, name)]
+    return [] if task.metric else names
+
+
 def wanted(task: Task) -> tuple[str, ...]:
     """Returns the requested experiments; built-in ones with a probe need labels."""
-    settings = task.settings
-    built_in = [
-        name
-        for name in EXPERIMENTS
-        if is_asked(settings, name) and (task.metric or name not in WITH_PROBE)
-    ]
+    settings, skipped = task.settings, left_out(task)
+    asked = [name for name in EXPERIMENTS if is_asked(settings, name)]
+    built_in = [name for name in asked if name not in skipped]
     return (*built_in, *filter(plugins.is_own, settings.evaluation.experiments))
 
 

@@ -505,6 +505,8 @@ def _fill_in(settings: Settings, problems: _Problems) -> None:
         expected = f"less than the {count} training images of {section.name}"
         train = count - section.validation_examples
         require(train > 0, "data.validation_examples", expected)
+        # Then later checks allow what the largest training split allows.
+        train = train if train > 0 else count
         height, width, channels = description.image_shape
         size = section.store_size
         expected = f"an integer, as the images of {section.name} have several sizes"
@@ -519,10 +521,9 @@ def _fill_in(settings: Settings, problems: _Problems) -> None:
             elif name in ("num_classes", "source_size", "channels"):
                 expected = f"{value}, as in {section.name}, or None"
                 require(given == value, f"data.{name}", expected)
-            elif name.endswith("examples") and train > 0:
+            elif name.endswith("examples"):
                 expected = f"at most {value}, the number of images in {section.name}"
                 require(given <= value, f"data.{name}", expected)
-        problems.stop()
     assert section.source_size is not None
     section.image_size = section.image_size or min(section.source_size)
     if section.num_classes is not None:
