@@ -239,13 +239,15 @@ H, LABELS = jnp.zeros((4, 2)), jnp.zeros(4, int)
         ({"max_iterations": 0}, "max_iter.*found 0"),
         ({"l2": -1e-9}, "l2 must be 0 or more"),
         ({"l2": jnp.ones(3)}, "l2 must be a num"),
+        ({"labels": np.array([0, 1, 2, 2**32])}, "0 to 2 for 3 classes.* 0 to 4294967"),
     ],
     ids=str,
 )
-def test_logistic_refuses(changes, message):
+@pytest.mark.parametrize("function", [fit_logistic, fit_logistic_in_blocks])
+def test_logistic_refuses(function, changes, message):
     given = {"h": H, "labels": LABELS, "num_classes": CLASSES, "l2": 0.1, **changes}
     with pytest.raises(ValueError, match=message):
-        fit_logistic(given.pop("h"), given.pop("labels"), **given)
+        function(given.pop("h"), given.pop("labels"), **given)
 
 
 @pytest.mark.parametrize(

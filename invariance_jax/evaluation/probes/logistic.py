@@ -164,8 +164,7 @@ def fit_logistic_in_blocks(
       classes.
 
     Raises:
-      ValueError: if labels are not one integer from 0 to C - 1 per example, if
-        num_classes or block_size is too small, or if l2 is negative.
+      ValueError: as `fit_logistic`, or if block_size is too small.
 
     Gradients: none.
     Cost: `B D^2 + D^3` once and `B D C` per pass; memory for one block and a few arrays
@@ -173,11 +172,14 @@ def fit_logistic_in_blocks(
     """
     import scipy.optimize  # here, since most users of the probes do not need it
 
+    check_matrix("h", h, expected="[B, D], representations")
+    check_number("l2", l2, low=0)
     num_classes = check_integer("num_classes", num_classes, least=2)
     block_size = check_integer("block_size", block_size)
-    check_number("l2", l2, low=0)
-    classes = jnp.asarray(labels)
-    check_labels("labels", classes, num_examples=len(h), num_classes=num_classes)
+    max_iterations = check_integer("max_iterations", max_iterations)
+    check_labels("labels", labels, num_examples=len(h), num_classes=num_classes)
+    promote(h=h[:1])  # checks the dtype
+    classes = jnp.asarray(labels).astype(jnp.int32)
 
     mean = np.mean(h, axis=0, dtype=np.float64)
     mean_row = jnp.asarray(mean, jnp.float32)[None]
