@@ -22,7 +22,7 @@ from invariance_jax.arguments import (
 )
 from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot, predict
 from invariance_jax.evaluation.probes.metrics import cross_entropy
-from invariance_jax.numerics import safe_divide, safe_norm
+from invariance_jax.numerics import magnitude, safe_divide, safe_norm
 from invariance_jax.types import Array, PyTree
 
 _MEMORY = 20
@@ -183,11 +183,16 @@ def fit_logistic_in_blocks(
 
     mean = np.mean(h, axis=0, dtype=np.float64)
     mean_row = jnp.asarray(mean, jnp.float32)[None]
+    # A common scale, as in `_fit`: a power of two, by which division is exact.
+    ends = np.stack([np.max(h, axis=0) - mean, mean - np.min(h, axis=0)])
+    scale = max(float(magnitude(jnp.asarray(ends, jnp.float32))[0, 0]), 2.0**-50)
+    l2 = float(l2) / scale**2
 
     def blocks() -> Iterator[tuple[Array, Array]]:
         for start in range(0, len(h), block_size):
             block = slice(start, start + block_size)
-            yield jnp.asarray(h[block], jnp.float32) - mean_row, classes[block]
+            centred = jnp.asarray(h[block], jnp.float32) - mean_row
+            yield centred / scale, classes[block]
 
     gram = sum(np.asarray(_gram(x), np.float64) for x, _ in blocks()) / len(h)
     basis = np.asarray(_basis(jnp.asarray(gram, jnp.float32), 2 * num_classes * l2))
@@ -215,7 +220,7 @@ def fit_logistic_in_blocks(
         options={"maxiter": max_iterations, "maxcor": _MEMORY, "ftol": ftol, "gtol": 0},
     )
     point = minimum.x.reshape(-1, num_classes)
-    kernel = basis @ point[:-1]
+    kernel = basis @ point[:-1] / scale
     bias = point[-1] - mean @ kernel
     arrays = (_sum_to_zero(array) for array in (kernel, bias))
     return LinearProbe(*(jnp.asarray(array, jnp.float32) for array in arrays))
