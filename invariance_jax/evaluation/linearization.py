@@ -172,7 +172,7 @@ def total_effects(
     start, slope = jax.jvp(checked, (alpha,), (direction,))
     slopes = _squared_norm(slope)
     return TotalEffects(
-        bound=jnp.square(mask @ widths / np.pi) * slopes,
+        bound=jnp.square(jnp.sum(mask * widths[None], axis=1) / np.pi) * slopes,
         effect=_squared_norm(checked(alpha + step) - start) / 2,
         linear=_squared_norm(step) * slopes / 2,
     )
