@@ -72,6 +72,12 @@ def convolve(x: Array, kernel: Array, *, strides: int) -> Array:
             "and [size, size, C, D] of an odd size."
         )
     geometry = Geometry(x.shape[1:3], len(kernel), strides)
+    # Inside `jax.shard_map` both must vary along the same axes of the mesh.
+    varying = [jax.typeof(array).manual_axis_type.varying for array in (x, kernel)]
+    x, kernel = (
+        jax.lax.pcast(array, tuple(frozenset.union(*varying) - own), to="varying")
+        for array, own in zip((x, kernel), varying, strict=True)
+    )
     return _bind("output", {"image": x, "kernel": kernel}, geometry)
 
 
