@@ -19,7 +19,7 @@ import numpy as np
 from invariance_jax.types import Array
 
 
-def promote(**arrays: Array) -> list[Array]:
+def promote(**arrays: Array | np.ndarray) -> list[Array]:
     """Returns arrays in one dtype: float64 if any of them is float64, else float32.
 
     This avoids computation in half precision and integer overflow.
@@ -87,7 +87,11 @@ def _real_dtype(name: str, array: Array | np.ndarray) -> np.dtype:
 
 
 def check_shape(
-    name: str, array: Array, shape: tuple[int | None, ...], *, expected: str
+    name: str,
+    array: Array | np.ndarray,
+    shape: tuple[int | None, ...],
+    *,
+    expected: str,
 ) -> None:
     """Checks the shape of an array; None in `shape` allows any length."""
     chex.assert_shape(
@@ -193,13 +197,17 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {tuple(choices)}; found {value!r}.")
 
 
-def check_matrix(name: str, array: Array, *, expected: str) -> None:
+def check_matrix(name: str, array: Array | np.ndarray, *, expected: str) -> None:
     """Checks that an array is a matrix."""
     check_shape(name, array, (None, None), expected=expected)
 
 
 def check_labels(
-    name: str, labels: Array, *, num_examples: int, num_classes: int | None = None
+    name: str,
+    labels: Array | np.ndarray,
+    *,
+    num_examples: int,
+    num_classes: int | None = None,
 ) -> None:
     """Checks class labels: one integer per example, at least one example.
 

@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose
+from replicas import AXIS, devices
 
 from invariance_jax.models import parts
 from invariance_jax.models.convolution import Convolution, convolve
@@ -139,6 +142,27 @@ def test_some_examples_at_a_time_are_all_examples(name, x64, monkeypatch):
     monkeypatch.setattr(parts, "PART_BYTES", drawn[0].nbytes // len(drawn[0]))
     jax.clear_caches()
     assert_close(jax.jit(partial(derivatives, ours(name)))(*drawn), expected, 1e-12)
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+@pytest.mark.parametrize("name", ["winograd", "winograd, even", "strided points"])
+def test_the_kernel_may_be_shared_by_the_devices_of_a_mesh(
+    name, num_parts, x64, monkeypatch
+):
+    x, kernel, *_ = draw(name)
+    x = jnp.concatenate([x] * (-(-4 // len(x))))  # two or more images on each device
+    monkeypatch.setattr(parts, "PART_BYTES", x.nbytes // 2 // num_parts)
+    jax.clear_caches()
+
+    def gradients(x, kernel):
+        return jax.grad(lambda *both: jnp.sum(jnp.sin(ours(name)(*both))), (0, 1))(
+            x, kernel
+        )
+
+    mesh, one, shared = Mesh(np.array(devices(2)), AXIS), P(AXIS), P()
+    specs = {"in_specs": (one, shared), "out_specs": (one, shared)}
+    mapped = jax.jit(jax.shard_map(gradients, mesh=mesh, **specs))
+    assert_close(mapped(x, kernel), jax.jit(gradients)(x, kernel), 1e-11)
 
 
 def test_parts_divide_the_batch():

@@ -132,11 +132,13 @@ def test_shifts_scales_names_and_orders_change_the_probe_as_they_must(x64):
     assert_allclose(turned.kernel, plain.kernel, atol=1e-7)
 
 
-def test_tiny_and_huge_features_stay_in_the_float_range():
+@pytest.mark.parametrize("function", [fit_logistic, fit_logistic_in_blocks])
+def test_tiny_and_huge_features_stay_in_the_float_range(function):
     h, labels = make_data(TALL, np.float32)
-    plain = fit(h, labels, 0.0)
-    for power in (-60, 40):
-        scaled = fit(h * np.float32(2.0**power), labels, 0.0)
+    settings = {"num_classes": CLASSES, "l2": 0.0}
+    plain = function(h, labels, **settings)
+    for power in (-70, 40, 70):
+        scaled = function(h * np.float32(2.0**power), labels, **settings)
         atol = 2e-3 * np.max(np.abs(plain.kernel))
         assert_allclose(scaled.kernel * 2.0**power, plain.kernel, rtol=0, atol=atol)
 
@@ -229,13 +231,15 @@ H, LABELS = jnp.zeros((4, 2)), jnp.zeros(4, int)
         ({"max_iterations": 0}, "max_iter.*found 0"),
         ({"l2": -1e-9}, "l2 must be 0 or more"),
         ({"l2": jnp.ones(3)}, "l2 must be a num"),
+        ({"labels": np.array([0, 1, 2, 2**32])}, "0 to 2 for 3 classes.* 0 to 4294967"),
     ],
     ids=str,
 )
-def test_logistic_refuses(changes, message):
+@pytest.mark.parametrize("function", [fit_logistic, fit_logistic_in_blocks])
+def test_logistic_refuses(function, changes, message):
     given = {"h": H, "labels": LABELS, "num_classes": CLASSES, "l2": 0.1, **changes}
     with pytest.raises(ValueError, match=message):
-        fit_logistic(given.pop("h"), given.pop("labels"), **given)
+        function(given.pop("h"), given.pop("labels"), **given)
 
 
 @pytest.mark.parametrize(

@@ -334,6 +334,14 @@ def test_unknown_names_are_refused_with_the_closest_one(settings, message):
         create_encoder(**{"name": "mlp", **settings})
 
 
+@pytest.mark.parametrize("name", ["mlp", "resnet18", "vit_tiny"])
+@pytest.mark.parametrize("setting", ["width", "depth"])
+def test_a_size_of_0_is_not_the_default(name, setting):
+    if (name, setting) != ("resnet18", "depth"):
+        with pytest.raises(ValueError, match=f"{setting} must be .* found 0"):
+            create_encoder(name, **{setting: 0})
+
+
 RANK = r"images must be \[B, H, W, C\]; found"
 
 

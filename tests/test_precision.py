@@ -154,6 +154,13 @@ CASES = {
         )
         for unit in ("l2", "batch", "none")
     },
+    "losses.invariance_penalty redrawn": Case(
+        lambda alpha, other, weight: losses.invariance_penalty(
+            partial(represent, weight), alpha, alpha, alpha_redrawn=other
+        )[0],
+        ENDS,
+        ("weight",),
+    ),
     "evaluation.total_effects": Case(
         lambda alpha, other, weight: evaluation.total_effects(
             partial(represent, weight),

@@ -125,6 +125,12 @@ def test_tied_and_large_logits():
     assert cross_entropy(large, jnp.asarray([1, 1])) == 5e3
 
 
+@pytest.mark.parametrize("logits", [[[1, 2**32]], [[1.0, 1 + 1e-12]]])
+def test_logits_of_64_bits_are_compared_as_they_are(logits):
+    logits = np.array(logits)
+    assert [accuracy(logits, np.array([label])) for label in (1, 0)] == [1, 0]
+
+
 @pytest.mark.parametrize("metric", [accuracy, cross_entropy])
 def test_a_logit_that_is_not_a_number_is_not_hidden(metric):
     logits, labels = make_logits()

@@ -1,5 +1,7 @@
 """Total effects of single parameters and their bound by derivatives."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +56,11 @@ def test_interactions_count_as_in_a_monte_carlo_estimate(x64):
     first, _, third = np.random.default_rng(2).uniform(LOW, HIGH, (100_000, 3)).T
     expected = np.mean((first * third) ** 2) * 3.0**2 / 12
     assert_allclose(jnp.mean(found.effect), expected, rtol=0.03)
+
+
+def test_widths_are_not_rounded_in_a_product_of_matrices():
+    effects = partial(total_effects, waves)
+    assert "dot_general" not in str(jax.make_jaxpr(effects)(*problem(4)))
 
 
 def test_signs_turn_the_directions(x64):

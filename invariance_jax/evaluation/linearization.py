@@ -186,8 +186,9 @@ def total_effects(
     start, slope = jax.jvp(checked, (alpha,), (direction,))
     slopes, size = _squared_norm(slope), _squared_norm(start)
     true = _squared_norm(checked(alpha + step) - start)
+    width = jnp.sum(mask * widths[None], axis=1)
     return TotalEffects(
-        bound=above_rounding(jnp.square(mask @ widths / np.pi) * slopes, size),
+        bound=above_rounding(jnp.square(width / np.pi) * slopes, size),
         effect=above_rounding(true, size) / 2,
         linear=above_rounding(_squared_norm(step) * slopes, size) / 2,
     )

@@ -98,7 +98,11 @@ def invariance_penalty(
     """
     _check_ends(alpha, alpha_other)
     _check_settings(normalization, example_limit, limit_shape)
-    alpha, alpha_other = promote(alpha=alpha, alpha_other=alpha_other)
+    ends = {"alpha_other": alpha_other}
+    if alpha_redrawn is not None:
+        ends["alpha_redrawn"] = alpha_redrawn
+        check_same_shape(**ends)
+    alpha, alpha_other, *redrawn = promote(alpha=alpha, **ends)
     normalized = _normalized(represent, normalization, has_aux)
     if alpha_other.ndim == 2:
         r, change, (h, aux) = jax.jvp(
@@ -110,9 +114,8 @@ def invariance_penalty(
         change = jax.vmap(derivative)(alpha_other - alpha[None])
     relative = partial(_relative, normalization=normalization, axis_name=axis_name)
     squared = relative(change, h, signs=signs)
-    if alpha_redrawn is not None:
-        check_same_shape(alpha_other=alpha_other, alpha_redrawn=alpha_redrawn)
-        squared += relative(_full_change(normalized, r, alpha_redrawn), h)
+    for end in redrawn:
+        squared += relative(_full_change(normalized, r, end), h)
     penalty = jnp.mean(_limit(squared, example_limit, limit_shape), axis=0)
     return (penalty, h, aux) if has_aux else (penalty, h)
 

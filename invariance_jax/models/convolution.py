@@ -75,6 +75,12 @@ def convolve(x: Array, kernel: Array, *, strides: int) -> Array:
     # Read here: when the operation is lowered, `jax.default_matmul_precision` is over.
     precision = jax.default_matmul_precision.value
     geometry = Geometry(x.shape[1:3], len(kernel), strides, precision)
+    # Inside `jax.shard_map` both must vary along the same axes of the mesh.
+    varying = [jax.typeof(array).manual_axis_type.varying for array in (x, kernel)]
+    x, kernel = (
+        jax.lax.pcast(array, tuple(frozenset.union(*varying) - own), to="varying")
+        for array, own in zip((x, kernel), varying, strict=True)
+    )
     return _bind("output", {"image": x, "kernel": kernel}, geometry)
 
 

@@ -35,7 +35,7 @@ def sum_parts(function: Callable[[Array, Array], Array], x: Array, y: Array) -> 
 
     parts = _split(x, num_parts), _split(y, num_parts)
     shape = jax.eval_shape(lambda parts: function(parts[0][0], parts[1][0]), parts)
-    total, _ = jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), parts)
+    total, _ = jax.lax.scan(add, jnp.zeros_like(shape), parts)
     return total
 
 

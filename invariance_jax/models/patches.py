@@ -37,7 +37,7 @@ def image_gradient(
 
     def differentiate_part(cotangent: Array) -> Array:
         shape = (len(cotangent), *image, kernel.shape[2])
-        x = jax.ShapeDtypeStruct(shape, cotangent.dtype)
+        x = jax.typeof(cotangent).update(shape=shape)
         scatter = jax.linear_transpose(lambda x: _patches(x, len(kernel), strides), x)
         (gradient,) = scatter(cotangent @ matrix.T)
         return gradient

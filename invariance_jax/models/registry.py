@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from invariance_jax.arguments import check_integer
 from invariance_jax.models.mlp import MLP
 from invariance_jax.models.resnet import STEMS, WIDTH, ResNet
 from invariance_jax.models.vit import ViT
@@ -73,7 +74,8 @@ def create_encoder(
       `params` and, if it has BatchNorm, `batch_stats`.
 
     Raises:
-      ValueError: if the name, stem or precision is unknown.
+      ValueError: if the name, stem or precision is unknown, or the width or depth is
+        not a positive integer.
 
     Gradients: none; the module allows reverse over forward mode.
     """
@@ -82,7 +84,8 @@ def create_encoder(
     _check_choice("precision", precision, PRECISIONS)
     dtype = PRECISIONS[precision]
     if name in VITS:
-        width, depth = width or VITS[name], depth or 12
+        width = _or_default("width", width, VITS[name])
+        depth = _or_default("depth", depth, 12)
         return ViT(patch_size, width, depth, pool, rematerialize, dtype)
     common: dict[str, Any] = {
         "group_size": norm_group_size,
@@ -91,9 +94,14 @@ def create_encoder(
         "dtype": dtype,
     }
     if name == "mlp":
-        return MLP(width or 512, depth or 3, final, **common)
-    width = width or WIDTH
+        width, depth = _or_default("width", width, 512), _or_default("depth", depth, 3)
+        return MLP(width, depth, final, **common)
+    width = _or_default("width", width, WIDTH)
     return ResNet(*RESNETS[name], width, stem, rematerialize=rematerialize, **common)
+
+
+def _or_default(name: str, value: int | None, default: int) -> int:
+    return default if value is None else check_integer(name, value)
 
 
 def _check_choice(argument: str, value: str, choices: Iterable[str]) -> None:

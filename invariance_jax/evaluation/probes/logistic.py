@@ -22,7 +22,7 @@ from invariance_jax.arguments import (
 )
 from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot, predict
 from invariance_jax.evaluation.probes.metrics import cross_entropy
-from invariance_jax.numerics import safe_divide, safe_norm
+from invariance_jax.numerics import magnitude, safe_divide, safe_norm
 from invariance_jax.types import Array, PyTree
 
 _MEMORY = 20
@@ -164,8 +164,7 @@ def fit_logistic_in_blocks(
       classes.
 
     Raises:
-      ValueError: if labels are not one integer from 0 to C - 1 per example, if
-        num_classes or block_size is too small, or if l2 is negative.
+      ValueError: as `fit_logistic`, or if block_size is too small.
 
     Gradients: none.
     Cost: `B D^2 + D^3` once and `B D C` per pass; memory for one block and a few arrays
@@ -173,19 +172,27 @@ def fit_logistic_in_blocks(
     """
     import scipy.optimize  # here, since most users of the probes do not need it
 
+    check_matrix("h", h, expected="[B, D], representations")
+    check_number("l2", l2, low=0)
     num_classes = check_integer("num_classes", num_classes, least=2)
     block_size = check_integer("block_size", block_size)
-    check_number("l2", l2, low=0)
-    classes = jnp.asarray(labels)
-    check_labels("labels", classes, num_examples=len(h), num_classes=num_classes)
+    max_iterations = check_integer("max_iterations", max_iterations)
+    check_labels("labels", labels, num_examples=len(h), num_classes=num_classes)
+    promote(h=h[:1])  # checks the dtype
+    classes = jnp.asarray(labels).astype(jnp.int32)
 
     mean = np.mean(h, axis=0, dtype=np.float64)
     mean_row = jnp.asarray(mean, jnp.float32)[None]
+    # A common scale, as in `_fit`: a power of two, by which division is exact.
+    ends = np.stack([np.max(h, axis=0) - mean, mean - np.min(h, axis=0)])
+    scale = max(float(magnitude(jnp.asarray(ends, jnp.float32))[0, 0]), 2.0**-50)
+    l2 = float(l2) / scale**2
 
     def blocks() -> Iterator[tuple[Array, Array]]:
         for start in range(0, len(h), block_size):
             block = slice(start, start + block_size)
-            yield jnp.asarray(h[block], jnp.float32) - mean_row, classes[block]
+            centred = jnp.asarray(h[block], jnp.float32) - mean_row
+            yield centred / scale, classes[block]
 
     gram = sum(np.asarray(_gram(x), np.float64) for x, _ in blocks()) / len(h)
     basis = np.asarray(_basis(jnp.asarray(gram, jnp.float32), 2 * num_classes * l2))
@@ -213,7 +220,7 @@ def fit_logistic_in_blocks(
         options={"maxiter": max_iterations, "maxcor": _MEMORY, "ftol": ftol, "gtol": 0},
     )
     point = minimum.x.reshape(-1, num_classes)
-    kernel = basis @ point[:-1]
+    kernel = basis @ point[:-1] / scale
     bias = point[-1] - mean @ kernel
     arrays = (_sum_to_zero(array) for array in (kernel, bias))
     return LinearProbe(*(jnp.asarray(array, jnp.float32) for array in arrays))

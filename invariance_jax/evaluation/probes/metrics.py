@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from invariance_jax.arguments import check_labels, check_matrix, promote
 from invariance_jax.numerics import magnitude, safe_divide
@@ -79,8 +80,9 @@ def accuracy(logits: Array, labels: Array) -> Array:
     """
     _check_logits(logits, labels)
     (floating,) = promote(logits=logits)
-    # The logits are not promoted here: in float32, large integers would tie.
-    correct = jnp.argmax(logits, axis=1) == labels
+    # In the dtype as given: in float32, large integers and near float64 would tie.
+    argmax = jnp.argmax if isinstance(logits, jax.Array) else np.argmax
+    correct = argmax(logits, axis=1) == labels
     # argmax treats NaN as the largest: a probe that diverged must not seem correct.
     undefined = jnp.any(jnp.isnan(floating), axis=1)
     return jnp.mean(jnp.where(undefined, jnp.nan, correct.astype(floating.dtype)))
