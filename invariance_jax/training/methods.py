@@ -62,7 +62,7 @@ class Method(NamedTuple):
     Attributes:
       heads: flax module, `heads.apply(variables, h [B, D], train=bool)` -> outputs, a
         pytree of `[B, ...]`; the projection z is its only array, or its entry "z".
-      loss: see `Loss`.
+      loss: see `Loss`; None if there is `joint`.
       momentum: of the target network, step -> m in `target <- m target + (1 - m)
         parameters` after each step; None: there is no target network.
       memory: a pytree of arrays that the method keeps from step to step, such as a
@@ -77,7 +77,7 @@ class Method(NamedTuple):
     """
 
     heads: nn.Module
-    loss: Loss
+    loss: Loss | None
     momentum: optax.Schedule | None = None
     memory: PyTree = ()
     update: Callable[[PyTree, PyTree], PyTree] | None = None
