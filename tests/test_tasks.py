@@ -235,7 +235,12 @@ def module(monkeypatch):
         mixed = lambda x, view: own.apply(x[::-1], view)  # noqa: E731
         return dataclasses.replace(own, apply=mixed)
 
-    found.coupled = coupled
+    def of_sizes(data):
+        own = brighten(data, most=2.0)
+        sample_for = lambda key, count, *, second, sizes: sizes["height"]  # noqa: E731
+        return dataclasses.replace(own, sample_for=sample_for)
+
+    found.coupled, found.of_sizes = coupled, of_sizes
     monkeypatch.setitem(sys.modules, "mine", found)
 
 
@@ -261,6 +266,7 @@ def test_an_own_augmentation_makes_the_views(data_dir, module, normalizes):
     [
         ("nothing", {}, "returned None; expected an invariance_jax.transforms"),
         ("coupled", {}, "transformation check: .*independent"),
+        ("of_sizes", {}, "sample_for with second=True must compile: TypeError"),
         ("brighten", {}, "cannot be called"),
         ("absent", {}, "mine has no absent"),
     ],
