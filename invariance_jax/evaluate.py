@@ -120,7 +120,12 @@ def load(
 ) -> tuple[Callable[[Array], Array], Config]:
     """Returns the encoder and configuration of a run, see `invariance_jax.load`."""
     parts, config, variables = load_parts(workdir, step=step)
-    plain = parts.transformation.plain
+    plain, views = parts.transformation.plain, parts.settings.augmentation.name
+    if plain is None and plugins.is_own(views):
+        raise ValueError(
+            f"augmentation.name is {views!r}, whose Transformation has no plain; "
+            "expected one, as it normalizes the images for the encoder."
+        )
 
     def encode(images: Array) -> Array:
         images = images if plain is None else plain(images)
