@@ -623,7 +623,7 @@ def test_principal_components_are_those_of_the_covariance():
         {"mse": 1.0},
         ExperimentResult([("mse", 1.0)]),
         ExperimentResult([Row("", 1.0)]),
-        ExperimentResult([Row("mse", "large")]),
+        *(ExperimentResult([Row("mse", x)]) for x in ("large", "3.5", None, 1j)),
         ExperimentResult([Row("mse", np.zeros(2))]),
         ExperimentResult([Row("mse", 1.0, {"views": (1, 2)})]),
         ExperimentResult([Row("mse", 1.0, {1: "views"})]),
