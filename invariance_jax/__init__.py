@@ -70,7 +70,8 @@ def load(
 
     Raises:
       ValueError: if workdir holds no run, several seeds or no checkpoint of that step,
-        or the run was written by a newer version.
+        the run was written by a newer version, or your own augmentation has no `plain`,
+        which normalizes the images.
     """
     # Imported here so that `import invariance_jax` stays quick.
     from invariance_jax import evaluate

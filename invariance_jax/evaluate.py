@@ -124,13 +124,15 @@ def load(
 ) -> tuple[Callable[[Array], Array], Config]:
     """Returns the encoder and configuration of a run, see `invariance_jax.load`."""
     parts, config, variables = load_parts(workdir, step=step)
-    plain = parts.transformation.plain
-    # Those for a user's own augmentation without `plain` may have any range.
-    are_shares = plain is not None or not plugins.is_own(config.augmentation.name)
+    plain, views = parts.transformation.plain, parts.settings.augmentation.name
+    if plain is None and plugins.is_own(views):
+        raise ValueError(
+            f"augmentation.name is {views!r}, whose Transformation has no plain; "
+            "expected one, as it normalizes the images for the encoder."
+        )
 
     def encode(images: Array) -> Array:
-        if are_shares:
-            _check_values(images)
+        _check_values(images)
         images = promote_images(images) if plain is None else plain(images)
         return apply(parts.encoder, variables, images)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax.experiments import ExperimentResult, Row
+from invariance_jax.models import BatchNorm
 from invariance_jax.numerics import l2_normalize
 from invariance_jax.training.methods import Method
 from invariance_jax.transforms import Transformation, View
@@ -113,6 +114,52 @@ def endless(*, axis_name=None):
     return Endless()
 
 
+class Counting(nn.Module):
+    """An encoder without parameters, whose statistics are the number of its calls."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        count = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
+        if train:
+            count.value += 1
+        return images.reshape(len(images), -1)
+
+
+def counting(*, axis_name=None):
+    return Counting()
+
+
+class Changing(nn.Module):
+    """What differs in training: the features, or a variable of another kind."""
+
+    collection: str = ""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        if self.collection:
+            new = self.variable(self.collection, "new", lambda: 0.0)
+            if train:
+                new.value = 0
+        return images.reshape(len(images), -1)[:, : -1 if train else None]
+
+
+def changing(*, axis_name=None, collection=""):
+    return Changing(collection)
+
+
+class Grouped(nn.Module):
+    """An encoder that normalizes groups of 8 images, and needs so many in training."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        norm = BatchNorm(group_size=8)
+        return norm(images.reshape(len(images), -1), train=train)
+
+
+def grouped(*, axis_name=None):
+    return Grouped()
+
+
 def broken(*, axis_name=None):
     raise RuntimeError("out of ideas")
 
@@ -147,6 +194,16 @@ def brighten(data, *, most, normalizes=True, has_plain=True):
         lambda x, view: show(x, view.alpha[:, :, None, None]),
         (lambda x: show(x, 1)) if has_plain else None,
     )
+
+
+def of_sizes(data):
+    """Views drawn by the sizes of the images, of which none are known."""
+    own = brighten(data, most=2.0)
+
+    def sample(key, count, *, second, sizes):
+        return sizes["height"]
+
+    return dataclasses.replace(own, sample_for=sample)
 
 
 def dataless(*, most):

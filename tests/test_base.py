@@ -91,6 +91,15 @@ def with_view(change):
     return replace(GOOD, sample=lambda *args: change(sample(*args)))
 
 
+def with_views(change):
+    """GOOD with a sampler whose views depend on their number."""
+
+    def sample_for(key, batch_size, *, second, sizes):
+        return change(sample(key, batch_size), second)
+
+    return replace(GOOD, sample_for=sample_for)
+
+
 def with_images(change):
     """GOOD with changed images."""
     return replace(GOOD, apply=lambda x, view: change(apply(x, view)))
@@ -187,9 +196,9 @@ IMAGES = r"apply must return \[4, H, W, 3\]; found "
 WITHIN = "sample must draw alpha within bounds"
 DIFFERENT = "sample must draw different alpha for different keys"
 INDEPENDENT = "must treat examples independently"
-BOUNDS = r"bounds must be \[1, 2\], a row per name; found "
+BOUNDS = r"bounds must be an array \[1, 2\], a row per name; found "
 ORDERED = "bounds must be finite and ordered"
-COMPILE = "must compile: Attempted boolean conversion"
+COMPILE = "must compile: TracerBoolConversionError: Attempted boolean conversion"
 FLOAT32 = "must return images in float32; found "
 COLUMNS = "apply must use only columns of alpha in names: .* index"
 
@@ -201,6 +210,7 @@ BROKEN = {
     ),
     "a row of bounds too many": (with_bounds(np.zeros((2, 2))), BOUNDS + r"\(2, 2\)"),
     "bounds without a lower end": (with_bounds(np.zeros(1)), BOUNDS + r"\(1,\)"),
+    "bounds in a list": (replace(GOOD, bounds=[[0.5, 1.5]]), BOUNDS + "list"),
     "reversed bounds": (with_bounds([[1.5, 0.5]]), ORDERED),
     "bounds without an end": (with_bounds([[0.5, np.inf]]), ORDERED),
     "narrower bounds": (with_bounds([[0.9, 1.1]]), WITHIN),
@@ -234,9 +244,25 @@ BROKEN = {
         with_both(lambda i, alpha: i if alpha.sum() > 0 else i),
         "apply " + COMPILE,
     ),
+    "apply that raises": (
+        with_images(lambda i: {}["noise"]),
+        "apply must compile: KeyError: 'noise'",
+    ),
+    "alpha in a list": (
+        with_alpha(lambda alpha: [alpha]),
+        r"sample must return alpha \[4, 1\]; found list",
+    ),
+    "wide second views": (
+        with_views(lambda view, second: view._replace(alpha=view.alpha + second)),
+        "sample_for with second=True must draw alpha within bounds",
+    ),
+    "first views without columns": (
+        with_views(lambda view, second: view if second else view._replace(alpha=0.0)),
+        r"sample_for with second=False must return alpha \[4, 1\]; found \(\)",
+    ),
     "apply in numpy": (
         with_images(np.asarray),
-        "apply must compile: The numpy.ndarray conversion",
+        "apply must compile: TracerArrayConversionError: The numpy.ndarray conversion",
     ),
     "channels first": (
         with_images(lambda i: jnp.moveaxis(i, -1, 1)),

@@ -591,6 +591,15 @@ def test_what_an_experiment_reads_is_declared(context, images, kind, name):
         assert readers is None or name in readers, key
 
 
+def test_what_experiments_share_cannot_be_changed_by_one_of_them(context, images):
+    one, other = context.untrained, images.examples("train")
+    shared = [context.variables, one, context.train, context.test, other.x, other.y]
+    shared += [context.features("test"), *context.both(0), images.plain("test")]
+    for array in jax.tree.leaves(shared):
+        with pytest.raises(ValueError, match="read-only"):
+            array += 1
+
+
 def test_principal_components_are_those_of_the_covariance():
     h = np.random.default_rng(0).normal(size=(50, 4)) * [3, 1, 0.1, 0.1] + 5
     points, shares = samples.principal_components(h)
@@ -614,7 +623,7 @@ def test_principal_components_are_those_of_the_covariance():
         {"mse": 1.0},
         ExperimentResult([("mse", 1.0)]),
         ExperimentResult([Row("", 1.0)]),
-        ExperimentResult([Row("mse", "large")]),
+        *(ExperimentResult([Row("mse", x)]) for x in ("large", "3.5", None, 1j)),
         ExperimentResult([Row("mse", np.zeros(2))]),
         ExperimentResult([Row("mse", 1.0, {"views": (1, 2)})]),
         ExperimentResult([Row("mse", 1.0, {1: "views"})]),

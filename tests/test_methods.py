@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import own_parts
 import pytest
 import reference
 from etils import epath
@@ -19,8 +20,10 @@ from tiny import tiny_config
 
 from configs.sweeps.methods import get_sweep
 from invariance_jax import evaluate, train
+from invariance_jax.models import BatchNorm
 from invariance_jax.settings import KEYS, resolve
-from invariance_jax.training.build import build, check_own_parts
+from invariance_jax.training import cost
+from invariance_jax.training.build import build, check_own_parts, initial_state
 from invariance_jax.training.draws import Draws, Side
 from invariance_jax.training.methods import METHODS, make_method
 from invariance_jax.training.optimizers import make_schedule
@@ -41,6 +44,13 @@ KWARGS = {
 WITH_TARGET = ("moco_v3", "byol")
 OWN = "own_parts:remembering"
 methods = pytest.mark.parametrize("name", KWARGS)
+
+
+def changing(collection):
+    return {
+        "encoder.name": "own_parts:changing",
+        "encoder.kwargs": {"collection": collection},
+    }
 
 
 def named(name):
@@ -371,7 +381,7 @@ def test_what_does_not_go_with_a_method_is_refused(changes, expected):
     ("changes", "expected"),
     [
         ({"method.name": "own_parts:nothing"}, "returned None; expected a Method"),
-        ({"method.name": "own_parts:summed"}, r"expected \[B\] finite numbers"),
+        ({"method.name": "own_parts:summed"}, r"returns float32\[\] for 16 exa"),
         ({"method.name": "own_parts:gone"}, "own_parts has no gone"),
         ({"method.name": "no_such:f"}, "no_such cannot be imported"),
         (
@@ -391,6 +401,12 @@ def test_what_does_not_go_with_a_method_is_refused(changes, expected):
         ({"encoder.name": "own_parts:stubborn"}, "reverse over forward mode"),
         ({"encoder.name": "own_parts:endless"}, "are not finite"),
         ({"encoder.name": "own_parts:broken"}, "RuntimeError: out of ideas"),
+        (
+            {"encoder.name": "own_parts:changing"},
+            r"191.* h of shape \(16, 192\)",
+        ),
+        (changing("cache"), r"\(16, 8, 8, 3\): ScopeCollectionNotFound"),
+        (changing("batch_stats"), "batch_stats change their shapes or dtypes"),
     ],
 )
 def test_a_part_that_is_not_what_it_should_be_is_refused(changes, expected):
@@ -398,13 +414,80 @@ def test_a_part_that_is_not_what_it_should_be_is_refused(changes, expected):
         check_own_parts(build(resolve(tiny_config(changes))))
 
 
-def test_a_memory_that_changes_its_shape_is_refused():
+def check_method(fields):
+    """Checks a user's method with other fields."""
     parts = build(resolve(tiny_config({"method.name": OWN})))
-    own = parts.objective
-    method = own.method._replace(update=lambda memory, outputs: {"mean": 1.0})
-    parts = parts._replace(objective=dataclasses.replace(own, method=method))
-    with pytest.raises(ValueError, match="changes the shapes of the memory"):
-        check_own_parts(parts)
+    method = parts.objective.method._replace(**fields)
+    check_own_parts(
+        parts._replace(objective=dataclasses.replace(parts.objective, method=method))
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"update": lambda *_: {"mean": 1.0}}, "changes the shapes or dtypes"),
+        (
+            {"update": lambda memory, _: {**memory, "rows": memory["rows"] / 2}},
+            "changes the shapes or dtypes of the memory",
+        ),
+        ({"momentum": 0.9}, "momentum is 0.9; expected a function"),
+        ({"momentum": lambda step: step + jnp.ones(2)}, "expected one number"),
+        ({"momentum": lambda step: step["a"]}, r"momentum or .* h \(16, 16\): TypeErr"),
+        (
+            {"joint": lambda *_, axis_name: 0.0},
+            r"joint returns float32\[\] for",
+        ),
+        ({"loss": None}, "loss is None; expected a function"),
+        (
+            {"loss": lambda *_, axis_name: jnp.ones(16, bool)},
+            r"bool\[16\] for .* floating \[B\]",
+        ),
+        ({"constant_rate": "p"}, "constant_rate is 'p'; expected .* Dense_0, Dense_1"),
+        ({"heads": own_parts.Changing("cache")}, "ScopeCollectionNotFound"),
+    ],
+)
+def test_a_function_of_a_method_that_does_not_fit_is_refused(fields, expected):
+    with pytest.raises(ValueError, match=f"method.name is '{OWN}', whose .*{expected}"):
+        check_method(fields)
+
+
+def of_eight(own, other, *_, axis_name):
+    """A loss of eight similarities, for which there must be as many rows."""
+    return jnp.mean(jax.lax.top_k(own @ other.T, 8)[0], axis=1)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"heads": BatchNorm(group_size=8)},
+        {"loss": None, "joint": lambda outputs, *, axis_name: outputs[0][:, 0]},
+        {"memory": np.zeros(4), "update": lambda memory, _: memory.at[0].set(1.0)},
+    ],
+    ids=["no parameters", "groups", "joint", "memory"],
+)
+def test_a_method_that_training_accepts_passes_the_check(fields):
+    check_method(
+        {"heads": own_parts.Counting(), "loss": of_eight, "update": None, **fields}
+    )
+
+
+@pytest.mark.parametrize("name", ["counting", "grouped"])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_an_encoder_without_parameters_or_in_groups_makes_a_step(name, microbatches):
+    changes = {"encoder.name": f"own_parts:{name}", "microbatches": microbatches}
+    parts = build(resolve(tiny_config(changes)))
+    check_own_parts(parts)
+    assert cost.count_operations(parts) > 0
+    state, x = initial_state(parts), jnp.asarray(parts.task.stand_ins(16))
+    draws = parts.make_draw()(TRAINING_KEY, 0)
+    new, _ = jax.jit(parts.make_step())(state, x, draws)
+    jax.tree.map(
+        lambda old, new: np.testing.assert_equal(new.dtype, old.dtype), state, new
+    )
+    if name == "counting":
+        assert new.batch_stats["encoder"]["count"] == 2
 
 
 def test_the_parts_of_a_run_that_are_built_in_need_no_check():

@@ -41,7 +41,10 @@ WRONG = {
     str: [1, 2.5, True, (), {}],
     bool: [1, 0, "True", None, ()],
     tuple: [1, "a", True, {}, (None,), ((),), ({},)],
-    dict: [1, "width", (), {"a b": 1}, {1: 2}, {"f": print}],
+    dict: [
+        *(1, "width", (), {"a b": 1}, {1: 2}, {"f": print}),
+        *({"x": NAN}, {"x": [NAN]}, {"x": {1: 2}}, {"x": [{None: 1}]}),
+    ],
 }
 
 
@@ -136,6 +139,7 @@ def test_a_default_is_in_range_and_has_a_meaning(name):
         ("evaluation.num_views", [1, 4], (1, 4)),
         ("deterministic", np.bool_(True), True),
         ("encoder.kwargs", {}, {}),
+        ("method.kwargs", {"x": [1, {"y": [INF]}]}, {"x": (1, {"y": (INF,)})}),
     ],
 )
 def test_numbers_are_what_they_are_not_their_type(name, value, kept):

@@ -222,6 +222,7 @@ def test_an_own_augmentation_makes_the_views(data_dir, normalizes):
     [
         ("nothing", {}, "returned None; expected an invariance_jax.transforms"),
         ("coupled", {}, "transformation check: .*independent"),
+        ("of_sizes", {}, "sample_for with second=True must compile: TypeError"),
         ("brighten", {}, r"cannot be called with \(data\): missing a .*'most'"),
         ("dataless", {"most": 2}, r"with \(data, most=\.\.\.\): too many positional"),
         ("absent", {}, "own_parts has no absent"),

@@ -14,6 +14,7 @@ import importlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
+import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax.experiments.context import Context
@@ -65,11 +66,13 @@ def measure(name: str, experiment: Experiment, context: Context) -> ExperimentRe
 def _checked(row: Row, where: str) -> Row:
     try:
         metric, value, at = row
+        number = np.asarray(value)
+        is_real = jnp.isdtype(number.dtype, ("bool", "integral", "real floating"))
         at = {k: v.item() if isinstance(v, np.generic) else v for k, v in at.items()}
         has_names = all(isinstance(name, str) for name in (metric, *at)) and metric
         has_values = all(type(v) in (str, int, float) for v in at.values())
-        if has_names and has_values:
-            return Row(metric, np.asarray(value, np.float64)[()].item(), at)
+        if has_names and has_values and is_real:
+            return Row(metric, number.astype(np.float64)[()].item(), at)
     except (AttributeError, TypeError, ValueError):
         pass
     raise ValueError(

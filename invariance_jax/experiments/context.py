@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 from etils import epath
 
@@ -11,6 +12,7 @@ from invariance_jax.tasks import Examples, Scored, Task
 from invariance_jax.training.build import Parts, initial_state
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.objective import Variables
+from invariance_jax.types import PyTree
 
 STREAMS = {"train": 0, "test": 1}
 """Split -> the number of the random stream of its views, for `FrozenEncoder`."""
@@ -19,8 +21,9 @@ STREAMS = {"train": 0, "test": 1}
 class Context:
     """A trained encoder, the examples of its run, and results that experiments share.
 
-    Features and probes are computed at first use and kept. A split is "train" or
-    "test"; "test" is the validation split if `evaluation.split` is "validation".
+    Features and probes are computed at first use and kept, so arrays are read-only. A
+    split is "train" or "test"; "test" is the validation split if `evaluation.split` is
+    "validation".
 
     Attributes:
       parts: the parts of the run.
@@ -47,10 +50,11 @@ class Context:
         self.parts, self.workdir, self.num_views = parts, workdir, num_views
         self.settings: Settings = parts.settings
         self.task: Task = parts.task
-        self.encoder, self.variables = encoder, variables
+        self.encoder, self.variables = encoder, _read_only(variables)
         evaluation = self.settings.evaluation
-        self.train = self.task.probe_examples(self.task.examples("train"))
-        self.test = self.task.examples(evaluation.split).first(evaluation.test_examples)
+        train, test = map(self.task.examples, ("train", evaluation.split))
+        self.train = _read_only(self.task.probe_examples(train))
+        self.test = _read_only(test.first(evaluation.test_examples))
         self._features: dict[tuple[str, str], np.ndarray] = {}
         self._plain: dict[str, np.ndarray] = {}
         self._scored: dict[tuple[int, str], Scored] = {}
@@ -79,20 +83,21 @@ class Context:
     def features(self, split: str, family: str = "all") -> np.ndarray:
         """Returns features averaged over each M, `[len(num_views), N, D]`."""
         if (split, family) not in self._features:
-            self._features[split, family] = self.encoder.features(
+            features = self.encoder.features(
                 self.variables,
                 self.examples(split).x,
                 num_views=self.num_views,
                 stream=STREAMS[split],
                 family=family,
             )
+            self._features[split, family] = _read_only(features)
         return self._features[split, family]
 
     def plain(self, split: str) -> np.ndarray:
         """Returns the features of plain images, `[N, D]`."""
         if split not in self._plain:
             x = self.examples(split).x
-            self._plain[split] = self.encoder.plain(self.variables, x)
+            self._plain[split] = _read_only(self.encoder.plain(self.variables, x))
         return self._plain[split]
 
     def fit_and_score(self, h: np.ndarray, h_test: np.ndarray) -> Scored:
@@ -135,6 +140,14 @@ class Context:
             for name, values in probes.items()
             for row in rows_of(overall(values), views=views, probe=name)
         ]
+
+
+def _read_only(tree: PyTree) -> PyTree:
+    """Returns the tree, whose NumPy arrays can no longer be changed in place."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, np.ndarray):
+            leaf.flags.writeable = False
+    return tree
 
 
 def overall(values: dict[str, float]) -> dict[str, float]:

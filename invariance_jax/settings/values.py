@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from invariance_jax.settings import plugins
-from invariance_jax.settings.schema import MOST, OFF, Key, closest
+from invariance_jax.settings.schema import MOST, OFF, Key, closest, tuples
 
 _TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
@@ -101,22 +101,24 @@ def _convert(annotation: object, key: Key, value: Any) -> Any:
     if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
         raise Bad
     if plain is dict:
-        _check_kwargs(value)
-    elif plain is str:
+        return _plain_kwargs(value)
+    if plain is str:
         _check_choice(key, value)
     elif plain is not bool:
         _check_range(key, value)
     return value
 
 
-def _check_kwargs(value: dict[Any, Any]) -> None:
+def _plain_kwargs(value: dict[Any, Any]) -> dict[str, Any]:
+    """Returns keyword arguments as `config.json` gives them back: lists are tuples."""
+    value = tuples(value)
     try:
-        json.dumps(value)  # raises if a value is not plain
-        has_names = all(map(str.isidentifier, value))
+        is_plain = tuples(json.loads(json.dumps(value))) == value
+        if is_plain and all(map(str.isidentifier, value)):
+            return value
     except (TypeError, ValueError):
-        has_names = False
-    if not has_names:
-        raise Bad
+        pass
+    raise Bad
 
 
 def _check_choice(key: Key, value: str) -> None:

@@ -7,6 +7,7 @@ import functools
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -129,13 +130,14 @@ class ImageTask(Task):
                 f"augmentation.name is {name!r}, which returned {own!r}; expected an "
                 "invariance_jax.transforms.Transformation."
             )
-        random, shape = np.random.RandomState(0), (4, *info.image_shape)
-        noise = random.randint(0, 256, shape, np.uint8)
-        try:
-            check_transformation(own, jnp.asarray(noise))
-        except ValueError as error:
-            raise ValueError(f"augmentation.name is {name!r}: {error}") from error
-        _USER_VIEWS[cache_key] = _with_uint8_input(own)
+        own, random = _with_uint8_input(own), np.random.RandomState(0)
+        x = self.stand_ins(4)
+        pixels = x.pixels if isinstance(x, Squashed) else x
+        noise = random.randint(0, 256, pixels.shape, np.uint8)
+        x = x._replace(pixels=noise) if isinstance(x, Squashed) else noise
+        with plugins.blaming(_AUGMENTATION, name, fault="whose check raised"):
+            check_transformation(own, jax.tree.map(jnp.asarray, x))
+        _USER_VIEWS[cache_key] = own
         return _USER_VIEWS[cache_key]
 
     def shiftable(self) -> Transformation | None:

@@ -64,7 +64,7 @@ def products(module: nn.Module, x: PyTree) -> tuple[PyTree, int]:
     """Returns the shape of a module's outputs, and its multiplications per example."""
     result, variables = applied(module, x, seen=True)
     outputs = flatten_dict(variables["intermediates"])
-    params, count = flatten_dict(variables["params"]), 0
+    params, count = flatten_dict(variables.get("params", {})), 0
     for (*layer, name), kernel in params.items():
         if name == "kernel":
             bias = params.get((*layer, "bias"))  # [heads, d] in attention

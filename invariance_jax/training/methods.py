@@ -35,6 +35,7 @@ class Method(NamedTuple):
         and other are outputs of the heads for the first and the second views, then
         those of the target network's heads (None without one). The mean over all
         replicas is the loss of the joined batch; axis_name None: one replica.
+        None if there is `joint`.
       momentum: of the target network, step -> m in `target <- m target + (1 - m)
         parameters` after each step; None: there is no target network.
       memory: a pytree of arrays that the method keeps from step to step, such as a
@@ -49,7 +50,7 @@ class Method(NamedTuple):
     """
 
     heads: nn.Module
-    loss: Callable[..., Array]
+    loss: Callable[..., Array] | None
     momentum: optax.Schedule | None = None
     memory: PyTree = ()
     update: Callable[[PyTree, PyTree], PyTree] | None = None

@@ -124,7 +124,7 @@ class Objective:
     ) -> tuple[Array, tuple[Terms, Variables]]:
         """Returns `(loss, (terms, stats))` of encoded sides, all examples at once."""
         outputs, stats = self._head_outputs(params, stats, sides)
-        losses = self._losses(outputs, target, memory)
+        losses = self.losses(outputs, target, memory)
         penalty = self._penalty_per_example(sides[0], sides[1])
         limited = batch_mean(penalty, axis_name=self.axis_name)
         if self.penalty.batch_limit is not None:
@@ -140,6 +140,27 @@ class Objective:
         sides, stats = self.without_penalty().encode(params, stats, x, draws)
         (own, other), stats = self._head_outputs(params, stats, sides)
         return (own, other), stats
+
+    def losses(
+        self, outputs: list[PyTree], target: tuple[PyTree, PyTree], memory: PyTree
+    ) -> Array:
+        """Returns the loss of each example, the mean over pairs of its views.
+
+        The first pair is both sides. Each further view makes one more pair: it replaces
+        the first and the second side in turn. A joint loss takes all views at once.
+        """
+        if self.method.joint is not None:
+            return self.method.joint(outputs, axis_name=self.axis_name)
+        assert self.method.loss is not None, "there is a loss or a joint one"
+        own, other, *further = outputs
+        pairs = [(own, other)]
+        for number, view in enumerate(further):
+            pairs.append((own, view) if number % 2 else (view, other))
+        losses = [
+            self.method.loss(*pair, *target, memory, axis_name=self.axis_name)
+            for pair in pairs
+        ]
+        return sum(losses[1:], losses[0]) / len(losses) if further else losses[0]
 
     def without_penalty(self) -> "Objective":
         """Returns this objective without its penalty."""
@@ -264,26 +285,6 @@ class Objective:
                 outputs, stats, _ = _apply(heads, "heads", params, stats, side.h)
             all_outputs.append(outputs)
         return all_outputs, stats
-
-    def _losses(
-        self, outputs: list[PyTree], target: tuple[PyTree, PyTree], memory: PyTree
-    ) -> Array:
-        """Returns the loss of each example, the mean over pairs of its views.
-
-        The first pair is both sides. Each further view makes one more pair: it replaces
-        the first and the second side in turn. A joint loss takes all views at once.
-        """
-        if self.method.joint is not None:
-            return self.method.joint(outputs, axis_name=self.axis_name)
-        own, other, *further = outputs
-        pairs = [(own, other)]
-        for number, view in enumerate(further):
-            pairs.append((own, view) if number % 2 else (view, other))
-        losses = [
-            self.method.loss(*pair, *target, memory, axis_name=self.axis_name)
-            for pair in pairs
-        ]
-        return sum(losses[1:], losses[0]) / len(losses) if further else losses[0]
 
     def _penalty_per_example(self, first: Encoded, second: Encoded) -> Array:
         """Returns the penalty of each example, 0 if the objective has no penalty."""

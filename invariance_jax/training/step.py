@@ -167,7 +167,7 @@ def init_state(
     h = objective.encoder.apply(encoder, images, train=False)
     heads = method.heads.init(heads_key, h, train=False)
     parts = {"encoder": encoder, "heads": heads}
-    params = {name: part["params"] for name, part in parts.items()}
+    params = {name: part.get("params", {}) for name, part in parts.items()}
     stats = {name: part.get("batch_stats", {}) for name, part in parts.items()}
     target, effects, penalty = None, None, objective.penalty
     if method.momentum is not None:

@@ -141,18 +141,13 @@ def check_transformation(
     batch_size = shapes[0][0]
     _check_names(transformation)
     keys = jax.random.split(jax.random.key(seed), _MAX_VIEWS)
-    sample = jax.jit(lambda key: transformation.sample(key, batch_size))
-    first = _attempt("sample must compile", sample, keys[0])
-    _check_view(transformation, first, batch_size)
-    views = [first, *map(sample, keys[1:])]
-    _require(
-        not np.array_equal(first.alpha, views[1].alpha),
-        "sample must draw different alpha for different keys",
-    )
-    _require(
-        any(np.ptp(view.alpha, axis=0).any() for view in views),
-        "sample must draw different alpha for different examples",
-    )
+    samplers = {"sample": lambda key: transformation.sample(key, batch_size)}
+    for second in (True, False) if transformation.sample_for else ():
+        sampler = transformation.sampler(sizes_of(x), batch_size, second=second)
+        samplers[f"sample_for with second={second}"] = sampler
+    for name, sample in samplers.items():
+        views = _check_draws(transformation, name, sample, keys, batch_size)
+    first = views[0]
     shape = _check_images("apply", transformation.apply, x, first)
     _check_columns(transformation, x, first)
     _check_derivatives(transformation, x, first, views[1].alpha - first.alpha)
@@ -166,21 +161,22 @@ def check_transformation(
 
 
 def _attempt(promise: str, function: Callable[..., PyTree], *args: PyTree) -> PyTree:
-    """Returns function(*args); an error of JAX is reported as a broken promise."""
+    """Returns function(*args); an error is reported as a broken promise."""
     try:
         return function(*args)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:  # user code may raise anything
+        reason = f"{type(error).__name__}: {error}".strip().split("\n")[0]
         raise ValueError(f"transformation check: {promise}: {reason}") from error
 
 
 def _check_names(transformation: Transformation) -> None:
-    names, bounds = transformation.names, np.asarray(transformation.bounds)
+    names, bounds = transformation.names, transformation.bounds
     _require(len(names) > 0, "names must hold at least one name; found none")
     _require(len(set(names)) == len(names), f"names must differ; found {names}")
+    shape = getattr(bounds, "shape", type(bounds).__name__)
     _require(
-        bounds.shape == (len(names), 2),
-        f"bounds must be [{len(names)}, 2], a row per name; found {bounds.shape}",
+        shape == (len(names), 2),
+        f"bounds must be an array [{len(names)}, 2], a row per name; found {shape}",
     )
     _require(
         bool(np.isfinite(bounds).all() and (bounds[:, 0] <= bounds[:, 1]).all()),
@@ -188,16 +184,41 @@ def _check_names(transformation: Transformation) -> None:
     )
 
 
-def _check_view(transformation: Transformation, view: View, batch_size: int) -> None:
+def _check_draws(
+    transformation: Transformation,
+    name: str,
+    sample: Callable[[Key], View],
+    keys: Key,
+    batch_size: int,
+) -> list[View]:
+    """Returns the views that a sampler draws from keys, after checking them."""
+    sample = jax.jit(sample)
+    first = _attempt(f"{name} must compile", sample, keys[0])
+    _check_view(transformation, name, first, batch_size)
+    views = [first, *map(sample, keys[1:])]
+    _require(
+        not np.array_equal(first.alpha, views[1].alpha),
+        f"{name} must draw different alpha for different keys",
+    )
+    _require(
+        any(np.ptp(view.alpha, axis=0).any() for view in views),
+        f"{name} must draw different alpha for different examples",
+    )
+    return views
+
+
+def _check_view(
+    transformation: Transformation, name: str, view: View, batch_size: int
+) -> None:
     _require(
         isinstance(view, View),
-        f"sample must return a View; found {type(view).__name__}",
+        f"{name} must return a View; found {type(view).__name__}",
     )
     num_names, bounds = len(transformation.names), np.asarray(transformation.bounds)
+    shape = getattr(view.alpha, "shape", type(view.alpha).__name__)
     _require(
-        view.alpha.shape == (batch_size, num_names),
-        f"sample must return alpha [{batch_size}, {num_names}]; found "
-        f"{view.alpha.shape}",
+        shape == (batch_size, num_names),
+        f"{name} must return alpha [{batch_size}, {num_names}]; found {shape}",
     )
     _require(
         jnp.issubdtype(view.alpha.dtype, jnp.floating),
@@ -207,7 +228,7 @@ def _check_view(transformation: Transformation, view: View, batch_size: int) -> 
     inside = (view.alpha >= bounds[:, 0][None] - slack) & (
         view.alpha <= bounds[:, 1][None] + slack
     )
-    _require(bool(inside.all()), "sample must draw alpha within bounds")
+    _require(bool(inside.all()), f"{name} must draw alpha within bounds")
     for leaf in jax.tree.leaves(view.held):
         _require(
             leaf.ndim > 0 and leaf.shape[0] == batch_size,
@@ -220,7 +241,7 @@ def _check_columns(transformation: Transformation, x: PyTree, view: View) -> Non
     checked = checkify.checkify(transformation.apply, errors=checkify.index_checks)
     try:
         error, _ = jax.jit(checked)(x, view)
-    except (TypeError, ValueError, NotImplementedError):
+    except Exception:
         return  # checkify does not support some operation of apply
     message = error.get() or ""
     shapes = view.alpha.shape, view.alpha.shape[1:]
