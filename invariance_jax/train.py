@@ -35,13 +35,13 @@ from invariance_jax.training.batches import Batches, InMemory
 from invariance_jax.training.build import (
     Parts,
     build,
-    check_own_parts,
     first_state,
     read_weights,
     state_shapes,
 )
 from invariance_jax.training.frozen import FrozenEncoder, encoder_variables
 from invariance_jax.training.optimizers import make_schedule
+from invariance_jax.training.own_parts import check_own_parts
 from invariance_jax.training.step import TrainState
 from invariance_jax.types import Json, PyTree
 

@@ -23,10 +23,11 @@ from invariance_jax import evaluate, train
 from invariance_jax.models import BatchNorm
 from invariance_jax.settings import KEYS, resolve
 from invariance_jax.training import cost
-from invariance_jax.training.build import build, check_own_parts, initial_state
+from invariance_jax.training.build import build, initial_state
 from invariance_jax.training.draws import Draws, Side
 from invariance_jax.training.methods import METHODS, make_method
 from invariance_jax.training.optimizers import make_schedule
+from invariance_jax.training.own_parts import check_own_parts
 
 WIDTHS = {"hidden": 6, "layers": 3}
 KWARGS = {

@@ -16,7 +16,8 @@ from configs import run as of_run
 from invariance_jax import embed, evaluate, train
 from invariance_jax.runtime.preemption import Preempted
 from invariance_jax.settings import plugins, resolve
-from invariance_jax.training.build import build, check_own_parts
+from invariance_jax.training.build import build
+from invariance_jax.training.own_parts import check_own_parts
 
 ENCODER = """
 import flax.linen as nn

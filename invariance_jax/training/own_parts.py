@@ -1,0 +1,171 @@
+"""Checks the user's own encoder and method on random inputs, before training."""
+
+import functools
+import logging
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from invariance_jax.settings import KEYS, plugins
+from invariance_jax.settings.schema import get
+from invariance_jax.training.build import Parts, applied, view_shapes
+from invariance_jax.training.objective import Objective
+from invariance_jax.types import Array, PyTree
+
+_log = logging.getLogger(__name__)
+
+
+def check_own_parts(parts: Parts) -> None:
+    """Checks the user's own encoder and method, if any, on random inputs."""
+    settings = parts.settings
+    if plugins.is_own(settings.encoder.name):
+        _log.info("compiling a check of the encoder %s", settings.encoder.name)
+        for key in ("precision", "batchnorm.group_size", "encoder.rematerialize"):
+            if (value := get(settings, key)) != KEYS[key].default:
+                text = "%s is %r, which encoder.name %r does not see: use its kwargs"
+                _log.warning(text, key, value, settings.encoder.name)
+        _check_encoder(parts)
+    if plugins.is_own(settings.method.name):
+        _check_method(parts)
+
+
+def _in_training(
+    module: nn.Module, x: PyTree
+) -> tuple[PyTree, Callable[[PyTree, PyTree], PyTree]]:
+    """Returns initial parameters, and `(params, x) -> outputs` of a training step."""
+    variables = module.init(jax.random.key(1), x, train=False)
+    params, stats = variables.get("params", {}), variables.get("batch_stats", {})
+
+    def apply(params: PyTree, x: PyTree) -> PyTree:
+        collections = {"params": params, "batch_stats": stats}
+        module.apply(collections, x, train=False)  # for its errors, as evaluation does
+        outputs, updated = module.apply(
+            collections, x, train=True, mutable=["batch_stats"]
+        )
+        if _forms(updated.get("batch_stats", {})) != _forms(stats):
+            raise ValueError("batch_stats change their shapes or dtypes.")
+        return outputs
+
+    return params, apply
+
+
+def _forms(tree: PyTree) -> PyTree:
+    """Returns the shape and dtype of each array."""
+    return jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), tree)
+
+
+def _is_traced(function: Callable[..., PyTree], x: jax.ShapeDtypeStruct) -> bool:
+    """Returns whether a function takes inputs of this shape; computes nothing."""
+    try:
+        jax.eval_shape(function, x)
+    except Exception:  # user code may raise anything
+        return False
+    return True
+
+
+def _gradient(encoder: nn.Module, x: Array) -> PyTree:
+    """Returns the gradient of a squared derivative of h along the images, and h."""
+    params, represent = _in_training(encoder, x)
+
+    def squared_tangent(params: PyTree) -> tuple[Array, PyTree]:
+        at_params = functools.partial(represent, params)
+        h, tangent = jax.jvp(at_params, (x,), (jnp.ones_like(x),))
+        return jnp.sum(jnp.square(tangent)), h
+
+    return jax.grad(squared_tangent, has_aux=True)(params)
+
+
+def _check_encoder(parts: Parts) -> None:
+    """Checks that an encoder is finite and allows reverse over forward mode."""
+    settings, encoder = parts.settings, parts.encoder
+    name, size = settings.encoder.name, settings.batch_size // settings.microbatches
+    image = view_shapes(parts.task, parts.transformation).shape[1:]
+
+    def images(count: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *image), jnp.float32)
+
+    def represent(x: Array) -> PyTree:
+        params, apply = _in_training(encoder, x)
+        return apply(params, x)
+
+    gradient = jax.jit(functools.partial(_gradient, encoder))
+    where = f"images of shape {(size, *image)}"
+    fault = f"which cannot be applied to {where}:"
+    with plugins.blaming("encoder.name", name, fault=fault):
+        h = jax.eval_shape(represent, images(size))
+    expected = size, parts.features
+    if getattr(h, "shape", None) != expected:
+        raise ValueError(
+            f"encoder.name is {name!r}, which returns {h} for {where} if train=True; "
+            f"expected h of shape {expected}, as if train=False."
+        )
+    fault = (
+        "whose derivative along the images cannot be differentiated in the parameters, "
+        "which the penalty needs (reverse over forward mode; no custom_vjp):"
+    )
+    with plugins.blaming("encoder.name", name, fault=fault):
+        jax.eval_shape(gradient, images(size))
+        # As few images as its groups allow: a batch may need too much memory.
+        divisors = (n for n in range(2, size) if size % n == 0)
+        few = (n for n in divisors if _is_traced(gradient, images(n)))
+        x = jax.random.uniform(jax.random.key(0), (next(few, size), *image))
+        result = gradient(x)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result)):
+        raise ValueError(
+            f"encoder.name is {name!r}, whose h or derivatives are not finite on "
+            f"{len(x)} random images; expected finite h and derivatives."
+        )
+
+
+def _apply_method(objective: Objective, views: Array, memory: PyTree) -> PyTree:
+    """Returns losses, momentum and new memory of a step, for the h of each view."""
+    method, momentum, target = objective.method, 0.0, (None, None)
+    params, project = _in_training(method.heads, views[0])
+    outputs = [project(params, h) for h in views]
+    pair = outputs[0], outputs[1]
+    if method.momentum is not None:
+        momentum, target = method.momentum(jnp.zeros((), jnp.int32)), pair
+    losses = objective.losses(outputs, target, memory)
+    if method.update is not None:
+        memory = method.update(memory, pair)
+    return losses, momentum, memory
+
+
+def _check_method(parts: Parts) -> None:
+    """Checks the functions of a method, and that the memory keeps its shapes."""
+    settings, method = parts.settings, parts.objective.method
+    size = settings.batch_size
+    where = f"method.name is {settings.method.name!r}, whose"
+    for field in ("loss", "momentum", "update", "joint"):
+        function = getattr(method, field)
+        needed = field == "loss" and method.joint is None
+        if not callable(function) and (needed or function is not None):
+            raise ValueError(f"{where} {field} is {function!r}; expected a function.")
+
+    views = 2 + settings.more_views, size, parts.features
+    fault = f"whose heads, loss, momentum or update cannot be applied to h {views[1:]}:"
+    with plugins.blaming("method.name", settings.method.name, fault=fault):
+        memory = jax.tree.map(jnp.asarray, method.memory)
+        h = jax.random.normal(jax.random.key(0), views)
+        params = applied(method.heads, h[0])[1].get("params", {})
+        apply = jax.jit(functools.partial(_apply_method, parts.objective))
+        losses, momentum, updated = apply(h, memory)
+        found = f"{losses.dtype}{list(losses.shape)}"
+    name = f"{where} {'loss' if method.joint is None else 'joint'}"
+    if losses.shape != (size,) or not jnp.issubdtype(losses.dtype, jnp.floating):
+        text = f"{name} returns {found} for {size} examples; expected floating [B]."
+        raise ValueError(text)
+    if not np.isfinite(losses).all():
+        raise ValueError(f"{name} is not finite for {size} random examples.")
+    if np.shape(momentum):
+        raise ValueError(f"{where} momentum is {momentum}; expected one number.")
+    if _forms(updated) != _forms(memory):
+        raise ValueError(f"{where} update changes the shapes or dtypes of the memory.")
+    if method.constant_rate not in (None, *params):
+        raise ValueError(
+            f"{where} constant_rate is {method.constant_rate!r}; expected None or one "
+            f"of the parts of the heads' parameters: {', '.join(params) or 'none'}."
+        )
