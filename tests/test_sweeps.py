@@ -323,6 +323,21 @@ def test_a_run_and_a_sweep_do_not_share_a_folder(plan, made):
         plan(GRID, workdir=made / RUNS[0])
 
 
+def test_a_run_in_the_folder_of_a_sweep_is_refused(plan):
+    found = plan(GRID)
+    sweeps.begin(found)
+    for mode in ("all", "evaluate"):
+        with pytest.raises(ValueError, match="holds a sweep; give its --sweep, or an"):
+            sweeps.plan(config(), found.workdir, mode)
+
+
+def test_a_run_over_seeds_and_a_sweep_of_these_seeds_share_a_folder(plan):
+    found = plan({"seed": (0, 1)})
+    sweeps.begin(found)
+    again = sweeps.plan(config({"seeds": 2}), found.workdir, "all")
+    assert again.workdir == found.workdir
+
+
 def test_a_run_that_diverges_does_not_stop_the_others(plan):
     errors, found = [], plan(GRID)
     for run in found.runs:

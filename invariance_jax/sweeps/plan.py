@@ -59,6 +59,11 @@ def plan(config: Config | None, workdir: str, mode: str) -> Plan:
     if _SWEEP.value is None:
         if _SWEEP_RUN.value is not None:
             raise ValueError("--sweep_run needs --sweep")
+        is_sweep = (parent / "sweep.json").exists()
+        if is_sweep and "." not in read_record(parent)["variants"]:
+            raise ValueError(
+                f"{parent} holds a sweep; give its --sweep, or another workdir."
+            )
         return Plan(str(parent), [Run(None, config, str(parent))], None)
     if config is None:
         raise ValueError("--config is missing; --sweep changes its keys")
