@@ -331,6 +331,13 @@ def test_a_run_in_the_folder_of_a_sweep_is_refused(plan):
             sweeps.plan(config(), found.workdir, mode)
 
 
+@pytest.mark.parametrize("sweep", [GRID, {"seed": (0, 1)}])
+def test_a_sweep_writes_over_no_other_report(plan, tmp_path, sweep):
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds report\.html but no config\.json"):
+        plan(sweep, workdir=tmp_path)
+
+
 def test_a_run_over_seeds_and_a_sweep_of_these_seeds_share_a_folder(plan):
     found = plan({"seed": (0, 1)})
     sweeps.begin(found)

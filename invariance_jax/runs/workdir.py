@@ -42,6 +42,12 @@ _log = logging.getLogger(__name__)
 FORMAT = 3
 """The format number of `config.json`."""
 
+OUTPUTS = (
+    *("checkpoints", "experiments", "metrics.jsonl"),
+    *("report.html", "results.json", "samples.npz"),
+)
+"""Entries that a run overwrites; without a `config.json` they are not from a run."""
+
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 _OPTIONS = ("jax_default_prng_impl", "jax_enable_x64", "jax_threefry_partitionable")
@@ -105,13 +111,20 @@ def check(settings: Settings, workdir: AnyPath) -> None:
         )
     if (folder / "config.json").exists():
         check_same_run(settings, folder)
-    elif (folder / "checkpoints").exists():
-        raise ValueError(
-            f"workdir is {folder}, which holds checkpoints but no config.json; "
-            "expected a new folder."
-        )
+    else:
+        check_no_outputs(folder)
     if existing is not None and not is_url(folder) and not os.access(existing, os.W_OK):
         raise OSError(f"workdir is {folder}: {existing} cannot be written.")
+
+
+def check_no_outputs(folder: epath.Path) -> None:
+    """Checks that a folder without `config.json` has nothing that would be lost."""
+    for name in OUTPUTS:
+        if (folder / name).exists():
+            raise ValueError(
+                f"workdir is {folder}, which holds {name} but no config.json; "
+                "expected a new folder."
+            )
 
 
 def check_same_run(settings: Settings, workdir: AnyPath) -> None:
