@@ -139,7 +139,8 @@ def test_labels_name_the_variants(plan):
         ),
         ({"one": {}}, {"seeds": 2}, ["one/seed_0", "one/seed_1"]),
         ({"seed": (0, 1)}, {}, ["seed_0", "seed_1"]),
-        ({"slurm": {}}, {}, ["slurm_"]),
+        ({"slurm": {}, "sweep.json": {}}, {}, ["slurm_", "sweep.json_"]),
+        ({"config.json": {}, "report.html": {}}, {}, ["config.json_", "report.html_"]),
     ],
 )
 def test_seeds_have_folders_if_there_are_several(plan, sweep, changes, expected):
