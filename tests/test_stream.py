@@ -313,6 +313,24 @@ def test_the_first_folder_that_differs_is_the_class(form, paths, expected, tmp_p
     assert [names[n] for n in (() if labels is None else labels)] == expected
 
 
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_hidden_files_and_all_in_hidden_folders_are_left_out(form, tmp_path):
+    hidden = (".notebook/1.jpg", "b/.notebook/1.jpg", ".notebook/c.tar", "a/.1.jpg")
+    files = {name: content((8, 8)) for name in ("a/1.jpg", "b/1.jpg")}
+    files |= dict.fromkeys(hidden, b"no image")
+    if form == "tar":
+        above = {f"../{name}": body for name, body in files.items()}
+        given = write_tar(tmp_path / "all.tar", above, "w")
+    else:
+        given = tmp_path / "all"
+        for name, body in files.items():
+            (given / name).parent.mkdir(parents=True, exist_ok=True)
+            (given / name).write_bytes(body)
+    prepare_files("mine", tmp_path, train=[given], test=[given])
+    found = data.describe("mine", data_dir=tmp_path)
+    assert (found.num_train, found.class_names) == (2, ("a", "b"))
+
+
 def test_preparing_continues_and_refuses_other_files(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(originals, "_SHARD_BYTES", 2000)
     written, copy = [], originals._copy

@@ -137,9 +137,11 @@ def _list_archive(
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             path = Path(member.name)
+            if any(part.startswith(".") and part != ".." for part in path.parts):
+                continue  # hidden, as in `folders.visible_files`
             if member.islnk() or member.issym():
                 raise ValueError(f"{file_path}: {path} is a link; expected files only.")
-            if not member.isfile() or path.name.startswith("."):
+            if not member.isfile():
                 continue
             start, size = member.offset_data, member.size
             if path.suffix == ".tar":
