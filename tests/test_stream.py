@@ -313,6 +313,11 @@ def test_the_first_folder_that_differs_is_the_class(form, paths, expected, tmp_p
     assert [names[n] for n in (() if labels is None else labels)] == expected
 
 
+def test_classes_of_no_test_images_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="test_classes needs test"):
+        prepare_files("mine", tmp_path, train=[folder], test_classes=["a"])
+
+
 @pytest.mark.parametrize("form", ["folder", "tar"])
 def test_hidden_files_and_all_in_hidden_folders_are_left_out(form, tmp_path):
     hidden = (".notebook/1.jpg", "b/.notebook/1.jpg", ".notebook/c.tar", "a/.1.jpg")

@@ -67,6 +67,8 @@ def prepare_files(
     With `index` the files stay in place and only an index is written.
     """
     root = folder_for_new(name, data_dir)
+    if test_classes is not None and not test:
+        raise ValueError("test_classes needs test, the images that it is about.")
     images = {"train": _list_images(train)}
     if test:
         images["test"] = _list_images(test)
