@@ -549,6 +549,19 @@ def test_preparation_goes_on_after_a_full_disk(file, folder, tmp_path, monkeypat
     assert len(opened(tmp_path)) == 10
 
 
+def test_labels_that_cannot_be_kept_leave_no_file(folder, tmp_path, monkeypatch):
+    path = prepare_files("mine", tmp_path, train=[folder], test=[folder])
+    (path / "train.npz").unlink()
+    before = {*path.iterdir()}
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert len(opened(tmp_path).labels) == 12
+    assert {*path.iterdir()} == before
+
+
 def test_labels_are_kept_only_if_all_could_be_read(folder, tmp_path, monkeypatch):
     path = prepare_files("mine", tmp_path, train=[folder], test=[folder])
     expected, kept = opened(tmp_path).labels, path / "train.npz"
