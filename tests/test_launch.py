@@ -124,6 +124,10 @@ MISTAKES = {
         ["--config=configs/spirograph.py:quikc"],
         ["'quikc'; expected one of", "quick", "smoke"],
     ),
+    "two configurations": (
+        [CONFIG, "--config", "configs/none.py"],
+        ["twice: configs/spirograph.py:smoke, configs/none.py; expected one"],
+    ),
     "no such file": (["--config=configs/none.py"], ["configs/none.py is no file"]),
     "unknown flag": ([CONFIG, "--wrokdir=a"], ["wrokdir"]),
     "no configuration": ([], ["--config is missing"]),

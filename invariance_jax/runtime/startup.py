@@ -113,6 +113,8 @@ def parse(arguments: list[str]) -> list[str]:
     sys.argv[:] = arguments
     text = "\n".join(arguments)
     paths = re.findall(r"^--?config[=\n](.+)$", text, re.MULTILINE)
+    if len(paths) > 1:
+        raise ValueError(f"--config is given twice: {', '.join(paths)}; expected one")
     given = re.findall(r"^--?(?:no)?(config\..+?)(?:=|$)", text, re.MULTILINE)
     if given and not paths:
         raise ValueError(
