@@ -45,8 +45,8 @@ for _name in ("config", "sweep", "cluster", "check_devices", "check_target"):
 
 def main(arguments: list[str]) -> None:
     """Runs the program that --mode names, here or on a cluster."""
+    request = options.read(_MODE.value)
     mode, config, workdirs = _read(arguments)
-    request = options.read(mode)
     if mode == "report":
         return _report(workdirs)
     if mode == "export":
@@ -85,12 +85,13 @@ def main(arguments: list[str]) -> None:
 def _read(arguments: list[str]) -> tuple[str, Config | None, list[str]]:
     """Returns mode, configuration and work directories from the command line."""
     mode, config = _MODE.value, _CONFIG.value
-    if mode == "keys":
-        print(key_help(*arguments[1:2]))
-        sys.exit()
     startup.check_flags(mode)
-    if len(arguments) > 1:
-        raise ValueError(f"unexpected argument {arguments[1]!r}; quote '(1, 2)'")
+    most = 2 if mode == "keys" else 1
+    if len(arguments) > most:
+        raise ValueError(f"unexpected argument {arguments[most]!r}; quote '(1, 2)'")
+    if mode == "keys":
+        print(key_help(*arguments[1:]))
+        sys.exit()
     if config is None and mode in ("all", "train", "check"):
         raise ValueError("--config is missing")
     if _PROFILE.value is not None:

@@ -120,6 +120,26 @@ MISTAKES = {
         [CONFIG, "--mode=check", "--sweep=configs/sweeps/savings.py"],
         ["--sweep goes with --mode=all, train, evaluate, embed, not check"],
     ),
+    "a configuration that nobody reads": (
+        [CONFIG, "--mode=report"],
+        ["--config goes with --mode=all, train, evaluate, embed, export, check, not r"],
+    ),
+    "a work directory that nobody writes": (
+        [CONFIG, "--mode=check"],
+        ["--workdir goes with --mode=all, train, evaluate, embed, report, export, not"],
+    ),
+    "processes that nobody starts": (
+        ["--mode=report", "--num_processes=2"],
+        ["--num_processes goes with --mode=all, train, evaluate, embed, not report"],
+    ),
+    "a time that nobody waits": (
+        ["--mode=report", "--heartbeat_timeout=3"],
+        ["--heartbeat_timeout goes with --mode=all, train, evaluate, embed, not rep"],
+    ),
+    "a job that nobody submits": (
+        ["--mode=keys", "--cluster=slurm"],
+        ["--mode=keys runs on this machine; leave --cluster=slurm out"],
+    ),
     "unknown variant": (
         ["--config=configs/spirograph.py:quikc"],
         ["'quikc'; expected one of", "quick", "smoke"],
@@ -172,3 +192,7 @@ def test_a_check_with_wrong_devices_is_one_line():
 
 def test_a_work_directory_is_asked_for():
     assert_one_line(run(CONFIG), "--workdir is missing")
+
+
+def test_keys_take_one_word():
+    assert_one_line(run("--mode=keys", "a", "b"), "unexpected argument 'b'")
