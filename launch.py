@@ -14,6 +14,7 @@ if __name__ == "__main__":
 from absl import flags
 
 from invariance_jax import check, embed, evaluate, export, report, train
+from invariance_jax.runs.workdir import check_folder
 from invariance_jax.runtime import devices, startup
 from invariance_jax.runtime.files import work_folder
 from invariance_jax.settings import Config
@@ -97,6 +98,8 @@ def _read(arguments: list[str]) -> tuple[str, Config | None, list[str]]:
     if _PROFILE.value is not None:
         assert config is not None
         config.logging.profile_steps = _PROFILE.value
+    if _OUT.value and mode in ("all", "report"):
+        check_folder("--out", _OUT.value)
     workdirs = [os.fspath(work_folder(path)) for path in _WORKDIR.value or ()]
     if not workdirs and mode != "check":
         raise ValueError("--workdir is missing")

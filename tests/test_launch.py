@@ -116,6 +116,10 @@ MISTAKES = {
         [CONFIG, "--mode=train", "--out=a"],
         ["--out goes with --mode=all, report, export, not train"],
     ),
+    "a file for the report": (
+        [CONFIG, "--out=README.md"],
+        ["README.md is a file; expected a folder"],
+    ),
     "a sweep that nobody reads": (
         [CONFIG, "--mode=check", "--sweep=configs/sweeps/savings.py"],
         ["--sweep goes with --mode=all, train, evaluate, embed, not check"],

@@ -20,6 +20,7 @@ from etils import epath
 from invariance_jax import __version__
 from invariance_jax.runtime.files import (
     AnyPath,
+    absolute,
     is_url,
     read_json,
     work_folder,
@@ -103,18 +104,23 @@ def claim(settings: Settings, workdir: AnyPath, *, finished: bool = False) -> Ow
 def check(settings: Settings, workdir: AnyPath) -> None:
     """Checks that `claim` would succeed; writes nothing."""
     folder = work_folder(workdir)
-    parents = () if is_url(folder) else folder.parents
-    existing = next((path for path in (folder, *parents) if path.exists()), None)
-    if existing is not None and not existing.is_dir():
-        raise ValueError(
-            f"workdir is {folder}: {existing} is a file; expected a folder."
-        )
+    check_folder("workdir", folder)
     if (folder / "config.json").exists():
         check_same_run(settings, folder)
     else:
         check_no_outputs(folder)
+
+
+def check_folder(name: str, path: AnyPath) -> None:
+    """Checks that a folder, the value of `name`, can be made and written to."""
+    folder = absolute(path)
+    parents = () if is_url(folder) else folder.parents
+    existing = next((path for path in (folder, *parents) if path.exists()), None)
+    if existing is not None and not existing.is_dir():
+        text = f"{name} is {folder}: {existing} is a file; expected a folder."
+        raise ValueError(text)
     if existing is not None and not is_url(folder) and not os.access(existing, os.W_OK):
-        raise OSError(f"workdir is {folder}: {existing} cannot be written.")
+        raise OSError(f"{name} is {folder}: {existing} cannot be written.")
 
 
 def check_no_outputs(folder: epath.Path) -> None:
