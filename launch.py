@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> None:
             if mode == "embed":
                 print(*embed.run(run.config, run.workdir), sep="\n")
             if mode == "all" and writes:
-                out = None if plan.record else _OUT.value
+                out = None if run.name else _OUT.value  # a variant: its own folder
                 out = os.path.expanduser(out or run.workdir)
                 print(f"report: {report.run([run.workdir], out)}")
     if plan.record and mode == "all" and writes:

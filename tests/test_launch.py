@@ -88,6 +88,19 @@ def test_a_report_compares_two_runs(whole, tmp_path):
     assert "first" in text and "second" in text
 
 
+def test_a_run_of_a_sweep_reports_in_its_own_folder(whole, tmp_path):
+    """All jobs of a sweep have its flags, and must not write one report."""
+    workdir = Path(shutil.copytree(whole[0], tmp_path / "sweep" / "base"))
+    (workdir / "results.json").unlink()
+    (workdir / "report.html").unlink()
+    (tmp_path / "sweep.py").write_text("def get_sweep():\n    return {'base': {}}\n")
+    one = [f"--sweep={tmp_path / 'sweep.py'}", "--sweep_run=base"]
+    one += [f"--workdir={workdir.parent}", f"--out={tmp_path / 'out'}"]
+    done = run(CONFIG, *SMALL, *one)
+    assert done.returncode == 0, done.stderr
+    assert (workdir / "report.html").exists() and not (tmp_path / "out").exists()
+
+
 def assert_one_line(done, *expected):
     assert done.returncode not in (0, None)
     assert done.stdout == ""
