@@ -14,6 +14,7 @@ if __name__ == "__main__":
 from absl import flags
 
 from invariance_jax import check, embed, evaluate, export, report, train
+from invariance_jax.runs.workdir import check_folder
 from invariance_jax.runtime import devices, startup
 from invariance_jax.runtime.files import work_folder
 from invariance_jax.settings import Config
@@ -45,8 +46,8 @@ for _name in ("config", "sweep", "cluster", "check_devices", "check_target"):
 
 def main(arguments: list[str]) -> None:
     """Runs the program that --mode names, here or on a cluster."""
+    request = options.read(_MODE.value)
     mode, config, workdirs = _read(arguments)
-    request = options.read(mode)
     if mode == "report":
         return _report(workdirs)
     if mode == "export":
@@ -74,7 +75,7 @@ def main(arguments: list[str]) -> None:
             if mode == "embed":
                 print(*embed.run(run.config, run.workdir), sep="\n")
             if mode == "all" and writes:
-                out = None if plan.record else _OUT.value
+                out = None if run.name else _OUT.value  # a variant: its own folder
                 out = os.path.expanduser(out or run.workdir)
                 print(f"report: {report.run([run.workdir], out)}")
     if plan.record and mode == "all" and writes:
@@ -86,17 +87,20 @@ def main(arguments: list[str]) -> None:
 def _read(arguments: list[str]) -> tuple[str, Config | None, list[str]]:
     """Returns mode, configuration and work directories from the command line."""
     mode, config = _MODE.value, _CONFIG.value
-    if mode == "keys":
-        print(key_help(*arguments[1:2]))
-        sys.exit()
     startup.check_flags(mode)
-    if len(arguments) > 1:
-        raise ValueError(f"unexpected argument {arguments[1]!r}; quote '(1, 2)'")
+    most = 2 if mode == "keys" else 1
+    if len(arguments) > most:
+        raise ValueError(f"unexpected argument {arguments[most]!r}; quote '(1, 2)'")
+    if mode == "keys":
+        print(key_help(*arguments[1:]))
+        sys.exit()
     if config is None and mode in ("all", "train", "check"):
         raise ValueError("--config is missing")
     if _PROFILE.value is not None:
         assert config is not None
         config.logging.profile_steps = _PROFILE.value
+    if _OUT.value and mode in ("all", "report"):
+        check_folder("--out", _OUT.value)
     workdirs = [os.fspath(work_folder(path)) for path in _WORKDIR.value or ()]
     if not workdirs and mode != "check":
         raise ValueError("--workdir is missing")

@@ -12,7 +12,7 @@ from invariance_jax.evaluate import prepare, restore
 from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import all_devices
-from invariance_jax.runtime.files import AnyPath, plain_path
+from invariance_jax.runtime.files import AnyPath, plain_path, replacing
 from invariance_jax.runtime.preemption import Watch
 from invariance_jax.settings import KEYS, Config, Settings, flatten, from_dict, to_dict
 from invariance_jax.tasks import Task
@@ -117,8 +117,6 @@ def _embed(job: _Job, encoder: FrozenEncoder, task: Task, views: int) -> None:
     if y is not None:
         content["targets" if task.targets else "labels"] = y
     if processes.is_main_process():
-        temporary = job.file.with_suffix(".tmp.npz")
-        with temporary.open("wb") as file:
+        with replacing(job.file) as file:
             np.savez(file, **content)
-        temporary.replace(job.file)
     _log.info("%s: %d examples", job.file, len(x))

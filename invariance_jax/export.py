@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict
 from invariance_jax.evaluate import load_parts
 from invariance_jax.models import weights
 from invariance_jax.models.registry import RESNETS
-from invariance_jax.runtime.files import AnyPath
+from invariance_jax.runtime.files import AnyPath, named
 from invariance_jax.settings import Config, plugins
 from invariance_jax.training.build import Parts, view_shapes
 from invariance_jax.training.objective import Variables
@@ -51,7 +51,8 @@ def run(
         raise ValueError(f"{path} exists; move it, nothing is overwritten.")
     parts, config, variables = load_parts(workdir, step=step, config=config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights.save_state_dict(path, state_dict(parts, variables))
+    with named(path):
+        weights.save_state_dict(path, state_dict(parts, variables))
     mean, std, views = config.data.mean, config.data.std, config.augmentation.name
     scale = f"(images - {mean}) / {std}" if mean else "images in [0, 1]"
     scale = f"images as {views} returns them" if plugins.is_own(views) else scale

@@ -244,6 +244,14 @@ def test_folders_come_back_with_their_classes_in_another_order(tmp_path, folders
     assert np.any(np.diff(load("train", tmp_path / "sets")[1]) < 0)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_file_beside_class_folders_is_refused(split, tmp_path, folders):
+    write_images(folders[split], TRAIN[0][:1])
+    with pytest.raises(ValueError, match=f"{split} has '0.png' beside its class fold"):
+        data.prepare_folder("mine", tmp_path / "sets", **folders, image_size=4)
+    assert not (tmp_path / "sets").exists()
+
+
 @pytest.mark.parametrize("labels", [None, np.arange(25) % 3])
 @pytest.mark.parametrize("with_test", [True, False])
 def test_flat_folders_have_no_labels_and_a_tenth_may_be_put_aside(

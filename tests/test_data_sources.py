@@ -291,6 +291,7 @@ def test_several_runs_may_prepare_at_once(tmp_path, cifar10, monkeypatch):
         (["--index"], "--index and --image_size need --train"),
         (["--train=a", "--image_size=4", "--index"], "--image_size excludes"),
         (["--train=a", "--image_size=4", "--classes=c"], "--image_size excludes"),
+        (["--train=a", "--test_classes=c"], "--test_classes needs --test"),
         (["--train=a", "--source=c"], "--train excludes --source"),
     ],
 )

@@ -1,17 +1,20 @@
 """A disk that is full or cannot be written: an error at once, not at the end."""
 
+import resource
 import subprocess
 import sys
 from collections import namedtuple
 
+import numpy as np
 import processes
 import pytest
 from processes import CONFIG, SMALL
 from tiny import tiny_config
 
 from invariance_jax import train
+from invariance_jax.models import weights
 from invariance_jax.runs import checkpoints
-from invariance_jax.runtime.files import named
+from invariance_jax.runtime.files import named, replacing
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -67,6 +70,26 @@ def test_a_file_is_named_where_the_system_does_not(tmp_path):
         raise OSError(28, "No space left on device")
     with pytest.raises(OSError, match=r"^no room$"), named("/a/b"):
         raise OSError("no room")
+
+
+@pytest.fixture
+def full():
+    """A disk that is full after a kilobyte of each file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors"])
+def test_of_a_file_that_does_not_fit_nothing_is_left(tmp_path, full, name):
+    path, arrays = tmp_path / name, {"a": np.zeros(1000)}
+    with pytest.raises(OSError, match="File too large"):
+        weights.save_state_dict(path, arrays)
+    with pytest.raises(OSError, match=f"File too large: '{path}'"):
+        with replacing(path) as file:
+            np.savez(file, **arrays)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path, monkeypatch):

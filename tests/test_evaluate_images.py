@@ -1,5 +1,6 @@
 """Image runs: measured, embedded, exported; without labels, with own parts."""
 
+import errno
 import json
 import shutil
 import signal
@@ -248,6 +249,21 @@ def test_an_export_overwrites_nothing_and_names_the_file(copy, tmp_path):
             export.run(copy, out)
     with pytest.raises(ValueError, match="no checkpoint of step 7"):
         export.run(copy, tmp_path / "other.npz", step=7)
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(copy, tmp_path, monkeypatch):
+    def full(file, **_):
+        Path(file.name).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = {*copy.iterdir()}
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match=r"No space left.*: '.*/embeddings_train_"):
+        embed.run(None, copy)
+    assert {*copy.iterdir()} == before
+    with pytest.raises(OSError, match=r"No space left.*: '.*/out/encoder\.npz'"):
+        export.run(copy, tmp_path / "out" / "encoder.npz")
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_only_the_color_family_may_be_evaluated(run, copy, data_dir):

@@ -88,6 +88,19 @@ def test_a_report_compares_two_runs(whole, tmp_path):
     assert "first" in text and "second" in text
 
 
+def test_a_run_of_a_sweep_reports_in_its_own_folder(whole, tmp_path):
+    """All jobs of a sweep have its flags, and must not write one report."""
+    workdir = Path(shutil.copytree(whole[0], tmp_path / "sweep" / "base"))
+    (workdir / "results.json").unlink()
+    (workdir / "report.html").unlink()
+    (tmp_path / "sweep.py").write_text("def get_sweep():\n    return {'base': {}}\n")
+    one = [f"--sweep={tmp_path / 'sweep.py'}", "--sweep_run=base"]
+    one += [f"--workdir={workdir.parent}", f"--out={tmp_path / 'out'}"]
+    done = run(CONFIG, *SMALL, *one)
+    assert done.returncode == 0, done.stderr
+    assert (workdir / "report.html").exists() and not (tmp_path / "out").exists()
+
+
 def assert_one_line(done, *expected):
     assert done.returncode not in (0, None)
     assert done.stdout == ""
@@ -116,13 +129,41 @@ MISTAKES = {
         [CONFIG, "--mode=train", "--out=a"],
         ["--out goes with --mode=all, report, export, not train"],
     ),
+    "a file for the report": (
+        [CONFIG, "--out=README.md"],
+        ["README.md is a file; expected a folder"],
+    ),
     "a sweep that nobody reads": (
         [CONFIG, "--mode=check", "--sweep=configs/sweeps/savings.py"],
         ["--sweep goes with --mode=all, train, evaluate, embed, not check"],
     ),
+    "a configuration that nobody reads": (
+        [CONFIG, "--mode=report"],
+        ["--config goes with --mode=all, train, evaluate, embed, export, check, not r"],
+    ),
+    "a work directory that nobody writes": (
+        [CONFIG, "--mode=check"],
+        ["--workdir goes with --mode=all, train, evaluate, embed, report, export, not"],
+    ),
+    "processes that nobody starts": (
+        ["--mode=report", "--num_processes=2"],
+        ["--num_processes goes with --mode=all, train, evaluate, embed, not report"],
+    ),
+    "a time that nobody waits": (
+        ["--mode=report", "--heartbeat_timeout=3"],
+        ["--heartbeat_timeout goes with --mode=all, train, evaluate, embed, not rep"],
+    ),
+    "a job that nobody submits": (
+        ["--mode=keys", "--cluster=slurm"],
+        ["--mode=keys runs on this machine; leave --cluster=slurm out"],
+    ),
     "unknown variant": (
         ["--config=configs/spirograph.py:quikc"],
         ["'quikc'; expected one of", "quick", "smoke"],
+    ),
+    "two configurations": (
+        [CONFIG, "--config", "configs/none.py"],
+        ["twice: configs/spirograph.py:smoke, configs/none.py; expected one"],
     ),
     "no such file": (["--config=configs/none.py"], ["configs/none.py is no file"]),
     "unknown flag": ([CONFIG, "--wrokdir=a"], ["wrokdir"]),
@@ -168,3 +209,7 @@ def test_a_check_with_wrong_devices_is_one_line():
 
 def test_a_work_directory_is_asked_for():
     assert_one_line(run(CONFIG), "--workdir is missing")
+
+
+def test_keys_take_one_word():
+    assert_one_line(run("--mode=keys", "a", "b"), "unexpected argument 'b'")

@@ -314,6 +314,29 @@ def test_the_first_folder_that_differs_is_the_class(form, paths, expected, tmp_p
     assert [names[n] for n in (() if labels is None else labels)] == expected
 
 
+def test_classes_of_no_test_images_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="test_classes needs test"):
+        prepare_files("mine", tmp_path, train=[folder], test_classes=["a"])
+
+
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_hidden_files_and_all_in_hidden_folders_are_left_out(form, tmp_path):
+    hidden = (".notebook/1.jpg", "b/.notebook/1.jpg", ".notebook/c.tar", "a/.1.jpg")
+    files = {name: content((8, 8)) for name in ("a/1.jpg", "b/1.jpg")}
+    files |= dict.fromkeys(hidden, b"no image")
+    if form == "tar":
+        above = {f"../{name}": body for name, body in files.items()}
+        given = write_tar(tmp_path / "all.tar", above, "w")
+    else:
+        given = tmp_path / "all"
+        for name, body in files.items():
+            (given / name).parent.mkdir(parents=True, exist_ok=True)
+            (given / name).write_bytes(body)
+    prepare_files("mine", tmp_path, train=[given], test=[given])
+    found = data.describe("mine", data_dir=tmp_path)
+    assert (found.num_train, found.class_names) == (2, ("a", "b"))
+
+
 def test_preparing_continues_and_refuses_other_files(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(originals, "_SHARD_BYTES", 2000)
     written, copy = [], originals._copy
@@ -519,6 +542,19 @@ def test_preparation_goes_on_after_a_full_disk(file, folder, tmp_path, monkeypat
     monkeypatch.undo()
     prepare_files("mine", tmp_path, train=[folder])
     assert len(opened(tmp_path)) == 10
+
+
+def test_labels_that_cannot_be_kept_leave_no_file(folder, tmp_path, monkeypatch):
+    path = prepare_files("mine", tmp_path, train=[folder], test=[folder])
+    (path / "train.npz").unlink()
+    before = {*path.iterdir()}
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert len(opened(tmp_path).labels) == 12
+    assert {*path.iterdir()} == before
 
 
 def test_labels_are_kept_only_if_all_could_be_read(folder, tmp_path, monkeypatch):

@@ -379,10 +379,22 @@ def test_setup_lines_come_first(tmp_path):
     assert run_here(tmp_path, code, tasks="1", setup=["false"]) == 1
 
 
-def test_a_process_that_fails_ends_the_others_and_is_told(tmp_path):
+def test_a_process_that_fails_ends_the_others_and_is_told(tmp_path, capfd):
     started = time.monotonic()
-    assert run_here(tmp_path, "if task: sys.exit(3)\ntime.sleep(60)") == 3
+    code = "if task: print('more\\nerror: é', file=sys.stderr); sys.exit(3)\n"
+    assert run_here(tmp_path, code + "time.sleep(60)") == 3
     assert time.monotonic() - started < 30
+    (log,) = (tmp_path / "slurm").glob("*_1_log.err")
+    job = log.name.removesuffix("_1_log.err")
+    expected = f"job {job}: process 1 ended with status 3, see {log}: error: é\n"
+    assert capfd.readouterr().err == expected
+
+
+def test_a_process_that_says_nothing_is_told_too(tmp_path, capfd):
+    code = "os.kill(os.getpid(), signal.SIGKILL)"
+    assert run_here(tmp_path, code, tasks="1") == 137
+    expected = r"process 0 ended with status 137, see \S+_0_log\.err\n$"
+    assert re.search(expected, capfd.readouterr().err)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2", "SIGINT"])

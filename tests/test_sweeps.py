@@ -140,7 +140,8 @@ def test_labels_name_the_variants(plan):
         ),
         ({"one": {}}, {"seeds": 2}, ["one/seed_0", "one/seed_1"]),
         ({"seed": (0, 1)}, {}, ["seed_0", "seed_1"]),
-        ({"slurm": {}}, {}, ["slurm_"]),
+        ({"slurm": {}, "sweep.json": {}}, {}, ["slurm_", "sweep.json_"]),
+        ({"config.json": {}, "report.html": {}}, {}, ["config.json_", "report.html_"]),
     ],
 )
 def test_seeds_have_folders_if_there_are_several(plan, sweep, changes, expected):
@@ -322,6 +323,28 @@ def test_a_folder_holds_one_sweep_and_parts_of_it(plan, copy):
 def test_a_run_and_a_sweep_do_not_share_a_folder(plan, made):
     with pytest.raises(ValueError, match="holds a run; a sweep needs another workdir"):
         plan(GRID, workdir=made / RUNS[0])
+
+
+def test_a_run_in_the_folder_of_a_sweep_is_refused(plan):
+    found = plan(GRID)
+    sweeps.begin(found)
+    for mode in ("all", "evaluate"):
+        with pytest.raises(ValueError, match="holds a sweep; give its --sweep, or an"):
+            sweeps.plan(config(), found.workdir, mode)
+
+
+@pytest.mark.parametrize("sweep", [GRID, {"seed": (0, 1)}])
+def test_a_sweep_writes_over_no_other_report(plan, tmp_path, sweep):
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds report\.html but no config\.json"):
+        plan(sweep, workdir=tmp_path)
+
+
+def test_a_run_over_seeds_and_a_sweep_of_these_seeds_share_a_folder(plan):
+    found = plan({"seed": (0, 1)})
+    sweeps.begin(found)
+    again = sweeps.plan(config({"seeds": 2}), found.workdir, "all")
+    assert again.workdir == found.workdir
 
 
 def test_a_run_that_diverges_does_not_stop_the_others(plan):

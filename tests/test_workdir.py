@@ -186,11 +186,12 @@ def test_the_home_directory_is_found(tmp_path, monkeypatch):
     assert claim(settings(), "~/run").workdir == tmp_path / "run"
 
 
-def test_checkpoints_without_a_configuration_are_refused(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(ValueError, match="checkpoints but no config.json"):
+@pytest.mark.parametrize("name", workdirs.OUTPUTS)
+def test_what_a_run_would_overwrite_is_refused_without_a_configuration(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"holds {name} but no config.json"):
         claim(settings(), tmp_path)
-    assert not (tmp_path / "config.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_folder_without_a_run_cannot_be_read(tmp_path):

@@ -86,6 +86,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         )
     if scaled and given - {"test"}:
         parser.error("--image_size excludes --classes, --test_classes and --index")
+    if options.test_classes and not options.test:
+        parser.error("--test_classes needs --test")
     if options.train is not None and options.source is not None:
         parser.error("--train excludes --source")
     return options

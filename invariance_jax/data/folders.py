@@ -64,7 +64,15 @@ def visible_files(folder: Path) -> Iterator[Path]:
 def _class_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected a folder of images.")
-    return [entry.name for entry in _visible_entries(folder) if entry.is_dir()]
+    entries = _visible_entries(folder)
+    names = [entry.name for entry in entries if entry.is_dir()]
+    if names and len(names) < len(entries):
+        beside = next(entry.name for entry in entries if not entry.is_dir())
+        raise ValueError(
+            f"{folder} has {beside!r} beside its class folders; expected either all "
+            "images in class folders or none."
+        )
+    return names
 
 
 def _list_files(folder: Path, names: list[str]) -> tuple[list[Path], np.ndarray]:

@@ -282,8 +282,11 @@ def _store_labels(path: Path, labels: np.ndarray) -> None:
     """Writes the labels beside the records, if the folder is writable."""
     temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp.npz")
     with contextlib.suppress(OSError):
-        np.savez(temporary, labels=labels)
-        temporary.replace(path)
+        try:
+            np.savez(temporary, labels=labels)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _open_set(name: str, root: Path) -> _ImageSet:

@@ -67,6 +67,8 @@ def prepare_files(
     With `index` the files stay in place and only an index is written.
     """
     root = folder_for_new(name, data_dir)
+    if test_classes is not None and not test:
+        raise ValueError("test_classes needs test, the images that it is about.")
     images = {"train": _list_images(train)}
     if test:
         images["test"] = _list_images(test)
@@ -137,9 +139,11 @@ def _list_archive(
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             path = Path(member.name)
+            if any(part.startswith(".") and part != ".." for part in path.parts):
+                continue  # hidden, as in `folders.visible_files`
             if member.islnk() or member.issym():
                 raise ValueError(f"{file_path}: {path} is a link; expected files only.")
-            if not member.isfile() or path.name.startswith("."):
+            if not member.isfile():
                 continue
             start, size = member.offset_data, member.size
             if path.suffix == ".tar":

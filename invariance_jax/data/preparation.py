@@ -126,9 +126,9 @@ def prepare_folder(
 
     Raises:
       ValueError: if the name is invalid, reserved or already prepared; if the classes
-        differ, a class is empty, a file is not an image, or two files differ in size
-        (named); if an image has transparent pixels or more than 8 bits a channel; or if
-        the images do not fit into memory.
+        differ, a class is empty, a file is beside class folders or not an image, or two
+        files differ in size (named); if an image has transparent pixels or more than 8
+        bits a channel; or if the images do not fit into memory.
       OSError: if the set cannot be written.
     """
     from invariance_jax.data import folders

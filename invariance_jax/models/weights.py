@@ -22,6 +22,7 @@ import functools
 import itertools
 import json
 import re
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,13 +203,17 @@ def save_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> N
     _check_suffix(path)
     if path.exists():
         raise ValueError(f"{path} exists; move it, nothing is overwritten.")
-    temporary = path.with_name(f"tmp.{path.name}")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     arrays: dict[str, Any] = {n: np.asarray(a) for n, a in state_dict.items()}
-    if path.suffix == ".safetensors":
-        temporary.write_bytes(_to_safetensors(arrays))
-    else:
-        np.savez(temporary, **arrays)
-    temporary.rename(path)
+    try:
+        with temporary.open("wb") as file:
+            if path.suffix == ".safetensors":
+                file.write(_to_safetensors(arrays))
+            else:
+                np.savez(file, **arrays)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _from_safetensors(data: bytes) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ from etils import epath
 from invariance_jax import __version__
 from invariance_jax.runtime.files import (
     AnyPath,
+    absolute,
     is_url,
     read_json,
     work_folder,
@@ -41,6 +42,12 @@ _log = logging.getLogger(__name__)
 
 FORMAT = 3
 """The format number of `config.json`."""
+
+OUTPUTS = (
+    *("checkpoints", "experiments", "metrics.jsonl"),
+    *("report.html", "results.json", "samples.npz"),
+)
+"""Entries that a run overwrites; without a `config.json` they are not from a run."""
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -97,21 +104,33 @@ def claim(settings: Settings, workdir: AnyPath, *, finished: bool = False) -> Ow
 def check(settings: Settings, workdir: AnyPath) -> None:
     """Checks that `claim` would succeed; writes nothing."""
     folder = work_folder(workdir)
+    check_folder("workdir", folder)
+    if (folder / "config.json").exists():
+        check_same_run(settings, folder)
+    else:
+        check_no_outputs(folder)
+
+
+def check_folder(name: str, path: AnyPath) -> None:
+    """Checks that a folder, the value of `name`, can be made and written to."""
+    folder = absolute(path)
     parents = () if is_url(folder) else folder.parents
     existing = next((path for path in (folder, *parents) if path.exists()), None)
     if existing is not None and not existing.is_dir():
-        raise ValueError(
-            f"workdir is {folder}: {existing} is a file; expected a folder."
-        )
-    if (folder / "config.json").exists():
-        check_same_run(settings, folder)
-    elif (folder / "checkpoints").exists():
-        raise ValueError(
-            f"workdir is {folder}, which holds checkpoints but no config.json; "
-            "expected a new folder."
-        )
+        text = f"{name} is {folder}: {existing} is a file; expected a folder."
+        raise ValueError(text)
     if existing is not None and not is_url(folder) and not os.access(existing, os.W_OK):
-        raise OSError(f"workdir is {folder}: {existing} cannot be written.")
+        raise OSError(f"{name} is {folder}: {existing} cannot be written.")
+
+
+def check_no_outputs(folder: epath.Path) -> None:
+    """Checks that a folder without `config.json` has nothing that would be lost."""
+    for name in OUTPUTS:
+        if (folder / name).exists():
+            raise ValueError(
+                f"workdir is {folder}, which holds {name} but no config.json; "
+                "expected a new folder."
+            )
 
 
 def check_same_run(settings: Settings, workdir: AnyPath) -> None:

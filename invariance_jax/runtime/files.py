@@ -91,12 +91,22 @@ def write_text(path: AnyPath, text: str) -> None:
 
 def write_bytes(path: AnyPath, content: bytes) -> None:
     """Writes a file atomically: if writing fails, the former content stays."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
+    """Opens a file for writing that becomes `path` at the end, unless an error occurs.
+
+    An OSError names the path.
+    """
     file_path = epath.Path(path)
     # Another job may write the same file at the same time.
     temporary = file_path.with_name(f"{file_path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with named(path), temporary.open("wb") as file:
-            file.write(content)
+            yield file
             sync(file)
         temporary.replace(file_path)
     except BaseException:

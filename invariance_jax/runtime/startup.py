@@ -113,6 +113,8 @@ def parse(arguments: list[str]) -> list[str]:
     sys.argv[:] = arguments
     text = "\n".join(arguments)
     paths = re.findall(r"^--?config[=\n](.+)$", text, re.MULTILINE)
+    if len(paths) > 1:
+        raise ValueError(f"--config is given twice: {', '.join(paths)}; expected one")
     given = re.findall(r"^--?(?:no)?(config\..+?)(?:=|$)", text, re.MULTILINE)
     if given and not paths:
         raise ValueError(
@@ -137,6 +139,13 @@ _MODES_OF = {
     "check_target": ("check",),
     "sweep": _RUNS,
     "sweep_run": _RUNS,
+    "coordinator_address": _RUNS,
+    "num_processes": _RUNS,
+    "process_id": _RUNS,
+    "initialization_timeout": _RUNS,
+    "heartbeat_timeout": _RUNS,
+    "workdir": (*_RUNS, "report", "export"),
+    "config": (*_RUNS, "export", "check"),
 }
 """Flag of launch.py -> the modes that use it."""
 
@@ -144,7 +153,7 @@ _MODES_OF = {
 def check_flags(mode: str) -> None:
     """Raises ValueError for a flag that the mode would ignore."""
     for name, modes in _MODES_OF.items():
-        if flags.FLAGS[name].value is not None and mode not in modes:
+        if flags.FLAGS[name].present and mode not in modes:
             expected = ", ".join(modes)
             raise ValueError(f"--{name} goes with --mode={expected}, not {mode}")
 

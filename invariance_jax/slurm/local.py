@@ -52,7 +52,14 @@ def run(launch: Launch, folder: Path, request: Request) -> int:
             processes.append(process)
             stack.callback(process.wait)
             stack.callback(process.kill)
-        return _wait(processes)
+        status = _wait(processes)
+        if status:
+            index = [*map(_status, processes)].index(status)
+            log = folder / f"{name}_{index}_log.err"
+            last = log.read_text("utf-8", "replace").strip().split("\n")[-1]
+            text = f"job {name}: process {index} ended with status {status}, see {log}"
+            print(f"{text}: {last}" if last else text, file=sys.stderr)
+        return status
 
 
 def log_pattern(folder: Path, job: str) -> str:

@@ -17,7 +17,12 @@ from typing import NamedTuple
 from absl import flags
 from etils import epath
 
-from invariance_jax.runs.workdir import check, command, one_per_seed
+from invariance_jax.runs.workdir import (
+    check,
+    check_no_outputs,
+    command,
+    one_per_seed,
+)
 from invariance_jax.runtime.files import work_folder, write_json
 from invariance_jax.settings import Config, resolve, to_dict
 from invariance_jax.sweeps.collect import FORMAT, is_evaluated, read_record
@@ -59,6 +64,11 @@ def plan(config: Config | None, workdir: str, mode: str) -> Plan:
     if _SWEEP.value is None:
         if _SWEEP_RUN.value is not None:
             raise ValueError("--sweep_run needs --sweep")
+        is_sweep = (parent / "sweep.json").exists()
+        if is_sweep and "." not in read_record(parent)["variants"]:
+            raise ValueError(
+                f"{parent} holds a sweep; give its --sweep, or another workdir."
+            )
         return Plan(str(parent), [Run(None, config, str(parent))], None)
     if config is None:
         raise ValueError("--config is missing; --sweep changes its keys")
@@ -122,7 +132,9 @@ def _check_parent(parent: epath.Path, variants: Mapping[str, Variant]) -> None:
                 f"{parent} holds a sweep with {', '.join(sorted(old - new))}, which "
                 "this sweep lacks; add these variants to it, or give another workdir."
             )
-    elif (parent / "config.json").exists() and "." not in variants:
-        raise ValueError(f"{parent} holds a run; a sweep needs another workdir.")
+    elif "." not in variants:
+        if (parent / "config.json").exists():
+            raise ValueError(f"{parent} holds a run; a sweep needs another workdir.")
+        check_no_outputs(parent)
     for name, variant in variants.items():
         check(variant.settings, parent / name)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from invariance_jax.runs.workdir import OUTPUTS
 from invariance_jax.runtime.files import call_in_file
 from invariance_jax.settings import (
     KEYS,
@@ -23,7 +24,8 @@ MOST = 1000
 """The largest number of runs of a sweep, SLURM's default limit of a job array."""
 
 _MAX_LENGTH = 100  # characters of a folder's name
-_RESERVED = ("figures", "slurm", "tables")  # other folders in the folder of a sweep
+_RESERVED = ("config.json", "figures", "slurm", "sweep.json", "tables", *OUTPUTS)
+"""Other entries in the folder of a sweep, or of the run that it may be taken for."""
 
 Sweep = dict[str, tuple[Any, ...]] | dict[str, dict[str, Any]]
 """A grid, key -> its values, or named variants, label -> {key: value}."""
