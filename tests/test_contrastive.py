@@ -10,7 +10,7 @@ from intermediates import largest_intermediate
 from numpy.testing import assert_allclose, assert_array_equal
 from reference import oracle_nt_xent
 
-from invariance_jax.losses import nt_xent
+from invariance_jax.losses import dcl, nt_xent
 
 
 def make_projections(batch_size=8, features=5, dtype=np.float64, seed=0):
@@ -119,6 +119,7 @@ ABOVE = "temperature must be above 0; found"
         ((4, 3), (4, 2), {}, r"z1 and z2 must be of one shape.*\[4, 3\] and \[4, 2\]"),
         ((4, 3), (4, 3, 1), {}, "z1 and z2 must be of one shape"),
         ((4,), (4,), {}, r"z1 must be \[B, D\]; found \[4\]"),
+        ((), (), {}, r"z1 must be \[B, D\]; found \[\]"),
         ((4, 3), (4, 3), {"temperature": 0}, ABOVE + " 0"),
         ((4, 3), (4, 3), {"temperature": np.float32(-0.5)}, ABOVE + " -0.5"),
         ((4, 3), (4, 3), {"temperature": 1e-46}, ABOVE + " 1e-46"),
@@ -129,6 +130,7 @@ ABOVE = "temperature must be above 0; found"
     ],
     ids=str,
 )
-def test_bad_input_is_refused(z1, z2, settings, message):
+@pytest.mark.parametrize("loss", [nt_xent, dcl])
+def test_bad_input_is_refused(loss, z1, z2, settings, message):
     with pytest.raises(ValueError, match=message):
-        nt_xent(jnp.ones(z1), jnp.ones(z2), **{"temperature": 0.5, **settings})
+        loss(jnp.ones(z1), jnp.ones(z2), **{"temperature": 0.5, **settings})

@@ -16,7 +16,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from invariance_jax.arguments import check_integer, check_number, promote_pair
+from invariance_jax.arguments import (
+    check_integer,
+    check_matrix,
+    check_number,
+    promote_pair,
+)
 from invariance_jax.numerics import l2_normalize, num_replicas
 from invariance_jax.types import Array
 
@@ -91,6 +96,7 @@ def dcl(
     Gradients: with respect to both projections; zero for a zero projection.
     Cost: that of `nt_xent`.
     """
+    check_matrix("z1", z1, expected="[B, D]")
     if len(z1) * num_replicas(axis_name=axis_name) < 2:
         raise ValueError(
             f"z1 and z2 must hold 2 or more examples, for negatives; found {len(z1)}."
