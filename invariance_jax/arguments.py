@@ -168,7 +168,7 @@ def check_number(
 
 def check_pair(
     name: str,
-    value: float | tuple[float, float] | list[float],
+    value: float | tuple[float, float] | list[float] | np.ndarray,
     *,
     low: float,
     high: float,
@@ -176,6 +176,8 @@ def check_pair(
     """Returns two numbers in [low, high]; a single number is returned twice."""
     if np.shape(value) not in ((), (2,)):
         raise ValueError(f"{name} must be one number or two; found {value!r}.")
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     for number in pair:
         check_number(name, number, low=low, high=high)

@@ -128,7 +128,8 @@ def test_gates_open_with_their_probabilities_independently():
 
 
 def test_a_probability_is_a_number_and_no_switch():
-    make(BARE, blur_probability=[1.0, 0.1])  # a list of two is two
+    for pair in ([1.0, 0.1], np.array([1.0, 0.1])):  # of any type
+        make(BARE, blur_probability=pair)
     for wrong in (True, (0.5, True), "", (0.5,)):
         with pytest.raises(ValueError, match="blur_probability must be"):
             make(BARE, blur_probability=wrong)
