@@ -20,6 +20,7 @@ from invariance_jax.transforms.geometry import (
     affine,
     central_square,
     crop_and_resize,
+    erase,
 )
 
 PILLOW = {"lanczos3": Image.Resampling.LANCZOS, "bilinear": Image.Resampling.BILINEAR}
@@ -253,6 +254,7 @@ SIZE, METHOD = "size must be an integer from 1 to 65536; found", "method must be
         (partial(CROP, size=10**12), (IMAGES, BOX), SIZE + " 10{12}"),
         (partial(CROP, size=(3, 3, 3)), (IMAGES, BOX), "one number or two"),
         (partial(CROP, method="cubic"), (IMAGES, BOX), METHOD + ".* found 'cubic'"),
+        (partial(erase, value=(0.5, 0.1)), (IMAGES, BOX), "value must be one .* 3;"),
         (SQUARE, (IMAGES[0],), RANK),
         (partial(SQUARE, size=0), (IMAGES,), SIZE + " 0"),
         (partial(SQUARE, method="cubic"), (IMAGES,), METHOD + ".*lanczos3"),

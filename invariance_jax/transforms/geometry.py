@@ -162,11 +162,15 @@ def erase(images: Array, boxes: Array, *, value: Sequence[float]) -> Array:
       `[B, H, W, C]`.
 
     Raises:
-      ValueError: if images or boxes have another shape or images are not floating.
+      ValueError: if images, boxes or value have another shape or images are not
+        floating.
 
     Gradients: with respect to images; 0 in the boxes.
     """
     images, boxes = promote_rows(images, "boxes", boxes, BOX_NAMES)
+    channels = images.shape[3]
+    if np.shape(value) not in ((), (1,), (channels,)):
+        raise ValueError(f"value must be one number or {channels}; found {value}.")
     starts, sizes = jnp.split(boxes, 2, axis=1)
     inside = []
     for axis in (0, 1):
@@ -175,7 +179,7 @@ def erase(images: Array, boxes: Array, *, value: Sequence[float]) -> Array:
         inside.append((centre >= start) & (centre < start + size))
     rows, columns = inside
     box = (rows[:, :, None] & columns[:, None])[..., None]
-    colour = jnp.broadcast_to(jnp.asarray(value, images.dtype), images.shape[3:])
+    colour = jnp.broadcast_to(jnp.asarray(value, images.dtype), (channels,))
     return jnp.where(box, colour[None, None, None], images)
 
 
