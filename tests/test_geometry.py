@@ -321,13 +321,16 @@ def test_derivatives_of_affine(x64):
     check_grads(jax.jit(affine), (images, alpha), order=1, modes=["fwd", "rev"])
 
 
-def test_derivative_at_the_identity_is_that_to_the_increasing_side(x64):
+@pytest.mark.parametrize("shift", [-1, 0, 1])
+def test_derivative_at_whole_numbers_is_that_to_the_increasing_side(shift, x64):
     images = jnp.asarray(make_images(1, 4, 4, channels=1))
-    at, alpha = affine_alpha(np.float64), jnp.array([[0.0, 0.0, 0.0, 0.0, -0.25]])
+    at = affine_alpha(np.float64, columns=shift / 4)
+    alpha = jnp.array([[0.0, 0.0, 0.0, 0.0, -0.25]])
     change = jax.jvp(partial(affine, images), (at,), (alpha,))[1]
     # moving to the left, each pixel takes from its right neighbour, at last from black
-    right = jnp.pad(images, [(0, 0), (0, 0), (0, 1), (0, 0)])[:, :, 1:]
-    assert_allclose(change, right - images, rtol=0, atol=1e-12)
+    padded = jnp.pad(images, [(0, 0), (0, 0), (1, 2), (0, 0)])
+    here, right = (padded[:, :, 1 - shift + i :][:, :, :4] for i in (0, 1))
+    assert_allclose(change, right - here, rtol=0, atol=1e-12)
 
 
 def test_affine_has_finite_derivatives_everywhere():

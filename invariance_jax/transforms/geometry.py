@@ -277,6 +277,8 @@ def _source_points(
 
 def _cell(position: Array, num_pixels: int) -> tuple[Array, Array]:
     """Returns the padded pixel before each position, and the next one's weight."""
-    position = jnp.clip(position, -1, num_pixels) + 1
+    # Not `jnp.clip`, which halves the derivative at the ends.
+    position = jnp.where(position >= num_pixels, num_pixels, position)
+    position = jnp.where(position < -1, -1, position) + 1
     before = jnp.minimum(jnp.floor(position), num_pixels)
     return before.astype(jnp.int32), (position - before)[..., None]
