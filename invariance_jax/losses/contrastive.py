@@ -48,7 +48,8 @@ def nt_xent(
         backward pass recomputes them. The last block may be smaller. None: all 2B.
       axis_name: the mapped axis over which the batch is spread. Negatives come from all
         replicas. The gradients of the local means, averaged over replicas, give the
-        gradient of the mean over the joined batch. None: one replica.
+        gradient of the mean over the joined batch. In `jax.shard_map`, set
+        `check_vma=False`, or differentiate around it. None: one replica.
 
     Returns:
       `[B]`, nats, non-negative, for the examples of this replica; at least float32.

@@ -80,7 +80,8 @@ def invariance_penalty(
       limit_shape: "hard" is `min(q, c)`, whose gradient is zero above c; "log" is
         `c log(1 + q / c)`, which grows slowly above c with a gradient everywhere.
       has_aux: whether represent returns `(h, aux)`.
-      axis_name: the mapped axis over which the variance of "batch" is taken.
+      axis_name: the mapped axis over which the variance of "batch" is taken. In
+        `jax.shard_map`, set `check_vma=False`, or differentiate around it.
 
     Returns:
       `(penalty [B], h [B, D])`, with has_aux `(penalty, h, aux)`. The penalty is
