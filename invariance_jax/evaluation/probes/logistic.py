@@ -182,7 +182,6 @@ def fit_logistic_in_blocks(
     classes = jnp.asarray(labels).astype(jnp.int32)
 
     mean = np.mean(h, axis=0, dtype=np.float64)
-    mean_row = jnp.asarray(mean, jnp.float32)[None]
     # A common scale, as in `_fit`: a power of two, by which division is exact.
     ends = np.stack([np.max(h, axis=0) - mean, mean - np.min(h, axis=0)])
     scale = max(float(magnitude(jnp.asarray(ends, jnp.float32))[0, 0]), 2.0**-50)
@@ -190,9 +189,9 @@ def fit_logistic_in_blocks(
 
     def blocks() -> Iterator[tuple[Array, Array]]:
         for start in range(0, len(h), block_size):
-            block = slice(start, start + block_size)
-            centred = jnp.asarray(h[block], jnp.float32) - mean_row
-            yield centred / scale, classes[block]
+            rows = slice(start, start + block_size)
+            x = jnp.asarray(h[rows], jnp.float32) - jnp.asarray(mean, jnp.float32)[None]
+            yield x / scale, classes[rows]
 
     gram = sum(np.asarray(_gram(x), np.float64) for x, _ in blocks()) / len(h)
     basis = np.asarray(_basis(jnp.asarray(gram, jnp.float32), 2 * num_classes * l2))
