@@ -48,6 +48,8 @@ def main(arguments: list[str]) -> None:
     """Runs the program that --mode names, here or on a cluster."""
     request = options.read(_MODE.value)
     mode, config, workdirs = _read(arguments)
+    if mode == "keys":
+        return print(key_help(*arguments[1:]))
     if mode == "report":
         return _report(workdirs)
     if mode == "export":
@@ -57,15 +59,15 @@ def main(arguments: list[str]) -> None:
     plan = sweeps.plan(config, workdirs[0], mode)
     if request:
         sys.exit(submission.submit(request, plan, mode))
-    for run in plan.runs[:1]:
-        run_config = run.config or evaluate.read_config(run.workdir)
-        devices.make_deterministic(run_config.deterministic)
+    if plan.runs:  # XLA reads the option once, when the devices are first used
+        first = plan.runs[0].config or evaluate.read_config(plan.runs[0].workdir)
+        devices.make_deterministic(first.deterministic)
     writes = startup.initialize()
     if writes:
         sweeps.begin(plan)
     diverged: list[str] = []
     for run in plan.runs:
-        with sweeps.kept_going(plan, run, diverged):
+        with sweeps.divergence_noted(plan, run, diverged):
             if mode in ("all", "train"):
                 assert run.config is not None
                 train.run(run.config, run.workdir)
@@ -75,10 +77,9 @@ def main(arguments: list[str]) -> None:
             if mode == "embed":
                 print(*embed.run(run.config, run.workdir), sep="\n")
             if mode == "all" and writes:
-                out = None if run.name else _OUT.value  # a variant: its own folder
-                out = os.path.expanduser(out or run.workdir)
-                print(f"report: {report.run([run.workdir], out)}")
-    if plan.record and mode == "all" and writes:
+                out = None if run.name else _OUT.value  # of a variant: in its folder
+                print(f"report: {report.run([run.workdir], out or run.workdir)}")
+    if plan.record and mode == "all" and writes:  # a whole sweep
         _report(workdirs)
     if diverged:
         raise FloatingPointError("\n".join(diverged))
@@ -91,9 +92,6 @@ def _read(arguments: list[str]) -> tuple[str, Config | None, list[str]]:
     most = 2 if mode == "keys" else 1
     if len(arguments) > most:
         raise ValueError(f"unexpected argument {arguments[most]!r}; quote '(1, 2)'")
-    if mode == "keys":
-        print(key_help(*arguments[1:]))
-        sys.exit()
     if config is None and mode in ("all", "train", "check"):
         raise ValueError("--config is missing")
     if _PROFILE.value is not None:
@@ -102,7 +100,7 @@ def _read(arguments: list[str]) -> tuple[str, Config | None, list[str]]:
     if _OUT.value and mode in ("all", "report"):
         check_folder("--out", _OUT.value)
     workdirs = [os.fspath(work_folder(path)) for path in _WORKDIR.value or ()]
-    if not workdirs and mode != "check":
+    if not workdirs and mode not in ("check", "keys"):
         raise ValueError("--workdir is missing")
     if len(workdirs) > 1 and mode != "report":
         raise ValueError(f"--mode={mode} takes one --workdir")
@@ -113,7 +111,7 @@ def _report(workdirs: list[str]) -> None:
     if len(workdirs) > 1 and not _OUT.value:
         raise ValueError("--out is missing: several work directories need it")
     finished = collect.finished(workdirs)
-    out = report.run(finished, os.path.expanduser(_OUT.value or workdirs[0]))
+    out = report.run(finished, _OUT.value or workdirs[0])
     if len(finished) > 1:
         print(report.comparison_text(finished))
     print(f"report: {out}")

@@ -90,7 +90,7 @@ def run(config: Config, workdir: AnyPath) -> None:
                 ]
             for (seed, _), owner in zip(seeds, owners, strict=True):
                 with _Training(seed, owner, train, make_batches, watch) as training:
-                    training.make_steps(program)
+                    training.run_steps(program)
 
 
 def checked_parts(settings: Settings, num_devices: int) -> Parts:
@@ -153,7 +153,7 @@ class _Training(contextlib.ExitStack):
         report = self._batches.report
         return Rows(settings, writer, bar, step, pending=pending, report=report)
 
-    def make_steps(self, program: Callable[[], Compiled | Wrapped]) -> None:
+    def run_steps(self, program: Callable[[], Compiled | Wrapped]) -> None:
         """Runs the steps that are left; program() is called only if there are any."""
         self.callback(self._checkpoints.close)
         settings, (step, state, note) = self._settings, self._first_checkpoint()

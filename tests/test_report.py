@@ -662,6 +662,12 @@ def test_bad_arguments_are_refused(tmp_path):
     assert file.read_text() == "mine"
 
 
+def test_the_home_directory_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = write_run(tmp_path / "run", bare=True)
+    assert report.run([run], "~/out") == tmp_path / "out" / "report.html"
+
+
 def test_settings_of_this_machine_change_nothing(tmp_path):
     root, run = Path(__file__).parents[1], write_run(tmp_path / "run", bare=True)
     write_log(run, 0)

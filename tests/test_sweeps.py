@@ -350,11 +350,11 @@ def test_a_run_over_seeds_and_a_sweep_of_these_seeds_share_a_folder(plan):
 def test_a_run_that_diverges_does_not_stop_the_others(plan):
     errors, found = [], plan(GRID)
     for run in found.runs:
-        with sweeps.kept_going(found, run, errors):
+        with sweeps.divergence_noted(found, run, errors):
             if run.config.seed == 0:
                 raise FloatingPointError("loss is not finite")
     assert errors == [f"{name}: loss is not finite" for name in (RUNS[0], RUNS[2])]
-    with pytest.raises(FloatingPointError), sweeps.kept_going(found, ALONE, []):
+    with pytest.raises(FloatingPointError), sweeps.divergence_noted(found, ALONE, []):
         raise FloatingPointError
 
 

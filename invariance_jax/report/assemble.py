@@ -50,7 +50,7 @@ def write(
     workdirs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
 ) -> Path | epath.Path:
     """Writes a report and returns the path of its page; see `report.run`."""
-    runs, folder = read_runs(workdirs), epath.Path(out)
+    runs, folder = read_runs(workdirs), epath.Path(os.path.expanduser(out))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out must be a directory, found the file {folder}")
     with style.looks():

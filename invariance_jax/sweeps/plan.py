@@ -109,8 +109,11 @@ def begin(chosen: Plan) -> None:
 
 
 @contextlib.contextmanager
-def kept_going(chosen: Plan, run: Run, errors: list[str]) -> Iterator[None]:
-    """Appends the error of a diverging run to `errors`; raises it without a sweep."""
+def divergence_noted(chosen: Plan, run: Run, errors: list[str]) -> Iterator[None]:
+    """Lets a sweep continue after a run that diverges: appends its error to `errors`.
+
+    Without a sweep, the error is raised.
+    """
     if run.name is not None:
         number = chosen.runs.index(run) + 1
         _log.info("%s: run %d of %d", run.name, number, len(chosen.runs))
