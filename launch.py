@@ -94,8 +94,7 @@ def _read(arguments: list[str]) -> tuple[str, Config | None, list[str]]:
         raise ValueError(f"unexpected argument {arguments[most]!r}; quote '(1, 2)'")
     if config is None and mode in ("all", "train", "check"):
         raise ValueError("--config is missing")
-    if _PROFILE.value is not None:
-        assert config is not None
+    if config and _PROFILE.value is not None:
         config.logging.profile_steps = _PROFILE.value
     if _OUT.value and mode in ("all", "report"):
         check_folder("--out", _OUT.value)
