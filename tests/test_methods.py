@@ -453,6 +453,14 @@ def test_a_function_of_a_method_that_does_not_fit_is_refused(fields, expected):
         check_method(fields)
 
 
+def test_the_numbers_of_a_method_are_checked_for_few_examples():
+    def loss(own, *_, axis_name):
+        return jnp.where(len(own) == 16, jnp.ones(len(own)), jnp.nan)
+
+    with pytest.raises(ValueError, match="not finite for 8 random examples"):
+        check_method({"heads": own_parts.Counting(), "loss": loss, "update": None})
+
+
 def of_eight(own, other, *_, axis_name):
     """A loss of eight similarities, for which there must be as many rows."""
     return jnp.mean(jax.lax.top_k(own @ other.T, 8)[0], axis=1)

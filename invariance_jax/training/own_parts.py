@@ -1,5 +1,6 @@
 """Checks the user's own encoder and method on random inputs, before training."""
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -12,7 +13,6 @@ import numpy as np
 from invariance_jax.settings import KEYS, plugins
 from invariance_jax.settings.schema import get
 from invariance_jax.training.build import Parts, applied, view_shapes
-from invariance_jax.training.objective import Objective
 from invariance_jax.types import Array, PyTree
 
 _log = logging.getLogger(__name__)
@@ -57,17 +57,22 @@ def _forms(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), tree)
 
 
-def _is_traced(function: Callable[..., PyTree], x: jax.ShapeDtypeStruct) -> bool:
-    """Returns whether a function takes inputs of this shape; computes nothing."""
-    try:
-        jax.eval_shape(function, x)
-    except Exception:  # user code may raise anything
-        return False
-    return True
+def _fewest(trace: Callable[[int], PyTree], size: int) -> int:
+    """Returns the least divisor of the batch size, from 8, that trace accepts.
+
+    The numbers are computed for so few examples: a batch may need too much memory.
+    """
+    for count in range(8, size):
+        if size % count == 0:
+            with contextlib.suppress(Exception):  # user code may raise anything
+                trace(count)
+                return count
+    return size
 
 
-def _gradient(encoder: nn.Module, x: Array) -> PyTree:
-    """Returns the gradient of a squared derivative of h along the images, and h."""
+def _gradient(encoder: nn.Module, image: tuple[int, ...], count: int) -> PyTree:
+    """Returns the gradient of a squared derivative of h along random images, and h."""
+    x = jax.random.uniform(jax.random.key(0), (count, *image))
     params, represent = _in_training(encoder, x)
 
     def squared_tangent(params: PyTree) -> tuple[Array, PyTree]:
@@ -84,18 +89,15 @@ def _check_encoder(parts: Parts) -> None:
     name, size = settings.encoder.name, settings.batch_size // settings.microbatches
     image = view_shapes(parts.task, parts.transformation).shape[1:]
 
-    def images(count: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count, *image), jnp.float32)
-
     def represent(x: Array) -> PyTree:
         params, apply = _in_training(encoder, x)
         return apply(params, x)
 
-    gradient = jax.jit(functools.partial(_gradient, encoder))
+    gradient = jax.jit(functools.partial(_gradient, encoder, image), static_argnums=0)
     where = f"images of shape {(size, *image)}"
     fault = f"which cannot be applied to {where}:"
     with plugins.blaming("encoder.name", name, fault=fault):
-        h = jax.eval_shape(represent, images(size))
+        h = jax.eval_shape(represent, jax.ShapeDtypeStruct((size, *image), jnp.float32))
     expected = size, parts.features
     if getattr(h, "shape", None) != expected:
         raise ValueError(
@@ -107,28 +109,27 @@ def _check_encoder(parts: Parts) -> None:
         "which the penalty needs (reverse over forward mode; no custom_vjp):"
     )
     with plugins.blaming("encoder.name", name, fault=fault):
-        jax.eval_shape(gradient, images(size))
-        # As few images as its groups allow: a batch may need too much memory.
-        divisors = (n for n in range(2, size) if size % n == 0)
-        few = (n for n in divisors if _is_traced(gradient, images(n)))
-        x = jax.random.uniform(jax.random.key(0), (next(few, size), *image))
-        result = gradient(x)
+        gradient.eval_shape(size)
+        few = _fewest(gradient.eval_shape, size)
+        result = gradient(few)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result)):
         raise ValueError(
             f"encoder.name is {name!r}, whose h or derivatives are not finite on "
-            f"{len(x)} random images; expected finite h and derivatives."
+            f"{few} random images; expected finite h and derivatives."
         )
 
 
-def _apply_method(objective: Objective, views: Array, memory: PyTree) -> PyTree:
-    """Returns losses, momentum and new memory of a step, for the h of each view."""
-    method, momentum, target = objective.method, 0.0, (None, None)
+def _apply_method(parts: Parts, count: int, memory: PyTree) -> PyTree:
+    """Returns losses, momentum and new memory of a step, for random h of each view."""
+    method, momentum, target = parts.objective.method, 0.0, (None, None)
+    shape = 2 + parts.settings.more_views, count, parts.features
+    views = jax.random.normal(jax.random.key(0), shape)
     params, project = _in_training(method.heads, views[0])
     outputs = [project(params, h) for h in views]
     pair = outputs[0], outputs[1]
     if method.momentum is not None:
         momentum, target = method.momentum(jnp.zeros((), jnp.int32)), pair
-    losses = objective.losses(outputs, target, memory)
+    losses = parts.objective.losses(outputs, target, memory)
     if method.update is not None:
         memory = method.update(memory, pair)
     return losses, momentum, memory
@@ -145,21 +146,23 @@ def _check_method(parts: Parts) -> None:
         if not callable(function) and (needed or function is not None):
             raise ValueError(f"{where} {field} is {function!r}; expected a function.")
 
-    views = 2 + settings.more_views, size, parts.features
-    fault = f"whose heads, loss, momentum or update cannot be applied to h {views[1:]}:"
+    shape = size, parts.features
+    fault = f"whose heads, loss, momentum or update cannot be applied to h {shape}:"
     with plugins.blaming("method.name", settings.method.name, fault=fault):
         memory = jax.tree.map(jnp.asarray, method.memory)
-        h = jax.random.normal(jax.random.key(0), views)
-        params = applied(method.heads, h[0])[1].get("params", {})
-        apply = jax.jit(functools.partial(_apply_method, parts.objective))
-        losses, momentum, updated = apply(h, memory)
+        h = jax.ShapeDtypeStruct(shape, jnp.float32)
+        params = applied(method.heads, h)[1].get("params", {})
+        apply = jax.jit(functools.partial(_apply_method, parts), static_argnums=0)
+        losses, _, updated = apply.eval_shape(size, memory)
         found = f"{losses.dtype}{list(losses.shape)}"
+        few = _fewest(lambda count: apply.eval_shape(count, memory), size)
+        numbers, momentum, _ = apply(few, memory)
     name = f"{where} {'loss' if method.joint is None else 'joint'}"
     if losses.shape != (size,) or not jnp.issubdtype(losses.dtype, jnp.floating):
         text = f"{name} returns {found} for {size} examples; expected floating [B]."
         raise ValueError(text)
-    if not np.isfinite(losses).all():
-        raise ValueError(f"{name} is not finite for {size} random examples.")
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"{name} is not finite for {few} random examples.")
     if np.shape(momentum):
         raise ValueError(f"{where} momentum is {momentum}; expected one number.")
     if _forms(updated) != _forms(memory):
