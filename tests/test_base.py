@@ -100,6 +100,13 @@ def with_views(change):
     return replace(GOOD, sample_for=sample_for)
 
 
+def test_second_views_may_all_have_the_same_alpha():
+    def change(view, second):
+        return view._replace(alpha=jnp.ones_like(view.alpha)) if second else view
+
+    check_transformation(with_views(change), make_x())
+
+
 def with_images(change):
     """GOOD with changed images."""
     return replace(GOOD, apply=lambda x, view: change(apply(x, view)))
