@@ -144,11 +144,10 @@ def _check_values(images: Array) -> None:
     is_floating = jnp.issubdtype(images.dtype, jnp.floating)
     if isinstance(images, jax.core.Tracer) or not is_floating or not images.size:
         return
-    low, high = float(images.min()), float(images.max())
-    if high > 2:  # resampled images may be a little above 1
+    if (high := float(images.max())) > 2:  # resampled images may be a little above 1
         raise ValueError(
-            f"images must have values in [0, 1]; found {low:g} to {high:g}: divide "
-            "8-bit images by 255."
+            f"images must have values in [0, 1]; found {float(images.min()):g} to "
+            f"{high:g}: divide 8-bit images by 255."
         )
 
 
