@@ -43,7 +43,9 @@ def make_gradient(
         sides, updated = jax.lax.map(
             lambda part: objective.encode(params, stats, *part), parts
         )
-        updated = jax.tree.map(_mean, updated)
+        updated = jax.tree.map(
+            lambda leaf: jnp.mean(leaf, axis=0).astype(leaf.dtype), updated
+        )
         couple_gradient = jax.grad(objective.couple, argnums=(0, 3), has_aux=True)
         inputs = params, updated, weight, _join(sides), target, memory
         (direct, cotangents), aux = couple_gradient(*inputs)
@@ -56,11 +58,6 @@ def make_gradient(
         return jax.lax.scan(add, direct, (parts, split(cotangents, count)))[0], aux
 
     return gradient
-
-
-def _mean(leaf: Array) -> Array:
-    """Returns the mean over the microbatches, in the dtype of the leaf."""
-    return jnp.mean(leaf, axis=0).astype(leaf.dtype)
 
 
 def split(tree: PyTree, count: int) -> PyTree:
