@@ -397,6 +397,10 @@ def test_what_does_not_go_with_a_method_is_refused(changes, expected):
             {"encoder.name": "own_parts:flat", "encoder.kwargs": {"tau": 1}},
             r"cannot be called with \(axis_name=\.\.\., tau=\.\.\.\): got an",
         ),
+        (
+            {"encoder.name": "own_parts:flat", "encoder.kwargs": {"name": "x"}},
+            r"cannot be called with \(axis_name=\.\.\., name=\.\.\.\): got an",
+        ),
         ({"encoder.name": "own_parts:nothing"}, "returned None; expected a flax"),
         ({"encoder.name": "own_parts:flat"}, r"expected h \[B, D\]"),
         ({"encoder.name": "own_parts:stubborn"}, "reverse over forward mode"),

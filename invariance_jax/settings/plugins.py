@@ -68,7 +68,7 @@ def check(settings: Settings) -> None:
         raise ValueError("\n".join(problems))
 
 
-def check_call(key: str, name: str, **kwargs: object) -> None:
+def check_call(key: str, name: str, /, **kwargs: object) -> None:
     """Raises ValueError unless the function that `name` refers to takes its arguments.
 
     These are the keyword arguments, and before them the one of `_POSITIONAL`.
@@ -83,7 +83,7 @@ def check_call(key: str, name: str, **kwargs: object) -> None:
         ) from error
 
 
-def call(key: str, name: str, *arguments: object, **kwargs: object) -> Any:
+def call(key: str, name: str, /, *arguments: object, **kwargs: object) -> Any:
     """Calls the function that `name`, the value of `key`, refers to."""
     check_call(key, name, **kwargs)
     with blaming(key, name):
