@@ -71,6 +71,14 @@ def test_rounding_is_no_variance(dtype, x64):
     assert_allclose(paired_change(both), paired_change(h) / 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize("spread", [1e-5, 1e-6, 1e-7])
+def test_a_collapse_within_rounding_is_no_invariance(spread):
+    random = np.random.default_rng(0).normal(size=(4, 200, 16))
+    center = np.full(16, 0.25)  # a unit vector
+    h = jnp.asarray(center + spread * random, jnp.float32)
+    assert_allclose(invariance(h).normalized, 1, atol=0.05)
+
+
 def test_a_constant_representation_gives_zeros_and_finite_derivatives():
     # 0.1 seven times has a mean that float32 rounds to another number than 0.1.
     h = jnp.full((7, 3, 2), 0.1, jnp.float32)

@@ -7,7 +7,8 @@ a small ratio.
 
 Rounding does not count as change: a variance over the views of one example, or a
 squared change between two of them, is 0 if its root is below 8 eps times the norm of h.
-eps is that of the dtype of h, at least float32.
+The variance must also be below 8 eps times the total variance, as in a collapse all
+variance is rounding. eps is that of the dtype of h, at least float32.
 """
 
 from typing import NamedTuple
@@ -69,9 +70,11 @@ def invariance(h: Array) -> Variance:
     rows = rows - jnp.mean(rows, axis=(0, 1), keepdims=True)
     # Summed in two steps: one long float32 sum would lose its last terms.
     by_example = jnp.sum(jnp.square(views), axis=(0, 2)) / (num_views - 1)
-    within = jnp.mean(above_rounding(by_example, size))
     by_feature = jnp.sum(jnp.square(rows), axis=(0, 1))
     total = jnp.sum(by_feature / (batch_size * num_views - 1))
+    # A collapse is no invariance: only what is far below total counts as rounding.
+    share = 8 * jnp.finfo(h.dtype).eps  # type: ignore[no-untyped-call]
+    within = jnp.mean(above_rounding(by_example, jnp.minimum(size, total / share)))
     unit = jnp.squeeze(unit)
     return Variance(
         within * unit * unit, total * unit * unit, safe_divide(within, total)
