@@ -18,7 +18,7 @@ from jax.stages import Compiled
 
 from invariance_jax.data import Pictures
 from invariance_jax.runtime import cards
-from invariance_jax.runtime.devices import make_deterministic, simulate
+from invariance_jax.runtime.devices import all_devices, make_deterministic, simulate
 from invariance_jax.settings import Config, Settings, resolve
 from invariance_jax.train import checked_parts
 from invariance_jax.training import cost, parallel
@@ -125,7 +125,7 @@ def _devices(num_devices: int | None, target: str | None) -> tuple[jax.Device, .
         return cards.absent(target, num_devices or 1)
     if num_devices is not None:
         simulate(num_devices)
-    return tuple(jax.devices())
+    return all_devices()
 
 
 def _batches(parts: Parts, devices: Sequence[jax.Device]) -> Batches:

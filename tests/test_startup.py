@@ -103,8 +103,9 @@ def test_whatever_a_configuration_does_is_one_line(tmp_path, value, expected):
 
 
 def test_a_device_that_is_not_there_is_one_line(tmp_path):
-    line = error_of(CONFIG, f"--workdir={tmp_path / 'run'}", JAX_PLATFORMS="cuda")
-    assert line.startswith("error: JAX_PLATFORMS is 'cuda', and jax finds no such dev")
+    for flag in (f"--workdir={tmp_path / 'run'}", "--mode=check"):
+        line = error_of(CONFIG, flag, JAX_PLATFORMS="cuda")
+        assert line.startswith("error: JAX_PLATFORMS is 'cuda', and jax finds no such")
     assert not any(tmp_path.iterdir())
 
 

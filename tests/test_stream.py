@@ -227,7 +227,7 @@ def test_a_thread_that_does_not_answer_is_named(data_dir, monkeypatch):
     found, event = opened(data_dir, threads=3), threading.Event()
     monkeypatch.setattr(streams, "_PATIENCE", 0.2)
     monkeypatch.setattr(found.store.records, "read", lambda index: event.wait())
-    message = r"data thread \d has been reading .*(mine|train)"
+    message = r"Thread-\d+ \S+ has been reading .*(mine|train)"
     with pytest.raises(TimeoutError, match=message):
         found.load(np.arange(12))
     event.set()

@@ -356,7 +356,8 @@ def test_processes_run_to_their_end_at_one_address(tmp_path, monkeypatch):
     assert re.fullmatch(r"127\.0\.0\.1:\d+", first)
 
 
-def test_processes_share_the_gpus(tmp_path):
+def test_processes_share_the_gpus(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     code = "print(os.environ['CUDA_VISIBLE_DEVICES'], file=open(f'gpus{task}', 'w'))"
     assert run_here(tmp_path, code, tasks="1", gpus_per_node="4") == 0
     assert (tmp_path / "gpus0").read_text() == "0,1,2,3\n"
@@ -369,8 +370,10 @@ def test_only_the_gpus_that_are_visible_are_shared(tmp_path, monkeypatch):
     code = "print(os.environ['CUDA_VISIBLE_DEVICES'], file=open(f'gpus{task}', 'w'))"
     assert run_here(tmp_path, code, tasks="2", gpus_per_node="2") == 0
     assert [(tmp_path / f"gpus{n}").read_text() for n in (0, 1)] == ["4\n", "GPU-5\n"]
-    with pytest.raises(ValueError, match="--gpus_per_node is 4, but CUDA_VISIBLE_DEV"):
-        run_here(tmp_path, code, tasks="1", gpus_per_node="4")
+    for visible, most in (("4,GPU-5,6", 3), ("", 0)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        with pytest.raises(ValueError, match=f"is '{visible}'; expected .* {most}"):
+            run_here(tmp_path, code, tasks="1", gpus_per_node="4")
 
 
 def test_setup_lines_come_first(tmp_path):

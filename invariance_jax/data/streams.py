@@ -108,18 +108,11 @@ _busy: dict[str, tuple[float, Callable[[], str]]] = {}
 """Name of a worker thread -> since when it reads what, for a message if it hangs."""
 
 
-@functools.cache
-def workers(count: int) -> ThreadPool:
-    """Returns the worker threads of this process; makes them once for each count.
+workers = functools.cache(ThreadPool)
+"""Returns the worker threads of this process; makes them once for each count.
 
-    They are daemons: a program can end without waiting for them.
-    """
-    numbers = itertools.count()
-
-    def set_name() -> None:
-        threading.current_thread().name = f"data thread {next(numbers)}"
-
-    return ThreadPool(count, set_name)
+They are daemons: a program can end without waiting for them.
+"""
 
 
 def cores() -> int:
@@ -156,8 +149,8 @@ def _hanging(now: float) -> str:
         for name, (since, what) in sorted(_busy.items())
     ]
     return (
-        f"no image was decoded for {_PATIENCE:.0f} s: {'; '.join(states)}. Check that "
-        "the file system responds."
+        f"no image was decoded for {_PATIENCE:.0f} s: "
+        f"{'; '.join(states) or 'none is read'}. Check that the file system responds."
     )
 
 

@@ -27,9 +27,9 @@ def all_devices(count: int | None = None) -> tuple[jax.Device, ...]:
             raise RuntimeError("only the CPU")
     except (AssertionError, RuntimeError) as error:  # JAX has no type of its own for it
         raise ValueError(
-            f"JAX_PLATFORMS is {platforms!r}, and jax finds no such device beside the "
-            f"CPU{f' ({error})' if str(error) else ''}; expected a platform of this "
-            "machine, such as cpu, or no value."
+            f"JAX_PLATFORMS is {platforms!r}, and jax finds no such device or no "
+            f"CPU beside it{f' ({error})' if str(error) else ''}; expected a platform "
+            "of this machine, such as cpu, or no value."
         ) from error
     if count is not None and not 0 < count <= len(devices):
         raise ValueError(

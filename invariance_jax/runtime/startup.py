@@ -47,6 +47,8 @@ _HEARTBEAT_SECONDS = flags.DEFINE_integer(
     lower_bound=1,
 )
 
+_OF_PROCESSES = (_ADDRESS, _COUNT, _INDEX, _START_SECONDS, _HEARTBEAT_SECONDS)
+
 # Errors that a user can correct: their message alone is shown.
 _EXPECTED = (flags.Error, FloatingPointError, OSError, ValueError)
 
@@ -135,15 +137,9 @@ _RUNS = ("all", "train", "evaluate", "embed")
 _MODES_OF = {
     "out": ("all", "report", "export"),
     "profile_steps": ("all", "train"),
-    "check_devices": ("check",),
-    "check_target": ("check",),
-    "sweep": _RUNS,
-    "sweep_run": _RUNS,
-    "coordinator_address": _RUNS,
-    "num_processes": _RUNS,
-    "process_id": _RUNS,
-    "initialization_timeout": _RUNS,
-    "heartbeat_timeout": _RUNS,
+    **dict.fromkeys(("check_devices", "check_target"), ("check",)),
+    **dict.fromkeys(("sweep", "sweep_run"), _RUNS),
+    **dict.fromkeys((flag.name for flag in _OF_PROCESSES), _RUNS),
     "workdir": (*_RUNS, "report", "export"),
     "config": (*_RUNS, "export", "check"),
 }

@@ -70,7 +70,8 @@ def log_pattern(folder: Path, job: str) -> str:
 def _visible_gpus(count: int | None) -> list[str]:
     """Returns the names of the first `count` GPUs that this process may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [*map(str, range(count or 0))]
+    numbers = [*map(str, range(count or 0))]
+    names = numbers if visible is None else [*filter(None, visible.split(","))]
     if count is not None and count > len(names):
         raise ValueError(
             f"--gpus_per_node is {count}, but CUDA_VISIBLE_DEVICES is {visible!r}; "

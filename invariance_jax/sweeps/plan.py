@@ -17,12 +17,7 @@ from typing import NamedTuple
 from absl import flags
 from etils import epath
 
-from invariance_jax.runs.workdir import (
-    check,
-    check_no_outputs,
-    command,
-    one_per_seed,
-)
+from invariance_jax.runs.workdir import check, check_no_outputs, command, one_per_seed
 from invariance_jax.runtime.files import work_folder, write_json
 from invariance_jax.settings import Config, resolve, to_dict
 from invariance_jax.sweeps.collect import FORMAT, is_evaluated, read_record
