@@ -36,7 +36,7 @@ REQUIREMENTS = [
 
 EXTRAS = {
     # What the benchmarks measure against.
-    "benchmarks": ["torch>=2.6"],
+    "benchmarks": ["grain>=0.2.18", "torch>=2.6"],
     "cuda12": ["jax[cuda12]"],
     "cuda13": ["jax[cuda13]"],
     # Decodes JPEG files faster than Pillow, to the same pixels.

@@ -32,12 +32,13 @@ from invariance_jax.settings import resolve
 from invariance_jax.transforms import spirograph
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "invariance_jax" / "benchmarks" / "README.md"
 ONCE = Options(Timer(1, 0.0), tiny_config({"encoder.width": 4}))
 
 CASES = {
     "render": (2, 2, {"batch_size": 2, "image_size": 8, "num_points": 5}),
     "augment": (1, 0, {"batch_size": 128, "image_size": 16, "workers": 2}),
-    "decode": (2, 1, {"count": 3}),
+    "decode": (2, 2, {"count": 3}),
     "steps": (0, 4, {"resnet_batch": 4}),
     "penalty": (1, 0, {}),
     "loss": (2, 2, {"sizes": (12, 8), "features": 3, "block_size": 4}),
@@ -92,6 +93,15 @@ def test_a_ratio_is_the_median_of_neighbours_with_the_extremes():
     assert (row["first, ms"], row["second, ms"]) == (4000, 2000)
     assert [row[c] for c in ("first / second", "min", "max", "n")] == [2, 2, 4, 3]
     assert json.loads(json.dumps(row)) == row
+    cells = timing.table([row]).splitlines()[-1].split(" | ")
+    assert cells == [
+        "| case",
+        "peer / ours   ",
+        "4000 / 2000",
+        "2 (2 to 4)",
+        "3",
+        "note |",
+    ]
 
 
 def test_a_table_has_a_column_for_each_key_and_three_digits():
@@ -100,6 +110,15 @@ def test_a_table_has_a_column_for_each_key_and_three_digits():
     assert cells[0] == ["case", "ms", "n"]
     assert cells[2:] == [["a", "1.23", ""], ["b", "", "1234"]]
     assert len({*map(len, lines.splitlines())}) == 1
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PAGE.parent.glob("*.json")), ids=lambda p: p.stem
+)
+def test_the_page_shows_the_tables_of_its_results(path):
+    page, results = PAGE.read_text(encoding="utf-8"), json.loads(path.read_text())
+    assert timing.table(results["rows"]) in page
+    assert f"`{results['machine']['git_commit'][:7]}`" in page
 
 
 @pytest.mark.parametrize("found", [[1.0, 2.3], [1.0, np.nan], [1.0, 2.0, 3.0]])

@@ -128,13 +128,30 @@ def compare(
 
 def table(rows: Sequence[Row]) -> str:
     """Returns the rows as a Markdown table, with three significant digits."""
-    columns = [*dict.fromkeys(column for row in rows for column in row)]
-    cells = [columns, *([_text(row.get(c, "")) for c in columns] for row in rows)]
+    shown = [_of_pair(row) if "second" in row else row for row in rows]
+    columns = [*dict.fromkeys(column for row in shown for column in row)]
+    cells = [columns, *([_text(row.get(c, "")) for c in columns] for row in shown)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, ["-" * width for width in widths])
     return "\n".join(
         f"| {' | '.join(map(str.ljust, line, widths))} |" for line in cells
     )
+
+
+def _of_pair(row: Row) -> Row:
+    """Returns the row of a comparison with fewer columns, for people."""
+    first, second, ratio, low, high = (
+        _text(row[column])
+        for column in ("first, ms", "second, ms", "first / second", "min", "max")
+    )
+    return {
+        "case": row["case"],
+        "first / second": f"{row['first']} / {row['second']}",
+        "ms": f"{first} / {second}",
+        "ratio": f"{ratio} ({low} to {high})",
+        "n": row["n"],
+        "note": row["note"],
+    }
 
 
 def _text(cell: str | float) -> str:
