@@ -32,7 +32,6 @@ from invariance_jax.settings import resolve
 from invariance_jax.transforms import spirograph
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "invariance_jax" / "benchmarks" / "README.md"
 ONCE = Options(Timer(1, 0.0), tiny_config({"encoder.width": 4}))
 
 CASES = {
@@ -110,15 +109,6 @@ def test_a_table_has_a_column_for_each_key_and_three_digits():
     assert cells[0] == ["case", "ms", "n"]
     assert cells[2:] == [["a", "1.23", ""], ["b", "", "1234"]]
     assert len({*map(len, lines.splitlines())}) == 1
-
-
-@pytest.mark.parametrize(
-    "path", sorted(PAGE.parent.glob("*.json")), ids=lambda p: p.stem
-)
-def test_the_page_shows_the_tables_of_its_results(path):
-    page, results = PAGE.read_text(encoding="utf-8"), json.loads(path.read_text())
-    assert timing.table(results["rows"]) in page
-    assert f"`{results['machine']['git_commit'][:7]}`" in page
 
 
 @pytest.mark.parametrize("found", [[1.0, 2.3], [1.0, np.nan], [1.0, 2.0, 3.0]])

@@ -1,5 +1,6 @@
 """What the pages show works: links, snippets, commands, keys, and the page of runs."""
 
+import json
 import re
 import shlex
 import sys
@@ -11,6 +12,7 @@ from absl.testing import flagsaver
 
 import launch
 from configs.results import page
+from invariance_jax.benchmarks import timing
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.workdir import claim
 from invariance_jax.runtime.startup import parse
@@ -61,6 +63,14 @@ def test_the_readme_is_short_and_says_what_ci_runs():
 
 def test_the_page_of_runs_is_what_its_generator_makes():
     assert PAGES["configs/README.md"] == page.make_page()
+
+
+@pytest.mark.parametrize("name", ["results", "results_methods"])
+def test_the_page_of_speed_shows_the_tables_of_its_results(name):
+    folder = "invariance_jax/benchmarks"
+    results = json.loads((ROOT / folder / f"{name}.json").read_text())
+    assert timing.table(results["rows"]) in PAGES[f"{folder}/README.md"]
+    assert f"`{results['machine']['git_commit'][:7]}`" in PAGES[f"{folder}/README.md"]
 
 
 @pytest.mark.parametrize(
