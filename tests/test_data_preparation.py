@@ -247,7 +247,7 @@ def test_folders_come_back_with_their_classes_in_another_order(tmp_path, folders
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_file_beside_class_folders_is_refused(split, tmp_path, folders):
     write_images(folders[split], TRAIN[0][:1])
-    with pytest.raises(ValueError, match=f"{split} has '0.png' beside its class fold"):
+    with pytest.raises(ValueError, match=f"{split} has the file '0.png' beside its"):
         data.prepare_folder("mine", tmp_path / "sets", **folders, image_size=4)
     assert not (tmp_path / "sets").exists()
 

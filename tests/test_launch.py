@@ -141,10 +141,6 @@ MISTAKES = {
         [CONFIG, "--mode=report"],
         ["--config goes with --mode=all, train, evaluate, embed, export, check, not r"],
     ),
-    "a work directory that nobody writes": (
-        [CONFIG, "--mode=check"],
-        ["--workdir goes with --mode=all, train, evaluate, embed, report, export, not"],
-    ),
     "processes that nobody starts": (
         ["--mode=report", "--num_processes=2"],
         ["--num_processes goes with --mode=all, train, evaluate, embed, not report"],
@@ -194,9 +190,11 @@ def test_a_mistake_is_named_and_nothing_is_written(tmp_path, name, monkeypatch):
     assert "\n" not in str(caught.value) and not any(tmp_path.iterdir())
 
 
-def test_a_check_needs_no_work_directory_and_simulates_devices():
-    done = run(CONFIG, *SMALL, "--mode=check", "--check_devices=8")
+def test_a_check_writes_nothing_and_simulates_devices(tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"  # that of the run to come
+    done = run(CONFIG, *SMALL, workdir, "--mode=check", "--check_devices=8")
     assert done.returncode == 0, done.stderr
+    assert not any(tmp_path.iterdir())
     assert re.search(r"^devices +8 \(cpu, simulated\)$", done.stdout, re.MULTILINE)
     assert "16 examples, 2 per device" in done.stdout
     assert done.stderr == ""

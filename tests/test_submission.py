@@ -400,6 +400,12 @@ def test_a_process_that_says_nothing_is_told_too(tmp_path, capfd):
     assert re.search(expected, capfd.readouterr().err)
 
 
+@pytest.mark.parametrize("status", [PREEMPTED, INTERRUPTED])
+def test_a_process_that_was_stopped_has_not_failed(tmp_path, capfd, status):
+    assert run_here(tmp_path, f"sys.exit({status})", tasks="1") == status
+    assert re.search(r"process 0 was stopped, see \S+\n$", capfd.readouterr().err)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2", "SIGINT"])
 def test_a_signal_is_passed_on_once_and_the_job_ends(tmp_path, name):
     status = INTERRUPTED if name == "SIGINT" else PREEMPTED
@@ -454,9 +460,11 @@ def test_a_run_over_two_processes_of_this_machine(tmp_path):
 def test_a_sweep_is_shown_as_an_array(tmp_path):
     workdir = tmp_path / "sweep"
     arguments = [CONFIG, "--config.seeds=3", f"--workdir={workdir}"]
-    arguments += ["--sweep=configs/sweeps/penalty_weight.py", "--cluster=slurm"]
-    done = launch(*arguments, "--dry-run")
+    arguments += ["--sweep=configs/sweeps/penalty_weight.py", "--dry-run"]
+    done = launch(*arguments, "--cluster=slurm")
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --array=0-14%15\n" in done.stdout
     assert re.search(r"--sweep_run=\S+/seed_2\n", done.stdout)
-    assert not workdir.exists()
+    done = launch(*arguments, "--cluster=local", f"--out={tmp_path}/report")
+    assert done.stdout.endswith(f"--workdir={workdir} --out={tmp_path}/report\n")
+    assert not any(tmp_path.iterdir())

@@ -69,8 +69,8 @@ def _class_names(folder: Path) -> list[str]:
     if names and len(names) < len(entries):
         beside = next(entry.name for entry in entries if not entry.is_dir())
         raise ValueError(
-            f"{folder} has {beside!r} beside its class folders; expected either all "
-            "images in class folders or none."
+            f"{folder} has the file {beside!r} beside its class folders; expected "
+            "either class folders only or images only: move or hide it."
         )
     return names
 

@@ -49,7 +49,7 @@ def nt_xent(
       axis_name: the mapped axis over which the batch is spread. Negatives come from all
         replicas. The gradients of the local means, averaged over replicas, give the
         gradient of the mean over the joined batch. In `jax.shard_map`, set
-        `check_vma=False`, or differentiate around it. None: one replica.
+        `check_vma=False`, or take the gradient outside of it. None: one replica.
 
     Returns:
       `[B]`, nats, non-negative, for the examples of this replica; at least float32.

@@ -81,7 +81,7 @@ def invariance_penalty(
         `c log(1 + q / c)`, which grows slowly above c with a gradient everywhere.
       has_aux: whether represent returns `(h, aux)`.
       axis_name: the mapped axis over which the variance of "batch" is taken. In
-        `jax.shard_map`, set `check_vma=False`, or differentiate around it.
+        `jax.shard_map`, set `check_vma=False`, or take the gradient outside of it.
 
     Returns:
       `(penalty [B], h [B, D])`, with has_aux `(penalty, h, aux)`. The penalty is

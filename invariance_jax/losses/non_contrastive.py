@@ -11,7 +11,7 @@ Terms that are statistics of the batch are part of every example's loss, so the 
 over the examples is the loss of the paper. With `axis_name` the statistics are taken
 over all replicas. The gradients of the local means, averaged over replicas, give the
 gradient of the mean over the joined batch. In `jax.shard_map`, set `check_vma=False`,
-or differentiate around it.
+or take the gradient outside of it.
 """
 
 from functools import partial

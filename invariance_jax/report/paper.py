@@ -71,8 +71,9 @@ def note(shown: pd.DataFrame, *, brief: bool = False) -> str:
     source = f"Paper: Foster et al. (2021), {encoder}"
     solved = "has converged" if images else "is solved exactly"
     details = (
-        "3 seeds. Their standard errors have ddof 0; times 1.22 they are the usual "
-        "estimate. Their probe takes 500 steps of L-BFGS and may not have "
-        f"converged; here it {solved}, so part of a difference can come from the probe."
+        "3 seeds, 1 in the ablation of the weight. Standard errors have ddof 0; times "
+        "1.22 they are the usual estimate. Their probe takes 500 steps of L-BFGS and "
+        f"may not have converged; here it {solved}, so part of a difference can come "
+        "from the probe."
     )
     return f"{source}." if brief else f"{source}, {details}"

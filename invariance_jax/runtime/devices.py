@@ -18,12 +18,13 @@ def all_devices(count: int | None = None) -> tuple[jax.Device, ...]:
     If JAX_PLATFORMS leaves out the CPU, it is added: probes run there in float64.
     """
     platforms = jax.config.values["jax_platforms"] or "cpu"
-    if "cpu" not in platforms and not have_started():
+    lacks_cpu = "cpu" not in platforms.split(",")
+    if lacks_cpu and not have_started():
         jax.config.update("jax_platforms", f"{platforms},cpu")
     try:
         devices = jax.devices()
         jax.devices("cpu")
-        if devices[0].platform == "cpu" and "cpu" not in platforms:
+        if devices[0].platform == "cpu" and lacks_cpu:
             raise RuntimeError("only the CPU")
     except (AssertionError, RuntimeError) as error:  # JAX has no type of its own for it
         raise ValueError(

@@ -140,7 +140,7 @@ _MODES_OF = {
     **dict.fromkeys(("check_devices", "check_target"), ("check",)),
     **dict.fromkeys(("sweep", "sweep_run"), _RUNS),
     **dict.fromkeys((flag.name for flag in _OF_PROCESSES), _RUNS),
-    "workdir": (*_RUNS, "report", "export"),
+    "workdir": (*_RUNS, "report", "export", "check"),
     "config": (*_RUNS, "export", "check"),
 }
 """Flag of launch.py -> the modes that use it."""

@@ -57,7 +57,9 @@ def run(launch: Launch, folder: Path, request: Request) -> int:
             index = [*map(_status, processes)].index(status)
             log = folder / f"{name}_{index}_log.err"
             last = log.read_text("utf-8", "replace").strip().split("\n")[-1]
-            text = f"job {name}: process {index} ended with status {status}, see {log}"
+            stopped = status in (PREEMPTED, INTERRUPTED)
+            end = "was stopped" if stopped else f"ended with status {status}"
+            text = f"job {name}: process {index} {end}, see {log}"
             print(f"{text}: {last}" if last else text, file=sys.stderr)
         return status
 

@@ -68,6 +68,7 @@ def submit(request: Request, plan: Plan, mode: str) -> int:
 def _print_report_command(plan: Plan) -> None:
     if plan.record is not None:
         words = ["python", "launch.py", "--mode=report", f"--workdir={plan.workdir}"]
+        words += [f"--out={out}"] if (out := flags.FLAGS["out"].value) else []
         print(f"compare the finished runs: {shlex.join(words)}")
 
 
