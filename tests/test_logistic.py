@@ -193,6 +193,14 @@ def test_classes_without_examples_get_no_probability():
     assert_allclose(*probabilities, atol=1e-4)
 
 
+def test_fits_with_several_penalties_under_vmap_are_those_of_each(x64):
+    h, labels = make_data(TALL)
+    penalties = jnp.array([1e-3, 1e-1])
+    mapped = jax.vmap(lambda l2: fit(h, labels, l2).kernel)(penalties)
+    each = [fit(h, labels, l2).kernel for l2 in penalties]
+    assert_allclose(mapped, each, atol=1e-8)
+
+
 def test_max_iterations_limits_the_steps(x64):
     h, labels = map(jnp.asarray, make_data(TALL))
     norms = []
