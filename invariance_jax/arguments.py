@@ -94,6 +94,9 @@ def check_shape(
     expected: str,
 ) -> None:
     """Checks the shape of an array; None in `shape` allows any length."""
+    if not hasattr(array, "shape"):
+        found = type(array).__name__
+        raise ValueError(f"{name} must be {expected}, an array; found a {found}.")
     chex.assert_shape(
         array,
         shape,

@@ -50,6 +50,10 @@ def test_one_of_ones_own_passes_with_and_without_a_plain_image_and_held_choices(
     check_transformation(bright, make_x())
 
 
+def test_draws_in_float64_pass(x64):
+    check_transformation(GOOD, make_x())
+
+
 def test_a_gate_that_is_mostly_off_passes():
     def gated(x, view):
         bright = view.alpha[:, :, None, None] * x["images"]

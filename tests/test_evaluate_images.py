@@ -326,7 +326,7 @@ def test_weights_of_another_network_are_refused(weights, data_dir, tmp_path):
 def test_a_share_that_leaves_a_class_empty_is_refused_before_training(
     data_dir, tmp_path
 ):
-    changes = {"evaluation.label_fraction": 0.01, "evaluation.neighbors": ()}
+    changes = {"evaluation.label_fraction": 0.0126, "evaluation.neighbors": ()}
     with pytest.raises(ValueError, match=r"label fraction .* leaves class \d empty"):
         train.run(image_config(data_dir, changes), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -65,6 +65,11 @@ def settings(changes=None):
             "at most the 240 examples that the probe is fitted on",
         ),
         (
+            "evaluation.label_fraction",
+            0.005,
+            "0.00833 at least, for an example of each of 4 classes",
+        ),
+        (
             "augmentation.differentiate",
             (),
             "an operation that is switched on, as penalty.weight is not 0",

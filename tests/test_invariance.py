@@ -429,6 +429,8 @@ def test_replicas_give_the_joined_penalties_and_gradient(
         ({"signs": (2, 6, 3)}, r"signs must be .* found shape \(2, 6, 3\)"),
         ({"represent": jnp.sum}, r"h of represent must be \[B, D\]"),
         ({"represent": lambda a: a[:-1]}, r"h of represent must be \[B, D\]"),
+        ({"represent": lambda a: [a, a]}, r"h of represent .* found a list"),
+        ({"represent": lambda a: (a, {})}, r"found a tuple: set has_aux=True"),
     ],
     # No text of a function, which holds an address: another one in each process.
     ids=lambda value: " ".join(value),

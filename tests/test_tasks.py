@@ -128,7 +128,7 @@ def test_shares_of_images_are_those_of_each_class(data_dir):
 @pytest.mark.parametrize(
     ("key", "value", "asked"),
     [
-        ("label_fraction", 0.01, "downstream"),
+        ("label_fraction", 0.0126, "downstream"),
         ("label_fractions", (0.0126, 1.0), "label_fraction"),
     ],
 )

@@ -223,6 +223,11 @@ def _normalized(
 
     def normalized(alpha: Array) -> tuple[Array, tuple[Array, PyTree]]:
         h, aux = represent(alpha) if has_aux else (represent(alpha), None)
+        if isinstance(h, tuple):
+            raise ValueError(
+                "represent must return h [B, D]; found a tuple: set has_aux=True if it "
+                "returns (h, aux)."
+            )
         check_shape(
             "h of represent",
             h,

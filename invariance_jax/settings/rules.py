@@ -531,20 +531,27 @@ def _fill_in(settings: Settings, problems: _Problems) -> None:
 
 
 def _check_labels(settings: Settings, problems: _Problems) -> None:
-    """Checks that there are enough labels for the kNN probe and label_fraction."""
+    """Checks that there are enough labels for the kNN probe and fractions of them."""
     evaluation, examples = settings.evaluation, settings.data.train_examples or 0
     available = min(examples, evaluation.train_examples or examples)
-    count = available * evaluation.label_fraction
-    expected = f"at most the {int(count)} examples that the probe is fitted on"
+    fraction, classes = evaluation.label_fraction, settings.data.num_classes or 1
+
+    def require(key: str, least: float, smallest: float) -> bool:
+        expected = f"{least:.3g} at least, for an example of each of {classes} classes"
+        problems.require(smallest >= least, key, expected)
+        return smallest >= least
+
+    # A fraction of a class is rounded to whole examples, so half an example suffices.
+    least = classes / 2 / available
+    if fraction < 1 and not require("evaluation.label_fraction", least, fraction):
+        return
+    if is_asked(settings, "label_fraction"):
+        fractions = evaluation.label_fractions
+        require("evaluation.label_fractions", least / fraction, fractions[0])
+    count = int(available * fraction)
+    expected = f"at most the {count} examples that the probe is fitted on"
     enough = max(evaluation.neighbors, default=0) <= count
     problems.require(enough, "evaluation.neighbors", expected)
-    classes = settings.data.num_classes or 1
-    # A fraction of a class is rounded to whole examples, so half an example suffices.
-    least = classes / 2 / count
-    if is_asked(settings, "label_fraction"):
-        expected = f"{least:.3g} at least, for an example of each of {classes} classes"
-        enough = evaluation.label_fractions[0] >= least
-        problems.require(enough, "evaluation.label_fractions", expected)
 
 
 def _derive(settings: Settings, problems: _Problems) -> None:

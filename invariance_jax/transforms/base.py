@@ -294,6 +294,7 @@ def _check_slopes(transformation: Transformation, x: PyTree, views: list[View]) 
         apply = _images_of_alpha(transformation, x, view)
 
         def along(step: Array) -> Array:
+            step = step.astype(view.alpha.dtype)
             direction = jnp.broadcast_to(step[None], view.alpha.shape)
             slope = jax.jvp(apply, (view.alpha,), (direction,))[1]
             change = (apply(view.alpha + direction) - apply(view.alpha - direction)) / 2
