@@ -189,10 +189,12 @@ def check_pair(
 
 def check_range(name: str, ends: Sequence[float], *, most: float = math.inf) -> None:
     """Checks a pair (least, greatest): positive, finite, ordered and at most `most`."""
-    if len(ends) != 2 or not 0 < ends[0] <= ends[1] <= most or ends[1] == math.inf:
+    values = np.asarray(ends)
+    is_pair = values.shape == (2,) and values.dtype.kind in "iuf"
+    if not (is_pair and 0 < ends[0] <= ends[1] <= most and ends[1] < math.inf):
         raise ValueError(
             f"{name} must be (least, greatest), positive, ordered and at most {most}; "
-            f"found {tuple(ends)}."
+            f"found {ends}."
         )
 
 

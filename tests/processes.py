@@ -67,6 +67,8 @@ def environment(devices, **changes):
         "JAX_COMPILATION_CACHE_DIR": compilation_cache(),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": paths,
+        # As in a process that a notebook starts, whose backend may not be installed.
+        "MPLBACKEND": "not_installed",
     }
     together = os.environ | own | changes
     return {name: value for name, value in together.items() if value is not None}

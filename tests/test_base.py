@@ -231,7 +231,7 @@ BROKEN = {
     "alpha for one": (with_alpha(lambda alpha: alpha[:1]), ALPHA + r"\(1, 1\)"),
     "whole alpha": (
         with_alpha(lambda alpha: jnp.ones((4, 1), int)),
-        "alpha must be floating; found int32",
+        "alpha must be float32 or float64; found int32",
     ),
     "same draws": (with_alpha(lambda alpha: jnp.ones((4, 1))), DIFFERENT),
     "the same draw for all": (
@@ -334,6 +334,14 @@ BROKEN = {
     "a column too many, mapped": (
         with_both(jax.vmap(lambda i, alpha: i * alpha[2])),
         COLUMNS + " 2 is out of bounds",
+    ),
+    "a column too many, transposed": (
+        with_both(lambda i, alpha: i * alpha.T[1, :, None, None, None]),
+        COLUMNS + " 1 is out of bounds",
+    ),
+    "half precision": (
+        with_alpha(lambda alpha: alpha.astype(jnp.float16)),
+        "alpha must be float32 or float64; found float16",
     ),
     "plain of another size": (
         with_plain(lambda i: i[:, 1:]),

@@ -223,8 +223,8 @@ def _check_view(
         f"{name} must return alpha [{batch_size}, {num_names}]; found {shape}",
     )
     _require(
-        jnp.issubdtype(view.alpha.dtype, jnp.floating),
-        f"alpha must be floating; found {view.alpha.dtype}",
+        view.alpha.dtype in (jnp.float32, jnp.float64),
+        f"alpha must be float32 or float64; found {view.alpha.dtype}",
     )
     slack = 1e-5 * (1 + np.abs(bounds).max())
     inside = (view.alpha >= bounds[:, 0][None] - slack) & (
@@ -246,7 +246,8 @@ def _check_columns(transformation: Transformation, x: PyTree, view: View) -> Non
     except Exception:
         return  # checkify does not support some operation of apply
     message = error.get() or ""
-    shapes = view.alpha.shape, view.alpha.shape[1:]
+    shape = view.alpha.shape
+    shapes = shape, shape[1:], shape[::-1]
     _require(
         not any(f"array of shape {shape}:" in message for shape in shapes),
         f"apply must use only columns of alpha in names: {message.strip()}",

@@ -243,7 +243,7 @@ def _jitter_family(strength: float, ranges: Sequence[float]) -> Family:
     """Returns the distribution of alpha of `color.jitter`, centred on no change."""
     unit = "as factors would be negative beyond"
     check_number("strength", strength, low=0, high=MAX_STRENGTH, unit=unit)
-    if len(ranges) != 4:
+    if np.shape(ranges) != (4,):
         raise ValueError(f"jitter_ranges must be four numbers; found {ranges}.")
     for value, most in zip(ranges, (0.8, 0.8, 0.8, 0.4), strict=True):
         check_number("jitter_ranges", value, low=0, high=most)
