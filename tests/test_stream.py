@@ -5,6 +5,7 @@ import gzip
 import io
 import os
 import resource
+import shutil
 import tarfile
 import threading
 from pathlib import Path
@@ -24,6 +25,8 @@ from invariance_jax import check, data, train
 from invariance_jax.data import __main__ as command
 from invariance_jax.data import decoding, originals, records, streams
 from invariance_jax.data.originals import prepare_files
+from invariance_jax.settings import resolve
+from invariance_jax.tasks import make_task
 from invariance_jax.training import parallel
 from invariance_jax.training.batches import Streamed, make_sampler
 from invariance_jax.transforms import Squashed, image
@@ -158,9 +161,7 @@ def test_corrupt_files_are_named_counted_and_replaced_within_their_class(
     folder, tmp_path, caplog
 ):
     copy = tmp_path / "copy"
-    for file in folder.rglob("*.jpg"):
-        (copy / file.parent.name).mkdir(parents=True, exist_ok=True)
-        (copy / file.parent.name / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(folder, copy)
     bad = copy / "a" / "10.jpg"  # the last of its class
     bad.write_bytes(bad.read_bytes()[:-40])
     prepare_files("mine", tmp_path, train=[copy], test=[copy], index=True)
@@ -176,6 +177,31 @@ def test_corrupt_files_are_named_counted_and_replaced_within_their_class(
     (copy / "b" / "01.jpg").unlink()
     with pytest.raises(ValueError, match=r"max_corrupt is 1, and 2 cannot be read"):
         opened(tmp_path, max_corrupt=1).load(np.arange(12))
+
+
+def test_the_images_of_a_run_replace_corrupt_ones_also_those_of_a_slice(tmp_path):
+    def examples(source):
+        few = {"data.train_examples": 20, "data.max_corrupt": 1, "data.source": source}
+        return make_task(resolve(image_config(tmp_path, few))).examples("train")
+
+    x, y = examples("stream")
+    x.store.corrupt[int(x.rows[0])] = "damaged"
+    expected = x.load(1 + np.flatnonzero(y[1:] == y[0])[:1])
+    for found in (x, x[:1], x[np.array([0])], x[:1].in_memory("test")):
+        same(found.load(np.array([0])), expected)
+    same(examples("memory").x[:1].all(), expected)
+    x.store.corrupt |= dict.fromkeys(x.rows.tolist(), "damaged")
+    with pytest.raises(ValueError, match="all images that may replace it are corrupt"):
+        x.load(np.array([0]))  # not even by one of the 100 others of the split
+
+
+def test_no_validation_image_replaces_one_of_training(tmp_path):
+    image_config(tmp_path)
+    options = {"data_dir": tmp_path, "validation_examples": 30, "size": None}
+    found = data.open_pictures("bars", "train", **options, max_corrupt=150)
+    found.store.corrupt |= dict.fromkeys(found.rows.tolist(), "damaged")
+    with pytest.raises(ValueError, match="all images that may replace it are corrupt"):
+        found.load(np.array([0]))
 
 
 def test_an_error_of_the_file_system_is_no_corrupt_image(folder, tmp_path, monkeypatch):

@@ -219,7 +219,7 @@ def open_pictures(
       validation_examples: see `load_arrays`.
       size: S, each image is squashed to S x S; None: the images must have one size.
       max_corrupt: number of corrupt records that may each be replaced by the next
-        record of the same class.
+        record of the same class in the split.
       threads: number of decoding threads; None: the number of cores.
 
     Returns:
@@ -234,7 +234,8 @@ def open_pictures(
         name, split, data_dir, validation_examples, size
     )
     threads = threads or cores()
-    return _pictures(image_set, stored_split, size, max_corrupt, threads)[rows]
+    stored = _pictures(image_set, stored_split, size, max_corrupt, threads)
+    return Pictures(stored.store, stored.rows[rows])  # a split of its own
 
 
 @functools.lru_cache(maxsize=8)
