@@ -19,7 +19,7 @@ import pytest
 from archives import write_tar
 from PIL import Image
 from processes import rows
-from tiny import image_config
+from tiny import image_arrays, image_config
 
 from invariance_jax import check, data, train
 from invariance_jax.data import __main__ as command
@@ -583,6 +583,30 @@ def test_labels_that_cannot_be_kept_leave_no_file(folder, tmp_path, monkeypatch)
     assert {*path.iterdir()} == before
 
 
+def test_labels_are_read_again_if_older_records_replace_theirs(tmp_path):
+    images, labels = image_arrays(0, num_examples=12)
+    for name, y in {"other": labels[::-1], "mine": labels}.items():
+        path = data.prepare_arrays(name, tmp_path, train=(images, y), test=(images, y))
+    assert opened(tmp_path).labels.tolist() == labels.tolist()  # and stored
+    (shard,) = path.glob("*train*record*")
+    other = Path(str(shard).replace("mine", "other"))
+    os.utime(other, (0, 0))
+    shutil.copy2(other, shard)  # keeps the time
+    assert opened(tmp_path).labels.tolist() == labels[::-1].tolist()
+
+
+def test_labels_that_were_prepared_or_stored_are_not_read_again(folder, tmp_path):
+    path = prepare_files("mine", tmp_path, train=[folder], test=[folder])
+    kind, read = records.ShardRecords, records.ShardRecords.read_labels
+    with mock.patch.object(kind, "read_labels", autospec=True, side_effect=read) as spy:
+        expected = opened(tmp_path).labels.tolist()
+        spy.assert_not_called()
+        (path / "train.npz").unlink()
+        for _ in range(2):
+            assert opened(tmp_path).labels.tolist() == expected
+        spy.assert_called_once()
+
+
 def test_labels_are_kept_only_if_all_could_be_read(folder, tmp_path, monkeypatch):
     path = prepare_files("mine", tmp_path, train=[folder], test=[folder])
     expected, kept = opened(tmp_path).labels, path / "train.npz"
@@ -598,10 +622,7 @@ def test_labels_are_kept_only_if_all_could_be_read(folder, tmp_path, monkeypatch
     assert opened(tmp_path).labels[11] == 0 and not kept.exists()
     monkeypatch.undo()
     np.testing.assert_array_equal(opened(tmp_path).labels, expected)
-    np.savez(kept, labels=expected[:5])  # of fewer records
-    np.testing.assert_array_equal(opened(tmp_path).labels, expected)
-    np.savez(kept, labels=expected[::-1])  # of records that were replaced
-    os.utime(kept, (0, 0))
+    np.savez(kept, labels=expected[:5])  # of files of records that it does not name
     np.testing.assert_array_equal(opened(tmp_path).labels, expected)
     next(path.glob("*train*record*")).unlink()
     with pytest.raises(ValueError, match="cannot be read as a file of records"):
