@@ -8,6 +8,7 @@ import resource
 import shutil
 import tarfile
 import threading
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -259,6 +260,34 @@ def test_a_thread_that_does_not_answer_is_named(data_dir, monkeypatch):
     event.set()
 
 
+def test_a_batch_waits_as_long_as_others_before_it_are_decoded(data_dir, monkeypatch):
+    found = opened(data_dir, threads=1)
+    read = found.store.records.read
+    monkeypatch.setattr(streams, "_PATIENCE", 0.5)
+    monkeypatch.setattr(
+        found.store.records, "read", lambda index: time.sleep(0.05) or read(index)
+    )
+    before = [found.start(np.arange(12)) for _ in range(2)]  # take 1.2 s
+    found.load(np.arange(1))
+    assert all(job.ready() for pending in before for job in pending.jobs)
+
+
+def test_a_process_that_was_suspended_does_not_hang(data_dir, monkeypatch):
+    found, passed = opened(data_dir), [0.0]
+    read = found.store.records.read
+
+    def suspended(index):
+        time.sleep(0.05)
+        passed[0] += 1000
+        time.sleep(0.05)
+        return read(index)
+
+    clock = mock.Mock(monotonic=lambda: time.monotonic() + passed[0])
+    monkeypatch.setattr(streams, "time", clock)
+    monkeypatch.setattr(found.store.records, "read", suspended)
+    found.load(np.arange(1))
+
+
 def test_boxes_have_the_aspect_of_the_image_as_it_was():
     unit = RANDOM.random((200, 22), np.float32)
     options = {"area": (0.08, 1.0), "aspect": (3 / 4, 4 / 3), "whole_pixels": False}
@@ -383,8 +412,8 @@ def test_preparing_continues_and_refuses_other_files(folder, tmp_path, monkeypat
     monkeypatch.setattr(originals, "_copy", copy)
     monkeypatch.setattr(originals, "cores", lambda: 8)
     path = prepare_files("mine", tmp_path, train=[folder], test=[folder])
-    for file, time in times.items():
-        assert os.stat(path / file.name).st_mtime_ns == time
+    for file, changed in times.items():
+        assert os.stat(path / file.name).st_mtime_ns == changed
     assert len(opened(tmp_path)) == 12
 
 

@@ -28,10 +28,10 @@ from invariance_jax.types import PyTree
 _log = logging.getLogger(__name__)
 
 _PATIENCE = 300.0
-"""Seconds without a finished job after which waiting for a batch fails."""
+"""Seconds without a decoded image after which waiting for a batch fails."""
 
-_TICK = 0.01
-"""Seconds between checks of whether the devices are busy."""
+_TICK, _LONGEST_TICK = 0.01, 1.0
+"""Seconds between checks of whether the devices are busy, and most that one counts."""
 
 _MAX_PER_JOB, _MAX_PER_LOAD = 8, 1000
 """Most images of one job of a thread, and of one call of `load` by `in_memory`."""
@@ -106,6 +106,9 @@ class FileRecords:
 _busy: dict[str, tuple[float, Callable[[], str]]] = {}
 """Name of a worker thread -> since when it reads what, for a message if it hangs."""
 
+_last_decoded = 0.0
+"""When a worker thread last decoded an image, of any batch."""
+
 
 workers = functools.cache(ThreadPool)
 """Returns the worker threads of this process; makes them once for each count.
@@ -127,17 +130,19 @@ class Pending(NamedTuple):
 
     def wait(self, running: Callable[[], bool] = lambda: False) -> tuple[Loaded, float]:
         """Waits for the batch; returns it, and seconds in which running() was false."""
-        idle, last_check, last_done = 0.0, time.monotonic(), time.monotonic()
-        unfinished = self.jobs
+        idle, quiet, last_check, unfinished = 0.0, 0.0, time.monotonic(), self.jobs
         while unfinished:
             unfinished[-1].wait(_TICK)
             now, done = time.monotonic(), {job for job in unfinished if job.ready()}
+            # Batches before this one in the queue count too. A long tick tells that the
+            # process was suspended.
+            is_quiet = _last_decoded < last_check
+            quiet = quiet + min(now - last_check, _LONGEST_TICK) if is_quiet else 0.0
             idle, last_check = idle + (now - last_check) * (not running()), now
-            last_done = now if done else last_done
             for job in done:
                 job.get()
             unfinished = [job for job in unfinished if job not in done]
-            if now - last_done > _PATIENCE:
+            if quiet > _PATIENCE:
                 raise TimeoutError(_hanging(now))
         return self.batch, idle
 
@@ -174,6 +179,7 @@ class Store:
         sizes = np.empty((flat.size, 2), np.int32)
 
         def decode_some(part: range) -> None:
+            global _last_decoded
             name = threading.current_thread().name
             try:
                 for position in part:
@@ -181,6 +187,7 @@ class Store:
                     what = functools.partial(self.records.where, index)
                     _busy[name] = time.monotonic(), what
                     pixels[position], sizes[position] = self._decode(index, split)
+                    _last_decoded = time.monotonic()
             finally:
                 _busy.pop(name, None)
 
@@ -359,6 +366,6 @@ def take(x: np.ndarray | Pictures, numbers: np.ndarray) -> Loaded:
     Raises:
       ValueError: if more than `data.max_corrupt` images cannot be decoded, or a file
         has changed since it was indexed.
-      TimeoutError: if no decoding thread finishes a job for five minutes.
+      TimeoutError: if no image, of any batch, is decoded for five minutes.
     """
     return x.load(numbers) if isinstance(x, Pictures) else x[numbers]
