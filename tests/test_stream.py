@@ -5,8 +5,10 @@ import gzip
 import io
 import os
 import resource
+import shutil
 import tarfile
 import threading
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -18,12 +20,14 @@ import pytest
 from archives import write_tar
 from PIL import Image
 from processes import rows
-from tiny import image_config
+from tiny import image_arrays, image_config
 
 from invariance_jax import check, data, train
 from invariance_jax.data import __main__ as command
 from invariance_jax.data import decoding, originals, records, streams
 from invariance_jax.data.originals import prepare_files
+from invariance_jax.settings import resolve
+from invariance_jax.tasks import make_task
 from invariance_jax.training import parallel
 from invariance_jax.training.batches import Streamed, make_sampler
 from invariance_jax.transforms import Squashed, image
@@ -158,9 +162,7 @@ def test_corrupt_files_are_named_counted_and_replaced_within_their_class(
     folder, tmp_path, caplog
 ):
     copy = tmp_path / "copy"
-    for file in folder.rglob("*.jpg"):
-        (copy / file.parent.name).mkdir(parents=True, exist_ok=True)
-        (copy / file.parent.name / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(folder, copy)
     bad = copy / "a" / "10.jpg"  # the last of its class
     bad.write_bytes(bad.read_bytes()[:-40])
     prepare_files("mine", tmp_path, train=[copy], test=[copy], index=True)
@@ -176,6 +178,31 @@ def test_corrupt_files_are_named_counted_and_replaced_within_their_class(
     (copy / "b" / "01.jpg").unlink()
     with pytest.raises(ValueError, match=r"max_corrupt is 1, and 2 cannot be read"):
         opened(tmp_path, max_corrupt=1).load(np.arange(12))
+
+
+def test_the_images_of_a_run_replace_corrupt_ones_also_those_of_a_slice(tmp_path):
+    def examples(source):
+        few = {"data.train_examples": 20, "data.max_corrupt": 1, "data.source": source}
+        return make_task(resolve(image_config(tmp_path, few))).examples("train")
+
+    x, y = examples("stream")
+    x.store.corrupt[int(x.rows[0])] = "damaged"
+    expected = x.load(1 + np.flatnonzero(y[1:] == y[0])[:1])
+    for found in (x, x[:1], x[np.array([0])], x[:1].in_memory("test")):
+        same(found.load(np.array([0])), expected)
+    same(examples("memory").x[:1].all(), expected)
+    x.store.corrupt |= dict.fromkeys(x.rows.tolist(), "damaged")
+    with pytest.raises(ValueError, match="all images that may replace it are corrupt"):
+        x.load(np.array([0]))  # not even by one of the 100 others of the split
+
+
+def test_no_validation_image_replaces_one_of_training(tmp_path):
+    image_config(tmp_path)
+    options = {"data_dir": tmp_path, "validation_examples": 30, "size": None}
+    found = data.open_pictures("bars", "train", **options, max_corrupt=150)
+    found.store.corrupt |= dict.fromkeys(found.rows.tolist(), "damaged")
+    with pytest.raises(ValueError, match="all images that may replace it are corrupt"):
+        found.load(np.array([0]))
 
 
 def test_an_error_of_the_file_system_is_no_corrupt_image(folder, tmp_path, monkeypatch):
@@ -231,6 +258,34 @@ def test_a_thread_that_does_not_answer_is_named(data_dir, monkeypatch):
     with pytest.raises(TimeoutError, match=message):
         found.load(np.arange(12))
     event.set()
+
+
+def test_a_batch_waits_as_long_as_others_before_it_are_decoded(data_dir, monkeypatch):
+    found = opened(data_dir, threads=1)
+    read = found.store.records.read
+    monkeypatch.setattr(streams, "_PATIENCE", 0.5)
+    monkeypatch.setattr(
+        found.store.records, "read", lambda index: time.sleep(0.05) or read(index)
+    )
+    before = [found.start(np.arange(12)) for _ in range(2)]  # take 1.2 s
+    found.load(np.arange(1))
+    assert all(job.ready() for pending in before for job in pending.jobs)
+
+
+def test_a_process_that_was_suspended_does_not_hang(data_dir, monkeypatch):
+    found, passed = opened(data_dir), [0.0]
+    read = found.store.records.read
+
+    def suspended(index):
+        time.sleep(0.05)
+        passed[0] += 1000
+        time.sleep(0.05)
+        return read(index)
+
+    clock = mock.Mock(monotonic=lambda: time.monotonic() + passed[0])
+    monkeypatch.setattr(streams, "time", clock)
+    monkeypatch.setattr(found.store.records, "read", suspended)
+    found.load(np.arange(1))
 
 
 def test_boxes_have_the_aspect_of_the_image_as_it_was():
@@ -357,8 +412,8 @@ def test_preparing_continues_and_refuses_other_files(folder, tmp_path, monkeypat
     monkeypatch.setattr(originals, "_copy", copy)
     monkeypatch.setattr(originals, "cores", lambda: 8)
     path = prepare_files("mine", tmp_path, train=[folder], test=[folder])
-    for file, time in times.items():
-        assert os.stat(path / file.name).st_mtime_ns == time
+    for file, changed in times.items():
+        assert os.stat(path / file.name).st_mtime_ns == changed
     assert len(opened(tmp_path)) == 12
 
 
@@ -557,6 +612,30 @@ def test_labels_that_cannot_be_kept_leave_no_file(folder, tmp_path, monkeypatch)
     assert {*path.iterdir()} == before
 
 
+def test_labels_are_read_again_if_older_records_replace_theirs(tmp_path):
+    images, labels = image_arrays(0, num_examples=12)
+    for name, y in {"other": labels[::-1], "mine": labels}.items():
+        path = data.prepare_arrays(name, tmp_path, train=(images, y), test=(images, y))
+    assert opened(tmp_path).labels.tolist() == labels.tolist()  # and stored
+    (shard,) = path.glob("*train*record*")
+    other = Path(str(shard).replace("mine", "other"))
+    os.utime(other, (0, 0))
+    shutil.copy2(other, shard)  # keeps the time
+    assert opened(tmp_path).labels.tolist() == labels[::-1].tolist()
+
+
+def test_labels_that_were_prepared_or_stored_are_not_read_again(folder, tmp_path):
+    path = prepare_files("mine", tmp_path, train=[folder], test=[folder])
+    kind, read = records.ShardRecords, records.ShardRecords.read_labels
+    with mock.patch.object(kind, "read_labels", autospec=True, side_effect=read) as spy:
+        expected = opened(tmp_path).labels.tolist()
+        spy.assert_not_called()
+        (path / "train.npz").unlink()
+        for _ in range(2):
+            assert opened(tmp_path).labels.tolist() == expected
+        spy.assert_called_once()
+
+
 def test_labels_are_kept_only_if_all_could_be_read(folder, tmp_path, monkeypatch):
     path = prepare_files("mine", tmp_path, train=[folder], test=[folder])
     expected, kept = opened(tmp_path).labels, path / "train.npz"
@@ -572,10 +651,7 @@ def test_labels_are_kept_only_if_all_could_be_read(folder, tmp_path, monkeypatch
     assert opened(tmp_path).labels[11] == 0 and not kept.exists()
     monkeypatch.undo()
     np.testing.assert_array_equal(opened(tmp_path).labels, expected)
-    np.savez(kept, labels=expected[:5])  # of fewer records
-    np.testing.assert_array_equal(opened(tmp_path).labels, expected)
-    np.savez(kept, labels=expected[::-1])  # of records that were replaced
-    os.utime(kept, (0, 0))
+    np.savez(kept, labels=expected[:5])  # of files of records that it does not name
     np.testing.assert_array_equal(opened(tmp_path).labels, expected)
     next(path.glob("*train*record*")).unlink()
     with pytest.raises(ValueError, match="cannot be read as a file of records"):

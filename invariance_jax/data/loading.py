@@ -28,6 +28,7 @@ from invariance_jax.data.sets import (
     find,
     folder_of_sets,
     known,
+    times_and_sizes,
 )
 from invariance_jax.data.streams import (
     FileRecords,
@@ -219,7 +220,7 @@ def open_pictures(
       validation_examples: see `load_arrays`.
       size: S, each image is squashed to S x S; None: the images must have one size.
       max_corrupt: number of corrupt records that may each be replaced by the next
-        record of the same class.
+        record of the same class in the split.
       threads: number of decoding threads; None: the number of cores.
 
     Returns:
@@ -234,7 +235,8 @@ def open_pictures(
         name, split, data_dir, validation_examples, size
     )
     threads = threads or cores()
-    return _pictures(image_set, stored_split, size, max_corrupt, threads)[rows]
+    stored = _pictures(image_set, stored_split, size, max_corrupt, threads)
+    return Pictures(stored.store, stored.rows[rows])  # a split of its own
 
 
 @functools.lru_cache(maxsize=8)
@@ -252,7 +254,8 @@ def _pictures(
     else:
         from invariance_jax.data.records import ShardRecords
 
-        if labels is not None and _are_outdated(labels, image_set, split, shards):
+        found = times_and_sizes(shard.path for shard in shards)
+        if not np.array_equal(arrays.get("shards", np.nan), found):
             labels = None
         records = shard_records = ShardRecords(shards, labels)
         if labels is None and image_set.class_names:
@@ -261,29 +264,20 @@ def _pictures(
             labels, all_readable = shard_records.read_labels(num_classes, title)
             records.labels = labels
             if all_readable:
-                _store_labels(image_set.path / f"{split}.npz", labels)
+                path = image_set.path / f"{split}.npz"
+                _store(path, labels=labels, shards=found)
     height, width, channels = image_set.image_shape
     shape, squashed = (size or height, size or width), size is not None
     store = Store(records, channels, shape, max_corrupt, threads, squashed)
     return Pictures(store, np.arange(len(records)))
 
 
-def _are_outdated(
-    labels: np.ndarray, image_set: _ImageSet, split: str, shards: tuple[Shard, ...]
-) -> bool:
-    """Returns whether stored labels differ in number from the records or are older."""
-    stored = (image_set.path / f"{split}.npz").stat().st_mtime
-    existing = [shard.path for shard in shards if shard.path.exists()]
-    newest = max((path.stat().st_mtime for path in existing), default=0.0)
-    return len(labels) != _num_records(shards) or newest > stored
-
-
-def _store_labels(path: Path, labels: np.ndarray) -> None:
-    """Writes the labels beside the records, if the folder is writable."""
+def _store(path: Path, **arrays: np.ndarray) -> None:
+    """Writes arrays beside the records, if the folder is writable."""
     temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp.npz")
     with contextlib.suppress(OSError):
         try:
-            np.savez(temporary, labels=labels)
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ from invariance_jax.data import limits as checks
 from invariance_jax.data import records
 from invariance_jax.data.folders import visible_files
 from invariance_jax.data.preparation import folder_for_new
-from invariance_jax.data.sets import FORMAT, user_path
+from invariance_jax.data.sets import FORMAT, times_and_sizes, user_path
 from invariance_jax.data.streams import FileRecords, Pictures, Store, cores
 
 _SHARD_BYTES, _HEADER_BYTES = 2**28, 2**15
@@ -279,6 +279,9 @@ def _write(
             text = "\0".join(part.files).encode("utf-8", "surrogateescape")
             arrays |= {"files": np.frombuffer(text, np.uint8)}
             arrays |= {"times": part.times, "places": part.places}
+        else:
+            written = sorted(folder.glob(f"{name}-{split}.{FORMAT}-*-of-*[0-9]"))
+            arrays |= {"shards": times_and_sizes(written)}
         np.savez(folder / f"{split}.npz", **arrays)  # type: ignore[arg-type]
     shape = sizes.pop() if len(sizes) == 1 else (None, None)
     _write_metadata(name, folder, splits, lengths, class_names, shape)

@@ -6,6 +6,7 @@ select a configuration and a version as in TFDS: `emnist/letters:3.1.0`.
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,16 @@ class Shard(NamedTuple):
 
     path: Path
     size: int
+
+
+def times_and_sizes(paths: Iterable[Path]) -> np.ndarray:
+    """Returns the times of change, in nanoseconds, and sizes of the existing files.
+
+    Compare them for equality: a copy that keeps the time of its source may replace a
+    file without being newer.
+    """
+    stats = [path.stat() for path in paths if path.exists()]
+    return np.array([(s.st_mtime_ns, s.st_size) for s in stats], np.int64)
 
 
 class Description(NamedTuple):

@@ -4,18 +4,17 @@
 indexed like an array. What `load` returns depends only on the rows, never on the number
 of threads. A set may therefore be larger than the memory. Images of several sizes are
 squashed to S x S, and their height and width are kept. A record that cannot be decoded
-is logged once, counted, and replaced by the next record of its class.
+is logged once, counted, and replaced by the next record of its class in the split.
 """
 
 import functools
-import itertools
 import logging
 import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.pool import AsyncResult, ThreadPool
 from typing import NamedTuple, Protocol
 
@@ -29,10 +28,10 @@ from invariance_jax.types import PyTree
 _log = logging.getLogger(__name__)
 
 _PATIENCE = 300.0
-"""Seconds without a finished job after which waiting for a batch fails."""
+"""Seconds without a decoded image after which waiting for a batch fails."""
 
-_TICK = 0.01
-"""Seconds between checks of whether the devices are busy."""
+_TICK, _LONGEST_TICK = 0.01, 1.0
+"""Seconds between checks of whether the devices are busy, and most that one counts."""
 
 _MAX_PER_JOB, _MAX_PER_LOAD = 8, 1000
 """Most images of one job of a thread, and of one call of `load` by `in_memory`."""
@@ -107,6 +106,9 @@ class FileRecords:
 _busy: dict[str, tuple[float, Callable[[], str]]] = {}
 """Name of a worker thread -> since when it reads what, for a message if it hangs."""
 
+_last_decoded = 0.0
+"""When a worker thread last decoded an image, of any batch."""
+
 
 workers = functools.cache(ThreadPool)
 """Returns the worker threads of this process; makes them once for each count.
@@ -128,17 +130,19 @@ class Pending(NamedTuple):
 
     def wait(self, running: Callable[[], bool] = lambda: False) -> tuple[Loaded, float]:
         """Waits for the batch; returns it, and seconds in which running() was false."""
-        idle, last_check, last_done = 0.0, time.monotonic(), time.monotonic()
-        unfinished = self.jobs
+        idle, quiet, last_check, unfinished = 0.0, 0.0, time.monotonic(), self.jobs
         while unfinished:
             unfinished[-1].wait(_TICK)
             now, done = time.monotonic(), {job for job in unfinished if job.ready()}
+            # Batches before this one in the queue count too. A long tick tells that the
+            # process was suspended.
+            is_quiet = _last_decoded < last_check
+            quiet = quiet + min(now - last_check, _LONGEST_TICK) if is_quiet else 0.0
             idle, last_check = idle + (now - last_check) * (not running()), now
-            last_done = now if done else last_done
             for job in done:
                 job.get()
             unfinished = [job for job in unfinished if job not in done]
-            if now - last_done > _PATIENCE:
+            if quiet > _PATIENCE:
                 raise TimeoutError(_hanging(now))
         return self.batch, idle
 
@@ -168,20 +172,22 @@ class Store:
     corrupt: dict[int, str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def start(self, rows: np.ndarray, numbers: np.ndarray) -> Pending:
-        """Begins to decode the records `rows[numbers]`."""
-        flat = numbers.ravel()
+    def start(self, rows: np.ndarray, split: np.ndarray) -> Pending:
+        """Begins to decode some records of a split; the split replaces corrupt ones."""
+        flat = rows.ravel()
         pixels = np.empty((flat.size, *self.shape, self.channels), np.uint8)
         sizes = np.empty((flat.size, 2), np.int32)
 
         def decode_some(part: range) -> None:
+            global _last_decoded
             name = threading.current_thread().name
             try:
                 for position in part:
-                    number = int(flat[position])
-                    what = functools.partial(self.records.where, int(rows[number]))
+                    index = int(flat[position])
+                    what = functools.partial(self.records.where, index)
                     _busy[name] = time.monotonic(), what
-                    pixels[position], sizes[position] = self._decode(rows, number)
+                    pixels[position], sizes[position] = self._decode(index, split)
+                    _last_decoded = time.monotonic()
             finally:
                 _busy.pop(name, None)
 
@@ -192,27 +198,26 @@ class Store:
         )
         pool = workers(self.threads)
         jobs = [pool.apply_async(decode_some, [part]) for part in parts]
-        batch: Loaded = pixels.reshape(*numbers.shape, *pixels.shape[1:])
+        batch: Loaded = pixels.reshape(*rows.shape, *pixels.shape[1:])
         if self.squashed:
-            batch = Squashed(batch, sizes.reshape(*numbers.shape, 2))
+            batch = Squashed(batch, sizes.reshape(*rows.shape, 2))
         return Pending(jobs, batch)
 
     def _decode(
-        self, rows: np.ndarray, number: int
+        self, index: int, split: np.ndarray
     ) -> tuple[np.ndarray, tuple[int, int]]:
-        """Returns the pixels and size of `rows[number]`, or of its replacement."""
-        for candidate in self._candidates(rows, number):
-            index = int(rows[candidate])
-            if index in self.corrupt:
+        """Returns the pixels and size of a record, or of its replacement."""
+        for candidate in self._candidates(index, split):
+            if candidate in self.corrupt:
                 continue
             try:
-                return self._pixels(self.records.read(index))
+                return self._pixels(self.records.read(candidate))
             except Corrupt as error:
-                self._mark_corrupt(index, error)
+                self._mark_corrupt(candidate, error)
             except MemoryError as error:
-                where = self.records.where(index)
+                where = self.records.where(candidate)
                 raise MemoryError(f"{where} takes too much memory") from error
-        where = self.records.where(int(rows[number]))
+        where = self.records.where(index)
         raise ValueError(f"{where} and all images that may replace it are corrupt.")
 
     def _pixels(self, content: bytes) -> tuple[np.ndarray, tuple[int, int]]:
@@ -233,12 +238,14 @@ class Store:
             )
         return pixels, shape
 
-    def _candidates(self, rows: np.ndarray, number: int) -> Iterator[int]:
-        """Yields number, then the next numbers of the same class, cyclically."""
+    def _candidates(self, index: int, split: np.ndarray) -> Iterator[int]:
+        """Yields a record, then the next ones of its class in the split, cyclically."""
+        yield index
         labels = self.records.labels
-        for candidate in itertools.chain(range(number, len(rows)), range(number)):
-            if labels is None or labels[rows[candidate]] == labels[rows[number]]:
-                yield candidate
+        others = np.roll(split, -np.flatnonzero(split == index)[0])[1:]
+        if labels is not None:
+            others = others[labels[others] == labels[index]]
+        yield from map(int, others)
 
     def _mark_corrupt(self, index: int, error: Exception) -> None:
         """Records that a record is corrupt; raises ValueError if too many are."""
@@ -264,11 +271,13 @@ class Pictures:
       store: the records and how they are decoded.
       rows: int64 `[N]`, the indices of their records.
       pixels: all images if they are in memory, else None.
+      split: int64, indices of the records that may replace corrupt ones; None: rows.
     """
 
     store: Store
     rows: np.ndarray
     pixels: Loaded | None = None
+    split: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Returns N."""
@@ -281,8 +290,13 @@ class Pictures:
         return None if labels is None else labels[self.rows]
 
     def __getitem__(self, rows: slice | np.ndarray) -> "Pictures":
-        """Returns some of the images; decodes nothing."""
-        return Pictures(self.store, self.rows[rows], _take_rows(self.pixels, rows))
+        """Returns some of the images, of the same split; decodes nothing."""
+        pixels = _take_rows(self.pixels, rows)
+        return Pictures(self.store, self.rows[rows], pixels, self._split)
+
+    @property
+    def _split(self) -> np.ndarray:
+        return self.rows if self.split is None else self.split
 
     @property
     def num_corrupt(self) -> int:
@@ -297,7 +311,7 @@ class Pictures:
         """Begins to decode the images at these indices, integers of any shape."""
         if self.pixels is not None:
             return Pending([], _take_rows(self.pixels, numbers))
-        return self.store.start(self.rows, np.asarray(numbers))
+        return self.store.start(self.rows[np.asarray(numbers)], self._split)
 
     def load(self, numbers: np.ndarray) -> Loaded:
         """Returns the images at these indices, integers of any shape."""
@@ -307,7 +321,8 @@ class Pictures:
         """Returns the same images, decoded; caches the last few results."""
         if self.pixels is not None:
             return self
-        return _decoded(self.store, self.rows.astype(np.int64).tobytes(), title)
+        rows, split = (r.astype(np.int64).tobytes() for r in (self.rows, self._split))
+        return _decoded(self.store, rows, split, title)
 
 
 def _take_rows(pixels: PyTree, rows: slice | np.ndarray) -> PyTree:
@@ -315,10 +330,11 @@ def _take_rows(pixels: PyTree, rows: slice | np.ndarray) -> PyTree:
 
 
 @functools.lru_cache(maxsize=4)
-def _decoded(store: Store, rows: bytes, title: str) -> Pictures:
+def _decoded(store: Store, rows: bytes, split: bytes, title: str) -> Pictures:
     from invariance_jax.data.records import progress
 
-    pictures = Pictures(store, np.frombuffer(rows, np.int64))
+    indices, indices_of_split = (np.frombuffer(b, np.int64) for b in (rows, split))
+    pictures = Pictures(store, indices, split=indices_of_split)
     count = len(pictures)
     num_bytes = count * math.prod(store.shape) * store.channels
     checks.memory(f"{title}: {count} images", num_bytes)
@@ -333,7 +349,7 @@ def _decoded(store: Store, rows: bytes, title: str) -> Pictures:
     pixels: Loaded = jax.tree.map(lambda *each: np.concatenate(each), *batches)
     for array in jax.tree.leaves(pixels):
         array.setflags(write=False)  # the cache shares it among all callers
-    return Pictures(store, pictures.rows, pixels)
+    return replace(pictures, pixels=pixels)
 
 
 def take(x: np.ndarray | Pictures, numbers: np.ndarray) -> Loaded:
@@ -350,6 +366,6 @@ def take(x: np.ndarray | Pictures, numbers: np.ndarray) -> Loaded:
     Raises:
       ValueError: if more than `data.max_corrupt` images cannot be decoded, or a file
         has changed since it was indexed.
-      TimeoutError: if no decoding thread finishes a job for five minutes.
+      TimeoutError: if no image, of any batch, is decoded for five minutes.
     """
     return x.load(numbers) if isinstance(x, Pictures) else x[numbers]

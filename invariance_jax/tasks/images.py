@@ -82,7 +82,8 @@ class ImageTask(Task):
             max_corrupt=options.max_corrupt,
             threads=options.threads,
         )
-        pictures = pictures[self._rows(split, len(pictures), in_order)]
+        rows = pictures.rows[self._rows(split, len(pictures), in_order)]
+        pictures = data.Pictures(pictures.store, rows)  # a split of its own
         if options.source == "memory":
             pictures = pictures.in_memory(f"Decoding {options.name} {split}")
         return Examples(pictures, pictures.labels)
