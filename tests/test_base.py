@@ -339,7 +339,7 @@ BROKEN = {
         with_both(lambda i, alpha: i * alpha.T[1, :, None, None, None]),
         COLUMNS + " 1 is out of bounds",
     ),
-    "half precision": (
+    "alpha in half precision": (
         with_alpha(lambda alpha: alpha.astype(jnp.float16)),
         "alpha must be float32 or float64; found float16",
     ),
