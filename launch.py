@@ -10,8 +10,6 @@ import sys
 if __name__ == "__main__":
     # During the imports nothing has to be saved: Ctrl-C ends the process silently.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # matplotlib refuses a backend that is not installed; the report needs none.
-    os.environ["MPLBACKEND"] = "agg"
 
 from absl import flags
 

@@ -57,6 +57,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Runs a program; prints the message of an error, and exits with status 1."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     terminal.forgive()
+    # matplotlib refuses a backend that is not installed; figures need none.
+    os.environ["MPLBACKEND"] = "agg"
     log = logging.getLogger("invariance_jax")
     log.setLevel(logging.INFO)
     log.addHandler(logging.StreamHandler())
