@@ -438,6 +438,10 @@ def check_method(fields):
         ),
         ({"momentum": 0.9}, "momentum is 0.9; expected a function"),
         ({"momentum": lambda step: step + jnp.ones(2)}, "expected one number"),
+        ({"momentum": lambda step: 1.5}, "momentum is 1.5; expected one number"),
+        ({"momentum": lambda step: -0.5 * (step > 0)}, "momentum is -0.5; expected"),
+        ({"momentum": lambda step: 1 / (step - step)}, "momentum is inf; expected"),
+        ({"momentum": lambda step: 0.9 if step > 1 else 1.0}, "momentum .*: Tracer"),
         ({"momentum": lambda step: step["a"]}, r"momentum or .* h \(16, 16\): TypeErr"),
         (
             {"joint": lambda *_, axis_name: 0.0},
