@@ -5,6 +5,7 @@ import gzip
 import io
 import os
 import resource
+import shutil
 import tarfile
 import threading
 from pathlib import Path
@@ -362,19 +363,50 @@ def test_preparing_continues_and_refuses_other_files(folder, tmp_path, monkeypat
     assert len(opened(tmp_path)) == 12
 
 
+@pytest.mark.parametrize("index", [False, True])
+def test_preparing_continues_when_a_file_that_is_no_image_is_removed(
+    index, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(originals, "_SHARD_BYTES", 2000)
+    given = shutil.copytree(folder, tmp_path / "given")
+    empty = given / "b" / "99.jpg"
+    empty.touch()
+    options = {"train": [given], "test": [folder], "index": index}
+    with pytest.raises(ValueError, match="99.jpg is not an image .* or remove it"):
+        prepare_files("mine", tmp_path, **options)
+    assert not [*tmp_path.glob("mine/*/*record*")]
+    empty.unlink()
+    prepare_files("mine", tmp_path, **options)
+    assert len(opened(tmp_path)) == 12
+
+
+def test_an_index_that_was_begun_from_other_files_is_written_again(
+    folder, tmp_path, monkeypatch
+):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(originals, "_write_metadata", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare_files("mine", tmp_path, train=[folder], index=True)
+    monkeypatch.undo()
+    part = folder / "a"
+    prepare_files("mine", tmp_path, train=[part], test=[part], index=True)
+    assert len(opened(tmp_path)) == 6
+
+
 def test_shards_that_are_written_at_once_keep_their_images(
     folder, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(originals, "_SHARD_BYTES", 1)  # an image in each
     monkeypatch.setattr(originals, "cores", lambda: 12)
-    together, size = threading.Barrier(12, timeout=30), originals._size
+    together, begin = threading.Barrier(12, timeout=30), originals.ArrayRecordWriter
 
-    def slow(part, row, body):
-        if part.files[0].startswith(str(folder)):
-            together.wait()  # every shard is begun
-        return size(part, row, body)
+    def slow(*options):
+        together.wait()  # every shard is begun
+        return begin(*options)
 
-    monkeypatch.setattr(originals, "_size", slow)
+    monkeypatch.setattr(originals, "ArrayRecordWriter", slow)
     prepare_files("mine", tmp_path, train=[folder], test=[folder])
     found = opened(tmp_path).store.records
     expected = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))]
@@ -526,7 +558,7 @@ def test_a_folder_that_cannot_be_listed_stops(folder, tmp_path, monkeypatch):
         prepare_files("mine", tmp_path, train=[folder])
 
 
-@pytest.mark.parametrize("file", ["plan.txt", ".json"])
+@pytest.mark.parametrize("file", ["plan.txt", "-00000-of-00001"])
 def test_preparation_goes_on_after_a_full_disk(file, folder, tmp_path, monkeypatch):
     replace = Path.replace
 
