@@ -24,6 +24,7 @@ from tensorflow_datasets.core.download import checksums, downloader
 from invariance_jax import data
 from invariance_jax.data import __main__ as command
 from invariance_jax.data import sources
+from invariance_jax.data.stamps import prepare_stamps
 
 TRAIN, TEST = draw(0, 23), draw(1, 7)
 GREY = draw(4, 12, (28, 28)), draw(5, 5, (28, 28))
@@ -212,6 +213,15 @@ def test_source_that_lacks_files_is_refused(tmp_path):
     (tmp_path / "train-images-idx3-ubyte.gz").mkdir()
     with pytest.raises(ValueError, match="lacks: train-images.*t10k-labels"):
         data.prepare("mnist", data_dir=tmp_path, source=tmp_path)
+
+
+def test_stamps_take_the_wallpapers_of_their_package_only(tmp_path):
+    for name in ("mate", "another"):
+        path = tmp_path / "backgrounds" / name / "1.jpg"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    with pytest.raises(ValueError, match="has 0 stamps and 1 wallpapers; expected"):
+        prepare_stamps(tmp_path / "sets", tmp_path)
 
 
 HALF = {"batches.meta.txt": "\n".join(map(str, range(10))).encode()}
