@@ -472,7 +472,21 @@ def test_the_check_tells_the_rate_of_the_host_beside_that_of_the_step(tmp_path):
     found = check.run(image_config(tmp_path, {"data.source": "stream"}))
     assert found.decoded > 0 and found.stepped > 0
     assert found.memory.data == 16 // jax.device_count() * 10 * 10 * 3
-    assert "decoded here" in check.table(found)
+    table = check.table(found)
+    assert "decoded here" in table
+    assert "host memory        24 kB, of batches decoded ahead" in table
+
+
+def test_batches_decoded_ahead_that_do_not_fit_into_memory_are_refused(
+    tmp_path, monkeypatch
+):
+    config = image_config(tmp_path, {"data.source": "stream", "data.prefetch": 1000})
+    monkeypatch.setattr(data.limits, "machine_memory", lambda: 2 * 1000 * 16 * 300)
+    with pytest.raises(ValueError, match="data.prefetch: the next 16016 images take"):
+        check.run(config)
+    with pytest.raises(ValueError, match="data.prefetch: the next 16016 images take"):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
