@@ -354,6 +354,15 @@ def test_command_ends_well_if_nobody_reads_what_it_says(images):
     assert data.describe("mine", data_dir=images[-1]).num_train == 20
 
 
+def test_command_says_nothing_of_an_image_that_is_large(tmp_path):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for side in (9, 9500):
+        Image.new("L", (side, side)).save(folder / f"{side}.jpg")
+    result = start("mine", "--index", "--train", folder, "--data_dir", tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_command_without_space_says_so_in_one_line(images):
     shell = ("bash", "-c", 'ulimit -f 9 && exec "$@"', "bash")
     result = start(*images, shell=shell)

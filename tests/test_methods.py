@@ -366,7 +366,7 @@ def test_the_target_is_evaluated_and_loaded_if_it_is_asked_for(trained):
         (with_kwargs("byol", momentum=1.5), "momentum = 1.5; expected a number, from"),
         (with_kwargs("emp_ssl", distortion=0.0), "distortion = 0.0; expected a number"),
         (with_kwargs("byol", hidden=0.5), "hidden = 0.5; expected an integer, from"),
-        (with_kwargs("moco_v3", final_norm=0), "final_norm = 0; expected True or"),
+        (with_kwargs("moco_v3", final_norm=0), r"= 0; expected True or False\."),
         (with_kwargs("vicreg", layers=10**6), "expected an integer, from 1 to 100"),
         (with_kwargs("vicreg", variance_weight=-1), "expected a number, 0 or more"),
         (named("byol") | {"similarity_block": 4}, "similarity_block is 4; expected 0"),

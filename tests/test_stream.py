@@ -315,6 +315,33 @@ def test_the_first_folder_that_differs_is_the_class(form, paths, expected, tmp_p
     assert [names[n] for n in (() if labels is None else labels)] == expected
 
 
+@pytest.mark.parametrize("form", ["folder", "tar"])
+@pytest.mark.parametrize("with_test", [False, True])
+def test_a_file_beside_class_folders_is_named(with_test, form, folder, tmp_path):
+    given = shutil.copytree(folder, tmp_path / "given")
+    (given / "notes.jpg").write_bytes(content((8, 8)))
+    if form == "tar":
+        paths = given.rglob("*.jpg")
+        files = {str(path.relative_to(given)): path.read_bytes() for path in paths}
+        given = write_tar(tmp_path / "given.tar", files, "w")
+    splits = {"train": [folder], "test": [given]} if with_test else {"train": [given]}
+    place = f"{given}/notes.jpg" if form == "folder" else f"{given}: notes.jpg"
+    with pytest.raises(ValueError, match=f"^{place} is in no class folder, but other"):
+        prepare_files("mine", tmp_path, **splits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": []}, "^classes has 0 names; expected one or more"),
+        ({"test_classes": ["a", "c"] * 6}, "those of train; found 'c'"),
+    ],
+)
+def test_classes_that_do_not_fit_are_named(changes, message, folder, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        prepare_files("mine", tmp_path, train=[folder], test=[folder], **changes)
+
+
 def test_classes_of_no_test_images_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="test_classes needs test"):
         prepare_files("mine", tmp_path, train=[folder], test_classes=["a"])

@@ -191,6 +191,8 @@ def _with_classes(images: list[_Image], classes: Sequence[str]) -> list[_Image]:
 
 
 def _select(images: list[_Image], classes: Sequence[str]) -> list[_Image]:
+    if not classes:
+        raise ValueError("classes has 0 names; expected one or more.")
     missing = sorted({*classes} - {image.class_name for image in images})
     if missing:
         raise ValueError(
@@ -227,13 +229,20 @@ def _records(images: list[_Image], class_names: list[str]) -> FileRecords:
 
 
 def _class_names(images: dict[str, list[_Image]]) -> list[str]:
-    train, test = ({i.class_name for i in images[split]} for split in ("train", "test"))
-    if not test <= train or (None in train and len(train) > 1):
-        unmatched = sorted(str(name) for name in (test - train) | ({None} & train))
+    every = [image for part in images.values() for image in part]
+    beside = [image for image in every if image.class_name is None]
+    if beside and len(beside) < len(every):
+        file, name = beside[0].file, beside[0].name
         raise ValueError(
-            "classes of test must be among those of train, and either all images must "
-            f"be in class folders or none; found {unmatched[0]!r} (None: in no folder)."
+            f"{file if file.endswith(name) else f'{file}: {name}'} is in no class "
+            "folder, but other images are; expected all or none of them: move or hide "
+            "it."
         )
+    train, test = ({i.class_name for i in images[split]} for split in ("train", "test"))
+    if not test <= train:
+        found = min(str(name) for name in test - train)
+        text = f"classes of test must be among those of train; found {found!r}."
+        raise ValueError(text)
     names = sorted(name for name in train if name is not None)
     return checks.class_names(names) if len(names) > 1 else []
 

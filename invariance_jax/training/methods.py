@@ -321,6 +321,8 @@ def _check(
         least, most = 1, 100 if key == "layers" else 65_536  # else: numbers of features
     elif key == "momentum":
         most = 1
+    elif kind is bool:
+        least = None
     elif key == "distortion":  # a divisor
         least, above = None, 0
     declaration = Key(
