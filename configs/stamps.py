@@ -27,6 +27,8 @@ def get_config(variant: str = "quick") -> Config:
     config.data.image_size = 32
     config.data.channels = 3
     config.data.num_classes = 12
+    # Preparing the set finds (.570, .541, .481) and (.327, .326, .359). The results
+    # above were measured with these values, so they stay.
     config.data.mean = (0.574, 0.553, 0.506)
     config.data.std = (0.335, 0.334, 0.366)
     config.data.validation_examples = 1000

@@ -199,6 +199,8 @@ def table(found: Check) -> str:
         rows["estimated step"] = f"{seconds * 1e3:.3g} ms"
     if found.decoded is not None:
         needed = "unknown" if found.stepped is None else f"{found.stepped:.0f}"
+        ahead = (settings.data.prefetch + 1) * memory.data * count
+        rows["host memory"] = _bytes(ahead) + ", of batches decoded ahead"
         rows["decoded here"] = f"{found.decoded:.0f} images a second"
         rows["  needed by step"] = f"{needed} images a second"
     width = max(map(len, rows))

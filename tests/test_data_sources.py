@@ -24,6 +24,7 @@ from tensorflow_datasets.core.download import checksums, downloader
 from invariance_jax import data
 from invariance_jax.data import __main__ as command
 from invariance_jax.data import sources
+from invariance_jax.data.stamps import prepare_stamps
 
 TRAIN, TEST = draw(0, 23), draw(1, 7)
 GREY = draw(4, 12, (28, 28)), draw(5, 5, (28, 28))
@@ -214,6 +215,15 @@ def test_source_that_lacks_files_is_refused(tmp_path):
         data.prepare("mnist", data_dir=tmp_path, source=tmp_path)
 
 
+def test_stamps_take_the_wallpapers_of_their_package_only(tmp_path):
+    for name in ("mate", "another"):
+        path = tmp_path / "backgrounds" / name / "1.jpg"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    with pytest.raises(ValueError, match="has 0 stamps and 1 wallpapers; expected"):
+        prepare_stamps(tmp_path / "sets", tmp_path)
+
+
 HALF = {"batches.meta.txt": "\n".join(map(str, range(10))).encode()}
 HALF |= {f"data_batch_{i}.bin": bytes(3074) for i in range(1, 6)}
 
@@ -342,6 +352,15 @@ def test_command_ends_well_if_nobody_reads_what_it_says(images):
     result = start(*images, stdout=write)
     assert result.returncode == 0 and "Error" not in result.stderr
     assert data.describe("mine", data_dir=images[-1]).num_train == 20
+
+
+def test_command_says_nothing_of_an_image_that_is_large(tmp_path):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for side in (9, 9500):
+        Image.new("L", (side, side)).save(folder / f"{side}.jpg")
+    result = start("mine", "--index", "--train", folder, "--data_dir", tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_command_without_space_says_so_in_one_line(images):

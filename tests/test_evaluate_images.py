@@ -86,6 +86,15 @@ def test_raw_pixels_are_those_of_scikit_learn(run, splits):
     assert means(run[1])["accuracy.pixels@plain"] == pytest.approx(expected)
 
 
+def test_raw_pixels_that_do_not_fit_into_memory_are_refused(
+    data_dir, copy, monkeypatch
+):
+    config = image_config(data_dir, CHANGES | {"evaluation.neighbors": (3,)})
+    monkeypatch.setattr(data.limits, "machine_memory", lambda: 2 * 4 * 164 * 300)
+    with pytest.raises(ValueError, match="baselines: the pixels of 165 images take"):
+        evaluate.run(config, copy)
+
+
 def test_one_view_is_its_own_ensemble(run):
     values = means(run[1])
     for metric in ("accuracy", "cross_entropy"):

@@ -426,6 +426,13 @@ def test_what_does_not_go_together_for_images_is_refused(changes, expected):
     assert message(changes, cifar10.get_config("smoke")).startswith(expected)
 
 
+def test_a_size_of_further_views_that_nobody_gave_is_no_error():
+    config = cifar10.get_config("smoke")
+    config.encoder.name, config.encoder.patch_size = "vit_tiny", 5
+    with pytest.raises(ValueError, match="^encoder.patch_size is 5; .*, 32.$"):
+        resolve(config)
+
+
 def test_further_views_of_an_mlp_may_have_the_size_of_the_set():
     config = cifar10.get_config("smoke")
     config.encoder.name, config.augmentation.more_size = "mlp", 32

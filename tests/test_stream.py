@@ -369,6 +369,33 @@ def test_the_first_folder_that_differs_is_the_class(form, paths, expected, tmp_p
     assert [names[n] for n in (() if labels is None else labels)] == expected
 
 
+@pytest.mark.parametrize("form", ["folder", "tar"])
+@pytest.mark.parametrize("with_test", [False, True])
+def test_a_file_beside_class_folders_is_named(with_test, form, folder, tmp_path):
+    given = shutil.copytree(folder, tmp_path / "given")
+    (given / "notes.jpg").write_bytes(content((8, 8)))
+    if form == "tar":
+        paths = given.rglob("*.jpg")
+        files = {str(path.relative_to(given)): path.read_bytes() for path in paths}
+        given = write_tar(tmp_path / "given.tar", files, "w")
+    splits = {"train": [folder], "test": [given]} if with_test else {"train": [given]}
+    place = f"{given}/notes.jpg" if form == "folder" else f"{given}: notes.jpg"
+    with pytest.raises(ValueError, match=f"^{place} is in no class folder, but other"):
+        prepare_files("mine", tmp_path, **splits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": []}, "^classes has 0 names; expected one or more"),
+        ({"test_classes": ["a", "c"] * 6}, "those of train; found 'c'"),
+    ],
+)
+def test_classes_that_do_not_fit_are_named(changes, message, folder, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        prepare_files("mine", tmp_path, train=[folder], test=[folder], **changes)
+
+
 def test_classes_of_no_test_images_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="test_classes needs test"):
         prepare_files("mine", tmp_path, train=[folder], test_classes=["a"])
@@ -417,19 +444,50 @@ def test_preparing_continues_and_refuses_other_files(folder, tmp_path, monkeypat
     assert len(opened(tmp_path)) == 12
 
 
+@pytest.mark.parametrize("index", [False, True])
+def test_preparing_continues_when_a_file_that_is_no_image_is_removed(
+    index, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(originals, "_SHARD_BYTES", 2000)
+    given = shutil.copytree(folder, tmp_path / "given")
+    empty = given / "b" / "99.jpg"
+    empty.touch()
+    options = {"train": [given], "test": [folder], "index": index}
+    with pytest.raises(ValueError, match="99.jpg is not an image .* or remove it"):
+        prepare_files("mine", tmp_path, **options)
+    assert not [*tmp_path.glob("mine/*/*record*")]
+    empty.unlink()
+    prepare_files("mine", tmp_path, **options)
+    assert len(opened(tmp_path)) == 12
+
+
+def test_an_index_that_was_begun_from_other_files_is_written_again(
+    folder, tmp_path, monkeypatch
+):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(originals, "_write_metadata", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare_files("mine", tmp_path, train=[folder], index=True)
+    monkeypatch.undo()
+    part = folder / "a"
+    prepare_files("mine", tmp_path, train=[part], test=[part], index=True)
+    assert len(opened(tmp_path)) == 6
+
+
 def test_shards_that_are_written_at_once_keep_their_images(
     folder, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(originals, "_SHARD_BYTES", 1)  # an image in each
     monkeypatch.setattr(originals, "cores", lambda: 12)
-    together, size = threading.Barrier(12, timeout=30), originals._size
+    together, begin = threading.Barrier(12, timeout=30), originals.ArrayRecordWriter
 
-    def slow(part, row, body):
-        if part.files[0].startswith(str(folder)):
-            together.wait()  # every shard is begun
-        return size(part, row, body)
+    def slow(*options):
+        together.wait()  # every shard is begun
+        return begin(*options)
 
-    monkeypatch.setattr(originals, "_size", slow)
+    monkeypatch.setattr(originals, "ArrayRecordWriter", slow)
     prepare_files("mine", tmp_path, train=[folder], test=[folder])
     found = opened(tmp_path).store.records
     expected = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))]
@@ -495,7 +553,21 @@ def test_the_check_tells_the_rate_of_the_host_beside_that_of_the_step(tmp_path):
     found = check.run(image_config(tmp_path, {"data.source": "stream"}))
     assert found.decoded > 0 and found.stepped > 0
     assert found.memory.data == 16 // jax.device_count() * 10 * 10 * 3
-    assert "decoded here" in check.table(found)
+    table = check.table(found)
+    assert "decoded here" in table
+    assert "host memory        24 kB, of batches decoded ahead" in table
+
+
+def test_batches_decoded_ahead_that_do_not_fit_into_memory_are_refused(
+    tmp_path, monkeypatch
+):
+    config = image_config(tmp_path, {"data.source": "stream", "data.prefetch": 1000})
+    monkeypatch.setattr(data.limits, "machine_memory", lambda: 2 * 1000 * 16 * 300)
+    with pytest.raises(ValueError, match="data.prefetch: the next 16016 images take"):
+        check.run(config)
+    with pytest.raises(ValueError, match="data.prefetch: the next 16016 images take"):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -581,7 +653,7 @@ def test_a_folder_that_cannot_be_listed_stops(folder, tmp_path, monkeypatch):
         prepare_files("mine", tmp_path, train=[folder])
 
 
-@pytest.mark.parametrize("file", ["plan.txt", ".json"])
+@pytest.mark.parametrize("file", ["plan.txt", "-00000-of-00001"])
 def test_preparation_goes_on_after_a_full_disk(file, folder, tmp_path, monkeypatch):
     replace = Path.replace
 

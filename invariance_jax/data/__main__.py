@@ -6,6 +6,7 @@ NAME is a set that is downloaded, "spirograph", "stamps", or the name of a new s
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 from invariance_jax.data import limits, loading, preparation, sets
@@ -119,6 +120,8 @@ def _summary(name: str, path: Path) -> str:
 
 if __name__ == "__main__":
     terminal.forgive()
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # those of Pillow, such as of a large image
     try:
         main(sys.argv[1:])
     except (OSError, ValueError, MemoryError) as error:

@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from invariance_jax.data.sets import FORMAT, times_and_sizes, user_path
 from invariance_jax.data.streams import FileRecords, Pictures, Store, cores
 
 _SHARD_BYTES, _HEADER_BYTES = 2**28, 2**15
+_HEADERS = 100  # that a thread reads at a time
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 
 
@@ -82,8 +82,9 @@ def prepare_files(
     splits = {split: _records(part, class_names) for split, part in images.items()}
     temporary = root / name / "1.0.0.incomplete"
     try:
+        shape = _common_size(name, splits)
         _check_plan(temporary, splits, index)
-        _write(name, temporary, splits, class_names, index)
+        _write(name, temporary, splits, class_names, shape, index)
         return temporary.rename(temporary.with_name("1.0.0"))
     except ValueError:
         raise
@@ -190,6 +191,8 @@ def _with_classes(images: list[_Image], classes: Sequence[str]) -> list[_Image]:
 
 
 def _select(images: list[_Image], classes: Sequence[str]) -> list[_Image]:
+    if not classes:
+        raise ValueError("classes has 0 names; expected one or more.")
     missing = sorted({*classes} - {image.class_name for image in images})
     if missing:
         raise ValueError(
@@ -226,19 +229,29 @@ def _records(images: list[_Image], class_names: list[str]) -> FileRecords:
 
 
 def _class_names(images: dict[str, list[_Image]]) -> list[str]:
-    train, test = ({i.class_name for i in images[split]} for split in ("train", "test"))
-    if not test <= train or (None in train and len(train) > 1):
-        unmatched = sorted(str(name) for name in (test - train) | ({None} & train))
+    every = [image for part in images.values() for image in part]
+    beside = [image for image in every if image.class_name is None]
+    if beside and len(beside) < len(every):
+        file, name = beside[0].file, beside[0].name
         raise ValueError(
-            "classes of test must be among those of train, and either all images must "
-            f"be in class folders or none; found {unmatched[0]!r} (None: in no folder)."
+            f"{file if file.endswith(name) else f'{file}: {name}'} is in no class "
+            "folder, but other images are; expected all or none of them: move or hide "
+            "it."
         )
+    train, test = ({i.class_name for i in images[split]} for split in ("train", "test"))
+    if not test <= train:
+        found = min(str(name) for name in test - train)
+        text = f"classes of test must be among those of train; found {found!r}."
+        raise ValueError(text)
     names = sorted(name for name in train if name is not None)
     return checks.class_names(names) if len(names) > 1 else []
 
 
 def _check_plan(folder: Path, splits: dict[str, FileRecords], index: bool) -> None:
-    """Writes a hash of the files to copy or index; refuses a folder with another."""
+    """Writes a hash of the files to copy; refuses a folder with another.
+
+    An index needs none: it is written at once.
+    """
     digest = hashlib.sha256(json.dumps([index, _SHARD_BYTES]).encode())
     for part in splits.values():
         digest.update("\0".join(part.files).encode("utf-8", "surrogateescape"))
@@ -250,14 +263,10 @@ def _check_plan(folder: Path, splits: dict[str, FileRecords], index: bool) -> No
         raise ValueError(
             f"{folder} was begun from other files; remove it, or give the same files."
         )
-    _write_text(plan, digest.hexdigest())
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Writes a file atomically."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    if not index:
+        temporary = plan.with_name("plan.tmp")
+        temporary.write_text(digest.hexdigest())
+        temporary.replace(plan)
 
 
 def _write(
@@ -265,49 +274,40 @@ def _write(
     folder: Path,
     splits: dict[str, FileRecords],
     class_names: list[str],
+    shape: tuple[int | None, int | None],
     index: bool,
 ) -> None:
-    sizes, lengths = set[tuple[int, int]](), {}
+    lengths = {}
     for split, part in splits.items():
-        title = f"{'Indexing' if index else 'Copying'} {name} {split}"
-        stem = None if index else folder / f"{name}-{split}.{FORMAT}"
-        shards, split_sizes = _copy_all(part, stem, title)
-        lengths[split] = [len(part)] if index else [*map(len, shards)]
-        sizes |= split_sizes
         arrays = {} if part.labels is None else {"labels": part.labels}
         if index:
+            lengths[split] = [len(part)]
             text = "\0".join(part.files).encode("utf-8", "surrogateescape")
             arrays |= {"files": np.frombuffer(text, np.uint8)}
             arrays |= {"times": part.times, "places": part.places}
         else:
-            written = sorted(folder.glob(f"{name}-{split}.{FORMAT}-*-of-*[0-9]"))
+            stem = folder / f"{name}-{split}.{FORMAT}"
+            lengths[split] = _copy_all(part, stem, f"Copying {name} {split}")
+            written = sorted(folder.glob(f"{stem.name}-*-of-*[0-9]"))
             arrays |= {"shards": times_and_sizes(written)}
         np.savez(folder / f"{split}.npz", **arrays)  # type: ignore[arg-type]
-    shape = sizes.pop() if len(sizes) == 1 else (None, None)
     _write_metadata(name, folder, splits, lengths, class_names, shape)
-    (folder / "plan.txt").unlink()
-    shutil.rmtree(folder / "sizes", ignore_errors=True)
+    (folder / "plan.txt").unlink(missing_ok=True)
 
 
-def _copy_all(
-    part: FileRecords, stem: Path | None, title: str
-) -> tuple[list[range], set[tuple[int, int]]]:
-    """Copies images into files whose names begin with a stem; copies nothing if None.
-
-    Returns the rows of the images in each file, and the sizes of all images.
-    """
-    shards, sizes = _shards(part), set[tuple[int, int]]()
+def _copy_all(part: FileRecords, stem: Path, title: str) -> list[int]:
+    """Copies images into files whose names begin with a stem; returns their lengths."""
+    shards = _shards(part)
 
     def copy(number: int) -> int:
         suffix = f"-{number:05d}-of-{len(shards):05d}"
-        path = stem and stem.with_name(stem.name + suffix)
-        sizes.update(_copy(part, shards[number], path))
+        _copy(part, shards[number], stem.with_name(stem.name + suffix))
         return len(shards[number])
 
     with ThreadPoolExecutor(cores()) as pool:
         counts = pool.map(copy, range(len(shards)))
         records.progress(counts, len(part), title)
-    return shards, sizes
+    return [*map(len, shards)]
 
 
 def _shards(part: FileRecords) -> list[range]:
@@ -319,32 +319,44 @@ def _shards(part: FileRecords) -> list[range]:
     return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
-def _copy(part: FileRecords, rows: range, path: Path | None) -> set[tuple[int, int]]:
-    """Copies some images into a file, unless path is None; returns their sizes."""
-    if path is None:
-        return {_size_from_header(part, row) for row in rows}
-    sizes_path = path.parent / "sizes" / f"{path.name}.json"
-    if sizes_path.exists() and path.exists():
-        return {(height, width) for height, width in json.loads(sizes_path.read_text())}
+def _copy(part: FileRecords, rows: range, path: Path) -> None:
+    """Copies some images into a file, unless it exists."""
+    if path.exists():
+        return
     temporary = path.with_name(f"{path.name}.tmp")
     writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-    sizes = set[tuple[int, int]]()
     try:
         for row in rows:
-            content = part.read(row)
-            sizes.add(_size(part, row, content))
             example = tf_example_pb2.Example()
             feature = example.features.feature
-            feature["image"].bytes_list.value.append(content)
+            feature["image"].bytes_list.value.append(part.read(row))
             if part.labels is not None:
                 feature["label"].int64_list.value.append(int(part.labels[row]))
             writer.write(example.SerializeToString())
     finally:
         writer.close()
-    temporary.rename(path)
-    sizes_path.parent.mkdir(exist_ok=True)
-    _write_text(sizes_path, json.dumps(sorted(sizes)))
-    return sizes
+    temporary.replace(path)
+
+
+def _common_size(
+    name: str, splits: dict[str, FileRecords]
+) -> tuple[int | None, int | None]:
+    """Returns the height and width of all images, None if they differ.
+
+    Reads each header, so that a file that is no image is named before any is copied.
+    """
+    sizes = set[tuple[int, int]]()
+    for split, part in splits.items():
+
+        def check(rows: np.ndarray, part: FileRecords = part) -> int:
+            sizes.update(_size_from_header(part, row) for row in rows)
+            return len(rows)
+
+        with ThreadPoolExecutor(cores()) as pool:
+            jobs = np.array_split(np.arange(len(part)), -(-len(part) // _HEADERS))
+            counts = pool.map(check, jobs)
+            records.progress(counts, len(part), f"Checking {name} {split}")
+    return sizes.pop() if len(sizes) == 1 else (None, None)
 
 
 def _size_from_header(part: FileRecords, row: int) -> tuple[int, int]:

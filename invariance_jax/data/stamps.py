@@ -32,14 +32,14 @@ def prepare_stamps(
 ) -> Path:
     """Draws the images, JPEG files of 200 to 600 pixels a side; prepares the set.
 
-    The source has the folders `tuxpaint/stamps` and `backgrounds`; None: /usr/share.
+    The source, /usr/share if None, has `tuxpaint/stamps` and `backgrounds/mate`.
     """
     root = folder_for_new("stamps", data_dir)
     share = user_path("source", source or "/usr/share")
     stamps = sorted((share / "tuxpaint" / "stamps").rglob("*.png"))
     walls = [
         path
-        for path in sorted((share / "backgrounds").rglob("*"))
+        for path in sorted((share / "backgrounds" / "mate").rglob("*"))
         if path.suffix in (".jpg", ".png") and not path.is_symlink()
     ]
     categories: dict[str, list[Path]] = {}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax import evaluation
-from invariance_jax.data import take
+from invariance_jax.data import limits, take
 from invariance_jax.experiments.context import STREAMS, Context, overall
 from invariance_jax.runs.results import ExperimentResult, Row, rows_of
 from invariance_jax.tasks.images import MOST_BYTES
@@ -27,11 +27,16 @@ def run(context: Context) -> ExperimentResult:
 
     If there are no plain images, the baselines are measured on averaged views.
     """
+    baselines = context.settings.evaluation.baselines
+    if context.is_plain and "pixels" in baselines:
+        count = len(context.train.x) + len(context.test.x)
+        (pixels, *_) = jax.tree.leaves(context.task.stand_ins(1))
+        what = f"evaluation.baselines: the pixels of {count} images"
+        limits.memory(what, 4 * count * pixels.size)
     rows = rows_of(context.scored(0).values, views=context.num_views[0])
     if context.task.targets:
         constant = float(context.y("test").var(axis=0).mean())
         rows += [Row("mse.constant", constant), *context.selected(0)]
-    baselines = context.settings.evaluation.baselines
     if not context.is_plain:
         rows += [row for name in baselines for row in _averaged(context, name)]
         return ExperimentResult(rows)
@@ -64,7 +69,8 @@ def _baseline(context: Context, name: str, split: str) -> np.ndarray:
     x = context.examples(split).x
     if name == "pixels":
         pixels = jax.tree.leaves(take(x, np.arange(len(x))))[0]
-        return pixels.reshape(len(x), -1).astype(np.float32) / 255
+        values = pixels.reshape(len(x), -1).astype(np.float32)
+        return np.divide(values, 255, out=values)
     return context.encoder.plain(context.untrained, x)
 
 

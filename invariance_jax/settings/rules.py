@@ -217,9 +217,9 @@ def _check_sizes(settings: Settings, problems: _Problems) -> None:
     """Checks that the encoder can process views of all sizes."""
     require, encoder = problems.require, settings.encoder
     size = settings.data.image_size
-    further = settings.augmentation.more_size or size
+    further = settings.augmentation.more_size
     expected = f"{size} or None, as an MLP takes images of one size"
-    fits = encoder.name != "mlp" or further == size
+    fits = encoder.name != "mlp" or further in (None, size)
     require(fits, "augmentation.more_size", expected)
     if encoder.name in VITS:
         divides = not (size or 0) % encoder.patch_size

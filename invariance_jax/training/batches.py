@@ -5,13 +5,14 @@ number of devices, sees the same examples in the same order. `InMemory` takes th
 from a copy of the whole set on each device, `Streamed` decodes them from the disk.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from invariance_jax.data import Pictures
+from invariance_jax.data import Pictures, limits
 from invariance_jax.data.streams import Pending
 from invariance_jax.types import Array, Key, PyTree
 
@@ -78,6 +79,9 @@ class Streamed:
         prefetch: int,
     ):
         """Stores the images and the sampler of their indices; reads no image."""
+        count = (prefetch + 1) * batch_size // jax.process_count()
+        size = math.prod(pictures.store.shape) * pictures.store.channels
+        limits.memory(f"data.prefetch: the next {count} images", count * size)
         self._pictures, self._prefetch = pictures, prefetch
         self._share = num_devices, batch_size // num_devices
         steps = jnp.arange(_STEPS_AT_ONCE, dtype=jnp.int32)

@@ -36,8 +36,8 @@ class Method(NamedTuple):
         those of the target network's heads (None without one). The mean over all
         replicas is the loss of the joined batch; axis_name None: one replica.
         None if there is `joint`.
-      momentum: of the target network, step -> m in `target <- m target + (1 - m)
-        parameters` after each step; None: there is no target network.
+      momentum: of the target network, step -> m from 0 to 1, in `target <- m target +
+        (1 - m) parameters` after each step; None: there is no target network.
       memory: a pytree of arrays that the method keeps from step to step, such as a
         queue; (): none.
       update: `(memory, outputs) -> memory` after each step; outputs is the pair of
@@ -321,6 +321,8 @@ def _check(
         least, most = 1, 100 if key == "layers" else 65_536  # else: numbers of features
     elif key == "momentum":
         most = 1
+    elif kind is bool:
+        least = None
     elif key == "distortion":  # a divisor
         least, above = None, 0
     declaration = Key(

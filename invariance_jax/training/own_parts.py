@@ -120,19 +120,25 @@ def _check_encoder(parts: Parts) -> None:
 
 
 def _apply_method(parts: Parts, count: int, memory: PyTree) -> PyTree:
-    """Returns losses, momentum and new memory of a step, for random h of each view."""
-    method, momentum, target = parts.objective.method, 0.0, (None, None)
+    """Returns losses, momenta and new memory of a step, for random h of each view.
+
+    Momenta are those of the first and the last step; () without a target network.
+    """
+    method, target = parts.objective.method, (None, None)
+    momenta: tuple[Array, ...] = ()
     shape = 2 + parts.settings.more_views, count, parts.features
     views = jax.random.normal(jax.random.key(0), shape)
     params, project = _in_training(method.heads, views[0])
     outputs = [project(params, h) for h in views]
     pair = outputs[0], outputs[1]
     if method.momentum is not None:
-        momentum, target = method.momentum(jnp.zeros((), jnp.int32)), pair
+        ends = 0, parts.settings.derived.steps - 1
+        steps = (jnp.full((), step, jnp.int32) for step in ends)  # traced
+        momenta, target = tuple(map(method.momentum, steps)), pair
     losses = parts.objective.losses(outputs, target, memory)
     if method.update is not None:
         memory = method.update(memory, pair)
-    return losses, momentum, memory
+    return losses, momenta, memory
 
 
 def _check_method(parts: Parts) -> None:
@@ -156,15 +162,18 @@ def _check_method(parts: Parts) -> None:
         losses, _, updated = apply.eval_shape(size, memory)
         found = f"{losses.dtype}{list(losses.shape)}"
         few = _fewest(lambda count: apply.eval_shape(count, memory), size)
-        numbers, momentum, _ = apply(few, memory)
+        numbers, momenta, _ = apply(few, memory)
     name = f"{where} {'loss' if method.joint is None else 'joint'}"
     if losses.shape != (size,) or not jnp.issubdtype(losses.dtype, jnp.floating):
         text = f"{name} returns {found} for {size} examples; expected floating [B]."
         raise ValueError(text)
     if not np.isfinite(numbers).all():
         raise ValueError(f"{name} is not finite for {few} random examples.")
-    if np.shape(momentum):
-        raise ValueError(f"{where} momentum is {momentum}; expected one number.")
+    for momentum in momenta:
+        if np.shape(momentum) or not 0 <= momentum <= 1:
+            raise ValueError(
+                f"{where} momentum is {momentum}; expected one number, from 0 to 1."
+            )
     if _forms(updated) != _forms(memory):
         raise ValueError(f"{where} update changes the shapes or dtypes of the memory.")
     if method.constant_rate not in (None, *params):
