@@ -130,7 +130,8 @@ def traffic_of(program: Compiled) -> tuple[int, int]:
 
     A kernel moves the bytes of its operands and its result; a slice twice those of its
     result. The step is the body of the program's loop over steps. A loop within it
-    counts as often as it runs, or once where XLA does not know that.
+    counts as often as it runs, or once where XLA does not know that. Of the branches of
+    a condition, such as a step with the penalty, that with the most kernels counts.
     """
     executable = program.runtime_executable()
     assert executable is not None
@@ -145,6 +146,11 @@ def traffic_of(program: Compiled) -> tuple[int, int]:
                 times = re.search(r'"known_trip_count":{"n":"(\d+)"', text)
                 for _ in range(int(times[1]) if times else 1):
                     yield from kernels(parts[called[1]])
+            elif kind == "kConditional":
+                # ..., branch_computations={%a, %b}, or true_computation=%a, ...
+                names = re.findall(r"%([\w.-]+)", text.split("_computation", 1)[1])
+                branches = (list(kernels(parts[n])) for n in names if n in parts)
+                yield from max(branches, key=len)
             elif kind not in _NO_KERNELS:
                 yield instruction
 
