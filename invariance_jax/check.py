@@ -56,7 +56,7 @@ class Check(NamedTuple):
     settings: Settings
     devices: tuple[str, ...]  # the kind of each
     parameters: dict[str, int]  # number of parameters of "encoder" and "heads"
-    flops: float  # of a step over all devices, see `training.cost`
+    flops: float  # of a mean step over all devices, see `training.cost`
     memory: Memory
     compile_seconds: float  # wall-clock time of tracing and compiling the step
     # For an absent GPU: number of kernels of a step, bytes that they read and write,

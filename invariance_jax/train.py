@@ -88,9 +88,12 @@ def run(config: Config, workdir: AnyPath) -> None:
                     claim(seed, path, finished=is_finished)
                     for (seed, path), is_finished in zip(seeds, finished, strict=True)
                 ]
-            for (seed, _), owner in zip(seeds, owners, strict=True):
+            for number, ((seed, _), owner) in enumerate(
+                zip(seeds, owners, strict=True), start=1
+            ):
+                later = finished[number:].count(False)
                 with _Training(seed, owner, train, make_batches, watch) as training:
-                    training.run_steps(program)
+                    training.run_steps(program, later_runs=later)
 
 
 def checked_parts(settings: Settings, num_devices: int) -> Parts:
@@ -153,14 +156,18 @@ class _Training(contextlib.ExitStack):
         report = self._batches.report
         return Rows(settings, writer, bar, step, pending=pending, report=report)
 
-    def run_steps(self, program: Callable[[], Compiled | Wrapped]) -> None:
+    def run_steps(
+        self, program: Callable[[], Compiled | Wrapped], *, later_runs: int
+    ) -> None:
         """Runs the steps that are left; program() is called only if there are any."""
         self.callback(self._checkpoints.close)
         settings, (step, state, note) = self._settings, self._first_checkpoint()
         if step == settings.derived.steps:
             return
         self._checkpoints.remove_after(step)  # those are damaged
-        self._checkpoints.check_room(state)
+        steps, every_steps = settings.derived.steps, settings.checkpoints.every_steps
+        saved = [*range(every_steps, steps, every_steps), steps]
+        self._checkpoints.check_room(state, saved, later_runs=later_runs)
         traced = settings.derived.profile_steps
         profiler = Profiler(traced, self._workdir, first_step=step)
         train = parallel.make_train(program(), self._batches, self._devices)

@@ -1,5 +1,6 @@
 """The benchmarks: they run on tiny inputs, and their numbers mean what they say."""
 
+import copy
 import importlib
 import itertools
 import json
@@ -28,11 +29,15 @@ from invariance_jax.benchmarks import (
 )
 from invariance_jax.benchmarks.timing import Options, Timer
 from invariance_jax.losses import nt_xent
-from invariance_jax.settings import resolve
+from invariance_jax.settings import change, resolve
 from invariance_jax.transforms import spirograph
 
 ROOT = Path(__file__).resolve().parents[1]
 ONCE = Options(Timer(1, 0.0), tiny_config({"encoder.width": 4}))
+SHAPE = dict.fromkeys(("encoder.width", "encoder.depth", "encoder.projection"))
+OF_TORCH = tiny_config(
+    {**SHAPE, "encoder.final": "norm_relu", "data.num_points": peers.NUM_POINTS}
+)
 
 CASES = {
     "render": (2, 2, {"batch_size": 2, "image_size": 8, "num_points": 5}),
@@ -139,8 +144,7 @@ def test_a_benchmark_runs(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     two = {form: steps.FORMS[form] for form in ("plain", "penalized")}
     monkeypatch.setattr(steps, "FORMS", two)
-    whole = tiny_config({"encoder.width": None, "encoder.depth": None})
-    options = ONCE._replace(config=whole) if name == "steps" else ONCE
+    options = ONCE._replace(config=OF_TORCH) if name == "steps" else ONCE
     count, of_torch, tiny = CASES[name]
     rows = [*benchmark(name)(options, **tiny)]
     assert all(row["first / second"] > 0 and row["n"] == 1 for row in rows)
@@ -321,6 +325,30 @@ def test_a_step_of_torch_trains(penalized):
     train = peers.make_step("mlp", batch_size=8, image_size=8, penalized=penalized)
     losses = [train() for _ in range(2)]
     assert np.isfinite(losses).all() and losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("method.name", "byol"),
+        ("penalty.kind", "consistency"),
+        ("penalty.at", "z"),
+        ("penalty.every_steps", 4),
+        ("penalty.directions", 4),
+        ("average_views", 2),
+        ("more_views", 1),
+        ("microbatches", 2),
+        ("encoder.final", "linear"),
+        ("encoder.width", 64),
+        ("data.name", "cifar10"),
+        ("precision", "bfloat16"),
+    ],
+)
+def test_a_step_that_torch_does_not_have_is_refused(key, value):
+    config = copy.deepcopy(OF_TORCH)
+    change(config, key, value)
+    with pytest.raises(ValueError, match=rf"needs {{'{key}': .*}}; found {{'{key}'"):
+        next(steps.against_torch(ONCE, config))
 
 
 @needs_torch

@@ -87,6 +87,24 @@ def test_traffic_is_that_of_the_loop_over_steps():
     assert np.all(traffic(2, more=1) <= two + [2, 1024])
 
 
+@pytest.mark.parametrize("branches", [2, 3])
+def test_traffic_is_that_of_the_larger_branch(branches):
+    def traffic(step):
+        def steps(number, x):
+            return jax.lax.fori_loop(0, number, step, x)
+
+        program = jax.jit(steps).lower(3, jax.ShapeDtypeStruct((8, 8), "float32"))
+        return cost.traffic_of(program.compile())[0]
+
+    def large(x):
+        return x @ x[::-1] @ x.T @ jnp.linalg.matrix_power(x, 5)
+
+    choice = [jnp.sin] * (branches - 1) + [large]
+    found = traffic(lambda n, x: jax.lax.switch(n % branches, choice, x))
+    alone = traffic(lambda n, x: large(x))
+    assert alone <= found <= alone + 8
+
+
 def test_a_slower_card_takes_longer():
     h100, h200 = (
         CARDS[name].seconds(5e12, 34e9, 700, "bfloat16") for name in ("h100", "h200")

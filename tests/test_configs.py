@@ -1,6 +1,7 @@
 """The configuration files: they resolve, say their commands, and every key is read."""
 
 import ast
+import csv
 import importlib
 import re
 import tomllib
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # By name: a file of a user's own beside them is none of ours.
 RUNS = "cifar10 cifar100 fashion_mnist imagenet methods spirograph stamps".split()
 EXAMPLES = ("align_and_spread", "convnext", "rotate_and_blur")
+METRICS = ("MSE", "accuracy")
 SOURCES = {*(ROOT / "invariance_jax").rglob("*.py")}
 SOURCES -= {ROOT / "invariance_jax" / "settings" / "schema.py"}
 
@@ -106,13 +108,46 @@ def test_the_page_lists_every_sweep():
     assert there == {*index["sweeps"]["files"]}
 
 
+def header(name, variant):
+    """Returns what the header says of a variant, in one line."""
+    entry = re.search(
+        rf"^  {variant}\b.*\n(?:    .*\n)*", module(name).__doc__, re.MULTILINE
+    )
+    return " ".join(entry.group().split())
+
+
 @each_run
 def test_header_gives_the_result_of_a_variant(name, variant):
     if variant == "smoke":
         return  # its result means nothing
-    entry = re.search(
-        rf"^  {variant}\b.*\n(?:    .*\n)*", module(name).__doc__, re.MULTILINE
-    )
-    assert entry
     # Mean and standard error, or the admission that there is none.
-    assert re.search(r"\d \+- \.?\d|not yet run", entry.group())
+    assert re.search(r"\d \+- \.?\d|not yet run", header(name, variant))
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "file", "run"),
+    [
+        ("spirograph", "quick", "spirograph_winner", "penalty"),
+        ("spirograph", "cpu", "spirograph_cpu", "`cpu`: MLP 3 x 1024, no penalty"),
+        ("spirograph", "conv", "spirograph_conv_pairs", "the paper's penalty"),
+        ("spirograph", "conv_plain", "spirograph_conv_pairs", "no penalty"),
+        ("fashion_mnist", "quick", "fashion_quick", "penalty"),
+        ("fashion_mnist", "quick_colorized", "fashion_colorized", "penalty"),
+    ],
+)
+def test_header_gives_the_numbers_of_the_table(name, variant, file, run):
+    text = header(name, variant).replace("Plain:", "plain images:")
+    table = (ROOT / "configs" / "results" / f"{file}.csv").read_text()
+    found = re.findall(r"(M = \d+|plain images): (\.\d+) \+- (\.\d+)", text)
+    assert len(found) == 2
+    for at, *numbers in found:
+        (row,) = (
+            row
+            for row in csv.DictReader(table.splitlines())
+            if (row["run"], row["at"]) == (run, at) and row["metric"] in METRICS
+        )
+        assert f"n = {row['n']} seeds" in text
+        for number, column in zip(numbers, ("mean", "standard_error"), strict=True):
+            digit = 10.0 ** (1 - len(number))  # the value of its last one
+            exact = float(row[column] or number)  # the table lacks some errors
+            assert abs(float(number) - exact) < 0.501 * digit

@@ -1,6 +1,7 @@
 """A disk that is full or cannot be written: an error at once, not at the end."""
 
 import resource
+import shutil
 import subprocess
 import sys
 from collections import namedtuple
@@ -9,7 +10,7 @@ import numpy as np
 import processes
 import pytest
 from processes import CONFIG, SMALL
-from tiny import tiny_config
+from tiny import SEEDS, tiny_config
 
 from invariance_jax import train
 from invariance_jax.models import weights
@@ -92,8 +93,31 @@ def test_of_a_file_that_does_not_fit_nothing_is_left(tmp_path, full, name):
     assert not any(tmp_path.iterdir())
 
 
-def test_a_disk_without_room_for_the_checkpoints_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({}, 3),
+        ({"checkpoints.every_steps": 30}, 2),
+        ({"checkpoints.every_steps": 2, "checkpoints.keep_every_steps": 4}, 7),
+        ({"seeds": 3}, 7),
+    ],
+)
+def test_a_disk_without_room_for_the_checkpoints_is_refused(
+    tmp_path, monkeypatch, changes, count
+):
+    """Of 20 steps, those that are kept: the two newest, and those along the way."""
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: Usage(9, 1, 8))
-    with pytest.raises(OSError, match=r"GB left; expected 3 times the .* Lower check"):
-        train.run(tiny_config(), tmp_path / "run")
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    with pytest.raises(OSError, match=rf"left; expected {count} times the .* Lower ch"):
+        train.run(tiny_config(changes), tmp_path / "run")
+    assert not [*tmp_path.rglob("checkpoints")]
+
+
+def test_a_resumed_run_needs_room_for_the_checkpoints_that_it_adds(
+    trained_seeds, tmp_path, monkeypatch
+):
+    """Two of the first seed exist; the second has trained."""
+    workdir = shutil.copytree(trained_seeds, tmp_path / "run")
+    shutil.rmtree(workdir / "seed_0" / "checkpoints" / "20")
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: Usage(9, 1, 8))
+    with pytest.raises(OSError, match="left; expected 2 times the"):
+        train.run(tiny_config(SEEDS), workdir)

@@ -166,8 +166,23 @@ def test_a_process_of_this_machine_has_its_numbers_in_the_environment():
     with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS is missing"):
         from_environment(environment)
     environment["JAX_COORDINATOR_ADDRESS"] = "127.0.0.1:9"
-    launcher = from_environment(environment)
-    assert (launcher.address, launcher.count, launcher.index) == ("127.0.0.1:9", 2, 1)
+    expected = Launcher("JAX_NUM_PROCESSES", "127.0.0.1:9", 2, 1)
+    assert from_environment(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("JAX_COORDINATOR_ADDRESS", "a", "'a'; expected HOST:PORT"),
+        ("JAX_NUM_PROCESSES", "0", "0; expected 1 or more"),
+        ("JAX_PROCESS_ID", "2", "2; expected 0 to 1"),
+    ],
+)
+def test_a_bad_variable_of_jax_is_named(name, value, expected):
+    environment = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+    environment |= {"JAX_COORDINATOR_ADDRESS": "a:1", name: value}
+    with pytest.raises(ValueError, match=f"{name} is {expected}"):
+        from_environment(environment)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,26 @@ def test_an_interrupt_before_there_is_anything_to_save_says_nothing_of_pythons()
     assert len(said.splitlines()) <= 1
 
 
+LATE = """
+import os, runpy, sys
+from invariance_jax.runtime.preemption import SIGNALS
+
+class Late:
+    def __del__(self, kill=os.kill, pid=os.getpid()):
+        for number in SIGNALS:
+            kill(pid, number)
+
+late, sys.argv = Late(), ["launch.py", "--mode=keys", "temperature"]
+runpy.run_path("launch.py", run_name="__main__")
+"""
+
+
+def test_a_signal_while_python_shuts_down_does_not_change_the_status():
+    (process,) = processes.start(["-c", LATE])
+    (status,), (said,) = processes.finish([process], seconds=100)
+    assert status == 0 and said.startswith("temperature: float")
+
+
 def test_a_terminal_that_is_gone_does_not_end_a_run_nor_change_its_status(tmp_path):
     """As `2>&1 | head -1` does, and then a preemption."""
     (process,) = processes.start([*ENDLESS, f"--workdir={tmp_path}"])

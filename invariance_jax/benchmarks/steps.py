@@ -26,7 +26,14 @@ import numpy as np
 from invariance_jax.benchmarks import timing
 from invariance_jax.benchmarks.timing import Options, Row
 from invariance_jax.runtime.devices import all_devices, simulate
-from invariance_jax.settings import Config, change, check_devices, resolve
+from invariance_jax.settings import (
+    KEYS,
+    Config,
+    change,
+    check_devices,
+    flatten,
+    resolve,
+)
 from invariance_jax.sweeps.variants import make_variants
 from invariance_jax.training import cost, parallel
 from invariance_jax.training.batches import InMemory
@@ -55,6 +62,19 @@ _PEER_PENALTY: dict[str, Any] = {
     "penalty.parameters": (),
 }
 """Settings of the penalty that PyTorch's MLP is trained with."""
+
+_OF_PEER = """
+average_views more_views microbatches similarity_block deterministic
+method.name method.kwargs batchnorm.group_size optimizer.name optimizer.clip_norm
+encoder.width encoder.depth encoder.stem encoder.final encoder.projection
+encoder.rematerialize data.name data.targets data.num_points data.normalization
+penalty.kind penalty.at penalty.every_steps penalty.directions penalty.parameters
+penalty.normalization penalty.batch_statistics
+""".split()
+"""Keys that must have their default, as PyTorch's step has no others."""
+
+_OF_MLP = {"optimizer.name": "adamw", "encoder.final": "norm_relu"}
+"""Those that PyTorch's MLP has with another value."""
 
 
 class Training:
@@ -110,6 +130,21 @@ def time_steps(options: Options, *, resnet_batch: int = 64) -> Iterator[Row]:
     yield from against_torch(options.at_most(5), resnet)
 
 
+def _like_torch(config: Config, *, tuned: bool) -> Config:
+    """Returns a configuration of PyTorch's step; ValueError if it has no such step."""
+    config, is_mlp = copy.deepcopy(config), config.encoder.name == "mlp"
+    for key, value in _PEER_PENALTY.items() if is_mlp else ():
+        change(config, key, value)
+    found, expected = flatten(config), {key: KEYS[key].default for key in _OF_PEER}
+    expected |= _OF_MLP if is_mlp else {}
+    expected["precision"] = "bfloat16" if tuned else "float32"
+    wrong = {k: found[k] for k, value in expected.items() if found[k] != value}
+    if wrong:
+        needed = {key: expected[key] for key in wrong}
+        raise ValueError(f"PyTorch's step needs {needed}; found {wrong}.")
+    return config
+
+
 def against_torch(
     options: Options, config: Config, *, device: str = "cpu", tuned: bool = False
 ) -> Iterator[Row]:
@@ -117,25 +152,17 @@ def against_torch(
     # Imported here, so that `gpu` runs in a process without PyTorch.
     from invariance_jax.benchmarks import peers
 
-    encoder, size = config.encoder, config.data.image_size
-    shape = encoder.width, encoder.depth, encoder.stem
-    if config.data.name != "spirograph" or shape != (None, None, "cifar"):
-        raise ValueError(
-            "PyTorch's step needs data.name = 'spirograph' and encoder.width, depth, "
-            f"stem (None, None, 'cifar'); found {config.data.name!r} and {shape}."
-        )
+    config = _like_torch(config, tuned=tuned)
+    encoder, size = config.encoder.name, config.data.image_size
     assert size is not None
-    config = copy.deepcopy(config)
-    if encoder.name == "mlp":
-        for key, value in _PEER_PENALTY.items():
-            change(config, key, value)
-    else:
-        peers.check_encoder(encoder.name, size)
-    for kind, weight in (("plain", 0.0), ("penalized", config.penalty.weight)):
+    if encoder != "mlp":
+        peers.check_encoder(encoder, size)
+    penalized = config.penalty.weight or 0.01  # any weight takes the same time
+    for kind, weight in (("plain", 0.0), ("penalized", penalized)):
         config.penalty.weight = weight
         ours = Training(config)
         peer = peers.make_step(
-            encoder.name,
+            encoder,
             batch_size=config.batch_size,
             image_size=size,
             penalized=weight > 0,

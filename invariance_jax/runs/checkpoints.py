@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -70,7 +70,7 @@ class Checkpoints:
     ):
         """Opens the folder; nothing is written before the first save."""
         self.directory = work_folder(workdir) / "checkpoints"
-        self._keep, self._owner = keep, owner
+        self._keep, self._every, self._owner = keep, keep_every_steps, owner
         self._manager = ocp.CheckpointManager(
             self.directory,
             # Without it, orbax infers it from the newest folder, which may be empty.
@@ -88,21 +88,29 @@ class Checkpoints:
         """Returns the steps of all complete checkpoints, in increasing order."""
         return sorted(self._manager.all_steps())
 
-    def check_room(self, state: PyTree) -> None:
-        """Raises OSError if the disk lacks room for `keep` checkpoints and one more."""
+    def check_room(
+        self, state: PyTree, saved: Sequence[int], *, later_runs: int = 0
+    ) -> None:
+        """Raises OSError if the disk lacks room for the checkpoints that are kept.
+
+        saved: all steps at which the run saves, in increasing order. As many are kept
+        by each later run, and one more exists while a checkpoint is written.
+        """
         folder = self.directory
         if is_url(folder):
             return
         while not folder.exists():
             folder = folder.parent
-        count = max(1, (self._keep or 1) + 1 - len(self.steps()))
+        newest = {*saved[-(self._keep or 0) :]}
+        kept = {s for s in saved if self._every and s % self._every == 0} | newest
+        count = max(1, (1 + later_runs) * len(kept) + 1 - len(self.steps()))
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(folder).free
         if count * size > free:
             raise OSError(
                 f"{folder} has {free / 1e9:.3g} GB left; expected {count} times the "
-                f"{size / 1e9:.3g} GB of a checkpoint. Lower checkpoints.keep, free "
-                "space, or give another workdir."
+                f"{size / 1e9:.3g} GB of a checkpoint. Lower checkpoints.keep, raise "
+                "checkpoints.keep_every_steps, free space, or give another workdir."
             )
 
     def save(self, step: int, state: PyTree, *, note: Json | None = None) -> None:

@@ -7,7 +7,7 @@ device and one per machine both work.
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,21 +49,29 @@ def from_flags(
     if address is None or count is None or index is None:
         missing = next(name for name, value in values.items() if value is None)
         raise ValueError(f"{missing} is missing; found {given}, expected all three.")
+    return _checked("the flags", [*values], address, count, index)
+
+
+def _checked(
+    launcher: str, names: Sequence[str], address: str, count: int, index: int
+) -> Launcher:
+    """Returns a launcher; ValueError if a value, which has one of the names, is bad."""
     if not re.fullmatch(r".+:\d+", address):
-        raise ValueError(f"--coordinator_address is {address!r}; expected HOST:PORT.")
+        raise ValueError(f"{names[0]} is {address!r}; expected HOST:PORT.")
     if count < 1:
-        raise ValueError(f"--num_processes is {count}; expected 1 or more.")
+        raise ValueError(f"{names[1]} is {count}; expected 1 or more.")
     if not 0 <= index < count:
-        raise ValueError(f"--process_id is {index}; expected 0 to {count - 1}.")
-    return Launcher("the flags", address, count, index)
+        raise ValueError(f"{names[2]} is {index}; expected 0 to {count - 1}.")
+    return Launcher(launcher, address, count, index)
 
 
 def from_environment(environment: Mapping[str, str]) -> Launcher | None:
     """Returns the launcher that has set environment variables, None if none has."""
     if "JAX_NUM_PROCESSES" in environment:
         address = _address(environment, "expected HOST:PORT.")
-        numbers = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-        return from_flags(address, *(_number(environment, name) for name in numbers))
+        of_jax = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+        count, index = (_number(environment, name) for name in of_jax[1:])
+        return _checked("JAX_NUM_PROCESSES", of_jax, address, count, index)
     # Tested before SLURM, which may have started the daemons of Open MPI.
     if "OMPI_COMM_WORLD_SIZE" in environment:
         return _open_mpi(environment)

@@ -119,6 +119,12 @@ def _answer(reader: int) -> None:
             answered.add(received)
 
 
+def ignore_signals() -> None:
+    """Ignores all signals that request a stop: the run has ended."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def say(text: str) -> None:
     """Writes a line to stderr, not by logging, which a signal may have interrupted."""
     with contextlib.suppress(OSError):

@@ -1,5 +1,6 @@
 """Start-up of the processes of a run, their errors and exit statuses."""
 
+import atexit
 import logging
 import os
 import re
@@ -20,7 +21,12 @@ from absl import logging as absl_logging
 from invariance_jax.runtime import devices, terminal
 from invariance_jax.runtime.files import call_in_file
 from invariance_jax.runtime.launchers import Launcher, from_environment, from_flags
-from invariance_jax.runtime.preemption import INTERRUPTED, Preempted, Watch
+from invariance_jax.runtime.preemption import (
+    INTERRUPTED,
+    Preempted,
+    Watch,
+    ignore_signals,
+)
 from invariance_jax.runtime.processes import is_main_process
 from invariance_jax.settings import KEYS, Config, closest
 
@@ -56,6 +62,8 @@ _EXPECTED = (flags.Error, FloatingPointError, OSError, ValueError)
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs a program; prints the message of an error, and exits with status 1."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Python's shutdown restores the default handlers, which would change the status.
+    atexit.register(ignore_signals)
     terminal.forgive()
     # matplotlib refuses a backend that is not installed; figures need none.
     os.environ["MPLBACKEND"] = "agg"

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from types import FrameType
 
-from invariance_jax.runtime.preemption import PREEMPTED, WARNINGS, say
+from invariance_jax.runtime.preemption import PREEMPTED, WARNINGS, ignore_signals, say
 
 _TIMEOUT = 60  # seconds, for an answer of SLURM's controller
 
@@ -47,18 +47,13 @@ class Launch:
             if stop.code:
                 raise
         finally:
-            _ignore_warnings()  # the run is over; a later signal has no meaning
+            ignore_signals()  # the run is over; a later signal has no meaning
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     """Handles a signal before the run starts or after it ends: exits, saves nothing."""
-    _ignore_warnings()
+    ignore_signals()
     raise SystemExit(PREEMPTED)
-
-
-def _ignore_warnings() -> None:
-    for number in WARNINGS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _requeue_and_exit() -> None:
@@ -66,7 +61,7 @@ def _requeue_and_exit() -> None:
 
     With another status, SLURM would end the job before the other tasks have saved.
     """
-    _ignore_warnings()  # inherited by `scontrol`
+    ignore_signals()  # inherited by `scontrol`
     if int(os.environ.get("SLURM_PROCID", 0)) == 0:
         requeue(job_id())
     raise SystemExit(0)

@@ -120,7 +120,8 @@ def _status(process: subprocess.Popen[bytes]) -> int | None:
     if code is None or code >= 0:
         return code
     # A warning kills a process only before its handlers are installed, so nothing is
-    # lost. The status of another signal is 128 + its number, as in a shell.
+    # lost: at its end it ignores them. The status of another signal is 128 + its
+    # number, as in a shell.
     return PREEMPTED if -code in WARNINGS else 128 - code
 
 

@@ -35,7 +35,8 @@ def count_operations(parts: Parts) -> float:
     Counts convolutions and matrix products, from the shapes of layers, and similarities
     of all pairs of 2 B views where the loss has any (MoCo v3 computes half of them).
     The backward pass costs twice the forward pass. Each derivative and each view that
-    the penalty needs costs as much as a view. A target network has no backward pass.
+    the penalty needs costs as much as a view; the mean over steps is counted if the
+    penalty is not in each. A target network has no backward pass.
     """
     settings, objective = parts.settings, parts.objective
     images = view_shapes(parts.task, parts.transformation)
@@ -45,8 +46,8 @@ def count_operations(parts: Parts) -> float:
     if objective.more:
         _, further = products(parts.encoder, view_shapes(parts.task, objective.more))
     # "mixed" needs a derivative and a view per direction, the others one of the two.
-    extra = settings.penalty.directions * (1 + (settings.penalty.kind == "mixed"))
-    extra *= has_penalty(settings.penalty)
+    extra = settings.penalty.directions * (1.0 + (settings.penalty.kind == "mixed"))
+    extra *= has_penalty(settings.penalty) / settings.penalty.every_steps
     passes = 2 * settings.average_views + extra
     passes_of_heads = 2 + settings.more_views + extra * (settings.penalty.at == "z")
     trained = passes * encoder + passes_of_heads * heads
@@ -129,7 +130,8 @@ def traffic_of(program: Compiled) -> tuple[int, int]:
 
     A kernel moves the bytes of its operands and its result; a slice twice those of its
     result. The step is the body of the program's loop over steps. A loop within it
-    counts as often as it runs, or once where XLA does not know that.
+    counts as often as it runs, or once where XLA does not know that. Of the branches of
+    a condition, such as a step with the penalty, that with the most kernels counts.
     """
     executable = program.runtime_executable()
     assert executable is not None
@@ -144,6 +146,11 @@ def traffic_of(program: Compiled) -> tuple[int, int]:
                 times = re.search(r'"known_trip_count":{"n":"(\d+)"', text)
                 for _ in range(int(times[1]) if times else 1):
                     yield from kernels(parts[called[1]])
+            elif kind == "kConditional":
+                # ..., branch_computations={%a, %b}, or true_computation=%a, ...
+                names = re.findall(r"%([\w.-]+)", text.split("_computation", 1)[1])
+                branches = (list(kernels(parts[n])) for n in names if n in parts)
+                yield from max(branches, key=len)
             elif kind not in _NO_KERNELS:
                 yield instruction
 
