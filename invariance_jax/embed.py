@@ -71,8 +71,9 @@ class _Job(NamedTuple):
 def _jobs(
     parts: Parts, settings: Settings, workdir: epath.Path, views: int
 ) -> list[_Job]:
-    state, name = restore(parts, workdir), f"{views}_views" if views else "plain"
-    origin = {"step": int(state.step), "config": to_dict(settings)}
+    step, state, _ = restore(parts, workdir)
+    name = f"{views}_views" if views else "plain"
+    origin = {"step": step, "config": to_dict(settings)}
     return [
         _Job(
             workdir / f"embeddings_{split}_{name}.npz",

@@ -75,9 +75,10 @@ class Run(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """The training time, the mean over the seeds."""
+        """The mean training time of the seeds whose log reaches the evaluated step."""
         rows = self.log[self.log["name"] == "seconds"]
-        return float(rows.groupby("seed")["value"].max().mean())
+        last = rows.groupby("seed")[["step", "value"]].max()
+        return float(last["value"][last["step"] >= self.settings.get("step", 0)].mean())
 
 
 def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
