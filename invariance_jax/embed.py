@@ -1,5 +1,6 @@
 """The embedding program: writes the representations of a data set to files."""
 
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -71,8 +72,9 @@ class _Job(NamedTuple):
 def _jobs(
     parts: Parts, settings: Settings, workdir: epath.Path, views: int
 ) -> list[_Job]:
-    state, name = restore(parts, workdir), f"{views}_views" if views else "plain"
-    origin = {"step": int(state.step), "config": to_dict(settings)}
+    step, state, _ = restore(parts, workdir)
+    name = f"{views}_views" if views else "plain"
+    origin = {"step": step, "config": to_dict(settings)}
     return [
         _Job(
             workdir / f"embeddings_{split}_{name}.npz",
@@ -88,9 +90,12 @@ def _is_written(job: _Job) -> bool:
     """Returns whether an earlier start has written the file; refuses any other file."""
     if not job.file.exists():
         return False
-    with job.file.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        if _dependencies(str(archive.get("settings"))) != _dependencies(job.settings):
-            raise ValueError(f"{job.file} exists; move it, nothing is overwritten.")
+    origin = ""
+    with contextlib.suppress(Exception):  # zipfile, zlib and NumPy raise different ones
+        with job.file.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            origin = str(archive.get("settings"))
+    if _dependencies(origin) != _dependencies(job.settings):
+        raise ValueError(f"{job.file} exists; move it, nothing is overwritten.")
     _log.info("%s: written, skipped", job.file)
     return True
 

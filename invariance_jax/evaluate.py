@@ -18,7 +18,7 @@ from invariance_jax import experiments
 from invariance_jax.arguments import promote_images
 from invariance_jax.experiments import Context, Experiment, ExperimentResult, samples
 from invariance_jax.runs import results
-from invariance_jax.runs.checkpoints import Checkpoints
+from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints
 from invariance_jax.runs.log import final_metrics
 from invariance_jax.runs.workdir import (
     check_same_run,
@@ -166,18 +166,20 @@ def load_parts(
         )
     parts = build(settings)
     warn_of_other_code(settings, workdir)
-    state = restore(parts, work_folder(workdir), step)
+    state = restore(parts, work_folder(workdir), step=step).state
     return parts, config, encoder_variables(state, settings.evaluation.network)
 
 
-def restore(parts: Parts, workdir: epath.Path, step: int | None = None) -> TrainState:
-    """Returns the state of a checkpoint; without training, that of given weights."""
+def restore(
+    parts: Parts, workdir: epath.Path, *, step: int | None = None
+) -> Checkpoint[TrainState]:
+    """Returns a checkpoint; without training, one of step 0 with the given weights."""
     checkpoints = Checkpoints(workdir)
     untrained = step is None and not (workdir / "metrics.jsonl").exists()
     try:
         if untrained and parts.settings.encoder.weights and not checkpoints.steps():
-            return first_state(parts)
-        return checkpoints.restore(state_shapes(parts), step=step).state
+            return Checkpoint(0, first_state(parts), {})
+        return checkpoints.restore(state_shapes(parts), step=step)
     finally:
         checkpoints.close()
 
@@ -189,8 +191,9 @@ def _evaluate(
 
     Adds the error messages of the user's own experiments to `failed`.
     """
-    functions, state = experiments.load(parts.task), restore(parts, workdir)
-    settings = results.settings_of(parts.task, int(state.step))
+    functions = experiments.load(parts.task)
+    step, state, note = restore(parts, workdir)
+    settings = results.settings_of(parts.task, step)
     sources = experiments.sources(functions, parts.settings)
     records = results.read_records(workdir, settings, sources)
     on_disk = [name in records for name in functions]
@@ -218,7 +221,7 @@ def _evaluate(
         failed |= dict.fromkeys(map(str, _measure(remaining, context, keep)))
         if predicts or not sampled:
             samples.write(context, predictions=predicts)
-    final = final_metrics(workdir, step=int(state.step))
+    final = final_metrics(workdir, step=step, rows=note.get("rows", 0))
     rows = [results.Row(name, value) for name, value in final.items()]
     content = results.of_seed(parts.settings.seed, settings, records, rows)
     if processes.is_main_process():

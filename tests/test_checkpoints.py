@@ -1,9 +1,11 @@
 """Checkpoints: whole or refused, never guessed."""
 
+import contextlib
 import functools
 import json
 import logging
 import shutil
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from tiny import tiny_config
 
+from invariance_jax.runs import checkpoints as module
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.workdir import claim
 from invariance_jax.settings import resolve
@@ -119,6 +122,29 @@ def test_a_start_saves_only_while_the_folder_is_its_own(tmp_path):
     with pytest.raises(OSError, match="was started a second time"):
         saved(tmp_path, [1], owner=first)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_start_that_is_still_saving_leaves_the_step_to_its_owner(
+    tmp_path, monkeypatch
+):
+    settings = resolve(tiny_config())
+    writing, continues = threading.Event(), threading.Event()
+
+    def sync(_):
+        if not writing.is_set():  # the first start, which waits for the second
+            writing.set()
+            assert continues.wait(60)
+        elif not continues.is_set():  # the second, until the first one has ended
+            continues.set()
+            with contextlib.suppress(OSError):
+                first.wait()
+
+    monkeypatch.setattr(module, "sync", sync)
+    first = Checkpoints(tmp_path, owner=claim(settings, tmp_path))
+    first.save(1, state(1))
+    assert writing.wait(60)
+    saved(tmp_path, [1], owner=claim(settings, tmp_path))
+    assert_same(restored(tmp_path), state(1))
 
 
 def test_what_is_saved_may_change_afterwards(tmp_path):

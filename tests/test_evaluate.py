@@ -12,6 +12,7 @@ from tiny import SEEDS, tiny_config
 
 import invariance_jax
 from invariance_jax import embed, evaluate, evaluation
+from invariance_jax.report.read import read_runs
 from invariance_jax.runs import results
 from invariance_jax.runtime.devices import all_devices
 from invariance_jax.settings import resolve
@@ -91,6 +92,23 @@ def test_final_metrics_are_those_of_the_last_row(run):
     values = means(read(workdir / "seed_1"))
     assert values["loss.final"] == json.loads(lines[-1])["loss"]
     assert values["penalty.final"] == json.loads(lines[-1])["penalty"]
+
+
+def test_a_log_with_missing_rows_gives_no_final_metrics(copy, caplog):
+    single = copy / "seed_1"
+    log, one = single / "metrics.jsonl", tiny_config(SEEDS | {"seed": 1, "seeds": 1})
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text(lines[0])
+    found = evaluate.run(one, single)
+    assert "mse@1" in found["summary"] and "loss.final" not in found["summary"]
+    missing = f"{len(lines) - 1} of the {len(lines)} rows until step 20 are missing"
+    assert f"{log}: {missing}" in caplog.text
+    (reported,) = read_runs([single])
+    assert np.isnan(reported.seconds)
+    log.write_text("".join(lines))
+    assert "loss.final" in evaluate.run(one, single)["summary"]
+    (reported,) = read_runs([single])
+    assert reported.seconds == json.loads(lines[-1])["seconds"]
 
 
 def features(encode, x, stream, views):

@@ -212,8 +212,10 @@ def test_an_embedding_is_never_overwritten(copy):
     assert files[1].read_bytes() == before
     assert not files[0].exists()
     np.savez(files[1], mine=np.zeros(3))
-    with pytest.raises(ValueError, match=r"test_plain\.npz exists; move it"):
-        embed.run(None, copy)
+    for content in (files[1].read_bytes(), b"torn", b""):
+        files[1].write_bytes(content)
+        with pytest.raises(ValueError, match=r"test_plain\.npz exists; move it"):
+            embed.run(None, copy)
 
 
 def test_nothing_is_embedded_or_exported_without_a_run(tmp_path, data_dir):

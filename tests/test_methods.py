@@ -343,7 +343,7 @@ def test_a_run_with_a_memory_continues_bit_by_bit(tmp_path):
 
 def test_the_target_is_evaluated_and_loaded_if_it_is_asked_for(trained):
     parts, _, variables = evaluate.load_parts(trained)
-    target = evaluate.restore(parts, epath.Path(trained)).target
+    target = evaluate.restore(parts, epath.Path(trained)).state.target
     expected = target.params["encoder"]
     jax.tree.map(np.testing.assert_array_equal, variables["params"], expected)
     within = []

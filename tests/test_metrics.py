@@ -118,3 +118,15 @@ def test_the_last_row_of_steps_until_the_checkpoint_is_final(tmp_path):
     message = r"metrics\.jsonl: line 1 is 'what\?', expected a row; remove"
     with pytest.raises(ValueError, match=message):
         final_metrics(tmp_path, step=12)
+
+
+@pytest.mark.parametrize("kept", [3, 2, 0])
+def test_with_rows_missing_no_row_is_final(tmp_path, caplog, kept):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in [*FINAL[:kept], FINAL[3]]))
+    with caplog.at_level(logging.WARNING, "invariance_jax"):
+        found = final_metrics(tmp_path, step=12, rows=3)
+    expected = {"loss.final": 1.0, "penalty.final": 0.5} if kept == 3 else {}
+    assert found == expected
+    text = f"{log}: {3 - kept} of the 3 rows until step 12 are missing"
+    assert (text in caplog.text) == (kept < 3)

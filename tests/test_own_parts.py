@@ -203,11 +203,15 @@ def test_bad_keys_of_all_kinds_are_listed_at_once():
     assert {"microbatches", "penalty.parameters", "penalty.warmup_steps"} <= {*found}
 
 
-def test_all_misspelt_keys_are_listed():
+def test_misspelt_keys_and_bad_values_are_listed_at_once():
     done = processes.launch(
         "--mode=check",
         "--config=configs/spirograph.py:smoke",
         "--config.penalti.weight=1",
         "--config.seedz=2",
+        "--config.deterministic=maybe",
+        "--config.seed=-1",
     )
     assert done.stderr.count("is not a key; the closest is") == 2
+    assert "deterministic is 'maybe'; expected True or False." in done.stderr
+    assert "seed is -1; expected" in done.stderr and done.stderr.count("\n") == 4

@@ -582,7 +582,7 @@ def test_damaged_lines_of_the_log_are_counted_and_named(tmp_path):
         ("config.json", lambda content: content.pop("derived"), "json has no derived"),
         ("results.json", "[]", "results.json cannot be read: it holds no object"),
         ("config.json", "{", "config.json cannot be read: Expecting"),
-        ("samples.npz", "torn", "samples.npz cannot be read: "),
+        ("samples.npz", "torn", "cannot be read (ValueError); remove it and run --mo"),
         ("results.json", None, "has no results.json: the run is not finished"),
         ("config.json", None, "has no config.json: the run is not finished"),
     ],

@@ -725,6 +725,10 @@ def test_labels_are_kept_only_if_all_could_be_read(folder, tmp_path, monkeypatch
     np.testing.assert_array_equal(opened(tmp_path).labels, expected)
     np.savez(kept, labels=expected[:5])  # of files of records that it does not name
     np.testing.assert_array_equal(opened(tmp_path).labels, expected)
+    kept.write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"cannot be read \(ValueError\); remove the"):
+        opened(tmp_path)
+    kept.unlink()
     next(path.glob("*train*record*")).unlink()
     with pytest.raises(ValueError, match="cannot be read as a file of records"):
         opened(tmp_path).load(np.arange(1))

@@ -171,7 +171,7 @@ class _ImageSet(NamedTuple):
                 return dict(archive)
         except Exception as error:  # NumPy and zipfile each raise their own errors
             raise ValueError(
-                f"{path} cannot be read ({checks.reason(error)}); remove the set and "
+                f"{path} cannot be read ({type(error).__name__}); remove the set and "
                 "prepare it again."
             ) from error
 

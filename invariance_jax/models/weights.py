@@ -186,7 +186,10 @@ def load_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return dict(archive)
     except Exception as error:  # zipfile, zlib, json and NumPy each raise their own
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}); expected tensors as "
+            "numpy.savez or safetensors writes them, and no Python objects."
+        ) from error
 
 
 def save_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:

@@ -75,9 +75,10 @@ class Run(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """The training time, the mean over the seeds."""
+        """The mean training time of the seeds whose log reaches the evaluated step."""
         rows = self.log[self.log["name"] == "seconds"]
-        return float(rows.groupby("seed")["value"].max().mean())
+        last = rows.groupby("seed")[["step", "value"]].max()
+        return float(last["value"][last["step"] >= self.settings.get("step", 0)].mean())
 
 
 def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
@@ -224,7 +225,10 @@ def _read_samples(path: epath.Path, settings: Json) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             samples = {name: array for name, array in archive.items() if array.size}
     except Exception as error:  # zipfile, zlib and NumPy raise different ones
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}); remove it and run "
+            "--mode=evaluate, which writes it again"
+        ) from error
     counts = (len(settings.get(name, ())) for name in ("targets", "classes"))
     sizes = {"2": 2, "3": 3, **dict(zip("TC", counts, strict=True))}
     for name, dimensions in _SAMPLES.items():

@@ -135,14 +135,21 @@ class Checkpoints:
             self._manager.save(step, args=args, custom_metadata=sealed, force=True)
 
     def _sync(self) -> None:
-        """Flushes a checkpoint to the disk before orbax marks it as complete."""
-        if not is_main_process() or is_url(self.directory):
+        """Flushes a checkpoint to the disk before orbax marks it as complete.
+
+        A second start may be writing the same step, into the same temporary folder: the
+        first one must not rename that.
+        """
+        if not is_main_process():
             return
-        for folder in self.directory.iterdir():
-            if "orbax-checkpoint-tmp" in folder.name:
-                for path in filter(Path.is_file, Path(folder).rglob("*")):
-                    with path.open("rb") as file:
-                        sync(file)
+        if not is_url(self.directory):
+            for folder in self.directory.iterdir():
+                if "orbax-checkpoint-tmp" in folder.name:
+                    for path in filter(Path.is_file, Path(folder).rglob("*")):
+                        with path.open("rb") as file:
+                            sync(file)
+        if self._owner is not None:
+            self._owner.check()
 
     def remove_after(self, step: int) -> None:
         """Removes the checkpoints of later steps, the newest one first."""

@@ -43,12 +43,9 @@ class MetricsWriter:
         for number, text in damaged:
             _log.warning("%s: damaged line %d is dropped: %s", self._path, number, text)
         self._kept = [line for line, row in lines if row["step"] <= first_step]
-        if len(self._kept) < rows:
-            _log.warning(
-                "%s: %d of the %d rows until step %d are missing; the run continues "
-                "without them",
-                *(self._path, rows - len(self._kept), rows, first_step),
-            )
+        missing = _missing(self._path, len(self._kept), rows, first_step)
+        if missing:
+            _log.warning("%s; the run continues without them", missing)
         owner.check()
         write_text(self._path, "".join(self._kept))
         self._board = SummaryWriter(
@@ -96,21 +93,37 @@ class MetricsWriter:
             self._tracker.close()
 
 
-def final_metrics(workdir: AnyPath, *, step: int) -> dict[str, float]:
-    """Returns `loss.final` and `penalty.final`, from the last rows until a step."""
-    lines, damaged = read_rows(workdir)
+def final_metrics(workdir: AnyPath, *, step: int, rows: int = 0) -> dict[str, float]:
+    """Returns `loss.final` and `penalty.final`, from the last rows until a step.
+
+    With fewer than the expected number of rows, it warns and returns neither: the last
+    rows may be among those that are missing.
+    """
+    path, (lines, damaged) = epath.Path(workdir) / _FILE, read_rows(workdir)
     for number, text in damaged:
         raise ValueError(
-            f"{epath.Path(workdir) / _FILE}: line {number} is {text}, expected a row; "
-            "remove it to evaluate without it."
+            f"{path}: line {number} is {text}, expected a row; remove it to evaluate "
+            "without loss.final and penalty.final."
         )
-    rows = [row for _, row in lines if "loss" in row and row["step"] <= step]
+    found = [row for _, row in lines if row["step"] <= step]
+    missing = _missing(path, len(found), rows, step)
+    if missing:
+        _log.warning("%s; loss.final and penalty.final are left out", missing)
+        return {}
     return {
         f"{name}.final": row[name]
-        for row in rows
+        for row in found
         for name in ("loss", "penalty")
-        if name in row
+        if "loss" in row and name in row
     }
+
+
+def _missing(path: epath.Path, found: int, rows: int, step: int) -> str:
+    """Returns a message if fewer rows are found than expected, else an empty one."""
+    if found >= rows:
+        return ""
+    lost = rows - found
+    return f"{path}: {lost} of the {rows} rows until step {step} are missing"
 
 
 def read_rows(

@@ -28,7 +28,7 @@ from invariance_jax.runtime.preemption import (
     ignore_signals,
 )
 from invariance_jax.runtime.processes import is_main_process
-from invariance_jax.settings import KEYS, Config, closest
+from invariance_jax.settings import KEYS, Config, closest, resolve
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ _HEARTBEAT_SECONDS = flags.DEFINE_integer(
 )
 
 _OF_PROCESSES = (_ADDRESS, _COUNT, _INDEX, _START_SECONDS, _HEARTBEAT_SECONDS)
+
+_KEY = re.compile("--?(?:no)?(config[.][^=]+)")
 
 # Errors that a user can correct: their message alone is shown.
 _EXPECTED = (flags.Error, FloatingPointError, OSError, ValueError)
@@ -122,24 +124,34 @@ def parse(arguments: list[str]) -> list[str]:
     """Parses the flags; returns the program name and the arguments without flags."""
     # A file of flags may hold any flag, also --config.
     arguments = flags.FLAGS.read_flags_from_files(arguments)
-    sys.argv[:] = arguments
     text = "\n".join(arguments)
     paths = re.findall(r"^--?config[=\n](.+)$", text, re.MULTILINE)
     if len(paths) > 1:
         raise ValueError(f"--config is given twice: {', '.join(paths)}; expected one")
-    given = re.findall(r"^--?(?:no)?(config\..+?)(?:=|$)", text, re.MULTILINE)
-    if given and not paths:
+    # Argument -> --config.KEY, the flag that it sets.
+    names = {one: f"--{key[1]}" for one in arguments if (key := _KEY.match(one))}
+    if names and not paths:
         raise ValueError(
-            f"--{given[0]} needs --config, the configuration it changes; for that of a "
-            "run give --config=configs/run.py:WORKDIR"
+            f"{[*names.values()][0]} needs --config, the configuration it changes; for "
+            "that of a run give --config=configs/run.py:WORKDIR"
         )
     known = [f"--config.{name}" for name in KEYS]
-    unknown = sorted({f"--{name}" for name in given} - {*known})
-    if unknown:
-        lines = (f"{name} is not a key; {closest(name, known)}" for name in unknown)
-        raise ValueError("\n".join(lines))
+    unknown = {*names.values()} - {*known}
+    errors = [f"{n} is not a key; {closest(n, known)}" for n in sorted(unknown)]
+    # --config reads the keys from there.
+    sys.argv[:] = [one for one in arguments if names.get(one) not in unknown]
     flags.FLAGS["config"].parser = _ConfigFile()
-    return flags.FLAGS(arguments)
+    try:
+        rest = flags.FLAGS(sys.argv)
+        if errors and flags.FLAGS.sweep is None:  # it may change bad values
+            resolve(flags.FLAGS.config)
+    except (flags.Error, ValueError) as error:
+        if not errors:
+            raise
+        errors.append(str(error))
+    if errors:
+        raise ValueError("\n".join(errors))
+    return rest
 
 
 _RUNS = ("all", "train", "evaluate", "embed")
