@@ -671,6 +671,22 @@ def test_preparation_goes_on_after_a_full_disk(file, folder, tmp_path, monkeypat
     assert len(opened(tmp_path)) == 10
 
 
+def test_a_copy_that_was_not_renamed_is_not_taken_for_one_of_other_files(
+    folder, tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="not empty"):
+        prepare_files("mine", tmp_path, train=[folder])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="was begun from other files"):
+        prepare_files("mine", tmp_path, train=[folder / "a"])
+    path = prepare_files("mine", tmp_path, train=[folder])
+    assert len(opened(tmp_path)) == 10 and not (path / "plan.txt").exists()
+
+
 def test_labels_that_cannot_be_kept_leave_no_file(folder, tmp_path, monkeypatch):
     path = prepare_files("mine", tmp_path, train=[folder], test=[folder])
     (path / "train.npz").unlink()
