@@ -396,6 +396,14 @@ def test_classes_that_do_not_fit_are_named(changes, message, folder, tmp_path):
         prepare_files("mine", tmp_path, train=[folder], test=[folder], **changes)
 
 
+def test_test_images_without_folders_need_their_classes(folder, tmp_path):
+    options = {"train": [folder], "test": [folder / "a"]}
+    with pytest.raises(ValueError, match="a/00.jpg is in no .* or give test_classes"):
+        prepare_files("mine", tmp_path, **options)
+    prepare_files("mine", tmp_path, **options, test_classes=["b"] * 6)
+    assert opened(tmp_path, "test").labels.tolist() == [1] * 6
+
+
 def test_classes_of_no_test_images_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="test_classes needs test"):
         prepare_files("mine", tmp_path, train=[folder], test_classes=["a"])

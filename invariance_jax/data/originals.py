@@ -239,7 +239,7 @@ def _class_names(images: dict[str, list[_Image]]) -> list[str]:
         raise ValueError(
             f"{file if file.endswith(name) else f'{file}: {name}'} is in no class "
             "folder, but other images are; expected all or none of them: move or hide "
-            "it."
+            "it, or give test_classes, the classes of test images without folders."
         )
     train, test = ({i.class_name for i in images[split]} for split in ("train", "test"))
     if not test <= train:
