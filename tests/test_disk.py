@@ -47,7 +47,7 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_once_in_one_line(tmp_path):
     changes = (
-        *("--config.encoder.width=256", "--config.steps=100000", "--mode=train"),
+        *("--config.encoder.width=256", "--config.steps=1000", "--mode=train"),
         *("--config.steps_per_call=1", "--config.compilation_cache=off"),
     )
     done = launch(tmp_path / "run", *changes, limit=100)
@@ -115,9 +115,20 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused(
 def test_a_resumed_run_needs_room_for_the_checkpoints_that_it_adds(
     trained_seeds, tmp_path, monkeypatch
 ):
-    """Two of the first seed exist; the second has trained."""
+    """The last of the first seed is missing; the second has trained."""
     workdir = shutil.copytree(trained_seeds, tmp_path / "run")
     shutil.rmtree(workdir / "seed_0" / "checkpoints" / "20")
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: Usage(9, 1, 8))
     with pytest.raises(OSError, match="left; expected 2 times the"):
         train.run(tiny_config(SEEDS), workdir)
+
+
+def test_checkpoints_that_were_removed_need_no_room(tmp_path, monkeypatch):
+    state, steps = {"w": np.zeros(3)}, range(2, 21, 2)
+    found = checkpoints.Checkpoints(tmp_path, keep=1, keep_every_steps=2)
+    found.save(8, state)
+    found.wait()
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: Usage(9, 1, 8))
+    with pytest.raises(OSError, match="left; expected 7 times the"):
+        found.check_room(state, steps)
+    found.close()

@@ -396,6 +396,14 @@ def test_classes_that_do_not_fit_are_named(changes, message, folder, tmp_path):
         prepare_files("mine", tmp_path, train=[folder], test=[folder], **changes)
 
 
+def test_test_images_without_folders_need_their_classes(folder, tmp_path):
+    options = {"train": [folder], "test": [folder / "a"]}
+    with pytest.raises(ValueError, match="a/00.jpg is in no .* or give test_classes"):
+        prepare_files("mine", tmp_path, **options)
+    prepare_files("mine", tmp_path, **options, test_classes=["b"] * 6)
+    assert opened(tmp_path, "test").labels.tolist() == [1] * 6
+
+
 def test_classes_of_no_test_images_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="test_classes needs test"):
         prepare_files("mine", tmp_path, train=[folder], test_classes=["a"])
@@ -671,6 +679,22 @@ def test_preparation_goes_on_after_a_full_disk(file, folder, tmp_path, monkeypat
     assert len(opened(tmp_path)) == 10
 
 
+def test_a_copy_that_was_not_renamed_is_not_taken_for_one_of_other_files(
+    folder, tmp_path, monkeypatch
+):
+    def refuse(*_):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="not empty"):
+        prepare_files("mine", tmp_path, train=[folder])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="was begun from other files"):
+        prepare_files("mine", tmp_path, train=[folder / "a"])
+    path = prepare_files("mine", tmp_path, train=[folder])
+    assert len(opened(tmp_path)) == 10 and not (path / "plan.txt").exists()
+
+
 def test_labels_that_cannot_be_kept_leave_no_file(folder, tmp_path, monkeypatch):
     path = prepare_files("mine", tmp_path, train=[folder], test=[folder])
     (path / "train.npz").unlink()
@@ -701,6 +725,9 @@ def test_labels_that_were_prepared_or_stored_are_not_read_again(folder, tmp_path
     kind, read = records.ShardRecords, records.ShardRecords.read_labels
     with mock.patch.object(kind, "read_labels", autospec=True, side_effect=read) as spy:
         expected = opened(tmp_path).labels.tolist()
+        for shard in path.glob("*record*"):  # as a copy through a tar archive does
+            os.utime(shard, (0, shard.stat().st_mtime_ns // 10**9))
+        assert opened(tmp_path).labels.tolist() == expected
         spy.assert_not_called()
         (path / "train.npz").unlink()
         for _ in range(2):

@@ -71,10 +71,10 @@ encoder.rematerialize data.name data.targets data.num_points data.normalization
 penalty.kind penalty.at penalty.every_steps penalty.directions penalty.parameters
 penalty.normalization penalty.batch_statistics
 """.split()
-"""Keys that must have their default, as PyTorch's step has no others."""
+"""Keys that must have their defaults, which PyTorch's step is written for."""
 
 _OF_MLP = {"optimizer.name": "adamw", "encoder.final": "norm_relu"}
-"""Those that PyTorch's MLP has with another value."""
+"""Those of them that have other values for PyTorch's MLP."""
 
 
 class Training:

@@ -31,7 +31,7 @@ from invariance_jax.data.sets import FORMAT, times_and_sizes, user_path
 from invariance_jax.data.streams import FileRecords, Pictures, Store, cores
 
 _SHARD_BYTES, _HEADER_BYTES = 2**28, 2**15
-_HEADERS = 100  # that a thread reads at a time
+_HEADERS_AT_ONCE = 100  # of a thread, between updates of the progress bar
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 
 
@@ -85,7 +85,10 @@ def prepare_files(
         shape = _common_size(name, splits)
         _check_plan(temporary, splits, index)
         _write(name, temporary, splits, class_names, shape, index)
-        return temporary.rename(temporary.with_name("1.0.0"))
+        path = temporary.rename(temporary.with_name("1.0.0"))
+        # Not before: without a plan, a later call would take these files for its own.
+        (path / "plan.txt").unlink(missing_ok=True)
+        return path
     except ValueError:
         raise
     except Exception as error:  # array_record and TFDS each raise their own errors
@@ -236,7 +239,7 @@ def _class_names(images: dict[str, list[_Image]]) -> list[str]:
         raise ValueError(
             f"{file if file.endswith(name) else f'{file}: {name}'} is in no class "
             "folder, but other images are; expected all or none of them: move or hide "
-            "it."
+            "it, or give test_classes, the classes of test images without folders."
         )
     train, test = ({i.class_name for i in images[split]} for split in ("train", "test"))
     if not test <= train:
@@ -292,7 +295,6 @@ def _write(
             arrays |= {"shards": times_and_sizes(written)}
         np.savez(folder / f"{split}.npz", **arrays)  # type: ignore[arg-type]
     _write_metadata(name, folder, splits, lengths, class_names, shape)
-    (folder / "plan.txt").unlink(missing_ok=True)
 
 
 def _copy_all(part: FileRecords, stem: Path, title: str) -> list[int]:
@@ -353,7 +355,9 @@ def _common_size(
             return len(rows)
 
         with ThreadPoolExecutor(cores()) as pool:
-            jobs = np.array_split(np.arange(len(part)), -(-len(part) // _HEADERS))
+            jobs = np.array_split(
+                np.arange(len(part)), -(-len(part) // _HEADERS_AT_ONCE)
+            )
             counts = pool.map(check, jobs)
             records.progress(counts, len(part), f"Checking {name} {split}")
     return sizes.pop() if len(sizes) == 1 else (None, None)

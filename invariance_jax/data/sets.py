@@ -34,13 +34,13 @@ class Shard(NamedTuple):
 
 
 def times_and_sizes(paths: Iterable[Path]) -> np.ndarray:
-    """Returns the times of change, in nanoseconds, and sizes of the existing files.
+    """Returns the times of change, in seconds, and sizes of the existing files.
 
     Compare them for equality: a copy that keeps the time of its source may replace a
-    file without being newer.
+    file without being newer. Archives and some file systems keep whole seconds only.
     """
     stats = [path.stat() for path in paths if path.exists()]
-    return np.array([(s.st_mtime_ns, s.st_size) for s in stats], np.int64)
+    return np.array([(s.st_mtime_ns // 10**9, s.st_size) for s in stats], np.int64)
 
 
 class Description(NamedTuple):

@@ -134,7 +134,7 @@ class Pending(NamedTuple):
         while unfinished:
             unfinished[-1].wait(_TICK)
             now, done = time.monotonic(), {job for job in unfinished if job.ready()}
-            # Batches before this one in the queue count too. A long tick tells that the
+            # Batches before this one in the queue count too. After a long tick, the
             # process was suspended.
             is_quiet = _last_decoded < last_check
             quiet = quiet + min(now - last_check, _LONGEST_TICK) if is_quiet else 0.0

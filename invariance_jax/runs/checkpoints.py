@@ -94,7 +94,8 @@ class Checkpoints:
         """Raises OSError if the disk lacks room for the checkpoints that are kept.
 
         saved: all steps at which the run saves, in increasing order. As many are kept
-        by each later run, and one more exists while a checkpoint is written.
+        by each later run, and one more exists while a checkpoint is written. Steps
+        before the newest checkpoint need no room, even if theirs were removed.
         """
         folder = self.directory
         if is_url(folder):
@@ -103,7 +104,10 @@ class Checkpoints:
             folder = folder.parent
         newest = {*saved[-(self._keep or 0) :]}
         kept = {s for s in saved if self._every and s % self._every == 0} | newest
-        count = max(1, (1 + later_runs) * len(kept) + 1 - len(self.steps()))
+        existing = self.steps()
+        added = [step for step in kept if step > max(existing, default=0)]
+        removed = {*existing} - kept
+        count = max(1, len(added) + later_runs * len(kept) + 1 - len(removed))
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(folder).free
         if count * size > free:

@@ -145,7 +145,7 @@ def parse(arguments: list[str]) -> list[str]:
         rest = flags.FLAGS(sys.argv)
         if errors and flags.FLAGS.sweep is None:  # it may change bad values
             resolve(flags.FLAGS.config)
-    except (flags.Error, ValueError) as error:
+    except _EXPECTED as error:
         if not errors:
             raise
         errors.append(str(error))
