@@ -67,7 +67,7 @@ def settings(changes=None):
         (
             "evaluation.label_fraction",
             0.005,
-            "0.00833 at least, for an example of each of 4 classes",
+            "0.008334 at least, for an example of each of 4 classes",
         ),
         (
             "augmentation.differentiate",

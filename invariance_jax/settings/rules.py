@@ -6,6 +6,7 @@ and what was expected.
 """
 
 import copy
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -537,7 +538,8 @@ def _check_labels(settings: Settings, problems: _Problems) -> None:
     fraction, classes = evaluation.label_fraction, settings.data.num_classes or 1
 
     def require(key: str, least: float, smallest: float) -> bool:
-        expected = f"{least:.3g} at least, for an example of each of {classes} classes"
+        shown = math.ceil(1e6 * least) / 1e6
+        expected = f"{shown:g} at least, for an example of each of {classes} classes"
         problems.require(smallest >= least, key, expected)
         return smallest >= least
 
