@@ -217,7 +217,7 @@ def test_total_effect_is_half_the_distance_to_each_end(normalization, limit, x64
     represent = partial(encode, weights)
     settings = {"normalization": normalization, **limit}
     found, h = jax.jit(partial(total_effect, represent, **settings))(alpha, others)
-    assert_array_equal(h, represent(alpha))
+    assert_allclose(h, represent(alpha), rtol=1e-12, atol=1e-14)
     expected = np.zeros(len(alpha))
     for other in others:
         ends, scale = (represent(alpha), represent(other)), 1.0
