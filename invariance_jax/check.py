@@ -59,7 +59,7 @@ class Check(NamedTuple):
     flops: float  # of a mean step over all devices, see `training.cost`
     memory: Memory
     compile_seconds: float  # wall-clock time of tracing and compiling the step
-    # For an absent GPU: number of kernels of a step, bytes that they read and write,
+    # For an absent GPU: number of kernels of a step with its penalty, their bytes,
     # and estimated seconds of a step.
     traffic: tuple[int, int, float] | None
     decoded: float | None  # images per second that this host decodes from a stream
