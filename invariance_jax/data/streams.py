@@ -172,6 +172,11 @@ class Store:
     corrupt: dict[int, str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def image_bytes(self) -> int:
+        """The bytes of a decoded image."""
+        return math.prod(self.shape) * self.channels
+
     def start(self, rows: np.ndarray, split: np.ndarray) -> Pending:
         """Begins to decode some records of a split; the split replaces corrupt ones."""
         flat = rows.ravel()
@@ -336,8 +341,7 @@ def _decoded(store: Store, rows: bytes, split: bytes, title: str) -> Pictures:
     indices, indices_of_split = (np.frombuffer(b, np.int64) for b in (rows, split))
     pictures = Pictures(store, indices, split=indices_of_split)
     count = len(pictures)
-    num_bytes = count * math.prod(store.shape) * store.channels
-    checks.memory(f"{title}: {count} images", num_bytes)
+    checks.memory(f"{title}: {count} images", count * store.image_bytes)
     parts = np.array_split(np.arange(count), -(-count // _MAX_PER_LOAD) or 1)
     batches = []
 

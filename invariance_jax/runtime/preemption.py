@@ -29,6 +29,9 @@ PREEMPTED = 75
 INTERRUPTED = 130
 """Exit status of a run that Ctrl-C has stopped, as shells define it."""
 
+STOPPED = PREEMPTED, INTERRUPTED
+"""Exit statuses of a run that a signal has stopped; it has not failed."""
+
 
 class Preempted(Exception):
     """A signal has requested a stop; all that is needed to continue is saved."""

@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from invariance_jax.runtime.preemption import INTERRUPTED, PREEMPTED, SIGNALS, WARNINGS
+from invariance_jax.runtime.preemption import PREEMPTED, SIGNALS, STOPPED, WARNINGS
 from invariance_jax.slurm.job import Launch
 from invariance_jax.slurm.options import Request
 
@@ -57,8 +57,7 @@ def run(launch: Launch, folder: Path, request: Request) -> int:
             index = [*map(_status, processes)].index(status)
             log = folder / f"{name}_{index}_log.err"
             last = log.read_text("utf-8", "replace").strip().split("\n")[-1]
-            stopped = status in (PREEMPTED, INTERRUPTED)
-            end = "was stopped" if stopped else f"ended with status {status}"
+            end = "was stopped" if status in STOPPED else f"ended with status {status}"
             text = f"job {name}: process {index} {end}, see {log}"
             print(f"{text}: {last}" if last else text, file=sys.stderr)
         return status
@@ -99,13 +98,13 @@ def _environment(
 
 def _wait(processes: list[subprocess.Popen[bytes]]) -> int:
     """Waits for all processes, or for the first to fail; returns the job's status."""
-    deadline, stop_codes = None, (PREEMPTED, INTERRUPTED)
+    deadline = None
     while True:
         codes = [_status(process) for process in processes]
-        failed = [code for code in codes if code not in (None, 0, *stop_codes)]
+        failed = [code for code in codes if code not in (None, 0, *STOPPED)]
         if failed:
             return failed[0]
-        stopped = [code for code in stop_codes if code in codes]
+        stopped = [code for code in STOPPED if code in codes]
         if stopped and deadline is None:
             deadline = time.monotonic() + _GRACE_SECONDS
         is_late = deadline is not None and time.monotonic() > deadline

@@ -23,7 +23,7 @@ from invariance_jax.data.sets import find, folder_of_sets
 from invariance_jax.runs.tracking import check_tracking
 from invariance_jax.runs.workdir import check, check_same_run, read_config
 from invariance_jax.runtime.files import absolute, is_url, private_folder
-from invariance_jax.runtime.preemption import INTERRUPTED, PREEMPTED
+from invariance_jax.runtime.preemption import STOPPED
 from invariance_jax.settings import Settings, check_devices, resolve
 from invariance_jax.slurm import local
 from invariance_jax.slurm.job import Launch
@@ -80,7 +80,7 @@ def _run_here(request: Request, launches: Sequence[Launch], folder: Path) -> int
             print(f"# {request.tasks_per_node} process(es): {_command(launch)}")
             continue
         status = local.run(launch, folder, request)
-        if status in (PREEMPTED, INTERRUPTED):
+        if status in STOPPED:
             return status
         failed = failed or status
     return failed

@@ -5,7 +5,6 @@ number of devices, sees the same examples in the same order. `InMemory` takes th
 from a copy of the whole set on each device, `Streamed` decodes them from the disk.
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -80,8 +79,8 @@ class Streamed:
     ):
         """Stores the images and the sampler of their indices; reads no image."""
         count = (prefetch + 1) * batch_size // jax.process_count()
-        size = math.prod(pictures.store.shape) * pictures.store.channels
-        limits.memory(f"data.prefetch: the next {count} images", count * size)
+        ahead = count * pictures.store.image_bytes
+        limits.memory(f"data.prefetch: the next {count} images", ahead)
         self._pictures, self._prefetch = pictures, prefetch
         self._share = num_devices, batch_size // num_devices
         steps = jnp.arange(_STEPS_AT_ONCE, dtype=jnp.int32)
