@@ -165,8 +165,7 @@ class _Training(contextlib.ExitStack):
         if step == settings.derived.steps:
             return
         self._checkpoints.remove_after(step)  # those are damaged
-        steps, every_steps = settings.derived.steps, settings.checkpoints.every_steps
-        saved = [*range(every_steps, steps, every_steps), steps]
+        saved = [*filter(self._is_saved, boundaries(settings, 0))]
         self._checkpoints.check_room(state, saved, later_runs=later_runs)
         traced = settings.derived.profile_steps
         profiler = Profiler(traced, self._workdir, first_step=step)
