@@ -35,7 +35,8 @@ NUMERICAL = (
     *("averaging", "base", "blur", "color", "contrastive", "draws", "geometry"),
     *("image", "invariance", "knn", "logistic", "non_contrastive"),
     *("normalization", "numerics", "precision", "probe_metrics", "ridge"),
-    *("selection", "shifts", "spirograph", "total_effects", "variance"),
+    *("selection", "shifts", "spirograph", "step_precision", "total_effects"),
+    "variance",
 )
 """Files of tests that compute on the device and write nothing."""
 
