@@ -187,7 +187,9 @@ def test_run_without_labels_has_variance_views_and_neighbours(tmp_path):
     page = report.run([write_run(tmp_path / "run", kind="none")], tmp_path / "out")
     wanted = {"Views", "Nearest neighbours", "Principal components of h"}
     assert wanted <= {*figures(page)}
-    assert not {"Downstream", "probe"} & {*Page(page).text.split()}
+    text = Page(page).text
+    assert "No labels: no downstream, averaging, shift, label_fraction of run." in text
+    assert "probe" not in text.split()
 
 
 def test_experiment_of_a_users_own_has_a_table_and_curves(tmp_path):
@@ -310,6 +312,25 @@ def test_kept_results_are_of_the_same_seeds(tmp_path):
     change(paths[1] / "results.json", lambda content: content.update(seeds=[0, 2]))
     with pytest.raises(ValueError, match=r"same seeds; found .*\(0, 1\).*\(0, 2\)"):
         keep.rows_of(["plain", "penalty"], read.read_runs(paths))
+
+
+def test_a_number_that_is_not_finite_is_no_single_pair(tmp_path):
+    paths = [write_run(tmp_path / name, seeds=2, drawn=False) for name in "ab"]
+    content = (paths[1] / "results.json").read_text()
+    (paths[1] / "results.json").write_text(re.sub(r"0\.0018\d*", "null", content))
+    words = report.comparison_text(paths).split("MSE, one view")[-1].split()
+    assert words[:4] == ["nan", "not", "finite", "2"]
+
+
+def test_a_run_that_was_evaluated_on_its_way_is_told_apart(tmp_path):
+    paths = [write_run(tmp_path / name, bare=True) for name in ("end", "way")]
+    results = paths[1] / "results.json"
+    change(results, lambda content: content["settings"].update(step=250))
+    text = "1500 steps of 256 examples, evaluated after 250."
+    for run, expected in zip(paths, (False, True), strict=True):
+        assert (text in Page(report.run([run], run)).text) == expected
+    rows = Page(report.run(paths, tmp_path / "out")).find("key", "end", "way")
+    assert rows[1:] == [["evaluation.step", "1500", "250"]]
 
 
 def test_runs_on_different_splits_are_told_apart(tmp_path):
@@ -582,6 +603,7 @@ def test_damaged_lines_of_the_log_are_counted_and_named(tmp_path):
         ("config.json", lambda content: content.pop("derived"), "json has no derived"),
         ("results.json", "[]", "results.json cannot be read: it holds no object"),
         ("config.json", "{", "config.json cannot be read: Expecting"),
+        ("config.json", '{"format": 2}', "has format 2, this version reads 3; use"),
         ("samples.npz", "torn", "cannot be read (ValueError); remove it and run --mo"),
         ("results.json", None, "has no results.json: the run is not finished"),
         ("config.json", None, "has no config.json: the run is not finished"),
@@ -655,7 +677,8 @@ def test_bad_arguments_are_refused(tmp_path):
         (str(run), "out", "workdirs must be a list"),
         ([run, tmp_path / "." / "run"], "out", "run is given twice"),
         ([tmp_path / "none"], "out", "none does not exist"),
-        ([run], "file", "out must be a directory"),
+        ([run], "file", "out is .*/file is a file; expected a folder"),
+        ([run], "file/new", "out is .*/file is a file; expected a folder"),
     ):
         with pytest.raises(ValueError, match=message):
             report.run(workdirs, tmp_path / out)

@@ -25,8 +25,9 @@ from invariance_jax.report.sections import AVERAGING, SECTIONS, Spec, section_of
 from invariance_jax.report.style import Picture
 from invariance_jax.report.tables import Table
 from invariance_jax.report.words import is_share
-from invariance_jax.runs.workdir import read_config
+from invariance_jax.runs.workdir import check_folder, read_config
 from invariance_jax.runtime.files import plain_path, write_bytes, write_text
+from invariance_jax.settings.schema import WITH_PROBE
 from invariance_jax.types import Json
 
 
@@ -51,8 +52,7 @@ def write(
 ) -> Path | epath.Path:
     """Writes a report and returns the path of its page; see `report.run`."""
     runs, folder = read_runs(workdirs), epath.Path(os.path.expanduser(out))
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out must be a directory, found the file {folder}")
+    check_folder("out", folder)
     with style.looks():
         first, sections = _Report(runs).parts()
     title, subtitle = runs[0].name, _sentence(runs[0])
@@ -107,12 +107,12 @@ class _Report:
 
     def parts(self) -> tuple[list[Part], list[Group]]:
         """Returns the first screen and the sections."""
-        run, task = self.runs[0], tables.downstream(self.table, self.runs, self.words)
+        run, task = self.runs[0], self._downstream()
         title = "Views" if len(self.runs) == 1 else f"Views of {run.name}"
         beside = Group("pair", "", [*self._averaging(), *pictures.views(run, title)])
         if len(self.runs) > 1:
             first, embeddings = [*self._compared(), beside], list[Group]()
-            downstream, details = list[Part](task), self._details()
+            downstream, details = task, self._details()
         else:
             ours = self.table[self.table["run"] == run.name]
             first = [Group("headlines", "", headlines(ours, run.settings)), beside]
@@ -127,6 +127,14 @@ class _Report:
             Group("section", "Comparison in detail", details),
             Group("section", "Settings", self._settings()),
         ]
+
+    def _downstream(self) -> list[Part]:
+        """Returns the tables of the downstream task, or why there are none."""
+        found = tables.downstream(self.table, self.runs, self.words)
+        labels = {"targets", "classes"}
+        names = [run.name for run in self.runs if not labels & {*run.settings}]
+        text = f"No labels: no {', '.join(WITH_PROBE)} of {', '.join(names)}."
+        return [*found, Group("note", "", [text])] if names else [*found]
 
     def _averaging(self) -> list[Picture]:
         """Returns the figure of averaging; with several runs each has one curve."""
@@ -234,6 +242,8 @@ def _sentence(run: Run) -> str:
     config, weight = run.config, run.config["penalty.weight"]
     names = ", ".join(config[f"{key}.name"] for key in ("data", "encoder", "method"))
     penalty = f"penalty of weight {weight}" if weight else "no penalty"
-    steps = f"{run.saved['derived']['steps']} steps of {config['batch_size']} examples"
+    last, step = run.saved["derived"]["steps"], run.settings["step"]
+    steps = f"{last} steps of {config['batch_size']} examples"
+    steps += f", evaluated after {step}" if step != last else ""
     numbers = "Mean ± standard error over " if run.n > 1 else "Numbers of "
     return f"{names}, {penalty}, {steps}. {numbers}{over(run.n, run.split)}."

@@ -162,11 +162,12 @@ class Comparison:
         pairs = self.main_pairs
         ends = zip(pairs["low"].map(show), pairs["high"].map(show), strict=True)
         interval = pd.Series([" to ".join(pair) for pair in ends], pairs.index, str)
+        interval = interval.where(pairs["low"].notna(), "not finite")
         texts = {
             "run": pairs["run"],
             "number": pairs["metric"],
             "difference": pairs["mean"].map(show),
-            "95 % interval": interval.where(pairs["low"].notna(), "one pair: none"),
+            "95 % interval": interval.mask(pairs["n"] == 1, "one pair: none"),
             "pairs": pairs["n"],
         }
         note = f"Run minus {self.first}, over pairs with the same seed."
@@ -187,8 +188,8 @@ class Comparison:
         columns = {}
         for run in self.runs:
             evaluated = {f"evaluation.{key}": v for key, v in run.settings.items()}
-            config = {key: evaluated.get(key, v) for key, v in run.config.items()}
-            columns[run.name] = {key: tables.joined(v) for key, v in config.items()}
+            keys = run.config | evaluated
+            columns[run.name] = {key: tables.joined(v) for key, v in keys.items()}
         frame = pd.DataFrame(columns)
         frame = frame[frame.nunique(axis=1) > 1].reset_index(names="key")
         return tables.plain(frame, "settings_that_differ", "Settings that differ")

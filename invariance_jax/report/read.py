@@ -78,7 +78,7 @@ class Run(NamedTuple):
         """The mean training time of the seeds whose log reaches the evaluated step."""
         rows = self.log[self.log["name"] == "seconds"]
         last = rows.groupby("seed")[["step", "value"]].max()
-        return float(last["value"][last["step"] >= self.settings.get("step", 0)].mean())
+        return float(last["value"][last["step"] >= self.settings["step"]].mean())
 
 
 def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
@@ -129,14 +129,14 @@ def _read(path: epath.Path, name: str) -> Run:
     results = check_results(read_json(file), str(file), name)
     seeds = results["seeds"]
     folders = [path / f"seed_{seed}" for seed in seeds] if len(seeds) > 1 else [path]
-    saved = read_json(path / "config.json")
+    config, saved = flatten(read_config(path)), read_json(path / "config.json")
     _check_parts(saved, ("derived", "environment", "command"), path / "config.json")
     logs = {folder / "metrics.jsonl": read_rows(folder) for folder in folders}
     skipped = {str(file.relative_to(path)): len(bad) for file, (_, bad) in logs.items()}
     return Run(
         name,
         path,
-        config=flatten(read_config(path)),
+        config=config,
         saved=saved,
         rows=results.pop("rows"),
         results=results,
