@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from invariance_jax.report import aggregate, paper, tables
@@ -90,9 +91,11 @@ def in_words(table: pd.DataFrame, *, of_sweep: bool = False) -> list[str]:
     """
     main, lines = _main(table), []
     ends = places(table)[:2]
-    if [metric for metric, _ in ends] in (["accuracy"] * 2, ["mse"] * 2):
-        single, averaged = main_numbers(table, ends)["mean"]
+    means = main_numbers(table, ends)["mean"]
+    metrics = [metric for metric, _ in ends]
+    if metrics in (["accuracy"] * 2, ["mse"] * 2) and np.isfinite(means).all():
         (metric, first), (_, last) = ends
+        single, averaged = means
         start = f"Averaging {last:g} views"
         images = "plain images" if first == "plain" else "one view"
         if metric == "accuracy" and last != 1:

@@ -62,7 +62,7 @@ def _panels(spec: Spec, shown: Shown) -> Iterator[_Panel]:
     table, panels = select(shown.table, spec.where), [*spec.panels]
     if not {spec.x, *panels} <= {*table}:
         return
-    table = table[table[["mean", spec.x, *panels]].notna().all(axis=1)]
+    table = table.dropna(subset=["mean", spec.x, *panels])
     if spec.dots:
         table = table[~of_paper(table)]
     for metrics in spec.metrics:

@@ -14,7 +14,7 @@ from etils import epath
 
 from invariance_jax.runs.log import read_rows
 from invariance_jax.runs.results import FORMAT, NAMED
-from invariance_jax.runs.workdir import read_config
+from invariance_jax.runs.workdir import check_format, read_config
 from invariance_jax.runtime.files import absolute, read_json
 from invariance_jax.settings import flatten
 from invariance_jax.types import Json
@@ -27,22 +27,6 @@ KEYS = ("run", "experiment", "metric", "seed", "value")
 
 NUMBERS = ("mean", "standard_error", "n", "low", "high")
 """Columns that replace seed and value in an aggregated table."""
-
-_SAMPLES = {
-    "views": "R V H W 3",
-    "plain": "R H W 3",
-    "neighbors": "Q K h w 3",
-    "neighbor_labels": "Q K",
-    "projection": "N 2",
-    "projection_explained": "2",
-    "projection_labels": "N",
-    "projection_targets": "N T",
-    "true": "S T",
-    "predicted": "S T",
-    "predicted_single": "S T",
-    "confusion": "C C",
-}
-"""Array of `samples.npz` -> its dimensions; equal letters stand for equal sizes."""
 
 
 class Run(NamedTuple):
@@ -142,7 +126,7 @@ def _read(path: epath.Path, name: str) -> Run:
         results=results,
         log=pd.concat([_long(f.parent.name, rows) for f, (rows, _) in logs.items()]),
         skipped={file: count for file, count in skipped.items() if count},
-        samples=_read_samples(folders[0] / "samples.npz", results["settings"]),
+        samples=_read_samples(folders[0] / "samples.npz"),
     )
 
 
@@ -151,13 +135,7 @@ def check_results(content: Json, where: str = "results", run: str = "") -> Json:
 
     The ValueError of a malformed row names the first one.
     """
-    if content.get("format") != FORMAT:
-        versions = (content.get("environment") or {}).get("versions") or {}
-        version = versions.get("invariance_jax", "of the version that wrote it")
-        raise ValueError(
-            f"{where} has format {content.get('format')!r}, this version reads "
-            f"{FORMAT}: use invariance_jax {version}, or run --mode=evaluate again"
-        )
+    check_format(content, FORMAT, where, ", or run --mode=evaluate again")
     parts = ("seeds", "settings", "experiments", "command")
     _check_parts(content, parts, where)
     rows = content.get("rows")
@@ -217,27 +195,15 @@ def _long(seed: str, rows: Sequence[tuple[str, Json]]) -> pd.DataFrame:
     return long.astype({"value": float})
 
 
-def _read_samples(path: epath.Path, settings: Json) -> dict[str, np.ndarray]:
-    """Returns the non-empty arrays of a `samples.npz`, with their shapes checked."""
+def _read_samples(path: epath.Path) -> dict[str, np.ndarray]:
+    """Returns the non-empty arrays of a `samples.npz`; none if there is no file."""
     if not path.is_file():
         return {}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            samples = {name: array for name, array in archive.items() if array.size}
+            return {name: array for name, array in archive.items() if array.size}
     except Exception as error:  # zipfile, zlib and NumPy raise different ones
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}); remove it and run "
             "--mode=evaluate, which writes it again"
         ) from error
-    counts = (len(settings.get(name, ())) for name in ("targets", "classes"))
-    sizes = {"2": 2, "3": 3, **dict(zip("TC", counts, strict=True))}
-    for name, dimensions in _SAMPLES.items():
-        if name in samples:
-            letters, shape = dimensions.split(), samples[name].shape
-            expected = ", ".join(str(sizes.get(letter, letter)) for letter in letters)
-            sizes = dict(zip(letters, shape, strict=False)) | sizes
-            if [*shape] != [sizes.get(letter) for letter in letters]:
-                raise ValueError(
-                    f"{path}: {name} must have the shape [{expected}], found {[*shape]}"
-                )
-    return samples
