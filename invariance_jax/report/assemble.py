@@ -34,17 +34,17 @@ from invariance_jax.types import Json
 class Group(NamedTuple):
     """Parts of the page that belong together.
 
-    Kinds of groups are "section", "pair" (side by side if there is room) and "folded"
-    (only the title is shown at first); of texts "note", "commands" and "headlines".
+    Kinds are "section", "pair" (side by side if there is room), "folded" (only the
+    title is shown at first), "commands" and "headlines".
     """
 
     kind: str
     title: str
-    parts: Sequence["Part | Headline | str"]
+    parts: Sequence["Part | Headline"]
     text: str = ""
 
 
-Part = Table | Picture | Group
+Part = Table | Picture | Group | str
 
 
 def write(
@@ -78,7 +78,7 @@ def write(
     return plain_path(folder / "report.html")
 
 
-def _contents(parts: Sequence[Part | Headline | str]) -> Iterator[Table | Picture]:
+def _contents(parts: Sequence[Part | Headline]) -> Iterator[Table | Picture]:
     """Yields all tables and pictures in parts of the page."""
     for part in parts:
         if isinstance(part, Group):
@@ -134,7 +134,7 @@ class _Report:
         labels = {"targets", "classes"}
         names = [run.name for run in self.runs if not labels & {*run.settings}]
         text = f"No labels: no {', '.join(WITH_PROBE)} of {', '.join(names)}."
-        return [*found, Group("note", "", [text])] if names else [*found]
+        return [*found, text] if names else [*found]
 
     def _averaging(self) -> list[Picture]:
         """Returns the figure of averaging; with several runs each has one curve."""
@@ -190,11 +190,9 @@ class _Report:
             for run in self.runs
             for file, count in run.skipped.items()
         ]
-        notes = [Group("note", "", skipped)] if skipped else []
-        return [*pictures.training(self.runs), *table, *notes]
+        return [*pictures.training(self.runs), *table, *skipped]
 
     def _details(self) -> list[Part]:
-        """Returns settings that differ, paired differences, pictures of each run."""
         parts: list[Part] = [self.comparison.settings(), self.comparison.differences()]
         for number, run in enumerate(self.runs, start=1):
             drawn = [*pictures.views(run), *pictures.quality(run)]
@@ -206,7 +204,6 @@ class _Report:
         return parts
 
     def _settings(self) -> list[Part]:
-        """Returns commands, environment, evaluation and configuration of each run."""
         parts: list[Part] = []
         for number, run in enumerate(self.runs, start=1):
             name = "config" + f"-{number}-{run.name}" * (len(self.runs) > 1)
