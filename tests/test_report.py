@@ -587,7 +587,7 @@ def test_damaged_lines_of_the_log_are_counted_and_named(tmp_path):
         ("results.json", {"rows": {}}, "must have a list of rows, found {}"),
         ("results.json", {"rows": [{"at": {}}]}, "row 1 must have an experiment, a m"),
         ("results.json", {"rows": [TRUE]}, "row 1 must have an experiment, a metric"),
-        ("results.json", {"rows": [PLACED]}, "row 1: place must be a string or a num"),
+        ("results.json", {"rows": [PLACED]}, "row 1 must have an experiment, a metri"),
         ("results.json", lambda content: content.pop("seeds"), "json has no seeds"),
         ("config.json", lambda content: content.pop("derived"), "json has no derived"),
         ("results.json", "[]", "results.json cannot be read: it holds no object"),

@@ -159,11 +159,12 @@ def test_a_run_whose_numbers_were_drawn_in_another_way_does_not_go_on(tmp_path):
     claim(settings(), tmp_path)
 
 
-def test_a_file_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["file", "file/new"])
+def test_a_file_is_refused(tmp_path, name):
     path = tmp_path / "file"
     path.write_text("mine")
     with pytest.raises(ValueError, match=r"file is a file; expected a folder"):
-        claim(settings(), path)
+        claim(settings(), tmp_path / name)
     assert path.read_text() == "mine"
 
 

@@ -57,7 +57,6 @@ def rows_of(names: list[str], runs: list[Run]) -> list[Row]:
 
 
 def _facts(run: Run) -> Row:
-    """Returns the commit, devices and training seconds of a run."""
     environment = run.results["environment"]
     commit, *changed = (environment["git_commit"] or "unknown").split("-")
     return {

@@ -79,7 +79,6 @@ def write(
 
 
 def _contents(parts: Sequence[Part | Headline]) -> Iterator[Table | Picture]:
-    """Yields all tables and pictures in parts of the page."""
     for part in parts:
         if isinstance(part, Group):
             yield from _contents(part.parts)
@@ -219,7 +218,6 @@ class _Report:
 
 
 def _facts(run: Run) -> Json:
-    """Returns environment, derived quantities, speed and times of a run."""
     environment, log = dict(run.saved["environment"]), run.log
     commit = environment.pop("git_commit") or "none: not run from a git checkout"
     facts = {"git commit": commit, **environment, "work directory": str(run.path)}

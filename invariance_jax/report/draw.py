@@ -202,7 +202,6 @@ def _marks(axes: Axes, spec: Spec, panel: _Panel, shown: Shown) -> dict[str, Sty
 
 
 def _finish(axes: Axes, spec: Spec, panel: _Panel, words: Words) -> None:
-    """Sets title, labels, ticks and scales of a panel of curves."""
     at = {name: words.value(name, value) for name, value in panel.at.items()}
     unit = words.unit(panel.at.get("parameter")) if at.get("how") == "shift" else ""
     x_label = spec.label.format_map(at)

@@ -29,6 +29,13 @@ NUMBERS = ("mean", "standard_error", "n", "low", "high")
 """Columns that replace seed and value in an aggregated table."""
 
 
+_TYPES = {
+    **{"experiment": (str,), "metric": (str,), "at": (dict,), "seed": (int,)},
+    "value": (int, float, type(None)),
+}
+"""Types of the entries of a row of `results.json`; a bool is no number."""
+
+
 class Run(NamedTuple):
     """One finished work directory."""
 
@@ -156,28 +163,16 @@ def _check_parts(content: Json, names: Sequence[str], where: object) -> None:
 
 def _row(row: Json, where: str) -> Json:
     """Returns a checked row as one flat dictionary: keys and coordinates."""
-    match row:
-        case {
-            "experiment": str(),
-            "metric": str(),
-            "at": dict(at),
-            "seed": int(),
-            "value": int() | float() | None,
-        } if bool not in (type(row["seed"]), type(row["value"])):
-            pass
-        case _:
-            raise ValueError(
-                f"{where} must have an experiment, a metric, at, a seed and a value (a "
-                f"number or null), found {str(row)[:80]}"
-            )
-    for name, value in at.items():
-        if type(value) not in (str, int, float):
-            raise ValueError(
-                f"{where}: {name} must be a string or a number, found {str(value)[:80]}"
-            )
+    found = {n: type(v) for n, v in row.items()} if isinstance(row, dict) else {}
+    is_valid = all(found.get(name) in types for name, types in _TYPES.items())
+    if not is_valid or not {*map(type, row["at"].values())} <= {str, int, float}:
+        raise ValueError(
+            f"{where} must have an experiment, a metric, at (names to strings or "
+            f"numbers), a seed and a value (a number or null), found {str(row)[:150]}"
+        )
     # A coordinate of a user's own experiment may have the name of another column.
     reserved = (*KEYS, *NUMBERS)
-    coordinates = {f"{n}_" if n in reserved else n: value for n, value in at.items()}
+    coordinates = {f"{n}_" if n in reserved else n: v for n, v in row["at"].items()}
     return {name: row[name] for name in KEYS[1:]} | coordinates
 
 
