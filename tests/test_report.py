@@ -307,10 +307,17 @@ def test_kept_results_are_compared_to_the_first(several):
     assert numbers == [0.001, -0.001, 3, 45]
 
 
-def test_kept_results_are_of_the_same_seeds(tmp_path):
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (lambda content: content.update(seeds=[0, 2]), r"\(0, 1, .*\(0, 2, "),
+        (lambda content: content["settings"].update(split="train"), "'test'.*'train'"),
+    ],
+)
+def test_kept_results_are_of_the_same_seeds_and_split(tmp_path, edit, found):
     paths = [write_run(tmp_path / name, seeds=2, drawn=False) for name in ("a", "b")]
-    change(paths[1] / "results.json", lambda content: content.update(seeds=[0, 2]))
-    with pytest.raises(ValueError, match=r"same seeds; found .*\(0, 1\).*\(0, 2\)"):
+    change(paths[1] / "results.json", edit)
+    with pytest.raises(ValueError, match=f"same seeds, data set and split; .*{found}"):
         keep.rows_of(["plain", "penalty"], read.read_runs(paths))
 
 
