@@ -188,7 +188,8 @@ def test_run_without_labels_has_variance_views_and_neighbours(tmp_path):
     wanted = {"Views", "Nearest neighbours", "Principal components of h"}
     assert wanted <= {*figures(page)}
     text = Page(page).text
-    assert "No labels: no downstream, averaging, shift, label_fraction of run." in text
+    left_out = "downstream, averaging, shift, label_fraction left out."
+    assert f"The data set of run has no labels: {left_out}" in text
     assert "probe" not in text.split()
 
 

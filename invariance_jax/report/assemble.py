@@ -130,10 +130,13 @@ class _Report:
     def _downstream(self) -> list[Part]:
         """Returns the tables of the downstream task, or why there are none."""
         found = tables.downstream(self.table, self.runs, self.words)
-        labels = {"targets", "classes"}
-        names = [run.name for run in self.runs if not labels & {*run.settings}]
-        text = f"No labels: no {', '.join(WITH_PROBE)} of {', '.join(names)}."
-        return [*found, text] if names else [*found]
+        left_out = f"has no labels: {', '.join(WITH_PROBE)} left out."
+        notes = [
+            f"The data set of {run.name} {left_out}"
+            for run in self.runs
+            if not {"targets", "classes"} & {*run.settings}
+        ]
+        return [*found, *notes]
 
     def _averaging(self) -> list[Picture]:
         """Returns the figure of averaging; with several runs each has one curve."""
