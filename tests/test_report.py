@@ -559,7 +559,7 @@ def test_papers_numbers_are_the_published_ones(tmp_path):
 def test_command_of_an_experiment_can_be_used_again(tmp_path):
     path = write_run(tmp_path / "run", bare=True)
     recorded = (
-        "python launch.py --mode all --config=a.py --config.penalty.weight .1 --out "
+        "python -c -m 3 --mode all --config=a.py --config.penalty.weight .1 --out "
         "'a b' \"--config.evaluation.experiments=('averaging', 'shift')\" "
         "--workdir 'my run'"
     )
@@ -567,7 +567,7 @@ def test_command_of_an_experiment_can_be_used_again(tmp_path):
     (run,) = read.read_runs([path])
     assert commands.of_run(run) == [recorded, run.results["command"]]
     assert commands.of_experiment(run, "shift") == (
-        "python launch.py --config=a.py --config.penalty.weight .1 --workdir 'my run' "
+        "python -c -m 3 --config=a.py --config.penalty.weight .1 --workdir 'my run' "
         "--mode=evaluate --config.evaluation.experiments=shift"
     )
 

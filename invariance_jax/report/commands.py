@@ -25,7 +25,7 @@ def of_experiment(run: Run, experiment: str) -> str:
     commands.sort(key=lambda words: "--config" not in [w.split("=")[0] for w in words])
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in _REPLACED:
-        parser.add_argument(f"-{name}", f"--{name}")
+        parser.add_argument(f"--{name}")
     _, kept = parser.parse_known_args(commands[0])
     return _readable([*kept, "--mode=evaluate", f"--{_KEY}={experiment}"])
 
