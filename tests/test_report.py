@@ -624,6 +624,33 @@ def test_bad_work_directory_is_named_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
+    ("kind", "name", "array", "message"),
+    [
+        ("images", "views", np.zeros((4, 16, 16, 3)), r"[R, V, H, W, 3], found [4, 16"),
+        ("images", "plain", np.zeros((4, 8, 8, 3)), "[4, 16, 16, 3], found [4, 8, 8,"),
+        ("images", "neighbors", np.zeros(10), "[Q, K, h, w, 3], found [10]"),
+        ("images", "neighbor_labels", np.zeros(10, int), "[10, 8], found [10]"),
+        ("images", "projection", np.zeros((200, 1)), "[N, 2], found [200, 1]"),
+        ("images", "projection_explained", np.array(1.0), "[2], found []"),
+        ("images", "projection_labels", np.zeros(7, int), "[200], found [7]"),
+        ("images", "confusion", np.ones((9, 9), int), "[10, 10], found [9, 9]"),
+        ("spirograph", "projection_targets", np.zeros(200), "[200, 4], found [200]"),
+        ("spirograph", "true", np.zeros((200, 3)), "[S, 4], found [200, 3]"),
+        ("spirograph", "predicted", np.zeros((9, 4)), "[200, 4], found [9, 4]"),
+    ],
+)
+def test_samples_of_another_shape_are_refused_by_name(
+    tmp_path, kind, name, array, message
+):
+    run = write_run(tmp_path / "run", kind=kind, experiments=())
+    np.savez(run / "samples.npz", **{**samples(kind), name: array})
+    message = f"samples.npz: {name} must have the shape {message}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        report.run([run], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("name", "title"),
     [
         ("projection_explained", "Principal components of h"),

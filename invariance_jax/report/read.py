@@ -28,6 +28,21 @@ KEYS = ("run", "experiment", "metric", "seed", "value")
 NUMBERS = ("mean", "standard_error", "n", "low", "high")
 """Columns that replace seed and value in an aggregated table."""
 
+_SAMPLES = {
+    "views": "R V H W 3",
+    "plain": "R H W 3",
+    "neighbors": "Q K h w 3",
+    "neighbor_labels": "Q K",
+    "projection": "N 2",
+    "projection_explained": "2",
+    "projection_labels": "N",
+    "projection_targets": "N T",
+    "true": "S T",
+    "predicted": "S T",
+    "predicted_single": "S T",
+    "confusion": "C C",
+}
+"""Array of `samples.npz` -> its dimensions; equal letters stand for equal sizes."""
 
 _TYPES = {
     **{"experiment": (str,), "metric": (str,), "at": (dict,), "seed": (int,)},
@@ -133,7 +148,7 @@ def _read(path: epath.Path, name: str) -> Run:
         results=results,
         log=pd.concat([_long(f.parent.name, rows) for f, (rows, _) in logs.items()]),
         skipped={file: count for file, count in skipped.items() if count},
-        samples=_read_samples(folders[0] / "samples.npz"),
+        samples=_read_samples(folders[0] / "samples.npz", results["settings"]),
     )
 
 
@@ -190,15 +205,27 @@ def _long(seed: str, rows: Sequence[tuple[str, Json]]) -> pd.DataFrame:
     return long.astype({"value": float})
 
 
-def _read_samples(path: epath.Path) -> dict[str, np.ndarray]:
-    """Returns the non-empty arrays of a `samples.npz`; none if there is no file."""
+def _read_samples(path: epath.Path, settings: Json) -> dict[str, np.ndarray]:
+    """Returns the non-empty arrays of a `samples.npz`, with their shapes checked."""
     if not path.is_file():
         return {}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: array for name, array in archive.items() if array.size}
+            samples = {name: array for name, array in archive.items() if array.size}
     except Exception as error:  # zipfile, zlib and NumPy raise different ones
         raise ValueError(
             f"{path} cannot be read ({type(error).__name__}); remove it and run "
             "--mode=evaluate, which writes it again"
         ) from error
+    counts = (len(settings.get(name, ())) for name in ("targets", "classes"))
+    sizes = {"2": 2, "3": 3, **dict(zip("TC", counts, strict=True))}
+    for name, dimensions in _SAMPLES.items():
+        if name in samples:
+            letters, shape = dimensions.split(), samples[name].shape
+            expected = ", ".join(str(sizes.get(letter, letter)) for letter in letters)
+            sizes = dict(zip(letters, shape, strict=False)) | sizes
+            if [*shape] != [sizes.get(letter) for letter in letters]:
+                raise ValueError(
+                    f"{path}: {name} must have the shape [{expected}], found {[*shape]}"
+                )
+    return samples
