@@ -163,6 +163,7 @@ def write_run(
             row = {"experiment": name, "metric": metric, "at": at, "seed": seed}
             rows.append(row | {"value": float(value)})
     settings: dict[str, Any] = {"num_views": [1, 2, 4, 8], "split": "test"}
+    settings["step"] = 1500
     settings |= {"targets": TARGETS} if kind == "spirograph" else {}
     settings |= {"classes": CLASSES} if kind == "images" else {}
     results = {"format": 3, "n": seeds, "seeds": [*range(seeds)], "settings": settings}

@@ -187,7 +187,10 @@ def test_run_without_labels_has_variance_views_and_neighbours(tmp_path):
     page = report.run([write_run(tmp_path / "run", kind="none")], tmp_path / "out")
     wanted = {"Views", "Nearest neighbours", "Principal components of h"}
     assert wanted <= {*figures(page)}
-    assert not {"Downstream", "probe"} & {*Page(page).text.split()}
+    text = Page(page).text
+    left_out = "downstream, averaging, shift, label_fraction left out."
+    assert f"The data set of run has no labels: {left_out}" in text
+    assert "probe" not in text.split()
 
 
 def test_experiment_of_a_users_own_has_a_table_and_curves(tmp_path):
@@ -305,19 +308,37 @@ def test_kept_results_are_compared_to_the_first(several):
     assert numbers == [0.001, -0.001, 3, 45]
 
 
-def test_kept_results_are_of_the_same_seeds(tmp_path):
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (lambda content: content.update(seeds=[0, 2]), r"\(0, 1, .*\(0, 2, "),
+        (lambda content: content["settings"].update(split="train"), "'test'.*'train'"),
+    ],
+)
+def test_kept_results_are_of_the_same_seeds_and_split(tmp_path, edit, found):
     paths = [write_run(tmp_path / name, seeds=2, drawn=False) for name in ("a", "b")]
-    change(paths[1] / "results.json", lambda content: content.update(seeds=[0, 2]))
-    with pytest.raises(ValueError, match=r"same seeds; found .*\(0, 1\).*\(0, 2\)"):
+    change(paths[1] / "results.json", edit)
+    with pytest.raises(ValueError, match=f"same seeds, data set and split; .*{found}"):
         keep.rows_of(["plain", "penalty"], read.read_runs(paths))
 
 
-def test_runs_on_different_splits_are_told_apart(tmp_path):
-    paths = [write_run(tmp_path / name, bare=True) for name in ("one", "other")]
+def test_a_number_that_is_not_finite_is_no_single_pair(tmp_path):
+    paths = [write_run(tmp_path / name, seeds=2, drawn=False) for name in "ab"]
+    content = (paths[1] / "results.json").read_text()
+    (paths[1] / "results.json").write_text(re.sub(r"0\.0018\d*", "null", content))
+    words = report.comparison_text(paths).split("MSE, one view")[-1].split()
+    assert words[:4] == ["nan", "not", "finite", "2"]
+
+
+def test_a_run_that_was_evaluated_on_its_way_is_told_apart(tmp_path):
+    paths = [write_run(tmp_path / name, bare=True) for name in ("end", "way")]
     results = paths[1] / "results.json"
-    change(results, lambda content: content["settings"].update(split="validation"))
-    text = Page(report.run(paths, tmp_path / "out")).text
-    assert "different splits, not to be compared: one test, other validation" in text
+    change(results, lambda content: content["settings"].update(step=250))
+    text = "1500 steps of 256 examples, evaluated after 250."
+    for run, expected in zip(paths, (False, True), strict=True):
+        assert (text in Page(report.run([run], run)).text) == expected
+    rows = Page(report.run(paths, tmp_path / "out")).find("key", "end", "way")
+    assert rows[1:] == [["evaluation.step", "1500", "250"]]
 
 
 @pytest.mark.parametrize("other", ["data", "split"])
@@ -330,21 +351,20 @@ def test_runs_of_other_data_or_another_split_are_not_paired(tmp_path, other):
     text = report.comparison_text(paths)
     assert "95 % interval" not in text
     assert text.endswith(" without a pair (other seeds, data set or split): b.")
-    assert "differences.png" not in {
-        path.name for path in report.run(paths, tmp_path / "out").parent.rglob("*.png")
-    }
+    page = report.run(paths, tmp_path / "out")
+    assert not (page.parent / "figures" / "differences.png").exists()
+    different = "different splits, not to be compared: a test, b train."
+    assert (different in Page(page).text) == (other == "split")
 
 
 def test_words_say_what_averaging_did_to_an_accuracy():
-    rows = [("plain", 0.7), (1, 0.5), (8, 0.75)]
-    table = pd.DataFrame(
-        [{"metric": "accuracy", "views": m, "mean": mean} for m, mean in rows]
-    ).assign(run="run", experiment="averaging", target=None, family=None)
-    table = table.assign(encoder=None, probe=None, standard_error=np.nan, n=1)
+    table = frame(metric="accuracy", views=["plain", 1, 8], mean=[0.7, 0.5, 0.75])
     expected = "Averaging 8 views raises the accuracy of plain images by 0.050."
     assert compare.in_words(table) == [expected]
     for metric in ("accuracy", "mse"):
         assert compare.in_words(table.assign(metric=metric, mean=0.0))[1:] == []
+        for unknown in ([np.nan, 0.5, 0.5], [0.7, 0.5, np.inf]):
+            assert compare.in_words(table.assign(metric=metric, mean=unknown)) == []
     penalty = table.iloc[:1].assign(metric="penalty.final", views=None, mean=0.2)
     both = compare.in_words(pd.concat([table, penalty]))
     assert both[0] == expected and "--config.penalty.weight=0" in both[1]
@@ -370,6 +390,12 @@ def test_terminal_shows_the_main_numbers_and_a_comparison_by_labels(tmp_path):
     assert "Paper: Foster et al. (2021), ResNet-18, 50 epochs" in note
 
 
+def frame(**columns):
+    """Aggregated rows, a row for each value of the columns."""
+    usual = {"run": "r", "metric": "mse", "target": np.nan, "standard_error": np.nan}
+    return pd.DataFrame({**usual, **columns})
+
+
 def drawn(spec, table, names):
     """The texts in the figure of a table."""
     with looks():
@@ -387,15 +413,13 @@ def drawn(spec, table, names):
     ],
 )
 def test_axes_are_logarithmic_where_finite_numbers_span_them(values, texts):
-    table = pd.DataFrame({"run": "r", "metric": "mse", "mean": values})
-    table = table.assign(target=np.nan, standard_error=np.nan, x=range(len(values)))
+    table = frame(mean=values, x=range(len(values)))
     assert texts <= drawn(sections.Spec("x", "", "", "x"), table, ["r"])
 
 
 def test_only_panels_of_the_same_metric_share_its_limits():
-    values = {"mse": [0.001, 0.3], "accuracy": [0.5, 0.52]}
-    table = pd.DataFrame(values).melt(var_name="metric", value_name="mean")
-    table = table.assign(run="r", target=np.nan, standard_error=np.nan, x=[0, 1] * 2)
+    metrics, values = ["mse"] * 2 + ["accuracy"] * 2, [0.001, 0.3, 0.5, 0.52]
+    table = frame(metric=metrics, mean=values, x=[0, 1] * 2)
     spec = sections.Spec("x", "", "", "x", share=True)
     assert {"0.001", "0.500", "0.520", "accuracy"} <= drawn(spec, table, ["r"])
 
@@ -436,25 +460,21 @@ def test_curves_of_one_run_are_named_by_words_and_not_by_its_folder(
 
 def test_the_paper_has_ticks_beyond_ours_and_none_between():
     runs = ["r"] * 2 + ["paper, penalty"] * 3
-    table = pd.DataFrame({"run": runs, "metric": "mse", "x": [1, 8, 1, 7, 30]})
-    table = table.assign(target=np.nan, standard_error=np.nan, mean=[1, 2, 3, 4, 5])
+    table = frame(run=runs, x=[1, 8, 1, 7, 30], mean=[1, 2, 3, 4, 5])
     spec = sections.Spec("x", "", "", "x", log=True)
     found = drawn(spec, table, ["r", "paper, penalty"])
     assert {"1", "8", "30"} <= found and "7" not in found
 
 
 def test_collapse_does_not_hide_the_other_differences():
-    runs = ["a", "b", "c", "d"]
-    table = pd.DataFrame({"run": runs, "metric": "mse", "mean": [1.0, -2.0, 1.5, 300]})
-    spec = sections.Spec("x", "", "", "run", where={}, dots=True, line=0.0)
-    table = table.assign(standard_error=0.1)
-    assert "(1 outside the axis)" in drawn(spec, table, runs)
+    table = frame(run=[*"abcd"], mean=[1.0, -2.0, 1.5, 300], standard_error=0.1)
+    spec = sections.Spec("x", "", "", "run", dots=True, line=0.0)
+    assert "(1 outside the axis)" in drawn(spec, table, [*"abcd"])
 
 
-def test_parameters_that_change_nothing_do_not_hide_the_others() -> None:
-    names = ["all", "brightness", "saturation", "hue"]
-    table = pd.DataFrame({"run": "r", "metric": "normalized", "parameter": names})
-    table = table.assign(standard_error=np.nan, mean=[0.4, 0.01, 0, 1e-7], of="h")
+def test_parameters_that_change_nothing_do_not_hide_the_others():
+    names, values = ["all", "brightness", "saturation", "hue"], [0.4, 0.01, 0, 1e-7]
+    table = frame(metric="normalized", parameter=names, mean=values, of="h")
     table["table"] = "parameters"
     (spec,) = (s for s in sections.SECTIONS["invariance"].figures if s.dots)
     texts = drawn(spec, table, ["r"])
@@ -462,9 +482,7 @@ def test_parameters_that_change_nothing_do_not_hide_the_others() -> None:
 
 
 def test_probes_have_words():
-    words = Words()
-    assert words.value("probe", "lbfgs500") == "500 steps of L-BFGS"
-    assert words.value("probe", "selected") == "probe with its own l2"
+    assert Words().value("probe", "lbfgs500") == "500 steps of L-BFGS"
 
 
 def test_runs_differ_in_line_and_marker_as_well_as_colour():
@@ -541,7 +559,7 @@ def test_papers_numbers_are_the_published_ones(tmp_path):
 def test_command_of_an_experiment_can_be_used_again(tmp_path):
     path = write_run(tmp_path / "run", bare=True)
     recorded = (
-        "python launch.py --mode all --config=a.py --config.penalty.weight .1 --out "
+        "python -c -m 3 --mode all --config=a.py --config.penalty.weight .1 --out "
         "'a b' \"--config.evaluation.experiments=('averaging', 'shift')\" "
         "--workdir 'my run'"
     )
@@ -549,7 +567,7 @@ def test_command_of_an_experiment_can_be_used_again(tmp_path):
     (run,) = read.read_runs([path])
     assert commands.of_run(run) == [recorded, run.results["command"]]
     assert commands.of_experiment(run, "shift") == (
-        "python launch.py --config=a.py --config.penalty.weight .1 --workdir 'my run' "
+        "python -c -m 3 --config=a.py --config.penalty.weight .1 --workdir 'my run' "
         "--mode=evaluate --config.evaluation.experiments=shift"
     )
 
@@ -573,15 +591,16 @@ def test_damaged_lines_of_the_log_are_counted_and_named(tmp_path):
 @pytest.mark.parametrize(
     ("file", "edit", "message"),
     [
-        ("results.json", {"format": 2}, "has format 2, this version reads 3: use inv"),
+        ("results.json", {"format": 2}, "has format 2, this version reads 3; use inv"),
         ("results.json", {"rows": {}}, "must have a list of rows, found {}"),
         ("results.json", {"rows": [{"at": {}}]}, "row 1 must have an experiment, a m"),
         ("results.json", {"rows": [TRUE]}, "row 1 must have an experiment, a metric"),
-        ("results.json", {"rows": [PLACED]}, "row 1: place must be a string or a num"),
+        ("results.json", {"rows": [PLACED]}, "row 1 must have an experiment, a metri"),
         ("results.json", lambda content: content.pop("seeds"), "json has no seeds"),
         ("config.json", lambda content: content.pop("derived"), "json has no derived"),
         ("results.json", "[]", "results.json cannot be read: it holds no object"),
         ("config.json", "{", "config.json cannot be read: Expecting"),
+        ("config.json", '{"format": 2}', "has format 2, this version reads 3; use"),
         ("samples.npz", "torn", "cannot be read (ValueError); remove it and run --mo"),
         ("results.json", None, "has no results.json: the run is not finished"),
         ("config.json", None, "has no config.json: the run is not finished"),
@@ -655,7 +674,8 @@ def test_bad_arguments_are_refused(tmp_path):
         (str(run), "out", "workdirs must be a list"),
         ([run, tmp_path / "." / "run"], "out", "run is given twice"),
         ([tmp_path / "none"], "out", "none does not exist"),
-        ([run], "file", "out must be a directory"),
+        ([run], "file", "out is .*/file is a file; expected a folder"),
+        ([run], "file/new", "out is .*/file is a file; expected a folder"),
     ):
         with pytest.raises(ValueError, match=message):
             report.run(workdirs, tmp_path / out)

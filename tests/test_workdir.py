@@ -159,11 +159,12 @@ def test_a_run_whose_numbers_were_drawn_in_another_way_does_not_go_on(tmp_path):
     claim(settings(), tmp_path)
 
 
-def test_a_file_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["file", "file/new"])
+def test_a_file_is_refused(tmp_path, name):
     path = tmp_path / "file"
     path.write_text("mine")
     with pytest.raises(ValueError, match=r"file is a file; expected a folder"):
-        claim(settings(), path)
+        claim(settings(), tmp_path / name)
     assert path.read_text() == "mine"
 
 
@@ -202,7 +203,7 @@ def test_a_folder_without_a_run_cannot_be_read(tmp_path):
 @pytest.mark.parametrize("number", [1, 2, FORMAT + 1])
 def test_another_format_names_the_version_to_use(tmp_path, number):
     versions = {"versions": {"invariance_jax": "9.8.7"}}
-    for rest, version in ({}, "of another version"), ({"environment": versions}, "9"):
+    for rest, version in ({}, "of the version"), ({"environment": versions}, "9"):
         (tmp_path / "config.json").write_text(json.dumps({"format": number, **rest}))
         expected = (
             f"format {number}, this version reads 3; use invariance_jax {version}"
@@ -215,7 +216,7 @@ def test_another_format_names_the_version_to_use(tmp_path, number):
 @pytest.mark.parametrize(
     "text",
     [
-        *("", '{"format": 3, "conf', "[]", "{}", '{"format": 3}', "3"),
+        *("", '{"format": 3, "conf', "[]", '{"format": 3}', "3"),
         '{"format": 3, "config": 3, "jax": {}}',
         '{"format": 3, "config": {"no_key": 3}, "jax": {}}',
     ],

@@ -34,9 +34,11 @@ COLUMNS = (
 def rows_of(names: list[str], runs: list[Run]) -> list[Row]:
     """Returns the rows of a study; `names` are the runs' labels on the page."""
     labels = dict(zip((run.name for run in runs), names, strict=True))
-    seeds = {run.name: tuple(run.results["seeds"]) for run in runs}
-    if len({*seeds.values()}) > 1:
-        raise ValueError(f"runs must have the same seeds; found {seeds}.")
+    data = {r.name: (*r.results["seeds"], r.config["data.name"], r.split) for r in runs}
+    if len({*data.values()}) > 1:
+        raise ValueError(
+            f"runs must have the same seeds, data set and split; found {data}."
+        )
     rows = long_table([run.rows for run in runs])
     rows = rows[in_summary(rows)][[*KEYS, *SUMMARY]]
     pairs = holm(paired(rows, runs[0].name)).rename(
@@ -57,7 +59,6 @@ def rows_of(names: list[str], runs: list[Run]) -> list[Row]:
 
 
 def _facts(run: Run) -> Row:
-    """Returns the commit, devices and training seconds of a run."""
     environment = run.results["environment"]
     commit, *changed = (environment["git_commit"] or "unknown").split("-")
     return {

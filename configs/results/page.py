@@ -45,7 +45,6 @@ def make_page() -> str:
 
 
 def _header(file: str) -> str:
-    """Returns the docstring of a configuration file."""
     return ast.get_docstring(ast.parse((FOLDER.parent / file).read_text())) or ""
 
 

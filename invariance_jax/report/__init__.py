@@ -33,6 +33,7 @@ def run(
     Raises:
       ValueError: if a work directory is missing, unfinished, damaged, given twice or of
         another format, or `out` is a file.
+      OSError: if `out` cannot be written.
     """
     from invariance_jax.report import assemble
 

@@ -25,25 +25,26 @@ from invariance_jax.report.sections import AVERAGING, SECTIONS, Spec, section_of
 from invariance_jax.report.style import Picture
 from invariance_jax.report.tables import Table
 from invariance_jax.report.words import is_share
-from invariance_jax.runs.workdir import read_config
+from invariance_jax.runs.workdir import check_folder, read_config
 from invariance_jax.runtime.files import plain_path, write_bytes, write_text
+from invariance_jax.settings.schema import WITH_PROBE
 from invariance_jax.types import Json
 
 
 class Group(NamedTuple):
     """Parts of the page that belong together.
 
-    Kinds of groups are "section", "pair" (side by side if there is room) and "folded"
-    (only the title is shown at first); of texts "note", "commands" and "headlines".
+    Kinds are "section", "pair" (side by side if there is room), "folded" (only the
+    title is shown at first), "commands" and "headlines".
     """
 
     kind: str
     title: str
-    parts: Sequence["Part | Headline | str"]
+    parts: Sequence["Part | Headline"]
     text: str = ""
 
 
-Part = Table | Picture | Group
+Part = Table | Picture | Group | str
 
 
 def write(
@@ -51,8 +52,7 @@ def write(
 ) -> Path | epath.Path:
     """Writes a report and returns the path of its page; see `report.run`."""
     runs, folder = read_runs(workdirs), epath.Path(os.path.expanduser(out))
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out must be a directory, found the file {folder}")
+    check_folder("out", folder)
     with style.looks():
         first, sections = _Report(runs).parts()
     title, subtitle = runs[0].name, _sentence(runs[0])
@@ -78,8 +78,7 @@ def write(
     return plain_path(folder / "report.html")
 
 
-def _contents(parts: Sequence[Part | Headline | str]) -> Iterator[Table | Picture]:
-    """Yields all tables and pictures in parts of the page."""
+def _contents(parts: Sequence[Part | Headline]) -> Iterator[Table | Picture]:
     for part in parts:
         if isinstance(part, Group):
             yield from _contents(part.parts)
@@ -107,12 +106,12 @@ class _Report:
 
     def parts(self) -> tuple[list[Part], list[Group]]:
         """Returns the first screen and the sections."""
-        run, task = self.runs[0], tables.downstream(self.table, self.runs, self.words)
+        run, task = self.runs[0], self._downstream()
         title = "Views" if len(self.runs) == 1 else f"Views of {run.name}"
         beside = Group("pair", "", [*self._averaging(), *pictures.views(run, title)])
         if len(self.runs) > 1:
             first, embeddings = [*self._compared(), beside], list[Group]()
-            downstream, details = list[Part](task), self._details()
+            downstream, details = task, self._details()
         else:
             ours = self.table[self.table["run"] == run.name]
             first = [Group("headlines", "", headlines(ours, run.settings)), beside]
@@ -127,6 +126,17 @@ class _Report:
             Group("section", "Comparison in detail", details),
             Group("section", "Settings", self._settings()),
         ]
+
+    def _downstream(self) -> list[Part]:
+        """Returns the tables of the downstream task, or why there are none."""
+        found = tables.downstream(self.table, self.runs, self.words)
+        left_out = f"has no labels: {', '.join(WITH_PROBE)} left out."
+        notes = [
+            f"The data set of {run.name} {left_out}"
+            for run in self.runs
+            if not {"targets", "classes"} & {*run.settings}
+        ]
+        return [*found, *notes]
 
     def _averaging(self) -> list[Picture]:
         """Returns the figure of averaging; with several runs each has one curve."""
@@ -182,11 +192,9 @@ class _Report:
             for run in self.runs
             for file, count in run.skipped.items()
         ]
-        notes = [Group("note", "", skipped)] if skipped else []
-        return [*pictures.training(self.runs), *table, *notes]
+        return [*pictures.training(self.runs), *table, *skipped]
 
     def _details(self) -> list[Part]:
-        """Returns settings that differ, paired differences, pictures of each run."""
         parts: list[Part] = [self.comparison.settings(), self.comparison.differences()]
         for number, run in enumerate(self.runs, start=1):
             drawn = [*pictures.views(run), *pictures.quality(run)]
@@ -198,7 +206,6 @@ class _Report:
         return parts
 
     def _settings(self) -> list[Part]:
-        """Returns commands, environment, evaluation and configuration of each run."""
         parts: list[Part] = []
         for number, run in enumerate(self.runs, start=1):
             name = "config" + f"-{number}-{run.name}" * (len(self.runs) > 1)
@@ -214,7 +221,6 @@ class _Report:
 
 
 def _facts(run: Run) -> Json:
-    """Returns environment, derived quantities, speed and times of a run."""
     environment, log = dict(run.saved["environment"]), run.log
     commit = environment.pop("git_commit") or "none: not run from a git checkout"
     facts = {"git commit": commit, **environment, "work directory": str(run.path)}
@@ -234,6 +240,8 @@ def _sentence(run: Run) -> str:
     config, weight = run.config, run.config["penalty.weight"]
     names = ", ".join(config[f"{key}.name"] for key in ("data", "encoder", "method"))
     penalty = f"penalty of weight {weight}" if weight else "no penalty"
-    steps = f"{run.saved['derived']['steps']} steps of {config['batch_size']} examples"
+    last, step = run.saved["derived"]["steps"], run.settings["step"]
+    steps = f"{last} steps of {config['batch_size']} examples"
+    steps += f", evaluated after {step}" if step != last else ""
     numbers = "Mean ± standard error over " if run.n > 1 else "Numbers of "
     return f"{names}, {penalty}, {steps}. {numbers}{over(run.n, run.split)}."

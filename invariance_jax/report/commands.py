@@ -1,5 +1,6 @@
 """The recorded commands of a run, and commands that repeat one of its experiments."""
 
+import argparse
 import shlex
 
 from invariance_jax.report.read import Run
@@ -22,15 +23,10 @@ def of_experiment(run: Run, experiment: str) -> str:
     commands = [shlex.split(command) for command in recorded if command]
     # A command without --config cannot select experiments: the others come first.
     commands.sort(key=lambda words: "--config" not in [w.split("=")[0] for w in words])
-    kept, is_value = [], False
-    for word in commands[0]:
-        name, equals, _ = word.lstrip("-").partition("=")
-        if word.startswith("-") and name in _REPLACED:
-            is_value = not equals  # the next word is the value of this flag
-        elif is_value:
-            is_value = False
-        else:
-            kept.append(word)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in _REPLACED:
+        parser.add_argument(f"--{name}")
+    _, kept = parser.parse_known_args(commands[0])
     return _readable([*kept, "--mode=evaluate", f"--{_KEY}={experiment}"])
 
 

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from invariance_jax.report import aggregate, paper, tables
@@ -90,9 +91,11 @@ def in_words(table: pd.DataFrame, *, of_sweep: bool = False) -> list[str]:
     """
     main, lines = _main(table), []
     ends = places(table)[:2]
-    if [metric for metric, _ in ends] in (["accuracy"] * 2, ["mse"] * 2):
-        single, averaged = main_numbers(table, ends)["mean"]
+    means = main_numbers(table, ends)["mean"]
+    metrics = [metric for metric, _ in ends]
+    if metrics in (["accuracy"] * 2, ["mse"] * 2) and np.isfinite(means).all():
         (metric, first), (_, last) = ends
+        single, averaged = means
         start = f"Averaging {last:g} views"
         images = "plain images" if first == "plain" else "one view"
         if metric == "accuracy" and last != 1:
@@ -162,11 +165,12 @@ class Comparison:
         pairs = self.main_pairs
         ends = zip(pairs["low"].map(show), pairs["high"].map(show), strict=True)
         interval = pd.Series([" to ".join(pair) for pair in ends], pairs.index, str)
+        interval = interval.where(pairs["low"].notna(), "not finite")
         texts = {
             "run": pairs["run"],
             "number": pairs["metric"],
             "difference": pairs["mean"].map(show),
-            "95 % interval": interval.where(pairs["low"].notna(), "one pair: none"),
+            "95 % interval": interval.mask(pairs["n"] == 1, "one pair: none"),
             "pairs": pairs["n"],
         }
         note = f"Run minus {self.first}, over pairs with the same seed."
@@ -187,8 +191,8 @@ class Comparison:
         columns = {}
         for run in self.runs:
             evaluated = {f"evaluation.{key}": v for key, v in run.settings.items()}
-            config = {key: evaluated.get(key, v) for key, v in run.config.items()}
-            columns[run.name] = {key: tables.joined(v) for key, v in config.items()}
+            keys = run.config | evaluated
+            columns[run.name] = {key: tables.joined(v) for key, v in keys.items()}
         frame = pd.DataFrame(columns)
         frame = frame[frame.nunique(axis=1) > 1].reset_index(names="key")
         return tables.plain(frame, "settings_that_differ", "Settings that differ")

@@ -62,7 +62,7 @@ def _panels(spec: Spec, shown: Shown) -> Iterator[_Panel]:
     table, panels = select(shown.table, spec.where), [*spec.panels]
     if not {spec.x, *panels} <= {*table}:
         return
-    table = table[table[["mean", spec.x, *panels]].notna().all(axis=1)]
+    table = table.dropna(subset=["mean", spec.x, *panels])
     if spec.dots:
         table = table[~of_paper(table)]
     for metrics in spec.metrics:
@@ -202,7 +202,6 @@ def _marks(axes: Axes, spec: Spec, panel: _Panel, shown: Shown) -> dict[str, Sty
 
 
 def _finish(axes: Axes, spec: Spec, panel: _Panel, words: Words) -> None:
-    """Sets title, labels, ticks and scales of a panel of curves."""
     at = {name: words.value(name, value) for name, value in panel.at.items()}
     unit = words.unit(panel.at.get("parameter")) if at.get("how") == "shift" else ""
     x_label = spec.label.format_map(at)

@@ -16,7 +16,7 @@ from invariance_jax.report.read import Run
 from invariance_jax.report.style import Picture, Style, label
 from invariance_jax.report.words import Words
 
-_MAX_ROWS, _MAX_VIEWS, _MAX_CLASSES = 6, 8, 20
+_MAX_VIEWS, _MAX_CLASSES = 8, 20
 
 _TRAINING = {
     "loss": "training loss",
@@ -32,9 +32,9 @@ def views(run: Run, title: str = "Views") -> list[Picture]:
     tiles, plain = run.samples.get("views"), run.samples.get("plain")
     if tiles is None:
         return []
-    tiles, caption = tiles[:_MAX_ROWS, :_MAX_VIEWS], ""
+    tiles, caption = tiles[:, :_MAX_VIEWS], ""
     if plain is not None:
-        tiles = np.concatenate([plain[: len(tiles), None], tiles], axis=1)
+        tiles = np.concatenate([plain[:, None], tiles], axis=1)
         caption = ", to the right of its plain image"
     drawn = _tiles(tiles, plain is not None)
     caption = f"Each row: random views of one example{caption}."
@@ -108,7 +108,6 @@ def quality(run: Run) -> list[Picture]:
 
 
 def _predictions(run: Run) -> Figure:
-    """Draws the predictions of each target, at the smallest and the largest M."""
     targets, views = run.settings["targets"], run.settings["num_views"]
     columns, words = min(4, len(targets)), Words([run])
     size = style.WIDTH / max(columns, 2)
@@ -132,7 +131,6 @@ def _predictions(run: Run) -> Figure:
 
 
 def _confusion(run: Run) -> Figure:
-    """Draws the share of each true class that is predicted as each class."""
     counts = run.samples["confusion"]
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     few = len(counts) <= _MAX_CLASSES

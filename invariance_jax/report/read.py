@@ -14,7 +14,7 @@ from etils import epath
 
 from invariance_jax.runs.log import read_rows
 from invariance_jax.runs.results import FORMAT, NAMED
-from invariance_jax.runs.workdir import read_config
+from invariance_jax.runs.workdir import check_format, read_config
 from invariance_jax.runtime.files import absolute, read_json
 from invariance_jax.settings import flatten
 from invariance_jax.types import Json
@@ -43,6 +43,12 @@ _SAMPLES = {
     "confusion": "C C",
 }
 """Array of `samples.npz` -> its dimensions; equal letters stand for equal sizes."""
+
+_TYPES = {
+    **{"experiment": (str,), "metric": (str,), "at": (dict,), "seed": (int,)},
+    "value": (int, float, type(None)),
+}
+"""Types of the entries of a row of `results.json`; a bool is no number."""
 
 
 class Run(NamedTuple):
@@ -78,7 +84,7 @@ class Run(NamedTuple):
         """The mean training time of the seeds whose log reaches the evaluated step."""
         rows = self.log[self.log["name"] == "seconds"]
         last = rows.groupby("seed")[["step", "value"]].max()
-        return float(last["value"][last["step"] >= self.settings.get("step", 0)].mean())
+        return float(last["value"][last["step"] >= self.settings["step"]].mean())
 
 
 def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
@@ -129,14 +135,14 @@ def _read(path: epath.Path, name: str) -> Run:
     results = check_results(read_json(file), str(file), name)
     seeds = results["seeds"]
     folders = [path / f"seed_{seed}" for seed in seeds] if len(seeds) > 1 else [path]
-    saved = read_json(path / "config.json")
+    config, saved = flatten(read_config(path)), read_json(path / "config.json")
     _check_parts(saved, ("derived", "environment", "command"), path / "config.json")
     logs = {folder / "metrics.jsonl": read_rows(folder) for folder in folders}
     skipped = {str(file.relative_to(path)): len(bad) for file, (_, bad) in logs.items()}
     return Run(
         name,
         path,
-        config=flatten(read_config(path)),
+        config=config,
         saved=saved,
         rows=results.pop("rows"),
         results=results,
@@ -151,13 +157,7 @@ def check_results(content: Json, where: str = "results", run: str = "") -> Json:
 
     The ValueError of a malformed row names the first one.
     """
-    if content.get("format") != FORMAT:
-        versions = (content.get("environment") or {}).get("versions") or {}
-        version = versions.get("invariance_jax", "of the version that wrote it")
-        raise ValueError(
-            f"{where} has format {content.get('format')!r}, this version reads "
-            f"{FORMAT}: use invariance_jax {version}, or run --mode=evaluate again"
-        )
+    check_format(content, FORMAT, where, ", or run --mode=evaluate again")
     parts = ("seeds", "settings", "experiments", "command")
     _check_parts(content, parts, where)
     rows = content.get("rows")
@@ -178,28 +178,16 @@ def _check_parts(content: Json, names: Sequence[str], where: object) -> None:
 
 def _row(row: Json, where: str) -> Json:
     """Returns a checked row as one flat dictionary: keys and coordinates."""
-    match row:
-        case {
-            "experiment": str(),
-            "metric": str(),
-            "at": dict(at),
-            "seed": int(),
-            "value": int() | float() | None,
-        } if bool not in (type(row["seed"]), type(row["value"])):
-            pass
-        case _:
-            raise ValueError(
-                f"{where} must have an experiment, a metric, at, a seed and a value (a "
-                f"number or null), found {str(row)[:80]}"
-            )
-    for name, value in at.items():
-        if type(value) not in (str, int, float):
-            raise ValueError(
-                f"{where}: {name} must be a string or a number, found {str(value)[:80]}"
-            )
+    found = {n: type(v) for n, v in row.items()} if isinstance(row, dict) else {}
+    is_valid = all(found.get(name) in types for name, types in _TYPES.items())
+    if not is_valid or not {*map(type, row["at"].values())} <= {str, int, float}:
+        raise ValueError(
+            f"{where} must have an experiment, a metric, at (names to strings or "
+            f"numbers), a seed and a value (a number or null), found {str(row)[:150]}"
+        )
     # A coordinate of a user's own experiment may have the name of another column.
     reserved = (*KEYS, *NUMBERS)
-    coordinates = {f"{n}_" if n in reserved else n: value for n, value in at.items()}
+    coordinates = {f"{n}_" if n in reserved else n: v for n, v in row["at"].items()}
     return {name: row[name] for name in KEYS[1:]} | coordinates
 
 

@@ -83,11 +83,12 @@ def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[T
     kinds = [words.place(kind) for kind in rows[[*KINDS]].to_dict("records")]
     rows = rows.assign(features=[kind or "encoder" for kind in kinds])
     views = pd.to_numeric(rows["views"], errors="coerce")
-    ends = views.groupby(rows["run"]).agg(["min", "max"]).loc[rows["run"]].to_numpy()
-    is_end = views.isna() | (ends == views.to_numpy()[:, None]).any(axis=1)
-    order = rows[["features"]].assign(run=pd.factorize(rows["run"])[0])
-    order = order.assign(other=rows["features"] != "encoder", views=views.fillna(0))
-    order = order.sort_values(["run", "other", "features", "views"], kind="stable")
+    by_run = views.groupby(rows["run"]).transform
+    is_end = views.isna() | (views == by_run("min")) | (views == by_run("max"))
+    # The encoder's own features, which have no words, come first.
+    order = pd.DataFrame({"features": kinds, "views": views.fillna(0)}, rows.index)
+    order = order.assign(run=pd.factorize(rows["run"])[0])
+    order = order.sort_values(["run", "features", "views"], kind="stable")
     rows, is_end = rows.loc[order.index], is_end.loc[order.index]
     note, index = "M: number of averaged views.", ["features", "views"]
     if len(runs) > 1:

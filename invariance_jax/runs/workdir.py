@@ -155,6 +155,18 @@ def check_same_run(settings: Settings, workdir: AnyPath) -> None:
             )
 
 
+def check_format(content: Json, number: int, path: object, advice: str = "") -> None:
+    """Checks the format number of a file; the error names the version to use."""
+    found = content.get("format")
+    if found != number:
+        versions = dict(content.get("environment") or {}).get("versions") or {}
+        version = versions.get("invariance_jax", "of the version that wrote it")
+        raise ValueError(
+            f"{path} has format {found}, this version reads {number}; use "
+            f"invariance_jax {version}{advice}."
+        )
+
+
 def warn_of_other_code(settings: Settings, workdir: AnyPath) -> dict[str, str]:
     """Returns source hashes of own parts at the first start; warns of changes."""
     path, new = work_folder(workdir) / "config.json", plugins.sources(settings)
@@ -225,14 +237,7 @@ def _read_run(workdir: AnyPath) -> tuple[Config, Json]:
     if not path.exists():
         raise ValueError(f"{path.parent} holds no run: there is no config.json.")
     content = read_json(path)
-    number = content.get("format", FORMAT)
-    if number != FORMAT:
-        environment = content.get("environment") or {}
-        versions = dict(environment).get("versions") or {}
-        raise ValueError(
-            f"{path} has format {number}, this version reads {FORMAT}; use "
-            f"invariance_jax {versions.get('invariance_jax', 'of another version')}."
-        )
+    check_format(content, FORMAT, path)
     try:
         return from_dict(content["config"]), dict(content["jax"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from etils import epath
 
 from invariance_jax.runs import results
-from invariance_jax.runs.workdir import first_difference, one_per_seed, read_config
+from invariance_jax.runs.workdir import (
+    check_format,
+    first_difference,
+    one_per_seed,
+    read_config,
+)
 from invariance_jax.runtime.files import read_json, work_folder, write_json
 from invariance_jax.settings import (
     Config,
@@ -48,9 +53,7 @@ def read_record(parent: epath.Path) -> Json:
     """Returns the content of the `sweep.json` of a sweep, checked."""
     path = parent / "sweep.json"
     content = read_json(path)
-    number = content.get("format")
-    if number != FORMAT:
-        raise ValueError(f"{path} has format {number}, this version reads {FORMAT}.")
+    check_format(content, FORMAT, path)
     try:
         for variant in content["variants"].values():
             from_dict(variant["config"])
