@@ -352,9 +352,15 @@ RANK = r"images must be \[B, H, W, C\]; found"
         (MLP(width=4, depth=0), (4, 8, 8, 3), "depth must be .* found 0"),
         (MLP(width=4, depth=2, final="relu"), (4, 8, 8, 3), "final .* found 'relu'"),
         (TINY["basic"].clone(stem="none"), (4, 8, 8, 3), "stem .* found 'none'"),
+        (TINY["basic"].clone(width=0), (4, 8, 8, 3), "width must be .* found 0"),
+        (TINY["basic"].clone(width=2.5), (4, 8, 8, 3), "width must be .* found 2.5"),
+        (ResNet((1, 0), False), (4, 8, 8, 3), "stage_sizes must be .* found 0"),
         (TINY["basic"], (8, 8, 3), RANK),
         (TINY["mlp"], (8, 8, 3), RANK),
         (ProjectionHead(), (8,), r"h must be \[B, D\]; found \[8\]"),
+        (ProjectionHead(features=0), (4, 8), "features must be .* found 0"),
+        (ProjectionHead(layers=0), (4, 8), "layers must be .* found 0"),
+        (ProjectionHead(output=0.5), (4, 8), "output must be .* found 0.5"),
     ],
 )
 def test_bad_settings_and_images_are_refused(module, shape, message):
