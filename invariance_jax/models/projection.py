@@ -56,7 +56,8 @@ class ProjectionHead(nn.Module):
           and variance 1 over each group.
 
         Raises:
-          ValueError: if h is not a matrix, a size is invalid, or for the reasons given in `BatchNorm`.
+          ValueError: if h is not a matrix, a size is invalid, or for the reasons given
+            in `BatchNorm`.
 
         Gradients: with respect to h and parameters, reverse over forward mode included.
         """
