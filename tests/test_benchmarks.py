@@ -213,7 +213,7 @@ def test_the_forms_of_the_penalty_are_timed_per_step(monkeypatch):
     assert row["first / second"] == pytest.approx(5 / 9)
     plain = options._replace(config=tiny_config({"penalty.weight": 0.0}))
     with pytest.raises(ValueError, match="penalty.weight is 0.0; expected a positive"):
-        next(steps.time_penalty(plain))
+        steps.check(["penalty"], plain)
 
 
 @pytest.fixture(scope="module")
@@ -338,6 +338,7 @@ def test_a_step_of_torch_trains(penalized):
         ("average_views", 2),
         ("more_views", 1),
         ("microbatches", 2),
+        ("encoder.name", "vit_tiny"),
         ("encoder.final", "linear"),
         ("encoder.width", 64),
         ("data.name", "cifar10"),
@@ -346,16 +347,30 @@ def test_a_step_of_torch_trains(penalized):
 )
 def test_a_step_that_torch_does_not_have_is_refused(key, value):
     config = copy.deepcopy(OF_TORCH)
+    steps.check(["steps"], ONCE._replace(config=config))
     change(config, key, value)
     with pytest.raises(ValueError, match=rf"needs {{'{key}': .*}}; found {{'{key}'"):
-        next(steps.against_torch(ONCE, config))
+        steps.check(["steps"], ONCE._replace(config=config))
+
+
+def test_a_step_has_one_device_as_that_of_torch_has(monkeypatch):
+    training = mock.Mock(return_value=mock.Mock(flops=1.0))
+    monkeypatch.setattr(steps, "Training", training)
+    monkeypatch.setattr(peers, "make_step", lambda *_, **__: lambda: None)
+    monkeypatch.setattr(timing, "product_rate", lambda precision: 1.0)
+    assert len([*steps.against_torch(ONCE, OF_TORCH)]) == 2
+    assert [call.args[1] for call in training.call_args_list] == [jax.devices()[:1]] * 2
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused():
+    config = tiny_config({"batch_size": 12})
+    with pytest.raises(ValueError, match="batch_size is 12; expected .* the 8 devices"):
+        steps.check(["scaling"], ONCE._replace(config=config))
 
 
 @needs_torch
 def test_the_resnet_of_torch_is_ours():
     peers.check_encoder("resnet18", 8)
-    with pytest.raises(ValueError, match="encoder.name is 'vit'; expected 'resnet18'"):
-        peers.make_encoder("vit", 8)
 
 
 def test_every_name_is_a_module():
@@ -391,6 +406,13 @@ def test_the_program_prints_a_table_and_writes_json(tmp_path):
     assert timing.table(found["rows"]) in result.stdout
     assert found["machine"]["versions"]["jax"] == jax.__version__
     assert found["machine"]["cores"] >= 1 and "git_commit" in found["machine"]
+
+
+def test_a_run_that_one_of_all_cannot_time_is_refused_before_the_first():
+    change = "--config.penalty.weight=0.0"
+    result = program("all", "--config=configs/spirograph.py:quick", change)
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.startswith("error: penalty.weight is 0.0; expected a positive")
 
 
 def test_the_benchmark_of_a_gpu_needs_one():

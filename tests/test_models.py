@@ -357,6 +357,7 @@ RANK = r"images must be \[B, H, W, C\]; found"
         (ResNet((1, 0), False), (4, 8, 8, 3), "stage_sizes must be .* found 0"),
         (TINY["basic"], (8, 8, 3), RANK),
         (TINY["mlp"], (8, 8, 3), RANK),
+        (TINY["basic"], (0, 8, 8, 3), r"must not be empty; found \[0, 8, 8, 3\]"),
         (ProjectionHead(), (8,), r"h must be \[B, D\]; found \[8\]"),
         (ProjectionHead(features=0), (4, 8), "features must be .* found 0"),
         (ProjectionHead(layers=0), (4, 8), "layers must be .* found 0"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from invariance_jax.benchmarks import MODULES, check_names, timing
+from invariance_jax.benchmarks import MODULES, check_names, steps, timing
 from invariance_jax.benchmarks.timing import Options, Timer
 from invariance_jax.runtime import startup
 from invariance_jax.settings.command_line import define_config
@@ -52,6 +52,7 @@ def main(arguments: list[str]) -> None:
         _SECONDS.value,
         read_sweep(_SWEEP.value) if _SWEEP.value else None,
     )
+    steps.check(names, options)
     timing.keep_freed_memory()
     rows = []
     for name in names:

@@ -126,8 +126,8 @@ class ResNet(nn.Module):
           h `[B, D]`, non-negative, in at least float32.
 
         Raises:
-          ValueError: if the images have another rank or an integer dtype, if a size or
-            the stem is invalid, or for the reasons given in `BatchNorm`.
+          ValueError: if the images have another rank or an integer dtype or are empty,
+            if a size or the stem is invalid, or for the reasons given in `BatchNorm`.
 
         Gradients: with respect to images and parameters, reverse over forward mode
           included.
@@ -175,15 +175,10 @@ class ResNet(nn.Module):
 
 
 def check_images(images: Array) -> None:
-    """Checks that images are a float array of rank 4.
-
-    Args:
-      images: `[B, H, W, C]`.
-
-    Raises:
-      ValueError: if the rank is not 4 or the dtype not floating.
-    """
+    """Checks that images are a float array `[B, H, W, C]` that is not empty."""
     check_shape("images", images, (None,) * 4, expected="[B, H, W, C]")
+    if 0 in images.shape:
+        raise ValueError(f"images must not be empty; found {list(images.shape)}.")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             f"images must be floating, as transformations return them; found "
