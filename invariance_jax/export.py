@@ -1,16 +1,10 @@
 """The export program: writes an encoder to a file that other frameworks read.
 
 The arrays of a ResNet have the names of torchvision, or with the cifar stem those of
-the paper's authors (`models.weights`). Those of an MLP have the names of the following
-PyTorch module. Its input is `images.flatten(1)` of `[N, 3, S, S]`; with `encoder.final`
-"linear" its last layer has a bias and no norm:
-
-    layers = nn.ModuleList(nn.Linear(n_in, width, bias=False) for ...)
-    norms = nn.ModuleList(nn.BatchNorm1d(width) for ...)
-    for layer, norm in zip(layers, norms): x = relu(norm(layer(x)))
-
-Other encoders keep flax's arrays, with their paths as names, such as
-`params.dense1.kernel`. The log line says how images are normalized for the encoder.
+the paper's authors (`models.weights`), those of an MLP the names of the PyTorch module
+that `data/README.md` shows ("Weights of PyTorch"). Other encoders keep flax's arrays,
+with their paths as names, such as `params.dense1.kernel`. The log line says how images
+are normalized for the encoder.
 """
 
 import logging
