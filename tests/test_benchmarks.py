@@ -97,15 +97,8 @@ def test_a_ratio_is_the_median_of_neighbours_with_the_extremes():
     assert (row["first, ms"], row["second, ms"]) == (4000, 2000)
     assert [row[c] for c in ("first / second", "min", "max", "n")] == [2, 2, 4, 3]
     assert json.loads(json.dumps(row)) == row
-    cells = timing.table([row]).splitlines()[-1].split(" | ")
-    assert cells == [
-        "| case",
-        "peer / ours   ",
-        "4000 / 2000",
-        "2 (2 to 4)",
-        "3",
-        "note |",
-    ]
+    expected = "| case | peer / ours    | 4000 / 2000 | 2 (2 to 4) | 3 | note |"
+    assert timing.table([row]).splitlines()[-1] == expected
 
 
 def test_a_table_has_a_column_for_each_key_and_three_digits():
@@ -252,7 +245,7 @@ def test_the_steps_on_a_gpu_are_those_of_the_papers_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
     names = gpu.CASES
     assert names[0] == "spirograph resnet18 512 bfloat16 penalized"
-    assert len(names) == len({*names}) == 22
+    assert len(names) == len({*names}) == 20
     for name in names:
         config = gpu.make_config(name)
         found = config.encoder.name, str(config.batch_size), config.precision
@@ -260,7 +253,7 @@ def test_the_steps_on_a_gpu_are_those_of_the_papers_runs(monkeypatch):
         assert (config.penalty.weight > 0) == ("penalized" in name)
         assert config.encoder.rematerialize == ("rematerialized" in name)
         assert resolve(config).data.name == name.split()[0]
-    assert len(gpu.chosen(names, ("4096", "spirograph"))) == 12
+    assert len(gpu.chosen(names, ("4096", "spirograph"))) == 10
     with pytest.raises(ValueError, match=r"--cases is \('tpu',\); expected parts of"):
         gpu.chosen(names, ("tpu",))
 

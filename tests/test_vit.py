@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 from scipy.special import erf
 
-from invariance_jax.models import ViT, create_encoder
+from invariance_jax.models import create_encoder
 
 POOLS, QKV = ("token", "mean"), ("query", "key", "value")
 
@@ -153,8 +153,3 @@ def test_rematerialized_and_half_precision_agree():
 def test_bad_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         init(make(**changes), jnp.zeros((1, 4, 4, 3)))
-
-
-def test_a_transformer_without_blocks_is_refused():
-    with pytest.raises(ValueError, match="depth must be .* found 0"):
-        init(ViT(patch_size=2, width=64, depth=0), jnp.zeros((1, 4, 4, 3)))
