@@ -41,8 +41,6 @@ def run(
     if out is None or Path(out).suffix not in _SUFFIXES:
         raise ValueError(f"--out is {out}; expected a file {' or '.join(_SUFFIXES)}.")
     path = Path(out).expanduser()
-    if path.exists():
-        raise ValueError(f"{path} exists; move it, nothing is overwritten.")
     parts, config, variables = load_parts(workdir, step=step, config=config)
     path.parent.mkdir(parents=True, exist_ok=True)
     with named(path):

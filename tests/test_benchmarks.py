@@ -408,6 +408,12 @@ def test_a_run_that_one_of_all_cannot_time_is_refused_before_the_first():
     assert result.stderr.startswith("error: penalty.weight is 0.0; expected a positive")
 
 
+def test_a_flag_that_a_benchmark_does_not_read_is_refused():
+    result = program("render", "--sweep=configs/sweeps/methods.py")
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr == "error: --sweep goes with penalty, not render\n"
+
+
 def test_the_benchmark_of_a_gpu_needs_one():
     result = program("gpu", "--cases=bfloat16")
     assert result.returncode == 1 and result.stdout == ""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from invariance_jax.benchmarks import MODULES, check_names, steps, timing
+from invariance_jax.benchmarks import MODULES, ON_GPU, check_names, steps, timing
 from invariance_jax.benchmarks.timing import Options, Timer
 from invariance_jax.runtime import startup
 from invariance_jax.settings.command_line import define_config
@@ -40,9 +40,22 @@ _SWEEP = flags.DEFINE_string(
 )
 
 
+_READERS = {
+    "config": ("steps", "penalty", "scaling", "restart"),
+    "cases": ON_GPU,
+    "seconds": ("gpu",),
+    "sweep": ("penalty",),
+}
+"""Flag -> the benchmarks that read it, if not all do."""
+
+
 def main(arguments: list[str]) -> None:
     """Runs the named benchmarks, prints a table and writes the results."""
     names = check_names(arguments[1:], timing.has_torch())
+    for name, readers in _READERS.items():
+        if flags.FLAGS[name].present and not {*names} & {*readers}:
+            expected = ", ".join(readers)
+            raise ValueError(f"--{name} goes with {expected}, not {arguments[1]}")
     if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
         raise ValueError(f"--json is {_JSON.value!r}; expected a file in a folder.")
     options = Options(
