@@ -380,6 +380,9 @@ def test_a_bad_name_is_told_and_all_leaves_out_what_needs_torch():
         check_names(["probe"], has_torch=False)
 
 
+QUICK = "--config=configs/spirograph.py:quick"
+
+
 def program(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "invariance_jax.benchmarks", *arguments],
@@ -401,20 +404,16 @@ def test_the_program_prints_a_table_and_writes_json(tmp_path):
     assert found["machine"]["cores"] >= 1 and "git_commit" in found["machine"]
 
 
-def test_a_run_that_one_of_all_cannot_time_is_refused_before_the_first():
-    change = "--config.penalty.weight=0.0"
-    result = program("all", "--config=configs/spirograph.py:quick", change)
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["all", QUICK, "--config.penalty.weight=0.0"], "penalty.weight is 0.0; expec"),
+        (["render", "--sweep=configs/sweeps/methods.py"], "--sweep goes with penalty,"),
+        (["render", "--json=."], "[Errno 21] Is a directory"),
+        (["gpu", "--cases=bfloat16"], "this benchmark needs a GPU; found [Cpu"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused_before_the_first_row(arguments, error):
+    result = program(*arguments)
     assert result.returncode == 1 and result.stdout == ""
-    assert result.stderr.startswith("error: penalty.weight is 0.0; expected a positive")
-
-
-def test_a_flag_that_a_benchmark_does_not_read_is_refused():
-    result = program("render", "--sweep=configs/sweeps/methods.py")
-    assert result.returncode == 1 and result.stdout == ""
-    assert result.stderr == "error: --sweep goes with penalty, not render\n"
-
-
-def test_the_benchmark_of_a_gpu_needs_one():
-    result = program("gpu", "--cases=bfloat16")
-    assert result.returncode == 1 and result.stdout == ""
-    assert result.stderr.startswith("error: this benchmark needs a GPU; found [Cpu")
+    assert result.stderr.startswith(f"error: {error}")

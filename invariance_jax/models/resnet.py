@@ -175,7 +175,14 @@ class ResNet(nn.Module):
 
 
 def check_images(images: Array) -> None:
-    """Checks that images are a float array `[B, H, W, C]` that is not empty."""
+    """Checks that images are a float array of rank 4 that is not empty.
+
+    Args:
+      images: `[B, H, W, C]`.
+
+    Raises:
+      ValueError: if the rank is not 4, an axis is empty, or the dtype not floating.
+    """
     check_shape("images", images, (None,) * 4, expected="[B, H, W, C]")
     if 0 in images.shape:
         raise ValueError(f"images must not be empty; found {list(images.shape)}.")
