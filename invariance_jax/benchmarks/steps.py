@@ -169,7 +169,7 @@ def _like_torch(config: Config, *, tuned: bool) -> Config:
 def against_torch(
     options: Options, config: Config, *, device: str = "cpu", tuned: bool = False
 ) -> Iterator[Row]:
-    """Yields PyTorch's step on a device over ours, plain and penalized."""
+    """Yields PyTorch's step over ours, both on one device, plain and penalized."""
     # Imported here, so that `gpu` runs in a process without PyTorch.
     from invariance_jax.benchmarks import peers
 
