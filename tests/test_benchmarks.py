@@ -355,6 +355,13 @@ def test_a_step_has_one_device_as_that_of_torch_has(monkeypatch):
     assert [call.args[1] for call in training.call_args_list] == [jax.devices()[:1]] * 2
 
 
+def test_a_peer_on_the_cpu_is_not_compared_with_a_gpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    steps.check(["augment", "scaling", *ON_GPU], ONCE)
+    with pytest.raises(ValueError, match="peers of render, loss run on the CPU, and J"):
+        steps.check(["loss", "render"], ONCE)
+
+
 def test_a_batch_that_the_devices_cannot_share_is_refused():
     config = tiny_config({"batch_size": 12})
     with pytest.raises(ValueError, match="batch_size is 12; expected .* the 8 devices"):

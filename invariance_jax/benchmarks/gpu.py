@@ -57,9 +57,9 @@ def time_gpu_peers(options: Options) -> Iterator[Row]:
     """
     _check_gpu(0.4)
     for precision in chosen(["bfloat16", "float32"], options.cases):
-        config, tuned = configuration("spirograph"), precision == "bfloat16"
+        config = configuration("spirograph")
         config.precision = precision
-        yield from against_torch(options.at_most(5), config, device="cuda", tuned=tuned)
+        yield from against_torch(options.at_most(5), config, "cuda")
 
 
 def _check_gpu(share: float) -> None:

@@ -136,20 +136,26 @@ def time_steps(options: Options, *, resnet_batch: int = 64) -> Iterator[Row]:
 def check(names: Sequence[str], options: Options) -> None:
     """Raises ValueError if a named benchmark cannot time the configured run."""
     weight = options.config.penalty.weight
-    if "steps" in names:
-        _like_torch(options.config, tuned=False)
-    if "penalty" in names and not (weight > 0 or options.sweep):
+    on_cpu = [name for name in ("render", "steps", "loss", "probe") if name in names]
+    if on_cpu and jax.default_backend() != "cpu":
         raise ValueError(
-            f"penalty.weight is {weight!r}; expected a positive number, since this "
-            "benchmark times the penalized step."
+            f"the peers of {', '.join(on_cpu)} run on the CPU, and JAX does not; "
+            "expected JAX_PLATFORMS=cpu in the environment."
         )
+    if "steps" in names:
+        _like_torch(options.config, "cpu")
     if "penalty" in names:
+        if not (weight > 0 or options.sweep):
+            raise ValueError(
+                f"penalty.weight is {weight!r}; expected a positive number, since this "
+                "benchmark times the penalized step."
+            )
         make_variants(options.config, options.sweep or FORMS)
     if "scaling" in names:
         check_devices(resolve(options.config), max(DEVICE_COUNTS))
 
 
-def _like_torch(config: Config, *, tuned: bool) -> Config:
+def _like_torch(config: Config, device: str) -> Config:
     """Returns a configuration of PyTorch's step; ValueError if it has no such step."""
     config, is_mlp = copy.deepcopy(config), config.encoder.name == "mlp"
     for key, value in _PEER_PENALTY.items() if is_mlp else ():
@@ -158,7 +164,7 @@ def _like_torch(config: Config, *, tuned: bool) -> Config:
     expected: dict[str, Any] = {"encoder.name": "mlp" if is_mlp else "resnet18"}
     expected |= {key: KEYS[key].default for key in _OF_PEER}
     expected |= _OF_MLP if is_mlp else {}
-    expected["precision"] = "bfloat16" if tuned else "float32"
+    expected |= {"precision": "float32"} if device == "cpu" else {}
     wrong = {k: found[k] for k, value in expected.items() if found[k] != value}
     if wrong:
         needed = {key: expected[key] for key in wrong}
@@ -167,13 +173,16 @@ def _like_torch(config: Config, *, tuned: bool) -> Config:
 
 
 def against_torch(
-    options: Options, config: Config, *, device: str = "cpu", tuned: bool = False
+    options: Options, config: Config, device: str = "cpu"
 ) -> Iterator[Row]:
-    """Yields PyTorch's step over ours, both on one device, plain and penalized."""
+    """Yields PyTorch's step over ours, both on one device, plain and penalized.
+
+    In bfloat16, which the authors did not use, PyTorch's step is tuned for GPUs.
+    """
     # Imported here, so that `gpu` runs in a process without PyTorch.
     from invariance_jax.benchmarks import peers
 
-    config = _like_torch(config, tuned=tuned)
+    config, tuned = _like_torch(config, device), config.precision == "bfloat16"
     encoder, size = config.encoder.name, config.data.image_size
     assert size is not None
     if encoder != "mlp":
