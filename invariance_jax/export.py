@@ -1,16 +1,10 @@
 """The export program: writes an encoder to a file that other frameworks read.
 
 The arrays of a ResNet have the names of torchvision, or with the cifar stem those of
-the paper's authors (`models.weights`). Those of an MLP have the names of the following
-PyTorch module. Its input is `images.flatten(1)` of `[N, 3, S, S]`; with `encoder.final`
-"linear" its last layer has a bias and no norm:
-
-    layers = nn.ModuleList(nn.Linear(n_in, width, bias=False) for ...)
-    norms = nn.ModuleList(nn.BatchNorm1d(width) for ...)
-    for layer, norm in zip(layers, norms): x = relu(norm(layer(x)))
-
-Other encoders keep flax's arrays, with their paths as names, such as
-`params.dense1.kernel`. The log line says how images are normalized for the encoder.
+the paper's authors (`models.weights`), those of an MLP the names of the PyTorch module
+that `data/README.md` shows ("Weights of PyTorch"). Other encoders keep flax's arrays,
+with their paths as names, such as `params.dense1.kernel`. The log line says how images
+are normalized for the encoder.
 """
 
 import logging
@@ -47,8 +41,6 @@ def run(
     if out is None or Path(out).suffix not in _SUFFIXES:
         raise ValueError(f"--out is {out}; expected a file {' or '.join(_SUFFIXES)}.")
     path = Path(out).expanduser()
-    if path.exists():
-        raise ValueError(f"{path} exists; move it, nothing is overwritten.")
     parts, config, variables = load_parts(workdir, step=step, config=config)
     path.parent.mkdir(parents=True, exist_ok=True)
     with named(path):

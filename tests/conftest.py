@@ -20,7 +20,6 @@ import loopback_slurm
 import numpy as np
 import pytest
 from absl import flags
-from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -176,18 +175,11 @@ def trained_seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keeps compiled programs on the disk, since every start builds them anew."""
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for values in (names, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()  # else the first answer stands: no folder
-        if values is names:
-            yield
+    from invariance_jax.runtime.compilation import compilation_kept
+
+    folder = tmp_path_factory.mktemp("cache")
+    with compilation_kept(str(folder), folder):
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

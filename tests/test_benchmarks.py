@@ -97,15 +97,8 @@ def test_a_ratio_is_the_median_of_neighbours_with_the_extremes():
     assert (row["first, ms"], row["second, ms"]) == (4000, 2000)
     assert [row[c] for c in ("first / second", "min", "max", "n")] == [2, 2, 4, 3]
     assert json.loads(json.dumps(row)) == row
-    cells = timing.table([row]).splitlines()[-1].split(" | ")
-    assert cells == [
-        "| case",
-        "peer / ours   ",
-        "4000 / 2000",
-        "2 (2 to 4)",
-        "3",
-        "note |",
-    ]
+    expected = "| case | peer / ours    | 4000 / 2000 | 2 (2 to 4) | 3 | note |"
+    assert timing.table([row]).splitlines()[-1] == expected
 
 
 def test_a_table_has_a_column_for_each_key_and_three_digits():
@@ -213,7 +206,7 @@ def test_the_forms_of_the_penalty_are_timed_per_step(monkeypatch):
     assert row["first / second"] == pytest.approx(5 / 9)
     plain = options._replace(config=tiny_config({"penalty.weight": 0.0}))
     with pytest.raises(ValueError, match="penalty.weight is 0.0; expected a positive"):
-        next(steps.time_penalty(plain))
+        steps.check(["penalty"], plain)
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +245,7 @@ def test_the_steps_on_a_gpu_are_those_of_the_papers_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
     names = gpu.CASES
     assert names[0] == "spirograph resnet18 512 bfloat16 penalized"
-    assert len(names) == len({*names}) == 22
+    assert len(names) == len({*names}) == 20
     for name in names:
         config = gpu.make_config(name)
         found = config.encoder.name, str(config.batch_size), config.precision
@@ -260,7 +253,7 @@ def test_the_steps_on_a_gpu_are_those_of_the_papers_runs(monkeypatch):
         assert (config.penalty.weight > 0) == ("penalized" in name)
         assert config.encoder.rematerialize == ("rematerialized" in name)
         assert resolve(config).data.name == name.split()[0]
-    assert len(gpu.chosen(names, ("4096", "spirograph"))) == 12
+    assert len(gpu.chosen(names, ("4096", "spirograph"))) == 10
     with pytest.raises(ValueError, match=r"--cases is \('tpu',\); expected parts of"):
         gpu.chosen(names, ("tpu",))
 
@@ -338,6 +331,7 @@ def test_a_step_of_torch_trains(penalized):
         ("average_views", 2),
         ("more_views", 1),
         ("microbatches", 2),
+        ("encoder.name", "vit_tiny"),
         ("encoder.final", "linear"),
         ("encoder.width", 64),
         ("data.name", "cifar10"),
@@ -346,16 +340,37 @@ def test_a_step_of_torch_trains(penalized):
 )
 def test_a_step_that_torch_does_not_have_is_refused(key, value):
     config = copy.deepcopy(OF_TORCH)
+    steps.check(["steps"], ONCE._replace(config=config))
     change(config, key, value)
     with pytest.raises(ValueError, match=rf"needs {{'{key}': .*}}; found {{'{key}'"):
-        next(steps.against_torch(ONCE, config))
+        steps.check(["steps"], ONCE._replace(config=config))
+
+
+def test_a_step_has_one_device_as_that_of_torch_has(monkeypatch):
+    training = mock.Mock(return_value=mock.Mock(flops=1.0))
+    monkeypatch.setattr(steps, "Training", training)
+    monkeypatch.setattr(peers, "make_step", lambda *_, **__: lambda: None)
+    monkeypatch.setattr(timing, "product_rate", lambda precision: 1.0)
+    assert len([*steps.against_torch(ONCE, OF_TORCH)]) == 2
+    assert [call.args[1] for call in training.call_args_list] == [jax.devices()[:1]] * 2
+
+
+def test_a_peer_on_the_cpu_is_not_compared_with_a_gpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    steps.check(["augment", "scaling", *ON_GPU], ONCE)
+    with pytest.raises(ValueError, match="peers of render, loss run on the CPU, and J"):
+        steps.check(["loss", "render"], ONCE)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused():
+    config = tiny_config({"batch_size": 12})
+    with pytest.raises(ValueError, match="batch_size is 12; expected .* the 8 devices"):
+        steps.check(["scaling"], ONCE._replace(config=config))
 
 
 @needs_torch
 def test_the_resnet_of_torch_is_ours():
     peers.check_encoder("resnet18", 8)
-    with pytest.raises(ValueError, match="encoder.name is 'vit'; expected 'resnet18'"):
-        peers.make_encoder("vit", 8)
 
 
 def test_every_name_is_a_module():
@@ -370,6 +385,9 @@ def test_a_bad_name_is_told_and_all_leaves_out_what_needs_torch():
         check_names(["rendre"], has_torch=True)
     with pytest.raises(ValueError, match="probe compares with PyTorch, which is not"):
         check_names(["probe"], has_torch=False)
+
+
+QUICK = "--config=configs/spirograph.py:quick"
 
 
 def program(*arguments):
@@ -393,7 +411,16 @@ def test_the_program_prints_a_table_and_writes_json(tmp_path):
     assert found["machine"]["cores"] >= 1 and "git_commit" in found["machine"]
 
 
-def test_the_benchmark_of_a_gpu_needs_one():
-    result = program("gpu", "--cases=bfloat16")
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["all", QUICK, "--config.penalty.weight=0.0"], "penalty.weight is 0.0; expec"),
+        (["render", "--sweep=configs/sweeps/methods.py"], "--sweep goes with penalty,"),
+        (["render", "--json=."], "[Errno 21] Is a directory"),
+        (["gpu", "--cases=bfloat16"], "this benchmark needs a GPU; found [Cpu"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused_before_the_first_row(arguments, error):
+    result = program(*arguments)
     assert result.returncode == 1 and result.stdout == ""
-    assert result.stderr.startswith("error: this benchmark needs a GPU; found [Cpu")
+    assert result.stderr.startswith(f"error: {error}")

@@ -208,16 +208,19 @@ def test_parameters_and_values_are_those_of_flax():
     assert variables["params"]["kernel"].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 4, 2), (4, 4, 3)])
-def test_shapes_that_do_not_fit_are_refused(shape):
-    with pytest.raises(ValueError, match=r"x has shape .* kernel \(3, 3, 3, 5\)"):
-        convolve(jnp.zeros(shape), jnp.zeros((3, 3, 3, 5)), strides=1)
+IMAGE, KERNEL = (1, 4, 4, 3), (3, 3, 3, 5)
 
 
-@pytest.mark.parametrize("size", [(3, 5), (2, 2)])
-def test_kernels_that_are_not_square_or_even_are_refused(size):
-    with pytest.raises(ValueError, match=r"expected .* of an odd size"):
-        convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros((*size, 3, 5)), strides=1)
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        *[((1, 4, 4, 2), KERNEL), ((4, 4, 3), KERNEL)],
+        *[(IMAGE, (3, 5, 3, 5)), (IMAGE, (2, 2, 3, 5))],
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(shapes):
+    with pytest.raises(ValueError, match=r"x has shape .* kernel \(.* of an odd size"):
+        convolve(*map(jnp.zeros, shapes), strides=1)
 
 
 def test_the_precision_of_a_context_within_jit_reaches_the_convolution():

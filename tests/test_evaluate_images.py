@@ -227,7 +227,7 @@ def test_nothing_is_embedded_or_exported_without_a_run(tmp_path, data_dir):
 
 
 def mlp_of_pytorch(tensors, images):
-    """The module in the documentation of `export`, in NumPy; images [N, 3, S, S]."""
+    """The module that the page of data shows, in NumPy; images [N, 3, S, S]."""
     x = images.reshape(len(images), -1) @ tensors["layers.0.weight"].T
     norm = {name[8:]: array for name, array in tensors.items() if "norms.0" in name}
     x = (x - norm["running_mean"]) / np.sqrt(norm["running_var"] + 1e-5)

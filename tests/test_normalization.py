@@ -313,7 +313,8 @@ def test_bfloat16_has_float32_statistics(given):
     [
         ({"group_size": 3}, jnp.ones((8, 4)), "group_size is 3, expected"),
         ({"group_size": 16}, jnp.ones((8, 4)), "group_size is 16, expected"),
-        ({"group_size": -1}, jnp.ones((8, 4)), "group_size is -1, expected"),
+        ({"group_size": -1}, jnp.ones((8, 4)), "group_size must be .* found -1"),
+        ({"group_size": 2.0}, jnp.ones((8, 4)), "group_size must be .* found 2.0"),
         ({"tangent": "both"}, jnp.ones((8, 4)), "tangent .* found 'both'"),
         ({}, jnp.ones(4), "x has shape"),
         ({}, jnp.ones((2, 4), jnp.int32), "x has dtype int32"),

@@ -16,11 +16,11 @@ import numpy as np
 import processes
 import pytest
 from processes import CONFIG, SMALL
+from test_submission import read
 
 from invariance_jax.evaluate import load_parts
 from invariance_jax.runtime.preemption import PREEMPTED
 from invariance_jax.slurm.job import Launch
-from invariance_jax.slurm.options import Request
 from invariance_jax.slurm.submission import make_executor
 from invariance_jax.sweeps import collect
 
@@ -58,19 +58,9 @@ def submit(folder, code, *, nodes=1, tasks=1, minutes=None, delay=20, runs=1):
     folder.mkdir(exist_ok=True)
     program = folder / "program.py"
     program.write_text(BEGIN + code)
-    request = Request(
-        cluster="slurm",
-        nodes=nodes,
-        gpus_per_node=None,
-        tasks_per_node=tasks,
-        minutes=minutes,
-        signal_delay=delay,
-        setup=(f"export PYTHONPATH={ROOT}",),
-        parallelism=None,
-        folder=None,
-        dry_run=False,
-        options={},
-    )
+    flags = {"cluster": "slurm", "nodes": str(nodes), "tasks_per_node": str(tasks)}
+    flags |= {"time": str(minutes), "signal_delay": str(delay)} if minutes else {}
+    request = read(setup=[f"export PYTHONPATH={ROOT}"], **flags)
     executor = make_executor(request, folder / "slurm", "test")
     launch = Launch(str(program), (), str(folder))
     return [job.job_id for job in executor.submit_array([launch] * runs)]

@@ -56,17 +56,14 @@ def test_a_time_limit_is_read_as_slurm_does(text, minutes):
 
 
 def test_other_options_are_handed_to_slurm():
-    found = read(
-        cluster="slurm",
-        mem="64G",
-        slurm_options="exclude=n[1-3],n7,exclusive=,mail-type=END",
-    )
-    assert found.options == {
-        "mem": "64G",
-        "exclude": "n[1-3],n7",
-        "exclusive": True,
-        "mail_type": "END",
-    }
+    given = "exclude=n[1-3],n7,exclusive=,mail-type=END"
+    found = read(cluster="slurm", mem="64G", slurm_options=given).options
+    expected = {"exclude": "n[1-3],n7", "exclusive": True, "mail_type": "END"}
+    assert found == {"mem": "64G"} | expected
+
+
+SLURM = {"cluster": "slurm"}
+OTHER = "slurm_options"
 
 
 @pytest.mark.parametrize(
@@ -74,58 +71,24 @@ def test_other_options_are_handed_to_slurm():
     [
         ({"nodes": "2"}, "--nodes needs --cluster=slurm or --cluster=local"),
         ({"dry_run": "true"}, "--dry_run needs --cluster"),
-        (
-            {"cluster": "local", "partition": "a"},
-            "--partition needs --cluster=slurm, found --cluster=local",
-        ),
-        (
-            {"cluster": "local", "nodes": "2"},
-            "--nodes is 2; expected 1 for --cluster=local",
-        ),
+        ({"cluster": "local", "mem": "1"}, "--mem needs --cluster=slurm, found --clus"),
+        ({"cluster": "local", "nodes": "2"}, "--nodes is 2; expected 1 for --cluster"),
+        (SLURM | {"gpus_per_node": "8", "tasks_per_node": "3"}, " 3; expected 1 or 8"),
+        (SLURM | {"time": "2h"}, "--time is '2h'; expected minutes, M:S, H:M:S, D-H"),
+        (SLURM | {"time": "0"}, "--time is '0'; expected"),
+        (SLURM | {"time": "3"}, "--signal_delay is 120 and --time=3 is 180 seconds; "),
+        (SLURM | {"mem": "64 GB"}, "--mem is '64 GB'; expected"),
+        (SLURM | {"partition": "a\n#B"}, "--partition has 'a\\n#B'; expected one line"),
+        (SLURM | {OTHER: "exclusive"}, "--slurm_options has 'exclusive'; expected"),
+        (SLURM | {OTHER: "ntasks-per-node=2"}, "ntasks_per_node; use --tasks_per_node"),
+        (SLURM | {OTHER: "a b=2"}, "--slurm_options has 'a b'; expected a name"),
+        (SLURM | {OTHER: "comment=a\nid"}, "has 'a\\nid'; expected one line of text"),
+        (SLURM | {"mode": "report"}, "--mode=report runs on this machine; leave --clu"),
     ],
 )
-def test_flags_that_another_cluster_takes_are_named(given, expected):
+def test_flags_that_the_cluster_would_not_take_are_named(given, expected):
     with pytest.raises(ValueError, match=re.escape(expected)):
         read(**given)
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (
-            {"gpus_per_node": "8", "tasks_per_node": "3"},
-            "--tasks_per_node is 3; expected 1 or 8, one per GPU",
-        ),
-        ({"time": "2h"}, "--time is '2h'; expected minutes, M:S, H:M:S, D-H, D-H:M or"),
-        ({"time": "0"}, "--time is '0'; expected"),
-        ({"time": "3"}, "--signal_delay is 120 and --time=3 is 180 seconds; expected"),
-        ({"mem": "64 GB"}, "--mem is '64 GB'; expected"),
-        ({"slurm_options": "exclusive"}, "--slurm_options has 'exclusive'; expected"),
-        (
-            {"slurm_options": "ntasks-per-node=2"},
-            "--slurm_options has ntasks_per_node; use --tasks_per_node instead",
-        ),
-        (
-            {"slurm_options": "a b=2"},
-            "--slurm_options has 'a b'; expected a name",
-        ),
-        (
-            {"partition": "main\n#SBATCH --wrap=id"},
-            "--partition has 'main\\n#SBATCH --wrap=id'; expected one line of text",
-        ),
-        (
-            {"slurm_options": "comment=a\nid"},
-            "--slurm_options has 'a\\nid'; expected one line of text",
-        ),
-        (
-            {"mode": "report"},
-            "--mode=report runs on this machine; leave --cluster=slurm out",
-        ),
-    ],
-)
-def test_what_slurm_would_not_take_is_named(given, expected):
-    with pytest.raises(ValueError, match=re.escape(expected)):
-        read(cluster="slurm", **given)
 
 
 def test_a_job_gets_the_other_flags_only():
@@ -227,14 +190,13 @@ def test_an_object_store_needs_a_folder_for_logs():
 IMAGES = {"data.name": "cifar10", "data.data_dir": "none", "data.image_size": None}
 
 
+SIX = {"gpus_per_node": "3", "nodes": "2"}
+
+
 @pytest.mark.parametrize(
     ("given", "changes", "expected"),
     [
-        (
-            {"gpus_per_node": "3", "nodes": "2"},
-            {},
-            "is 16; expected a multiple of the 6",
-        ),
+        (SIX, {}, "is 16; expected a multiple of the 6"),
         ({}, {"temperature": -1.0}, "temperature is -1.0; expected"),
         ({}, {"temperature": 0.3}, "holds a run with temperature = 0.2, found 0.3"),
         ({"mode": "evaluate"}, {}, "holds no run"),
@@ -356,24 +318,30 @@ def test_processes_run_to_their_end_at_one_address(tmp_path, monkeypatch):
     assert re.fullmatch(r"127\.0\.0\.1:\d+", first)
 
 
-def test_processes_share_the_gpus(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("visible", "gpus", "shares"),
+    [
+        (None, "4", ["0,1,2,3"]),
+        (None, "2", ["0", "1"]),
+        ("4,GPU-5,6", "2", ["4", "GPU-5"]),
+    ],
+)
+def test_processes_share_the_visible_gpus(tmp_path, monkeypatch, visible, gpus, shares):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    code = "print(os.environ['CUDA_VISIBLE_DEVICES'], file=open(f'gpus{task}', 'w'))"
-    assert run_here(tmp_path, code, tasks="1", gpus_per_node="4") == 0
-    assert (tmp_path / "gpus0").read_text() == "0,1,2,3\n"
-    assert run_here(tmp_path, code, tasks="2", gpus_per_node="2") == 0
-    assert [(tmp_path / f"gpus{n}").read_text() for n in (0, 1)] == ["0\n", "1\n"]
-
-
-def test_only_the_gpus_that_are_visible_are_shared(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5,6")
-    code = "print(os.environ['CUDA_VISIBLE_DEVICES'], file=open(f'gpus{task}', 'w'))"
-    assert run_here(tmp_path, code, tasks="2", gpus_per_node="2") == 0
-    assert [(tmp_path / f"gpus{n}").read_text() for n in (0, 1)] == ["4\n", "GPU-5\n"]
-    for visible, most in (("4,GPU-5,6", 3), ("", 0)):
+    if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        with pytest.raises(ValueError, match=f"is '{visible}'; expected .* {most}"):
-            run_here(tmp_path, code, tasks="1", gpus_per_node="4")
+    code = "print(os.environ['CUDA_VISIBLE_DEVICES'], file=open(f'gpus{task}', 'w'))"
+    tasks = str(len(shares))
+    assert run_here(tmp_path, code, tasks=tasks, gpus_per_node=gpus) == 0
+    found = [(tmp_path / f"gpus{n}").read_text() for n in range(len(shares))]
+    assert found == [f"{share}\n" for share in shares]
+
+
+@pytest.mark.parametrize(("visible", "most"), [("4,GPU-5,6", 3), ("", 0)])
+def test_gpus_that_are_not_visible_are_refused(tmp_path, monkeypatch, visible, most):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ValueError, match=f"is '{visible}'; expected .* {most}"):
+        run_here(tmp_path, "", tasks="1", gpus_per_node="4")
 
 
 def test_setup_lines_come_first(tmp_path):

@@ -145,6 +145,7 @@ def test_rematerialized_and_half_precision_agree():
     ("changes", "message"),
     [
         ({"patch_size": 3}, "patch_size is 3, expected a divisor .* 4 x 4"),
+        ({"patch_size": 2.0}, "patch_size must be an integer .* found 2.0"),
         ({"width": 100}, "width is 100, expected a multiple of 64"),
         ({"pool": "max"}, "pool must be one of .* found 'max'"),
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from invariance_jax.benchmarks import MODULES, check_names, timing
+from invariance_jax.benchmarks import MODULES, ON_GPU, check_names, steps, timing
 from invariance_jax.benchmarks.timing import Options, Timer
 from invariance_jax.runtime import startup
 from invariance_jax.settings.command_line import define_config
@@ -40,11 +40,24 @@ _SWEEP = flags.DEFINE_string(
 )
 
 
+_READERS = {
+    "config": ("steps", "penalty", "scaling", "restart"),
+    "cases": ON_GPU,
+    "seconds": ("gpu",),
+    "sweep": ("penalty",),
+}
+"""Flag -> the benchmarks that read it, if not all do."""
+
+
 def main(arguments: list[str]) -> None:
     """Runs the named benchmarks, prints a table and writes the results."""
     names = check_names(arguments[1:], timing.has_torch())
-    if _JSON.value and not Path(_JSON.value).absolute().parent.is_dir():
-        raise ValueError(f"--json is {_JSON.value!r}; expected a file in a folder.")
+    for name, readers in _READERS.items():
+        if flags.FLAGS[name].present and not {*names} & {*readers}:
+            expected = ", ".join(readers)
+            raise ValueError(f"--{name} goes with {expected}, not {arguments[1]}")
+    if _JSON.value:
+        Path(_JSON.value).open("a").close()  # an error here, not after the benchmarks
     options = Options(
         Timer(_REPEATS.value, _MIN_SECONDS.value),
         _CONFIG.value or timing.configuration("spirograph", "quick"),
@@ -52,6 +65,7 @@ def main(arguments: list[str]) -> None:
         _SECONDS.value,
         read_sweep(_SWEEP.value) if _SWEEP.value else None,
     )
+    steps.check(names, options)
     timing.keep_freed_memory()
     rows = []
     for name in names:

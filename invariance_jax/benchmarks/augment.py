@@ -107,12 +107,9 @@ def _turn_hue(view: Image.Image, turns: float) -> Image.Image:
 
 def _draw_box(size: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
     """Returns left, upper, right and lower edge of a random crop, in whole pixels."""
-    for _ in range(10):
-        area = size**2 * generator.uniform(*AREA)
-        aspect = math.exp(generator.uniform(*np.log(ASPECT)))
-        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < width <= size and 0 < height <= size:
-            left = int(generator.integers(0, size - width + 1))
-            upper = int(generator.integers(0, size - height + 1))
-            return left, upper, left + width, upper + height
-    return 0, 0, size, size
+    area = size**2 * generator.uniform(*AREA)
+    root = math.sqrt(math.exp(generator.uniform(*np.log(ASPECT))))  # of the aspect
+    sides = math.sqrt(area) * root, math.sqrt(area) / root
+    width, height = (min(max(round(side), 1), size) for side in sides)
+    left, upper = (int(generator.integers(size - n + 1)) for n in (width, height))
+    return left, upper, left + width, upper + height

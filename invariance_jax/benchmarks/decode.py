@@ -46,10 +46,9 @@ def time_decode(options: Options, *, count: int = 128) -> Iterator[Row]:
             return np.stack([*processes.map(_read, records.files, chunksize=8)])
 
         peers: dict[str, Peer] = {f"Pillow, {workers} processes": with_pillow}
-        with contextlib.suppress(ImportError):
-            peers[f"DataLoader, {workers} processes"] = _in_torch(records, workers)
-        with contextlib.suppress(ImportError):
-            peers[f"Grain, {workers} processes"] = _in_grain(records, workers)
+        for name, make in (("DataLoader", _in_torch), ("Grain", _in_grain)):
+            with contextlib.suppress(ImportError):
+                peers[f"{name}, {workers} processes"] = make(records, workers)
         peers["the decoder alone"] = lambda: [*threads.map(_decode, contents)]
         decoder = "simplejpeg" if decoding.simplejpeg else "Pillow"
         case = f"{count} JPEG of 500 x 375 to {_SIZE}, {decoder}"

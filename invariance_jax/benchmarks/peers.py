@@ -81,8 +81,6 @@ def make_encoder(name: str, image_size: int) -> nn.Module:
     """Returns the layers of an encoder with 512 features, which `encode` applies."""
     if name == "resnet18":
         return _resnet18()
-    if name != "mlp":
-        raise ValueError(f"encoder.name is {name!r}; expected 'resnet18' or 'mlp'.")
     layers = [nn.Flatten()]
     for width in (3 * image_size**2, 512, 512):
         dense = nn.Linear(width, 512, bias=False)

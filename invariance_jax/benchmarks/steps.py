@@ -54,6 +54,9 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 """Form of the penalty -> the keys that it changes."""
 
+DEVICE_COUNTS = (2, 4, 8)
+"""Numbers of simulated devices that are compared to one device."""
+
 _PEER_PENALTY: dict[str, Any] = {
     "penalty.weight": 0.3,
     "penalty.example_limit": 0.5,
@@ -130,14 +133,38 @@ def time_steps(options: Options, *, resnet_batch: int = 64) -> Iterator[Row]:
     yield from against_torch(options.at_most(5), resnet)
 
 
-def _like_torch(config: Config, *, tuned: bool) -> Config:
+def check(names: Sequence[str], options: Options) -> None:
+    """Raises ValueError if a named benchmark cannot time the configured run."""
+    weight = options.config.penalty.weight
+    on_cpu = [name for name in ("render", "steps", "loss", "probe") if name in names]
+    if on_cpu and jax.default_backend() != "cpu":
+        raise ValueError(
+            f"the peers of {', '.join(on_cpu)} run on the CPU, and JAX does not; "
+            "expected JAX_PLATFORMS=cpu in the environment."
+        )
+    if "steps" in names:
+        _like_torch(options.config, "cpu")
+    if "penalty" in names:
+        if not (weight > 0 or options.sweep):
+            raise ValueError(
+                f"penalty.weight is {weight!r}; expected a positive number, since this "
+                "benchmark times the penalized step."
+            )
+        make_variants(options.config, options.sweep or FORMS)
+    if "scaling" in names:
+        check_devices(resolve(options.config), max(DEVICE_COUNTS))
+
+
+def _like_torch(config: Config, device: str) -> Config:
     """Returns a configuration of PyTorch's step; ValueError if it has no such step."""
     config, is_mlp = copy.deepcopy(config), config.encoder.name == "mlp"
     for key, value in _PEER_PENALTY.items() if is_mlp else ():
         change(config, key, value)
-    found, expected = flatten(config), {key: KEYS[key].default for key in _OF_PEER}
+    found = flatten(config)
+    expected: dict[str, Any] = {"encoder.name": "mlp" if is_mlp else "resnet18"}
+    expected |= {key: KEYS[key].default for key in _OF_PEER}
     expected |= _OF_MLP if is_mlp else {}
-    expected["precision"] = "bfloat16" if tuned else "float32"
+    expected |= {"precision": "float32"} if device == "cpu" else {}
     wrong = {k: found[k] for k, value in expected.items() if found[k] != value}
     if wrong:
         needed = {key: expected[key] for key in wrong}
@@ -146,13 +173,16 @@ def _like_torch(config: Config, *, tuned: bool) -> Config:
 
 
 def against_torch(
-    options: Options, config: Config, *, device: str = "cpu", tuned: bool = False
+    options: Options, config: Config, device: str = "cpu"
 ) -> Iterator[Row]:
-    """Yields PyTorch's step on a device over ours, plain and penalized."""
+    """Yields PyTorch's step over ours, both on one device, plain and penalized.
+
+    In bfloat16, which the authors did not use, PyTorch's step is tuned for GPUs.
+    """
     # Imported here, so that `gpu` runs in a process without PyTorch.
     from invariance_jax.benchmarks import peers
 
-    config = _like_torch(config, tuned=tuned)
+    config, tuned = _like_torch(config, device), config.precision == "bfloat16"
     encoder, size = config.encoder.name, config.data.image_size
     assert size is not None
     if encoder != "mlp":
@@ -160,7 +190,7 @@ def against_torch(
     penalized = config.penalty.weight or 0.01  # any weight takes the same time
     for kind, weight in (("plain", 0.0), ("penalized", penalized)):
         config.penalty.weight = weight
-        ours = Training(config)
+        ours = Training(config, jax.local_devices()[:1])  # as many as the peer has
         peer = peers.make_step(
             encoder,
             batch_size=config.batch_size,
@@ -182,12 +212,6 @@ def against_torch(
 
 def time_penalty(options: Options) -> Iterator[Row]:
     """Yields each variant of a sweep, or form of the penalty, over the first one."""
-    weight = options.config.penalty.weight
-    if not (weight > 0 or options.sweep):
-        raise ValueError(
-            f"penalty.weight is {weight!r}; expected a positive number, since this "
-            "benchmark times the penalized step."
-        )
     runs = {}
     for variant in make_variants(options.config, options.sweep or FORMS).values():
         run = Training(variant.config)
@@ -201,7 +225,7 @@ def time_penalty(options: Options) -> Iterator[Row]:
 
 
 def time_scaling(
-    options: Options, *, counts: Sequence[int] = (2, 4, 8), num_steps: int = 8
+    options: Options, *, counts: Sequence[int] = DEVICE_COUNTS, num_steps: int = 8
 ) -> Iterator[Row]:
     """Yields several devices over one device, and one step per call over num_steps."""
     devices, steps = [1, 1, *counts], [1, *[num_steps] * (1 + len(counts))]

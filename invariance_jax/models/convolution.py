@@ -28,6 +28,12 @@ _MIN_CHANNELS, _MIN_TILES = 32, 64
 ROLES = ("image", "kernel", "output")
 """Operands of the trilinear form; an operation maps two of them to the third."""
 
+_WINOGRAD = {
+    "image": winograd.image_gradient,
+    "kernel": winograd.kernel_gradient,
+    "output": winograd.convolve,
+}
+
 
 class Geometry(NamedTuple):
     """Static geometry of a convolution, which the shapes of two operands leave open."""
@@ -164,17 +170,12 @@ def by_xla(a: Array, b: Array, *, role: str, geometry: Geometry) -> Array:
 def by_products(a: Array, b: Array, *, role: str, geometry: Geometry) -> Array:
     """Returns the same as `by_xla`, by matrix products."""
     image, size, strides, _ = geometry
-    use_winograd = _prefers_winograd(a, b, role, geometry)
+    if _prefers_winograd(a, b, role, geometry):
+        return _WINOGRAD[role](a, b)
     if role == "output":
-        if use_winograd:
-            return winograd.convolve(a, b)
         return patches.convolve(a, b, strides=strides)
     if role == "kernel":
-        if use_winograd:
-            return winograd.kernel_gradient(a, b)
         return patches.kernel_gradient(a, b, size=size, strides=strides)
-    if use_winograd:
-        return winograd.image_gradient(a, b)
     return patches.image_gradient(a, b, image=image, strides=strides)
 
 

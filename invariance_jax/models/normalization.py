@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from invariance_jax.arguments import check_choice
+from invariance_jax.arguments import check_choice, check_integer
 from invariance_jax.numerics import hold_in_first_derivative, num_replicas
 from invariance_jax.types import Array
 
@@ -223,7 +223,7 @@ def _check_features(x: Array) -> None:
 def _layout(batch: int, group_size: int, axis_name: str | None) -> tuple[int, int]:
     """Returns the number of groups in a replica, and of replicas that a group spans."""
     replicas = num_replicas(axis_name=axis_name)
-    size = group_size or batch * replicas
+    size = check_integer("group_size", group_size, least=0) or batch * replicas
     if size > 0 and batch % size == 0:
         return batch // size, 1
     if size > 0 and size % batch == 0 and replicas % (size // batch) == 0:

@@ -12,7 +12,7 @@ from functools import partial
 
 import flax.linen as nn
 
-from invariance_jax.arguments import check_matrix
+from invariance_jax.arguments import check_integer, check_matrix
 from invariance_jax.models.normalization import BatchNorm
 from invariance_jax.types import Array
 
@@ -56,7 +56,8 @@ class ProjectionHead(nn.Module):
           and variance 1 over each group.
 
         Raises:
-          ValueError: if h is not a matrix, or for the reasons given in `BatchNorm`.
+          ValueError: if h is not a matrix, a size is invalid, or for the reasons given
+            in `BatchNorm`.
 
         Gradients: with respect to h and parameters, reverse over forward mode included.
         """
@@ -67,7 +68,10 @@ class ProjectionHead(nn.Module):
             tangent=self.tangent,
             axis_name=self.axis_name,
         )
-        hidden, last = self.features or h.shape[-1], self.layers
+        hidden = h.shape[-1] if self.features is None else self.features
+        last = check_integer("layers", self.layers)
+        check_integer("features", hidden)
+        check_integer("output", self.output)
         for layer in range(1, last):
             h = _dense(hidden, use_bias=False, name=f"dense{layer}")(h)
             h = nn.relu(norm(name=f"bn{layer}")(h, train=train))

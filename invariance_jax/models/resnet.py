@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from invariance_jax.arguments import check_choice, check_shape
+from invariance_jax.arguments import check_choice, check_integer, check_shape
 from invariance_jax.models.convolution import Convolution
 from invariance_jax.models.normalization import BatchNorm
 from invariance_jax.types import Array
@@ -126,13 +126,16 @@ class ResNet(nn.Module):
           h `[B, D]`, non-negative, in at least float32.
 
         Raises:
-          ValueError: if the images have another rank or an integer dtype, if the stem
-            is unknown, or for the reasons given in `BatchNorm`.
+          ValueError: if the images have another rank or an integer dtype or are empty,
+            if a size or the stem is invalid, or for the reasons given in `BatchNorm`.
 
         Gradients: with respect to images and parameters, reverse over forward mode
           included.
         """
         check_images(images)
+        check_integer("width", self.width)
+        for size in self.stage_sizes:
+            check_integer("stage_sizes", size)
         conv = partial(Convolution, kernel_init=_kernel_init, dtype=self.dtype)
         norm = partial(
             BatchNorm,
@@ -172,15 +175,17 @@ class ResNet(nn.Module):
 
 
 def check_images(images: Array) -> None:
-    """Checks that images are a float array of rank 4.
+    """Checks that images are a float array of rank 4 that is not empty.
 
     Args:
       images: `[B, H, W, C]`.
 
     Raises:
-      ValueError: if the rank is not 4 or the dtype not floating.
+      ValueError: if the rank is not 4, an axis is empty, or the dtype not floating.
     """
     check_shape("images", images, (None,) * 4, expected="[B, H, W, C]")
+    if 0 in images.shape:
+        raise ValueError(f"images must not be empty; found {list(images.shape)}.")
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             f"images must be floating, as transformations return them; found "

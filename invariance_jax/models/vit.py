@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from invariance_jax.arguments import check_choice
+from invariance_jax.arguments import check_choice, check_integer
 from invariance_jax.models.resnet import check_images
 from invariance_jax.types import Array, Key
 
@@ -84,7 +84,7 @@ class ViT(nn.Module):
         Raises:
           ValueError: if the images have another rank, an integer dtype or sides that
             the patch size does not divide, if the width is not a multiple of 64, or if
-            the pool is unknown.
+            another size or the pool is invalid.
 
         Gradients: with respect to images and parameters, reverse over forward mode
           included.
@@ -116,12 +116,14 @@ class ViT(nn.Module):
 
     def _check(self, images: Array) -> None:
         height, width = images.shape[1:3]
-        if self.patch_size < 1 or height % self.patch_size or width % self.patch_size:
+        for name in ("patch_size", "width", "depth"):
+            check_integer(name, getattr(self, name))
+        if height % self.patch_size or width % self.patch_size:
             raise ValueError(
                 f"patch_size is {self.patch_size}, expected a divisor of the sides of "
                 f"the image, {height} x {width}"
             )
-        if self.width < 1 or self.width % HEAD_FEATURES:
+        if self.width % HEAD_FEATURES:
             raise ValueError(
                 f"width is {self.width}, expected a multiple of {HEAD_FEATURES}"
             )

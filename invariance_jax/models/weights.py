@@ -23,7 +23,7 @@ import itertools
 import json
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -254,7 +254,11 @@ def _check_suffix(path: Path) -> None:
 
 def _unwrap(state_dict: Mapping[str, Any], prefix: str | None) -> dict[str, np.ndarray]:
     """Returns the tensors of the ResNet, under torchvision's names."""
-    flat = dict(_flatten(state_dict))
+    flat = {
+        ".".join(map(str, path)): array
+        for path, array in flatten_dict(dict(state_dict)).items()
+        if hasattr(array, "shape")
+    }
     candidates = {
         name[: match.start()]
         for name, array in flat.items()
@@ -283,15 +287,6 @@ def _unwrap(state_dict: Mapping[str, Any], prefix: str | None) -> dict[str, np.n
 def _no_resnet(tensors: Mapping[str, np.ndarray]) -> ValueError:
     names = ", ".join(sorted(tensors)[:4]) or "nothing"
     return ValueError(f"no tensor belongs to a ResNet; found {names}.")
-
-
-def _flatten(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields each array in nested dicts with its keys, joined by dots."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{path}{name}.")
-        elif hasattr(value, "shape"):
-            yield f"{path}{name}", value
 
 
 def _as_numpy(name: str, array: Any) -> np.ndarray:
