@@ -102,7 +102,7 @@ def checked_parts(settings: Settings, num_devices: int) -> Parts:
     read_weights(settings)
     check_tracking(settings)
     parts = build(settings)
-    check_own_parts(parts)
+    check_own_parts(parts, num_devices)
     experiments.load(parts.task)  # raises if evaluation would not find one
     return parts
 

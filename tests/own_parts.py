@@ -150,14 +150,17 @@ def changing(*, axis_name=None, collection=""):
 class Grouped(nn.Module):
     """An encoder that normalizes groups of 8 images, and needs so many in training."""
 
+    axis_name: str | None
+
     @nn.compact
     def __call__(self, images, *, train):
-        norm = BatchNorm(group_size=8)
+        norm = BatchNorm(group_size=8, axis_name=self.axis_name)
         return norm(images.reshape(len(images), -1), train=train)
 
 
-def grouped(*, axis_name=None):
-    return Grouped()
+def grouped(*, axis_name=None, spans=False):
+    """Groups of one device, or of several."""
+    return Grouped(axis_name if spans else None)
 
 
 def broken(*, axis_name=None):

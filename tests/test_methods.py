@@ -1,6 +1,5 @@
 """Methods: their losses, target network, memory, on one replica or several."""
 
-import dataclasses
 import functools
 import math
 import shutil
@@ -416,16 +415,22 @@ def test_what_does_not_go_with_a_method_is_refused(changes, expected):
 )
 def test_a_part_that_is_not_what_it_should_be_is_refused(changes, expected):
     with pytest.raises(ValueError, match=expected):
-        check_own_parts(build(resolve(tiny_config(changes))))
+        check_own_parts(build(resolve(tiny_config(changes))), 1)
 
 
-def check_method(fields):
+@pytest.fixture
+def check_method(monkeypatch):
     """Checks a user's method with other fields."""
-    parts = build(resolve(tiny_config({"method.name": OWN})))
-    method = parts.objective.method._replace(**fields)
-    check_own_parts(
-        parts._replace(objective=dataclasses.replace(parts.objective, method=method))
-    )
+
+    def check(fields, changes=None, *, num_devices=1):
+        def own(**kwargs):
+            return own_parts.remembering(**kwargs)._replace(**fields)
+
+        monkeypatch.setattr(own_parts, "changed", own, raising=False)
+        changes = {"method.name": "own_parts:changed"} | (changes or {})
+        check_own_parts(build(resolve(tiny_config(changes))), num_devices)
+
+    return check
 
 
 @pytest.mark.parametrize(
@@ -456,17 +461,24 @@ def check_method(fields):
         ({"heads": own_parts.Changing("cache")}, "ScopeCollectionNotFound"),
     ],
 )
-def test_a_function_of_a_method_that_does_not_fit_is_refused(fields, expected):
-    with pytest.raises(ValueError, match=f"method.name is '{OWN}', whose .*{expected}"):
+def test_a_function_of_a_method_that_does_not_fit_is_refused(
+    fields, expected, check_method
+):
+    expected = f"method.name is 'own_parts:changed', whose .*{expected}"
+    with pytest.raises(ValueError, match=expected):
         check_method(fields)
 
 
-def test_the_numbers_of_a_method_are_checked_for_few_examples():
+@pytest.mark.parametrize("batch_size", [16, 17])
+def test_numbers_are_checked_for_few_examples_even_of_a_prime_batch(
+    batch_size, check_method
+):
     def loss(own, *_, axis_name):
-        return jnp.where(len(own) == 16, jnp.ones(len(own)), jnp.nan)
+        return jnp.where(len(own) == batch_size, jnp.ones(len(own)), jnp.nan)
 
+    fields = {"heads": own_parts.Counting(), "loss": loss, "update": None}
     with pytest.raises(ValueError, match="not finite for 8 random examples"):
-        check_method({"heads": own_parts.Counting(), "loss": loss, "update": None})
+        check_method(fields, {"batch_size": batch_size})
 
 
 def of_eight(own, other, *_, axis_name):
@@ -484,10 +496,28 @@ def of_eight(own, other, *_, axis_name):
     ],
     ids=["no parameters", "groups", "joint", "memory"],
 )
-def test_a_method_that_training_accepts_passes_the_check(fields):
+def test_a_method_that_training_accepts_passes_the_check(fields, check_method):
     check_method(
         {"heads": own_parts.Counting(), "loss": of_eight, "update": None, **fields}
     )
+
+
+def test_a_method_is_checked_for_the_examples_of_one_device(check_method):
+    check_method({}, num_devices=4)
+    with pytest.raises(ValueError, match=r"whose heads, loss, .* h \(4, 16\): .*top_k"):
+        check_method({"loss": of_eight, "heads": own_parts.Counting()}, num_devices=4)
+
+
+def test_an_encoder_is_checked_for_the_examples_of_one_device():
+    name = {"encoder.name": "own_parts:grouped"}
+    alone, spans = (
+        build(resolve(tiny_config(name | {"encoder.kwargs": {"spans": spans}})))
+        for spans in (False, True)
+    )
+    check_own_parts(alone, 2)
+    check_own_parts(spans, 4)
+    with pytest.raises(ValueError, match=r"\(4, 8, 8, 3\): ValueError: group_size is"):
+        check_own_parts(alone, 4)
 
 
 @pytest.mark.parametrize("name", ["counting", "grouped"])
@@ -495,7 +525,7 @@ def test_a_method_that_training_accepts_passes_the_check(fields):
 def test_an_encoder_without_parameters_or_in_groups_makes_a_step(name, microbatches):
     changes = {"encoder.name": f"own_parts:{name}", "microbatches": microbatches}
     parts = build(resolve(tiny_config(changes)))
-    check_own_parts(parts)
+    check_own_parts(parts, 1)
     assert cost.count_operations(parts) > 0
     state, x = initial_state(parts), jnp.asarray(parts.task.stand_ins(16))
     draws = parts.make_draw()(TRAINING_KEY, 0)
@@ -509,6 +539,6 @@ def test_an_encoder_without_parameters_or_in_groups_makes_a_step(name, microbatc
 
 def test_the_parts_of_a_run_that_are_built_in_need_no_check():
     parts = build(resolve(tiny_config()))
-    check_own_parts(parts)
+    check_own_parts(parts, 1)
     state = jax.eval_shape(parts.make_draw(), TRAINING_KEY, 0)
     assert state.first.alpha_other is not None

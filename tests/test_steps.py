@@ -380,6 +380,16 @@ def test_bound_and_effect_are_measured_in_some_steps(x64):
         assert (float(total), count) == (pytest.approx(float(bound / effect)), 1)
 
 
+def test_a_parameter_that_is_not_penalized_has_no_ratio(x64):
+    names = ("gback", "h")
+    case = Case(penalty(kind="mixed", ratio_every_steps=1, parameters=names))
+    _, metrics = case.step(case.state._replace(effects=jnp.zeros((2, 6))))
+    counted = {name for name, (_, count) in metrics.items() if count}
+    assert {name for name in counted if "ratio" in name} == {
+        f"poincare_ratio.{name}" for name in names
+    }
+
+
 def test_the_logged_distance_of_two_views_is_that_of_the_steps_that_count_it():
     changes = {"penalty.kind": "consistency", "penalty.weight": 0.5}
     case = Case(changes | {"penalty.every_steps": 3})
