@@ -9,6 +9,7 @@ import numpy as np
 
 from invariance_jax.experiments import ExperimentResult, Row
 from invariance_jax.models import BatchNorm
+from invariance_jax.models.resnet import ResNet
 from invariance_jax.numerics import l2_normalize
 from invariance_jax.training.methods import Method
 from invariance_jax.transforms import Transformation, View
@@ -161,6 +162,11 @@ class Grouped(nn.Module):
 def grouped(*, axis_name=None, spans=False):
     """Groups of one device, or of several."""
     return Grouped(axis_name if spans else None)
+
+
+def resnet(*, axis_name=None, rematerialize=False):
+    """A ResNet of one block."""
+    return ResNet((1,), False, axis_name=axis_name, rematerialize=rematerialize)
 
 
 def broken(*, axis_name=None):

@@ -220,14 +220,6 @@ def test_options_leave_the_other_draws_as_they_are(many, with_options):
         np.testing.assert_array_equal(ours.views[1].alpha, expected)
 
 
-def test_options_have_the_axis_of_examples(with_options):
-    draws = jax.tree.map(lambda leaf: leaf[4], with_options)
-    assert {leaf.shape[0] for leaf in jax.tree.leaves(draws)} == {BATCH}
-    assert draws.first.signs.shape == (BATCH, DIRECTIONS, 5)
-    assert draws.first.alpha_other.shape == (BATCH, DIRECTIONS, 6)
-    assert len(draws.first.views) == len(draws.second.views) == 3
-
-
 def test_one_parameter_is_redrawn_as_often_as_its_weight_says():
     weights = (1.0, 0.0, 2.0, 0.0, 0.0, 1.0)
     side = of_200_steps(kind="total_effect", parameter_weights=weights).first
