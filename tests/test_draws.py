@@ -204,8 +204,9 @@ def test_what_is_off_is_not_drawn(draw):
     draws = draw(KEY, 4)
     assert draws.first.signs is None and draws.second[1:] == (None,) * 4
     assert len(draws.first.views) == len(draws.second.views) == 1
-    none = jax.eval_shape(make(weight=0.0, estimator="sign"), KEY, 4)
-    assert none.first.alpha_other is none.first.signs is None
+    for off in ({"weight": 0.0}, {"kind": "consistency"}):
+        none = jax.eval_shape(make(estimator="sign", **off), KEY, 4)
+        assert none.first[1:] == (None,) * 4
 
 
 def test_options_leave_the_other_draws_as_they_are(many, with_options):

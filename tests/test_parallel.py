@@ -6,7 +6,6 @@ import logging
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from tiny import penalty, tiny_config
 
@@ -15,7 +14,6 @@ from invariance_jax.settings import resolve
 from invariance_jax.training import parallel
 from invariance_jax.training.batches import InMemory
 from invariance_jax.training.build import build
-from invariance_jax.training.step import init_state
 
 KEY = jax.random.key(5)
 STEPS = 3
@@ -47,13 +45,8 @@ class Case:
         self.batches = InMemory(self.x, parallel.replicate)
 
     def start(self):
-        def init(key):
-            state = init_state(key, self.alone.objective, optax.identity(), self.x[:2])
-            state = jax.tree.map(widest, state)
-            opt_state = self.alone.optimizer.init(state.params)
-            return state._replace(opt_state=opt_state)
-
-        return jax.tree.map(np.asarray, jax.jit(init)(jax.random.key(1)))
+        state = jax.jit(self.alone.init)(jax.random.key(1))
+        return jax.tree.map(lambda leaf: np.asarray(widest(leaf)), state)
 
     def on_the_joined_batch(self):
         """Yields state and metrics after each step, without an axis."""

@@ -14,10 +14,8 @@ from tiny import penalty, tiny_config
 from invariance_jax.losses import nt_xent
 from invariance_jax.models.resnet import ResNet
 from invariance_jax.settings import resolve
-from invariance_jax.training import objective as of_training
 from invariance_jax.training.build import build, initial_state
 from invariance_jax.training.objective import block_output, is_block
-from invariance_jax.training.step import init_state
 from invariance_jax.transforms import View
 
 SMALL = test_parallel.SMALL | {
@@ -43,19 +41,12 @@ class Case:
         self.transformation = self.parts.transformation
         self.x = jnp.asarray(self.parts.task.examples("train").x).astype(float)
         self.draws = jax.jit(self.parts.make_draw())(jax.random.key(3), 0)
-        self.state = self.start()
+        state = jax.jit(self.parts.init)(jax.random.key(0))
+        self.state = jax.tree.map(widest, state)
         if self.settings.penalty.kind == "mixed":  # step 1 measures no ratio
             effects = jnp.stack([10 * (1.0 - SMOOTH), jnp.ones(6)])
             self.state = self.state._replace(step=jnp.int32(1), effects=effects)
         self._step = jax.jit(self.parts.make_step())
-
-    def start(self):
-        @jax.jit
-        def init(key):
-            state = init_state(key, self.parts.objective, DESCENT, self.x[:2])
-            return jax.tree.map(widest, state)
-
-        return init(jax.random.key(0))
 
     def step(self, state=None, x=None, draws=None):
         x = self.x if x is None else x
@@ -418,18 +409,6 @@ def test_a_penalty_of_z_moves_the_running_statistics_as_ever(case):
     new, _ = Case({"penalty.at": "z"}).step()
     expected, _ = case.step()
     assert_close(new.batch_stats, expected.batch_stats, 1e-5)
-
-
-@pytest.mark.parametrize(
-    "changes", [{"penalty.kind": "consistency"}, {"penalty.weight": 0.0}], ids=str
-)
-def test_no_derivative_is_taken_that_is_not_asked_for(case, changes, monkeypatch):
-    monkeypatch.setattr(of_training, "invariance_penalty", None)
-    parts = build(resolve(tiny_config(SMALL | {"penalty.at": "z"} | changes)))
-    parts = parts._replace(optimizer=DESCENT)
-    draws = jax.eval_shape(parts.make_draw(), jax.random.key(0), 0)
-    assert draws.first.alpha_other is None
-    jax.eval_shape(parts.make_step(), case.state, case.x, draws)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,14 @@ def has_penalty(penalty: Penalty) -> bool:
     return penalty.weight > 0 and penalty.kind != "consistency"
 
 
+def _column_weights(penalty: Penalty, names: tuple[str, ...]) -> list[float]:
+    """Returns how often each parameter is drawn, relative to the others."""
+    penalized = penalty.parameters or names
+    weights = penalty.parameter_weights or (1.0,) * len(penalized)
+    weight_of = dict(zip(penalized, weights, strict=True))
+    return [weight_of.get(name, 0.0) for name in names]
+
+
 def make_draw(
     transformation: Transformation,
     penalty: Penalty,
@@ -68,12 +76,9 @@ def make_draw(
     view. An option that adds draws does not change the other draws.
     """
     kind, directions = penalty.kind, penalty.directions
-    penalized = penalty.parameters or transformation.names
-    weights = penalty.parameter_weights or (1.0,) * len(penalized)
-    weight_of = dict(zip(penalized, weights, strict=True))
 
     def draw_columns(key: Key, *shape: int) -> Array:
-        weights = [weight_of.get(name, 0.0) for name in transformation.names]
+        weights = _column_weights(penalty, transformation.names)
         logits = jnp.log(jnp.asarray(weights, jnp.float32))
         return jax.random.categorical(key, logits, shape=(batch_size, *shape))
 

@@ -26,20 +26,15 @@ def check_own_parts(parts: Parts, num_devices: int) -> None:
     They are traced for the examples of one device, and computed for few random ones.
     """
     settings = parts.settings
-    has_own_encoder = plugins.is_own(settings.encoder.name)
-    has_own_method = plugins.is_own(settings.method.name)
-    if not (has_own_encoder or has_own_method):
-        return
-    mapped = build(settings, axis_name=AXIS_NAME)
-    if has_own_encoder:
+    if plugins.is_own(settings.encoder.name):
         _log.info("compiling a check of the encoder %s", settings.encoder.name)
         for key in ("precision", "batchnorm.group_size", "encoder.rematerialize"):
             if (value := get(settings, key)) != KEYS[key].default:
                 text = "%s is %r, which encoder.name %r does not see: use its kwargs"
                 _log.warning(text, key, value, settings.encoder.name)
-        _check_encoder(parts, mapped, num_devices)
-    if has_own_method:
-        _check_method(parts, mapped, num_devices)
+        _check_encoder(parts, num_devices)
+    if plugins.is_own(settings.method.name):
+        _check_method(parts, num_devices)
 
 
 def _trace(
@@ -103,15 +98,16 @@ def _gradient(encoder: nn.Module, shape: tuple[int, ...]) -> PyTree:
     return jax.grad(squared_tangent, has_aux=True)(params)
 
 
-def _check_encoder(parts: Parts, mapped: Parts, num_devices: int) -> None:
+def _check_encoder(parts: Parts, num_devices: int) -> None:
     """Checks that an encoder is finite and allows reverse over forward mode."""
     settings = parts.settings
+    encoder = build(settings, axis_name=AXIS_NAME).encoder
     name, size = settings.encoder.name, settings.batch_size // settings.microbatches
     share, views = size // num_devices, view_shapes(parts.task, parts.transformation)
     image = views.shape[1:]
 
     def represent(x: Array) -> PyTree:
-        params, apply = _in_training(mapped.encoder, x)
+        params, apply = _in_training(encoder, x)
         return apply(params, x)
 
     x = jax.ShapeDtypeStruct((share, *image), jnp.float32)
@@ -130,7 +126,7 @@ def _check_encoder(parts: Parts, mapped: Parts, num_devices: int) -> None:
         "which the penalty needs (reverse over forward mode; no custom_vjp):"
     )
     with plugins.blaming("encoder.name", name, fault=fault):
-        _trace(lambda: _gradient(mapped.encoder, x.shape), num_devices)
+        _trace(lambda: _gradient(encoder, x.shape), num_devices)
         gradient = jax.jit(
             lambda count: _gradient(parts.encoder, (count, *image)), static_argnums=0
         )
@@ -163,7 +159,7 @@ def _apply_method(parts: Parts, count: int, memory: PyTree) -> PyTree:
     return losses, momenta, update_memory(parts.objective, memory, pair)
 
 
-def _check_method(parts: Parts, mapped: Parts, num_devices: int) -> None:
+def _check_method(parts: Parts, num_devices: int) -> None:
     """Checks the functions of a method, and that the memory keeps its shapes."""
     settings, method = parts.settings, parts.objective.method
     share = settings.batch_size // num_devices
@@ -181,6 +177,7 @@ def _check_method(parts: Parts, mapped: Parts, num_devices: int) -> None:
         h = jax.ShapeDtypeStruct(shape, jnp.float32)
         params = applied(method.heads, h)[1].get("params", {})
         apply = jax.jit(functools.partial(_apply_method, parts), static_argnums=0)
+        mapped = build(settings, axis_name=AXIS_NAME)
         on_device = functools.partial(_apply_method, mapped, share)
         losses, _, updated = _trace(on_device, num_devices, memory)
         found = f"{losses.dtype}{list(losses.shape)}"
