@@ -294,6 +294,15 @@ def test_scale_of_the_representation(normalization, power):
     assert_allclose(scaled, expected, rtol=1e-4)
 
 
+def test_contrastive_gradient_flows_through_h():
+    weights, alpha, others = make_problem()
+    expected = jax.grad(lambda weights: jnp.sum(encode(weights, alpha)))(weights)
+    for other in (others, others[0]):
+        found = jax.grad(lambda w, o=other: jnp.sum(jitted_penalty(w, alpha, o)[1]))
+        for name, gradient in found(weights).items():
+            assert_allclose(gradient, expected[name], rtol=1e-5)
+
+
 @pytest.mark.parametrize("other", [0, slice(None)], ids=["one", "several"])
 def test_aux_is_handed_on(other):
     weights, alpha, others = make_problem()

@@ -471,6 +471,11 @@ def test_a_method_that_training_accepts_passes_the_check(fields, check_method):
     )
 
 
+def test_keys_that_an_own_method_is_not_told_are_said(check_method, caplog):
+    check_method({}, {"similarity_block": 4})
+    assert "similarity_block is 4, which method.name" in caplog.text
+
+
 def test_a_method_is_checked_for_the_examples_of_one_device(check_method):
     check_method({}, num_devices=4)
     with pytest.raises(ValueError, match=r"whose heads, loss, .* h \(4, 16\): .*top_k"):

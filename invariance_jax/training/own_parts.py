@@ -19,6 +19,9 @@ from invariance_jax.types import Array, PyTree
 
 _log = logging.getLogger(__name__)
 
+_UNSEEN_BY_ENCODER = "precision", "batchnorm.group_size", "encoder.rematerialize"
+_UNSEEN_BY_METHOD = "encoder.projection", "similarity_block"
+
 
 def check_own_parts(parts: Parts, num_devices: int) -> None:
     """Checks the user's own encoder and method, if any.
@@ -26,15 +29,18 @@ def check_own_parts(parts: Parts, num_devices: int) -> None:
     They are traced for the examples of one device, and computed for few random ones.
     """
     settings = parts.settings
-    if plugins.is_own(settings.encoder.name):
-        _log.info("compiling a check of the encoder %s", settings.encoder.name)
-        for key in ("precision", "batchnorm.group_size", "encoder.rematerialize"):
+    for part, check, unseen in (
+        ("encoder.name", _check_encoder, _UNSEEN_BY_ENCODER),
+        ("method.name", _check_method, _UNSEEN_BY_METHOD),
+    ):
+        if not plugins.is_own(name := get(settings, part)):
+            continue
+        _log.info("compiling a check of %s %s", part, name)
+        for key in unseen:
             if (value := get(settings, key)) != KEYS[key].default:
-                text = "%s is %r, which encoder.name %r does not see: use its kwargs"
-                _log.warning(text, key, value, settings.encoder.name)
-        _check_encoder(parts, num_devices)
-    if plugins.is_own(settings.method.name):
-        _check_method(parts, num_devices)
+                text = "%s is %r, which %s %r does not see: use its kwargs"
+                _log.warning(text, key, value, part, name)
+        check(parts, num_devices)
 
 
 def _trace(
