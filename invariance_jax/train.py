@@ -15,8 +15,9 @@ import numpy as np
 from jax.stages import Compiled, Wrapped
 from tqdm import tqdm
 
-from invariance_jax import experiments
+from invariance_jax import evaluation, experiments
 from invariance_jax.data import Pictures
+from invariance_jax.numerics import l2_normalize
 from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints, has_step
 from invariance_jax.runs.log import MetricsWriter
 from invariance_jax.runs.tracking import check_tracking
@@ -102,7 +103,7 @@ def checked_parts(settings: Settings, num_devices: int) -> Parts:
     read_weights(settings)
     check_tracking(settings)
     parts = build(settings)
-    check_own_parts(parts)
+    check_own_parts(parts, num_devices)
     experiments.load(parts.task)  # raises if evaluation would not find one
     return parts
 
@@ -205,8 +206,8 @@ class _Training(contextlib.ExitStack):
         variables = encoder_variables(state, settings.evaluation.network)
         held_out = task.examples("validation")
         held_out = held_out.first(settings.logging.probe_validation_examples)
-        variance = encoder.variance(variables, held_out.x, stream=1)
-        row = {"variance_normalized": float(variance.normalized)}
+        views = l2_normalize(encoder.views(variables, held_out.x, stream=1))
+        row = {"variance_normalized": float(evaluation.invariance(views).normalized)}
         train = self._train.first(settings.logging.probe_train_examples)
         if train.y is None or held_out.y is None:
             return row

@@ -9,6 +9,7 @@ import numpy as np
 
 from invariance_jax.experiments import ExperimentResult, Row
 from invariance_jax.models import BatchNorm
+from invariance_jax.models.resnet import ResNet
 from invariance_jax.numerics import l2_normalize
 from invariance_jax.training.methods import Method
 from invariance_jax.transforms import Transformation, View
@@ -150,14 +151,22 @@ def changing(*, axis_name=None, collection=""):
 class Grouped(nn.Module):
     """An encoder that normalizes groups of 8 images, and needs so many in training."""
 
+    axis_name: str | None
+
     @nn.compact
     def __call__(self, images, *, train):
-        norm = BatchNorm(group_size=8)
+        norm = BatchNorm(group_size=8, axis_name=self.axis_name)
         return norm(images.reshape(len(images), -1), train=train)
 
 
-def grouped(*, axis_name=None):
-    return Grouped()
+def grouped(*, axis_name=None, spans=False):
+    """Groups of one device, or of several."""
+    return Grouped(axis_name if spans else None)
+
+
+def resnet(*, axis_name=None, rematerialize=False):
+    """A ResNet of one block."""
+    return ResNet((1,), False, axis_name=axis_name, rematerialize=rematerialize)
 
 
 def broken(*, axis_name=None):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from intermediates import largest_intermediate
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 from reference import oracle_nt_xent
 
 from invariance_jax.losses import dcl, nt_xent
@@ -57,22 +57,6 @@ def test_order_of_examples_and_views_and_lengths_do_not_matter():
     assert_allclose(loss(z2, z1), expected, rtol=1e-5)
     lengths = jnp.logspace(-3, 3, len(z1))[:, None]
     assert_allclose(loss(lengths * z1, 7 * z2), expected, rtol=1e-5)
-
-
-def test_zero_projection_is_finite_and_has_no_gradient():
-    z1, z2 = make_projections(dtype=np.float32)
-    z1 = z1.at[2].set(0)
-
-    @jax.jit
-    def loss(z1, z2):
-        return jnp.mean(nt_xent(z1, z2, temperature=0.1))
-
-    value, grads = jax.value_and_grad(loss, argnums=(0, 1))(z1, z2)
-    assert jnp.isfinite(value) and all(jnp.isfinite(grad).all() for grad in grads)
-    assert_array_equal(grads[0][2], 0)
-    assert np.any(grads[1][2] != 0)
-    curvature = jax.jvp(jax.grad(loss), (z1, z2), (z2, z1))[1]
-    assert jnp.isfinite(curvature).all()
 
 
 @pytest.mark.parametrize(

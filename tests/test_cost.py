@@ -73,6 +73,16 @@ def test_operations_of_a_step(changes, encoders, heads):
     assert found == 16 * 6 * (encoders * ENCODER + heads * HEAD) + similarities
 
 
+def test_operations_of_a_step_with_a_target_network():
+    changes = {"method.name": "moco_v3", "penalty.weight": 0.0}
+    changes["method.kwargs"] = {"hidden": 16, "layers": 2}
+    found = cost.count_operations(build(resolve(tiny_config(changes))))
+    heads = HEAD + 2 * 8 * 16  # projector and predictor
+    # Queries of both views meet the keys of the other, forward and in their gradient.
+    similarities = 2 * 2 * 2 * 16**2 * 8
+    assert found == 16 * (6 + 2) * 2 * (ENCODER + heads) + similarities
+
+
 def test_a_network_that_the_machine_does_not_hold_is_refused(tmp_path):
     changes = {"encoder.width": 65_536, "encoder.depth": 40}
     with pytest.raises(ValueError, match=r"encoder\.width, .* of memory of this mach"):

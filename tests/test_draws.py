@@ -204,8 +204,9 @@ def test_what_is_off_is_not_drawn(draw):
     draws = draw(KEY, 4)
     assert draws.first.signs is None and draws.second[1:] == (None,) * 4
     assert len(draws.first.views) == len(draws.second.views) == 1
-    none = jax.eval_shape(make(weight=0.0, estimator="sign"), KEY, 4)
-    assert none.first.alpha_other is none.first.signs is None
+    for off in ({"weight": 0.0}, {"kind": "consistency"}):
+        none = jax.eval_shape(make(estimator="sign", **off), KEY, 4)
+        assert none.first[1:] == (None,) * 4
 
 
 def test_options_leave_the_other_draws_as_they_are(many, with_options):
@@ -218,14 +219,6 @@ def test_options_leave_the_other_draws_as_they_are(many, with_options):
     for ours, theirs in zip(fewer[:2], with_options[:2], strict=True):
         expected = theirs.views[1].alpha[4]
         np.testing.assert_array_equal(ours.views[1].alpha, expected)
-
-
-def test_options_have_the_axis_of_examples(with_options):
-    draws = jax.tree.map(lambda leaf: leaf[4], with_options)
-    assert {leaf.shape[0] for leaf in jax.tree.leaves(draws)} == {BATCH}
-    assert draws.first.signs.shape == (BATCH, DIRECTIONS, 5)
-    assert draws.first.alpha_other.shape == (BATCH, DIRECTIONS, 6)
-    assert len(draws.first.views) == len(draws.second.views) == 3
 
 
 def test_one_parameter_is_redrawn_as_often_as_its_weight_says():

@@ -1,7 +1,7 @@
 """Methods: their losses, target network, memory, on one replica or several."""
 
-import dataclasses
 import functools
+import itertools
 import math
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ from invariance_jax import evaluate, train
 from invariance_jax.models import BatchNorm
 from invariance_jax.settings import KEYS, resolve
 from invariance_jax.training import cost
-from invariance_jax.training.build import build, initial_state
+from invariance_jax.training.build import applied, build, initial_state
 from invariance_jax.training.draws import Draws, Side
 from invariance_jax.training.methods import METHODS, make_method
 from invariance_jax.training.optimizers import make_schedule
@@ -62,23 +62,6 @@ def with_kwargs(name, **kwargs):
     return {"method.name": name, "method.kwargs": kwargs}
 
 
-def standardize(rows):
-    mean = rows.sum(0) / len(rows)
-    return (rows - mean) / np.sqrt(((rows - mean) ** 2).sum(0) / len(rows) + 1e-5)
-
-
-def mlp(params, rows, layers, final):
-    """Dense layers; BatchNorm and ReLU after each but the last one."""
-    for layer in range(1, layers + 1):
-        dense, norm = params[f"dense{layer}"], params.get(f"bn{layer}")
-        rows = rows @ dense["kernel"]
-        if layer < layers:
-            rows = np.maximum(standardize(rows) * norm["scale"] + norm["bias"], 0)
-    if final == "norm":
-        return standardize(rows)
-    return rows + dense["bias"] if final == "bias" else rows
-
-
 HEADS = {
     "simclr": [(2, "norm", [512, 128])],
     "dcl": [(2, "norm", [512, 128])],
@@ -90,19 +73,15 @@ HEADS = {
     "emp_ssl": [(3, "bias", [4096, 4096, 1024])],
 }
 """Projector, predictor: layers, what ends them, and the widths of the papers."""
+RESNETS_MOCO = [HEADS["moco_v3"][0], (2, "none", [4096, 256])]
 
 
-def outputs_oracle(name, params, h):
-    """z, and p of a method with a predictor."""
-    projector, *predictor = HEADS[name]
-    if not predictor:
-        return mlp(params, h, *projector[:2]), None
-    z = mlp(params["projector"], h, *projector[:2])
-    return z, mlp(params["predictor"], z, *predictor[0][:2])
-
-
-def loss_oracle(name, own, other, target_own, target_other):
-    (z1, p1), (z2, p2), (t1, _), (t2, _) = own, other, target_own, target_other
+def loss_oracle(name, *outputs):
+    """The loss of the online outputs of both views, then the target's."""
+    if name in ("moco_v3", "byol", "simsiam"):
+        (z1, z2, t1, t2), (p1, p2, *_) = ([o[key] for o in outputs] for key in "zp")
+    else:
+        z1, z2, *_ = outputs
     cosine, temperature = reference.oracle_negative_cosine, {"temperature": 0.2}
     if name == "moco_v3":
         contrast = functools.partial(reference.oracle_info_nce, **temperature)
@@ -140,39 +119,40 @@ def test_the_loss_is_that_of_the_paper(name, x64):
     def outputs(variables, h):
         return method.heads.apply(variables, h, train=True, mutable=["batch_stats"])[0]
 
-    of_views = [(network, view) for network in (online, target) for view in h]
-    made = [outputs(network, view) for network, view in of_views]
-    expected = [
-        outputs_oracle(name, jax.tree.map(np.asarray, network["params"]), view)
-        for network, view in of_views
-    ]
-    found = method.loss(*made, (), axis_name=None)
+    made = [outputs(network, view) for network in (online, target) for view in h]
+    if method.joint is not None:
+        found = method.joint(made[:2], axis_name=None)
+    else:
+        found = method.loss(*made, (), axis_name=None)
     assert found.shape == (8,)
-    wanted = np.mean(loss_oracle(name, *expected))
+    wanted = np.mean(loss_oracle(name, *jax.tree.map(np.asarray, made)))
     np.testing.assert_allclose(jnp.mean(found), wanted, rtol=1e-9)
 
 
-@methods
-def test_the_heads_are_those_of_the_paper(name):
-    changes = {"method.name": name, "encoder.projection": None}
-    method = make_method(resolve(tiny_config(changes)), 512)
-    h = jax.ShapeDtypeStruct((2, 512), jnp.float32)
-    init = functools.partial(method.heads.init, train=False)
-    params = jax.eval_shape(init, jax.random.key(0), h)["params"]
-    parts = [params[part] for part in ("projector", "predictor") if part in params]
-    for (layers, _, widths), part in zip(HEADS[name], parts or [params], strict=True):
-        found = [part[f"dense{n}"]["kernel"].shape[1] for n in range(1, layers + 1)]
-        assert found == widths
+@pytest.mark.parametrize(
+    ("name", "kwargs", "heads"),
+    [
+        *((name, {}, heads) for name, heads in HEADS.items()),
+        ("moco_v3", {"final_norm": False}, RESNETS_MOCO),
+    ],
+)
+def test_the_heads_are_those_of_the_paper(name, kwargs, heads):
+    changes = with_kwargs(name, **kwargs) | {"encoder.projection": None}
+    method, inputs = make_method(resolve(tiny_config(changes)), 512), 512
+    variables = applied(method.heads, jax.ShapeDtypeStruct((2, 512), jnp.float32))[1]
+    params, stats = variables["params"], variables["batch_stats"]
+    if "projector" in params:
+        names = "projector", "predictor"
+        parts = [(params[name], stats[name]) for name in names]
+    else:
+        parts = [(params, stats)]
+    for (layers, final, widths), (part, norms) in zip(heads, parts, strict=True):
+        kernels = [part[f"dense{n}"]["kernel"].shape for n in range(1, layers + 1)]
+        assert kernels == list(itertools.pairwise([inputs, *widths]))
+        assert ("bias" in part[f"dense{layers}"]) == (final == "bias")
+        assert len(norms) == layers - (final != "norm")
+        inputs = widths[-1]
     assert (method.momentum is not None) == (name in WITH_TARGET)
-
-
-@pytest.mark.parametrize("kwargs", [{}, {"final_norm": False}])
-def test_the_predictor_of_moco_v3_ends_in_normalization_for_a_vit(kwargs):
-    method = make_method(resolve(tiny_config(with_kwargs("moco_v3", **kwargs))), 8)
-    init = functools.partial(method.heads.init, train=False)
-    made = jax.eval_shape(init, jax.random.key(0), jnp.zeros((2, 8)))["batch_stats"]
-    assert {*made["projector"]} == {"bn1", "bn2", "bn3"}
-    assert {*made["predictor"]} == ({"bn1"} if kwargs else {"bn1", "bn2"})
 
 
 def test_the_settings_offer_every_method():
@@ -310,35 +290,23 @@ def test_the_memory_counts(x64):
     assert np.abs(steps[-1][0].memory["mean"]).max() > 0
 
 
-BYOL = named("byol") | {"evaluation.experiments": ("invariance",)}
-BYOL |= {"logging.probe_every_steps": 0}
+RUN = {"method.name": OWN, "evaluation.experiments": ("invariance",)}
+RUN |= {"logging.probe_every_steps": 0}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The work directory of a whole run of BYOL."""
-    workdir = tmp_path_factory.mktemp("byol") / "run"
-    train.run(tiny_config(BYOL | {"evaluation.network": "target"}), workdir)
+    """The work directory of a whole run with a target network and a memory."""
+    workdir = tmp_path_factory.mktemp("own") / "run"
+    train.run(tiny_config(RUN | {"evaluation.network": "target"}), workdir)
     return workdir
 
 
-def assert_continues(whole, tmp_path, config):
-    workdir = Path(shutil.copytree(whole, tmp_path / "run"))
+def test_a_run_with_a_target_and_a_memory_continues_bit_by_bit(trained, tmp_path):
+    workdir = Path(shutil.copytree(trained, tmp_path / "run"))
     shutil.rmtree(workdir / "checkpoints" / "20")
-    train.run(config, workdir)
-    assert_same_run(workdir, whole, step=20)
-
-
-def test_a_run_with_a_target_continues_bit_by_bit(trained, tmp_path):
-    config = tiny_config(BYOL | {"evaluation.network": "target"})
-    assert_continues(trained, tmp_path, config)
-
-
-def test_a_run_with_a_memory_continues_bit_by_bit(tmp_path):
-    own = {"method.name": OWN, "evaluation.experiments": ("invariance",)}
-    config = tiny_config(own | {"logging.probe_every_steps": 0})
-    train.run(config, tmp_path / "whole")
-    assert_continues(tmp_path / "whole", tmp_path, config)
+    train.run(tiny_config(RUN | {"evaluation.network": "target"}), workdir)
+    assert_same_run(workdir, trained, step=20)
 
 
 def test_the_target_is_evaluated_and_loaded_if_it_is_asked_for(trained):
@@ -348,7 +316,7 @@ def test_the_target_is_evaluated_and_loaded_if_it_is_asked_for(trained):
     jax.tree.map(np.testing.assert_array_equal, variables["params"], expected)
     within = []
     for network in ("online", "target"):
-        config = tiny_config(BYOL | {"evaluation.network": network})
+        config = tiny_config(RUN | {"evaluation.network": network})
         *_, chosen = evaluate.load_parts(trained, config=config)
         same = chosen["params"]["dense1"]["kernel"] == expected["dense1"]["kernel"]
         assert np.all(same) == (network == "target")
@@ -416,16 +384,22 @@ def test_what_does_not_go_with_a_method_is_refused(changes, expected):
 )
 def test_a_part_that_is_not_what_it_should_be_is_refused(changes, expected):
     with pytest.raises(ValueError, match=expected):
-        check_own_parts(build(resolve(tiny_config(changes))))
+        check_own_parts(build(resolve(tiny_config(changes))), 1)
 
 
-def check_method(fields):
+@pytest.fixture
+def check_method(monkeypatch):
     """Checks a user's method with other fields."""
-    parts = build(resolve(tiny_config({"method.name": OWN})))
-    method = parts.objective.method._replace(**fields)
-    check_own_parts(
-        parts._replace(objective=dataclasses.replace(parts.objective, method=method))
-    )
+
+    def check(fields, changes=None, *, num_devices=1):
+        def own(**kwargs):
+            return own_parts.remembering(**kwargs)._replace(**fields)
+
+        monkeypatch.setattr(own_parts, "changed", own, raising=False)
+        changes = {"method.name": "own_parts:changed"} | (changes or {})
+        check_own_parts(build(resolve(tiny_config(changes))), num_devices)
+
+    return check
 
 
 @pytest.mark.parametrize(
@@ -456,17 +430,24 @@ def check_method(fields):
         ({"heads": own_parts.Changing("cache")}, "ScopeCollectionNotFound"),
     ],
 )
-def test_a_function_of_a_method_that_does_not_fit_is_refused(fields, expected):
-    with pytest.raises(ValueError, match=f"method.name is '{OWN}', whose .*{expected}"):
+def test_a_function_of_a_method_that_does_not_fit_is_refused(
+    fields, expected, check_method
+):
+    expected = f"method.name is 'own_parts:changed', whose .*{expected}"
+    with pytest.raises(ValueError, match=expected):
         check_method(fields)
 
 
-def test_the_numbers_of_a_method_are_checked_for_few_examples():
+@pytest.mark.parametrize("batch_size", [16, 17])
+def test_numbers_are_checked_for_few_examples_even_of_a_prime_batch(
+    batch_size, check_method
+):
     def loss(own, *_, axis_name):
-        return jnp.where(len(own) == 16, jnp.ones(len(own)), jnp.nan)
+        return jnp.where(len(own) == batch_size, jnp.ones(len(own)), jnp.nan)
 
+    fields = {"heads": own_parts.Counting(), "loss": loss, "update": None}
     with pytest.raises(ValueError, match="not finite for 8 random examples"):
-        check_method({"heads": own_parts.Counting(), "loss": loss, "update": None})
+        check_method(fields, {"batch_size": batch_size})
 
 
 def of_eight(own, other, *_, axis_name):
@@ -484,10 +465,33 @@ def of_eight(own, other, *_, axis_name):
     ],
     ids=["no parameters", "groups", "joint", "memory"],
 )
-def test_a_method_that_training_accepts_passes_the_check(fields):
+def test_a_method_that_training_accepts_passes_the_check(fields, check_method):
     check_method(
         {"heads": own_parts.Counting(), "loss": of_eight, "update": None, **fields}
     )
+
+
+def test_keys_that_an_own_method_is_not_told_are_said(check_method, caplog):
+    check_method({}, {"similarity_block": 4})
+    assert "similarity_block is 4, which method.name" in caplog.text
+
+
+def test_a_method_is_checked_for_the_examples_of_one_device(check_method):
+    check_method({}, num_devices=4)
+    with pytest.raises(ValueError, match=r"whose heads, loss, .* h \(4, 16\): .*top_k"):
+        check_method({"loss": of_eight, "heads": own_parts.Counting()}, num_devices=4)
+
+
+def test_an_encoder_is_checked_for_the_examples_of_one_device():
+    name = {"encoder.name": "own_parts:grouped"}
+    alone, spans = (
+        build(resolve(tiny_config(name | {"encoder.kwargs": {"spans": spans}})))
+        for spans in (False, True)
+    )
+    check_own_parts(alone, 2)
+    check_own_parts(spans, 4)
+    with pytest.raises(ValueError, match=r"\(4, 8, 8, 3\): ValueError: group_size is"):
+        check_own_parts(alone, 4)
 
 
 @pytest.mark.parametrize("name", ["counting", "grouped"])
@@ -495,7 +499,7 @@ def test_a_method_that_training_accepts_passes_the_check(fields):
 def test_an_encoder_without_parameters_or_in_groups_makes_a_step(name, microbatches):
     changes = {"encoder.name": f"own_parts:{name}", "microbatches": microbatches}
     parts = build(resolve(tiny_config(changes)))
-    check_own_parts(parts)
+    check_own_parts(parts, 1)
     assert cost.count_operations(parts) > 0
     state, x = initial_state(parts), jnp.asarray(parts.task.stand_ins(16))
     draws = parts.make_draw()(TRAINING_KEY, 0)
@@ -505,10 +509,3 @@ def test_an_encoder_without_parameters_or_in_groups_makes_a_step(name, microbatc
     )
     if name == "counting":
         assert new.batch_stats["encoder"]["count"] == 2
-
-
-def test_the_parts_of_a_run_that_are_built_in_need_no_check():
-    parts = build(resolve(tiny_config()))
-    check_own_parts(parts)
-    state = jax.eval_shape(parts.make_draw(), TRAINING_KEY, 0)
-    assert state.first.alpha_other is not None

@@ -175,7 +175,7 @@ def test_the_command_line_names_it(tmp_path):
 )
 def test_keys_that_an_own_encoder_is_not_told_are_said(folder, key, value, caplog):
     changes = {"encoder.name": "parts_of_a_user:net", key: value}
-    check_own_parts(build(resolve(tiny_config(changes))))
+    check_own_parts(build(resolve(tiny_config(changes))), 1)
     assert f"{key} is {value!r}, which encoder.name" in caplog.text
 
 

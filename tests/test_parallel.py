@@ -1,23 +1,19 @@
 """Replicas: n devices give the numbers of one device on the joined batch."""
 
-import dataclasses
 import functools
 import logging
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from tiny import penalty, tiny_config
 
-from invariance_jax.models.resnet import ResNet
 from invariance_jax.runtime.devices import all_devices
 from invariance_jax.settings import resolve
 from invariance_jax.training import parallel
 from invariance_jax.training.batches import InMemory
 from invariance_jax.training.build import build
-from invariance_jax.training.step import init_state
 
 KEY = jax.random.key(5)
 STEPS = 3
@@ -31,30 +27,6 @@ SMALL = {
 }
 
 
-def of_the_settings(settings, axis_name):
-    return build(settings, axis_name=axis_name)
-
-
-def tiny_resnet(settings, axis_name):
-    """The parts with a ResNet of one block instead of the encoder."""
-    parts = build(settings, axis_name=axis_name)
-
-    def encoder(tangent):
-        return ResNet(
-            (1,),
-            False,
-            tangent=tangent,
-            axis_name=axis_name,
-            rematerialize=settings.encoder.rematerialize,
-        )
-
-    penalized = encoder(settings.penalty.batch_statistics)
-    objective = dataclasses.replace(
-        parts.objective, encoder=encoder("coupled"), penalized=penalized
-    )
-    return parts._replace(objective=objective)
-
-
 def widest(leaf):
     """A floating leaf in the widest precision that is enabled."""
     floating = jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -64,24 +36,17 @@ def widest(leaf):
 class Case:
     """The parts of a run, in the precision that is enabled."""
 
-    def __init__(self, changes, parts=of_the_settings, steps=STEPS):
-        self.steps = steps
-        settings = resolve(tiny_config(SMALL | changes))
-        self.parts = functools.partial(parts, settings)
-        self.alone = self.parts(None)
+    def __init__(self, changes, steps=STEPS):
+        self.steps, settings = steps, resolve(tiny_config(SMALL | changes))
+        self.alone = build(settings)
         # A float array in the widest precision that is enabled.
         x = self.alone.task.examples("train").x
         self.x = np.asarray(jnp.asarray(x).astype(float))
         self.batches = InMemory(self.x, parallel.replicate)
 
     def start(self):
-        def init(key):
-            state = init_state(key, self.alone.objective, optax.identity(), self.x[:2])
-            state = jax.tree.map(widest, state)
-            opt_state = self.alone.optimizer.init(state.params)
-            return state._replace(opt_state=opt_state)
-
-        return jax.tree.map(np.asarray, jax.jit(init)(jax.random.key(1)))
+        state = jax.jit(self.alone.init)(jax.random.key(1))
+        return jax.tree.map(lambda leaf: np.asarray(widest(leaf)), state)
 
     def on_the_joined_batch(self):
         """Yields state and metrics after each step, without an axis."""
@@ -98,7 +63,7 @@ class Case:
             yield jax.tree.map(np.asarray, (state, metrics))
 
     def train(self, devices):
-        mapped = self.parts(parallel.AXIS_NAME)
+        mapped = build(self.alone.settings, axis_name=parallel.AXIS_NAME)
         program = parallel.map_train(mapped, self.batches, devices)
         return parallel.make_train(program, self.batches, devices)
 
@@ -190,9 +155,9 @@ def test_the_limit_of_the_batch_is_reached(x64):
 def test_devices_give_the_numbers_of_one_for_a_resnet(x64):
     """Which keeps less for the backward pass, where there are several."""
     changes = {"batch_size": 8, "data.image_size": 8, "optimizer.name": "lars"}
-    case = Case(changes | {"encoder.rematerialize": True}, tiny_resnet)
-    found = case.on_devices(4)
-    wanted = Case(changes, tiny_resnet).on_the_joined_batch()
+    changes |= {"encoder.name": "own_parts:resnet"}
+    found = Case(changes | {"encoder.kwargs": {"rematerialize": True}}).on_devices(4)
+    wanted = Case(changes).on_the_joined_batch()
     for (state, metrics), (joined, terms) in zip(found, wanted, strict=True):
         assert_close(metrics, terms, 1e-8)
         assert_close(state, joined, 1e-7)
@@ -218,7 +183,7 @@ def run(float32, calls):
     return parallel.one_replica(state)
 
 
-@pytest.mark.parametrize("calls", [[1, 1, 1, 1, 1, 1], [2, 0, 4]])
+@pytest.mark.parametrize("calls", [[1, 1, 1, 1, 1, 1], [2, 4]])
 def test_steps_per_call_do_not_change_the_numbers(float32, calls):
     jax.tree.map(np.testing.assert_array_equal, run(float32, calls), run(float32, [6]))
 
@@ -234,7 +199,7 @@ def test_one_batch_is_on_its_way_while_a_step_runs_and_no_more():
             events.append(f"{self.step} is done")
 
     class Batches:
-        most_steps = 1
+        loads_each_step = True
 
         def load(self, step, devices, before=()):
             events.append(f"{step} is loaded")

@@ -27,7 +27,7 @@ Sampler = Callable[[Key, Array], Array]
 class InMemory:
     """A training set of which each device holds a copy."""
 
-    most_steps: int | None = None  # largest number of steps per `load`; None: any
+    loads_each_step = False  # one `load` serves any number of steps
 
     def __init__(self, x: PyTree, replicate: Callable[..., PyTree]):
         """Stores the examples, `[N, ...]`; the first `load` replicates them."""
@@ -65,7 +65,7 @@ class Streamed:
     indices: no state has to be saved, and `load` accepts any step next.
     """
 
-    most_steps: int | None = 1
+    loads_each_step = True
 
     def __init__(
         self,

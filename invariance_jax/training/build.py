@@ -73,6 +73,11 @@ class Parts(NamedTuple):
             prefetch=self.settings.data.prefetch,
         )
 
+    def init(self, key: Key) -> TrainState:
+        """Returns the state of one replica before the first step."""
+        x = jax.tree.map(jnp.asarray, self.task.stand_ins(2))
+        return init_state(key, self.objective, self.optimizer, x)
+
     @property
     def key(self) -> Key:
         """PRNG key from which training draws the order of examples and the views."""
@@ -220,21 +225,15 @@ def _features_of_z(settings: Settings, h: jax.ShapeDtypeStruct) -> int:
 
 def initial_state(parts: Parts) -> TrainState:
     """Returns the state of one replica before the first step, as NumPy arrays."""
+    key = jax.random.fold_in(jax.random.key(parts.settings.seed), 0)
     # Compiled: operation by operation, it takes ten times as long.
-    init = jax.jit(lambda key: _init(parts, key))
-    seed = jax.random.key(parts.settings.seed)
-    state: TrainState = jax.tree.map(np.asarray, init(jax.random.fold_in(seed, 0)))
+    state: TrainState = jax.tree.map(np.asarray, jax.jit(parts.init)(key))
     return state
 
 
 def state_shapes(parts: Parts) -> TrainState:
     """Returns the shapes and dtypes of `initial_state`; computes nothing."""
-    return jax.eval_shape(lambda key: _init(parts, key), jax.random.key(0))
-
-
-def _init(parts: Parts, key: Key) -> TrainState:
-    x = jax.tree.map(jnp.asarray, parts.task.stand_ins(2))
-    return init_state(key, parts.objective, parts.optimizer, x)
+    return jax.eval_shape(parts.init, jax.random.key(0))
 
 
 def read_weights(settings: Settings) -> dict[str, PyTree] | None:

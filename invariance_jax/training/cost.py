@@ -33,10 +33,10 @@ def count_operations(parts: Parts) -> float:
     """Returns the floating-point operations of a step, a multiply-add counted as two.
 
     Counts convolutions and matrix products, from the shapes of layers, and similarities
-    of all pairs of 2 B views where the loss has any (MoCo v3 computes half of them).
-    The backward pass costs twice the forward pass. Each derivative and each view that
-    the penalty needs costs as much as a view; the mean over steps is counted if the
-    penalty is not in each. A target network has no backward pass.
+    where the loss has any. The backward pass costs twice the forward pass. Each
+    derivative and each view that the penalty needs costs as much as a view; the mean
+    over steps is counted if the penalty is not in each. A target network has no
+    backward pass.
     """
     settings, objective = parts.settings, parts.objective
     images = view_shapes(parts.task, parts.transformation)
@@ -52,13 +52,13 @@ def count_operations(parts: Parts) -> float:
     passes_of_heads = 2 + settings.more_views + extra * (settings.penalty.at == "z")
     trained = passes * encoder + passes_of_heads * heads
     trained += settings.more_views * further
-    target = 2 * (settings.average_views * encoder + heads)
-    target *= objective.method.momentum is not None
-    # The similarities of 2 B views are (2 B)^2: 4 B per example.
-    pairs = 4 * settings.batch_size * (settings.method.name in WITH_SIMILARITIES)
-    similarities = pairs * jax.tree.leaves(z)[0].shape[-1]
+    has_target = objective.method.momentum is not None
+    target = has_target * 2 * (settings.average_views * encoder + heads)
+    # Both views meet all 2 B views, or the target's B keys, which have no gradient.
+    pairs = settings.batch_size * (settings.method.name in WITH_SIMILARITIES)
+    similarities = pairs * (4 if has_target else 12) * jax.tree.leaves(z)[0].shape[-1]
     # Two operations each, three times: forward, backward for inputs and for weights.
-    return settings.batch_size * (6.0 * (trained + similarities) + 2.0 * target)
+    return settings.batch_size * (6.0 * trained + 2.0 * (target + similarities))
 
 
 def products(module: nn.Module, x: PyTree) -> tuple[PyTree, int]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from invariance_jax import evaluation
 from invariance_jax.data import Pictures
-from invariance_jax.numerics import l2_normalize
 from invariance_jax.training.build import Parts
 from invariance_jax.training.objective import Variables
 from invariance_jax.training.parallel import make_map
@@ -95,13 +94,6 @@ class FrozenEncoder:
         count, encode_views = self._settings.variance_views, evaluation.encode_views
         mapped = self._map_views(encode_views, self.encode, count, family, VIEWS_BATCH)
         return jnp.asarray(mapped(variables, x, stream))
-
-    def variance(
-        self, variables: Variables, x: Inputs, *, stream: int
-    ) -> evaluation.Variance:
-        """Returns the variance of n(h) over `evaluation.variance_views` views."""
-        views = self.views(variables, x, stream=stream)
-        return evaluation.invariance(l2_normalize(views))
 
     def map(
         self,

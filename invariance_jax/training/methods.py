@@ -244,16 +244,17 @@ def emp_ssl(
     its code. The paper probes their first layer, averaged over patches; here it is h.
     Deviation: batch statistics are those of one view, not of all patches together.
     """
-    settings = {"invariance_weight": invariance_weight, "distortion": distortion}
 
     def joint(outputs: Sequence[PyTree], *, axis_name: str | None) -> Array:
-        return losses.emp_ssl(jnp.stack(outputs), axis_name=axis_name, **settings)
-
-    def loss(own: PyTree, other: PyTree, *_: PyTree, axis_name: str | None) -> Array:
-        return joint((own, other), axis_name=axis_name)
+        return losses.emp_ssl(
+            jnp.stack(outputs),
+            invariance_weight=invariance_weight,
+            distortion=distortion,
+            axis_name=axis_name,
+        )
 
     heads = head(hidden, output, layers, final_norm=False, final_bias=True)
-    return Method(heads, loss, joint=joint)
+    return Method(heads, loss=None, joint=joint)
 
 
 METHODS: dict[str, Callable[..., Method]] = {

@@ -12,24 +12,44 @@ import numpy as np
 
 from invariance_jax.settings import KEYS, plugins
 from invariance_jax.settings.schema import get
-from invariance_jax.training.build import Parts, applied, view_shapes
+from invariance_jax.training.build import Parts, applied, build, view_shapes
+from invariance_jax.training.parallel import AXIS_NAME
+from invariance_jax.training.step import update_memory
 from invariance_jax.types import Array, PyTree
 
 _log = logging.getLogger(__name__)
 
+_UNSEEN_BY_ENCODER = "precision", "batchnorm.group_size", "encoder.rematerialize"
+_UNSEEN_BY_METHOD = "encoder.projection", "similarity_block"
 
-def check_own_parts(parts: Parts) -> None:
-    """Checks the user's own encoder and method, if any, on random inputs."""
+
+def check_own_parts(parts: Parts, num_devices: int) -> None:
+    """Checks the user's own encoder and method, if any.
+
+    They are traced for the examples of one device, and computed for few random ones.
+    """
     settings = parts.settings
-    if plugins.is_own(settings.encoder.name):
-        _log.info("compiling a check of the encoder %s", settings.encoder.name)
-        for key in ("precision", "batchnorm.group_size", "encoder.rematerialize"):
+    for part, check, unseen in (
+        ("encoder.name", _check_encoder, _UNSEEN_BY_ENCODER),
+        ("method.name", _check_method, _UNSEEN_BY_METHOD),
+    ):
+        if not plugins.is_own(name := get(settings, part)):
+            continue
+        _log.info("compiling a check of %s %s", part, name)
+        for key in unseen:
             if (value := get(settings, key)) != KEYS[key].default:
-                text = "%s is %r, which encoder.name %r does not see: use its kwargs"
-                _log.warning(text, key, value, settings.encoder.name)
-        _check_encoder(parts)
-    if plugins.is_own(settings.method.name):
-        _check_method(parts)
+                text = "%s is %r, which %s %r does not see: use its kwargs"
+                _log.warning(text, key, value, part, name)
+        check(parts, num_devices)
+
+
+def _trace(
+    function: Callable[..., PyTree], num_devices: int, *arguments: PyTree
+) -> PyTree:
+    """Returns the shapes and dtypes of what a function returns on one device."""
+    axes = [(AXIS_NAME, num_devices)]
+    trace = jax.make_jaxpr(function, axis_env=axes, return_shape=True)
+    return trace(*arguments)[1]
 
 
 def _in_training(
@@ -58,21 +78,22 @@ def _forms(tree: PyTree) -> PyTree:
 
 
 def _fewest(trace: Callable[[int], PyTree], size: int) -> int:
-    """Returns the least divisor of the batch size, from 8, that trace accepts.
+    """Returns the least number of examples, from 8, that trace accepts.
 
-    The numbers are computed for so few examples: a batch may need too much memory.
+    Divisors of the batch size are tried and, as it may have none, powers of two. The
+    numbers are computed for so few examples: a batch may need too much memory.
     """
     for count in range(8, size):
-        if size % count == 0:
+        if size % count == 0 or count.bit_count() == 1:
             with contextlib.suppress(Exception):  # user code may raise anything
                 trace(count)
                 return count
     return size
 
 
-def _gradient(encoder: nn.Module, image: tuple[int, ...], count: int) -> PyTree:
+def _gradient(encoder: nn.Module, shape: tuple[int, ...]) -> PyTree:
     """Returns the gradient of a squared derivative of h along random images, and h."""
-    x = jax.random.uniform(jax.random.key(0), (count, *image))
+    x = jax.random.uniform(jax.random.key(0), shape)
     params, represent = _in_training(encoder, x)
 
     def squared_tangent(params: PyTree) -> tuple[Array, PyTree]:
@@ -83,22 +104,24 @@ def _gradient(encoder: nn.Module, image: tuple[int, ...], count: int) -> PyTree:
     return jax.grad(squared_tangent, has_aux=True)(params)
 
 
-def _check_encoder(parts: Parts) -> None:
+def _check_encoder(parts: Parts, num_devices: int) -> None:
     """Checks that an encoder is finite and allows reverse over forward mode."""
-    settings, encoder = parts.settings, parts.encoder
+    settings = parts.settings
+    encoder = build(settings, axis_name=AXIS_NAME).encoder
     name, size = settings.encoder.name, settings.batch_size // settings.microbatches
-    image = view_shapes(parts.task, parts.transformation).shape[1:]
+    share, views = size // num_devices, view_shapes(parts.task, parts.transformation)
+    image = views.shape[1:]
 
     def represent(x: Array) -> PyTree:
         params, apply = _in_training(encoder, x)
         return apply(params, x)
 
-    gradient = jax.jit(functools.partial(_gradient, encoder, image), static_argnums=0)
-    where = f"images of shape {(size, *image)}"
+    x = jax.ShapeDtypeStruct((share, *image), jnp.float32)
+    where = f"images of shape {x.shape}"
     fault = f"which cannot be applied to {where}:"
     with plugins.blaming("encoder.name", name, fault=fault):
-        h = jax.eval_shape(represent, jax.ShapeDtypeStruct((size, *image), jnp.float32))
-    expected = size, parts.features
+        h = _trace(represent, num_devices, x)
+    expected = share, parts.features
     if getattr(h, "shape", None) != expected:
         raise ValueError(
             f"encoder.name is {name!r}, which returns {h} for {where} if train=True; "
@@ -109,7 +132,10 @@ def _check_encoder(parts: Parts) -> None:
         "which the penalty needs (reverse over forward mode; no custom_vjp):"
     )
     with plugins.blaming("encoder.name", name, fault=fault):
-        gradient.eval_shape(size)
+        _trace(lambda: _gradient(encoder, x.shape), num_devices)
+        gradient = jax.jit(
+            lambda count: _gradient(parts.encoder, (count, *image)), static_argnums=0
+        )
         few = _fewest(gradient.eval_shape, size)
         result = gradient(few)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result)):
@@ -136,15 +162,13 @@ def _apply_method(parts: Parts, count: int, memory: PyTree) -> PyTree:
         steps = (jnp.full((), step, jnp.int32) for step in ends)  # traced
         momenta, target = tuple(map(method.momentum, steps)), pair
     losses = parts.objective.losses(outputs, target, memory)
-    if method.update is not None:
-        memory = method.update(memory, pair)
-    return losses, momenta, memory
+    return losses, momenta, update_memory(parts.objective, memory, pair)
 
 
-def _check_method(parts: Parts) -> None:
+def _check_method(parts: Parts, num_devices: int) -> None:
     """Checks the functions of a method, and that the memory keeps its shapes."""
     settings, method = parts.settings, parts.objective.method
-    size = settings.batch_size
+    share = settings.batch_size // num_devices
     where = f"method.name is {settings.method.name!r}, whose"
     for field in ("loss", "momentum", "update", "joint"):
         function = getattr(method, field)
@@ -152,20 +176,24 @@ def _check_method(parts: Parts) -> None:
         if not callable(function) and (needed or function is not None):
             raise ValueError(f"{where} {field} is {function!r}; expected a function.")
 
-    shape = size, parts.features
+    shape = share, parts.features
     fault = f"whose heads, loss, momentum or update cannot be applied to h {shape}:"
     with plugins.blaming("method.name", settings.method.name, fault=fault):
         memory = jax.tree.map(jnp.asarray, method.memory)
         h = jax.ShapeDtypeStruct(shape, jnp.float32)
         params = applied(method.heads, h)[1].get("params", {})
         apply = jax.jit(functools.partial(_apply_method, parts), static_argnums=0)
-        losses, _, updated = apply.eval_shape(size, memory)
+        mapped = build(settings, axis_name=AXIS_NAME)
+        on_device = functools.partial(_apply_method, mapped, share)
+        losses, _, updated = _trace(on_device, num_devices, memory)
         found = f"{losses.dtype}{list(losses.shape)}"
-        few = _fewest(lambda count: apply.eval_shape(count, memory), size)
+        few = _fewest(
+            lambda count: apply.eval_shape(count, memory), settings.batch_size
+        )
         numbers, momenta, _ = apply(few, memory)
     name = f"{where} {'loss' if method.joint is None else 'joint'}"
-    if losses.shape != (size,) or not jnp.issubdtype(losses.dtype, jnp.floating):
-        text = f"{name} returns {found} for {size} examples; expected floating [B]."
+    if losses.shape != (share,) or not jnp.issubdtype(losses.dtype, jnp.floating):
+        text = f"{name} returns {found} for {share} examples; expected floating [B]."
         raise ValueError(text)
     if not np.isfinite(numbers).all():
         raise ValueError(f"{name} is not finite for {few} random examples.")

@@ -66,7 +66,7 @@ def make_train(
     """Returns `train(state, key, first, num_steps)`, which runs steps from `first` on.
 
     program: the result of `map_train`, compiled or not. The state is donated, metrics
-    are summed over the steps.
+    are summed over the steps, of which there is at least one.
     """
     # On the CPUs of several processes, queued programs may run in different orders, and
     # then wait for one another forever.
@@ -83,12 +83,10 @@ def make_train(
 
     def train_steps(state: TrainState, key: Key, first: int, num_steps: int) -> PyTree:
         nonlocal before, last
-        # num_steps = 0 also makes one call, whose sums are 0.
-        sums, most_steps = None, batches.most_steps or max(num_steps, 1)
-        for begin in range(first, first + max(num_steps, 1), most_steps):
-            count = min(most_steps, first + num_steps - begin)
+        sums, count = None, 1 if batches.loads_each_step else num_steps
+        for begin in range(first, first + num_steps, count):
             loaded = batches.load(begin, devices, last)
-            if batches.most_steps is not None:
+            if batches.loads_each_step:
                 # At most one batch is copied to the devices while a step runs.
                 jax.block_until_ready(before)
             before = last

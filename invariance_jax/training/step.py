@@ -98,7 +98,7 @@ def make_step(
             target, values = _update_target(objective, target, params, state.step)
             metrics |= {name: (value, one) for name, value in values.items()}
         outputs = terms.outputs if target is None else target_outputs
-        memory = _update_memory(objective, memory, outputs)
+        memory = update_memory(objective, memory, outputs)
         updated = params, stats, opt_state, target, memory, effects
         return TrainState(state.step + 1, *updated), metrics
 
@@ -124,12 +124,11 @@ def _measure_ratios(
         return _EFFECTS_DECAY * sums + jnp.sum(new, axis=0).astype(sums.dtype)
 
     effects = jax.lax.cond(is_due, measure, lambda sums: sums, state.effects)
-    ratios = safe_divide(*effects) * is_due
-    names = objective.transformation.names
-    return effects, {
-        f"poincare_ratio.{name}": (ratio, is_due.astype(ratio.dtype))
-        for name, ratio in zip(names, ratios, strict=True)
-    }
+    # Without an effect, as of a parameter that is not penalized, there is no ratio.
+    counts = (is_due & (effects[1] > 0)).astype(effects.dtype)
+    metrics = zip(safe_divide(*effects) * counts, counts, strict=True)
+    names = [f"poincare_ratio.{name}" for name in objective.transformation.names]
+    return effects, dict(zip(names, metrics, strict=True))
 
 
 def _update_target(
@@ -145,7 +144,7 @@ def _update_target(
     return target._replace(params=averaged), metrics
 
 
-def _update_memory(objective: Objective, memory: PyTree, outputs: PyTree) -> PyTree:
+def update_memory(objective: Objective, memory: PyTree, outputs: PyTree) -> PyTree:
     """Returns the memory of the method, updated with the outputs of the whole batch."""
     update, axis_name = objective.method.update, objective.axis_name
     if update is None:
