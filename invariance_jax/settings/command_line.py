@@ -11,8 +11,9 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
+from invariance_jax.arguments import closest
 from invariance_jax.settings import schema
-from invariance_jax.settings.schema import KEYS, Config, closest
+from invariance_jax.settings.schema import KEYS, Config
 from invariance_jax.settings.values import expectation, type_name
 
 _TRUTH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
