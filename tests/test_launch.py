@@ -161,7 +161,10 @@ MISTAKES = {
         [CONFIG, "--config", "configs/none.py"],
         ["twice: configs/spirograph.py:smoke, configs/none.py; expected one"],
     ),
-    "no such file": (["--config=configs/none.py"], ["configs/none.py is no file"]),
+    "no such file": (
+        ["--config=configs/none.py"],
+        [f"{processes.ROOT}/configs/none.py is no file"],
+    ),
     "unknown flag": ([CONFIG, "--wrokdir=a"], ["wrokdir"]),
     "no configuration": ([], ["--config is missing"]),
     "a word too many": ([CONFIG, "now"], ["unexpected argument 'now'; quote '(1, 2)'"]),

@@ -187,6 +187,32 @@ def test_all_parts_that_cannot_be_imported_are_named_at_once():
     assert str(caught.value).count("add that folder to PYTHONPATH") == 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"seed": -1}, ["seed is -1", "encoder.name", "evaluation.experiments"]),
+        ({"seed": 2**32 - 1, "seeds": 2}, ["seed is", "encoder.name", "evaluation"]),
+        ({}, ["encoder.name is", "evaluation.experiments is"]),
+    ],
+)
+def test_parts_that_cannot_be_imported_are_named_beside_bad_keys(changes, lines):
+    own = {"encoder.name": "nowhere:f", "evaluation.experiments": ("nothing:g",)}
+    with pytest.raises(ValueError) as caught:
+        train.checked_parts(resolve(tiny_config(own | changes)), 1)
+    found = str(caught.value).splitlines()
+    assert len(found) == len(lines)
+    assert all(map(str.startswith, found, lines))
+
+
+def test_a_set_that_is_not_prepared_is_named_beside_bad_keys(tmp_path):
+    changes = {"data.name": "flowers", "data.data_dir": str(tmp_path)}
+    with pytest.raises(ValueError) as caught:
+        resolve(tiny_config(changes | {"microbatches": 3, "encoder.name": "nowhere:f"}))
+    found = str(caught.value)
+    assert "microbatches is 3" in found and "'flowers' is not prepared in" in found
+    assert "nowhere cannot be imported" in found
+
+
 def test_bad_keys_of_all_kinds_are_listed_at_once():
     flags = "temperature=-1", "deterministic=maybe", "flip=2", "seeds=x"
     done = processes.launch(
@@ -211,7 +237,20 @@ def test_misspelt_keys_and_bad_values_are_listed_at_once():
         "--config.seedz=2",
         "--config.deterministic=maybe",
         "--config.seed=-1",
+        "--config.encoder.name=nowhere:f",
     )
     assert done.stderr.count("is not a key; the closest is") == 2
     assert "deterministic is 'maybe'; expected True or False." in done.stderr
-    assert "seed is -1; expected" in done.stderr and done.stderr.count("\n") == 4
+    assert "nowhere cannot be imported" in done.stderr
+    assert "seed is -1; expected" in done.stderr and done.stderr.count("\n") == 5
+
+
+def test_misspelt_keys_are_listed_with_parts_that_cannot_be_imported():
+    done = processes.launch(
+        "--mode=check",
+        "--config=configs/spirograph.py:smoke",
+        "--config.seedz=2",
+        "--config.encoder.name=nowhere:f",
+    )
+    assert "seedz is not a key" in done.stderr and done.stderr.count("\n") == 2
+    assert "nowhere cannot be imported" in done.stderr

@@ -148,6 +148,11 @@ def test_numbers_are_what_they_are_not_their_type(name, value, kept):
     assert type(found) is type(kept)
 
 
+def test_functions_in_keyword_arguments_are_refused_with_the_reason():
+    text = message({"encoder.kwargs": {"transforms": [print, len]}})
+    assert "which config.json can record (no functions)" in text
+
+
 def test_all_bad_keys_are_listed_at_once():
     text = message({"temperature": 0.0, "seed": -1, "encoder.name": "resnet20"})
     assert [line.split(" is ")[0] for line in text.splitlines()] == [

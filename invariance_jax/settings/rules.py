@@ -80,9 +80,13 @@ class _Problems:
         self.require(get(self._config, key) == value, key, f"{value!r}, as {why}")
 
     def stop(self) -> None:
-        """Raises ValueError with all lines, if there are any."""
+        """Raises ValueError with all lines, if there are any.
+
+        User functions that cannot be imported are named beside them.
+        """
         if self.lines:
-            raise ValueError("\n".join(self.lines.values()))
+            lines = *self.lines.values(), *plugins.problems(self._config)
+            raise ValueError("\n".join(lines))
 
 
 def resolve(config: Config) -> Settings:
@@ -408,8 +412,8 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
         problems.require(section.source_size == square, "data.source_size", expected)
     problems.only("evaluation.lbfgs_steps", (), "the probe is logistic")
     _apply_recipe(augmentation, problems)
-    if not plugins.is_own(augmentation.name):
-        problems.stop()
+    fits = "augmentation.second_view" not in problems.lines
+    if fits and not plugins.is_own(augmentation.name):
         stand_in = copy.deepcopy(settings)
         source = section.source_size or (32, 32)
         stand_in.data.source_size = source
@@ -424,7 +428,6 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
             if settings.more_views:
                 names = {"crop_area": "more_area", "image_size": "more_size"}
                 _attempt(lambda: make_image_views(stand_in, "more"), problems, names)
-    problems.stop()
     _fill_in(settings, problems)
 
 
@@ -500,7 +503,12 @@ def _describe(section: Data) -> data.Description | None:
 def _fill_in(settings: Settings, problems: _Problems) -> None:
     """Sets the keys of an image set that are None, and checks those that are given."""
     section, require = settings.data, problems.require
-    description = _describe(section)
+    description = None
+    try:
+        description = _describe(section)
+    except ValueError as error:
+        problems.lines["data.name"] = str(error)
+        problems.stop()
     if description is not None:
         count = description.num_train
         expected = f"less than the {count} training images of {section.name}"
