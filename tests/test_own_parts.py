@@ -187,6 +187,18 @@ def test_all_parts_that_cannot_be_imported_are_named_at_once():
     assert str(caught.value).count("add that folder to PYTHONPATH") == 2
 
 
+def test_a_module_that_ends_the_program_cannot_be_imported(folder):
+    (folder / "script_of_a_user.py").write_text("raise SystemExit(3)")
+    with pytest.raises(ValueError, match="be imported from .*: SystemExit: 3. Start"):
+        plugins.load("encoder.name", "script_of_a_user:net")
+
+
+def test_a_repeated_keyword_is_refused():
+    words = "--mode=check", "--config=configs/examples/convnext.py"
+    done = processes.launch(*words, "--config.encoder.kwargs=depth=1, depth=2")
+    assert "encoder.kwargs is 'depth=1, depth=2'; expected keyword" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "lines"),
     [

@@ -259,6 +259,7 @@ SHIFTS = "evaluation.shifts"
         ({"data.train_examples": 2**30}, "fewer"),
         ({"data.test_examples": 1}, "2 or more"),
         ({"data.validation_examples": 0, "logging.probe_every_steps": 10}, "no use"),
+        ({"evaluation.label_fraction": 0.5}, "1.0, as Spirograph has no labels"),
         ({"data.targets": ("m", "size")}, "a tuple of 'm', 'b'"),
         ({"data.targets": ("m", "m")}, "a tuple of 'm', 'b'"),
         ({"embedding.num_views": 0}, "M >= 1"),

@@ -58,6 +58,7 @@ def _keywords(text: str) -> Any:
     if text.strip().startswith("{"):
         return _literal(text)
     with contextlib.suppress(SyntaxError, TypeError, ValueError):
+        compile(f"_({text})", "", "eval")  # refuses a repeated keyword
         call = ast.parse(f"_({text})", mode="eval").body
         if isinstance(call, ast.Call) and not call.args:
             return {word.arg: ast.literal_eval(word.value) for word in call.keywords}

@@ -43,7 +43,7 @@ def load(key: str, name: str) -> Callable[..., Any]:
         sys.path.insert(0, folder)
     try:
         target: Any = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # a script may end the program
         raise ValueError(
             f"{key} is {name!r}, but {module_name} cannot be imported from {folder}: "
             f"{_describe(error)}. Start the program in the folder of the module, or "
@@ -157,5 +157,5 @@ def _own(config: Config, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
                 yield key, name
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

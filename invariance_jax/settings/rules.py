@@ -290,6 +290,7 @@ def _check_spirograph(settings: Settings, problems: _Problems) -> None:
     require(is_whole, "evaluation.families", "('all',)")
     for name, value in (("source", "memory"), ("store_size", None)):
         problems.only(f"data.{name}", value, "Spirograph is drawn on the devices")
+    problems.only("evaluation.label_fraction", 1.0, "Spirograph has no labels")
     is_plain = settings.embedding.num_views == 0
     expected = "M >= 1, as Spirograph has no plain image"
     require(not is_plain, "embedding.num_views", expected)
