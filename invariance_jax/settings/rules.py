@@ -33,12 +33,7 @@ from invariance_jax.settings.schema import (
     get,
 )
 from invariance_jax.settings.values import Bad, convert, expectation
-from invariance_jax.transforms import (
-    Transformation,
-    image,
-    shifts,
-    spirograph,
-)
+from invariance_jax.transforms import Transformation, image, shifts, spirograph
 from invariance_jax.transforms.color import JITTER_NAMES
 
 _FULL_STEP: dict[str, object] = {
