@@ -138,14 +138,11 @@ def _batches(parts: Parts, devices: Sequence[jax.Device]) -> Batches:
         assert isinstance(pictures, Pictures)
         return parts.make_stream(pictures, len(devices))
     count = settings.data.train_examples
-    assert count is not None
-
-    def repeated(leaf: np.ndarray) -> np.ndarray:
-        """Returns an array of the size of all examples that takes no more memory."""
-        return np.broadcast_to(leaf[0], (count, *leaf.shape[1:]))
-
-    examples = jax.tree.map(repeated, parts.task.stand_ins(1))
-    return InMemory(examples, lambda *_: None)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype),
+        parts.task.stand_ins(1),
+    )
+    return InMemory(shapes, lambda *_: None)
 
 
 def _rates(

@@ -25,7 +25,6 @@ from invariance_jax.settings.schema import (
     WITH_SIMILARITIES,
     Augmentation,
     Config,
-    Data,
     Derived,
     Settings,
     change,
@@ -424,6 +423,7 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
             if settings.more_views:
                 names = {"crop_area": "more_area", "image_size": "more_size"}
                 _attempt(lambda: make_image_views(stand_in, "more"), problems, names)
+    problems.stop()  # the set is asked last
     _fill_in(settings, problems)
 
 
@@ -478,33 +478,22 @@ _SET_KEYS = (
 """Keys of data that are read from the description of an image set if they are None."""
 
 
-def _describe(section: Data) -> data.Description | None:
-    """Returns the description of an image set; None if all its keys are given.
+def _fill_in(settings: Settings, problems: _Problems) -> None:
+    """Sets the keys of an image set that are None, and checks those that are given.
 
     The `config.json` of a run gives all, so that its encoder can be used without the
     data set.
     """
+    section, require, description = settings.data, problems.require, None
     *are_given, has_classes = (getattr(section, name) is not None for name in _SET_KEYS)
-    if all(are_given) and has_classes:
-        return None
     try:
-        known = data.known(section.name)
-        return known or data.describe(section.name, data_dir=section.data_dir)
-    except ValueError:
-        if all(are_given):  # a set without labels has no num_classes
-            return None
-        raise
-
-
-def _fill_in(settings: Settings, problems: _Problems) -> None:
-    """Sets the keys of an image set that are None, and checks those that are given."""
-    section, require = settings.data, problems.require
-    description = None
-    try:
-        description = _describe(section)
+        if not (all(are_given) and has_classes):
+            known, folder = data.known(section.name), section.data_dir
+            description = known or data.describe(section.name, data_dir=folder)
     except ValueError as error:
-        problems.lines["data.name"] = str(error)
-        problems.stop()
+        if not all(are_given):  # a set without labels has no num_classes
+            problems.lines["data.name"] = str(error)
+            problems.stop()
     if description is not None:
         count = description.num_train
         expected = f"less than the {count} training images of {section.name}"
