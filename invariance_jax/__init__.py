@@ -7,21 +7,8 @@ feature averaging at test time, and the differentiable Spirograph data.
 
 The parts that other code calls are pure functions: `transforms` (example and alpha to
 view), `losses` (representations to numbers), `evaluation` (frozen representations to
-results) and `models` (images to representations). The other packages run them. Each
-imports only from those listed before it:
-
-    data         data sets, files and streams of examples
-    settings     one typed declaration per configuration key, and its checks
-    runtime      processes, devices, signals, files
-    tasks        examples, and the probe of h: regression, classification or none
-    runs         the work directory: checkpoints, metrics, results
-    training     the parts of a run, and its steps
-    experiments  measurements of a trained encoder
-    report       tables, figures, the HTML page
-    sweeps       sets of runs that differ in a few keys
-    slurm        jobs on a cluster
-
-`train`, `evaluate`, `embed`, `export` and `check` are the programs of `launch.py`.
+results) and `models` (images to representations). The other packages, which the
+README lists, run them.
 
 Dimension letters, the same in every docstring:
 

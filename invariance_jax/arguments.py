@@ -6,9 +6,10 @@ the dtype are checked, of a traced number only the shape.
 """
 
 import contextlib
+import difflib
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import SupportsFloat
 
 import chex
@@ -198,10 +199,17 @@ def check_range(name: str, ends: Sequence[float], *, most: float = math.inf) -> 
         )
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+def closest(name: str, names: Iterable[str]) -> str:
+    """Returns a hint for a misspelt name, "the closest is NAME" if one is close."""
+    matches = difflib.get_close_matches(name, [*names], n=1, cutoff=0.4)
+    return f"the closest is {matches[0]}" if matches else "no name is close to it"
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Checks that a value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {tuple(choices)}; found {value!r}.")
+    if value not in (names := tuple(choices)):
+        hint = closest(str(value), names)
+        raise ValueError(f"{name} must be one of {names}; found {value!r}: {hint}.")
 
 
 def check_matrix(name: str, array: Array | np.ndarray, *, expected: str) -> None:

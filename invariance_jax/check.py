@@ -22,7 +22,7 @@ from invariance_jax.runtime.devices import all_devices, make_deterministic, simu
 from invariance_jax.settings import Config, Settings, resolve
 from invariance_jax.train import checked_parts
 from invariance_jax.training import cost, parallel
-from invariance_jax.training.batches import Batches, InMemory
+from invariance_jax.training.batches import Batches, InMemory, Streamed
 from invariance_jax.training.build import Parts, first_state, state_shapes
 
 _DEVICES = flags.DEFINE_integer(
@@ -56,12 +56,13 @@ class Check(NamedTuple):
     settings: Settings
     devices: tuple[str, ...]  # the kind of each
     parameters: dict[str, int]  # number of parameters of "encoder" and "heads"
-    flops: float  # of a mean step over all devices, see `training.cost`
+    flops: float  # of a step with its penalty, over all devices
     memory: Memory
     compile_seconds: float  # wall-clock time of tracing and compiling the step
-    # For an absent GPU: number of kernels of a step with its penalty, their bytes,
-    # and estimated seconds of a step.
+    # For an absent GPU and such a step: number of kernels, their bytes, and estimated
+    # seconds.
     traffic: tuple[int, int, float] | None
+    ahead: int | None  # bytes of the batches of a stream that this host decodes ahead
     decoded: float | None  # images per second that this host decodes from a stream
     stepped: float | None  # images per second that the training step processes
 
@@ -97,8 +98,8 @@ def run(
     suffix, traffic = ", simulated" if simulated else "", None
     if card:
         suffix, (kernels, moved) = ", absent", cost.traffic_of(compiled)
-        flops_per_device = flops / len(devices)
-        seconds = card.seconds(flops_per_device, moved, kernels, settings.precision)
+        share = flops / len(devices)
+        seconds = card.seconds(share, moved, kernels, settings.precision)
         traffic = kernels, moved, seconds
     present = jax.devices() if card else devices  # images are decoded for these
     decoded, stepped = _rates(parts, batches, compiled, present, bool(suffix))
@@ -115,6 +116,7 @@ def run(
         Memory(data, size, temporary, other),
         compile_seconds,
         traffic,
+        batches.ahead if isinstance(batches, Streamed) else None,
         decoded,
         settings.batch_size / traffic[-1] if traffic else stepped,
     )
@@ -136,14 +138,11 @@ def _batches(parts: Parts, devices: Sequence[jax.Device]) -> Batches:
         assert isinstance(pictures, Pictures)
         return parts.make_stream(pictures, len(devices))
     count = settings.data.train_examples
-    assert count is not None
-
-    def repeated(leaf: np.ndarray) -> np.ndarray:
-        """Returns an array of the size of all examples that takes no more memory."""
-        return np.broadcast_to(leaf[0], (count, *leaf.shape[1:]))
-
-    examples = jax.tree.map(repeated, parts.task.stand_ins(1))
-    return InMemory(examples, lambda *_: None)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype),
+        parts.task.stand_ins(1),
+    )
+    return InMemory(shapes, lambda *_: None)
 
 
 def _rates(
@@ -180,12 +179,14 @@ def table(found: Check) -> str:
     derived, parameters = settings.derived, found.parameters
     batch, count = settings.batch_size, len(found.devices)
     seeds = f", for each of {settings.seeds} seeds" if settings.seeds > 1 else ""
+    with_it = ", with the penalty" if settings.penalty.every_steps > 1 else ""
+    operations = f"products and convolutions{with_it}"
     rows = {
         "devices": f"{count} ({', '.join(sorted({*found.devices}))})",
         "batch": f"{batch} examples, {batch // count} per device",
         "steps": f"{derived.steps}{seeds}, {derived.steps_per_epoch} per epoch",
         "parameters": ", ".join(f"{n:,} ({part})" for part, n in parameters.items()),
-        "FLOPs per step": f"{found.flops / 1e9:.4g} G, products and convolutions",
+        "FLOPs per step": f"{found.flops / 1e9:.4g} G, {operations}",
         "memory per device": _bytes(sum(memory)) + ", of the training step",
         "  data set": _bytes(memory.data),
         "  state": _bytes(memory.state),
@@ -196,11 +197,10 @@ def table(found: Check) -> str:
     if found.traffic is not None:
         kernels, moved, seconds = found.traffic
         rows["kernels per step"] = f"{kernels}, moving {_bytes(moved)}"
-        rows["estimated step"] = f"{seconds * 1e3:.3g} ms"
-    if found.decoded is not None:
+        rows["estimated step"] = f"{seconds * 1e3:.3g} ms{with_it}"
+    if found.ahead is not None:
         needed = "unknown" if found.stepped is None else f"{found.stepped:.0f}"
-        ahead = (settings.data.prefetch + 1) * memory.data * count
-        rows["host memory"] = _bytes(ahead) + ", of batches decoded ahead"
+        rows["host memory"] = _bytes(found.ahead) + ", of batches decoded ahead"
         rows["decoded here"] = f"{found.decoded:.0f} images a second"
         rows["  needed by step"] = f"{needed} images a second"
     width = max(map(len, rows))

@@ -79,10 +79,6 @@ class Flat(nn.Module):
         return images
 
 
-def flat(*, axis_name=None):
-    return Flat()
-
-
 @jax.custom_vjp
 def _double(x):
     return 2 * x
@@ -99,20 +95,12 @@ class Stubborn(nn.Module):
         return _double(nn.Dense(3)(images.reshape(len(images), -1)))
 
 
-def stubborn(*, axis_name=None):
-    return Stubborn()
-
-
 class Endless(nn.Module):
     """An encoder that is not finite, which is refused."""
 
     @nn.compact
     def __call__(self, images, *, train):
         return jnp.log(nn.Dense(3)(images.reshape(len(images), -1)) * 0 - 1)
-
-
-def endless(*, axis_name=None):
-    return Endless()
 
 
 class Counting(nn.Module):
@@ -124,10 +112,6 @@ class Counting(nn.Module):
         if train:
             count.value += 1
         return images.reshape(len(images), -1)
-
-
-def counting(*, axis_name=None):
-    return Counting()
 
 
 class Changing(nn.Module):
@@ -157,6 +141,15 @@ class Grouped(nn.Module):
     def __call__(self, images, *, train):
         norm = BatchNorm(group_size=8, axis_name=self.axis_name)
         return norm(images.reshape(len(images), -1), train=train)
+
+
+def alone(module):
+    """Returns the function that makes an encoder, which needs no axis."""
+    return lambda *, axis_name=None: module()
+
+
+flat, stubborn, endless = alone(Flat), alone(Stubborn), alone(Endless)
+counting = alone(Counting)
 
 
 def grouped(*, axis_name=None, spans=False):

@@ -1,6 +1,7 @@
 """The check before a run: its numbers, by hand, and what it refuses."""
 
 import importlib.util
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from tiny import tiny_config
 
 from invariance_jax import check
 from invariance_jax.runtime.cards import CARDS
+from invariance_jax.settings import resolve
 from invariance_jax.training import cost
 
 WIDE = {"batch_size": 64, "penalty.weight": 0.0, "encoder.width": 384}
@@ -30,6 +32,14 @@ def test_the_rest_is_what_the_run_will_be(found):
     assert found.memory.data == 200 * 4 * 4
     text = check.table(found)
     assert "FLOPs per step" in text and "memory per device" in text
+    assert "with the penalty" not in text
+
+
+def test_a_step_is_one_with_the_penalty_if_not_every_step_has_it(found):
+    settings = resolve(tiny_config({"penalty.every_steps": 4}))
+    text = check.table(found._replace(settings=settings, traffic=(5, 700, 0.002)))
+    assert "G, products and convolutions, with the penalty\n" in text
+    assert re.search("estimated step +2 ms, with the penalty$", text)
 
 
 def test_a_bad_configuration_is_refused_before_anything_is_compiled():

@@ -161,7 +161,10 @@ MISTAKES = {
         [CONFIG, "--config", "configs/none.py"],
         ["twice: configs/spirograph.py:smoke, configs/none.py; expected one"],
     ),
-    "no such file": (["--config=configs/none.py"], ["configs/none.py is no file"]),
+    "no such file": (
+        ["--config=configs/none.py"],
+        [f"{processes.ROOT}/configs/none.py is no file"],
+    ),
     "unknown flag": ([CONFIG, "--wrokdir=a"], ["wrokdir"]),
     "no configuration": ([], ["--config is missing"]),
     "a word too many": ([CONFIG, "now"], ["unexpected argument 'now'; quote '(1, 2)'"]),
@@ -200,14 +203,13 @@ def test_a_check_writes_nothing_and_simulates_devices(tmp_path):
     assert done.stderr == ""
 
 
-def test_a_check_with_wrong_devices_is_one_line():
-    done = run(CONFIG, *SMALL, "--mode=check", "--check_devices=7")
-    assert_one_line(done, "expected a", "7")
-
-
-def test_a_work_directory_is_asked_for():
-    assert_one_line(run(CONFIG), "--workdir is missing")
-
-
-def test_keys_take_one_word():
-    assert_one_line(run("--mode=keys", "a", "b"), "unexpected argument 'b'")
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([CONFIG, *SMALL, "--mode=check", "--check_devices=7"], ["expected a", "7"]),
+        ([CONFIG], ["--workdir is missing"]),
+        (["--mode=keys", "a", "b"], ["unexpected argument 'b'"]),
+    ],
+)
+def test_an_error_without_a_work_directory_is_one_line(arguments, expected):
+    assert_one_line(run(*arguments), *expected)

@@ -324,9 +324,9 @@ def test_encoder_has_the_features_of_its_name_and_the_settings_given(name, featu
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"name": "resnet81"}, "name is 'resnet81'.*closest is 'resnet18'"),
-        ({"stem": "cifar10"}, "stem is 'cifar10'.*closest is 'cifar'"),
-        ({"precision": "bf16"}, "precision is 'bf16'.*closest is 'bfloat16'"),
+        ({"name": "resnet81"}, "found 'resnet81': the closest is resnet18"),
+        ({"stem": "cifar10"}, "found 'cifar10': the closest is cifar"),
+        ({"precision": "bf16"}, "found 'bf16': the closest is bfloat16"),
     ],
     ids=str,
 )

@@ -179,39 +179,65 @@ def test_keys_that_an_own_encoder_is_not_told_are_said(folder, key, value, caplo
     assert f"{key} is {value!r}, which encoder.name" in caplog.text
 
 
-def test_all_parts_that_cannot_be_imported_are_named_at_once():
-    names = {"encoder.name": "nowhere:f", "method.name": "nothing:g"}
+def test_a_module_that_ends_the_program_cannot_be_imported(folder):
+    (folder / "script_of_a_user.py").write_text("raise SystemExit(3)")
+    with pytest.raises(ValueError, match="be imported from .*: SystemExit: 3. Start"):
+        plugins.load("encoder.name", "script_of_a_user:net")
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"seed": -1}, ["seed is -1", "encoder.name", "evaluation.experiments"]),
+        ({"seed": 2**32 - 1, "seeds": 2}, ["seed is", "encoder.name", "evaluation"]),
+        ({"method.name": "a:b"}, ["encoder.name is", "method.name", "evaluation"]),
+        (
+            {"data.name": "flowers", "data.data_dir": "/nowhere"},
+            ["'flowers' is not prepared", "encoder.name", "evaluation"],
+        ),
+        (
+            {
+                "batch_size": 64,
+                "microbatches": 3,
+                "penalty.parameters": ("foo",),
+                "penalty.warmup_steps": 10**6,
+            },
+            ["microb", "penalty.par", "penalty.warm", "encoder.name", "evaluation"],
+        ),
+    ],
+    ids=str,
+)
+def test_parts_that_cannot_be_imported_are_named_beside_bad_keys(changes, lines):
+    own = {"encoder.name": "nowhere:f", "evaluation.experiments": ("nothing:g",)}
     with pytest.raises(ValueError) as caught:
-        build(resolve(tiny_config(names)))
-    assert len(str(caught.value).splitlines()) == 2
-    assert str(caught.value).count("add that folder to PYTHONPATH") == 2
+        train.checked_parts(resolve(tiny_config(own | changes)), 1)
+    found = str(caught.value).splitlines()
+    assert len(found) == len(lines)
+    assert all(map(str.startswith, found, lines))
+    assert found[-1].endswith("add that folder to PYTHONPATH.")
 
 
-def test_bad_keys_of_all_kinds_are_listed_at_once():
-    flags = "temperature=-1", "deterministic=maybe", "flip=2", "seeds=x"
-    done = processes.launch(
-        "--mode=check",
-        "--config=configs/spirograph.py:smoke",
-        *(f"--config.{flag.replace('flip', 'augmentation.flip')}" for flag in flags),
-    )
-    assert done.returncode and len(done.stderr.splitlines()) == 4, done.stderr
-    assert "deterministic is 'maybe'; expected True or False." in done.stderr
-    changes = {"batch_size": 64, "microbatches": 3, "penalty.parameters": ("foo",)}
-    with pytest.raises(ValueError) as caught:
-        resolve(tiny_config(changes | {"penalty.warmup_steps": 10**6}))
-    found = [line.split(" is ")[0] for line in str(caught.value).splitlines()]
-    assert {"microbatches", "penalty.parameters", "penalty.warmup_steps"} <= {*found}
-
-
-def test_misspelt_keys_and_bad_values_are_listed_at_once():
-    done = processes.launch(
-        "--mode=check",
-        "--config=configs/spirograph.py:smoke",
-        "--config.penalti.weight=1",
-        "--config.seedz=2",
-        "--config.deterministic=maybe",
-        "--config.seed=-1",
-    )
-    assert done.stderr.count("is not a key; the closest is") == 2
-    assert "deterministic is 'maybe'; expected True or False." in done.stderr
-    assert "seed is -1; expected" in done.stderr and done.stderr.count("\n") == 4
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("seedz=2 encoder.name=a:b", ["seedz is not a key", "a cannot be imported"]),
+        (
+            "penalti.weight=1 seedz=2 deterministic=maybe seed=-1 encoder.name=a:b",
+            [
+                "penalti.weight is not a key; the closest is --config.penalty.weight",
+                "seedz is not a key; the closest is --config.seed",
+                "seed is -1; expected",
+                "deterministic is 'maybe'; expected True or False.",
+                "a cannot be imported",
+            ],
+        ),
+        ("seeds=x augmentation.flip=2", ["seeds is 'x'", "augmentation.flip is '2'"]),
+        ("encoder.kwargs=a=1,a=2", ["encoder.kwargs is 'a=1,a=2'; expected keyword"]),
+    ],
+)
+def test_errors_of_all_kinds_are_listed_at_once(words, expected):
+    changes = [f"--config.{word}" for word in words.split()]
+    config = "--config=configs/spirograph.py:smoke"
+    found = processes.launch("--mode=check", config, *changes).stderr.splitlines()
+    assert len(found) == len(expected)
+    assert all(text in line for text, line in zip(expected, found, strict=True))

@@ -32,7 +32,8 @@ def run(context: Context) -> ExperimentResult:
         count = len(context.train.x) + len(context.test.x)
         (pixels, *_) = jax.tree.leaves(context.task.stand_ins(1))
         what = f"evaluation.baselines: the pixels of {count} images"
-        limits.memory(what, 4 * count * pixels.size)
+        advice = "leave them out, or lower evaluation.train_examples"
+        limits.memory(what, 4 * count * pixels.size, advice=advice)
     rows = rows_of(context.scored(0).values, views=context.num_views[0])
     if context.task.targets:
         constant = float(context.y("test").var(axis=0).mean())

@@ -4,13 +4,13 @@ Foster, Pukdee, Rainforth (ICLR 2021), section 5: the nuisance should not be pre
 from an invariant representation.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from invariance_jax import evaluation
 from invariance_jax.experiments.context import STREAMS, Context
 from invariance_jax.runs.results import ExperimentResult, Row
+from invariance_jax.tasks import in_float64
 from invariance_jax.training.objective import Variables
 from invariance_jax.types import Array
 
@@ -77,8 +77,7 @@ def predict_nuisance(
     values, each `[P]`, are mse in squared units of the parameter, constant (the mse of
     predicting the mean training alpha), r2 and the selected l2.
     """
-    cpu = jax.local_devices(backend="cpu")[0]
-    with jax.enable_x64(True), jax.default_device(cpu):
+    with in_float64():
         train, alpha_train, test, true = (
             jnp.asarray(array, jnp.float64) for array in (h, alpha, h_test, alpha_test)
         )

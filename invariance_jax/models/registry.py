@@ -1,13 +1,11 @@
 """Encoders by name."""
 
-import difflib
-from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from invariance_jax.arguments import check_integer
+from invariance_jax.arguments import check_choice, check_integer
 from invariance_jax.models.mlp import MLP
 from invariance_jax.models.resnet import STEMS, WIDTH, ResNet
 from invariance_jax.models.vit import ViT
@@ -79,9 +77,9 @@ def create_encoder(
 
     Gradients: none; the module allows reverse over forward mode.
     """
-    _check_choice("name", name, ENCODERS)
-    _check_choice("stem", stem, STEMS)
-    _check_choice("precision", precision, PRECISIONS)
+    check_choice("name", name, ENCODERS)
+    check_choice("stem", stem, STEMS)
+    check_choice("precision", precision, PRECISIONS)
     dtype = PRECISIONS[precision]
     if name in VITS:
         width = _or_default("width", width, VITS[name])
@@ -102,12 +100,3 @@ def create_encoder(
 
 def _or_default(name: str, value: int | None, default: int) -> int:
     return default if value is None else check_integer(name, value)
-
-
-def _check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        closest = difflib.get_close_matches(value, choices, n=1, cutoff=0.0)
-        raise ValueError(
-            f"{argument} is {value!r}, expected one of {', '.join(choices)}; "
-            f"the closest is {closest[0]!r}"
-        )

@@ -139,7 +139,7 @@ def call_in_file(path: str, function: str, *arguments: str) -> Any:
     """
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
-        raise ValueError(f"{path} is no file; expected a Python file.")
+        raise ValueError(f"{os.path.abspath(path)} is no file; expected a Python file.")
     try:
         called = runpy.run_path(path).get(function)
         if callable(called):

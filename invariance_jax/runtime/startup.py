@@ -28,7 +28,7 @@ from invariance_jax.runtime.preemption import (
     ignore_signals,
 )
 from invariance_jax.runtime.processes import is_main_process
-from invariance_jax.settings import KEYS, Config, closest, resolve
+from invariance_jax.settings import KEYS, Config, closest, plugins, resolve
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def parse(arguments: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(sys.argv)
         if errors and flags.FLAGS.sweep is None:  # it may change bad values
-            resolve(flags.FLAGS.config)
+            errors += plugins.problems(resolve(flags.FLAGS.config))
     except _EXPECTED as error:
         if not errors:
             raise

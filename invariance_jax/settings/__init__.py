@@ -1,12 +1,12 @@
 """Configurations: the declared keys, their checks, and functions of the user's own."""
 
+from invariance_jax.arguments import closest
 from invariance_jax.settings.rules import check_devices, check_parameters, resolve
 from invariance_jax.settings.schema import (
     KEYS,
     Config,
     Settings,
     change,
-    closest,
     flatten,
     from_dict,
     to_dict,

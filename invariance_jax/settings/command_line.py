@@ -11,8 +11,9 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import config_path
 
+from invariance_jax.arguments import closest
 from invariance_jax.settings import schema
-from invariance_jax.settings.schema import KEYS, Config, closest
+from invariance_jax.settings.schema import KEYS, Config
 from invariance_jax.settings.values import expectation, type_name
 
 _TRUTH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
@@ -57,6 +58,7 @@ def _keywords(text: str) -> Any:
     if text.strip().startswith("{"):
         return _literal(text)
     with contextlib.suppress(SyntaxError, TypeError, ValueError):
+        compile(f"_({text})", "", "eval")  # refuses a repeated keyword
         call = ast.parse(f"_({text})", mode="eval").body
         if isinstance(call, ast.Call) and not call.args:
             return {word.arg: ast.literal_eval(word.value) for word in call.keywords}

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from invariance_jax.settings import schema
-from invariance_jax.settings.schema import Settings
+from invariance_jax.settings.schema import Config, Settings
 
 _PARTS = ("encoder.name", "augmentation.name", "method.name")
 """The keys that may name a part of a run by MODULE:FUNCTION."""
 
-_POSITIONAL = {"augmentation.name": ("data",), "evaluation.experiments": ("context",)}
+_EXPERIMENTS = "evaluation.experiments"
+
+_POSITIONAL = {"augmentation.name": ("data",), _EXPERIMENTS: ("context",)}
 """The names of the positional arguments of a user's function, by its key."""
 
 FORM = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -41,7 +43,7 @@ def load(key: str, name: str) -> Callable[..., Any]:
         sys.path.insert(0, folder)
     try:
         target: Any = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # a script may end the program
         raise ValueError(
             f"{key} is {name!r}, but {module_name} cannot be imported from {folder}: "
             f"{_describe(error)}. Start the program in the folder of the module, or "
@@ -56,16 +58,27 @@ def load(key: str, name: str) -> Callable[..., Any]:
     return target
 
 
-def check(settings: Settings) -> None:
-    """Raises ValueError with a line for each user function that cannot be imported."""
-    problems = []
-    for key, name in _own_parts(settings).items():
+def problems(
+    config: Config, keys: tuple[str, ...] = (*_PARTS, _EXPERIMENTS)
+) -> list[str]:
+    """Returns a line for each user function that cannot be imported.
+
+    The configuration need not be checked: other values than MODULE:FUNCTION are passed
+    over.
+    """
+    lines = []
+    for key, name in _own(config, keys):
         try:
             load(key, name)
         except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError("\n".join(problems))
+            lines.append(str(error))
+    return lines
+
+
+def check(settings: Settings) -> None:
+    """Raises ValueError if a part cannot be imported; names experiments beside it."""
+    if problems(settings, _PARTS):
+        raise ValueError("\n".join(problems(settings)))
 
 
 def check_call(key: str, name: str, /, **kwargs: object) -> None:
@@ -132,13 +145,17 @@ def source(key: str, name: str) -> str:
 
 def sources(settings: Settings) -> dict[str, str]:
     """Returns key -> `source` for each part of a run that is a user's function."""
-    return {key: source(key, name) for key, name in _own_parts(settings).items()}
+    return {key: source(key, name) for key, name in _own(settings, _PARTS)}
 
 
-def _own_parts(settings: Settings) -> dict[str, str]:
-    names = {key: schema.get(settings, key) for key in _PARTS}
-    return {key: name for key, name in names.items() if is_own(name)}
+def _own(config: Config, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yields (key, MODULE:FUNCTION) of each function of the user."""
+    for key in keys:
+        value = schema.get(config, key)
+        for name in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(name, str) and FORM.fullmatch(name):
+                yield key, name
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -25,7 +25,6 @@ from invariance_jax.settings.schema import (
     WITH_SIMILARITIES,
     Augmentation,
     Config,
-    Data,
     Derived,
     Settings,
     change,
@@ -33,12 +32,7 @@ from invariance_jax.settings.schema import (
     get,
 )
 from invariance_jax.settings.values import Bad, convert, expectation
-from invariance_jax.transforms import (
-    Transformation,
-    image,
-    shifts,
-    spirograph,
-)
+from invariance_jax.transforms import Transformation, image, shifts, spirograph
 from invariance_jax.transforms.color import JITTER_NAMES
 
 _FULL_STEP: dict[str, object] = {
@@ -80,9 +74,13 @@ class _Problems:
         self.require(get(self._config, key) == value, key, f"{value!r}, as {why}")
 
     def stop(self) -> None:
-        """Raises ValueError with all lines, if there are any."""
+        """Raises ValueError with all lines, if there are any.
+
+        User functions that cannot be imported are named beside them.
+        """
         if self.lines:
-            raise ValueError("\n".join(self.lines.values()))
+            lines = *self.lines.values(), *plugins.problems(self._config)
+            raise ValueError("\n".join(lines))
 
 
 def resolve(config: Config) -> Settings:
@@ -286,6 +284,7 @@ def _check_spirograph(settings: Settings, problems: _Problems) -> None:
     require(is_whole, "evaluation.families", "('all',)")
     for name, value in (("source", "memory"), ("store_size", None)):
         problems.only(f"data.{name}", value, "Spirograph is drawn on the devices")
+    problems.only("evaluation.label_fraction", 1.0, "Spirograph has no labels")
     is_plain = settings.embedding.num_views == 0
     expected = "M >= 1, as Spirograph has no plain image"
     require(not is_plain, "embedding.num_views", expected)
@@ -408,8 +407,8 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
         problems.require(section.source_size == square, "data.source_size", expected)
     problems.only("evaluation.lbfgs_steps", (), "the probe is logistic")
     _apply_recipe(augmentation, problems)
-    if not plugins.is_own(augmentation.name):
-        problems.stop()
+    fits = "augmentation.second_view" not in problems.lines
+    if fits and not plugins.is_own(augmentation.name):
         stand_in = copy.deepcopy(settings)
         source = section.source_size or (32, 32)
         stand_in.data.source_size = source
@@ -424,7 +423,7 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
             if settings.more_views:
                 names = {"crop_area": "more_area", "image_size": "more_size"}
                 _attempt(lambda: make_image_views(stand_in, "more"), problems, names)
-    problems.stop()
+    problems.stop()  # the set is asked last
     _fill_in(settings, problems)
 
 
@@ -479,28 +478,22 @@ _SET_KEYS = (
 """Keys of data that are read from the description of an image set if they are None."""
 
 
-def _describe(section: Data) -> data.Description | None:
-    """Returns the description of an image set; None if all its keys are given.
+def _fill_in(settings: Settings, problems: _Problems) -> None:
+    """Sets the keys of an image set that are None, and checks those that are given.
 
     The `config.json` of a run gives all, so that its encoder can be used without the
     data set.
     """
+    section, require, description = settings.data, problems.require, None
     *are_given, has_classes = (getattr(section, name) is not None for name in _SET_KEYS)
-    if all(are_given) and has_classes:
-        return None
     try:
-        known = data.known(section.name)
-        return known or data.describe(section.name, data_dir=section.data_dir)
-    except ValueError:
-        if all(are_given):  # a set without labels has no num_classes
-            return None
-        raise
-
-
-def _fill_in(settings: Settings, problems: _Problems) -> None:
-    """Sets the keys of an image set that are None, and checks those that are given."""
-    section, require = settings.data, problems.require
-    description = _describe(section)
+        if not (all(are_given) and has_classes):
+            known, folder = data.known(section.name), section.data_dir
+            description = known or data.describe(section.name, data_dir=folder)
+    except ValueError as error:
+        if not all(are_given):  # a set without labels has no num_classes
+            problems.lines["data.name"] = str(error)
+            problems.stop()
     if description is not None:
         count = description.num_train
         expected = f"less than the {count} training images of {section.name}"

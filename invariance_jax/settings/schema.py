@@ -7,12 +7,12 @@ values; they never add a key.
 """
 
 import copy
-import difflib
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from invariance_jax.arguments import closest
 from invariance_jax.losses.invariance import LIMIT_SHAPES, NORMALIZATIONS
 from invariance_jax.models.registry import ENCODERS, PRECISIONS
 from invariance_jax.models.resnet import STEMS
@@ -619,12 +619,6 @@ def change(config: Config, name: str, value: object) -> None:
         raise ValueError(f"{name} is not a key; {closest(name, KEYS)}.")
     *sections, last = name.split(".")
     setattr(get(config, ".".join(sections)) if sections else config, last, value)
-
-
-def closest(name: str, names: Iterable[str]) -> str:
-    """Returns a hint for a misspelt name, "the closest is NAME" if one is close."""
-    matches = difflib.get_close_matches(name, [*names], n=1, cutoff=0.4)
-    return f"the closest is {matches[0]}" if matches else "no name is close to it"
 
 
 def to_dict(config: Config) -> Json:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from invariance_jax.arguments import closest
 from invariance_jax.settings import plugins
-from invariance_jax.settings.schema import MOST, OFF, Key, closest, tuples
+from invariance_jax.settings.schema import MOST, OFF, Key, tuples
 
 _TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
@@ -19,7 +20,8 @@ _WORDS = {
     float: "a number",
     str: "a string",
     bool: "True or False",
-    dict: "keyword arguments with plain values, such as a=1, b='x', or a dictionary",
+    dict: "keyword arguments with plain values, which config.json can record (no "
+    "functions), such as a=1, b='x', or a dictionary",
 }
 _ENTRIES = {int: "integers", float: "numbers", str: "names"}
 

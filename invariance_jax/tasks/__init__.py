@@ -4,9 +4,9 @@ from invariance_jax import data
 from invariance_jax.settings import Settings
 from invariance_jax.tasks.images import ImageTask
 from invariance_jax.tasks.spirograph import SpirographTask
-from invariance_jax.tasks.task import Examples, Scored, Task
+from invariance_jax.tasks.task import Examples, Scored, Task, in_float64
 
-__all__ = ["Examples", "Scored", "Task", "make_task", "open_set"]
+__all__ = ["Examples", "Scored", "Task", "in_float64", "make_task", "open_set"]
 
 
 def make_task(settings: Settings) -> Task:

@@ -3,10 +3,6 @@
 Foster, Pukdee, Rainforth (ICLR 2021), section 5.
 """
 
-import contextlib
-from collections.abc import Iterator
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,23 +10,16 @@ from invariance_jax import data, evaluation
 from invariance_jax.evaluation import LinearProbe
 from invariance_jax.settings import Settings
 from invariance_jax.settings.rules import make_spirograph, spirograph_bounds
-from invariance_jax.tasks.task import Examples, Task
+from invariance_jax.tasks.task import Examples, Task, in_float64
 from invariance_jax.transforms import Transformation
 from invariance_jax.types import Array
-
-
-@contextlib.contextmanager
-def _in_float64() -> Iterator[None]:
-    cpu = jax.local_devices(backend="cpu")[0]
-    with jax.enable_x64(True), jax.default_device(cpu):
-        yield
 
 
 class SpirographTask(Task):
     """An example is a target vector; the probe is ridge regression, in CPU float64."""
 
     metric = "mse"
-    precision = staticmethod(_in_float64)
+    precision = staticmethod(in_float64)
 
     def __init__(self, settings: Settings):
         """See `Task`."""
@@ -68,7 +57,7 @@ class SpirographTask(Task):
 
     def fit(self, h: np.ndarray, y: np.ndarray) -> LinearProbe:
         """Returns the probe of a ridge regression."""
-        with _in_float64():
+        with in_float64():
             l2 = self.settings.evaluation.l2
             return evaluation.fit_ridge(_to_float64(h), _to_float64(y), l2=l2)
 
@@ -79,7 +68,7 @@ class SpirographTask(Task):
         grid, num_held_out = self.settings.evaluation.l2_grid, max(len(h) // 10, 1)
         if not grid:
             return {}
-        with _in_float64():
+        with in_float64():
             probe, _ = evaluation.fit_ridge_selected(
                 _to_float64(h), _to_float64(y), l2=grid, num_held_out=num_held_out
             )
@@ -111,7 +100,7 @@ class SpirographTask(Task):
             method="L-BFGS-B",
             options={"maxiter": steps, "maxfun": 100 * steps, "ftol": 0, "gtol": 0},
         ).x.reshape(shape)
-        with _in_float64():
+        with in_float64():
             return LinearProbe(_to_float64(solution[:-1]), _to_float64(solution[-1]))
 
     def quality(self, predictions: Array, y: Array) -> dict[str, float]:

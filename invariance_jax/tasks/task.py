@@ -4,10 +4,11 @@ Foster, Pukdee, Rainforth (ICLR 2021), sections 4 and 5.
 """
 
 import abc
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,6 +19,14 @@ from invariance_jax.settings import Settings
 from invariance_jax.settings.rules import is_asked
 from invariance_jax.transforms import Squashed, Transformation
 from invariance_jax.types import Array
+
+
+@contextlib.contextmanager
+def in_float64() -> Iterator[None]:
+    """Computes in float64 and on the CPU within a `with` block."""
+    cpu = jax.local_devices(backend="cpu")[0]
+    with jax.enable_x64(True), jax.default_device(cpu):
+        yield
 
 
 class Examples(NamedTuple):
@@ -51,7 +60,9 @@ class Task(abc.ABC):
     targets: tuple[str, ...] = ()  # names of the T regression targets
     metric: str  # main metric, a key of `Scored.values`; "" without labels
     # Context in which probes are computed.
-    precision: Callable[[], AbstractContextManager[None]] = nullcontext
+    precision: Callable[[], contextlib.AbstractContextManager[None]] = (
+        contextlib.nullcontext
+    )
 
     def __init__(self, settings: Settings):
         """Stores the settings; reads no file."""

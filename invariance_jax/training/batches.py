@@ -66,6 +66,7 @@ class Streamed:
     """
 
     loads_each_step = True
+    ahead: int  # bytes of a batch and of those that this process decodes before it
 
     def __init__(
         self,
@@ -79,8 +80,9 @@ class Streamed:
     ):
         """Stores the images and the sampler of their indices; reads no image."""
         count = (prefetch + 1) * batch_size // jax.process_count()
-        ahead = count * pictures.store.image_bytes
-        limits.memory(f"data.prefetch: the next {count} images", ahead)
+        self.ahead = count * pictures.store.image_bytes
+        what, advice = f"data.prefetch: the next {count} images", "lower data.prefetch"
+        limits.memory(what, self.ahead, advice=f"{advice} or batch_size")
         self._pictures, self._prefetch = pictures, prefetch
         self._share = num_devices, batch_size // num_devices
         steps = jnp.arange(_STEPS_AT_ONCE, dtype=jnp.int32)

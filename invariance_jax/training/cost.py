@@ -34,9 +34,8 @@ def count_operations(parts: Parts) -> float:
 
     Counts convolutions and matrix products, from the shapes of layers, and similarities
     where the loss has any. The backward pass costs twice the forward pass. Each
-    derivative and each view that the penalty needs costs as much as a view; the mean
-    over steps is counted if the penalty is not in each. A target network has no
-    backward pass.
+    derivative and each view that the penalty needs costs as much as a view; the step is
+    one with the penalty. A target network has no backward pass.
     """
     settings, objective = parts.settings, parts.objective
     images = view_shapes(parts.task, parts.transformation)
@@ -47,7 +46,7 @@ def count_operations(parts: Parts) -> float:
         _, further = products(parts.encoder, view_shapes(parts.task, objective.more))
     # "mixed" needs a derivative and a view per direction, the others one of the two.
     extra = settings.penalty.directions * (1.0 + (settings.penalty.kind == "mixed"))
-    extra *= has_penalty(settings.penalty) / settings.penalty.every_steps
+    extra *= has_penalty(settings.penalty)
     passes = 2 * settings.average_views + extra
     passes_of_heads = 2 + settings.more_views + extra * (settings.penalty.at == "z")
     trained = passes * encoder + passes_of_heads * heads
