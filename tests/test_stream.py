@@ -288,6 +288,29 @@ def test_a_process_that_was_suspended_does_not_hang(data_dir, monkeypatch):
     found.load(np.arange(1))
 
 
+ENDING = """
+import atexit, threading
+atexit.register(lambda: print(len(streams._busy), [job.ready() for job in jobs][-1]))
+import numpy as np
+from invariance_jax import data
+from invariance_jax.data import streams
+options = {"data_dir": %r, "validation_examples": 0, "size": 8}
+found = data.open_pictures("mine", "train", **options, threads=8)
+read, begun = found.store.records.read, threading.Event()
+found.store.records.read = lambda index: begun.set() or time.sleep(0.05) or read(index)
+import time
+jobs = found.start(np.arange(12).repeat(99)).jobs
+begun.wait()
+"""
+
+
+def test_a_process_that_ends_waits_for_no_batch_but_lets_each_thread_finish(data_dir):
+    # A thread that decodes while the interpreter goes may abort the process.
+    shown = ["-W", "default::ResourceWarning"]
+    process = processes.start([*shown, "-c", ENDING % str(data_dir)])
+    assert processes.finish(process) == ([0], ["0 False\n"])
+
+
 def test_boxes_have_the_aspect_of_the_image_as_it_was():
     unit = RANDOM.random((200, 22), np.float32)
     options = {"area": (0.08, 1.0), "aspect": (3 / 4, 4 / 3), "whole_pixels": False}
