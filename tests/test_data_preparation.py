@@ -6,12 +6,11 @@ import struct
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
 
 from invariance_jax import data
 from invariance_jax.data import __main__ as command
-from invariance_jax.data import decoding, records
+from invariance_jax.data import decoding, writing
 
 
 def draw(seed, num, shape=(6, 5, 3), num_classes=3):
@@ -69,7 +68,7 @@ def check(data_dir, split, images, labels):
 def test_arrays_come_back_in_their_order(
     channels, labelled, chunk, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(records, "_CHUNK", chunk)
+    monkeypatch.setattr(writing, "SHARD_BYTES", chunk)
     splits = {
         "train": draw(0, 9, (6, 5, channels)),
         "test": draw(1, 4, (6, 5, channels)),
@@ -114,13 +113,6 @@ def test_arrays_are_described_without_decoding(
     np.testing.assert_allclose(found.std, pixels.std(axis=0), rtol=1e-12)
 
 
-def test_sets_larger_than_the_buffer_of_tfds_need_no_tensorflow(tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds.core.shuffle, "MAX_MEM_BUFFER_SIZE", 10)
-    prepare(tmp_path)
-    np.testing.assert_array_equal(load("train", tmp_path)[0], TRAIN[0])
-    assert tfds.core.shuffle.MAX_MEM_BUFFER_SIZE == 10
-
-
 def test_existing_set_is_not_overwritten(tmp_path):
     prepare(tmp_path)
     with pytest.raises(ValueError, match="'mine' is taken by the set in .*mine/1.0.0"):
@@ -137,7 +129,7 @@ def test_failed_preparation_is_one_sentence_and_leaves_no_set(
     fault, tmp_path, monkeypatch
 ):
     root = tmp_path / "sets"
-    monkeypatch.setattr(records, "_encode", lambda image: fault(root) or b"")
+    monkeypatch.setattr(writing, "_encode", lambda image: fault(root) or b"")
     message = (
         f"mine was not written to {root}/mine/1.0.0 .*folder has room, .*not removed"
     )
@@ -171,8 +163,7 @@ def test_paths_are_no_patterns(folder, tmp_path):
 def test_file_gets_no_bars(tmp_path, capsys):
     prepare(tmp_path)
     load("train", tmp_path)
-    printed = capsys.readouterr()
-    assert "mine" in printed.err and not printed.out and "\r" not in printed.err
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("name", ["Mine", "my-set", "1st", "", "a/b", "../a", None])
@@ -242,14 +233,6 @@ def test_folders_come_back_with_their_classes_in_another_order(tmp_path, folders
     check(tmp_path / "sets", "train", *TRAIN)
     check(tmp_path / "sets", "test", *TEST)
     assert np.any(np.diff(load("train", tmp_path / "sets")[1]) < 0)
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_file_beside_class_folders_is_refused(split, tmp_path, folders):
-    write_images(folders[split], TRAIN[0][:1])
-    with pytest.raises(ValueError, match=f"{split} has the file '0.png' beside its"):
-        data.prepare_folder("mine", tmp_path / "sets", **folders, image_size=4)
-    assert not (tmp_path / "sets").exists()
 
 
 @pytest.mark.parametrize("labels", [None, np.arange(25) % 3])
@@ -387,17 +370,15 @@ def test_varying_sizes_name_two_files(tmp_path, folders):
         ({"image_size": 0}, "image_size must be an integer of 1 or more; found 0"),
         ({"image_size": 4.0}, "image_size must be an integer of 1 or more; found 4.0"),
         ({"image_size": 10**7}, "13 images of 10000000 x 10000000 pixels take 3.9e"),
-        ({"empty": "test/d"}, "same class folders; only one .* has 'd'"),
-        ({"empty": "train/d test/d"}, "d has no images"),
-        ({"empty": "new", "train": "new", "test": None}, "new has no images"),
-        ({"train": "train/a"}, "same class folders; only one .* has 'a'"),
-        ({"empty": "train/e\udce9 test/e\udce9"}, r"UTF-8 text .*'e\\udce9'"),
+        ({"train": "train/a"}, "6.png is in no class folder, but other images are"),
+        ({"moved": "train/e\udce9"}, r"UTF-8 text .*'e\\udce9'"),
     ],
 )
 def test_bad_folders_are_refused(changes, message, tmp_path, folders, monkeypatch):
-    for name in changes.pop("empty", "").split():
-        (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
+    if moved := changes.pop("moved", None):
+        os.rename("train/c", moved)
+        shutil.rmtree("test/c")
     with pytest.raises(ValueError, match=message):
         data.prepare_folder("mine", tmp_path, **{**folders, **changes})
     assert not (tmp_path / "mine").exists()

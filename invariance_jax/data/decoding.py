@@ -9,10 +9,13 @@ import contextlib
 import importlib
 import io
 import types
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from invariance_jax.data import limits as checks
 
 simplejpeg: types.ModuleType | None = None
 with contextlib.suppress(ImportError):
@@ -34,6 +37,9 @@ _TURNS: dict[object, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation -> the transposition that makes the image upright."""
+
+_TRANSPOSED = {5, 6, 7, 8}
+"""Orientations that exchange height and width."""
 
 
 def decode(
@@ -107,13 +113,42 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """Returns an image with 8 bits a channel and its transparent pixels on white."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode[0] in "IF":
-        raise ValueError(f"its mode {image.mode} has more than 8 bits")
+    _check_mode(image)
     if not image.has_transparency_data:
         return image
     foreground = image.convert("RGBA")
     white = Image.new("RGBA", foreground.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, foreground)
+
+
+def size(content: bytes, place: str) -> tuple[int, int]:
+    """Returns the height and width of an upright image, from the header of its file.
+
+    Raises ValueError with its place if `decode` cannot read such a file.
+    """
+    with naming(place), Image.open(io.BytesIO(content)) as image:
+        _check_mode(image)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return image.size if orientation in _TRANSPOSED else image.size[::-1]
+
+
+@contextlib.contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Turns each error about an image file into a ValueError that names the file."""
+    try:
+        yield
+    except Exception as error:  # each format of Pillow raises its own errors
+        reason = checks.reason(error)
+        if isinstance(error, UnidentifiedImageError):
+            reason = "its format is unknown"  # Pillow prints an object
+        raise ValueError(
+            f"{place} is not an image that can be read ({reason}); repair or remove it."
+        ) from error
+
+
+def _check_mode(image: Image.Image) -> None:
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its mode {image.mode} has more than 16 bits")
 
 
 def turn(file: Image.Image, image: Image.Image) -> Image.Image:

@@ -160,6 +160,7 @@ class _ImageSet(NamedTuple):
     train: tuple[Shard, ...]
     test: tuple[Shard, ...]
     moments: tuple[Color, Color] | None
+    written: int  # when, in nanoseconds: caches must not take it for an earlier set
 
     def stored_arrays(self, split: str) -> dict[str, np.ndarray]:
         """Returns the arrays stored beside the records of a split: labels, an index."""
@@ -299,7 +300,8 @@ def _open_set(name: str, root: Path) -> _ImageSet:
     mean, std = metadata.get("mean"), metadata.get("std")
     moments = (tuple(mean), tuple(std)) if mean and std else None
     path, (shape, classes) = Path(builder.data_path), _check_features(name, features)
-    return _ImageSet(path, builder.name, shape, classes, train, test, moments)
+    written = (path / "dataset_info.json").stat().st_mtime_ns
+    return _ImageSet(path, builder.name, shape, classes, train, test, moments, written)
 
 
 def _read_builder(name: str, root: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:

@@ -48,17 +48,17 @@ def prepare(
     if path is not None:
         return path
     # Imported here so that a run on Spirograph's targets needs no TFDS.
-    from invariance_jax.data import records
+    from invariance_jax.data import writing
 
     if name != "spirograph":
         from invariance_jax.data.sources import make_builder
 
-        return records.write(make_builder(name, data_dir=root, folder=folder))
+        return writing.write(make_builder(name, data_dir=root, folder=folder))
     from invariance_jax.data.spirograph import Spirograph
 
     if folder is not None:
         raise ValueError("source is for original files; spirograph is drawn.")
-    return records.write(Spirograph(data_dir=root))
+    return writing.write(Spirograph(data_dir=root))
 
 
 def prepare_arrays(
@@ -93,9 +93,9 @@ def prepare_arrays(
     root = folder_for_new(name, data_dir)
     splits = {"train": _check_split("train", train), "test": _check_split("test", test)}
     names = _check_together(splits["train"], splits["test"], class_names)
-    from invariance_jax.data import records
+    from invariance_jax.data import writing
 
-    return records.write(records.Builder(name, root, splits, names))
+    return writing.write_arrays(name, root, splits, names)
 
 
 def prepare_folder(

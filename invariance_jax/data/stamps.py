@@ -9,7 +9,6 @@ package: they keep their own licences.
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from invariance_jax.data import records
 from invariance_jax.data.originals import prepare_files
 from invariance_jax.data.preparation import folder_for_new
 from invariance_jax.data.sets import user_path
-from invariance_jax.data.streams import cores
 
 _PACKAGES = "apt-get install tuxpaint-stamps-default mate-backgrounds"
 _MIN_STAMPS = 12  # in a category; smaller categories are left out
@@ -67,11 +65,11 @@ def _draw_split(
     """Draws the missing images of a split, equally many of each category."""
     wallpapers, names = [*map(_read_wallpaper, walls)], [*categories]
 
-    def draw(number: int) -> int:
+    def draw(number: int) -> None:
         name = names[number % len(names)]
         file = folder / name / f"{number:06d}.jpg"
         if file.exists():  # from an interrupted call
-            return 1
+            return
         stamps = _of_split(categories[name], split)
         stamp = stamps[number // len(names) % len(stamps)]
         random = np.random.default_rng([0, split == "test", number])
@@ -79,11 +77,8 @@ def _draw_split(
         temporary = file.with_suffix(".tmp")
         _draw(random, stamp, wallpapers).save(temporary, "JPEG", quality=85)
         temporary.rename(file)
-        return 1
 
-    with ThreadPoolExecutor(cores()) as pool:
-        counts = pool.map(draw, range(_COUNTS[split]))
-        records.progress(counts, _COUNTS[split], f"Drawing stamps {split}")
+    records.for_each(draw, _COUNTS[split], f"Drawing stamps {split}")
 
 
 def _of_split(paths: list[Path], split: str) -> list[Path]:

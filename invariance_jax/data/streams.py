@@ -77,6 +77,11 @@ class FileRecords:
         """Returns the number of images."""
         return len(self.places)
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """Returns the number of bytes of each image."""
+        return self.places[:, 2]
+
     def where(self, index: int) -> str:
         """Returns the file, and the first byte of an image within an archive."""
         number, start, _ = self.places[index]
