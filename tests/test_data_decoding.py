@@ -42,6 +42,17 @@ def test_other_modes_become_colours_or_grey(mode, form):
         np.testing.assert_allclose(pixels, shown, atol=2)
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_the_size_in_the_header_is_that_of_the_upright_image(orientation, form):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = image_file((8, 4), form=form, exif=exif)
+    pixels, shape = decoding.decode(file, channels=3, size=None)
+    expected = (8, 4) if orientation == 3 else (4, 8)
+    assert pixels.shape[:2] == shape == decoding.size(file, "here") == expected
+
+
 def test_orientation_turns_and_transparency_is_white():
     exif = Image.Exif()
     exif[0x0112] = 6

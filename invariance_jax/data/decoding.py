@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from invariance_jax.data import limits as checks
 
@@ -26,20 +26,6 @@ GREY_MODES = {"1", "L", "LA"}
 
 _FACTORS = (8, 4, 2)
 """Factors by which both decoders can reduce a JPEG while they decode it."""
-
-_TURNS: dict[object, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation -> the transposition that makes the image upright."""
-
-_TRANSPOSED = {5, 6, 7, 8}
-"""Orientations that exchange height and width."""
 
 
 def decode(
@@ -105,8 +91,9 @@ def _decode_with_pillow(
         if image.format == "JPEG" and image.mode != "CMYK":
             factor = _factor(shape, size)
             image.draft(None, (image.width // factor, image.height // factor))
-        upright = turn(image, _eight_bits(image).convert(mode))
-    return upright, shape if upright.size[0] == image.width else shape[::-1]
+        exchanged = turn(image)
+        upright = _eight_bits(image).convert(mode)
+    return upright, shape[::-1] if exchanged else shape
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -128,8 +115,7 @@ def size(content: bytes, place: str) -> tuple[int, int]:
     """
     with naming(place), Image.open(io.BytesIO(content)) as image:
         _check_mode(image)
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-        return image.size if orientation in _TRANSPOSED else image.size[::-1]
+        return image.size if _exchanged(image) else image.size[::-1]
 
 
 @contextlib.contextmanager
@@ -151,10 +137,19 @@ def _check_mode(image: Image.Image) -> None:
         raise ValueError(f"its mode {image.mode} has more than 16 bits")
 
 
-def turn(file: Image.Image, image: Image.Image) -> Image.Image:
-    """Returns the image turned upright, by the EXIF orientation of its file."""
-    # Without an orientation, or with damaged EXIF data, the image stays as it is.
+def turn(image: Image.Image) -> bool:
+    """Turns the image of a file upright; returns whether its sides were exchanged."""
+    image.load()
+    exchanged = False
+    # Damaged EXIF data may raise errors, some of them after the pixels were turned.
     with contextlib.suppress(Exception):
-        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
-        return image.transpose(_TURNS[orientation])
-    return image
+        exchanged = _exchanged(image)
+        ImageOps.exif_transpose(image, in_place=True)
+    return exchanged
+
+
+def _exchanged(image: Image.Image) -> bool:
+    """Returns whether the orientation of a file exchanges its height and width."""
+    # Those of a TIFF file have been exchanged already.
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    return image.format != "TIFF" and orientation in {5, 6, 7, 8}

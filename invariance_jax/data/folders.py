@@ -90,8 +90,8 @@ def _read_image(path: Path, image_size: int | None) -> Image.Image:
         if file.has_transparency_data:
             if np.asarray(file.convert("RGBA"))[..., 3].min() < 255:
                 raise ValueError("it is transparent; put it on a background")
+        decoding.turn(file)
         image = file.convert("L" if file.mode in decoding.GREY_MODES else "RGB")
-        image = decoding.turn(file, image)
         if image_size is not None:
             size = (image_size, image_size)
             image = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
