@@ -43,14 +43,29 @@ def test_other_modes_become_colours_or_grey(mode, form):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
-@pytest.mark.parametrize("orientation", [3, 6, 8])
-def test_the_size_in_the_header_is_that_of_the_upright_image(orientation, form):
-    exif = Image.Exif()
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_upright_and_the_header_gives_their_size(
+    orientation, form
+):
+    quarters = np.array([[250, 170], [90, 10]], np.uint8)
+    upright = np.kron(quarters, np.ones((8, 16), np.uint8))
+    # What a camera stores so that the orientation makes it upright again.
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = orientation
-    file = image_file((8, 4), form=form, exif=exif)
-    pixels, shape = decoding.decode(file, channels=3, size=None)
-    expected = (8, 4) if orientation == 3 else (4, 8)
-    assert pixels.shape[:2] == shape == decoding.size(file, "here") == expected
+    Image.fromarray(stored).save(file, form, exif=exif, quality=100)
+    pixels, shape = decoding.decode(file.getvalue(), channels=1, size=None)
+    np.testing.assert_allclose(pixels[..., 0].astype(int), upright, atol=9)
+    assert shape == decoding.size(file.getvalue(), "here") == upright.shape
 
 
 def test_orientation_turns_and_transparency_is_white():

@@ -109,14 +109,14 @@ def prepare_folder(
     """Turns a folder of image files, or a folder of class folders, into a TFDS set.
 
     The classes are in the order of the names of their folders. A folder without class
-    folders makes a set without labels. If all images are grey, the set has one channel.
-    Hidden files are skipped.
+    folders, or with one, makes a set without labels. If all images are grey, the set
+    has one channel. Hidden files are skipped.
 
     Args:
       name: see `prepare_arrays`.
       data_dir: see `prepare_arrays`.
       train: folder with a folder of image files for each class, or with image files.
-      test: the same for the test split, with the same classes; None: a fixed random
+      test: the same for the test split, with classes of train; None: a fixed random
         tenth of the images of train becomes the test split.
       image_size: S; scales the shorter side to S pixels (Lanczos) and cuts out the
         centre. If None, all images must have one size.
@@ -125,8 +125,8 @@ def prepare_folder(
       The folder of the prepared set.
 
     Raises:
-      ValueError: if the name is invalid, reserved or already prepared; if the classes
-        differ, a class is empty, a file is beside class folders or not an image, or two
+      ValueError: if the name is invalid, reserved or already prepared; if a class is
+        empty or only in test, a file is beside class folders or not an image, or two
         files differ in size (named); if an image has transparent pixels or more than 8
         bits a channel; or if the images do not fit into memory.
       OSError: if the set cannot be written.
