@@ -190,27 +190,26 @@ def test_no_home_folder_stops_only_what_needs_one(tmp_path, monkeypatch):
         data.describe("foreign")
 
 
+SIZES = {
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "mnist": (60_000, 10_000),
+    "fashion_mnist": (60_000, 10_000),
+    "svhn_cropped": (73_257, 26_032),
+}
+
+
 @pytest.mark.parametrize("name", data.NAMES)
 def test_known_sets_are_described_without_a_file(name, tmp_path):
     found = data.known(name)
     assert found == describe(tmp_path, name) and found.class_names is None
+    assert (found.num_train, found.num_test) == SIZES[name]
     features = tfds.builder_cls(name)(data_dir=tmp_path).info.features
     assert found.image_shape == features["image"].shape
     assert found.num_classes == features["label"].num_classes
     assert len(found.mean) == len(found.std) == 3
     assert not [*tmp_path.iterdir()]
-
-
-def test_sizes_of_known_sets():
     assert data.known("foreign") is data.known("food101") is data.known("") is None
-    sizes = {name: data.known(name)[3:5] for name in data.NAMES}
-    assert sizes == {
-        "cifar10": (50_000, 10_000),
-        "cifar100": (50_000, 10_000),
-        "mnist": (60_000, 10_000),
-        "fashion_mnist": (60_000, 10_000),
-        "svhn_cropped": (73_257, 26_032),
-    }
 
 
 @pytest.mark.parametrize(

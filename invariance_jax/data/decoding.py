@@ -10,7 +10,6 @@ import importlib
 import io
 import types
 from collections.abc import Iterator
-from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -42,7 +41,7 @@ def decode(
     decoded = _decode_with_simplejpeg(content, size) if channels == 3 else None
     if decoded is None:
         mode = "L" if channels == 1 else "RGB"
-        decoded = _decode_with_pillow(io.BytesIO(content), mode, size)
+        decoded = _decode_with_pillow(content, mode, size)
     image, shape = decoded
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -83,10 +82,10 @@ def _factor(shape: tuple[int, int], size: int | None) -> int:
 
 
 def _decode_with_pillow(
-    file: BinaryIO, mode: str, size: int | None
+    content: bytes, mode: str, size: int | None
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Returns an upright image in the given mode, and its height and width."""
-    with Image.open(file) as image:
+    with Image.open(io.BytesIO(content)) as image:
         shape = image.height, image.width
         if image.format == "JPEG" and image.mode != "CMYK":
             factor = _factor(shape, size)

@@ -8,6 +8,7 @@ package: they keep their own licences.
 """
 
 import hashlib
+import itertools
 import os
 from pathlib import Path
 
@@ -32,26 +33,25 @@ def prepare_stamps(
 
     The source, /usr/share if None, has `tuxpaint/stamps` and `backgrounds/mate`.
     """
-    root = folder_for_new("stamps", data_dir)
+    downloads = folder_for_new("stamps", data_dir) / "downloads"
     share = user_path("source", source or "/usr/share")
-    stamps = sorted((share / "tuxpaint" / "stamps").rglob("*.png"))
+    root = share / "tuxpaint" / "stamps"
+    stamps = sorted(root.rglob("*.png"))
     walls = [
         path
         for path in sorted((share / "backgrounds" / "mate").rglob("*"))
         if path.suffix in (".jpg", ".png") and not path.is_symlink()
     ]
-    categories: dict[str, list[Path]] = {}
-    for path in stamps:
-        category = path.relative_to(share / "tuxpaint" / "stamps").parts[0]
-        categories.setdefault(category, []).append(path)
-    categories = {k: v for k, v in categories.items() if len(v) >= _MIN_STAMPS}
+    grouped = itertools.groupby(stamps, lambda path: path.relative_to(root).parts[0])
+    found = {category: [*paths] for category, paths in grouped}
+    categories = {k: v for k, v in found.items() if len(v) >= _MIN_STAMPS}
     if len(categories) < 2 or len(walls) < 5:
         raise ValueError(
             f"{share} has {len(stamps)} stamps and {len(walls)} wallpapers; expected "
             f"those of Debian: {_PACKAGES}."
         )
     digest = hashlib.sha256(repr((stamps, walls)).encode()).hexdigest()[:8]
-    folder = root / "downloads" / f"stamps-{digest}"
+    folder = downloads / f"stamps-{digest}"
     for split in _COUNTS:
         _draw_split(folder / split, split, categories, _of_split(walls, split))
     return prepare_files(
