@@ -1,14 +1,20 @@
 """Sets that TFDS has prepared: what is read, which split, and what is refused."""
 
+import errno
 import os
+import shutil
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from archives import opened
 from PIL import Image
+from tiny import image_arrays
 
 from invariance_jax import data
-from invariance_jax.data import decoding, limits, records
+from invariance_jax.data import decoding, limits, records, streams, writing
 
 FEATURES = {
     "image": tfds.features.Image(shape=(4, 4, 3)),
@@ -46,7 +52,7 @@ def examples(num, size=(4, 4), mode="RGB"):
 
 def make(data_dir, *, name="foreign", splits=None, features=FEATURES, **settings):
     splits = splits or {"train": examples(20), "test": examples(6)}
-    return records.write(Foreign(name, splits, features, data_dir=data_dir, **settings))
+    return writing.write(Foreign(name, splits, features, data_dir=data_dir, **settings))
 
 
 def load(data_dir, split, *, name="foreign", validation_examples=5):
@@ -64,7 +70,7 @@ def values(images):
 
 
 def shard(path):
-    (file,) = path.glob("*train*")
+    (file,) = path.glob("*train*record*")
     return file
 
 
@@ -85,6 +91,13 @@ def test_foreign_set_is_read_in_the_order_of_tfds(shards, tmp_path, monkeypatch)
     np.testing.assert_array_equal(labels, [example["label"] for example in source])
     np.testing.assert_array_equal(labels, images[:, 0, 0, 0] % 3)
     assert values(images) == {*range(8)}
+
+
+def test_sets_larger_than_the_buffer_of_tfds_need_no_tensorflow(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds.core.shuffle, "MAX_MEM_BUFFER_SIZE", 10)
+    make(tmp_path)
+    assert values(load(tmp_path, "test")[0]) == {*range(6)}
+    assert tfds.core.shuffle.MAX_MEM_BUFFER_SIZE == 10
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -177,27 +190,26 @@ def test_no_home_folder_stops_only_what_needs_one(tmp_path, monkeypatch):
         data.describe("foreign")
 
 
+SIZES = {
+    "cifar10": (50_000, 10_000),
+    "cifar100": (50_000, 10_000),
+    "mnist": (60_000, 10_000),
+    "fashion_mnist": (60_000, 10_000),
+    "svhn_cropped": (73_257, 26_032),
+}
+
+
 @pytest.mark.parametrize("name", data.NAMES)
 def test_known_sets_are_described_without_a_file(name, tmp_path):
     found = data.known(name)
     assert found == describe(tmp_path, name) and found.class_names is None
+    assert (found.num_train, found.num_test) == SIZES[name]
     features = tfds.builder_cls(name)(data_dir=tmp_path).info.features
     assert found.image_shape == features["image"].shape
     assert found.num_classes == features["label"].num_classes
     assert len(found.mean) == len(found.std) == 3
     assert not [*tmp_path.iterdir()]
-
-
-def test_sizes_of_known_sets():
     assert data.known("foreign") is data.known("food101") is data.known("") is None
-    sizes = {name: data.known(name)[3:5] for name in data.NAMES}
-    assert sizes == {
-        "cifar10": (50_000, 10_000),
-        "cifar100": (50_000, 10_000),
-        "mnist": (60_000, 10_000),
-        "fashion_mnist": (60_000, 10_000),
-        "svhn_cropped": (73_257, 26_032),
-    }
 
 
 @pytest.mark.parametrize(
@@ -365,3 +377,88 @@ def test_validation_examples_must_leave_training_examples(count, tmp_path):
 def test_unknown_split_is_refused(tmp_path):
     with pytest.raises(ValueError, match="split must be one of .* found 'dev'"):
         load(tmp_path, "dev")
+
+
+ARRAYS = image_arrays(0, num_examples=12)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """The folder of a set whose labels are stored."""
+    return data.prepare_arrays("mine", tmp_path, train=ARRAYS, test=ARRAYS)
+
+
+def labels_of(folder):
+    return opened(folder.parents[1]).labels.tolist()
+
+
+def test_labels_that_cannot_be_kept_leave_no_file(mine, monkeypatch):
+    (mine / "train.npz").unlink()
+    before = {*mine.iterdir()}
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert labels_of(mine) == ARRAYS[1].tolist()
+    assert {*mine.iterdir()} == before
+
+
+def test_labels_are_read_again_if_older_records_replace_theirs(mine, tmp_path):
+    images, labels = ARRAYS
+    splits = dict.fromkeys(("train", "test"), (images, labels[::-1]))
+    other = data.prepare_arrays("mine", tmp_path / "other", **splits)
+    assert labels_of(mine) == labels.tolist()  # and stored
+    os.utime(shard(other), (0, 0))
+    shutil.copy2(shard(other), shard(mine))  # keeps the time
+    assert labels_of(mine) == labels[::-1].tolist()
+
+
+def test_labels_that_were_prepared_or_stored_are_not_read_again(mine):
+    kind, read = records.ShardRecords, records.ShardRecords.read_labels
+    with mock.patch.object(kind, "read_labels", autospec=True, side_effect=read) as spy:
+        expected = labels_of(mine)
+        for file in mine.glob("*record*"):  # as a copy through a tar archive does
+            os.utime(file, (0, file.stat().st_mtime_ns // 10**9))
+        assert labels_of(mine) == expected
+        spy.assert_not_called()
+        (mine / "train.npz").unlink()
+        for _ in range(2):
+            assert labels_of(mine) == expected
+        spy.assert_called_once()
+
+
+def test_labels_are_kept_only_if_all_could_be_read(mine, monkeypatch):
+    expected, kept = labels_of(mine), mine / "train.npz"
+    example = records.ShardRecords.example
+
+    def fail(self, index):
+        if index == 11:
+            raise streams.Corrupt("Input/output error")
+        return example(self, index)
+
+    kept.unlink()
+    monkeypatch.setattr(records.ShardRecords, "example", fail)
+    assert labels_of(mine)[11] == 0 and not kept.exists()
+    monkeypatch.undo()
+    assert labels_of(mine) == expected
+    np.savez(kept, labels=expected[:5])  # of files of records that it does not name
+    assert labels_of(mine) == expected
+    kept.write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"cannot be read \(ValueError\); remove the"):
+        labels_of(mine)
+    kept.unlink()
+    shard(mine).unlink()
+    with pytest.raises(ValueError, match="cannot be read as a file of records"):
+        labels_of(mine)
+
+
+def test_a_set_that_was_prepared_anew_in_the_same_process_is_read_anew(mine, tmp_path):
+    images, labels = ARRAYS
+    before = load(tmp_path, "train", name="mine", validation_examples=0)
+    np.testing.assert_array_equal(before[1], labels)
+    shutil.rmtree(mine)
+    other = images, labels[::-1]
+    data.prepare_arrays("mine", tmp_path, train=other, test=other)
+    found = load(tmp_path, "train", name="mine", validation_examples=0)
+    np.testing.assert_array_equal(found[1], labels[::-1])

@@ -111,9 +111,12 @@ def _summary(name: str, path: Path) -> str:
     shape, flag = " x ".join(map(str, info.image_shape)), ""
     if 0 in info.image_shape:
         shape, flag = "of several sizes", " --config.data.store_size=SIDE"
+    classes = "no classes"
+    if info.class_names:
+        classes = f"{info.num_classes} classes ({limits.some(info.class_names)})"
     return (
         f"{name}: {info.num_train} training and {info.num_test} test images, "
-        f"{shape}, {info.num_classes or 'no'} classes, {size_and_path}\n"
+        f"{shape}, {classes}, {size_and_path}\n"
         f"Use it with --config.data.name={name} --config.data.data_dir={data_dir}{flag}"
     )
 

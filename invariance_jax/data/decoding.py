@@ -9,10 +9,12 @@ import contextlib
 import importlib
 import io
 import types
-from typing import BinaryIO
+from collections.abc import Iterator
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from invariance_jax.data import limits as checks
 
 simplejpeg: types.ModuleType | None = None
 with contextlib.suppress(ImportError):
@@ -23,17 +25,6 @@ GREY_MODES = {"1", "L", "LA"}
 
 _FACTORS = (8, 4, 2)
 """Factors by which both decoders can reduce a JPEG while they decode it."""
-
-_TURNS: dict[object, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation -> the transposition that makes the image upright."""
 
 
 def decode(
@@ -50,7 +41,7 @@ def decode(
     decoded = _decode_with_simplejpeg(content, size) if channels == 3 else None
     if decoded is None:
         mode = "L" if channels == 1 else "RGB"
-        decoded = _decode_with_pillow(io.BytesIO(content), mode, size)
+        decoded = _decode_with_pillow(content, mode, size)
     image, shape = decoded
     if size is not None and image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -91,24 +82,24 @@ def _factor(shape: tuple[int, int], size: int | None) -> int:
 
 
 def _decode_with_pillow(
-    file: BinaryIO, mode: str, size: int | None
+    content: bytes, mode: str, size: int | None
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Returns an upright image in the given mode, and its height and width."""
-    with Image.open(file) as image:
+    with Image.open(io.BytesIO(content)) as image:
         shape = image.height, image.width
         if image.format == "JPEG" and image.mode != "CMYK":
             factor = _factor(shape, size)
             image.draft(None, (image.width // factor, image.height // factor))
-        upright = turn(image, _eight_bits(image).convert(mode))
-    return upright, shape if upright.size[0] == image.width else shape[::-1]
+        exchanged = turn(image)
+        upright = _eight_bits(image).convert(mode)
+    return upright, shape[::-1] if exchanged else shape
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Returns an image with 8 bits a channel and its transparent pixels on white."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode[0] in "IF":
-        raise ValueError(f"its mode {image.mode} has more than 8 bits")
+    _check_mode(image)
     if not image.has_transparency_data:
         return image
     foreground = image.convert("RGBA")
@@ -116,10 +107,48 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, foreground)
 
 
-def turn(file: Image.Image, image: Image.Image) -> Image.Image:
-    """Returns the image turned upright, by the EXIF orientation of its file."""
-    # Without an orientation, or with damaged EXIF data, the image stays as it is.
+def size(content: bytes, place: str) -> tuple[int, int]:
+    """Returns the height and width of an upright image, from the header of its file.
+
+    Raises ValueError with its place if `decode` cannot read such a file.
+    """
+    with naming(place), Image.open(io.BytesIO(content)) as image:
+        _check_mode(image)
+        return image.size if _exchanged(image) else image.size[::-1]
+
+
+@contextlib.contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Turns each error about an image file into a ValueError that names the file."""
+    try:
+        yield
+    except Exception as error:  # each format of Pillow raises its own errors
+        reason = checks.reason(error)
+        if isinstance(error, UnidentifiedImageError):
+            reason = "its format is unknown"  # Pillow prints an object
+        raise ValueError(
+            f"{place} is not an image that can be read ({reason}); repair or remove it."
+        ) from error
+
+
+def _check_mode(image: Image.Image) -> None:
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its mode {image.mode} has more than 16 bits")
+
+
+def turn(image: Image.Image) -> bool:
+    """Turns the image of a file upright; returns whether its sides were exchanged."""
+    image.load()
+    exchanged = False
+    # Damaged EXIF data may raise errors, some of them after the pixels were turned.
     with contextlib.suppress(Exception):
-        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
-        return image.transpose(_TURNS[orientation])
-    return image
+        exchanged = _exchanged(image)
+        ImageOps.exif_transpose(image, in_place=True)
+    return exchanged
+
+
+def _exchanged(image: Image.Image) -> bool:
+    """Returns whether the orientation of a file exchanges its height and width."""
+    # Those of a TIFF file have been exchanged already.
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    return image.format != "TIFF" and orientation in {5, 6, 7, 8}

@@ -54,6 +54,12 @@ def class_names(names: Sequence[str]) -> list[str]:
     return [str(name) for name in names]
 
 
+def some(texts: Sequence[str], *, between: str = ", ") -> str:
+    """Returns the first five of the texts as one, and the number of the others."""
+    more = len(texts) - 5
+    return between.join(texts[:5]) + (f"{between}... and {more} more" * (more > 0))
+
+
 def reason(error: Exception) -> str:
     """Returns the message of an error in one line, or its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -17,26 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from invariance_jax.data import limits as checks
+from invariance_jax.data import sets
 from invariance_jax.data.preparation import prepare
-from invariance_jax.data.sets import (
-    FORMAT,
-    NAMES,
-    RESERVED,
-    Color,
-    Description,
-    Shard,
-    find,
-    folder_of_sets,
-    known,
-    times_and_sizes,
-)
-from invariance_jax.data.streams import (
-    FileRecords,
-    Pictures,
-    Records,
-    Store,
-    cores,
-)
+from invariance_jax.data.sets import Color, Description, Shard, known
+from invariance_jax.data.streams import FileRecords, Pictures, Records, Store, cores
 from invariance_jax.data.subsets import hold_out
 from invariance_jax.data.targets import SPLITS
 
@@ -67,9 +51,9 @@ def describe(
       ValueError: if the set does not exist or cannot be read, a split is missing, it
         has no uint8 `image` of 1 or 3 channels, or its `label` is not a class.
     """
-    root = folder_of_sets(data_dir)
+    root = sets.folder_of_sets(data_dir)
     known_set = known(name)
-    if known_set and find(root, name) is None:
+    if known_set and sets.find(root, name) is None:
         return known_set
     image_set = _open_set(name, root)
     known_set = known(image_set.name)
@@ -133,8 +117,8 @@ def _open_split(
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}; found {split!r}.")
-    root = folder_of_sets(data_dir)
-    if name in NAMES:
+    root = sets.folder_of_sets(data_dir)
+    if name in sets.NAMES:
         prepare(name, data_dir=root)
     image_set = _open_set(name, root)
     if size is None and 0 in image_set.image_shape:
@@ -160,6 +144,7 @@ class _ImageSet(NamedTuple):
     train: tuple[Shard, ...]
     test: tuple[Shard, ...]
     moments: tuple[Color, Color] | None
+    written: int  # when, in nanoseconds: caches must not take it for an earlier set
 
     def stored_arrays(self, split: str) -> dict[str, np.ndarray]:
         """Returns the arrays stored beside the records of a split: labels, an index."""
@@ -254,7 +239,7 @@ def _pictures(
     else:
         from invariance_jax.data.records import ShardRecords
 
-        found = times_and_sizes(shard.path for shard in shards)
+        found = sets.times_and_sizes(shard.path for shard in shards)
         if not np.array_equal(arrays.get("shards", np.nan), found):
             labels = None
         records = shard_records = ShardRecords(shards, labels)
@@ -299,12 +284,13 @@ def _open_set(name: str, root: Path) -> _ImageSet:
     mean, std = metadata.get("mean"), metadata.get("std")
     moments = (tuple(mean), tuple(std)) if mean and std else None
     path, (shape, classes) = Path(builder.data_path), _check_features(name, features)
-    return _ImageSet(path, builder.name, shape, classes, train, test, moments)
+    written = (path / "dataset_info.json").stat().st_mtime_ns
+    return _ImageSet(path, builder.name, shape, classes, train, test, moments, written)
 
 
 def _read_builder(name: str, root: Path) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Returns TFDS's builder of a prepared set, its features and its metadata."""
-    path = find(root, name)
+    path = sets.find(root, name)
     if path is None:
         raise ValueError(_missing_message(name, root))
     import tensorflow_datasets as tfds
@@ -312,8 +298,8 @@ def _read_builder(name: str, root: Path) -> tuple[Any, dict[str, Any], dict[str,
     try:
         builder = tfds.builder_from_directory(path)
         formats = {format_.value for format_ in builder.info.available_file_formats()}
-        if FORMAT in formats:
-            builder = tfds.builder_from_directory(path, FORMAT)
+        if sets.FORMAT in formats:
+            builder = tfds.builder_from_directory(path, sets.FORMAT)
         info = builder.info
         features, metadata = dict(info.features.items()), dict(info.metadata or {})
     except Exception as error:  # JSON, protobuf and TFDS each raise their own errors
@@ -321,10 +307,10 @@ def _read_builder(name: str, root: Path) -> tuple[Any, dict[str, Any], dict[str,
             f"{path} is not a set of TFDS that can be read ({checks.reason(error)}); "
             "remove it and prepare it again."
         ) from error
-    if FORMAT not in formats:
+    if sets.FORMAT not in formats:
         raise ValueError(
             f"{name} in {path} is in the format {' and '.join(sorted(formats))}, which "
-            f"only TensorFlow reads. {_how_to_prepare(name, root / FORMAT)}"
+            f"only TensorFlow reads. {_how_to_prepare(name, root / sets.FORMAT)}"
         )
     return builder, features, metadata
 
@@ -358,11 +344,11 @@ def _missing_message(name: str, root: Path) -> str:
 
 
 def _how_to_prepare(name: str, root: Path) -> str:
-    if name in RESERVED:
+    if name in sets.RESERVED:
         return f"To prepare it: python -m invariance_jax.data {name} --data_dir={root}"
     return (
         f"From folders or tar files: python -m invariance_jax.data {name} "
         f"--data_dir={root} --train=... [--test=...]; from arrays: "
         "data.prepare_arrays. A set that only TFDS can make needs TensorFlow once: "
-        f"tfds build {name} --data_dir={root} --file_format={FORMAT}."
+        f"tfds build {name} --data_dir={root} --file_format={sets.FORMAT}."
     )

@@ -48,17 +48,17 @@ def prepare(
     if path is not None:
         return path
     # Imported here so that a run on Spirograph's targets needs no TFDS.
-    from invariance_jax.data import records
+    from invariance_jax.data import writing
 
     if name != "spirograph":
         from invariance_jax.data.sources import make_builder
 
-        return records.write(make_builder(name, data_dir=root, folder=folder))
+        return writing.write(make_builder(name, data_dir=root, folder=folder))
     from invariance_jax.data.spirograph import Spirograph
 
     if folder is not None:
         raise ValueError("source is for original files; spirograph is drawn.")
-    return records.write(Spirograph(data_dir=root))
+    return writing.write(Spirograph(data_dir=root))
 
 
 def prepare_arrays(
@@ -93,9 +93,9 @@ def prepare_arrays(
     root = folder_for_new(name, data_dir)
     splits = {"train": _check_split("train", train), "test": _check_split("test", test)}
     names = _check_together(splits["train"], splits["test"], class_names)
-    from invariance_jax.data import records
+    from invariance_jax.data import writing
 
-    return records.write(records.Builder(name, root, splits, names))
+    return writing.write_arrays(name, root, splits, names)
 
 
 def prepare_folder(
@@ -109,14 +109,14 @@ def prepare_folder(
     """Turns a folder of image files, or a folder of class folders, into a TFDS set.
 
     The classes are in the order of the names of their folders. A folder without class
-    folders makes a set without labels. If all images are grey, the set has one channel.
-    Hidden files are skipped.
+    folders, or with one, makes a set without labels. If all images are grey, the set
+    has one channel. Hidden files are skipped.
 
     Args:
       name: see `prepare_arrays`.
       data_dir: see `prepare_arrays`.
       train: folder with a folder of image files for each class, or with image files.
-      test: the same for the test split, with the same classes; None: a fixed random
+      test: the same for the test split, with classes of train; None: a fixed random
         tenth of the images of train becomes the test split.
       image_size: S; scales the shorter side to S pixels (Lanczos) and cuts out the
         centre. If None, all images must have one size.
@@ -125,8 +125,8 @@ def prepare_folder(
       The folder of the prepared set.
 
     Raises:
-      ValueError: if the name is invalid, reserved or already prepared; if the classes
-        differ, a class is empty, a file is beside class folders or not an image, or two
+      ValueError: if the name is invalid, reserved or already prepared; if a class is
+        empty or only in test, a file is beside class folders or not an image, or two
         files differ in size (named); if an image has transparent pixels or more than 8
         bits a channel; or if the images do not fit into memory.
       OSError: if the set cannot be written.

@@ -1,127 +1,53 @@
-"""Writes and reads the images in the records of a TFDS set, without TensorFlow.
-
-TFDS needs TensorFlow to encode an array, but not for an image that is a PNG file
-already, and not to write and read the format array_record.
-"""
+"""Reads the images in the records of a TFDS set, without TensorFlow."""
 
 import bisect
-import contextlib
-import io
 import itertools
 import math
 import resource
-import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from PIL import Image
-from tensorflow_datasets.core import registered, shuffle
-from tensorflow_datasets.core.utils import temporary_assignment, tqdm_utils
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from invariance_jax.data import limits as checks
-from invariance_jax.data.sets import FORMAT, Color, Shard, Split
-from invariance_jax.data.streams import Corrupt, Pictures
+from invariance_jax.data.sets import Color, Shard
+from invariance_jax.data.streams import Corrupt, Pictures, cores
 
 _CHUNK = 500
+
+_AT_ONCE = 20
+"""Calls of a thread between updates of a progress bar."""
 
 SAMPLED, SAMPLED_SIDE = 2000, 64
 """Number of images in the sample for moments, and side that they are squashed to."""
 
 
-def about(
-    shape: tuple[int | None, ...],
-    class_names: Sequence[str],
-    moments: tuple[Color, Color],
-) -> dict[str, Any]:
-    """Returns the features and moments of a set, as arguments of a `DatasetInfo`."""
-    features = {"image": tfds.features.Image(shape=shape)}
-    if class_names:
-        features["label"] = tfds.features.ClassLabel(names=class_names)
-    return {
-        "features": tfds.features.FeaturesDict(features),
-        "supervised_keys": ("image", "label") if class_names else None,
-        "metadata": tfds.core.MetadataDict(mean=moments[0], std=moments[1]),
-    }
+def for_each(work: Callable[[int], object], count: int, title: str) -> None:
+    """Calls work(0), ..., work(count - 1) in threads; shows a progress bar.
 
-
-with registered.skip_registration():
-
-    class Builder(tfds.core.GeneratorBasedBuilder):
-        """Builder of a set of images, whose records keep the order of the arrays.
-
-        The splits are "train" and "test". Without class names there are no labels.
-        """
-
-        VERSION = tfds.core.Version("1.0.0")
-
-        def __init__(
-            self,
-            name: str,
-            data_dir: Path,
-            splits: Mapping[str, Split],
-            class_names: Sequence[str],
-        ) -> None:
-            """Stores the splits, which `write` writes."""
-            self.name, self._splits, self._class_names = name, splits, class_names
-            super().__init__(data_dir=data_dir, file_format=FORMAT)
-
-        def _info(self) -> tfds.core.DatasetInfo:
-            images = self._splits["train"].images
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description="Prepared from arrays.",
-                disable_shuffling=True,
-                **about(images.shape[1:], self._class_names, moments(images)),
-            )
-
-        def _split_generators(self, dl_manager: object) -> dict[str, Iterator[object]]:
-            return {
-                name: self._generate_examples(*split)
-                for name, split in self._splits.items()
-            }
-
-        def _generate_examples(
-            self, images: np.ndarray, labels: np.ndarray | None
-        ) -> Iterator[object]:
-            for index, image in enumerate(encode(images)):
-                label = {} if labels is None else {"label": int(labels[index])}
-                yield index, {"image": image, **label}
-
-
-def write(builder: tfds.core.DatasetBuilder) -> Path:
-    """Downloads and prepares a builder's set, unless it exists; returns its folder.
-
-    The records are written into a temporary folder, which is then renamed.
+    ValueErrors are raised together at the end, with the messages of the first few.
     """
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    with (
-        contextlib.redirect_stdout(sys.stderr),
-        temporary_assignment(tqdm_utils, "_active", sys.stderr.isatty()),
-        # Above this size TFDS would use files on disk, which needs TensorFlow.
-        temporary_assignment(shuffle, "MAX_MEM_BUFFER_SIZE", sys.maxsize),
-    ):
-        try:
-            builder.download_and_prepare(download_config=config)
-        except ValueError:
-            raise
-        except Exception as error:  # array_record and TFDS each raise their own errors
-            # Several runs may start at once: if the set exists, another one wrote it.
-            if not builder.data_path.exists():
-                raise OSError(
-                    f"{builder.name} was not written to {builder.data_dir} "
-                    f"({checks.reason(error)}): check that the folder has room, is "
-                    "writable and is not removed."
-                ) from error
-    return Path(builder.data_dir)
+    faults = dict[int, str]()
+
+    def work_on(part: range) -> int:
+        for index in part:
+            try:
+                work(index)
+            except ValueError as error:
+                faults[index] = str(error)
+        return len(part)
+
+    parts = [range(count)[i : i + _AT_ONCE] for i in range(0, count, _AT_ONCE)]
+    with ThreadPoolExecutor(cores()) as pool:
+        progress(pool.map(work_on, parts), count, title)
+    if faults:
+        first = [faults[index] for index in sorted(faults)]
+        raise ValueError(checks.some(first, between=" "))
 
 
 def progress(counts: Iterable[int], total: int, title: str) -> None:
@@ -129,20 +55,6 @@ def progress(counts: Iterable[int], total: int, title: str) -> None:
     with tqdm(desc=title, total=total, unit=" images", disable=None) as bar:
         for count in counts:
             bar.update(count)
-
-
-def encode(images: np.ndarray) -> Iterator[bytes]:
-    """Yields each of the images uint8 `[N, H, W, 1 or 3]` as a PNG file."""
-    chunks = [images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK)]
-    with ThreadPoolExecutor() as pool:
-        for files in pool.map(lambda chunk: [*map(_encode, chunk)], chunks):
-            yield from files
-
-
-def _encode(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
-    return file.getvalue()
 
 
 def _open_shard(shard: Shard) -> ArrayRecordDataSource:
@@ -211,18 +123,13 @@ class ShardRecords:
         """
         labels, unread = np.zeros(len(self), np.int64), list[int]()
 
-        def read(start: int) -> int:
-            part = range(start, min(start + _CHUNK, len(self)))
-            for index in part:
-                try:
-                    labels[index] = self.example(index)[1]
-                except Corrupt:
-                    unread.append(index)
-            return len(part)
+        def read(index: int) -> None:
+            try:
+                labels[index] = self.example(index)[1]
+            except Corrupt:
+                unread.append(index)
 
-        with ThreadPoolExecutor() as pool:
-            counts = pool.map(read, range(0, len(self), _CHUNK))
-            progress(counts, len(self), title)
+        for_each(read, len(self), title)
         wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
         if wrong.size:
             raise ValueError(

@@ -72,28 +72,26 @@ def _grey(value: float) -> Color:
     return value, value, value
 
 
-# For CIFAR: the values of Foster et al. (2021), which differ slightly from the moments
-# of the sets. The others are the moments of all pixels of the training split; a grey
-# channel counts as three equal ones.
-_MOMENTS: dict[str, tuple[Color, Color]] = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)),
-    "mnist": (_grey(33.318421449829934 / 255), _grey(78.56748998339798 / 255)),
-    "fashion_mnist": (_grey(0.2860405969887955), _grey(0.3530242445149226)),
-    "svhn_cropped": (
-        (0.4376821, 0.4437697, 0.47280442),
-        (0.19803012, 0.20101562, 0.19703614),
-    ),
-}
-
+# For CIFAR: the moments of Foster et al. (2021), which differ slightly from those of
+# the sets. The others are the moments of all pixels of the training split.
+_CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+_CIFAR100 = (0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)
+_MNIST = _grey(33.318421449829934 / 255), _grey(78.56748998339798 / 255)
+_FASHION = _grey(0.2860405969887955), _grey(0.3530242445149226)
+_SVHN_MEAN, _SVHN_STD = (
+    (0.4376821, 0.4437697, 0.47280442),
+    (0.19803012, 0.20101562, 0.19703614),
+)
 _KNOWN = {
-    name: Description(name, shape, num_classes, num_train, num_test, *_MOMENTS[name])
-    for name, shape, num_classes, num_train, num_test in (
-        ("cifar10", (32, 32, 3), 10, 50_000, 10_000),
-        ("cifar100", (32, 32, 3), 100, 50_000, 10_000),
-        ("mnist", (28, 28, 1), 10, 60_000, 10_000),
-        ("fashion_mnist", (28, 28, 1), 10, 60_000, 10_000),
-        ("svhn_cropped", (32, 32, 3), 10, 73_257, 26_032),
+    known.name: known
+    for known in (
+        Description("cifar10", (32, 32, 3), 10, 50_000, 10_000, *_CIFAR10),
+        Description("cifar100", (32, 32, 3), 100, 50_000, 10_000, *_CIFAR100),
+        Description("mnist", (28, 28, 1), 10, 60_000, 10_000, *_MNIST),
+        Description("fashion_mnist", (28, 28, 1), 10, 60_000, 10_000, *_FASHION),
+        Description(
+            "svhn_cropped", (32, 32, 3), 10, 73_257, 26_032, _SVHN_MEAN, _SVHN_STD
+        ),
     )
 }
 

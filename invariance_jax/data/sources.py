@@ -22,7 +22,7 @@ from tensorflow_datasets.core.download import DownloadManager, checksums, downlo
 from tensorflow_datasets.core.utils import temporary_assignment
 
 from invariance_jax.data import limits as checks
-from invariance_jax.data import records
+from invariance_jax.data import writing
 from invariance_jax.data.sets import FORMAT
 
 _SPLITS = ("train", "test")
@@ -69,7 +69,7 @@ def _generate(
             f"{', '.join(map(str, paths.values()))}: not as expected of {builder.name} "
             f"({checks.reason(error)}); remove and download again."
         ) from error
-    files = records.encode(np.asarray(columns.pop("image")))
+    files = writing.encode(np.asarray(columns.pop("image")))
     for index, (file, *row) in enumerate(zip(files, *columns.values(), strict=True)):
         yield index, {"image": file, **dict(zip(columns, row, strict=True))}
 

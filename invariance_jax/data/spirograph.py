@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
-from invariance_jax.data import records
+from invariance_jax.data import writing
 from invariance_jax.data.sets import FORMAT
 from invariance_jax.data.targets import make_targets
 from invariance_jax.transforms.spirograph import PARAMETERS, render
@@ -89,7 +89,7 @@ class Spirograph(tfds.core.GeneratorBasedBuilder):
         targets = parameters[:, [PARAMETERS.index(name) for name in TARGETS]]
         for start in range(0, num_examples, _BATCH_SIZE):
             images = _render(parameters[start : start + _BATCH_SIZE])
-            for index, image in enumerate(records.encode(np.asarray(images)), start):
+            for index, image in enumerate(writing.encode(np.asarray(images)), start):
                 row = {"parameters": parameters[index], "targets": targets[index]}
                 yield index, {"image": image, **row}
 

@@ -8,8 +8,8 @@ package: they keep their own licences.
 """
 
 import hashlib
+import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ from invariance_jax.data import records
 from invariance_jax.data.originals import prepare_files
 from invariance_jax.data.preparation import folder_for_new
 from invariance_jax.data.sets import user_path
-from invariance_jax.data.streams import cores
 
 _PACKAGES = "apt-get install tuxpaint-stamps-default mate-backgrounds"
 _MIN_STAMPS = 12  # in a category; smaller categories are left out
@@ -34,26 +33,25 @@ def prepare_stamps(
 
     The source, /usr/share if None, has `tuxpaint/stamps` and `backgrounds/mate`.
     """
-    root = folder_for_new("stamps", data_dir)
+    downloads = folder_for_new("stamps", data_dir) / "downloads"
     share = user_path("source", source or "/usr/share")
-    stamps = sorted((share / "tuxpaint" / "stamps").rglob("*.png"))
+    root = share / "tuxpaint" / "stamps"
+    stamps = sorted(root.rglob("*.png"))
     walls = [
         path
         for path in sorted((share / "backgrounds" / "mate").rglob("*"))
         if path.suffix in (".jpg", ".png") and not path.is_symlink()
     ]
-    categories: dict[str, list[Path]] = {}
-    for path in stamps:
-        category = path.relative_to(share / "tuxpaint" / "stamps").parts[0]
-        categories.setdefault(category, []).append(path)
-    categories = {k: v for k, v in categories.items() if len(v) >= _MIN_STAMPS}
+    grouped = itertools.groupby(stamps, lambda path: path.relative_to(root).parts[0])
+    found = {category: [*paths] for category, paths in grouped}
+    categories = {k: v for k, v in found.items() if len(v) >= _MIN_STAMPS}
     if len(categories) < 2 or len(walls) < 5:
         raise ValueError(
             f"{share} has {len(stamps)} stamps and {len(walls)} wallpapers; expected "
             f"those of Debian: {_PACKAGES}."
         )
     digest = hashlib.sha256(repr((stamps, walls)).encode()).hexdigest()[:8]
-    folder = root / "downloads" / f"stamps-{digest}"
+    folder = downloads / f"stamps-{digest}"
     for split in _COUNTS:
         _draw_split(folder / split, split, categories, _of_split(walls, split))
     return prepare_files(
@@ -67,11 +65,11 @@ def _draw_split(
     """Draws the missing images of a split, equally many of each category."""
     wallpapers, names = [*map(_read_wallpaper, walls)], [*categories]
 
-    def draw(number: int) -> int:
+    def draw(number: int) -> None:
         name = names[number % len(names)]
         file = folder / name / f"{number:06d}.jpg"
         if file.exists():  # from an interrupted call
-            return 1
+            return
         stamps = _of_split(categories[name], split)
         stamp = stamps[number // len(names) % len(stamps)]
         random = np.random.default_rng([0, split == "test", number])
@@ -79,11 +77,8 @@ def _draw_split(
         temporary = file.with_suffix(".tmp")
         _draw(random, stamp, wallpapers).save(temporary, "JPEG", quality=85)
         temporary.rename(file)
-        return 1
 
-    with ThreadPoolExecutor(cores()) as pool:
-        counts = pool.map(draw, range(_COUNTS[split]))
-        records.progress(counts, _COUNTS[split], f"Drawing stamps {split}")
+    records.for_each(draw, _COUNTS[split], f"Drawing stamps {split}")
 
 
 def _of_split(paths: list[Path], split: str) -> list[Path]:

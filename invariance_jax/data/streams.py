@@ -7,6 +7,7 @@ squashed to S x S, and their height and width are kept. A record that cannot be 
 is logged once, counted, and replaced by the next record of its class in the split.
 """
 
+import atexit
 import functools
 import logging
 import math
@@ -27,8 +28,9 @@ from invariance_jax.types import PyTree
 
 _log = logging.getLogger(__name__)
 
-_PATIENCE = 300.0
-"""Seconds without a decoded image after which waiting for a batch fails."""
+_PATIENCE, _PATIENCE_AT_THE_END = 300.0, 10.0
+"""Seconds without a decoded image after which waiting for a batch fails, and most that
+a program that ends waits for the images that are being decoded."""
 
 _TICK, _LONGEST_TICK = 0.01, 1.0
 """Seconds between checks of whether the devices are busy, and most that one counts."""
@@ -75,6 +77,11 @@ class FileRecords:
         """Returns the number of images."""
         return len(self.places)
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """Returns the number of bytes of each image."""
+        return self.places[:, 2]
+
     def where(self, index: int) -> str:
         """Returns the file, and the first byte of an image within an archive."""
         number, start, _ = self.places[index]
@@ -110,11 +117,24 @@ _last_decoded = 0.0
 """When a worker thread last decoded an image, of any batch."""
 
 
-workers = functools.cache(ThreadPool)
-"""Returns the worker threads of this process; makes them once for each count.
+@functools.cache
+def _workers(count: int) -> ThreadPool:
+    """Returns the worker threads of this process; makes them once for each count."""
+    pool = ThreadPool(count)
+    atexit.register(_end, pool)
+    return pool
 
-They are daemons: a program can end without waiting for them.
-"""
+
+def _end(pool: ThreadPool) -> None:
+    """Drops the jobs that wait, so that a program can end before a batch is complete.
+
+    A daemon that decodes while the interpreter goes may abort the process: this waits
+    for those at work, but not for ever, as the file system may not respond.
+    """
+    pool.terminate()
+    last = time.monotonic() + _PATIENCE_AT_THE_END
+    while _busy and time.monotonic() < last:
+        time.sleep(_TICK)
 
 
 def cores() -> int:
@@ -201,7 +221,7 @@ class Store:
             range(start, min(start + job_size, flat.size))
             for start in range(0, flat.size, job_size)
         )
-        pool = workers(self.threads)
+        pool = _workers(self.threads)
         jobs = [pool.apply_async(decode_some, [part]) for part in parts]
         batch: Loaded = pixels.reshape(*rows.shape, *pixels.shape[1:])
         if self.squashed:

@@ -7,7 +7,6 @@ same in every later version, so that no update moves a validation image into tra
 import numpy as np
 
 from invariance_jax.arguments import check_integer
-from invariance_jax.data import limits as checks
 
 _VALIDATION_SEED = 0
 
@@ -34,7 +33,6 @@ def hold_out(num_examples: int, *, validation_examples: int) -> tuple[np.ndarray
             f"validation_examples must be less than the {num_examples} training "
             f"examples; found {held_out}."
         )
-    checks.memory(f"{num_examples} indices", 8 * num_examples)
     order = np.random.RandomState(_VALIDATION_SEED).permutation(num_examples)
     validation, train = np.split(order, [held_out])
     return np.sort(train), np.sort(validation)

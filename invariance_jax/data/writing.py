@@ -1,0 +1,209 @@
+"""Writes sets of images in the format of TFDS, without TensorFlow.
+
+TFDS needs TensorFlow to encode an array, but not for an image that is a PNG file
+already, and not to write and read the format array_record.
+"""
+
+import contextlib
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+from tensorflow_datasets.core import dataset_info, naming, shuffle
+from tensorflow_datasets.core import splits as tfds_splits
+from tensorflow_datasets.core.utils import temporary_assignment, tqdm_utils
+from tensorflow_datasets.proto import tf_example_pb2
+
+from invariance_jax.data import limits as checks
+from invariance_jax.data import records
+from invariance_jax.data.sets import FORMAT, Color, Split, times_and_sizes
+from invariance_jax.data.streams import FileRecords, cores
+
+_CHUNK, SHARD_BYTES = 500, 2**28
+
+_ADVICE = ", is writable and is not removed"
+
+
+@contextlib.contextmanager
+def naming_errors(name: str, folder: Path, advice: str) -> Iterator[None]:
+    """Turns an error that is no ValueError into an OSError that names a set."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:  # array_record and TFDS each raise their own errors
+        raise OSError(
+            f"{name} was not written to {folder} ({checks.reason(error)}): check that "
+            f"the folder has room{advice}."
+        ) from error
+
+
+def write(builder: tfds.core.DatasetBuilder) -> Path:
+    """Downloads and prepares a builder's set, unless it exists; returns its folder.
+
+    The records are written into a temporary folder, which is then renamed.
+    """
+    config = tfds.download.DownloadConfig(try_download_gcs=False)
+    with (
+        contextlib.redirect_stdout(sys.stderr),
+        temporary_assignment(tqdm_utils, "_active", sys.stderr.isatty()),
+        # Above this size TFDS would use files on disk, which needs TensorFlow.
+        temporary_assignment(shuffle, "MAX_MEM_BUFFER_SIZE", sys.maxsize),
+    ):
+        try:
+            with naming_errors(builder.name, Path(builder.data_dir), _ADVICE):
+                builder.download_and_prepare(download_config=config)
+        except OSError:
+            # Several runs may start at once: if the set exists, another one wrote it.
+            if not builder.data_path.exists():
+                raise
+    return Path(builder.data_dir)
+
+
+def write_arrays(
+    name: str, root: Path, splits: Mapping[str, Split], class_names: Sequence[str]
+) -> Path:
+    """Writes a set of images in memory, which keep their order; returns its folder."""
+    path, train = root / name / "1.0.0", splits["train"].images
+    with naming_errors(name, path, _ADVICE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(".incomplete", dir=path.parent) as temporary:
+            folder = Path(temporary) / path.name
+            folder.mkdir()
+            files = {split: ArrayRecords(*part) for split, part in splits.items()}
+            counts = {k: copy(name, k, part, folder) for k, part in files.items()}
+            about = class_names, train.shape[1:], records.moments(train)
+            write_metadata(name, folder, files, counts, *about)
+            return folder.rename(path)
+
+
+class ArrayRecords(NamedTuple):
+    """Images uint8 `[N, H, W, 1 or 3]` as PNG files."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Returns the number of bytes of each image, before it is compressed."""
+        return np.full(len(self.images), self.images[0].size)
+
+    def read(self, index: int) -> bytes:
+        """Returns the PNG file of an image."""
+        return _encode(self.images[index])
+
+
+def encode(images: np.ndarray) -> Iterator[bytes]:
+    """Yields each of the images uint8 `[N, H, W, 1 or 3]` as a PNG file."""
+    chunks = [images[i : i + _CHUNK] for i in range(0, len(images), _CHUNK)]
+    with ThreadPoolExecutor() as pool:
+        for files in pool.map(lambda chunk: [*map(_encode, chunk)], chunks):
+            yield from files
+
+
+def _encode(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "PNG")
+    return file.getvalue()
+
+
+def copy(
+    name: str, split: str, part: FileRecords | ArrayRecords, folder: Path
+) -> list[int]:
+    """Copies the images and labels of a split into files of records of a set.
+
+    Returns the number of images of each file. Complete files are not written again.
+    """
+    stem, shards = f"{name}-{split}.{FORMAT}", _shards(part.sizes)
+    paths = [
+        folder / f"{stem}-{n:05d}-of-{len(shards):05d}" for n in range(len(shards))
+    ]
+
+    def copy_some(path: Path, rows: range) -> int:
+        if not path.exists():
+            _copy(part, rows, path)
+        return len(rows)
+
+    with ThreadPoolExecutor(cores()) as pool:
+        counts = pool.map(copy_some, paths, shards)
+        records.progress(counts, len(part.sizes), f"Copying {name} {split}")
+    arrays = {} if part.labels is None else {"labels": part.labels.astype(np.int32)}
+    arrays |= {"shards": times_and_sizes(paths)}
+    np.savez(folder / f"{split}.npz", **arrays)  # type: ignore[arg-type]
+    return [*map(len, shards)]
+
+
+def _shards(sizes: np.ndarray) -> list[range]:
+    """Returns the rows of the images in each file of records; they are consecutive."""
+    ends = np.cumsum(sizes)
+    count = int(-(-ends[-1] // SHARD_BYTES))
+    cuts = np.searchsorted(ends, ends[-1] * np.arange(1, count) / count)
+    edges = sorted({0, *cuts.tolist(), len(sizes)})
+    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def _copy(part: FileRecords | ArrayRecords, rows: range, path: Path) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+    try:
+        for row in rows:
+            example = tf_example_pb2.Example()
+            feature = example.features.feature
+            feature["image"].bytes_list.value.append(part.read(row))
+            if part.labels is not None:
+                feature["label"].int64_list.value.append(int(part.labels[row]))
+            writer.write(example.SerializeToString())
+    finally:
+        writer.close()
+    temporary.replace(path)
+
+
+def write_metadata(
+    name: str,
+    folder: Path,
+    splits: Mapping[str, FileRecords | ArrayRecords],
+    lengths: Mapping[str, list[int]],
+    class_names: Sequence[str],
+    shape: tuple[int | None, ...],
+    moments: tuple[Color, Color],
+) -> None:
+    """Writes the features, moments and splits of a set, after its records."""
+    features = {"image": tfds.features.Image(shape=shape)}
+    if class_names:
+        features["label"] = tfds.features.ClassLabel(names=class_names)
+    info = tfds.core.DatasetInfo(
+        builder=dataset_info.DatasetIdentity(
+            name=name,
+            version=tfds.core.Version("1.0.0"),
+            data_dir=os.fspath(folder),
+            module_name="",
+        ),
+        description="Prepared by invariance_jax.",
+        features=tfds.features.FeaturesDict(features),
+        supervised_keys=("image", "label") if class_names else None,
+        metadata=tfds.core.MetadataDict(mean=moments[0], std=moments[1]),
+    )
+    info.set_file_format(FORMAT)
+    template = naming.ShardedFileTemplate(
+        data_dir=folder, dataset_name=name, filetype_suffix=FORMAT
+    )
+    split_infos = [
+        tfds_splits.SplitInfo(
+            name=split,
+            shard_lengths=lengths[split],
+            num_bytes=int(part.sizes.sum()),
+            filename_template=template,
+        )
+        for split, part in splits.items()
+    ]
+    info.set_splits(tfds_splits.SplitDict(split_infos))
+    info.write_to_directory(folder)
