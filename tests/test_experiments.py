@@ -522,6 +522,14 @@ def test_without_jitter_the_unshifted_strength_is_0(images):
     assert shift.unshifted_values(config)["strength"] == 0.0
 
 
+def test_shifted_jitter_has_the_ranges_of_the_training(images):
+    settings = copy.deepcopy(images.settings)
+    settings.augmentation.jitter_ranges = (0.8, 0.8, 0.4, 0.3)
+    bounds = tasks.make_task(settings).shiftable().bounds
+    expected = [(0.2, 1.8), (0.2, 1.8), (0.6, 1.4), (-0.3, 0.3)]
+    np.testing.assert_allclose(bounds, expected)
+
+
 def test_strength_0_is_the_plain_image(images):
     features = shift.shifted_features(images, images.task.shiftable(), (1, 3))
     plain = encode_plain(images, "test")
