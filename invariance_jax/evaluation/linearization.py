@@ -11,7 +11,9 @@ parameter that is uniform on [a, b] it is at most `((b - a) / pi)^2` times the m
 squared derivative (Sobol and Kucherenko, 2009).
 
 Rounding does not count as change: a change of r whose norm is below 8 eps times the
-norm of r is 0, with a derivative of 0. eps is that of the dtype of r, at least float32.
+norm of r is 0, with a derivative of 0. So is a first-order change below this, since
+rounding hides the true change that it predicts. eps is that of the dtype of r, at least
+float32.
 """
 
 from collections.abc import Callable
