@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import shutil
 from dataclasses import fields
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -207,6 +209,17 @@ def test_every_checkpoint_is_a_row(context, variances, states, of, normalize):
         h = views_of(context, alphas, x, encoder_variables(state, "online"))
         found = values_at(variances, table="checkpoints", step=step, of=of)
         assert found == pytest.approx(loop_variance(normalize(h)), rel=1e-4)
+
+
+def test_a_damaged_checkpoint_has_no_row(context, tmp_path, caplog):
+    workdir = Path(shutil.copytree(context.workdir, tmp_path / "run"))
+    (workdir / "checkpoints" / "10" / "_CHECKPOINT_METADATA").write_text("{}")
+    found = [
+        step
+        for step, _ in invariance.checkpoints(make_context(context.settings, workdir))
+    ]
+    assert found == [20]
+    assert "checkpoints/10 is damaged" in caplog.text
 
 
 @pytest.fixture(scope="module")
