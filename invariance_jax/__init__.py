@@ -51,8 +51,10 @@ def load(
       representations `[B, D]`. It normalizes the images, uses running statistics, and
       can be transformed by JAX. If the run used an image set, the images must have the
       size of the set, and may be uint8 or have one channel. If it used your own
-      augmentation, images are rounded to uint8, which stops gradients. Values above 2
-      are refused with a ValueError, unless the images are traced.
+      augmentation, images are rounded to uint8, which stops gradients. Floating images
+      with values below -1 or above 2 are refused with a ValueError. This check waits
+      for the device, so compile `encode` in a loop over batches: traced images are not
+      checked.
 
     Raises:
       ValueError: if workdir holds no run, several seeds or no checkpoint of that step,

@@ -140,14 +140,15 @@ def load(
 
 
 def _check_values(images: Array) -> None:
-    """Refuses floating images with values of 8 bits, unless they are traced."""
+    """Refuses floating images that are of 8 bits or normalized, unless traced."""
     is_floating = jnp.issubdtype(images.dtype, jnp.floating)
     if isinstance(images, jax.core.Tracer) or not is_floating or not images.size:
         return
-    if (high := float(images.max())) > 2:  # resampled images may be a little above 1
+    low, high = float(images.min()), float(images.max())
+    if low < -1 or high > 2:  # resampled images may leave [0, 1] a little
         raise ValueError(
-            f"images must have values in [0, 1]; found {float(images.min()):g} to "
-            f"{high:g}: divide 8-bit images by 255."
+            f"images must have values in [0, 1]; found {low:g} to {high:g}: divide "
+            "8-bit images by 255, and do not normalize them."
         )
 
 

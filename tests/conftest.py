@@ -32,7 +32,7 @@ MOST_MAPS = 20_000
 
 NUMERICAL = (
     *("averaging", "base", "blur", "color", "contrastive", "draws", "geometry"),
-    *("image", "invariance", "knn", "logistic", "non_contrastive"),
+    *("image", "invariance", "knn", "linearization", "logistic", "non_contrastive"),
     *("normalization", "numerics", "precision", "probe_metrics", "ridge"),
     *("selection", "shifts", "spirograph", "step_precision", "total_effects"),
     "variance",

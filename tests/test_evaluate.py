@@ -144,9 +144,10 @@ def test_the_loaded_encoder_is_the_checkpoint_on_running_statistics(run):
     np.testing.assert_allclose(jax.jit(encode)(images), h, rtol=1e-4, atol=1e-5)
     gradient = jax.grad(lambda images: jnp.sum(encode(images)))(images)
     assert float(jnp.abs(gradient).max()) > 0
-    for bytes_ in (255 * images, jnp.full(images.shape, 255, jnp.uint8)):
+    normalized, bytes_ = (images - 0.5) / 0.25, jnp.full(images.shape, 255, jnp.uint8)
+    for wrong in (255 * images, jnp.minimum(normalized, 2), bytes_):
         with pytest.raises(ValueError, match=r"in \[0, 1\]; found .* by 255"):
-            encode(bytes_)
+            encode(wrong)
 
 
 def test_an_older_checkpoint_is_another_encoder(run):

@@ -2,6 +2,9 @@
 
 import copy
 import functools
+import shutil
+from dataclasses import fields
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -15,20 +18,16 @@ from invariance_jax import evaluation, tasks
 from invariance_jax.experiments import (
     EXPERIMENTS,
     Context,
-    ExperimentResult,
-    Row,
     averaging,
     downstream,
     invariance,
     label_fraction,
     linearization,
-    measure,
     nuisance_prediction,
     poincare_ratio,
-    samples,
     shift,
 )
-from invariance_jax.experiments.nuisance_prediction import expand
+from invariance_jax.experiments.context import STREAMS
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.results import summary, table
 from invariance_jax.runtime.devices import all_devices
@@ -62,7 +61,6 @@ IMAGES = {
     "evaluation.label_fractions": (1.0,),
     "evaluation.shifts": (("color", "strength", (0.0, 1.0)),),
 }
-STREAMS = {"train": 0, "test": 1}
 
 
 def make_context(settings, workdir, state=None):
@@ -213,6 +211,17 @@ def test_every_checkpoint_is_a_row(context, variances, states, of, normalize):
         assert found == pytest.approx(loop_variance(normalize(h)), rel=1e-4)
 
 
+def test_a_damaged_checkpoint_has_no_row(context, tmp_path, caplog):
+    workdir = Path(shutil.copytree(context.workdir, tmp_path / "run"))
+    (workdir / "checkpoints" / "10" / "_CHECKPOINT_METADATA").write_text("{}")
+    found = [
+        step
+        for step, _ in invariance.checkpoints(make_context(context.settings, workdir))
+    ]
+    assert found == [20]
+    assert "checkpoints/10 is damaged" in caplog.text
+
+
 @pytest.fixture(scope="module")
 def linear(context):
     return linearization.run(context)
@@ -320,30 +329,6 @@ def test_coordinates_of_variances_and_linearization(variances, linear):
     assert places(linear) == [(("step", s), ("parameters", p)) for s, p in expected]
 
 
-def test_the_predicted_alpha_is_that_of_the_features(context):
-    for split, stream in STREAMS.items():
-        alpha = nuisance_prediction.draw_alpha(context, split)
-        x = context.examples(split).x
-        expected = draw(context, stream, len(x), 0).alpha
-        np.testing.assert_allclose(alpha, expected, rtol=1e-6)
-        (h,) = views_of(context, [alpha], x)
-        np.testing.assert_allclose(context.features(split)[0], h, rtol=1e-4, atol=1e-5)
-
-
-def test_a_parameter_that_the_features_hold_is_predicted():
-    generator = np.random.default_rng(0)
-    h, h_test = (generator.normal(size=(n, 5)) for n in (400, 300))
-    kernel = generator.normal(size=(5, 2))
-    alpha, alpha_test = 3 + h @ kernel, 3 + h_test @ kernel
-    found = nuisance_prediction.predict_nuisance(
-        h, alpha, h_test, alpha_test, l2=(1.0, 1e-8)
-    )
-    np.testing.assert_allclose(found["r2"], 1, atol=1e-9)
-    np.testing.assert_array_equal(found["l2"], 1e-8)
-    constant = np.square(alpha_test - alpha.mean(axis=0)).mean(axis=0)
-    np.testing.assert_allclose(found["constant"], constant)
-
-
 def test_rows_of_the_nuisance(context):
     measured = nuisance_prediction.run(context)
     each = [(("parameter", name),) for name in NUISANCE]
@@ -351,8 +336,11 @@ def test_rows_of_the_nuisance(context):
     assert places(measured) == each + nonlinear
     arrays = []
     for split, stream in STREAMS.items():
-        alpha = draw(context, stream, len(context.examples(split).x), 0).alpha
-        arrays += [context.features(split)[0], np.asarray(alpha)]
+        x = context.examples(split).x
+        (alpha,) = drawn_alphas(context, len(x), stream, views=[0])
+        (h,) = views_of(context, [alpha], x)
+        arrays += [context.features(split)[0], alpha]
+        np.testing.assert_allclose(arrays[-2], h, rtol=1e-4, atol=1e-5)
     l2 = context.settings.evaluation.nuisance_l2
     expected = nuisance_prediction.predict_nuisance(*arrays, l2=l2)
     for number, name in enumerate(NUISANCE):
@@ -360,15 +348,6 @@ def test_rows_of_the_nuisance(context):
         assert found == pytest.approx({k: v[number] for k, v in expected.items()})
         residual = 1 - found["mse"] / arrays[3][:, number].astype(float).var()
         assert found["r2"] == pytest.approx(residual, abs=1e-5)
-
-
-def test_what_is_known_but_not_linearly_is_read_by_the_nonlinear_probe():
-    h = np.random.default_rng(0).normal(size=(2, 1500, 3)).astype(np.float32)
-    known = np.stack([h[..., 0], np.abs(h[..., 1])], axis=-1)
-    for features, least, most in ((h, 0, 0.1), (expand(*h), 0.9, 1)):
-        arrays = features[0], known[0], features[1], known[1]
-        r2 = nuisance_prediction.predict_nuisance(*arrays, l2=(1e-4, 1e-2))["r2"]
-        assert r2[0] > 0.99 and least - 0.1 < r2[1] <= most
 
 
 def test_one_view_is_predicted_where_more_are_averaged(context, states):
@@ -522,6 +501,14 @@ def test_without_jitter_the_unshifted_strength_is_0(images):
     assert shift.unshifted_values(config)["strength"] == 0.0
 
 
+def test_shifted_jitter_has_the_ranges_of_the_training(images):
+    settings = copy.deepcopy(images.settings)
+    settings.augmentation.jitter_ranges = (0.8, 0.8, 0.4, 0.3)
+    bounds = tasks.make_task(settings).shiftable().bounds
+    expected = [(0.2, 1.8), (0.2, 1.8), (0.6, 1.4), (-0.3, 0.3)]
+    np.testing.assert_allclose(bounds, expected)
+
+
 def test_strength_0_is_the_plain_image(images):
     features = shift.shifted_features(images, images.task.shiftable(), (1, 3))
     plain = encode_plain(images, "test")
@@ -549,41 +536,19 @@ def test_given_weights_are_a_checkpoint_at_step_0(images):
     assert variables is images.variables
 
 
-class Recorder:
-    """Settings that note which keys of the evaluation are read."""
-
-    def __init__(self, settings, read):
-        self._settings, self._read = settings, read
-
-    def __getattr__(self, name):
-        return getattr(self._settings, name)
-
-    @property
-    def evaluation(self):
-        chosen, read = self._settings.evaluation, self._read
-
-        class Noted:
-            def __getattr__(self, name):
-                read.add(name)
-                return getattr(chosen, name)
-
-        return Noted()
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("kind", ["spirograph", "images"])
-def test_what_an_experiment_reads_is_declared(context, images, kind, name):
+def test_what_an_experiment_reads_is_declared(context, images, kind, name, monkeypatch):
     known, read = {"spirograph": context, "images": images}[kind], set()
-    settings = Recorder(known.settings, read)
-    parts = known.parts._replace(settings=settings, task=tasks.make_task(settings))
-    fresh = Context(
-        parts,
-        known.workdir,
-        FrozenEncoder(parts, all_devices()),
-        known.variables,
-        num_views=known.num_views,
-    )
-    read.clear()
+    options = type(known.settings.evaluation)
+    plain, keys = options.__getattribute__, {field.name for field in fields(options)}
+
+    def noted(self, name):
+        read.update({name} & keys)
+        return plain(self, name)
+
+    fresh = make_context(known.settings, known.workdir)
+    monkeypatch.setattr(options, "__getattribute__", noted)
     EXPERIMENTS[name](fresh)
     assert read
     for key in read - {"batch_size"}:  # it changes no number
@@ -598,46 +563,3 @@ def test_what_experiments_share_cannot_be_changed_by_one_of_them(context, images
     for array in jax.tree.leaves(shared):
         with pytest.raises(ValueError, match="read-only"):
             array += 1
-
-
-def test_principal_components_are_those_of_the_covariance():
-    h = np.random.default_rng(0).normal(size=(50, 4)) * [3, 1, 0.1, 0.1] + 5
-    points, shares = samples.principal_components(h)
-    values, vectors = np.linalg.eigh(np.cov(h.T))
-    order = values.argsort()[::-1][:2]
-    expected = (h - h.mean(axis=0)) @ vectors[:, order]
-    np.testing.assert_allclose(np.abs(points), np.abs(expected), atol=1e-9)
-    np.testing.assert_allclose(shares, values[order] / values.sum())
-    # One feature, or features that are all the same, have no second component.
-    points, shares = samples.principal_components(h[:, :1])
-    assert points.shape == (50, 2) and shares.tolist() == [1, 0]
-    points, shares = samples.principal_components(h[:1])
-    assert points.shape == (1, 2) and shares.tolist() == [0, 0]
-    assert samples.principal_components(np.ones((5, 3)))[1].tolist() == [0, 0]
-
-
-@pytest.mark.parametrize(
-    "found",
-    [
-        None,
-        {"mse": 1.0},
-        ExperimentResult([("mse", 1.0)]),
-        ExperimentResult([Row("", 1.0)]),
-        *(ExperimentResult([Row("mse", x)]) for x in ("large", "3.5", None, 1j)),
-        ExperimentResult([Row("mse", np.zeros(2))]),
-        ExperimentResult([Row("mse", 1.0, {"views": (1, 2)})]),
-        ExperimentResult([Row("mse", 1.0, {1: "views"})]),
-    ],
-    ids=repr,
-)
-def test_what_is_no_result_is_refused(found):
-    expected = r"evaluation\.experiments has 'mine:run', which returned .*expected"
-    with pytest.raises(ValueError, match=expected):
-        measure("mine:run", lambda context: found, None)
-
-
-def test_numbers_of_arrays_become_those_of_python():
-    row = Row("mse", jnp.float32(0.5), {"views": np.int64(3)})
-    found = measure("mine:run", lambda context: ExperimentResult([row]), None)
-    assert found.rows == [Row("mse", 0.5, {"views": 3})]
-    assert type(found.rows[0].at["views"]) is int

@@ -148,6 +148,12 @@ def test_a_constant_representation_gives_zeros():
         assert_array_equal(values, [0, 0])
 
 
+def test_a_change_that_is_not_a_number_is_not_hidden():
+    changes = jnp.array([[1.0, 4.0], [np.nan, 4.0]])
+    for values in linearization_error(Changes(changes, changes, changes)):
+        assert_array_equal(np.isnan(values), [False, True])
+
+
 def test_derivatives(x64):
     @jax.jit
     def total(alpha, other):

@@ -254,7 +254,6 @@ def test_logistic_refuses(function, changes, message):
     "h, labels, l2, message",
     [
         (jnp.zeros((4, 3)), LABELS, 0.1, r"h must be \[B, 2\]"),
-        (jnp.zeros((4, 2), bool), LABELS, 0.1, "h must hold real numbers"),
         (H, jnp.zeros(3, int), 0.1, r"found shape \[3\]"),
         (H, jnp.full(4, 3), 0.1, "are from 3 to 3"),
         (H, LABELS, -1.0, "l2 must be 0 or more"),

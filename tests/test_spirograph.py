@@ -156,7 +156,6 @@ def test_memory_is_a_few_images_not_one_per_point():
     [
         ({"parameters": np.zeros((2, 9))}, r"parameters must be \[..., 10\].*\(2, 9\)"),
         ({"parameters": np.zeros(())}, r"parameters must be \[..., 10\]"),
-        ({"parameters": np.ones(10, bool)}, "parameters must hold real .* found bool"),
         ({"image_size": 0}, "image_size must be an integer of 1 or more; found 0"),
         ({"num_points": -1}, "num_points must be an integer .* found -1"),
         ({"extent": 0.0}, "extent must be above 0; found 0.0"),

@@ -109,8 +109,17 @@ def test_derivatives(x64):
         (3, (2,), r"widths .* \[P\]"),
     ],
 )
-def test_bad_input_is_refused(index, shape, message):
+def test_other_shapes_are_refused(index, shape, message):
     arguments = list(problem(4))
     arguments[index] = jnp.ones(shape, arguments[index].dtype)
     with pytest.raises(ValueError, match=message):
         total_effects(waves, *arguments)
+
+
+@pytest.mark.parametrize("column", [-1, 3, 1.0])
+def test_a_column_that_does_not_exist_is_refused(column):
+    alpha, other, _, widths = problem(4)
+    with pytest.raises(ValueError, match="columns must be integers from 0 to 2; found"):
+        total_effects(waves, alpha, other, jnp.full(4, column), widths)
+    with pytest.raises(ValueError, match=r"signs must be \[B\]"):
+        total_effects(waves, *problem(4), signs=jnp.ones(1))

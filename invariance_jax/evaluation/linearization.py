@@ -11,7 +11,9 @@ parameter that is uniform on [a, b] it is at most `((b - a) / pi)^2` times the m
 squared derivative (Sobol and Kucherenko, 2009).
 
 Rounding does not count as change: a change of r whose norm is below 8 eps times the
-norm of r is 0, with a derivative of 0. eps is that of the dtype of r, at least float32.
+norm of r is 0, with a derivative of 0. So is a first-order change below this, since
+rounding hides the true change that it predicts. eps is that of the dtype of r, at least
+float32.
 """
 
 from collections.abc import Callable
@@ -170,7 +172,8 @@ def total_effects(
       `TotalEffects`, at least float32.
 
     Raises:
-      ValueError: if shapes disagree.
+      ValueError: if shapes disagree, or if columns are not integers from 0 to P - 1
+        (not checked where traced).
 
     Gradients: with respect to alpha, alpha_other and widths.
     Cost: one forward-mode pass and one forward pass.
@@ -179,6 +182,14 @@ def total_effects(
     check_same_shape(alpha=alpha, alpha_other=alpha_other)
     check_shape("columns", columns, alpha.shape[:1], expected="[B]")
     check_shape("widths", widths, alpha.shape[1:], expected="[P]")
+    if signs is not None:
+        check_shape("signs", signs, alpha.shape[:1], expected="[B]")
+    if not isinstance(columns, jax.core.Tracer):
+        host, most = np.asarray(columns), alpha.shape[1] - 1
+        if host.dtype.kind not in "iu" or (host < 0).any() or (host > most).any():
+            raise ValueError(
+                f"columns must be integers from 0 to {most}; found {host}."
+            )
     alpha, other, widths = promote(alpha=alpha, alpha_other=alpha_other, widths=widths)
     mask = jax.nn.one_hot(columns, alpha.shape[1], dtype=alpha.dtype)
     direction = mask if signs is None else signs[:, None].astype(alpha.dtype) * mask
@@ -223,12 +234,14 @@ def linearization_error(changes: Changes) -> LinearizationError:
     product = (true + linear - difference) / 2
     cosine = safe_divide(product, safe_sqrt(true) * safe_sqrt(linear))
     has_any_change = (has_change | (linear > 0)).astype(true.dtype)
+    # 0, or NaN if anything is NaN, which median and cosine would hide.
+    undefined = 0 * mean(true + linear + difference)
     return LinearizationError(
         relative_error=safe_divide(mean(difference), mean(true)),
         ratio=safe_divide(mean(linear), mean(true)),
-        median_ratio=jnp.nan_to_num(jnp.nanmedian(ratios, axis=1)),
+        median_ratio=jnp.nan_to_num(jnp.nanmedian(ratios, axis=1)) + undefined,
         top_share=safe_divide(top, jnp.sum(linear, axis=1)),
-        cosine=safe_divide(mean(cosine), mean(has_any_change)),
+        cosine=safe_divide(mean(cosine), mean(has_any_change)) + undefined,
     )
 
 

@@ -8,7 +8,8 @@ a small ratio.
 Rounding does not count as change: a variance over the views of one example, or a
 squared change between two of them, is 0 if its root is below 8 eps times the norm of h.
 The variance must also be below 8 eps times the total variance, as in a collapse all
-variance is rounding. eps is that of the dtype of h, at least float32.
+variance is rounding. eps is that of the dtype of h, at least float32: the rounding of
+an encoder that computes in bfloat16 counts as change.
 """
 
 from typing import NamedTuple

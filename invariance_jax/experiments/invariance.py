@@ -78,11 +78,13 @@ def _by_parameter(
 
 
 def checkpoints(context: Context) -> Iterator[tuple[int, Variables]]:
-    """Yields step and encoder variables of each checkpoint; given weights: step 0."""
+    """Yields step and encoder variables of each checkpoint; given weights: step 0.
+
+    A damaged checkpoint is skipped with a warning.
+    """
     network, shapes = context.settings.evaluation.network, state_shapes(context.parts)
     with contextlib.closing(Checkpoints(context.workdir)) as saved:
-        for step in saved.steps():
-            state = saved.restore(shapes, step=step).state
+        for step, state, _ in saved.undamaged(shapes, saved.steps()):
             yield step, encoder_variables(state, network)
         if not saved.steps():
             yield 0, context.variables

@@ -189,7 +189,19 @@ class Checkpoints:
         Skips damaged checkpoints with a warning; ValueError if all are damaged.
         """
         steps = self.steps()
-        for step in reversed(steps):
+        newest = next(self.undamaged(like, steps[::-1]), None)
+        if newest is None and steps:
+            raise ValueError(
+                f"every checkpoint in {self.directory} is damaged; move the folder "
+                "away to start from step 0."
+            )
+        return newest
+
+    def undamaged(
+        self, like: State, steps: Sequence[int]
+    ) -> Iterator[Checkpoint[State]]:
+        """Yields the checkpoints of these steps; skips damaged ones with a warning."""
+        for step in steps:
             damage = None
             try:
                 checkpoint = self._read(like, step)
@@ -197,14 +209,10 @@ class Checkpoints:
                 damage = error
             # All processes skip a checkpoint that one of them cannot read.
             if not any_process(damage is not None):
-                return checkpoint
-            _log.warning("%s", damage or f"another process found step {step} damaged")
-        if steps:
-            raise ValueError(
-                f"every checkpoint in {self.directory} is damaged; move the folder "
-                "away to start from step 0."
-            )
-        return None
+                yield checkpoint
+            else:
+                known = damage or f"another process found step {step} damaged"
+                _log.warning("%s", known)
 
     def restore(self, like: State, *, step: int | None = None) -> Checkpoint[State]:
         """Returns the checkpoint of a step, or the newest, exactly as it was saved."""

@@ -143,8 +143,10 @@ class ImageTask(Task):
 
     def shiftable(self) -> Transformation | None:
         """Returns colour jitter of strength 1; None for a user's own augmentation."""
-        if plugins.is_own(self.settings.augmentation.name):
+        augmentation = self.settings.augmentation
+        if plugins.is_own(augmentation.name):
             return None
+        assert augmentation.jitter_ranges is not None
         options, info = self.settings.data, self._description()
         return image.make_transformation(
             source_size=info.image_shape[:2],
@@ -152,11 +154,12 @@ class ImageTask(Task):
             mean=info.mean,
             std=info.std,
             strength=1.0,
+            jitter_ranges=augmentation.jitter_ranges,
             jitter_probability=1.0,
             gray_probability=0.0,
             crop=False,
             flip=False,
-            resampling=self.settings.augmentation.resampling,
+            resampling=augmentation.resampling,
             squashed=options.store_size is not None,
         )
 

@@ -256,7 +256,8 @@ class Objective:
         """Returns draws of "mixed" whose directions and full steps share no parameter.
 
         Directions keep the parameters whose ratio of bound to effect is less than
-        `largest_ratio`, full steps the others, which include those not measured yet.
+        `largest_ratio`, full steps the others, which include those not measured yet
+        and those whose effect is 0, as it is not above rounding.
         Draws are unchanged if effects is None.
         """
         if effects is None:

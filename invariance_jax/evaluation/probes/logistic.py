@@ -92,14 +92,14 @@ def fit_logistic(
     max_iterations = check_integer("max_iterations", max_iterations)
     check_labels("labels", labels, num_examples=h.shape[0], num_classes=num_classes)
     (h,) = promote(h=h)
-    probe = _fit(
+    probe: LinearProbe = _fit(
         h,
         jnp.asarray(labels).astype(jnp.int32),
         jnp.asarray(l2, h.dtype),
         num_classes=num_classes,
         max_iterations=max_iterations,
     )
-    return LinearProbe(*probe)
+    return probe
 
 
 def logistic_objective(
@@ -123,7 +123,6 @@ def logistic_objective(
 
     Gradients: with respect to probe and h; those of the norm are zero where it is 0.
     """
-    check_matrix("h", h, expected="[B, D], representations")
     check_number("l2", l2, low=0)
     h, kernel, bias = promote(h=h, kernel=probe.kernel, bias=probe.bias)
     probe, l2 = LinearProbe(kernel, bias), jnp.asarray(l2, h.dtype)
