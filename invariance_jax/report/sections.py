@@ -77,9 +77,7 @@ SECTIONS = {
     ),
     "invariance": Section(
         "Invariance",
-        "How much of the variance of the representation is over views of one example. "
-        "With precision=bfloat16 the rounding of the encoder counts too: about .00001 "
-        "of the variance within examples of n(h).",
+        "How much of the variance of the representation is over views of one example.",
         (
             Spec(
                 "invariance",
