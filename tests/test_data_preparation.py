@@ -309,6 +309,20 @@ def test_photographs_are_turned_upright_also_by_damaged_exif(tag, tmp_path):
     assert describe(tmp_path).image_shape == (6, 5, 3)
 
 
+def test_a_grey_tiff_file_is_turned_upright(tmp_path):
+    """Pillow, given its path, would turn its size and not its pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = TRAIN[0][:2, ..., :1]
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for number, image in enumerate(upright[..., 0]):
+        stored = Image.fromarray(np.rot90(image))
+        stored.save(folder / f"{number}.tif", exif=exif)
+    data.prepare_folder("mine", tmp_path, train=folder, test=folder)
+    check(tmp_path, "test", upright, None)
+
+
 def test_an_error_of_any_format_names_the_file(tmp_path, folders, monkeypatch):
     error = RuntimeError("Failed to decode")
     monkeypatch.setattr(Image, "open", mock.Mock(side_effect=error))
