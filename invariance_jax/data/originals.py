@@ -135,7 +135,8 @@ def _begin(folder: Path, splits: dict[str, FileRecords], index: bool) -> Path:
     temporary = folder / f"{stem}.incomplete"
     for other in {*folder.glob("*.incomplete")} - {temporary}:
         raise ValueError(
-            f"{other} was begun from other files; remove it, or give the same files."
+            f"{other} was begun from other files or with another --index; remove it, "
+            "or give the same."
         )
     temporary.mkdir(parents=True, exist_ok=True)
     return temporary
