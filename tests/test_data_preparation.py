@@ -115,6 +115,20 @@ def test_existing_set_is_not_overwritten(tmp_path):
     assert describe(tmp_path).num_train == 9
 
 
+def test_a_set_that_another_process_wrote_meanwhile_is_kept(tmp_path, monkeypatch):
+    write = writing.write_metadata
+
+    def write_late(*about):
+        monkeypatch.undo()
+        prepare(tmp_path, train=TEST, test=TRAIN)
+        write(*about)
+
+    monkeypatch.setattr(writing, "write_metadata", write_late)
+    path = prepare(tmp_path)
+    assert [*path.parent.iterdir()] == [path]
+    assert describe(tmp_path).num_train == len(TEST[0])
+
+
 def full(root):
     raise OSError("disk full\nmore")
 
@@ -293,6 +307,20 @@ def test_photographs_are_turned_upright_also_by_damaged_exif(tag, tmp_path):
     turned.save(tmp_path / "train" / "turned.jpg", exif=exif)
     data.prepare_folder("mine", tmp_path, train=tmp_path / "train")
     assert describe(tmp_path).image_shape == (6, 5, 3)
+
+
+def test_a_grey_tiff_file_is_turned_upright(tmp_path):
+    """Pillow, given its path, would turn its size and not its pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = TRAIN[0][:2, ..., :1]
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for number, image in enumerate(upright[..., 0]):
+        stored = Image.fromarray(np.rot90(image))
+        stored.save(folder / f"{number}.tif", exif=exif)
+    data.prepare_folder("mine", tmp_path, train=folder, test=folder)
+    check(tmp_path, "test", upright, None)
 
 
 def test_an_error_of_any_format_names_the_file(tmp_path, folders, monkeypatch):

@@ -23,13 +23,13 @@ def read(
     """
     if image_size is not None:
         image_size = check_integer("image_size", image_size, least=1)
-    splits = {"train": _shuffled(listing.list_folder(train))}
+    splits = {"train": _shuffled(train)}
     if test is None:
         num_test = -(-len(splits["train"]) // 10)
         rest, tenth = splits["train"][num_test:], splits["train"][:num_test]
         splits = {"train": rest, "test": tenth}
     else:
-        splits["test"] = _shuffled(listing.list_folder(test))
+        splits["test"] = _shuffled(test)
     names, num_train = listing.class_names(splits), len(splits["train"])
     images = _read_images(
         [Path(image.file) for part in splits.values() for image in part], image_size
@@ -41,11 +41,12 @@ def read(
     return train_split, test_split, names or None
 
 
-def _shuffled(images: list[ImageFile]) -> list[ImageFile]:
-    """Returns the images in a fixed random order.
+def _shuffled(folder: Path) -> list[ImageFile]:
+    """Returns the images of a folder in a fixed random order.
 
     A run may use the first examples only: they must mix classes.
     """
+    images = listing.list_folder(folder, may_be_empty=False)
     order = np.random.RandomState(0).permutation(len(images))
     return [images[index] for index in order]
 

@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from invariance_jax.data import decoding
 from invariance_jax.data import limits as checks
 from invariance_jax.data.sets import user_path
 
@@ -34,15 +35,18 @@ def list_images(paths: Sequence[str | os.PathLike[str]]) -> list[ImageFile]:
         if path.is_file():
             in_archives += _list_tar(path)
         elif path.is_dir():
-            in_folders += list_folder(path)
+            in_folders += list_folder(path, may_be_empty=True)
         else:
             raise ValueError(f"{path} does not exist; expected a folder or a tar file.")
     images = in_folders + _with_folder_classes(in_archives)
     return sorted(images, key=lambda image: image.name)
 
 
-def list_folder(folder: Path) -> list[ImageFile]:
-    """Returns the images of a folder, in the order of their paths."""
+def list_folder(folder: Path, *, may_be_empty: bool) -> list[ImageFile]:
+    """Returns the images of a folder, in the order of their paths.
+
+    A folder in it without images is left out or refused.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; expected a folder of images.")
     images = list[ImageFile]()
@@ -50,11 +54,13 @@ def list_folder(folder: Path) -> list[ImageFile]:
         files, class_name = [Path(entry)], None
         if entry.is_dir():
             files, class_name = [*_visible_files(Path(entry))], entry.name
-        if not files:
+        if not files and not may_be_empty:
             raise ValueError(f"{entry.path} has no images; add some or remove it.")
         for path in files:
             file, name = os.fspath(path.absolute()), os.fspath(path.relative_to(folder))
-            images.append(ImageFile(file, 0, path.stat().st_size, name, class_name))
+            with decoding.naming(os.fspath(path)):  # a link may lead nowhere
+                size = path.stat().st_size
+            images.append(ImageFile(file, 0, size, name, class_name))
     if not images:
         raise ValueError(f"{folder} has no images.")
     return images

@@ -34,12 +34,12 @@ def prepare_files(
 ) -> Path:
     """Makes a set of image files of any size and keeps their bytes.
 
-    The classes are those of `listing`. A call that was interrupted can be repeated; it
-    continues. Without test images, a fixed random tenth of train becomes the test
-    split. `classes` are the names of the classes to keep, None for all. `test_classes`
-    has the class of each test image, in the order of the names of the images; it
-    replaces class folders. With `index` the files stay in place and only an index is
-    written.
+    The classes are those of `listing`; folders without images are left out. A call that
+    was interrupted can be repeated; it continues. Without test images, a fixed random
+    tenth of train becomes the test split. `classes` are the names of the classes to
+    keep, None for all. `test_classes` has the class of each test image, in the order of
+    the names of the images; it replaces class folders. With `index` the files stay in
+    place and only an index is written.
     """
     root = folder_for_new(name, data_dir)
     if test_classes is not None and not test:
@@ -135,7 +135,8 @@ def _begin(folder: Path, splits: dict[str, FileRecords], index: bool) -> Path:
     temporary = folder / f"{stem}.incomplete"
     for other in {*folder.glob("*.incomplete")} - {temporary}:
         raise ValueError(
-            f"{other} was begun from other files; remove it, or give the same files."
+            f"{other} was begun from other files or with another --index; remove it, "
+            "or give the same."
         )
     temporary.mkdir(parents=True, exist_ok=True)
     return temporary

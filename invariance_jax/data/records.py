@@ -30,7 +30,7 @@ SAMPLED, SAMPLED_SIDE = 2000, 64
 def for_each(work: Callable[[int], object], count: int, title: str) -> None:
     """Calls work(0), ..., work(count - 1) in threads; shows a progress bar.
 
-    ValueErrors are raised together at the end, with the messages of the first few.
+    ValueErrors are raised together at the end, with their first few messages.
     """
     faults = dict[int, str]()
 
@@ -46,8 +46,8 @@ def for_each(work: Callable[[int], object], count: int, title: str) -> None:
     with ThreadPoolExecutor(cores()) as pool:
         progress(pool.map(work_on, parts), count, title)
     if faults:
-        first = [faults[index] for index in sorted(faults)]
-        raise ValueError(checks.some(first, between=" "))
+        messages = dict.fromkeys(faults[index] for index in sorted(faults))
+        raise ValueError(checks.some([*messages], between=" "))
 
 
 def progress(counts: Iterable[int], total: int, title: str) -> None:

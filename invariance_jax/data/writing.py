@@ -35,12 +35,17 @@ _ADVICE = ", is writable and is not removed"
 
 @contextlib.contextmanager
 def naming_errors(name: str, folder: Path, advice: str) -> Iterator[None]:
-    """Turns an error that is no ValueError into an OSError that names a set."""
+    """Turns an error that is no ValueError into an OSError that names a set.
+
+    Several runs may start at once: if the set exists, another one wrote it.
+    """
     try:
         yield
     except ValueError:
         raise
     except Exception as error:  # array_record and TFDS each raise their own errors
+        if (folder / "dataset_info.json").exists():
+            return
         raise OSError(
             f"{name} was not written to {folder} ({checks.reason(error)}): check that "
             f"the folder has room{advice}."
@@ -58,14 +63,9 @@ def write(builder: tfds.core.DatasetBuilder) -> Path:
         temporary_assignment(tqdm_utils, "_active", sys.stderr.isatty()),
         # Above this size TFDS would use files on disk, which needs TensorFlow.
         temporary_assignment(shuffle, "MAX_MEM_BUFFER_SIZE", sys.maxsize),
+        naming_errors(builder.name, Path(builder.data_dir), _ADVICE),
     ):
-        try:
-            with naming_errors(builder.name, Path(builder.data_dir), _ADVICE):
-                builder.download_and_prepare(download_config=config)
-        except OSError:
-            # Several runs may start at once: if the set exists, another one wrote it.
-            if not builder.data_path.exists():
-                raise
+        builder.download_and_prepare(download_config=config)
     return Path(builder.data_dir)
 
 
@@ -83,7 +83,8 @@ def write_arrays(
             counts = {k: copy(name, k, part, folder) for k, part in files.items()}
             about = class_names, train.shape[1:], records.moments(train)
             write_metadata(name, folder, files, counts, *about)
-            return folder.rename(path)
+            folder.rename(path)
+    return path
 
 
 class ArrayRecords(NamedTuple):
