@@ -88,7 +88,7 @@ def write_arrays(
 
 
 class ArrayRecords(NamedTuple):
-    """Images uint8 `[N, H, W, 1 or 3]` as PNG files."""
+    """Images uint8 `[N, H, W, 1 or 3]`, which become PNG files."""
 
     images: np.ndarray
     labels: np.ndarray | None
@@ -97,10 +97,6 @@ class ArrayRecords(NamedTuple):
     def sizes(self) -> np.ndarray:
         """Returns the number of bytes of each image, before it is compressed."""
         return np.full(len(self.images), self.images[0].size)
-
-    def read(self, index: int) -> bytes:
-        """Returns the PNG file of an image."""
-        return _encode(self.images[index])
 
 
 def encode(images: np.ndarray) -> Iterator[bytes]:
@@ -154,12 +150,16 @@ def _shards(sizes: np.ndarray) -> list[range]:
 
 def _copy(part: FileRecords | ArrayRecords, rows: range, path: Path) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
+    if isinstance(part, ArrayRecords):
+        contents = encode(part.images[rows.start : rows.stop])
+    else:
+        contents = map(part.read, rows)
     writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
     try:
-        for row in rows:
+        for row, content in zip(rows, contents, strict=True):
             example = tf_example_pb2.Example()
             feature = example.features.feature
-            feature["image"].bytes_list.value.append(part.read(row))
+            feature["image"].bytes_list.value.append(content)
             if part.labels is not None:
                 feature["label"].int64_list.value.append(int(part.labels[row]))
             writer.write(example.SerializeToString())
