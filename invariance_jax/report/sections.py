@@ -78,8 +78,8 @@ SECTIONS = {
     "invariance": Section(
         "Invariance",
         "How much of the variance of the representation is over views of one example. "
-        "With precision=bfloat16 the rounding of the encoder counts too: about .00001 "
-        "of the variance within examples of n(h).",
+        "With precision=bfloat16 the rounding of the encoder counts too: it adds about "
+        ".00001 to the variance of n(h) over views.",
         (
             Spec(
                 "invariance",
