@@ -560,7 +560,7 @@ def test_command_of_an_experiment_can_be_used_again(tmp_path):
     path = write_run(tmp_path / "run", bare=True)
     recorded = (
         "python -c -m 3 --mode all --config=a.py --config.penalty.weight .1 --out "
-        "'a b' \"--config.evaluation.experiments=('averaging', 'shift')\" "
+        "'-a b' -cluster=c \"--config.evaluation.experiments=('averaging', 'shift')\" "
         "--workdir 'my run'"
     )
     change(path / "config.json", lambda content: content.update(command=recorded))

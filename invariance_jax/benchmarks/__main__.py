@@ -56,8 +56,6 @@ def main(arguments: list[str]) -> None:
         if flags.FLAGS[name].present and not {*names} & {*readers}:
             expected = ", ".join(readers)
             raise ValueError(f"--{name} goes with {expected}, not {arguments[1]}")
-    if _JSON.value:
-        Path(_JSON.value).open("a").close()  # an error here, not after the benchmarks
     options = Options(
         Timer(_REPEATS.value, _MIN_SECONDS.value),
         _CONFIG.value or timing.configuration("spirograph", "quick"),
@@ -66,6 +64,8 @@ def main(arguments: list[str]) -> None:
         read_sweep(_SWEEP.value) if _SWEEP.value else None,
     )
     steps.check(names, options)
+    if _JSON.value:
+        Path(_JSON.value).open("a").close()  # an error here, not after the benchmarks
     timing.keep_freed_memory()
     rows = []
     for name in names:

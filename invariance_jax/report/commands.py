@@ -1,6 +1,5 @@
 """The recorded commands of a run, and commands that repeat one of its experiments."""
 
-import argparse
 import shlex
 
 from invariance_jax.report.read import Run
@@ -23,10 +22,13 @@ def of_experiment(run: Run, experiment: str) -> str:
     commands = [shlex.split(command) for command in recorded if command]
     # A command without --config cannot select experiments: the others come first.
     commands.sort(key=lambda words: "--config" not in [w.split("=")[0] for w in words])
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in _REPLACED:
-        parser.add_argument(f"--{name}")
-    _, kept = parser.parse_known_args(commands[0])
+    kept, words = [], iter(commands[0])
+    for word in words:
+        name, equals, _ = word.lstrip("-").partition("=")
+        if not word.startswith("-") or name not in _REPLACED:
+            kept.append(word)
+        elif not equals:
+            next(words, None)  # the value of this flag
     return _readable([*kept, "--mode=evaluate", f"--{_KEY}={experiment}"])
 
 
