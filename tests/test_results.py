@@ -150,6 +150,8 @@ def test_an_own_experiment_is_measured_until_its_code_changes(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    # Bytecode would be taken for that of a file of the same size and second.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     module, name = tmp_path / "own_size.py", "own_size:size"
     for half in (1, 1, 2):
         module.write_text(OWN.replace("HALF", str(half)))
