@@ -114,6 +114,8 @@ def test_a_peer_that_computes_something_else_is_refused(found):
     timing.check_same("x", [1.0, 2.1], [1.0, 2.0], 0.1)
     with pytest.raises(AssertionError, match="x of the peer"):
         timing.check_same("x", found, [1.0, 2.0], 0.1)
+    with pytest.raises(AssertionError, match="x of the peer"):
+        timing.check_same("x", 2.0, [2.0, 2.0], 0.1)  # NumPy takes one for all
     with pytest.raises(AssertionError, match="x of ours"):
         timing.check_same("x", [1.0, np.nan], [1.0, np.nan], 0.1)
 

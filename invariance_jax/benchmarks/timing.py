@@ -169,6 +169,7 @@ def check_same(
     """
     peer, ours = np.asarray(found), np.asarray(expected)
     assert np.isfinite(ours).all(), f"{what} of ours: {ours}"
+    assert peer.shape == ours.shape, f"{what} of the peer: {peer.shape}, {ours.shape}"
     atol = tolerance * np.abs(ours).max()
     np.testing.assert_allclose(peer, ours, 0, atol, err_msg=f"{what} of the peer")
 

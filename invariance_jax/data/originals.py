@@ -133,10 +133,11 @@ def _begin(folder: Path, splits: dict[str, FileRecords], index: bool) -> Path:
             digest.update(b"" if array is None else array.tobytes())
     stem = "index" if index else digest.hexdigest()[:16]
     temporary = folder / f"{stem}.incomplete"
-    for other in {*folder.glob("*.incomplete")} - {temporary}:
+    others = {*folder.glob("*.incomplete")} - {temporary}
+    if others:
         raise ValueError(
-            f"{other} was begun from other files or with another --index; remove it, "
-            "or give the same."
+            f"{min(others)} was begun from other files or with another --index; remove "
+            "it, or give the same."
         )
     temporary.mkdir(parents=True, exist_ok=True)
     return temporary

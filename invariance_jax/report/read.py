@@ -45,7 +45,10 @@ _SAMPLES = {
 """Array of `samples.npz` -> its dimensions; equal letters stand for equal sizes."""
 
 _TYPES = {
-    **{"experiment": (str,), "metric": (str,), "at": (dict,), "seed": (int,)},
+    "experiment": (str,),
+    "metric": (str,),
+    "at": (dict,),
+    "seed": (int,),
     "value": (int, float, type(None)),
 }
 """Types of the entries of a row of `results.json`; a bool is no number."""

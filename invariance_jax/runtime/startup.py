@@ -18,6 +18,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
+from invariance_jax.arguments import closest
 from invariance_jax.runtime import devices, terminal
 from invariance_jax.runtime.files import call_in_file
 from invariance_jax.runtime.launchers import Launcher, from_environment, from_flags
@@ -28,7 +29,7 @@ from invariance_jax.runtime.preemption import (
     ignore_signals,
 )
 from invariance_jax.runtime.processes import is_main_process
-from invariance_jax.settings import KEYS, Config, closest, plugins, resolve
+from invariance_jax.settings import KEYS, Config, plugins, resolve
 
 _log = logging.getLogger(__name__)
 

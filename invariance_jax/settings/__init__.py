@@ -1,6 +1,5 @@
 """Configurations: the declared keys, their checks, and functions of the user's own."""
 
-from invariance_jax.arguments import closest
 from invariance_jax.settings.rules import check_devices, check_parameters, resolve
 from invariance_jax.settings.schema import (
     KEYS,
@@ -19,7 +18,6 @@ __all__ = [
     "change",
     "check_devices",
     "check_parameters",
-    "closest",
     "flatten",
     "from_dict",
     "resolve",

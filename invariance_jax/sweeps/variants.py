@@ -8,17 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from invariance_jax.arguments import closest
 from invariance_jax.runs.workdir import OUTPUTS
 from invariance_jax.runtime.files import call_in_file
-from invariance_jax.settings import (
-    KEYS,
-    Config,
-    Settings,
-    change,
-    closest,
-    flatten,
-    resolve,
-)
+from invariance_jax.settings import KEYS, Config, Settings, change, flatten, resolve
 
 MOST = 1000
 """The largest number of runs of a sweep, SLURM's default limit of a job array."""
