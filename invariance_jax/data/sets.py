@@ -25,6 +25,11 @@ class Split(NamedTuple):
     images: np.ndarray
     labels: np.ndarray | None
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """Returns the number of bytes of each image."""
+        return np.full(len(self.images), self.images[0].size)
+
 
 class Shard(NamedTuple):
     """A file of records, and the number of records that it should have."""

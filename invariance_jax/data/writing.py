@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -53,10 +52,7 @@ def naming_errors(name: str, folder: Path, advice: str) -> Iterator[None]:
 
 
 def write(builder: tfds.core.DatasetBuilder) -> Path:
-    """Downloads and prepares a builder's set, unless it exists; returns its folder.
-
-    The records are written into a temporary folder, which is then renamed.
-    """
+    """Downloads and prepares a builder's set, unless it exists; returns its folder."""
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     with (
         contextlib.redirect_stdout(sys.stderr),
@@ -79,24 +75,11 @@ def write_arrays(
         with tempfile.TemporaryDirectory(".incomplete", dir=path.parent) as temporary:
             folder = Path(temporary) / path.name
             folder.mkdir()
-            files = {split: ArrayRecords(*part) for split, part in splits.items()}
-            counts = {k: copy(name, k, part, folder) for k, part in files.items()}
+            counts = {k: copy(name, k, part, folder) for k, part in splits.items()}
             about = class_names, train.shape[1:], records.moments(train)
-            write_metadata(name, folder, files, counts, *about)
+            write_metadata(name, folder, splits, counts, *about)
             folder.rename(path)
     return path
-
-
-class ArrayRecords(NamedTuple):
-    """Images uint8 `[N, H, W, 1 or 3]`, which become PNG files."""
-
-    images: np.ndarray
-    labels: np.ndarray | None
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """Returns the number of bytes of each image, before it is compressed."""
-        return np.full(len(self.images), self.images[0].size)
 
 
 def encode(images: np.ndarray) -> Iterator[bytes]:
@@ -113,10 +96,8 @@ def _encode(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def copy(
-    name: str, split: str, part: FileRecords | ArrayRecords, folder: Path
-) -> list[int]:
-    """Copies the images and labels of a split into files of records of a set.
+def copy(name: str, split: str, part: FileRecords | Split, folder: Path) -> list[int]:
+    """Copies images (from memory: as PNG files) and labels into files of records.
 
     Returns the number of images of each file. Complete files are not written again.
     """
@@ -148,9 +129,9 @@ def _shards(sizes: np.ndarray) -> list[range]:
     return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
-def _copy(part: FileRecords | ArrayRecords, rows: range, path: Path) -> None:
+def _copy(part: FileRecords | Split, rows: range, path: Path) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
-    if isinstance(part, ArrayRecords):
+    if isinstance(part, Split):
         contents = encode(part.images[rows.start : rows.stop])
     else:
         contents = map(part.read, rows)
@@ -171,7 +152,7 @@ def _copy(part: FileRecords | ArrayRecords, rows: range, path: Path) -> None:
 def write_metadata(
     name: str,
     folder: Path,
-    splits: Mapping[str, FileRecords | ArrayRecords],
+    splits: Mapping[str, FileRecords] | Mapping[str, Split],
     lengths: Mapping[str, list[int]],
     class_names: Sequence[str],
     shape: tuple[int | None, ...],

@@ -74,10 +74,7 @@ class _Problems:
         self.require(get(self._config, key) == value, key, f"{value!r}, as {why}")
 
     def stop(self) -> None:
-        """Raises ValueError with all lines, if there are any.
-
-        User functions that cannot be imported are named beside them.
-        """
+        """Raises ValueError with all lines, if any, and those of `plugins.problems`."""
         if self.lines:
             lines = *self.lines.values(), *plugins.problems(self._config)
             raise ValueError("\n".join(lines))
@@ -213,7 +210,6 @@ def _check_own_parts(settings: Settings, problems: _Problems) -> None:
 
 
 def _check_sizes(settings: Settings, problems: _Problems) -> None:
-    """Checks that the encoder can process views of all sizes."""
     require, encoder = problems.require, settings.encoder
     size = settings.data.image_size
     further = settings.augmentation.more_size
@@ -430,8 +426,9 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
 def make_image_views(settings: Settings, family: str = "all") -> Transformation:
     """Returns the built-in transformation of an image set.
 
-    The family "all" has all operations, "color" and "crop" have a part of them, and
-    "more" makes the further views of `more_views`.
+    The family "all" has all operations, "color" and "crop" have a part of them, "more"
+    makes the further views of `more_views`, and "shift" only jitters colours: those of
+    each image, at strength 1.
     """
     section, augmentation = settings.data, settings.augmentation
     whole = family in ("all", "more")
@@ -440,22 +437,27 @@ def make_image_views(settings: Settings, family: str = "all") -> Transformation:
     if family == "more":
         size, area = augmentation.more_size or size, augmentation.more_area or area
     assert section.source_size is not None and size is not None
-    assert augmentation.strength is not None and augmentation.jitter_ranges is not None
+    strength = augmentation.strength
+    assert strength is not None and augmentation.jitter_ranges is not None
+    differentiate = augmentation.differentiate if family == "all" else ()
     probabilities: dict[str, Any] = {}
     for name in _PROBABILITIES:
         first = getattr(augmentation, name)
         both = first, augmentation.second_view.get(name, first)
         probabilities[name] = both if colored else 0.0
+    if family == "shift":
+        strength, differentiate = 1.0, ("color",)
+        probabilities["jitter_probability"] = 1.0
     return image.make_transformation(
         source_size=section.source_size,
         image_size=size,
         mean=section.mean or (0.5,) * 3,
         std=section.std or (0.5,) * 3,
-        strength=augmentation.strength,
+        strength=strength,
         jitter_ranges=augmentation.jitter_ranges,
         crop=augmentation.crop and geometric,
         flip=augmentation.flip and geometric,
-        differentiate=augmentation.differentiate if family == "all" else (),
+        differentiate=differentiate,
         crop_area=area,
         crop_aspect=augmentation.crop_aspect,
         resampling=augmentation.resampling,

@@ -17,12 +17,7 @@ from invariance_jax.settings import Settings, plugins
 from invariance_jax.settings.rules import make_image_views
 from invariance_jax.settings.schema import KEYS, WITH_PROBE
 from invariance_jax.tasks.task import Examples, Task
-from invariance_jax.transforms import (
-    Squashed,
-    Transformation,
-    check_transformation,
-    image,
-)
+from invariance_jax.transforms import Squashed, Transformation, check_transformation
 from invariance_jax.types import Array
 
 _ORDER_SEED = 1
@@ -143,25 +138,8 @@ class ImageTask(Task):
 
     def shiftable(self) -> Transformation | None:
         """Returns colour jitter of strength 1; None for a user's own augmentation."""
-        augmentation = self.settings.augmentation
-        if plugins.is_own(augmentation.name):
-            return None
-        assert augmentation.jitter_ranges is not None
-        options, info = self.settings.data, self._description()
-        return image.make_transformation(
-            source_size=info.image_shape[:2],
-            image_size=options.image_size or min(info.image_shape[:2]),
-            mean=info.mean,
-            std=info.std,
-            strength=1.0,
-            jitter_ranges=augmentation.jitter_ranges,
-            jitter_probability=1.0,
-            gray_probability=0.0,
-            crop=False,
-            flip=False,
-            resampling=augmentation.resampling,
-            squashed=options.store_size is not None,
-        )
+        is_own = plugins.is_own(self.settings.augmentation.name)
+        return None if is_own else make_image_views(self.settings, "shift")
 
     def probe_examples(self, train: Examples) -> Examples:
         """See `Task.probe_examples`."""
@@ -212,21 +190,18 @@ class ImageTask(Task):
             "cross_entropy": float(evaluation.cross_entropy(predictions, y)),
         }
 
-    def displayed(self, images: Array) -> np.ndarray:
-        """See `Task.displayed`; a user's own augmentation may not have normalized."""
+    def displayed(self, images: Array | np.ndarray) -> np.ndarray:
+        """Undoes the normalization too, unless a user's own views have none."""
         pixels = np.asarray(images, np.float64)
         own = plugins.is_own(self.settings.augmentation.name)
         if not (own and -0.01 <= pixels.min() and pixels.max() <= 1.01):
             info = self._description()
             pixels = pixels * np.array(info.std) + np.array(info.mean)
-        return np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8)
+        return super().displayed(pixels)
 
 
 def _with_uint8_input(own: Transformation) -> Transformation:
-    """Returns a user's own transformation, whose input is converted to uint8 images.
-
-    The input may be `Squashed`, or have floating values in [0, 1] (`evaluate.load`).
-    """
+    """Returns a user's transformation that takes `Squashed` and float images too."""
 
     def pixels(x: Array | Squashed) -> Array:
         images = x.pixels if isinstance(x, Squashed) else x

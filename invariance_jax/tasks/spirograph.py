@@ -112,11 +112,6 @@ class SpirographTask(Task):
             values |= {f"mse.{name}": float(error), f"r2.{name}": float(explained)}
         return values
 
-    def displayed(self, images: Array) -> np.ndarray:
-        """See `Task.displayed`; views are not normalized, their values in [0, 1]."""
-        pixels: np.ndarray = np.clip(np.rint(np.asarray(images) * 255), 0, 255)
-        return pixels.astype(np.uint8)
-
 
 def _to_float64(array: np.ndarray) -> Array:
     return jnp.asarray(array).astype(jnp.float64)

@@ -101,11 +101,7 @@ class Task(abc.ABC):
         """Returns the transformation that the experiment `shift` changes, or None."""
 
     def probe_examples(self, train: Examples) -> Examples:
-        """Returns the training examples that probes are fitted on.
-
-        They are the first `evaluation.train_examples`; of images, only the share
-        `evaluation.label_fraction` of each class.
-        """
+        """Returns the training examples that probes are fitted on, by the settings."""
         return train.first(self.settings.evaluation.train_examples)
 
     @abc.abstractmethod
@@ -147,6 +143,7 @@ class Task(abc.ABC):
     def quality(self, predictions: Array, y: Array) -> dict[str, float]:
         """Returns the metrics of predictions: targets `[N, T]` or logits `[N, C]`."""
 
-    @abc.abstractmethod
-    def displayed(self, images: Array) -> np.ndarray:
-        """Undoes the normalization of views; returns images uint8 `[..., S, S, 3]`."""
+    def displayed(self, images: Array | np.ndarray) -> np.ndarray:
+        """Returns views as images to be shown, uint8 `[..., S, S, 3]`."""
+        pixels: np.ndarray = np.clip(np.rint(np.asarray(images) * 255), 0, 255)
+        return pixels.astype(np.uint8)
