@@ -7,6 +7,7 @@ import pytest
 from tiny import SEEDS, tiny_config
 
 from invariance_jax import train
+from invariance_jax.data import limits
 from invariance_jax.models import create_encoder
 from invariance_jax.settings import resolve
 from invariance_jax.training import cost
@@ -95,7 +96,7 @@ def test_a_step_that_no_device_holds_is_refused_before_anything_is_written(
     devices, config = jax.local_device_count(), tiny_config()
     size = cost.bytes_of(state_shapes(build(resolve(config))))
     # The state and the images fit, what a step makes of them does not.
-    monkeypatch.setattr(cost, "machine_memory", lambda: devices * (size + 20_000))
+    monkeypatch.setattr(limits, "machine_memory", lambda: devices * (size + 20_000))
     with pytest.raises(ValueError, match=r"the training step takes .* of cpu:0"):
         train.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

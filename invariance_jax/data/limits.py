@@ -30,13 +30,15 @@ def machine_memory() -> int:
     return min(sizes)
 
 
-def memory(what: str, num_bytes: int, *, advice: str = "use less data") -> None:
-    """Raises ValueError unless two copies of arrays of num_bytes fit into memory."""
+def memory(
+    what: str, num_bytes: int, *, advice: str = "use less data", copies: int = 2
+) -> None:
+    """Raises ValueError unless 1 or 2 copies of arrays of num_bytes fit into memory."""
     available = machine_memory()
-    if 2 * num_bytes > available:
+    if copies * num_bytes > available:
         raise ValueError(
-            f"{what} take {num_bytes / 1e9:.3g} GB, more than half of the "
-            f"{available / 1e9:.3g} GB of memory of this machine; {advice}."
+            f"{what} take {num_bytes / 1e9:.3g} GB{', more than half' * (copies > 1)} "
+            f"of the {available / 1e9:.3g} GB of memory of this machine; {advice}."
         )
 
 

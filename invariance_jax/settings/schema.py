@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from flax.traverse_util import flatten_dict
+
 from invariance_jax.arguments import closest
 from invariance_jax.losses.invariance import LIMIT_SHAPES, NORMALIZATIONS
 from invariance_jax.models.registry import ENCODERS, PRECISIONS
@@ -635,25 +637,21 @@ GONE = {"penalty.views": 1}
 def from_dict(nested: Json) -> Config:
     """Returns the configuration in nested dictionaries, such as those read from JSON.
 
-    A missing key, which was added after the run, has its default. Raises ValueError for
-    an unknown key, or for a removed key whose value is not the one in `GONE`.
+    A missing key, which was added after the run, has its default.
     """
     config = Config()
 
-    def walk(node: Json, prefix: str) -> None:
-        for name, value in node.items():
-            key = prefix + name
-            if isinstance(value, dict) and key not in KEYS:
-                walk(value, f"{key}.")
-            elif key not in GONE:
-                change(config, key, tuples(value))
-            elif value != GONE[key]:
-                raise ValueError(
-                    f"{key} is {value!r}, which this version does not support; "
-                    f"expected {GONE[key]!r}"
-                )
+    def is_key(path: tuple[str, ...], _: object) -> bool:
+        return ".".join(path) in KEYS  # whose value may be a dictionary
 
-    walk(nested, "")
+    for name, value in flatten_dict({**nested}, is_leaf=is_key, sep=".").items():
+        if name not in GONE:
+            change(config, name, tuples(value))
+        elif value != GONE[name]:
+            raise ValueError(
+                f"{name} is {value!r}, which this version does not support; "
+                f"expected {GONE[name]!r}"
+            )
     return config
 
 

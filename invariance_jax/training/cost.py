@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.stages import Compiled, Wrapped
 
-from invariance_jax.data.limits import machine_memory
+from invariance_jax.data import limits
 from invariance_jax.settings.schema import WITH_SIMILARITIES
 from invariance_jax.training import parallel
 from invariance_jax.training.batches import Batches
@@ -93,7 +93,7 @@ def check_memory(
     for device in local:
         limit = memory
         if limit is None and device.platform == "cpu":
-            limit = machine_memory() / len(local)
+            limit = limits.machine_memory() / len(local)
         elif limit is None:
             limit = (device.memory_stats() or {}).get("bytes_limit")
         if limit is not None and num_bytes > share * limit:
@@ -195,14 +195,10 @@ def check_data(
 
 def check_state(parts: Parts) -> None:
     """Checks that the training state fits into the memory of this machine."""
-    size, available = bytes_of(state_shapes(parts)), machine_memory()
-    if size > available:
-        encoder = parts.settings.encoder
-        raise ValueError(
-            f"encoder.width, encoder.depth are {encoder.width}, {encoder.depth}: "
-            f"parameters and optimizer take {size / 1e9:.3g} GB of the "
-            f"{available / 1e9:.3g} GB of memory of this machine; expected fewer."
-        )
+    encoder, size = parts.settings.encoder, bytes_of(state_shapes(parts))
+    keys = f"encoder.width, encoder.depth are {encoder.width}, {encoder.depth}"
+    what = f"{keys}: parameters and optimizer"
+    limits.memory(what, size, advice="expected fewer", copies=1)
 
 
 def make_program(
