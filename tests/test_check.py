@@ -72,46 +72,48 @@ def test_bytes_of_what_an_instruction_returns(text, size):
     assert cost._bytes_of_result(Instruction(text)) == size
 
 
-def traffic(inner, *, more=0):
-    """Of a loop of any number of steps, with a loop of known length in each."""
-
-    def step(_, x):
-        x = jax.lax.fori_loop(0, inner, lambda _, y: y[::-1] @ y, x)
-        return x @ x + more
+def traffic(step, before=lambda x: x):
+    """Of a loop of any number of steps, and what is before it."""
 
     def steps(number, x):
-        x = sum(jnp.sin(n * x) for n in range(50)) if more else x  # a large fusion
-        return jax.lax.fori_loop(0, number, step, x)
+        return jax.lax.fori_loop(0, number, step, before(x))
 
     program = jax.jit(steps).lower(3, jax.ShapeDtypeStruct((8, 8), "float32"))
     return np.array(cost.traffic_of(program.compile()))
 
 
+def looped(inner, more=0):
+    """A step with a loop of known length."""
+
+    def step(_, x):
+        x = jax.lax.fori_loop(0, inner, lambda _, y: y[::-1] @ y, x)
+        return x @ x + more
+
+    return step
+
+
 def test_traffic_is_that_of_the_loop_over_steps():
-    two, four, eight = map(traffic, (2, 4, 8))
+    two, four, eight = (traffic(looped(inner)) for inner in (2, 4, 8))
     np.testing.assert_array_equal(2 * (four - two), eight - four)
     kernels, moved = (four - two) / 2
     # A product of two matrices to a third, and at most the reversal and a copy of it.
     assert 2 <= kernels <= 6
     assert 2 * 256 + 3 * 256 <= moved <= 10 * 256
-    assert np.all(traffic(2, more=1) <= two + [2, 1024])
+
+    def large_fusion(x):
+        return sum(jnp.sin(n * x) for n in range(50))
+
+    assert np.all(traffic(looped(2, 1), large_fusion) <= two + [2, 1024])
 
 
 @pytest.mark.parametrize("branches", [2, 3])
 def test_traffic_is_that_of_the_larger_branch(branches):
-    def traffic(step):
-        def steps(number, x):
-            return jax.lax.fori_loop(0, number, step, x)
-
-        program = jax.jit(steps).lower(3, jax.ShapeDtypeStruct((8, 8), "float32"))
-        return cost.traffic_of(program.compile())[0]
-
     def large(x):
         return x @ x[::-1] @ x.T @ jnp.linalg.matrix_power(x, 5)
 
     choice = [jnp.sin] * (branches - 1) + [large]
-    found = traffic(lambda n, x: jax.lax.switch(n % branches, choice, x))
-    alone = traffic(lambda n, x: large(x))
+    found, _ = traffic(lambda n, x: jax.lax.switch(n % branches, choice, x))
+    alone, _ = traffic(lambda n, x: large(x))
     assert alone <= found <= alone + 8
 
 

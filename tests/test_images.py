@@ -74,6 +74,7 @@ def settings(changes=None):
             (),
             "an operation that is switched on, as penalty.weight is not 0",
         ),
+        ("evaluation.lbfgs_steps", (5,), "(), as the probe is logistic"),
     ],
     ids=str,
 )
@@ -123,11 +124,6 @@ def test_a_penalty_along_nothing_is_refused(changes):
         settings(changes | crop | {"penalty.parameters": ("hue",)})
     settings(changes | {"penalty.weight": 0.0})
     settings(changes | crop | {"penalty.parameters": ("hue", "crop.top")})
-
-
-def test_steps_of_the_linear_probe_are_refused():
-    with pytest.raises(ValueError, match=r"lbfgs_steps is \(5,\); expected \(\), "):
-        settings({"evaluation.lbfgs_steps": (5,)})
 
 
 def test_consistency_needs_nothing_to_derive_along():

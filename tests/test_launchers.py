@@ -81,6 +81,12 @@ def test_a_task_of_slurm_finds_the_first_node():
     assert "gpu[07-08]" in launcher.name
 
 
+def on_node(tasks, node, local):
+    """All GPUs are visible to this task of a node."""
+    place = {"SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": node}
+    return place | {"SLURM_LOCALID": local, "CUDA_VISIBLE_DEVICES": EIGHT}
+
+
 @pytest.mark.parametrize(
     ("changes", "devices"),
     [
@@ -92,26 +98,15 @@ def test_a_task_of_slurm_finds_the_first_node():
         # GPUs bound to the task, of a node with more: no share of a share.
         ({"CUDA_VISIBLE_DEVICES": "4,5", "SLURM_GPUS_ON_NODE": "8"}, ()),
         ({"CUDA_VISIBLE_DEVICES": EIGHT, "SLURM_GPUS_ON_NODE": "8"}, (3,)),
+        (on_node("1(x2)", "0", "0"), ()),
+        (on_node("2(x2)", "0", "1"), (4, 5, 6, 7)),
+        # Nodes may have different numbers of tasks.
+        (on_node("8(x2),4", "0", "3"), (3,)),
+        (on_node("8(x2),4", "2", "3"), (6, 7)),
     ],
 )
 def test_the_tasks_of_a_node_share_its_gpus(changes, devices):
     assert from_environment(SLURM | changes).local_devices == devices
-
-
-@pytest.mark.parametrize(
-    ("tasks", "node", "local", "devices"),
-    [
-        ("1(x2)", "0", "0", ()),
-        ("2(x2)", "0", "1", (4, 5, 6, 7)),
-        # Nodes may have different numbers of tasks.
-        ("8(x2),4", "0", "3", (3,)),
-        ("8(x2),4", "2", "3", (6, 7)),
-    ],
-)
-def test_the_tasks_of_a_node_have_all_of_its_gpus(tasks, node, local, devices):
-    place = {"SLURM_NODEID": node, "SLURM_LOCALID": local}
-    place |= {"CUDA_VISIBLE_DEVICES": EIGHT, "SLURM_STEP_TASKS_PER_NODE": tasks}
-    assert from_environment(SLURM | place).local_devices == devices
 
 
 def test_gpus_that_cannot_be_shared_are_named():

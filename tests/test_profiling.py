@@ -46,17 +46,21 @@ def reach(profiler, steps):
             profiler.after(step + 1, None)
 
 
-@pytest.mark.parametrize("first_step", [0, 2])
-def test_a_trace_waits_for_the_steps_before_it_and_its_own(
-    events, tmp_path, first_step
+@pytest.mark.parametrize(
+    ("ends", "first_step", "process", "traced"),
+    [
+        ((2, 5), 0, 0, True),
+        ((2, 5), 2, 0, True),
+        ((), 0, 0, False),
+        ((2, 5), 0, 1, False),
+    ],
+)
+def test_the_main_process_traces_what_is_asked_for_and_waits_for_the_steps(
+    events, tmp_path, monkeypatch, ends, first_step, process, traced
 ):
-    reach(Profiler((2, 5), tmp_path, first_step=first_step), range(first_step, 12))
-    assert events == ["wait", "profile", "wait", "stop"]
-
-
-def test_nothing_is_traced_unless_it_is_asked_for(events, tmp_path):
-    reach(Profiler((), tmp_path, first_step=0), range(12))
-    assert not events
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    reach(Profiler(ends, tmp_path, first_step=first_step), range(first_step, 12))
+    assert events == ["wait", "profile", "wait", "stop"] * traced
 
 
 @pytest.mark.parametrize("first_step", [3, 5, 9])
@@ -75,12 +79,6 @@ def test_an_error_ends_the_trace(events, tmp_path):
             profiler.before(2, None)
             raise KeyError
     assert events[-1] == "stop"
-
-
-def test_only_one_process_writes(events, tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
-    reach(Profiler((2, 5), tmp_path, first_step=0), range(12))
-    assert not events
 
 
 def test_calls_end_at_the_ends_of_a_trace():

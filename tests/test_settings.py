@@ -238,8 +238,6 @@ SHIFTS = "evaluation.shifts"
         ({"data.test_examples": 1}, "2 or more"),
         ({"data.validation_examples": 0, "logging.probe_every_steps": 10}, "no use"),
         ({"evaluation.label_fraction": 0.5}, "1.0, as Spirograph has no labels"),
-        ({"data.targets": ("m", "size")}, "a tuple of 'm', 'b'"),
-        ({"data.targets": ("m", "m")}, "a tuple of 'm', 'b'"),
         ({"embedding.num_views": 0}, "M >= 1"),
         ({"evaluation.families": ("all", "color")}, "('all',)"),
         ({"penalty.parameters": ("rbak",)}, "some of h, "),
@@ -281,7 +279,6 @@ SHIFTS = "evaluation.shifts"
             {"optimizer.name": "lars", "optimizer.weight_decay_end": 0.1},
             "None, as optimizer.name is",
         ),
-        ({"optimizer.learning_rate": 1e30}, "a number, more than 0"),
     ],
     ids=str,
 )

@@ -10,7 +10,7 @@ from tiny import image_arrays, image_config, tiny_config
 
 from invariance_jax import data, evaluation, transforms
 from invariance_jax.settings import resolve
-from invariance_jax.tasks import Examples, make_task, open_set
+from invariance_jax.tasks import make_task, open_set
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +69,6 @@ def test_examples_of_spirograph_are_their_targets():
     np.testing.assert_array_equal(task.stand_ins(3), task.examples("train").x[:3])
 
 
-def test_examples_keep_their_labels_together():
-    found = Examples(np.arange(5), np.arange(5) * 2).first(2)
-    np.testing.assert_array_equal(found.x * 2, found.y)
-    assert len(Examples(np.arange(5), None).first(None).x) == 5
-    assert Examples(np.arange(5), None).first(2).y is None
-
-
 def test_examples_that_are_sorted_by_class_are_shuffled(tmp_path):
     images, labels = image_arrays(0, num_examples=60)
     order = np.argsort(labels, kind="stable")
@@ -123,22 +116,6 @@ def test_shares_of_images_are_those_of_each_class(data_dir):
         expected = [np.floor(fraction * (y == label).sum() + 0.5) for label in range(3)]
         assert counts.tolist() == expected
     np.testing.assert_array_equal(spirograph_task().labeled(y, 0.1), np.arange(12))
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "asked"),
-    [
-        ("label_fraction", 0.0126, "downstream"),
-        ("label_fractions", (0.0126, 1.0), "label_fraction"),
-    ],
-)
-def test_a_share_that_leaves_a_class_empty_is_refused(data_dir, key, value, asked):
-    changes = {f"evaluation.{key}": value, "evaluation.neighbors": ()}
-    changes["evaluation.experiments"] = (asked,)
-    task = image_task(data_dir, **changes)
-    train = task.examples("train")
-    with pytest.raises(ValueError, match=rf"^evaluation\.{key}: .*leaves class \d"):
-        task.check_fractions(train)
 
 
 def test_logistic_regression_is_fitted_to_the_minimum(data_dir):
