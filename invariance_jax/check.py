@@ -152,10 +152,7 @@ def _rates(
     devices: Sequence[jax.Device],
     simulated: bool,
 ) -> tuple[float | None, float | None]:
-    """Returns images per second that the host decodes and that the step processes.
-
-    Both are None for images in memory, the latter also for simulated devices.
-    """
+    """Returns images per second that the host decodes and that the step processes."""
     if isinstance(batches, InMemory):
         return None, None
     batches.load(0, devices)  # not timed: compiles, and opens files
@@ -208,7 +205,6 @@ def table(found: Check) -> str:
 
 
 def _bytes(number: int) -> str:
-    """Returns a number of bytes in decimal units, as text."""
     for exponent, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
         if abs(number) >= 10**exponent:
             return f"{number / 10**exponent:.4g} {unit}"

@@ -188,10 +188,7 @@ def restore(
 def _evaluate(
     parts: Parts, workdir: epath.Path, encoder: FrozenEncoder, failed: dict[str, None]
 ) -> Json:
-    """Returns the results of one seed; writes each experiment when it is measured.
-
-    Adds the error messages of the user's own experiments to `failed`.
-    """
+    """Returns the results of one seed; adds errors of own experiments to `failed`."""
     functions = experiments.load(parts.task)
     step, state, note = restore(parts, workdir)
     settings = results.settings_of(parts.task, step)

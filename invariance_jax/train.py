@@ -73,9 +73,8 @@ def run(config: Config, workdir: AnyPath) -> None:
             cost.check_state(parts)
             configs = one_per_seed(config, workdir)
             seeds = [(resolve(seed_config), path) for seed_config, path in configs]
-            check(settings, workdir)
-            for seed, path in seeds:
-                check(seed, path)
+            for one, path in [(settings, workdir), *seeds]:
+                check(one, path)
         with compilation_kept(settings.compilation_cache, workdir):
             train = _read_examples(parts.task)
             make_batches = _make_batches(train)
@@ -134,7 +133,6 @@ class _Training(contextlib.ExitStack):
         )
 
     def _first_checkpoint(self) -> Checkpoint[TrainState]:
-        """Returns the newest checkpoint, or one of step 0 if there is none."""
         newest = self._checkpoints.newest(state_shapes(self._parts))
         if newest is not None:
             _log.info("%s: resumed at step %d", self._workdir, newest.step)
@@ -220,7 +218,6 @@ class _Training(contextlib.ExitStack):
 
 
 def _read_examples(task: Task) -> Examples:
-    """Returns the training examples, after the checks that need them."""
     train, settings = task.examples("train"), task.settings
     expected = settings.data.train_examples
     if len(train.x) != expected:
@@ -244,10 +241,7 @@ def _make_batches(train: Examples) -> Callable[[Parts], Batches]:
 
 
 def _compile(parts: Parts, batches: Batches) -> Compiled | Wrapped:
-    """Returns the training program, compiled and checked to fit into memory.
-
-    If there are several processes, it is neither compiled nor checked here.
-    """
+    """Returns the training program; of one process, compiled and checked to fit."""
     devices = all_devices()
     if jax.process_count() > 1:
         _log.info("the first call compiles the step; its memory is not checked before")
@@ -281,10 +275,6 @@ def _is_due(step: int, every_steps: int) -> bool:
     return bool(every_steps) and step % every_steps == 0
 
 
-Sums = dict[str, tuple[float, float]]
-"""Name -> (sum, count)."""
-
-
 class Rows:
     """Turns the summed metrics of steps into rows of the log and the progress bar."""
 
@@ -305,7 +295,7 @@ class Rows:
         penalty = settings.penalty
         # A penalty of this mean has no gradient; None: no limit, or already warned.
         self._limit = penalty.example_limit if penalty.limit_shape == "hard" else None
-        self._pending: Sums = dict(pending)
+        self._pending = dict(pending)
         self._since = time.monotonic()
         # The time of earlier starts counts too.
         self._started = self._since - writer.seconds
@@ -315,8 +305,8 @@ class Rows:
         """Adds the replicated metrics of a call, which stay on the devices for now."""
         self._sums.append(sums)
 
-    def pending(self) -> Sums:
-        """Returns the sums over the steps since the last row."""
+    def pending(self) -> dict[str, tuple[float, float]]:
+        """Returns name -> (sum, count) of the steps since the last row."""
         for sums in map(parallel.one_replica, self._sums):
             for name, (total, count) in sums.items():
                 before = self._pending.get(name, (0.0, 0.0))

@@ -95,7 +95,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _lines(path: str | None) -> list[str] | None:
-    """Returns the lines of a file that are not empty; None without a file."""
     if path is None:
         return None
     return [line for line in Path(path).read_text().splitlines() if line]

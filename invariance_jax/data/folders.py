@@ -42,10 +42,7 @@ def read(
 
 
 def _shuffled(folder: Path) -> list[ImageFile]:
-    """Returns the images of a folder in a fixed random order.
-
-    A run may use the first examples only: they must mix classes.
-    """
+    """Returns the images in a fixed random order: the first ones must mix classes."""
     images = listing.list_folder(folder, may_be_empty=False)
     order = np.random.RandomState(0).permutation(len(images))
     return [images[index] for index in order]

@@ -112,7 +112,6 @@ class ShardRecords:
         return content, label
 
     def _place(self, index: int) -> tuple[int, int]:
-        """Returns the number of a record's shard, and its position in the shard."""
         number = bisect.bisect_right(self._ends, index)
         return number, index - self._ends[number] + self._shards[number].size
 
@@ -146,10 +145,7 @@ def sampled_moments(pictures: Pictures) -> tuple[Color, Color]:
 
 
 def moments(images: np.ndarray) -> tuple[Color, Color]:
-    """Returns the means and standard deviations of three channels, values in [0, 1].
-
-    A single channel counts as three equal ones.
-    """
+    """Returns means and standard deviations of three channels, equal ones if grey."""
     values = np.arange(256) / 255
     channels = []
     for channel in range(images.shape[-1]):

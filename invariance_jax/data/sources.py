@@ -174,7 +174,6 @@ def _read_mnist(builder: DatasetBuilder, paths: dict[str, Path], split: str) -> 
 
 
 def _read_idx(path: Path) -> np.ndarray:
-    """Returns the uint8 array of a gzip-compressed idx file."""
     data = gzip.decompress(path.read_bytes())
     shape = np.frombuffer(data, ">u4", count=data[3], offset=4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)

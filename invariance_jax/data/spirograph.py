@@ -37,12 +37,9 @@ _BATCH_SIZE = 2000
 
 
 def make_parameters(split: str, *, num_examples: int) -> np.ndarray:
-    """Returns the parameters of the images of a split, float32 `[N, 10]`.
-
-    `make_targets` draws the targets with seed 0 and the nuisance with seed 1.
-    """
+    """Returns the parameters of the images of a split, float32 `[N, 10]`."""
     nuisance = tuple(name for name in PARAMETERS if name not in TARGETS)
-    columns = [
+    columns = [  # seed 0 for the targets, 1 for the nuisance
         make_targets(split, num_examples=num_examples, seed=seed, targets=names)
         for seed, names in enumerate((TARGETS, nuisance))
     ]
@@ -100,5 +97,4 @@ def _floats(count: int) -> tfds.features.Tensor:
 
 @jax.jit
 def _render(parameters: Array) -> Array:
-    """Returns the images of parameters `[N, 10]`, rounded to uint8."""
     return jnp.round(255 * render(parameters, image_size=_IMAGE_SIZE)).astype(jnp.uint8)

@@ -96,7 +96,6 @@ def _read_wallpaper(path: Path) -> Image.Image:
 def _draw(
     random: np.random.Generator, stamp: Path, wallpapers: list[Image.Image]
 ) -> Image.Image:
-    """Returns a stamp on a random crop of a random wallpaper."""
     width, height = random.integers(*_SIDES, 2, endpoint=True).tolist()
     wall = wallpapers[int(random.integers(len(wallpapers)))]
     scale = max(width / wall.width, height / wall.height) * random.uniform(1.0, 2.0)

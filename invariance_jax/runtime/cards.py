@@ -111,10 +111,7 @@ CARDS = {
 
 
 def absent(name: str, count: int) -> tuple[jax.Device, ...]:
-    """Returns `count` absent cards, for which programs can be compiled but not run.
-
-    The same number of CPU devices is simulated, for all other computations.
-    """
+    """Returns absent cards, to compile for; simulates as many CPU devices to run on."""
     if not 0 < count <= 8:
         raise ValueError(
             f"--check_devices is {count}; expected 1 to 8, the GPUs of a machine."

@@ -41,10 +41,7 @@ _OPTIONS = {
 
 @contextlib.contextmanager
 def compilation_kept(chosen: str | None, workdir: AnyPath) -> Iterator[None]:
-    """Caches what the context compiles; restores JAX's configuration afterwards.
-
-    `chosen` is the key `compilation_cache`: a folder or URL, "off", or None (default).
-    """
+    """Caches what the context compiles; chosen: the key `compilation_cache`."""
     with contextlib.ExitStack() as stack:
         if chosen is None and jax.config.values[_DIR] is None:
             chosen = _own_folder(workdir, stack)

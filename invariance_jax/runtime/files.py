@@ -53,10 +53,7 @@ def plain_path(path: epath.Path) -> Path | epath.Path:
 
 
 def private_folder(path: Path) -> Path:
-    """Makes a folder for files that are executed, which only this user may write to.
-
-    Raises ValueError if it exists and others may write to it.
-    """
+    """Makes a folder of files to execute; ValueError if other users may write to it."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = path.stat()
     if status.st_uid not in (os.getuid(), 0) or status.st_mode & 0o022:
@@ -97,10 +94,7 @@ def write_bytes(path: AnyPath, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: AnyPath) -> Iterator[IO[bytes]]:
-    """Opens a file for writing that becomes `path` at the end, unless an error occurs.
-
-    An OSError names the path.
-    """
+    """Opens a file for writing that becomes `path` at the end, if no error occurs."""
     file_path = epath.Path(path)
     # Another job may write the same file at the same time.
     temporary = file_path.with_name(f"{file_path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -133,10 +127,7 @@ def sync(file: IO[str] | IO[bytes]) -> None:
 
 
 def call_in_file(path: str, function: str, *arguments: str) -> Any:
-    """Calls a function of the user's Python file and returns its result.
-
-    Any failure raises a ValueError that names the file and the line.
-    """
+    """Calls a function of the user's Python file; ValueError if it fails."""
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise ValueError(f"{os.path.abspath(path)} is no file; expected a Python file.")

@@ -135,11 +135,7 @@ def _tasks_on_node(environment: Mapping[str, str]) -> int:
 
 
 def first_host(nodes: str) -> str:
-    """Returns the first host name of a SLURM node list.
-
-    >>> first_host("gpu[003-007,12]-ib,cpu1"), first_host("rack[1-2]node[03-04],a1")
-    ('gpu003-ib', 'rack1node03')
-    """
+    """Returns the first host name of a SLURM node list: gpu3-a of "gpu[3-7]-a,b"."""
     first = re.match(r"(?:[^\[,]|\[[^\]]*\])*", nodes)
     assert first is not None
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group())

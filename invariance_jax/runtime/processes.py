@@ -20,10 +20,7 @@ def is_main_process() -> bool:
 
 
 def any_process(flag: bool) -> bool:
-    """Returns, in every process, whether the flag is True in any process.
-
-    Every process calls it. With several processes it waits for the devices.
-    """
+    """Returns whether the flag is True in any process; all call it, and wait for it."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())

@@ -67,10 +67,7 @@ class _Lines(io.StringIO):
 
 
 def progress(name: str, total: int, *, unit: str, initial: int = 0) -> "tqdm[Any]":
-    """Returns a progress bar with the remaining time; a file gets a line every 30 s.
-
-    Only the main process shows it.
-    """
+    """Returns a progress bar with the remaining time; a file gets a line every 30 s."""
     is_terminal = sys.stderr.isatty()
     return tqdm(
         desc=f"{name}: ",  # as set_description writes it

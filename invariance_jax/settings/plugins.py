@@ -61,11 +61,7 @@ def load(key: str, name: str) -> Callable[..., Any]:
 def problems(
     config: Config, keys: tuple[str, ...] = (*_PARTS, _EXPERIMENTS)
 ) -> list[str]:
-    """Returns a line for each user function that cannot be imported.
-
-    The configuration need not be checked: other values than MODULE:FUNCTION are passed
-    over.
-    """
+    """Returns a line for each user function that cannot be imported; checks no key."""
     lines = []
     for key, name in _own(config, keys):
         try:
@@ -82,10 +78,7 @@ def check(settings: Settings) -> None:
 
 
 def check_call(key: str, name: str, /, **kwargs: object) -> None:
-    """Raises ValueError unless the function that `name` refers to takes its arguments.
-
-    These are the keyword arguments, and before them the one of `_POSITIONAL`.
-    """
+    """Raises ValueError unless a user's function takes these keyword arguments."""
     positional = _POSITIONAL.get(key, ())
     try:
         inspect.signature(load(key, name)).bind(*positional, **kwargs)
@@ -125,10 +118,7 @@ _hashes: dict[int, tuple[object, str]] = {}
 
 
 def source(key: str, name: str) -> str:
-    """Returns the SHA-256 hash of the file that defines a function of the user.
-
-    The hash is "" if there is no file, as for a function defined in a notebook.
-    """
+    """Returns the SHA-256 hash of the file of a user's function; "" in a notebook."""
     function: Any = load(key, name)
     if id(function) not in _hashes:
         inner = function
@@ -149,7 +139,6 @@ def sources(settings: Settings) -> dict[str, str]:
 
 
 def _own(config: Config, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Yields (key, MODULE:FUNCTION) of each function of the user."""
     for key in keys:
         value = schema.get(config, key)
         for name in value if isinstance(value, tuple | list) else (value,):

@@ -41,10 +41,7 @@ class InMemory:
     def load(
         self, step: int, devices: Sequence[jax.Device], before: PyTree = ()
     ) -> PyTree:
-        """Returns the first argument of `take`, axis 0 the local devices.
-
-        Serves all steps: step and before matter to `Streamed` only.
-        """
+        """Returns the copies, axis 0 the local devices, which serve all steps."""
         if self._copies is None:
             self._copies = self._replicate(self._x, devices)
         return self._copies
@@ -145,10 +142,7 @@ Batches = InMemory | Streamed
 
 
 def make_sampler(*, num_examples: int, batch_size: int) -> Sampler:
-    """Returns the sampler that draws a new random permutation in each epoch.
-
-    The examples at the end of a permutation that fill no batch are left out.
-    """
+    """Returns the sampler of the full batches of a random permutation in each epoch."""
     steps_per_epoch = num_examples // batch_size
 
     def sample(key: Key, step: Array) -> Array:

@@ -85,10 +85,7 @@ class Parts(NamedTuple):
 
 
 def build(settings: Settings, *, axis_name: str | None = None) -> Parts:
-    """Returns the parts of a run; compiles nothing and reads no data set.
-
-    axis_name: the mapped axis over which a batch is spread; None: one replica.
-    """
+    """Returns the parts of a run; compiles nothing and reads no data set."""
     plugins.check(settings)
     task = make_task(settings)
     transformation = task.transformation()
@@ -210,7 +207,6 @@ def _features(settings: Settings, images: jax.ShapeDtypeStruct) -> tuple[int, in
 
 
 def _features_of_z(settings: Settings, h: jax.ShapeDtypeStruct) -> int:
-    """Returns the number of features of the projection z, which the penalty acts on."""
     name, heads = settings.method.name, make_method(settings, h.shape[-1]).heads
     fault = f"whose heads cannot be applied to h {h.shape}:"
     with plugins.blaming("method.name", name, fault=fault):

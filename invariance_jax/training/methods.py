@@ -88,10 +88,7 @@ def _crossed(
 
 
 def rising(momentum: float, *, steps: int) -> optax.Schedule:
-    """Returns a momentum that rises to 1 at the end, along half a cosine.
-
-    `1 - (1 - momentum) (1 + cos(pi step / steps)) / 2`, Grill et al. (2020).
-    """
+    """Returns a momentum that rises to 1 along half a cosine, Grill et al. (2020)."""
 
     def schedule(step: Array) -> Array:
         # Converted first: int32 divided is float32, whatever the precision.
@@ -275,10 +272,7 @@ def make_method(
     tangent: str = "coupled",
     axis_name: str | None = None,
 ) -> Method:
-    """Returns the method that the settings name, for a representation `[B, features]`.
-
-    tangent: that of `BatchNorm` in the heads.
-    """
+    """Returns the method that the settings name; tangent: that of its `BatchNorm`."""
     name, kwargs = settings.method.name, settings.method.kwargs
     if not plugins.is_own(name):
         common = {

@@ -91,10 +91,7 @@ def _norms(tree: PyTree) -> Array:
 def paper_schedule(
     peak: float, *, epochs: float, steps_per_epoch: int
 ) -> optax.Schedule:
-    """Returns the authors' schedule: linear warm-up and cosine, constant in an epoch.
-
-    In epoch e: `min(peak (1 + cos(pi e / epochs)) / 2, peak (1 + e) / 10)`.
-    """
+    """Returns the authors' schedule: warm-up and cosine, both constant in an epoch."""
 
     def schedule(step: Array) -> Array:
         epoch = jnp.floor_divide(step, steps_per_epoch)
@@ -121,10 +118,7 @@ def make_schedule(settings: Settings) -> optax.Schedule:
 def make_optimizer(
     settings: Settings, *, constant_rate: str | None = None
 ) -> optax.GradientTransformation:
-    """Returns the optimizer that the settings name; its update needs the parameters.
-
-    constant_rate: the part of the heads with the peak learning rate in every step.
-    """
+    """Returns the optimizer that the settings name; constant_rate: that of `Method`."""
     scheduled = _with_rate(settings, make_schedule(settings))
     if constant_rate is not None:
         constant = _with_rate(settings, settings.derived.peak_learning_rate)
@@ -152,7 +146,6 @@ def make_optimizer(
 def _with_rate(
     settings: Settings, rate: optax.ScalarOrSchedule
 ) -> optax.GradientTransformation:
-    """Returns lars, sgd or adamw with a learning rate or schedule."""
     optimizer = settings.optimizer
     mask = _not_excluded(optimizer.exclude) if optimizer.exclude else None
     if optimizer.name == "lars":

@@ -24,10 +24,7 @@ _UNSEEN_BY_METHOD = "encoder.projection", "similarity_block"
 
 
 def check_own_parts(parts: Parts, num_devices: int) -> None:
-    """Checks the user's own encoder and method, if any.
-
-    They are traced for the examples of one device, and computed for few random ones.
-    """
+    """Checks the user's own encoder and method, if any, before training."""
     settings = parts.settings
     for part, check, unseen in (
         ("encoder.name", _check_encoder, _UNSEEN_BY_ENCODER),
@@ -73,7 +70,6 @@ def _in_training(
 
 
 def _forms(tree: PyTree) -> PyTree:
-    """Returns the shape and dtype of each array."""
     return jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), tree)
 
 
@@ -146,10 +142,7 @@ def _check_encoder(parts: Parts, num_devices: int) -> None:
 
 
 def _apply_method(parts: Parts, count: int, memory: PyTree) -> PyTree:
-    """Returns losses, momenta and new memory of a step, for random h of each view.
-
-    Momenta are those of the first and the last step; () without a target network.
-    """
+    """Returns losses, momenta (first and last step) and new memory, for random h."""
     method, target = parts.objective.method, (None, None)
     momenta: tuple[Array, ...] = ()
     shape = 2 + parts.settings.more_views, count, parts.features
