@@ -23,9 +23,6 @@ with contextlib.suppress(ImportError):
 GREY_MODES = {"1", "L", "LA"}
 """Pillow's modes without colour."""
 
-_FACTORS = (8, 4, 2)
-"""Factors by which both decoders can reduce a JPEG while they decode it."""
-
 
 def decode(
     content: bytes, *, channels: int, size: int | None
@@ -78,7 +75,8 @@ def _factor(shape: tuple[int, int], size: int | None) -> int:
     """Returns the largest factor that keeps both sides of a JPEG at least size."""
     if size is None:
         return 1
-    return next((f for f in _FACTORS if min(shape) // f >= size), 1)
+    both_decoders_have = (8, 4, 2)
+    return next((f for f in both_decoders_have if min(shape) // f >= size), 1)
 
 
 def _decode_with_pillow(

@@ -189,6 +189,13 @@ def _read_svhn(builder: DatasetBuilder, paths: dict[str, Path], split: str) -> C
 
 _CIFAR_HOME = "https://www.cs.toronto.edu/~kriz/"
 _IDX_FILES = tuple(name for split in _SPLITS for name in _idx_names(split))
+# Debian's package dataset-fashion-mnist compressed the same content again.
+_FASHION_CONTENTS = (
+    "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+)
 
 SOURCES = {
     "cifar10": Source(_CIFAR_HOME, ("cifar-10-binary.tar.gz",), _read_cifar),
@@ -200,21 +207,7 @@ SOURCES = {
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         _IDX_FILES,
         _read_mnist,
-        # Debian's package dataset-fashion-mnist compressed the same content again.
-        {
-            "train-images-idx3-ubyte.gz": (
-                "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
-            ),
-            "train-labels-idx1-ubyte.gz": (
-                "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
-            ),
-            "t10k-images-idx3-ubyte.gz": (
-                "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
-            ),
-            "t10k-labels-idx1-ubyte.gz": (
-                "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
-            ),
-        },
+        dict(zip(_IDX_FILES, _FASHION_CONTENTS, strict=True)),
     ),
     "svhn_cropped": Source(
         "http://ufldl.stanford.edu/housenumbers/",

@@ -8,8 +8,6 @@ import numpy as np
 
 from invariance_jax.arguments import check_integer
 
-_VALIDATION_SEED = 0
-
 
 def hold_out(num_examples: int, *, validation_examples: int) -> tuple[np.ndarray, ...]:
     """Returns the indices of the training split for training and for validation.
@@ -33,7 +31,7 @@ def hold_out(num_examples: int, *, validation_examples: int) -> tuple[np.ndarray
             f"validation_examples must be less than the {num_examples} training "
             f"examples; found {held_out}."
         )
-    order = np.random.RandomState(_VALIDATION_SEED).permutation(num_examples)
+    order = np.random.RandomState(0).permutation(num_examples)
     validation, train = np.split(order, [held_out])
     return np.sort(train), np.sort(validation)
 

@@ -61,7 +61,7 @@ def load(key: str, name: str) -> Callable[..., Any]:
 def problems(
     config: Config, keys: tuple[str, ...] = (*_PARTS, _EXPERIMENTS)
 ) -> list[str]:
-    """Returns a line for each user function that cannot be imported; checks no key."""
+    """Returns a line for each MODULE:FUNCTION of a config that cannot be imported."""
     lines = []
     for key, name in _own(config, keys):
         try:

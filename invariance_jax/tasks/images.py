@@ -191,7 +191,7 @@ class ImageTask(Task):
         }
 
     def displayed(self, images: Array | np.ndarray) -> np.ndarray:
-        """Undoes the normalization too, unless a user's own views have none."""
+        """Undoes the normalization too; a user's own augmentation may have none."""
         pixels = np.asarray(images, np.float64)
         own = plugins.is_own(self.settings.augmentation.name)
         if not (own and -0.01 <= pixels.min() and pixels.max() <= 1.01):

@@ -101,7 +101,11 @@ class Task(abc.ABC):
         """Returns the transformation that the experiment `shift` changes, or None."""
 
     def probe_examples(self, train: Examples) -> Examples:
-        """Returns the training examples that probes are fitted on, by the settings."""
+        """Returns the training examples that probes are fitted on.
+
+        They are the first `evaluation.train_examples`; of images, only the share
+        `evaluation.label_fraction` of each class.
+        """
         return train.first(self.settings.evaluation.train_examples)
 
     @abc.abstractmethod

@@ -1,7 +1,6 @@
 """Builds the parts of a run from its settings."""
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,8 +22,6 @@ from invariance_jax.training.optimizers import make_optimizer
 from invariance_jax.training.step import Metrics, TrainState, init_state, make_step
 from invariance_jax.transforms import Transformation
 from invariance_jax.types import Array, Key, PyTree
-
-_log = logging.getLogger(__name__)
 
 
 class Parts(NamedTuple):
