@@ -73,6 +73,15 @@ def test_streams_that_cannot_be_written_do_not_matter(redirection):
     assert subprocess.run(command, shell=True, env=environment).returncode == 0
 
 
+def test_a_character_that_the_terminal_lacks_is_replaced():
+    code = "from invariance_jax.runtime import terminal; terminal.forgive()\n"
+    code += "print('R²', flush=True)"
+    environment = processes.environment(1, PYTHONIOENCODING="ascii")
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("R?\n", "")
+
+
 def test_a_file_gets_lines_and_no_carriage_returns():
     code = (
         "import time\n"

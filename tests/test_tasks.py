@@ -118,6 +118,22 @@ def test_shares_of_images_are_those_of_each_class(data_dir):
     np.testing.assert_array_equal(spirograph_task().labeled(y, 0.1), np.arange(12))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "asked"),
+    [
+        ("label_fraction", 0.0126, "downstream"),
+        ("label_fractions", (0.0126, 1.0), "label_fraction"),
+    ],
+)
+def test_a_share_that_leaves_a_class_empty_is_refused(data_dir, key, value, asked):
+    changes = {f"evaluation.{key}": value, "evaluation.neighbors": ()}
+    changes["evaluation.experiments"] = (asked,)
+    task = image_task(data_dir, **changes)
+    train = task.examples("train")
+    with pytest.raises(ValueError, match=rf"^evaluation\.{key}: .*leaves class \d"):
+        task.check_fractions(train)
+
+
 def test_logistic_regression_is_fitted_to_the_minimum(data_dir):
     task = image_task(data_dir)
     x, y = task.examples("train")
