@@ -127,7 +127,7 @@ def keep(
     record = {"format": FORMAT, "name": name, "rows": rows, **how, **provenance()}
     if is_main_process():
         # Some file systems do not allow a colon in a name.
-        path = workdir / "experiments" / f"{name.replace(':', '.')}.json"
+        path = workdir / "experiments" / f"{name.replace(':', '-')}.json"
         path.parent.mkdir(exist_ok=True)
         write_json(path, record)
     return record
