@@ -207,6 +207,18 @@ def test_experiment_of_a_users_own_has_a_table_and_curves(tmp_path):
     assert "Flat thing" in found.text and "../mine:run" in found.text
 
 
+def test_another_page_is_not_written_over(tmp_path):
+    run, out = write_run(tmp_path / "run", bare=True), tmp_path / "out"
+    out.mkdir()
+    (out / "report.html").write_text("mine")
+    with pytest.raises(ValueError, match=r"report\.html is not from a report; move it"):
+        report.run([run], out)
+    assert [path.name for path in out.iterdir()] == ["report.html"]
+    (out / "report.html").unlink()
+    for _ in range(2):
+        report.run([run], out)
+
+
 def test_experiments_of_similar_names_have_files_of_their_own(tmp_path):
     more = {name: [("size", {"place": 1}, 2.0)] for name in ("a:b_c", "a_b:c")}
     run = write_run(tmp_path / "run", more=more, bare=True)

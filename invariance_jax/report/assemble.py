@@ -53,6 +53,9 @@ def write(
     """Writes a report and returns the path of its page; see `report.run`."""
     runs, folder = read_runs(workdirs), epath.Path(os.path.expanduser(out))
     check_folder("out", folder)
+    page, known = folder / "report.html", folder / "tables" / "results.csv"
+    if page.exists() and not known.exists():  # every report writes both
+        raise ValueError(f"{page} is not from a report; move it, or give another out.")
     with style.looks():
         first, sections = _Report(runs).parts()
     title, subtitle = runs[0].name, _sentence(runs[0])
@@ -76,9 +79,8 @@ def write(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     values = {"title": title, "subtitle": subtitle, "first": first}
     values["sections"] = [section for section in sections if section.parts]
-    page = environment.from_string(source).render(values)
-    write_text(folder / "report.html", page)
-    return plain_path(folder / "report.html")
+    write_text(page, environment.from_string(source).render(values))
+    return plain_path(page)
 
 
 def _contents(parts: Sequence[Part | Headline]) -> Iterator[Table | Picture]:
