@@ -87,6 +87,13 @@ def _real_dtype(name: str, array: Array | np.ndarray) -> np.dtype:
     return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
 
 
+def check_array(name: str, array: object, *, expected: str = "an array") -> None:
+    """Checks that a value is an array of JAX or NumPy, traced or not."""
+    if not hasattr(array, "shape"):
+        found = type(array).__name__
+        raise ValueError(f"{name} must be {expected}; found a {found}.")
+
+
 def check_shape(
     name: str,
     array: Array | np.ndarray,
@@ -95,9 +102,7 @@ def check_shape(
     expected: str,
 ) -> None:
     """Checks the shape of an array; None in `shape` allows any length."""
-    if not hasattr(array, "shape"):
-        found = type(array).__name__
-        raise ValueError(f"{name} must be {expected}, an array; found a {found}.")
+    check_array(name, array, expected=f"{expected}, an array")
     chex.assert_shape(
         array,
         shape,
@@ -108,6 +113,8 @@ def check_shape(
 
 def check_same_shape(**arrays: Array) -> None:
     """Checks that arrays have equal shapes."""
+    for name, array in arrays.items():
+        check_array(name, array)
     shapes = " and ".join(str(list(np.shape(array))) for array in arrays.values())
     chex.assert_equal_shape(
         list(arrays.values()),

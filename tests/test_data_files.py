@@ -247,6 +247,21 @@ def test_all_files_that_are_no_images_are_named_at_once(function, tmp_path):
         function(tmp_path, given)
 
 
+@pytest.mark.parametrize("form", ["folder", "tar"])
+def test_images_that_are_given_twice_are_refused(form, tmp_path):
+    """One of both could become a test image."""
+    given = give(form, tmp_path / "given", {"1.jpg": IMAGE, "2.jpg": IMAGE})
+    with pytest.raises(ValueError, match="given.* is given twice; expected each"):
+        prepare(tmp_path / "sets", given, given)
+
+
+def test_a_list_of_classes_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "list").write_bytes(b"\xff\xfe")
+    flags = [f"--train={tmp_path}", f"--classes={tmp_path / 'list'}"]
+    with pytest.raises(ValueError, match="list is no text; expected a name on each"):
+        command.main(["mine", *flags])
+
+
 @both
 @pytest.mark.parametrize(
     ("files", "message"),

@@ -61,9 +61,10 @@ def test_label_fraction_depends_on_the_seed():
     ("labels", "fraction", "message"),
     [
         (LABELS, 0.05, "fraction 0.05 leaves class 2 empty: it has 9 examples"),
-        (LABELS, 0.0, "above 0 and at most 1; found label fraction 0.0"),
-        (LABELS, 1.5, "above 0 and at most 1; found label fraction 1.5"),
-        (LABELS, float("nan"), "found label fraction nan"),
+        (LABELS, 0.0, r"fraction must be in \(0, 1\]; found 0.0"),
+        (LABELS, 1.5, r"fraction must be in \(0, 1\]; found 1.5"),
+        (LABELS, float("nan"), "fraction must be in .*; found nan"),
+        (LABELS, None, "fraction must be a number; found None"),
         (LABELS * 1.0, 0.5, r"integers \[N\]; found float64 \[149\]"),
         (LABELS[None], 0.5, r"integers \[N\]; found int64 \[1, 149\]"),
     ],

@@ -62,7 +62,7 @@ def settings(changes=None):
         (
             "evaluation.neighbors",
             (5, 241),
-            "at most the 240 examples that the probe is fitted on",
+            "at most 240, as the probe is fitted on no more examples",
         ),
         (
             "evaluation.label_fraction",
@@ -151,7 +151,7 @@ def test_nothing_may_ask_for_a_validation_split_that_is_not_there(key, value):
 def test_neighbors_are_counted_among_the_labels_that_are_seen():
     changes = {"evaluation.neighbors": (20,), "evaluation.label_fraction": 0.1}
     settings(changes)
-    with pytest.raises(ValueError, match=r"\(20,\); expected at most the 10 "):
+    with pytest.raises(ValueError, match=r"\(20,\); expected at most 12, as"):
         settings(changes | {"evaluation.train_examples": 100})
 
 

@@ -361,7 +361,7 @@ def test_replicas_give_the_joined_penalties_and_gradient(
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"alpha": (6,)}, r"alpha must be \[B, P\]; found shape \(6,\)"),
+        ({"alpha": (6,)}, r"alpha must be \[B, P\]; found \[6\]"),
         ({"alpha_other": (6, 2)}, r"alpha_other must be .* found shape \(6, 2\)"),
         ({"alpha_other": (3,)}, r"alpha_other must be .* found shape \(3,\)"),
         ({"alpha_other": (1, 2, 6, 3)}, "alpha_other must be .* found shape"),
@@ -390,6 +390,15 @@ def test_bad_input_is_refused(changes, message):
     if "signs" not in settings:
         with pytest.raises(ValueError, match=message.replace("_other", "_redrawn")):
             total_effect(represent, alpha, other, **settings)
+
+
+def test_a_list_is_no_array():
+    alpha, rows = jnp.ones((2, 3)), [[1.0, 2.0, 3.0]] * 2
+    for name, given in (("alpha", (rows, alpha)), ("alpha_other", (alpha, rows))):
+        with pytest.raises(ValueError, match=f"{name} must be .*; found a list"):
+            invariance_penalty(jnp.sin, *given)
+    with pytest.raises(ValueError, match="h2 must be an array; found a list"):
+        consistency(alpha, rows)
 
 
 @pytest.mark.parametrize(

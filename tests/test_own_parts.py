@@ -193,7 +193,7 @@ def test_a_module_that_ends_the_program_cannot_be_imported(folder):
         ({"method.name": "a:b"}, ["encoder.name is", "method.name", "evaluation"]),
         (
             {"data.name": "flowers", "data.data_dir": "/nowhere"},
-            ["'flowers' is not prepared", "encoder.name", "evaluation"],
+            ["data.name: 'flowers' is not prepared", "encoder.name", "evaluation"],
         ),
         (
             {

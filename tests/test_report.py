@@ -199,12 +199,31 @@ def test_experiment_of_a_users_own_has_a_table_and_curves(tmp_path):
     more["flat_thing"] = [("silhouette", {"seed": "x", "mean": 3}, 0.25)]
     run = write_run(tmp_path / "paper, mine", kind="none", more=more, bare=True)
     page = report.run([run], tmp_path / "out")
-    assert (page.parent / "figures" / ".._mine_run.png").exists()
+    assert (page.parent / "figures" / ".._mine-run.png").exists()
     found = Page(page)
     assert found.find("place", "n bits", "my speed")[1] == ["<a>", "1", "0.3333"]
     assert found.find("seed ", "mean ", "silhouette")[1] == ["x", "3", "0.2500"]
     assert '<tr class="faint">' not in page.read_text()  # a row of the paper
     assert "Flat thing" in found.text and "../mine:run" in found.text
+
+
+def test_another_page_is_not_written_over(tmp_path):
+    run, out = write_run(tmp_path / "run", bare=True), tmp_path / "out"
+    out.mkdir()
+    (out / "report.html").write_text("mine")
+    with pytest.raises(ValueError, match=r"report\.html is not from a report; move it"):
+        report.run([run], out)
+    assert [path.name for path in out.iterdir()] == ["report.html"]
+    (out / "report.html").unlink()
+    for _ in range(2):
+        report.run([run], out)
+
+
+def test_experiments_of_similar_names_have_files_of_their_own(tmp_path):
+    more = {name: [("size", {"place": 1}, 2.0)] for name in ("a:b_c", "a_b:c")}
+    run = write_run(tmp_path / "run", more=more, bare=True)
+    tables = report.run([run], tmp_path / "out").parent / "tables"
+    assert {"a-b_c_1.csv", "a_b-c_1.csv"} <= {path.name for path in tables.iterdir()}
 
 
 def test_files_of_tables_are_tidy_and_unrounded(single):
@@ -386,6 +405,9 @@ def test_terminal_shows_the_main_numbers_and_a_comparison_by_labels(tmp_path):
     assert text[2].split()[:3] == ["variant", "2", "3"]
     assert "(4.00 ± 0.23)e-3" in text[2]
     assert text[-1].startswith("Run minus variant 1")
+    shown = "The sweep has further variants, which are not shown: variant 1."
+    assert shown in Page(report.run(paths[1:], tmp_path / "rest")).text
+    assert "further variants" not in Page(report.run(paths[1:], paths[1])).text
     note = next(line for line in text if line.startswith("Mean ± standard error over"))
     assert "Paper: Foster et al. (2021), ResNet-18, 50 epochs" in note
 
@@ -588,6 +610,10 @@ def test_damaged_lines_of_the_log_are_counted_and_named(tmp_path):
     assert "4 unreadable line(s) of seed_1/metrics.jsonl skipped" in text
 
 
+def misnamed(content):
+    content["config"]["encoder"]["name"] = 1.5
+
+
 @pytest.mark.parametrize(
     ("file", "edit", "message"),
     [
@@ -600,6 +626,7 @@ def test_damaged_lines_of_the_log_are_counted_and_named(tmp_path):
         ("config.json", lambda content: content.pop("derived"), "json has no derived"),
         ("results.json", "[]", "results.json cannot be read: it holds no object"),
         ("config.json", "{", "config.json cannot be read: Expecting"),
+        ("config.json", misnamed, "cannot be read: encoder.name is 1.5; expected one"),
         ("config.json", '{"format": 2}', "has format 2, this version reads 3; use"),
         ("samples.npz", "torn", "cannot be read (ValueError); remove it and run --mo"),
         ("results.json", None, "has no results.json: the run is not finished"),

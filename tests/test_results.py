@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from etils import epath
 from tiny import tiny_config
 
 from invariance_jax import evaluate
@@ -88,6 +89,19 @@ def test_what_changes_a_number_is_measured_anew(workdir, calls, changes, again, 
     assert [*found["experiments"]] == ["downstream", *([] if again else ["shift"])]
     (name,) = (key.removeprefix("evaluation.") for key in changes)
     assert (f"downstream was measured with {name} = " in caplog.text) == bool(again)
+
+
+def test_experiments_of_similar_names_have_files_of_their_own(workdir, caplog):
+    names = dict.fromkeys(("a.b:c", "a:b.c"), "")
+    for name in names:
+        results.keep(epath.Path(workdir), name, [], settings={}, seconds=1.0, source="")
+    assert {*results.read_records(epath.Path(workdir), {}, names)} == {*names}
+    old = json.loads((workdir / "experiments" / "a.b-c.json").read_text())
+    (workdir / "experiments" / "old.json").write_text(
+        json.dumps(old | {"settings": {"step": 1}})
+    )
+    assert {*results.read_records(epath.Path(workdir), {}, names)} == {*names}
+    assert not caplog.text
 
 
 def test_a_key_that_an_earlier_version_lacks_was_empty(workdir, calls):

@@ -155,6 +155,7 @@ def test_memory_is_a_few_images_not_one_per_point():
     "arguments, message",
     [
         ({"parameters": np.zeros((2, 9))}, r"parameters must be \[..., 10\].*\(2, 9\)"),
+        ({"parameters": [0.0] * 10}, "parameters must be an array; found a list"),
         ({"parameters": np.zeros(())}, r"parameters must be \[..., 10\]"),
         ({"image_size": 0}, "image_size must be an integer of 1 or more; found 0"),
         ({"num_points": -1}, "num_points must be an integer .* found -1"),

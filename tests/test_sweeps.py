@@ -342,6 +342,12 @@ def test_a_run_over_seeds_and_a_sweep_of_these_seeds_share_a_folder(plan):
     assert again.workdir == found.workdir
 
 
+def test_results_without_settings_are_named(plan, copy):
+    change(copy / RUNS[0] / "results.json", lambda content: content.pop("settings"))
+    with pytest.raises(ValueError, match=r"results\.json has no settings; remove it"):
+        plan(GRID, workdir=copy)
+
+
 def test_a_run_that_diverges_does_not_stop_the_others(plan):
     errors, found = [], plan(GRID)
     for run in found.runs:

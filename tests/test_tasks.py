@@ -108,6 +108,18 @@ def test_the_probe_sees_a_share_of_the_labels(data_dir):
     assert len(task.probe_examples(task.examples("train")).x) == 7
 
 
+def test_neighbors_are_at_most_the_share_of_the_labels(data_dir):
+    changes = {"evaluation.label_fraction": 0.2}
+    task = image_task(data_dir, **changes)
+    train = task.examples("train")
+    count = len(task.probe_examples(train).y)
+    image_task(data_dir, **changes, **{"evaluation.neighbors": (count,)})
+    task = image_task(data_dir, **changes, **{"evaluation.neighbors": (count + 1,)})
+    expected = rf"neighbors is \({count + 1},\); expected at most {count}, the number"
+    with pytest.raises(ValueError, match=expected):
+        task.check_fractions(train)
+
+
 def test_shares_of_images_are_those_of_each_class(data_dir):
     task = image_task(data_dir)
     y = task.examples("train").y

@@ -97,7 +97,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def _lines(path: str | None) -> list[str] | None:
     if path is None:
         return None
-    return [line for line in Path(path).read_text().splitlines() if line]
+    try:
+        return [line for line in Path(path).read_text().splitlines() if line]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text; expected a name on each line.") from error
 
 
 def _summary(name: str, path: Path) -> str:

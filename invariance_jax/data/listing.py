@@ -7,6 +7,7 @@ archive. What is hidden is left out.
 
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -39,6 +40,9 @@ def list_images(paths: Sequence[str | os.PathLike[str]]) -> list[ImageFile]:
         else:
             raise ValueError(f"{path} does not exist; expected a folder or a tar file.")
     images = in_folders + _with_folder_classes(in_archives)
+    places = Counter((image.file, image.start) for image in images)
+    if twice := [file for (file, _), count in places.items() if count > 1]:
+        raise ValueError(f"{twice[0]} is given twice; expected each image once.")
     return sorted(images, key=lambda image: image.name)
 
 

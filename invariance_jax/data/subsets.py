@@ -6,7 +6,7 @@ same in every later version, so that no update moves a validation image into tra
 
 import numpy as np
 
-from invariance_jax.arguments import check_integer
+from invariance_jax.arguments import check_integer, check_number
 
 
 def hold_out(num_examples: int, *, validation_examples: int) -> tuple[np.ndarray, ...]:
@@ -59,11 +59,8 @@ def label_fraction(labels: np.ndarray, fraction: float, *, seed: int) -> np.ndar
         raise ValueError(
             f"labels must be integers [N]; found {labels.dtype} {list(labels.shape)}."
         )
-    fraction = float(fraction)
-    if not 0 < fraction <= 1:
-        raise ValueError(
-            f"fraction must be above 0 and at most 1; found label fraction {fraction}."
-        )
+    check_number("fraction", fraction, low=0, high=1, above=True)
+    seed = check_integer("seed", seed, least=0, most=2**32 - 1)
     random = np.random.RandomState(seed)
     selected = []
     order = np.argsort(labels, kind="stable")

@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from invariance_jax.arguments import (
+    check_array,
     check_choice,
+    check_matrix,
     check_number,
     check_same_shape,
     check_shape,
@@ -311,8 +313,8 @@ def _in_units_of(
 
 
 def _check_ends(alpha: Array, ends: Array, name: str = "alpha_other") -> None:
-    if alpha.ndim != 2:
-        raise ValueError(f"alpha must be [B, P]; found shape {alpha.shape}.")
+    check_matrix("alpha", alpha, expected="[B, P]")
+    check_array(name, ends)
     if ends.ndim not in (2, 3) or ends.shape[-2:] != alpha.shape:
         raise ValueError(
             f"{name} must be [B, P] or [K, B, P] with alpha {alpha.shape}; "

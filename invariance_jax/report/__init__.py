@@ -32,7 +32,7 @@ def run(
 
     Raises:
       ValueError: if a work directory is missing, unfinished, damaged, given twice or of
-        another format, or `out` is a file.
+        another format, or `out` is a file or holds a `report.html` of another origin.
       OSError: if `out` cannot be written.
     """
     from invariance_jax.report import assemble

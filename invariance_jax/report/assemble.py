@@ -20,13 +20,13 @@ from invariance_jax.report import commands, pictures, style, tables
 from invariance_jax.report.aggregate import in_summary, select
 from invariance_jax.report.compare import Comparison, Headline, headlines, over
 from invariance_jax.report.draw import Shown, figure
-from invariance_jax.report.read import Run, read_runs
+from invariance_jax.report.read import Run, missing_variants, read_runs
 from invariance_jax.report.sections import AVERAGING, SECTIONS, Spec, section_of
 from invariance_jax.report.style import Picture
 from invariance_jax.report.tables import Table
 from invariance_jax.report.words import is_share
 from invariance_jax.runs.workdir import check_folder, read_config
-from invariance_jax.runtime.files import plain_path, write_bytes, write_text
+from invariance_jax.runtime.files import absolute, plain_path, write_bytes, write_text
 from invariance_jax.settings.schema import WITH_PROBE
 from invariance_jax.types import Json
 
@@ -53,17 +53,23 @@ def write(
     """Writes a report and returns the path of its page; see `report.run`."""
     runs, folder = read_runs(workdirs), epath.Path(os.path.expanduser(out))
     check_folder("out", folder)
+    page, known = folder / "report.html", folder / "tables" / "results.csv"
+    if page.exists() and not known.exists():  # every report writes both
+        raise ValueError(f"{page} is not from a report; move it, or give another out.")
     with style.looks():
         first, sections = _Report(runs).parts()
     title, subtitle = runs[0].name, _sentence(runs[0])
     if len(runs) > 1:
         subtitle = f"All others are compared to the first, {title}."
         title = f"Comparison of {len(runs)} runs"
+    missing = ", ".join(missing_variants(runs))
+    if missing and absolute(folder) != runs[0].path:  # not the page of one variant
+        subtitle += f" The sweep has further variants, which are not shown: {missing}."
     for name in ("figures", "tables"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for part in _contents([*first, *sections]):
         # An experiment of a user's own may have any name.
-        stem = re.sub(r"[^\w.-]+", "_", part.name)[:100]
+        stem = re.sub(r"[^\w.-]+", "_", part.name.replace(":", "-"))[:100]
         if isinstance(part, Picture):
             write_bytes(folder / "figures" / f"{stem}.png", part.png)
         elif stem:
@@ -73,9 +79,8 @@ def write(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     values = {"title": title, "subtitle": subtitle, "first": first}
     values["sections"] = [section for section in sections if section.parts]
-    page = environment.from_string(source).render(values)
-    write_text(folder / "report.html", page)
-    return plain_path(folder / "report.html")
+    write_text(page, environment.from_string(source).render(values))
+    return plain_path(page)
 
 
 def _contents(parts: Sequence[Part | Headline]) -> Iterator[Table | Picture]:

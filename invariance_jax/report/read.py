@@ -107,7 +107,8 @@ def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> list[Run]:
 
 def _names(paths: Sequence[epath.Path]) -> list[str]:
     """Returns the labels of a sweep, or the shortest path endings that are unique."""
-    labels = [_label(path) for path in paths] if len(paths) > 1 else [""]
+    labels = [_variants(path).get(path.name, "") for path in paths]
+    labels = labels if len(paths) > 1 else [""]
     if "" not in labels and len({*labels}) == len(labels):
         return labels
     names = []
@@ -118,11 +119,20 @@ def _names(paths: Sequence[epath.Path]) -> list[str]:
     return names
 
 
-def _label(path: epath.Path) -> str:
-    """Returns the label of a work directory in its sweep; empty if it has none."""
+def _variants(path: epath.Path) -> dict[str, str]:
+    """Returns folder -> label of each variant in the sweep of a work directory."""
     record = path.parent / "sweep.json"
     variants = read_json(record).get("variants", {}) if record.is_file() else {}
-    return str(variants.get(path.name, {}).get("label") or "")
+    return {name: str(one.get("label") or "") for name, one in variants.items()}
+
+
+def missing_variants(runs: Sequence[Run]) -> list[str]:
+    """Returns the labels of the variants in the sweeps of the runs that are no run."""
+    shown, labels = [run.path for run in runs], dict[epath.Path, str]()
+    for path in shown:
+        if path.name in (variants := _variants(path)):
+            labels |= {path.parent / name: label for name, label in variants.items()}
+    return [label for path, label in labels.items() if path not in shown]
 
 
 def _read(path: epath.Path, name: str) -> Run:

@@ -127,7 +127,7 @@ def keep(
     record = {"format": FORMAT, "name": name, "rows": rows, **how, **provenance()}
     if is_main_process():
         # Some file systems do not allow a colon in a name.
-        path = workdir / "experiments" / f"{name.replace(':', '.')}.json"
+        path = workdir / "experiments" / f"{name.replace(':', '-')}.json"
         path.parent.mkdir(exist_ok=True)
         write_json(path, record)
     return record
@@ -137,7 +137,7 @@ def read_records(
     workdir: epath.Path, settings: Json, sources: Mapping[str, str]
 ) -> dict[str, Json]:
     """Returns experiment -> record, for those with these settings and source hashes."""
-    folder, records = workdir / "experiments", {}
+    folder, records, others = workdir / "experiments", {}, dict[str, str]()
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in [path for path in files if path.suffix == ".json"]:
         try:
@@ -153,9 +153,13 @@ def read_records(
         if key is None and same_code:
             records[name] = record
         else:
-            old = f"with {key} = {old_settings.get(key)!r}" if key else "by other code"
+            how = f"with {key} = {old_settings.get(key)!r}" if key else "by other code"
+            others[name] = how
+    # A file of an own experiment had another name in version 1.0.0.
+    for name, how in others.items():
+        if name not in records:
             text = "%s: %s was measured %s; it is left out of results.json"
-            _log.warning(text, workdir, name, old)
+            _log.warning(text, workdir, name, how)
     return records
 
 

@@ -36,6 +36,7 @@ from invariance_jax.settings import (
     plugins,
     to_dict,
 )
+from invariance_jax.settings.rules import converted
 from invariance_jax.types import Json
 
 _log = logging.getLogger(__name__)
@@ -239,7 +240,9 @@ def _read_run(workdir: AnyPath) -> tuple[Config, Json]:
     content = read_json(path)
     check_format(content, FORMAT, path)
     try:
-        return from_dict(content["config"]), dict(content["jax"])
+        config, jax_options = from_dict(content["config"]), dict(content["jax"])
+        converted(config)  # raises for a value that a key does not allow
+        return config, jax_options
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 

@@ -97,14 +97,7 @@ def resolve(config: Config) -> Settings:
                 f"{name} is {get(config, name)!r}; expected the section of "
                 "configs.base.get_config; change its keys, do not replace it."
             )
-    settings = Settings()
-    problems = _Problems(config)
-    for name, value in flatten(config).items():
-        try:
-            change(settings, name, convert(KEYS[name], value))
-        except Bad as detail:
-            problems.require(False, name, f"{expectation(KEYS[name])}{detail}")
-    problems.stop()
+    settings = converted(config)
     settings.penalty.example_limit = settings.penalty.example_limit or None
     settings.penalty.batch_limit = settings.penalty.batch_limit or None
     problems = _Problems(settings)
@@ -120,6 +113,18 @@ def resolve(config: Config) -> Settings:
         _check_images(settings, problems)
     _check_sizes(settings, problems)
     _derive(settings, problems)
+    return settings
+
+
+def converted(config: Config) -> Settings:
+    """Returns a configuration with each value in the type and range of its key."""
+    settings, problems = Settings(), _Problems(config)
+    for name, value in flatten(config).items():
+        try:
+            change(settings, name, convert(KEYS[name], value))
+        except Bad as detail:
+            problems.require(False, name, f"{expectation(KEYS[name])}{detail}")
+    problems.stop()
     return settings
 
 
@@ -494,7 +499,7 @@ def _fill_in(settings: Settings, problems: _Problems) -> None:
             description = known or data.describe(section.name, data_dir=folder)
     except ValueError as error:
         if not all(are_given):  # a set without labels has no num_classes
-            problems.lines["data.name"] = str(error)
+            problems.lines["data.name"] = f"data.name: {error}"
             problems.stop()
     if description is not None:
         count = description.num_train
@@ -545,9 +550,10 @@ def _check_labels(settings: Settings, problems: _Problems) -> None:
     if is_asked(settings, "label_fraction"):
         fractions = evaluation.label_fractions
         require("evaluation.label_fractions", least / fraction, fractions[0])
-    count = int(available * fraction)
-    expected = f"at most the {count} examples that the probe is fitted on"
-    enough = max(evaluation.neighbors, default=0) <= count
+    # The exact number is known with the labels, see `ImageTask.probe_examples`.
+    most = available if fraction == 1 else int(available * fraction + classes / 2)
+    expected = f"at most {most}, as the probe is fitted on no more examples"
+    enough = max(evaluation.neighbors, default=0) <= most
     problems.require(enough, "evaluation.neighbors", expected)
 
 

@@ -119,7 +119,10 @@ def _read(config: Config, workdir: epath.Path) -> Json | None:
 def _read_results(workdir: epath.Path) -> Json | None:
     """Returns the content of `results.json`, with tuples for lists, if it exists."""
     path = workdir / "results.json"
-    return tuples(read_json(path)) if path.exists() else None
+    content = tuples(read_json(path)) if path.exists() else None
+    if content is not None and not isinstance(content.get("settings"), dict):
+        raise ValueError(f"{path} has no settings; remove it to evaluate again.")
+    return content
 
 
 def _differences(settings: Settings, content: Json) -> dict[str, tuple[object, object]]:
@@ -130,7 +133,7 @@ def _differences(settings: Settings, content: Json) -> dict[str, tuple[object, o
     if {*results.wanted(task)} <= {*values.get("experiments", ())}:
         wanted["experiments"] = values["experiments"]
     # Weights from a file may be evaluated without training.
-    if settings.encoder.weights and values["step"] == 0:
+    if settings.encoder.weights and values.get("step") == 0:
         wanted["step"] = 0
     return {
         key if key == "step" else f"evaluation.{key}": (value, values.get(key, ()))

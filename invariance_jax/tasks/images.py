@@ -142,12 +142,18 @@ class ImageTask(Task):
         return None if is_own else make_image_views(self.settings, "shift")
 
     def probe_examples(self, train: Examples) -> Examples:
-        """See `Task.probe_examples`."""
+        """See `Task.probe_examples`; checks the number of neighbours of kNN."""
         train = super().probe_examples(train)
         fraction = self.settings.evaluation.label_fraction
         if train.y is None or fraction == 1:
             return train
         rows = self._share("label_fraction", train.y, fraction)
+        neighbors = self.settings.evaluation.neighbors
+        if len(rows) < max(neighbors, default=0):
+            raise ValueError(
+                f"evaluation.neighbors is {neighbors}; expected at most {len(rows)}, "
+                "the number of examples that the probe is fitted on."
+            )
         return Examples(train.x[rows], train.y[rows])
 
     def labeled(self, y: np.ndarray, fraction: float) -> np.ndarray:

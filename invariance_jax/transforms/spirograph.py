@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from invariance_jax.arguments import (
+    check_array,
     check_choice,
     check_integer,
     check_number,
@@ -74,6 +75,7 @@ def render(
     Gradients: with respect to all parameters, of any order; where pixels tie for the
     maximum, its derivative is the mean of theirs.
     """
+    check_array("parameters", parameters)
     if parameters.ndim < 1 or parameters.shape[-1] != len(PARAMETERS):
         raise ValueError(
             f"parameters must be [..., {len(PARAMETERS)}], columns in the order of "
