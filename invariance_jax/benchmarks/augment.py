@@ -1,9 +1,6 @@
-"""Image augmentation on the device against a Pillow pipeline in worker processes.
+"""Image augmentation on the device against Pillow in worker processes.
 
-The peer does what data loaders do: worker processes, kept alive, apply Pillow to each
-image (random resized crop with Lanczos, flip, brightness, contrast, saturation, hue,
-grayscale), and then the batch is normalized. Ours is one compiled call for the batch,
-from bytes to normalized views. Both draw their own random numbers.
+Both make normalized views of a batch of bytes, and draw their own random numbers.
 """
 
 import itertools

@@ -1,10 +1,7 @@
 """Decoding of JPEG files in threads against worker processes and the decoder alone.
 
 Files of 500 x 375 pixels become squares of 256 x 256, from which the device crops its
-views. The peers do what data loaders do: Pillow in worker processes, the same in
-PyTorch's DataLoader (torchvision also resizes with Pillow), and Grain's worker
-processes with our decoder. The decoder alone decodes the same files in the same number
-of threads and does not resize: it bounds the speed of all others.
+views. The decoder alone does not resize: it bounds the speed of all others.
 """
 
 import contextlib

@@ -1,10 +1,8 @@
 """Probes and feature averaging against the authors' evaluation, in PyTorch.
 
 Their probe is 500 steps of full-batch L-BFGS with PyTorch's defaults, as in their
-released code: up to 20 iterations a step, fewer near the minimum, and no line search.
-Here it starts from zero. Our probes are the exact ridge regression in float64 and the
-logistic regression. Their sweep over the number M of averaged views encodes new views
-for each M, with the broadcasting renderer. Ours is one pass of running means.
+released code; here it starts from zero. Our ridge regression is exact, in float64.
+Their sweep over the number M of averaged views encodes new views for each M.
 """
 
 import functools

@@ -1,8 +1,7 @@
 """The Spirograph renderer against one that broadcasts over `[points, B, S, S]`.
 
-The peer computes the squared distance of every pixel to every point of the curve,
-applies a Gaussian to it, and averages over the points. Ours multiplies two matrices for
-each image, because a Gaussian is separable. Both compute in float32.
+Ours multiplies two matrices for each image, because a Gaussian is separable. Both
+compute in float32.
 """
 
 from collections.abc import Callable, Iterator

@@ -18,10 +18,7 @@ _EXAMPLES = 2000  # at most, for predictions, projection and neighbours
 
 
 def write(context: Context, *, predictions: bool) -> None:
-    """Writes `samples.npz` into the work directory; every process calls it.
-
-    `predictions` adds those of the probes at the smallest and at the largest M.
-    """
+    """Writes `samples.npz` into the work directory; every process calls it."""
     arrays: dict[str, PyTree] = _views(context) | _neighbors(context)
     arrays |= _projection(context) | (_predictions(context) if predictions else {})
     if is_main_process():

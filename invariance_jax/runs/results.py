@@ -1,9 +1,8 @@
 """The long table of results: rows, the file of each experiment, and `results.json`.
 
-Each experiment is written as soon as it is measured, so that an interrupted evaluation
-continues where it stopped. A later evaluation reuses it only for the same checkpoint
-with the same settings. Every number is a row (experiment, metric, coordinates, seed,
-value). The summary is computed from the rows; the results of several seeds hold the
+Each experiment is written as soon as it is measured; an interrupted or a later
+evaluation reuses it for the same checkpoint with the same settings. Every number is a
+row (experiment, metric, coordinates, seed, value). Results of several seeds hold the
 rows of all of them.
 """
 

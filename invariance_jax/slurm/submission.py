@@ -3,8 +3,7 @@
     python launch.py --config=... --workdir=DIR --cluster=slurm --gpus_per_node=8
 
 The job runs `launch.py` with the remaining flags. SLURM's script and logs and the
-pickled job are in `DIR/slurm`; submitit writes and submits them. Everything is checked
-before anything is written. `slurm.job` is the code of the job, with its requeue.
+pickled job are in `DIR/slurm`. Everything is checked before anything is written.
 """
 
 import os

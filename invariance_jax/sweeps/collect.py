@@ -42,10 +42,8 @@ def finished(workdirs: Sequence[str]) -> list[epath.Path]:
     """
     folders = []
     for workdir in map(work_folder, workdirs):
-        if (workdir / "sweep.json").exists():
-            folders += _finished_variants(workdir)
-        else:
-            folders.append(workdir)
+        is_sweep = (workdir / "sweep.json").exists()
+        folders += _finished_variants(workdir) if is_sweep else [workdir]
     return folders
 
 
