@@ -202,7 +202,6 @@ def table(found: Check) -> str:
 
 
 def _bytes(number: int) -> str:
-    """Returns a number of bytes in decimal units, as text."""
     for exponent, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
         if abs(number) >= 10**exponent:
             return f"{number / 10**exponent:.4g} {unit}"

@@ -41,18 +41,14 @@ def state(step, width=300):
 
 
 def saved(workdir, steps, **settings):
-    checkpoints = Checkpoints(workdir, **settings)
-    for step in steps:
-        checkpoints.save(step, state(step), note={"rows": step})
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(workdir, **settings)) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state(step), note={"rows": step})
 
 
 def opened(workdir, call):
-    checkpoints = Checkpoints(workdir)
-    try:
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         return call(checkpoints)
-    finally:
-        checkpoints.close()
 
 
 def restored(workdir, like=None, step=None):

@@ -265,12 +265,6 @@ def test_evaluation_keys_may_change(copy):
     assert evaluate.run(None, single)["settings"]["num_views"] == (1, 3)
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no run"):
-        evaluate.run(config(), tmp_path / "none")
-    assert not (tmp_path / "none").exists()
-
-
 def test_a_seed_that_is_missing_is_named(copy):
     shutil.rmtree(copy / "seed_1")
     with pytest.raises(ValueError, match="seed_1 holds no run"):

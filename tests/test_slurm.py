@@ -173,9 +173,10 @@ def test_the_time_limit_warns_and_the_job_goes_on(tmp_path):
 
 
 LONG = [CONFIG, "--mode=train", *SMALL]
-LONG += ["--config.steps=400", "--config.checkpoints.every_steps=200"]
-LONG += ["--config.logging.every_steps=20", "--config.logging.probe_every_steps=0"]
-LONG += ["--config.steps_per_call=5"]
+LONG += processes.config_flags("""
+    steps=400 steps_per_call=5 checkpoints.every_steps=200
+    logging.every_steps=20 logging.probe_every_steps=0
+""")
 
 
 def launch(*arguments):
@@ -250,10 +251,9 @@ def test_a_sweep_is_an_array_and_its_variants_are_compared(tmp_path):
     grid = {"penalty.weight": (0.0, 0.1), "seed": (0, 1)}
     sweep.write_text(f"def get_sweep():\n    return {grid}\n")
     arguments = [*LONG, "--mode=all", "--config.steps=20", f"--sweep={sweep}"]
-    arguments += [
-        "--config.data.test_examples=70",
-        "--config.evaluation.num_views=(1,)",
-    ]
+    arguments += processes.config_flags(
+        "data.test_examples=70 evaluation.num_views=(1,)"
+    )
     workdir = tmp_path / "sweep"
     job = launch(*arguments, f"--workdir={workdir}", "--array_parallelism=2")
     tasks = [f"{job}_{number}" for number in range(4)]

@@ -39,20 +39,13 @@ def test_there_is_a_task_per_gpu_or_one_per_node():
     assert read(cluster="slurm", tasks_per_node="2").tasks_per_node == 2
 
 
-@pytest.mark.parametrize(
-    ("text", "minutes"),
-    [
-        ("90", 90),
-        ("30:00", 30),
-        ("30:01", 31),
-        ("2:30:00", 150),
-        ("1-0", 1440),
-        ("2-3:04", 3064),
-        ("2-3:04:05", 3065),
-    ],
-)
-def test_a_time_limit_is_read_as_slurm_does(text, minutes):
-    assert read(cluster="slurm", time=text).minutes == minutes
+LIMITS = "90=90 30:00=30 30:01=31 2:30:00=150 1-0=1440 2-3:04=3064 2-3:04:05=3065"
+
+
+@pytest.mark.parametrize("limit", LIMITS.split())
+def test_a_time_limit_is_read_as_slurm_does(limit):
+    text, _, minutes = limit.partition("=")
+    assert read(cluster="slurm", time=text).minutes == int(minutes)
 
 
 def test_other_options_are_handed_to_slurm():
@@ -133,21 +126,12 @@ def test_a_script_has_what_was_asked_for(capsys, tmp_path):
         setup=["module load cuda"],
         slurm_options="exclude=a,b",
     )
-    for line in (
-        "#SBATCH --nodes=2",
-        "#SBATCH --gpus-per-node=2",
-        "#SBATCH --ntasks-per-node=2",
-        "#SBATCH --cpus-per-task=6",
-        "#SBATCH --partition=main",
-        "#SBATCH --time=1440",
-        "#SBATCH --signal=USR2@120",
-        "#SBATCH --requeue",
-        "#SBATCH --open-mode=append",
-        "#SBATCH --exclude=a,b",
-        "#SBATCH --job-name=run",
-        f"#SBATCH --output={tmp_path}/run/slurm/%j_0_log.out",
-        "module load cuda",
-    ):
+    words = (
+        "nodes=2 gpus-per-node=2 ntasks-per-node=2 cpus-per-task=6 partition=main "
+        "time=1440 signal=USR2@120 requeue open-mode=append exclude=a,b job-name=run"
+    )
+    lines = [f"#SBATCH --{word}" for word in words.split()] + ["module load cuda"]
+    for line in (*lines, f"#SBATCH --output={tmp_path}/run/slurm/%j_0_log.out"):
         assert f"{line}\n" in found
     (srun,) = re.findall("^srun .*", found, re.MULTILINE)
     for word in ("--kill-on-bad-exit=1", "--open-mode=append", "--cpus-per-task=6"):

@@ -78,7 +78,6 @@ def _read(path: str) -> np.ndarray:
 
 
 def _decode(content: bytes) -> None:
-    """Decodes an image with our decoder's library and does not resize it."""
     if decoding.simplejpeg is None:
         Image.open(io.BytesIO(content)).load()
     else:

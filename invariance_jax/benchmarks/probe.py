@@ -21,11 +21,8 @@ from invariance_jax.models import create_encoder
 from invariance_jax.transforms import spirograph
 from invariance_jax.types import Array, PyTree
 
-L2 = {"ridge": 1e-8, "logistic": 1e-5}
-"""The paper's weight of the L2 penalty on the kernel."""
-
-NUM_VIEWS = (1, 2, 3, 4, 5, 10, 20, 30)
-"""The values of M in the paper's Spirograph sweep."""
+L2 = {"ridge": 1e-8, "logistic": 1e-5}  # the paper's
+NUM_VIEWS = (1, 2, 3, 4, 5, 10, 20, 30)  # M in the paper's Spirograph sweep
 
 
 def time_probe(

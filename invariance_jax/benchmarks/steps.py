@@ -49,8 +49,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 """Form of the penalty -> the keys that it changes."""
 
-DEVICE_COUNTS = (2, 4, 8)
-"""Numbers of simulated devices that are compared to one device."""
+DEVICE_COUNTS = (2, 4, 8)  # simulated devices that are compared to one device
 
 _PEER_PENALTY: dict[str, Any] = {
     "penalty.weight": 0.3,

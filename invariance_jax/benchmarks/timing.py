@@ -139,15 +139,12 @@ def table(rows: Sequence[Row]) -> str:
 
 def _of_pair(row: Row) -> Row:
     """Returns the row of a comparison with fewer columns, for people."""
-    first, second, ratio, low, high = (
-        _text(row[column])
-        for column in ("first, ms", "second, ms", "first / second", "min", "max")
-    )
+    texts = {column: _text(cell) for column, cell in row.items()}
     return {
         "case": row["case"],
         "first / second": f"{row['first']} / {row['second']}",
-        "ms": f"{first} / {second}",
-        "ratio": f"{ratio} ({low} to {high})",
+        "ms": f"{texts['first, ms']} / {texts['second, ms']}",
+        "ratio": f"{texts['first / second']} ({texts['min']} to {texts['max']})",
         "n": row["n"],
         "note": row["note"],
     }

@@ -24,14 +24,11 @@ from invariance_jax.settings.schema import EXPERIMENTS, WITH_PROBE, tuples
 from invariance_jax.tasks import Task
 from invariance_jax.types import Json
 
-FORMAT = 3
-"""The format number of the files of experiments and of `results.json`."""
+FORMAT = 3  # of the files of experiments and of `results.json`
 
-TRAINING = "training"
-"""Experiment name of the rows that come from the end of the training log."""
+TRAINING = "training"  # experiment of the rows from the end of the training log
 
-Value = str | int | float
-"""Type of a coordinate of a row."""
+Value = str | int | float  # of a coordinate of a row
 
 NAMED = ("target", "family", "encoder", "probe")
 """Coordinates, besides the views, that names of the summary contain."""

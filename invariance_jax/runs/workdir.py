@@ -40,8 +40,7 @@ from invariance_jax.types import Json
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 3
-"""The format number of `config.json`."""
+FORMAT = 3  # of `config.json`
 
 OUTPUTS = (
     *("checkpoints", "experiments", "metrics.jsonl"),

@@ -182,7 +182,6 @@ def make_executor(request: Request, folder: Path, name: str) -> Any:
 
 
 def _script(executor: Any, count: int) -> str:
-    """Returns the sbatch script for a number of runs."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     return _make_sbatch_string(
@@ -194,7 +193,6 @@ def _script(executor: Any, count: int) -> str:
 
 
 def _check_slurm(script: str) -> None:
-    """Raises ValueError if SLURM would not accept the job."""
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ValueError(
             "--cluster=slurm needs sbatch and srun, which this machine does not have; "

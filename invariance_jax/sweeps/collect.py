@@ -29,8 +29,7 @@ from invariance_jax.settings.schema import tuples
 from invariance_jax.tasks import make_task
 from invariance_jax.types import Json
 
-FORMAT = 2
-"""The format number of `sweep.json`."""
+FORMAT = 2  # of `sweep.json`
 
 _log = logging.getLogger(__name__)
 
