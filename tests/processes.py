@@ -90,16 +90,20 @@ def start(arguments, *, processes=1, devices=1, **changes):
     ]
 
 
-def launch(*arguments, **changes):
-    """Runs `launch.py` in a process of its own, with changes of its environment."""
+def python(*arguments, shell=(), **changes):
+    """Runs Python in a process of its own, with changes of its environment."""
     return subprocess.run(
-        [sys.executable, "launch.py", *map(str, arguments)],
+        [*shell, sys.executable, *map(str, arguments)],
         cwd=ROOT,
         env=environment(1, **changes),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+launch = functools.partial(python, "launch.py")
 
 
 def finish(running, *, seconds=300):

@@ -4,15 +4,14 @@ import copy
 import importlib
 import itertools
 import json
-import subprocess
-import sys
-from pathlib import Path
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
+from processes import ROOT
 from tiny import tiny_config
 
 from invariance_jax import benchmarks
@@ -22,7 +21,6 @@ from invariance_jax.losses import nt_xent
 from invariance_jax.settings import change, resolve
 from invariance_jax.transforms import spirograph
 
-ROOT = Path(__file__).resolve().parents[1]
 ONCE = Options(Timer(1, 0.0), tiny_config({"encoder.width": 4}))
 SHAPE = dict.fromkeys(("encoder.width", "encoder.depth", "encoder.projection"))
 OF_TORCH = tiny_config(
@@ -383,14 +381,7 @@ QUICK = "--config=configs/spirograph.py:quick"
 
 
 def program(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "invariance_jax.benchmarks", *arguments],
-        cwd=ROOT,
-        env={"PATH": "", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return processes.python("-m", "invariance_jax.benchmarks", *arguments, PATH="")
 
 
 def test_the_program_prints_a_table_and_writes_json(tmp_path):

@@ -93,13 +93,10 @@ def test_a_job_gets_the_other_flags_only():
     assert options.own_arguments(words.split()) == kept.split()
 
 
-def plan(workdir, changes=None):
-    return Plan(str(workdir), [Run(None, tiny_config(changes), str(workdir))], None)
-
-
 def submit(workdir, changes=None, *, mode="all", **given):
+    plan = Plan(str(workdir), [Run(None, tiny_config(changes), str(workdir))], None)
     with flagsaver.as_parsed(**given):
-        return submission.submit(options.read(mode), plan(workdir, changes), mode)
+        return submission.submit(options.read(mode), plan, mode)
 
 
 def script(capsys, workdir, **given):
@@ -172,8 +169,6 @@ def test_an_object_store_needs_a_folder_for_logs():
 
 
 IMAGES = {"data.name": "cifar10", "data.data_dir": "none", "data.image_size": None}
-
-
 SIX = {"gpus_per_node": "3", "nodes": "2"}
 
 
@@ -263,14 +258,6 @@ def test_a_refused_requeue_says_what_to_do(scontrol, capfd):
     assert "submit the same command again to continue" in capfd.readouterr().err
 
 
-def test_a_job_of_an_array_is_its_task(monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_ID", "9")
-    assert job.job_id() == "9"
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    assert job.job_id() == "7_2"
-
-
 BEGIN = """
 import os, signal, sys, time
 task = int(os.environ.get("JAX_PROCESS_ID", 0))
@@ -304,19 +291,15 @@ def test_processes_run_to_their_end_at_one_address(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("visible", "gpus", "shares"),
-    [
-        (None, "4", ["0,1,2,3"]),
-        (None, "2", ["0", "1"]),
-        ("4,GPU-5,6", "2", ["4", "GPU-5"]),
-    ],
+    [(None, 4, ["0,1,2,3"]), (None, 2, ["0", "1"]), ("4,GPU-5,6", 2, ["4", "GPU-5"])],
 )
 def test_processes_share_the_visible_gpus(tmp_path, monkeypatch, visible, gpus, shares):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
+    if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     code = "print(os.environ['CUDA_VISIBLE_DEVICES'], file=open(f'gpus{task}', 'w'))"
     tasks = str(len(shares))
-    assert run_here(tmp_path, code, tasks=tasks, gpus_per_node=gpus) == 0
+    assert run_here(tmp_path, code, tasks=tasks, gpus_per_node=str(gpus)) == 0
     found = [(tmp_path / f"gpus{n}").read_text() for n in range(len(shares))]
     assert found == [f"{share}\n" for share in shares]
 
@@ -376,11 +359,8 @@ def test_a_signal_is_passed_on_once_and_the_job_ends(tmp_path, name):
         "test_submission.options.flags.FLAGS.mark_as_parsed()\n"
         f"sys.exit(test_submission.run_here(Path({str(tmp_path)!r}), {code!r}))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", here],
-        env=processes.environment(1),
-        start_new_session=True,
-    )
+    command, environment = [sys.executable, "-c", here], processes.environment(1)
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     deadline = time.monotonic() + 60
     try:
         while not all((tmp_path / f"ready{task}").exists() for task in (0, 1)):

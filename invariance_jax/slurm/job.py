@@ -57,18 +57,13 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _requeue_and_exit() -> None:
     ignore_signals()  # inherited by `scontrol`
-    if int(os.environ.get("SLURM_PROCID", 0)) == 0:
-        requeue(job_id())
+    from submitit.slurm.slurm import SlurmJobEnvironment  # an optional package
+
+    task = SlurmJobEnvironment()
+    if task.global_rank == 0:
+        requeue(task.job_id)
     # With another status, SLURM would end the job before the other tasks have saved.
     raise SystemExit(0)
-
-
-def job_id() -> str:
-    """Returns the identifier of this SLURM job, ARRAY-JOB_TASK in a job array."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    if array:
-        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ["SLURM_JOB_ID"]
 
 
 def requeue(job: str) -> None:

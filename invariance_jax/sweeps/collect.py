@@ -72,8 +72,8 @@ def _finished_variants(parent: epath.Path) -> list[epath.Path]:
     for name, variant in variants.items():
         config, folder = from_dict(variant["config"]), parent / name
         seeds = {path: _read(own, path) for own, path in one_per_seed(config, folder)}
-        contents = [content for content in seeds.values() if content is not None]
-        for path in [path for path, content in seeds.items() if content is None]:
+        contents = [*filter(None, seeds.values())]
+        for path in [path for path, content in seeds.items() if not content]:
             _log.warning("%s: not finished, left out", path)
         if len(contents) == len(seeds):
             folders.append(folder)
