@@ -1,5 +1,6 @@
 """The evaluation program: from a frozen encoder to `results.json`."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -162,14 +163,11 @@ def restore(
     parts: Parts, workdir: epath.Path, *, step: int | None = None
 ) -> Checkpoint[TrainState]:
     """Returns a checkpoint; without training, one of step 0 with the given weights."""
-    checkpoints = Checkpoints(workdir)
     untrained = step is None and not (workdir / "metrics.jsonl").exists()
-    try:
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         if untrained and parts.settings.encoder.weights and not checkpoints.steps():
             return Checkpoint(0, first_state(parts), {})
         return checkpoints.restore(state_shapes(parts), step=step)
-    finally:
-        checkpoints.close()
 
 
 def _evaluate(

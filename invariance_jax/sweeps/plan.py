@@ -51,7 +51,7 @@ class Plan(NamedTuple):
 
 
 def plan(config: Config | None, workdir: str, mode: str) -> Plan:
-    """Returns the runs of the command line that have no results; writes nothing."""
+    """Returns the runs of the command line; writes nothing."""
     parent = work_folder(workdir)
     if _SWEEP.value is None:
         if _SWEEP_RUN.value is not None:
