@@ -124,9 +124,8 @@ def make(monkeypatch, tmp_path):
                 raise run
             return Run(offline=True) if isinstance(run, Exception) else run
 
-        for name in ("init", "Settings"):
-            stand_in = init if name == "init" else lambda **_: None
-            monkeypatch.setattr(f"wandb.{name}", stand_in)
+        monkeypatch.setattr("wandb.init", init)
+        monkeypatch.setattr("wandb.Settings", lambda **_: None)
         settings = resolve(tiny_config(PROJECT))
         return Tracker(settings, tmp_path, [json.dumps(row) for row in rows])
 
