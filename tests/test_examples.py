@@ -36,8 +36,8 @@ def test_an_example_trains_and_is_used_again(example, kwargs, part, tmp_path):
     flags = [*processes.config_flags(SHORT), f"--config.{part}.kwargs={kwargs}"]
     if part == "augmentation":
         image_config(tmp_path / "sets")
-        flags += ["--config.data.name=bars"]
-        flags += [f"--config.data.data_dir={tmp_path / 'sets'}"]
+        data = f"data.name=bars data.data_dir={tmp_path}/sets"
+        flags += processes.config_flags(data)
     workdir = tmp_path / "run"
     config = f"--config=configs/examples/{example}.py:smoke"
     out = launch(config, f"--workdir={workdir}", *flags)
