@@ -84,21 +84,16 @@ def _decode(content: bytes) -> None:
         decoding.simplejpeg.decode_jpeg(content, "RGB")
 
 
-class _Files:
-    """A map-style data set for PyTorch's DataLoader."""
-
-    def __init__(self, paths: Sequence[str]):
-        self._paths = paths
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return _read(self._paths[index]).copy()  # PyTorch needs a writable array
+def _collate(paths: Sequence[str]) -> object:
+    data = importlib.import_module("torch.utils.data")
+    return data.default_collate([_read(path).copy() for path in paths])  # writable
 
 
 def _in_torch(records: FileRecords, workers: int) -> Peer:
     data = importlib.import_module("torch.utils.data")
     loader = data.DataLoader(
-        _Files(records.files),
-        sampler=range(len(records)),
+        records.files,
+        collate_fn=_collate,
         batch_size=max(1, len(records) // (4 * workers)),
         num_workers=workers,
         multiprocessing_context="spawn",
