@@ -1,5 +1,6 @@
 """Experiments on a tiny encoder, against loops over views and examples."""
 
+import contextlib
 import copy
 import functools
 import shutil
@@ -74,11 +75,9 @@ def states():
 @pytest.fixture(scope="module")
 def context(states, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("experiments")
-    checkpoints = Checkpoints(workdir)
-    for step, state in states.items():
-        checkpoints.save(step, state)
-    checkpoints.wait()
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        for step, state in states.items():
+            checkpoints.save(step, state)
     return make_context(resolve(tiny_config(CHANGES)), workdir, states[20])
 
 
