@@ -1,10 +1,8 @@
 """The check program: memory, operations and rates of a run before it waits in a queue.
 
-It compiles the training step for the devices of this machine, for simulated CPUs, or
-for GPUs that this machine lacks. It reads no data set, trains nothing and writes
-nothing. Streamed images are the exception: it prepares their set if necessary, decodes
-some of them, and runs a few steps from a new state if this machine has the devices, to
-compare both rates.
+It reads no data set, trains nothing and writes nothing. Streamed images are the
+exception: it prepares their set if necessary, decodes some of them, and runs a few
+steps from a new state if this machine has the devices, to compare both rates.
 """
 
 import time
@@ -37,8 +35,7 @@ _TARGET = flags.DEFINE_enum(
     "GPU for which --mode=check compiles; this machine need not have one.",
 )
 
-_TIMED_STEPS = 4
-"""Number of batches to decode, and of steps to run, for measuring both rates."""
+_TIMED_STEPS = 4  # batches to decode, and steps to run, for measuring both rates
 
 
 class Memory(NamedTuple):

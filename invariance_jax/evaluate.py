@@ -1,10 +1,6 @@
-"""The evaluation program: from a frozen encoder to `results.json`.
+"""The evaluation program: from a frozen encoder to `results.json`."""
 
-Foster, Pukdee, Rainforth (ICLR 2021), sections 4 and 5: features averaged over M views,
-linear probes, and the variance of the representation over views. The measurements are
-in `experiments`.
-"""
-
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -50,10 +46,7 @@ from invariance_jax.types import Array, Json
 _log = logging.getLogger(__name__)
 
 _FIRST_M_ONLY = {
-    "downstream",
-    "invariance",
-    "linearization",
-    "poincare_ratio",
+    *("downstream", "invariance", "linearization", "poincare_ratio"),
     "nuisance_prediction",
 }
 """The experiments that need features averaged over the first M only, or none."""
@@ -66,14 +59,9 @@ def run(config: Config | None, workdir: AnyPath) -> Json:
     work directory is used. A new work directory can be evaluated if `encoder.weights`
     are given. Writes `experiments/`, `results.json` and `samples.npz` for each seed,
     and for several seeds the aggregated `results.json` in the parent folder. An
-    experiment that was measured with the same settings is not repeated. Every process
-    of a run over several calls it; the main one writes.
-
-    Raises:
-      ValueError: if the configuration is invalid, the work directory holds no such run,
-        or a checkpoint is missing or cannot be read; after all other experiments, if
-        one of the user's own fails.
-      Preempted: if a signal requests a stop; the same call continues.
+    experiment that was measured with the same settings is not repeated. If a user's own
+    experiment fails, ValueError is raised after all others; Preempted, if a signal
+    requests a stop. Every process of a run over several calls it; the main one writes.
     """
     with Watch() as watch:
         with processes.main_process_first():
@@ -175,14 +163,11 @@ def restore(
     parts: Parts, workdir: epath.Path, *, step: int | None = None
 ) -> Checkpoint[TrainState]:
     """Returns a checkpoint; without training, one of step 0 with the given weights."""
-    checkpoints = Checkpoints(workdir)
     untrained = step is None and not (workdir / "metrics.jsonl").exists()
-    try:
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         if untrained and parts.settings.encoder.weights and not checkpoints.steps():
             return Checkpoint(0, first_state(parts), {})
         return checkpoints.restore(state_shapes(parts), step=step)
-    finally:
-        checkpoints.close()
 
 
 def _evaluate(

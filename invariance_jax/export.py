@@ -1,10 +1,8 @@
 """The export program: writes an encoder to a file that other frameworks read.
 
-The arrays of a ResNet have the names of torchvision, or with the cifar stem those of
-the paper's authors (`models.weights`), those of an MLP the names of the PyTorch module
-that `data/README.md` shows ("Weights of PyTorch"). Other encoders keep flax's arrays,
-with their paths as names, such as `params.dense1.kernel`. The log line says how images
-are normalized for the encoder.
+The arrays of ResNets and MLPs have names of PyTorch (`data/README.md`), those of other
+encoders their paths in flax, such as `params.dense1.kernel`. The log line says how
+images are normalized for the encoder.
 """
 
 import logging

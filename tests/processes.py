@@ -19,27 +19,19 @@ import orbax.checkpoint as ocp
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "--config=configs/spirograph.py:smoke"
 
-SMALL = [
-    f"--config.{change}"
-    for change in (
-        "batch_size=16",
-        "steps=10",
-        "encoder.width=16",
-        "encoder.depth=2",
-        "data.train_examples=200",
-        "data.validation_examples=60",
-        "data.test_examples=70",
-        "data.image_size=8",
-        "data.num_points=10",
-        "checkpoints.every_steps=5",
-        "checkpoints.keep_every_steps=5",
-        "logging.every_steps=5",
-        "logging.probe_every_steps=10",
-        "penalty.batch_limit=1000",
-        "evaluation.num_views=(1,2)",
-        "evaluation.variance_views=3",
-    )
-]
+
+def config_flags(text):
+    """Returns flags of a text such as "steps=10 encoder.width=16"."""
+    return [f"--config.{change}" for change in text.split()]
+
+
+SMALL = config_flags("""
+    batch_size=16 steps=10 encoder.width=16 encoder.depth=2 penalty.batch_limit=1000
+    data.train_examples=200 data.validation_examples=60 data.test_examples=70
+    data.image_size=8 data.num_points=10 evaluation.num_views=(1,2)
+    evaluation.variance_views=3 checkpoints.every_steps=5 checkpoints.keep_every_steps=5
+    logging.every_steps=5 logging.probe_every_steps=10
+""")
 """Changes of `CONFIG` that make a run of seconds."""
 
 
@@ -98,16 +90,20 @@ def start(arguments, *, processes=1, devices=1, **changes):
     ]
 
 
-def launch(*arguments, **changes):
-    """Runs `launch.py` in a process of its own, with changes of its environment."""
+def python(*arguments, shell=(), **changes):
+    """Runs Python in a process of its own, with changes of its environment."""
     return subprocess.run(
-        [sys.executable, "launch.py", *map(str, arguments)],
+        [*shell, sys.executable, *map(str, arguments)],
         cwd=ROOT,
         env=environment(1, **changes),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+launch = functools.partial(python, "launch.py")
 
 
 def finish(running, *, seconds=300):

@@ -4,35 +4,23 @@ import copy
 import importlib
 import itertools
 import json
-import subprocess
-import sys
-from pathlib import Path
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
+from processes import ROOT
 from tiny import tiny_config
 
-from invariance_jax.benchmarks import (
-    MODULES,
-    NEED_TORCH,
-    ON_GPU,
-    check_names,
-    gpu,
-    peers,
-    probe,
-    restart,
-    steps,
-    timing,
-)
+from invariance_jax import benchmarks
+from invariance_jax.benchmarks import gpu, peers, probe, restart, steps, timing
 from invariance_jax.benchmarks.timing import Options, Timer
 from invariance_jax.losses import nt_xent
 from invariance_jax.settings import change, resolve
 from invariance_jax.transforms import spirograph
 
-ROOT = Path(__file__).resolve().parents[1]
 ONCE = Options(Timer(1, 0.0), tiny_config({"encoder.width": 4}))
 SHAPE = dict.fromkeys(("encoder.width", "encoder.depth", "encoder.projection"))
 OF_TORCH = tiny_config(
@@ -127,14 +115,14 @@ def test_rates_are_operations_and_bytes_a_second(monkeypatch):
 
 
 def benchmark(name):
-    module = importlib.import_module(f"invariance_jax.benchmarks.{MODULES[name]}")
-    return getattr(module, f"time_{name}")
+    module = f"invariance_jax.benchmarks.{benchmarks.MODULES.get(name, name)}"
+    return getattr(importlib.import_module(module), f"time_{name}")
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("name", CASES)
 def test_a_benchmark_runs(name, monkeypatch):
-    if name in NEED_TORCH and not timing.has_torch():
+    if name in benchmarks.NEED_TORCH and not timing.has_torch():
         pytest.skip("needs PyTorch")
     monkeypatch.chdir(ROOT)
     two = {form: steps.FORMS[form] for form in ("plain", "penalized")}
@@ -328,11 +316,8 @@ def test_a_step_of_torch_trains(penalized):
         ("method.name", "byol"),
         ("penalty.kind", "consistency"),
         ("penalty.at", "z"),
-        ("penalty.every_steps", 4),
-        ("penalty.directions", 4),
-        ("average_views", 2),
-        ("more_views", 1),
-        ("microbatches", 2),
+        *((f"penalty.{key}", 4) for key in ("every_steps", "directions")),
+        *((key, 2) for key in ("average_views", "more_views", "microbatches")),
         ("encoder.name", "vit_tiny"),
         ("encoder.final", "linear"),
         ("encoder.width", 64),
@@ -359,7 +344,7 @@ def test_a_step_has_one_device_as_that_of_torch_has(monkeypatch):
 
 def test_a_peer_on_the_cpu_is_not_compared_with_a_gpu(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    steps.check(["augment", "scaling", *ON_GPU], ONCE)
+    steps.check(["augment", "scaling", *benchmarks.ON_GPU], ONCE)
     with pytest.raises(ValueError, match="peers of render, loss run on the CPU, and J"):
         steps.check(["loss", "render"], ONCE)
 
@@ -376,31 +361,27 @@ def test_the_resnet_of_torch_is_ours():
 
 
 def test_every_name_is_a_module():
-    assert {*MODULES} == {*CASES, *ON_GPU}
-    assert all(map(callable, map(benchmark, MODULES)))
+    assert {*benchmarks.NAMES} == {*CASES, *benchmarks.ON_GPU}
+    assert all(map(callable, map(benchmark, benchmarks.NAMES)))
 
 
 def test_a_bad_name_is_told_and_all_leaves_out_what_needs_torch():
-    assert check_names(["all"], has_torch=True) == [*CASES]
-    assert {*CASES} - {*check_names(["all"], has_torch=False)} == {"steps", "probe"}
+    assert benchmarks.check_names(["all"], has_torch=True) == [*CASES]
+    assert {*CASES} - {*benchmarks.check_names(["all"], has_torch=False)} == {
+        "steps",
+        "probe",
+    }
     with pytest.raises(ValueError, match="'rendre'; expected one of render, augment"):
-        check_names(["rendre"], has_torch=True)
+        benchmarks.check_names(["rendre"], has_torch=True)
     with pytest.raises(ValueError, match="probe compares with PyTorch, which is not"):
-        check_names(["probe"], has_torch=False)
+        benchmarks.check_names(["probe"], has_torch=False)
 
 
 QUICK = "--config=configs/spirograph.py:quick"
 
 
 def program(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "invariance_jax.benchmarks", *arguments],
-        cwd=ROOT,
-        env={"PATH": "", "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return processes.python("-m", "invariance_jax.benchmarks", *arguments, PATH="")
 
 
 def test_the_program_prints_a_table_and_writes_json(tmp_path):

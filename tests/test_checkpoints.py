@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import logging
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -41,18 +42,14 @@ def state(step, width=300):
 
 
 def saved(workdir, steps, **settings):
-    checkpoints = Checkpoints(workdir, **settings)
-    for step in steps:
-        checkpoints.save(step, state(step), note={"rows": step})
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(workdir, **settings)) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state(step), note={"rows": step})
 
 
 def opened(workdir, call):
-    checkpoints = Checkpoints(workdir)
-    try:
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         return call(checkpoints)
-    finally:
-        checkpoints.close()
 
 
 def restored(workdir, like=None, step=None):
@@ -258,22 +255,22 @@ def test_nothing_begins_anew_over_damaged_checkpoints(workdir):
         newest(workdir)
 
 
+ZEROS = np.zeros(3)
+
+
 @pytest.mark.parametrize(
     ("params", "expected"),
     [
         (
-            {"encoder": {"kernel": np.zeros((40, 299))}},
-            r"encoder\.kernel expected \(40, 299\), found \(40, 300\)",
+            {"encoder": {"kernel": ZEROS}},
+            "encoder.kernel expected (3,), found (40, 3",
         ),
-        (
-            {"head": {"bias": np.zeros(3), "scale": np.zeros(3)}},
-            r"head\.scale expected \(3,\), found nothing",
-        ),
-        ({"head": {}}, r"head\.bias expected nothing, found \(3,\)"),
+        ({"head": {"bias": ZEROS, "a": ZEROS}}, "head.a expected (3,), found nothing"),
+        ({"head": {}}, "head.bias expected nothing, found (3,)"),
     ],
 )
 def test_arrays_that_do_not_fit_are_named_and_are_no_damage(original, params, expected):
-    like, expected = state(0), rf"does not fit .* for params\.{expected}"
+    like, expected = state(0), rf"does not fit .* for params\.{re.escape(expected)}"
     like.params.update(params)
     for read in ("restore", "newest"):
         with pytest.raises(ValueError, match=expected):

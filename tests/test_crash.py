@@ -23,32 +23,15 @@ SEED = 0
 SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
 
 # Many calls, rows and checkpoints, so that most moments are amid one of them.
-FREQUENT = [
-    f"--config.{change}"
-    for change in (
-        "steps=120",
-        "steps_per_call=2",
-        "logging.every_steps=5",
-        "logging.probe_every_steps=40",
-        "checkpoints.every_steps=3",
-        "checkpoints.keep=2",
-        "checkpoints.keep_every_steps=60",
-    )
-]
-
-
-IMAGES = [
-    f"--config.{change}"
-    for change in (
-        "data.name=bars",
-        "data.train_examples=None",
-        "data.validation_examples=30",
-        "data.test_examples=None",
-        "data.store_size=12",
-        "evaluation.experiments=invariance",
-        "logging.probe_train_examples=60",
-    )
-]
+FREQUENT = processes.config_flags("""
+    steps=120 steps_per_call=2 logging.every_steps=5 logging.probe_every_steps=40
+    checkpoints.every_steps=3 checkpoints.keep=2 checkpoints.keep_every_steps=60
+""")
+IMAGES = processes.config_flags("""
+    data.name=bars data.train_examples=None data.validation_examples=30
+    data.test_examples=None data.store_size=12 evaluation.experiments=invariance
+    logging.probe_train_examples=60
+""")
 # The sums of two sources differ in the last bit otherwise.
 AS_A_RUN = {"JAX_DISABLE_MOST_OPTIMIZATIONS": None, "XLA_FLAGS": None}
 

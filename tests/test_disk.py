@@ -2,8 +2,6 @@
 
 import resource
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 
 import numpy as np
@@ -21,17 +19,10 @@ Usage = namedtuple("Usage", "total used free")
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_once_in_one_line(tmp_path):
-    words = [sys.executable, "launch.py", CONFIG, f"--workdir={tmp_path / 'run'}"]
-    words += [*SMALL, "--config.encoder.width=256", "--config.steps=1000"]
-    words += ["--config.steps_per_call=1", "--config.compilation_cache=off"]
-    done = subprocess.run(
-        ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *words, "--mode=train"],
-        cwd=processes.ROOT,
-        env=processes.environment(1),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    wide = "encoder.width=256 steps=1000 steps_per_call=1 compilation_cache=off"
+    words = [f"--workdir={tmp_path / 'run'}", *SMALL, *processes.config_flags(wide)]
+    shell = ("bash", "-c", 'ulimit -f 100; exec "$@"', "bash")
+    done = processes.launch(CONFIG, *words, "--mode=train", shell=shell)
     said = [line for line in done.stderr.splitlines() if not line.startswith("train")]
     assert done.returncode == 1
     assert said[-1] == (

@@ -219,7 +219,7 @@ def test_an_embedding_is_never_overwritten(copy):
 
 
 def test_nothing_is_embedded_or_exported_without_a_run(tmp_path, data_dir):
-    with pytest.raises(ValueError, match="holds no run"):
+    with pytest.raises(ValueError, match="holds no run: there is no config.json"):
         embed.run(image_config(data_dir), tmp_path / "new")
     with pytest.raises(ValueError, match="holds no run"):
         export.run(tmp_path / "new", tmp_path / "encoder.npz")
@@ -385,12 +385,8 @@ def test_a_flat_folder_of_images_trains_and_is_measured(tmp_path, caplog):
     config.evaluation.experiments = ("all",)
     config.evaluation.shifts = ()
     more = evaluate.run(config, workdir)["settings"]["experiments"]
-    assert more == (
-        "invariance",
-        "linearization",
-        "poincare_ratio",
-        "nuisance_prediction",
-    )
+    rest = ("linearization", "poincare_ratio", "nuisance_prediction")
+    assert more == ("invariance", *rest)
     for file in embed.run(config, workdir):
         with np.load(file) as content:
             assert {*content.files} == {"features", "settings"}
@@ -426,8 +422,5 @@ def test_own_parts_are_used_by_every_program(tmp_path, data_dir):
     assert {*load_state_dict(out)} == names
     with np.load(embed.run(None, workdir)[1]) as content:
         assert content["features"].shape == (45, 7)
-    assert sorted(path.name for path in workdir.glob("*.npz")) == [
-        "embeddings_test_1_views.npz",
-        "embeddings_train_1_views.npz",
-        "samples.npz",
-    ]
+    written = "embeddings_test_1_views embeddings_train_1_views samples".split()
+    assert sorted(path.stem for path in workdir.glob("*.npz")) == written

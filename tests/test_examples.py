@@ -9,25 +9,13 @@ from tiny import image_config
 
 from invariance_jax import embed, evaluate, export
 
-SHORT = {
-    "steps": "4",
-    "epochs": "None",
-    "steps_per_call": "2",
-    "batch_size": "16",
-    "data.train_examples": "100",
-    "data.validation_examples": "30",
-    "data.test_examples": "40",
-    "data.image_size": "8",
-    "logging.every_steps": "2",
-    "logging.probe_every_steps": "0",
-    "checkpoints.every_steps": "4",
-    "evaluation.num_views": "1,2",
-    "evaluation.train_examples": "None",
-    "evaluation.variance_examples": "10",
-    "evaluation.neighbors": "5",
-    "evaluation.l2_grid": "()",
-    "evaluation.baselines": "()",
-}
+SHORT = """
+    steps=4 epochs=None steps_per_call=2 batch_size=16 data.train_examples=100
+    data.validation_examples=30 data.test_examples=40 data.image_size=8
+    logging.every_steps=2 logging.probe_every_steps=0 checkpoints.every_steps=4
+    evaluation.num_views=1,2 evaluation.train_examples=None evaluation.neighbors=5
+    evaluation.variance_examples=10 evaluation.l2_grid=() evaluation.baselines=()
+"""
 
 
 def launch(*arguments):
@@ -37,24 +25,20 @@ def launch(*arguments):
 
 
 @pytest.mark.parametrize(
-    ("example", "changes", "part"),
+    ("example", "kwargs", "part"),
     [
-        ("convnext", {"encoder.kwargs": "features=6, depth=1"}, "encoder"),
-        ("align_and_spread", {"method.kwargs": "weight=.5, t=2."}, "method"),
-        (
-            "rotate_and_blur",
-            {"augmentation.kwargs": "degrees=10., sigma=1."},
-            "augmentation",
-        ),
+        ("convnext", "features=6, depth=1", "encoder"),
+        ("align_and_spread", "weight=.5, t=2.", "method"),
+        ("rotate_and_blur", "degrees=10., sigma=1.", "augmentation"),
     ],
 )
-def test_an_example_trains_and_is_used_again(example, changes, part, tmp_path):
-    changes = SHORT | changes
+def test_an_example_trains_and_is_used_again(example, kwargs, part, tmp_path):
+    flags = [*processes.config_flags(SHORT), f"--config.{part}.kwargs={kwargs}"]
     if part == "augmentation":
         image_config(tmp_path / "sets")
-        changes |= {"data.name": "bars", "data.data_dir": tmp_path / "sets"}
+        data = f"data.name=bars data.data_dir={tmp_path}/sets"
+        flags += processes.config_flags(data)
     workdir = tmp_path / "run"
-    flags = [f"--config.{key}={value}" for key, value in changes.items()]
     config = f"--config=configs/examples/{example}.py:smoke"
     out = launch(config, f"--workdir={workdir}", *flags)
     assert len(out.splitlines()) <= 12

@@ -1,5 +1,6 @@
 """Experiments on a tiny encoder, against loops over views and examples."""
 
+import contextlib
 import copy
 import functools
 import shutil
@@ -15,19 +16,9 @@ from etils import epath
 from tiny import image_config, tiny_config
 
 from invariance_jax import evaluation, tasks
-from invariance_jax.experiments import (
-    EXPERIMENTS,
-    Context,
-    averaging,
-    downstream,
-    invariance,
-    label_fraction,
-    linearization,
-    nuisance_prediction,
-    poincare_ratio,
-    shift,
-)
+from invariance_jax.experiments import EXPERIMENTS, Context, invariance, shift
 from invariance_jax.experiments.context import STREAMS
+from invariance_jax.experiments.nuisance_prediction import features, predict_nuisance
 from invariance_jax.runs.checkpoints import Checkpoints
 from invariance_jax.runs.results import summary, table
 from invariance_jax.runtime.devices import all_devices
@@ -84,11 +75,9 @@ def states():
 @pytest.fixture(scope="module")
 def context(states, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("experiments")
-    checkpoints = Checkpoints(workdir)
-    for step, state in states.items():
-        checkpoints.save(step, state)
-    checkpoints.wait()
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        for step, state in states.items():
+            checkpoints.save(step, state)
     return make_context(resolve(tiny_config(CHANGES)), workdir, states[20])
 
 
@@ -107,15 +96,6 @@ def encode(context, pictures, variables=None):
     return encoder_of(context)(variables or context.variables, pictures)
 
 
-def draw(context, stream, count, view):
-    """Alpha and held of one view of the first examples."""
-    key = jax.random.key(context.settings.evaluation.seed)
-    key = jax.random.fold_in(key, stream)
-    indices = jnp.arange(count, dtype=jnp.int32)
-    transformation = context.parts.transformation
-    return evaluation.sample_view(key, transformation, indices, view=view)
-
-
 def views_of(context, alphas, x, variables=None):
     """h `[M, N, D]` of Spirograph under given alpha `[M][N, P]`."""
     make = context.parts.transformation.apply
@@ -124,7 +104,11 @@ def views_of(context, alphas, x, variables=None):
 
 
 def drawn_alphas(context, count=EXAMPLES, stream=1, views=range(VIEWS)):
-    return [np.array(draw(context, stream, count, view).alpha) for view in views]
+    key = jax.random.key(context.settings.evaluation.seed)
+    key, transformation = jax.random.fold_in(key, stream), context.parts.transformation
+    indices = jnp.arange(count, dtype=jnp.int32)
+    draw = functools.partial(evaluation.sample_view, key, transformation, indices)
+    return [np.array(draw(view=view).alpha) for view in views]
 
 
 def unit(h):
@@ -193,10 +177,8 @@ def test_one_parameter_alone_is_redrawn(context, variances, name, of, normalize)
     for drawn in drawn_alphas(context):
         alphas.append(kept.copy())
         alphas[-1][:, column] = drawn[:, column]
-    alone, whole = (
-        normalize(views_of(context, each, x))
-        for each in (alphas, drawn_alphas(context))
-    )
+    each = alphas, drawn_alphas(context)
+    alone, whole = (normalize(views_of(context, one, x)) for one in each)
     found = values_at(variances, table="parameters", parameter=name, of=of)
     expected = loop_variance(alone, whole)
     assert found == pytest.approx(expected, rel=1e-4)
@@ -214,17 +196,14 @@ def test_every_checkpoint_is_a_row(context, variances, states, of, normalize):
 def test_a_damaged_checkpoint_has_no_row(context, tmp_path, caplog):
     workdir = Path(shutil.copytree(context.workdir, tmp_path / "run"))
     (workdir / "checkpoints" / "10" / "_CHECKPOINT_METADATA").write_text("{}")
-    found = [
-        step
-        for step, _ in invariance.checkpoints(make_context(context.settings, workdir))
-    ]
-    assert found == [20]
+    damaged = make_context(context.settings, workdir)
+    assert [step for step, _ in invariance.checkpoints(damaged)] == [20]
     assert "checkpoints/10 is damaged" in caplog.text
 
 
 @pytest.fixture(scope="module")
 def linear(context):
-    return linearization.run(context)
+    return EXPERIMENTS["linearization"](context)
 
 
 def loop_changes(context, columns, step):
@@ -293,7 +272,7 @@ def test_poincare_ratio_of_a_known_total_effect(context):
         encoder=Turn(), transformation=known, settings=settings
     )
     frozen = FrozenEncoder(parts, all_devices())
-    found = poincare_ratio.run(
+    found = EXPERIMENTS["poincare_ratio"](
         Context(parts, context.workdir, frozen, {}, num_views=(1,))
     )
     effects = 1 - np.sinc(speeds / 2 / np.pi) ** 2
@@ -311,7 +290,8 @@ def test_poincare_ratio_of_a_known_total_effect(context):
 def test_low_precision_does_not_blur_small_steps(context, linear, states):
     config = tiny_config({**CHANGES, "precision": "bfloat16"})
     low = make_context(resolve(config), context.workdir, states[20])
-    for found, expected in zip(linearization.run(low).rows, linear.rows, strict=True):
+    rows = EXPERIMENTS["linearization"](low).rows
+    for found, expected in zip(rows, linear.rows, strict=True):
         assert found.value == pytest.approx(expected.value, rel=1e-4)
 
 
@@ -330,7 +310,7 @@ def test_coordinates_of_variances_and_linearization(variances, linear):
 
 
 def test_rows_of_the_nuisance(context):
-    measured = nuisance_prediction.run(context)
+    measured = EXPERIMENTS["nuisance_prediction"](context)
     each = [(("parameter", name),) for name in NUISANCE]
     nonlinear = [(*place, ("probe", "nonlinear")) for place in each]
     assert places(measured) == each + nonlinear
@@ -342,7 +322,7 @@ def test_rows_of_the_nuisance(context):
         arrays += [context.features(split)[0], alpha]
         np.testing.assert_allclose(arrays[-2], h, rtol=1e-4, atol=1e-5)
     l2 = context.settings.evaluation.nuisance_l2
-    expected = nuisance_prediction.predict_nuisance(*arrays, l2=l2)
+    expected = predict_nuisance(*arrays, l2=l2)
     for number, name in enumerate(NUISANCE):
         found = values_at(measured, parameter=name)
         assert found == pytest.approx({k: v[number] for k, v in expected.items()})
@@ -353,7 +333,7 @@ def test_rows_of_the_nuisance(context):
 def test_one_view_is_predicted_where_more_are_averaged(context, states):
     config = tiny_config({**CHANGES, "evaluation.num_views": (2, 3)})
     other = make_context(resolve(config), context.workdir, states[20])
-    found = nuisance_prediction.features(other, "test")
+    found = features(other, "test")
     expected = context.features("test")[0]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -429,8 +409,8 @@ def test_no_shift_has_no_rows(context, states):
 
 
 def test_each_target_has_a_probe_with_its_own_l2(context):
-    values = in_summary(averaging.run(context))
-    one_view = in_summary(downstream.run(context))
+    values = in_summary(EXPERIMENTS["averaging"](context))
+    one_view = in_summary(EXPERIMENTS["downstream"](context))
     assert one_view["mse.selected@1"] == values["mse.selected@1"]
     for number, views in enumerate(context.num_views):
         h, h_test = (context.features(split)[number] for split in STREAMS)
@@ -450,7 +430,7 @@ def test_each_target_has_a_probe_with_its_own_l2(context):
 
 
 def test_shares_of_the_examples(context):
-    measured = label_fraction.run(context)
+    measured = EXPERIMENTS["label_fraction"](context)
     expected = [(f, views) for f in (0.2, 1.0) for views in (1, 3)]
     assert places(measured) == [(("fraction", f), ("views", m)) for f, m in expected]
     for number, views in enumerate((1, 3)):
@@ -469,7 +449,7 @@ def encode_plain(context, split):
 
 
 def test_images_have_plain_and_averaged_features(images):
-    measured = label_fraction.run(images)
+    measured = EXPERIMENTS["label_fraction"](images)
     assert [dict(place)["views"] for place in places(measured)] == ["plain", 3]
     averaged = values_at(measured, fraction=1.0, views=3)
     assert averaged == pytest.approx(images.scored(-1).values)
@@ -518,7 +498,7 @@ def test_strength_0_is_the_plain_image(images):
 
 
 def test_gated_views_do_not_change(images):
-    found = values_at(linearization.run(images), step=0.1, parameters="all")
+    found = values_at(EXPERIMENTS["linearization"](images), step=0.1, parameters="all")
     assert 0 < found["relative_error"] < 1
     assert found["cosine"] > 0.5
 
@@ -526,8 +506,8 @@ def test_gated_views_do_not_change(images):
 def test_a_transformation_without_alpha_has_no_rows(tmp_path):
     changes = IMAGES | {"augmentation.differentiate": (), "penalty.weight": 0.0}
     none = make_context(resolve(image_config(tmp_path, changes)), tmp_path / "run")
-    for experiment in (linearization, poincare_ratio, nuisance_prediction):
-        assert experiment.run(none).rows == []
+    for name in ("linearization", "poincare_ratio", "nuisance_prediction"):
+        assert EXPERIMENTS[name](none).rows == []
 
 
 def test_given_weights_are_a_checkpoint_at_step_0(images):

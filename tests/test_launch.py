@@ -36,17 +36,9 @@ def test_a_whole_run_says_what_it_does_and_shows_the_result(whole):
 
 
 def test_a_whole_run_leaves_what_is_promised(whole):
-    assert {path.name for path in whole[0].iterdir()} >= {
-        "checkpoints",
-        "config.json",
-        "experiments",
-        "metrics.jsonl",
-        "profile",
-        "report.html",
-        "results.json",
-        "samples.npz",
-        "tensorboard",
-    }
+    names = "checkpoints config.json experiments metrics.jsonl profile report.html"
+    names += " results.json samples.npz tensorboard"
+    assert {path.name for path in whole[0].iterdir()} >= {*names.split()}
 
 
 def test_representations_are_written_and_told(whole, tmp_path):
@@ -101,95 +93,75 @@ def test_a_run_of_a_sweep_reports_in_its_own_folder(whole, tmp_path):
     assert (workdir / "report.html").exists() and not (tmp_path / "out").exists()
 
 
-def assert_one_line(done, *expected):
+def assert_one_line(done, expected):
     assert done.returncode not in (0, None)
     assert done.stdout == ""
     lines = done.stderr.splitlines()
     (line,) = [line for line in lines if not line.startswith("processes: ")]
-    assert line.startswith("error: ")
-    for text in expected:
-        assert text in line
+    assert line.startswith("error: ") and expected in line
 
 
-MISTAKES = {
-    "mistyped key": (
-        [CONFIG, "--config.penalty.wieght=1"],
-        ["--config.penalty.wieght", "the closest is --config.penalty.weight"],
-    ),
-    "mistyped section": (
-        ["--config", "configs/spirograph.py:smoke", "--config.optimiser.name", "lars"],
-        ["the closest is --config.optimizer.name"],
-    ),
-    "wrong type": ([CONFIG, "--config.batch_size=2.5"], ["batch_size is 2.5; expect"]),
-    "steps of no configuration": (
-        ["--mode=evaluate", "--profile_steps=30:50"],
-        ["--profile_steps goes with --mode=all, train, not evaluate"],
-    ),
-    "a file that nobody writes": (
-        [CONFIG, "--mode=train", "--out=a"],
-        ["--out goes with --mode=all, report, export, not train"],
-    ),
-    "a file for the report": (
-        [CONFIG, "--out=README.md"],
-        ["README.md is a file; expected a folder"],
-    ),
-    "a sweep that nobody reads": (
-        [CONFIG, "--mode=check", "--sweep=configs/sweeps/savings.py"],
-        ["--sweep goes with --mode=all, train, evaluate, embed, not check"],
-    ),
-    "a configuration that nobody reads": (
-        [CONFIG, "--mode=report"],
-        ["--config goes with --mode=all, train, evaluate, embed, export, check, not r"],
-    ),
-    "processes that nobody starts": (
-        ["--mode=report", "--num_processes=2"],
-        ["--num_processes goes with --mode=all, train, evaluate, embed, not report"],
-    ),
-    "a time that nobody waits": (
-        ["--mode=report", "--heartbeat_timeout=3"],
-        ["--heartbeat_timeout goes with --mode=all, train, evaluate, embed, not rep"],
-    ),
-    "a job that nobody submits": (
-        ["--mode=keys", "--cluster=slurm"],
-        ["--mode=keys runs on this machine; leave --cluster=slurm out"],
-    ),
-    "unknown variant": (
-        ["--config=configs/spirograph.py:quikc"],
-        ["'quikc'; expected one of", "quick", "smoke"],
-    ),
-    "two configurations": (
-        [CONFIG, "--config", "configs/none.py"],
-        ["twice: configs/spirograph.py:smoke, configs/none.py; expected one"],
-    ),
-    "no such file": (
-        ["--config=configs/none.py"],
-        [f"{processes.ROOT}/configs/none.py is no file"],
-    ),
-    "unknown flag": ([CONFIG, "--wrokdir=a"], ["wrokdir"]),
-    "no configuration": ([], ["--config is missing"]),
-    "a word too many": ([CONFIG, "now"], ["unexpected argument 'now'; quote '(1, 2)'"]),
-    "nothing to report": (["--mode=report"], ["does not exist"]),
-    "nothing to evaluate": (["--mode=evaluate"], ["holds no run"]),
-}
+# Each line of flags is followed by its error.
+MISTAKES = f"""
+{CONFIG} --config.penalty.wieght=1
+--config.penalty.wieght is not a key; the closest is --config.penalty.weight
+--mode=evaluate
+holds no run
+--config configs/spirograph.py:smoke --config.optimiser.name lars
+the closest is --config.optimizer.name
+{CONFIG} --config.batch_size=2.5
+batch_size is 2.5; expect
+--mode=evaluate --profile_steps=30:50
+--profile_steps goes with --mode=all, train, not evaluate
+{CONFIG} --mode=train --out=a
+--out goes with --mode=all, report, export, not train
+{CONFIG} --out=README.md
+README.md is a file; expected a folder
+{CONFIG} --mode=check --sweep=configs/sweeps/savings.py
+--sweep goes with --mode=all, train, evaluate, embed, not check
+{CONFIG} --mode=report
+--config goes with --mode=all, train, evaluate, embed, export, check, not report
+--mode=report --num_processes=2
+--num_processes goes with --mode=all, train, evaluate, embed, not report
+--mode=report --heartbeat_timeout=3
+--heartbeat_timeout goes with --mode=all, train, evaluate, embed, not report
+--mode=keys --cluster=slurm
+--mode=keys runs on this machine; leave --cluster=slurm out
+--config=configs/spirograph.py:quikc
+'quikc'; expected one of paper, quick, cpu, conv, conv_plain, smoke
+{CONFIG} --config configs/none.py
+twice: configs/spirograph.py:smoke, configs/none.py; expected one
+--config=configs/none.py
+{processes.ROOT}/configs/none.py is no file
+{CONFIG} --wrokdir=a
+wrokdir
+--mode=all
+--config is missing
+{CONFIG} now
+unexpected argument 'now'; quote '(1, 2)'
+--mode=report
+does not exist
+""".strip().split("\n")
+MISTAKES = [*zip(MISTAKES[::2], MISTAKES[1::2], strict=True)]
 
 
-@pytest.mark.parametrize("name", ["mistyped key", "nothing to evaluate"])
-def test_an_error_is_one_line_and_nothing_is_written(tmp_path, name):
-    arguments, expected = MISTAKES[name]
-    assert_one_line(run(f"--workdir={tmp_path / 'run'}", *arguments), *expected)
+@pytest.mark.parametrize(("arguments", "expected"), MISTAKES[:2])
+def test_an_error_is_one_line_and_nothing_is_written(tmp_path, arguments, expected):
+    assert_one_line(run(f"--workdir={tmp_path / 'run'}", *arguments.split()), expected)
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [*MISTAKES][1:-1])
-def test_a_mistake_is_named_and_nothing_is_written(tmp_path, name, monkeypatch):
-    arguments, expected = MISTAKES[name]
-    words = ["launch.py", f"--workdir={tmp_path / 'run'}", *arguments]
+@pytest.mark.parametrize(("arguments", "expected"), MISTAKES[2:])
+def test_a_mistake_is_named_and_nothing_is_written(
+    tmp_path, arguments, expected, monkeypatch
+):
+    words = ["launch.py", f"--workdir={tmp_path / 'run'}", *arguments.split()]
     monkeypatch.chdir(processes.ROOT)
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr(startup, "initialize", lambda: True)  # is for a whole process
     with flagsaver.flagsaver(), pytest.raises((ValueError, flags.Error)) as caught:
         launch.main(startup.parse(words))
-    assert all(text in str(caught.value) for text in expected)
+    assert expected in str(caught.value)
     assert "\n" not in str(caught.value) and not any(tmp_path.iterdir())
 
 
@@ -206,10 +178,10 @@ def test_a_check_writes_nothing_and_simulates_devices(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([CONFIG, *SMALL, "--mode=check", "--check_devices=7"], ["expected a", "7"]),
-        ([CONFIG], ["--workdir is missing"]),
-        (["--mode=keys", "a", "b"], ["unexpected argument 'b'"]),
+        ([CONFIG, *SMALL, "--mode=check", "--check_devices=7"], "multiple of the 7"),
+        ([CONFIG], "--workdir is missing"),
+        (["--mode=keys", "a", "b"], "unexpected argument 'b'"),
     ],
 )
 def test_an_error_without_a_work_directory_is_one_line(arguments, expected):
-    assert_one_line(run(*arguments), *expected)
+    assert_one_line(run(*arguments), expected)

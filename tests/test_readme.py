@@ -1,5 +1,6 @@
 """What the pages show works: links, snippets, commands, keys, and the page of runs."""
 
+import contextlib
 import json
 import re
 import shlex
@@ -22,12 +23,7 @@ from invariance_jax.training.build import build, initial_state
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for pattern in (
-        "README.md",
-        "configs/*.md",
-        "invariance_jax/*/*.md",
-        ".github/*.md",
-    )
+    for pattern in "README.md configs/*.md invariance_jax/*/*.md .github/*.md".split()
     for path in sorted(ROOT.glob(pattern))
 }
 README = PAGES["README.md"]
@@ -120,10 +116,7 @@ def test_nothing_is_left_to_fill_in(name):
     assert not re.search(r"PLACEHOLDER|TODO|XXX", PAGES[name])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name for name, text in PAGES.items() if blocks(text, "python")],
-)
+@pytest.mark.parametrize("name", [n for n in PAGES if blocks(PAGES[n], "python")])
 def test_snippets_run_one_after_the_other(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}
@@ -138,9 +131,8 @@ def test_snippets_run_one_after_the_other(name, tmp_path, monkeypatch):
 def untrained_run(config, workdir):
     command = f"python launch.py --config={ROOT}/{config} --workdir={workdir}"
     settings = resolve(parsed(command))
-    checkpoints = Checkpoints(claim(settings, workdir).workdir)
-    checkpoints.save(0, initial_state(build(settings)))
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(claim(settings, workdir).workdir)) as saved:
+        saved.save(0, initial_state(build(settings)))
 
 
 def parsed(command):

@@ -9,31 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import finished_runs
 import numpy as np
 import pandas as pd
 import pytest
-from finished_runs import (
-    CLASSES,
-    EXPERIMENTS,
-    Page,
-    change,
-    samples,
-    write_log,
-    write_run,
-)
+from finished_runs import CLASSES, EXPERIMENTS, Page, change, samples, write_run
 from scipy import special
 
 from configs.results import keep
 from invariance_jax import report
-from invariance_jax.report import (
-    aggregate,
-    commands,
-    compare,
-    draw,
-    paper,
-    read,
-    sections,
-)
+from invariance_jax.report import aggregate, commands, compare, draw, paper, read
+from invariance_jax.report.sections import SECTIONS, Spec
 from invariance_jax.report.style import line_style, looks
 from invariance_jax.report.words import Words
 
@@ -436,13 +422,13 @@ def drawn(spec, table, names):
 )
 def test_axes_are_logarithmic_where_finite_numbers_span_them(values, texts):
     table = frame(mean=values, x=range(len(values)))
-    assert texts <= drawn(sections.Spec("x", "", "", "x"), table, ["r"])
+    assert texts <= drawn(Spec("x", "", "", "x"), table, ["r"])
 
 
 def test_only_panels_of_the_same_metric_share_its_limits():
     metrics, values = ["mse"] * 2 + ["accuracy"] * 2, [0.001, 0.3, 0.5, 0.52]
     table = frame(metric=metrics, mean=values, x=[0, 1] * 2)
-    spec = sections.Spec("x", "", "", "x", share=True)
+    spec = Spec("x", "", "", "x", share=True)
     assert {"0.001", "0.500", "0.520", "accuracy"} <= drawn(spec, table, ["r"])
 
 
@@ -483,14 +469,14 @@ def test_curves_of_one_run_are_named_by_words_and_not_by_its_folder(
 def test_the_paper_has_ticks_beyond_ours_and_none_between():
     runs = ["r"] * 2 + ["paper, penalty"] * 3
     table = frame(run=runs, x=[1, 8, 1, 7, 30], mean=[1, 2, 3, 4, 5])
-    spec = sections.Spec("x", "", "", "x", log=True)
+    spec = Spec("x", "", "", "x", log=True)
     found = drawn(spec, table, ["r", "paper, penalty"])
     assert {"1", "8", "30"} <= found and "7" not in found
 
 
 def test_collapse_does_not_hide_the_other_differences():
     table = frame(run=[*"abcd"], mean=[1.0, -2.0, 1.5, 300], standard_error=0.1)
-    spec = sections.Spec("x", "", "", "run", dots=True, line=0.0)
+    spec = Spec("x", "", "", "run", dots=True, line=0.0)
     assert "(1 outside the axis)" in drawn(spec, table, [*"abcd"])
 
 
@@ -498,7 +484,7 @@ def test_parameters_that_change_nothing_do_not_hide_the_others():
     names, values = ["all", "brightness", "saturation", "hue"], [0.4, 0.01, 0, 1e-7]
     table = frame(metric="normalized", parameter=names, mean=values, of="h")
     table["table"] = "parameters"
-    (spec,) = (s for s in sections.SECTIONS["invariance"].figures if s.dots)
+    (spec,) = (s for s in SECTIONS["invariance"].figures if s.dots)
     texts = drawn(spec, table, ["r"])
     assert "0.4" in texts and "(1 outside the axis)" not in texts
 
@@ -596,7 +582,7 @@ def test_command_of_an_experiment_can_be_used_again(tmp_path):
 
 def test_damaged_lines_of_the_log_are_counted_and_named(tmp_path):
     run = write_run(tmp_path / "run", seeds=2, kind="none", bare=True)
-    write_log(run, 9)  # of no seed that counts
+    finished_runs.write_log(run, 9)  # of no seed that counts
     lines = ['{"step": 1, "loss": 5.0}', '{"step": 2, "lo', '{"step": 1, "loss": 3.0}']
     lines += ['{"step": 0, "loss": 9.0, "penalty": null}', "[1]", "7"]
     lines += ['{"step": 1e999}']
@@ -717,7 +703,7 @@ def test_the_home_directory_is_found(tmp_path, monkeypatch):
 
 def test_settings_of_this_machine_change_nothing(tmp_path):
     root, run = Path(__file__).parents[1], write_run(tmp_path / "run", bare=True)
-    write_log(run, 0)
+    finished_runs.write_log(run, 0)
     (tmp_path / "matplotlibrc").write_text("font.size: 40\nbackend: qtagg\n")
     code = (
         "import sys; from invariance_jax import report\n"

@@ -18,6 +18,10 @@ from invariance_jax import report
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 POLICY = "default-src 'none'"
+FLAGS = """
+    headless no-sandbox disable-gpu disable-dev-shm-usage hide-scrollbars dump-dom
+    allow-file-access-from-files enable-logging=stderr virtual-time-budget=20000
+"""
 
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason=f"none of {', '.join(NAMES)} is installed"
@@ -61,27 +65,20 @@ def look(page, folder, *, dark, width, policy):
     """Opens a copy of a page with the script; returns findings and console."""
     text = page.read_text(encoding="utf-8").replace(POLICY, policy)
     # A window of a headless browser is never as narrow as a phone.
-    outer = (
-        f"<iframe style='border: 0' width={width} height=900 src=inner.html></iframe>"
-    )
+    frame = f"<iframe style='border: 0' width={width} height=900 src=inner.html>"
     script = SCRIPT.replace("document.body.append", "top.document.body.append")
     (folder / "inner.html").write_text(
         text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8"
     )
-    (folder / "outer.html").write_text(f"<!DOCTYPE html><body>{outer}</body>")
+    (folder / "outer.html").write_text(f"<!DOCTYPE html><body>{frame}</iframe>")
     done = subprocess.run(
         [
             str(BROWSER),
-            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-            "--hide-scrollbars",
-            *(
-                "--host-resolver-rules=MAP * ~NOTFOUND",
-                "--allow-file-access-from-files",
-            ),
+            *(f"--{flag}" for flag in FLAGS.split()),
+            "--host-resolver-rules=MAP * ~NOTFOUND",
             f"--user-data-dir={folder / 'profile'}",
             f"--blink-settings=preferredColorScheme={0 if dark else 1}",
             f"--window-size={width + 100},1000",
-            *("--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom"),
             (folder / "outer.html").as_uri(),
         ],
         capture_output=True,

@@ -83,8 +83,9 @@ def wait_for(condition, seconds=90):
         time.sleep(0.2)
 
 
-def wait_for_state(job, *states, seconds=90):
-    wait_for(lambda: state(job) in states, seconds)
+def assert_ends(job, expected="COMPLETED", *, seconds=90, workdir=None):
+    wait_for(lambda: state(job) in ENDED, seconds)
+    assert state(job) == expected, workdir and log(workdir, job)
 
 
 def starts(folder):
@@ -94,8 +95,9 @@ def starts(folder):
     return [tuple(map(int, line.split())) for line in text.splitlines()]
 
 
-def warn(job, name="USR2"):
-    subprocess.run(["scancel", f"--signal={name}", job], check=True)
+def warn(job):
+    time.sleep(0.5)  # until the program has its handlers
+    subprocess.run(["scancel", "--signal=USR2", job], check=True)
 
 
 ENDED = "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"
@@ -107,10 +109,8 @@ def test_a_warned_job_is_queued_again_once(tmp_path, handlers, nodes, tasks):
     (job,) = submit(tmp_path, handlers + WAIT, nodes=nodes, tasks=tasks)
     count = nodes * tasks
     wait_for(lambda: len(starts(tmp_path)) == count)
-    time.sleep(0.5)
     warn(job)
-    wait_for_state(job, *ENDED)
-    assert state(job) == "COMPLETED"
+    assert_ends(job)
     expected = [(task, again) for again in (0, 1) for task in range(count)]
     assert sorted(starts(tmp_path), key=lambda s: s[::-1]) == expected
     assert "Restarts=1 " in scontrol("show", "job", job, "-o")
@@ -119,9 +119,8 @@ def test_a_warned_job_is_queued_again_once(tmp_path, handlers, nodes, tasks):
 def test_the_log_of_the_first_start_is_kept(tmp_path):
     (job,) = submit(tmp_path, SAVE + WAIT)
     wait_for(lambda: starts(tmp_path))
-    time.sleep(0.5)
     warn(job)
-    wait_for_state(job, *ENDED)
+    assert_ends(job)
     log = (tmp_path / "slurm" / f"{job}_0_log.out").read_text()
     assert re.findall("start|saved", log) == ["start", "saved", "start"]
     errors = (tmp_path / "slurm" / f"{job}_0_log.err").read_text()
@@ -134,7 +133,7 @@ def test_a_cancelled_job_is_not_queued_again(tmp_path, handlers):
     wait_for(lambda: starts(tmp_path))
     time.sleep(0.5)
     subprocess.run(["scancel", job], check=True)
-    wait_for_state(job, *ENDED)
+    assert_ends(job, "CANCELLED")
     time.sleep(8)  # longer than a requeued job waits
     assert state(job) == "CANCELLED"
     assert len(starts(tmp_path)) == 1
@@ -145,10 +144,8 @@ def test_a_cancelled_job_is_not_queued_again(tmp_path, handlers):
 def test_a_task_of_an_array_is_queued_again_alone(tmp_path):
     first, second = submit(tmp_path, SAVE + WAIT, runs=2)
     wait_for(lambda: len(starts(tmp_path)) == 2)
-    time.sleep(0.5)
     warn(second)
-    wait_for_state(second, *ENDED)
-    assert state(second) == "COMPLETED"
+    assert_ends(second)
     assert state(first) == "RUNNING"
     assert sorted(starts(tmp_path)) == [(0, 0), (0, 0), (0, 1)]
     subprocess.run(["scancel", first], check=True)
@@ -157,8 +154,7 @@ def test_a_task_of_an_array_is_queued_again_alone(tmp_path):
 def test_a_task_that_fails_ends_the_others(tmp_path):
     code = "if task: sys.exit('error: too bad')\n" + WAIT
     (job,) = submit(tmp_path, code, tasks=2)
-    wait_for_state(job, *ENDED, seconds=40)
-    assert state(job) == "FAILED"
+    assert_ends(job, "FAILED", seconds=40)
     assert "error: too bad" in (tmp_path / "slurm" / f"{job}_1_log.err").read_text()
 
 
@@ -167,15 +163,15 @@ def test_the_time_limit_warns_and_the_job_goes_on(tmp_path):
     # SLURM looks every 30 seconds, warns a step that has begun, and ends a job that a
     # look finds past its limit: two looks lie between the first warning and that.
     (job,) = submit(tmp_path, SAVE + WAIT, minutes=2, delay=50)
-    wait_for_state(job, *ENDED, seconds=200)
-    assert state(job) == "COMPLETED", (scontrol("show", "job", job), starts(tmp_path))
+    assert_ends(job, seconds=200)
     assert starts(tmp_path) == [(0, 0), (0, 1)]
 
 
 LONG = [CONFIG, "--mode=train", *SMALL]
-LONG += ["--config.steps=400", "--config.checkpoints.every_steps=200"]
-LONG += ["--config.logging.every_steps=20", "--config.logging.probe_every_steps=0"]
-LONG += ["--config.steps_per_call=5"]
+LONG += processes.config_flags("""
+    steps=400 steps_per_call=5 checkpoints.every_steps=200
+    logging.every_steps=20 logging.probe_every_steps=0
+""")
 
 
 def launch(*arguments):
@@ -200,8 +196,7 @@ def whole(slurm, tmp_path_factory):
     """A run over two processes of one node: its work directory and job."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     job = launch(*LONG, f"--workdir={workdir}", "--tasks_per_node=2")
-    wait_for_state(job, *ENDED, seconds=400)
-    assert state(job) == "COMPLETED", log(workdir, job)
+    assert_ends(job, seconds=400, workdir=workdir)
     return workdir, job
 
 
@@ -213,8 +208,7 @@ def test_a_run_over_two_tasks_finishes(whole):
 
 def test_a_run_over_two_nodes_finishes(tmp_path):
     job = launch(*LONG, f"--workdir={tmp_path}", "--nodes=2", "--config.steps=40")
-    wait_for_state(job, *ENDED, seconds=400)
-    assert state(job) == "COMPLETED", log(tmp_path, job)
+    assert_ends(job, seconds=400, workdir=tmp_path)
     assert "processes: 2; devices: 2 (cpu)" in log(tmp_path, job)
     assert last_step(tmp_path) == 40
 
@@ -223,8 +217,7 @@ def test_a_run_that_is_queued_again_ends_with_the_same_bits(whole, tmp_path):
     job = launch(*LONG, f"--workdir={tmp_path}", "--tasks_per_node=2")
     wait_for(lambda: last_step(tmp_path) > 20, seconds=300)
     warn(job)
-    wait_for_state(job, *ENDED, seconds=400)
-    assert state(job) == "COMPLETED", log(tmp_path, job)
+    assert_ends(job, seconds=400, workdir=tmp_path)
     assert "Restarts=1 " in scontrol("show", "job", job, "-o")
     step = int(re.search(r"resumed at step (\d+)", log(tmp_path, job)).group(1))
     assert 20 < step < 400
@@ -238,7 +231,7 @@ def test_a_run_that_is_cancelled_keeps_its_steps_and_is_not_queued_again(tmp_pat
     job = launch(*LONG, *endless, f"--workdir={tmp_path}")
     wait_for(lambda: last_step(tmp_path) > 20, seconds=300)
     subprocess.run(["scancel", job], check=True)
-    wait_for_state(job, *ENDED)
+    assert_ends(job, "CANCELLED")
     time.sleep(8)
     assert state(job) == "CANCELLED"
     (saved,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
@@ -250,10 +243,9 @@ def test_a_sweep_is_an_array_and_its_variants_are_compared(tmp_path):
     grid = {"penalty.weight": (0.0, 0.1), "seed": (0, 1)}
     sweep.write_text(f"def get_sweep():\n    return {grid}\n")
     arguments = [*LONG, "--mode=all", "--config.steps=20", f"--sweep={sweep}"]
-    arguments += [
-        "--config.data.test_examples=70",
-        "--config.evaluation.num_views=(1,)",
-    ]
+    arguments += processes.config_flags(
+        "data.test_examples=70 evaluation.num_views=(1,)"
+    )
     workdir = tmp_path / "sweep"
     job = launch(*arguments, f"--workdir={workdir}", "--array_parallelism=2")
     tasks = [f"{job}_{number}" for number in range(4)]

@@ -39,20 +39,13 @@ def test_there_is_a_task_per_gpu_or_one_per_node():
     assert read(cluster="slurm", tasks_per_node="2").tasks_per_node == 2
 
 
-@pytest.mark.parametrize(
-    ("text", "minutes"),
-    [
-        ("90", 90),
-        ("30:00", 30),
-        ("30:01", 31),
-        ("2:30:00", 150),
-        ("1-0", 1440),
-        ("2-3:04", 3064),
-        ("2-3:04:05", 3065),
-    ],
-)
-def test_a_time_limit_is_read_as_slurm_does(text, minutes):
-    assert read(cluster="slurm", time=text).minutes == minutes
+LIMITS = "90=90 30:00=30 30:01=31 2:30:00=150 1-0=1440 2-3:04=3064 2-3:04:05=3065"
+
+
+@pytest.mark.parametrize("limit", LIMITS.split())
+def test_a_time_limit_is_read_as_slurm_does(limit):
+    text, _, minutes = limit.partition("=")
+    assert read(cluster="slurm", time=text).minutes == int(minutes)
 
 
 def test_other_options_are_handed_to_slurm():
@@ -100,13 +93,10 @@ def test_a_job_gets_the_other_flags_only():
     assert options.own_arguments(words.split()) == kept.split()
 
 
-def plan(workdir, changes=None):
-    return Plan(str(workdir), [Run(None, tiny_config(changes), str(workdir))], None)
-
-
 def submit(workdir, changes=None, *, mode="all", **given):
+    plan = Plan(str(workdir), [Run(None, tiny_config(changes), str(workdir))], None)
     with flagsaver.as_parsed(**given):
-        return submission.submit(options.read(mode), plan(workdir, changes), mode)
+        return submission.submit(options.read(mode), plan, mode)
 
 
 def script(capsys, workdir, **given):
@@ -133,21 +123,12 @@ def test_a_script_has_what_was_asked_for(capsys, tmp_path):
         setup=["module load cuda"],
         slurm_options="exclude=a,b",
     )
-    for line in (
-        "#SBATCH --nodes=2",
-        "#SBATCH --gpus-per-node=2",
-        "#SBATCH --ntasks-per-node=2",
-        "#SBATCH --cpus-per-task=6",
-        "#SBATCH --partition=main",
-        "#SBATCH --time=1440",
-        "#SBATCH --signal=USR2@120",
-        "#SBATCH --requeue",
-        "#SBATCH --open-mode=append",
-        "#SBATCH --exclude=a,b",
-        "#SBATCH --job-name=run",
-        f"#SBATCH --output={tmp_path}/run/slurm/%j_0_log.out",
-        "module load cuda",
-    ):
+    words = (
+        "nodes=2 gpus-per-node=2 ntasks-per-node=2 cpus-per-task=6 partition=main "
+        "time=1440 signal=USR2@120 requeue open-mode=append exclude=a,b job-name=run"
+    )
+    lines = [f"#SBATCH --{word}" for word in words.split()] + ["module load cuda"]
+    for line in (*lines, f"#SBATCH --output={tmp_path}/run/slurm/%j_0_log.out"):
         assert f"{line}\n" in found
     (srun,) = re.findall("^srun .*", found, re.MULTILINE)
     for word in ("--kill-on-bad-exit=1", "--open-mode=append", "--cpus-per-task=6"):
@@ -188,8 +169,6 @@ def test_an_object_store_needs_a_folder_for_logs():
 
 
 IMAGES = {"data.name": "cifar10", "data.data_dir": "none", "data.image_size": None}
-
-
 SIX = {"gpus_per_node": "3", "nodes": "2"}
 
 
@@ -279,14 +258,6 @@ def test_a_refused_requeue_says_what_to_do(scontrol, capfd):
     assert "submit the same command again to continue" in capfd.readouterr().err
 
 
-def test_a_job_of_an_array_is_its_task(monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_ID", "9")
-    assert job.job_id() == "9"
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
-    assert job.job_id() == "7_2"
-
-
 BEGIN = """
 import os, signal, sys, time
 task = int(os.environ.get("JAX_PROCESS_ID", 0))
@@ -320,19 +291,15 @@ def test_processes_run_to_their_end_at_one_address(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("visible", "gpus", "shares"),
-    [
-        (None, "4", ["0,1,2,3"]),
-        (None, "2", ["0", "1"]),
-        ("4,GPU-5,6", "2", ["4", "GPU-5"]),
-    ],
+    [(None, 4, ["0,1,2,3"]), (None, 2, ["0", "1"]), ("4,GPU-5,6", 2, ["4", "GPU-5"])],
 )
 def test_processes_share_the_visible_gpus(tmp_path, monkeypatch, visible, gpus, shares):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
+    if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     code = "print(os.environ['CUDA_VISIBLE_DEVICES'], file=open(f'gpus{task}', 'w'))"
     tasks = str(len(shares))
-    assert run_here(tmp_path, code, tasks=tasks, gpus_per_node=gpus) == 0
+    assert run_here(tmp_path, code, tasks=tasks, gpus_per_node=str(gpus)) == 0
     found = [(tmp_path / f"gpus{n}").read_text() for n in range(len(shares))]
     assert found == [f"{share}\n" for share in shares]
 
@@ -392,14 +359,11 @@ def test_a_signal_is_passed_on_once_and_the_job_ends(tmp_path, name):
         "test_submission.options.flags.FLAGS.mark_as_parsed()\n"
         f"sys.exit(test_submission.run_here(Path({str(tmp_path)!r}), {code!r}))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", here],
-        env=processes.environment(1),
-        start_new_session=True,
-    )
+    command, environment = [sys.executable, "-c", here], processes.environment(1)
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     deadline = time.monotonic() + 60
     try:
-        while not all((tmp_path / f"ready{task}").exists() for task in (0, 1)):
+        while len([*tmp_path.glob("ready?")]) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         # As a terminal does it: to all that are in the foreground.

@@ -3,8 +3,6 @@
 import json
 import signal
 import struct
-import subprocess
-import sys
 
 import processes
 import pytest
@@ -126,9 +124,8 @@ def make(monkeypatch, tmp_path):
                 raise run
             return Run(offline=True) if isinstance(run, Exception) else run
 
-        for name in ("init", "Settings"):
-            stand_in = init if name == "init" else lambda **_: None
-            monkeypatch.setattr(f"wandb.{name}", stand_in)
+        monkeypatch.setattr("wandb.init", init)
+        monkeypatch.setattr("wandb.Settings", lambda **_: None)
         settings = resolve(tiny_config(PROJECT))
         return Tracker(settings, tmp_path, [json.dumps(row) for row in rows])
 
@@ -216,13 +213,7 @@ def test_a_missing_key_is_said_before_anything_is_written(tmp_path, mode):
         f"else:\n    train.run(config, {str(tmp_path / 'run')!r})\n"
     )
     changes = {"HOME": str(tmp_path), "WANDB_MODE": mode, "WANDB_API_KEY": None}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=processes.environment(1, **changes),
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    done = processes.python("-c", code, **changes)
     if mode:
         assert done.returncode == 0, done.stderr
     else:

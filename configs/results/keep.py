@@ -15,15 +15,10 @@ import sys
 from typing import Any
 
 from configs.results.page import FOLDER, Row
-from invariance_jax.report.aggregate import (
-    holm,
-    in_summary,
-    long_table,
-    over_seeds,
-    paired,
-)
-from invariance_jax.report.read import KEYS, SUMMARY, Run, read_runs
-from invariance_jax.report.words import Words, word
+from invariance_jax.report.aggregate import in_summary
+from invariance_jax.report.compare import Comparison
+from invariance_jax.report.read import SUMMARY, Run, read_runs
+from invariance_jax.report.words import word
 
 COLUMNS = (
     "study run metric at mean standard_error difference low high n commit "
@@ -39,15 +34,15 @@ def rows_of(names: list[str], runs: list[Run]) -> list[Row]:
         raise ValueError(
             f"runs must have the same seeds, data set and split; found {data}."
         )
-    rows = long_table([run.rows for run in runs])
-    rows = rows[in_summary(rows)][[*KEYS, *SUMMARY]]
-    pairs = holm(paired(rows, runs[0].name)).rename(
+    comparison = Comparison(runs)
+    pairs = comparison.pairs.drop(columns="n").rename(
         columns={"mean": "difference", "standard_error": "pair_error"}
     )
     keys = ["run", "experiment", "metric", *SUMMARY]
-    table = over_seeds(rows).merge(pairs.drop(columns="n"), on=keys, how="left")
+    table = comparison.table[in_summary(comparison.table)]
+    table = table[table["run"].isin(labels)].merge(pairs, on=keys, how="left")
     facts = {run.name: _facts(run) for run in runs}
-    words = Words(runs)
+    words = comparison.words
     return [
         {"run": labels[row["run"]], "metric": word(row["metric"])}
         | {"at": words.place({name: row[name] for name in ("target", *SUMMARY)})}

@@ -106,7 +106,6 @@ def change(row: Row, base: float | None, sign: str) -> tuple[str, str]:
 
 
 def _section(section: dict[str, Any]) -> str:
-    """Returns a section of the results: title, method, table and text."""
     rows = [*_rows(FOLDER / f"{section['file']}.csv")]
     n, commits = (
         ", ".join(dict.fromkeys(row[k] for row in rows)) for k in ("n", "commit")

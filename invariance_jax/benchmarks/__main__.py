@@ -1,7 +1,6 @@
 """Times the hot paths: `python -m invariance_jax.benchmarks NAME`.
 
-NAME is render, augment, decode, steps, penalty, loss, probe, scaling, restart, `all` of
-these, gpu or gpu_peers; README.md in this folder says what each compares. The output
+README.md in this folder says what each NAME compares; "all" needs no GPU. The output
 ends with a table and a description of the machine; `--json` also writes both to a file.
 """
 
@@ -39,7 +38,6 @@ _SWEEP = flags.DEFINE_string(
     "sweep", None, "penalty: a sweep file whose variants are compared to its first one."
 )
 
-
 _READERS = {
     "config": ("steps", "penalty", "scaling", "restart"),
     "cases": ON_GPU,
@@ -70,7 +68,7 @@ def main(arguments: list[str]) -> None:
     rows = []
     for name in names:
         # Imported on demand, so that `gpu` runs in a process without PyTorch.
-        module = importlib.import_module(f"{__package__}.{MODULES[name]}")
+        module = importlib.import_module(f"{__package__}.{MODULES.get(name, name)}")
         for row in getattr(module, f"time_{name}")(options):
             print(json.dumps(row), flush=True)
             rows.append(row)

@@ -1,9 +1,6 @@
-"""Image augmentation on the device against a Pillow pipeline in worker processes.
+"""Image augmentation on the device against Pillow in worker processes.
 
-The peer does what data loaders do: worker processes, kept alive, apply Pillow to each
-image (random resized crop with Lanczos, flip, brightness, contrast, saturation, hue,
-grayscale), and then the batch is normalized. Ours is one compiled call for the batch,
-from bytes to normalized views. Both draw their own random numbers.
+Both make normalized views of a batch of bytes, and draw their own random numbers.
 """
 
 import itertools
@@ -25,8 +22,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 STRENGTH, JITTERED, GRAY = 0.5, 0.8, 0.2
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # our default crop
 
-TOLERANCE = 0.1
-"""Relative tolerance for the standard deviation over all views, which are random."""
+TOLERANCE = 0.1  # for the standard deviation over all views, which are random
 
 
 def time_augment(
@@ -75,7 +71,6 @@ def make_ours(images: np.ndarray) -> Callable[[], Array]:
 
 
 def _augment_all(images: np.ndarray, seed: int) -> np.ndarray:
-    """Returns a random view of each image."""
     generator = np.random.default_rng(seed)
     return np.stack([np.asarray(augment(pixels, generator)) for pixels in images])
 

@@ -1,10 +1,7 @@
 """Decoding of JPEG files in threads against worker processes and the decoder alone.
 
 Files of 500 x 375 pixels become squares of 256 x 256, from which the device crops its
-views. The peers do what data loaders do: Pillow in worker processes, the same in
-PyTorch's DataLoader (torchvision also resizes with Pillow), and Grain's worker
-processes with our decoder. The decoder alone decodes the same files in the same number
-of threads and does not resize: it bounds the speed of all others.
+views. The decoder alone does not resize: it bounds the speed of all others.
 """
 
 import contextlib
@@ -81,28 +78,22 @@ def _read(path: str) -> np.ndarray:
 
 
 def _decode(content: bytes) -> None:
-    """Decodes an image with our decoder's library and does not resize it."""
     if decoding.simplejpeg is None:
         Image.open(io.BytesIO(content)).load()
     else:
         decoding.simplejpeg.decode_jpeg(content, "RGB")
 
 
-class _Files:
-    """A map-style data set for PyTorch's DataLoader."""
-
-    def __init__(self, paths: Sequence[str]):
-        self._paths = paths
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return _read(self._paths[index]).copy()  # PyTorch needs a writable array
+def _collate(paths: Sequence[str]) -> object:
+    data = importlib.import_module("torch.utils.data")
+    return data.default_collate([_read(path).copy() for path in paths])  # writable
 
 
 def _in_torch(records: FileRecords, workers: int) -> Peer:
     data = importlib.import_module("torch.utils.data")
     loader = data.DataLoader(
-        _Files(records.files),
-        sampler=range(len(records)),
+        records.files,
+        collate_fn=_collate,
         batch_size=max(1, len(records) // (4 * workers)),
         num_workers=workers,
         multiprocessing_context="spawn",

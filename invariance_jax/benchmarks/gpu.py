@@ -12,8 +12,7 @@ from invariance_jax.benchmarks.timing import Options, Row, configuration, produc
 from invariance_jax.runtime.cards import MEMORY_SHARES
 from invariance_jax.settings import Config
 
-STEPS, SECONDS = 8, 0.3
-"""Maximum steps of one call, and the seconds that a call of fewer steps should take."""
+STEPS, SECONDS = 8, 0.3  # most steps of a call; seconds that one of fewer should take
 
 CASES = """
 spirograph resnet18 512 bfloat16 penalized

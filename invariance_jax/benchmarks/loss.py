@@ -1,9 +1,4 @@
-"""NT-Xent and its gradient against PyTorch's, and in blocks of anchors.
-
-The peer does what public implementations of SimCLR do: it computes the matrix of all
-similarities, fills its diagonal with minus infinity, and takes the cross-entropy with
-the other view as the correct class.
-"""
+"""NT-Xent and its gradient against PyTorch's, and in blocks of anchors."""
 
 from collections.abc import Callable, Iterator, Sequence
 

@@ -33,8 +33,7 @@ TARGETS, NUISANCE = (0, 1, 3, 4), (2, 5, 6, 7, 8, 9)
 """Columns of `spirograph.PARAMETERS`: the targets, and those of alpha."""
 
 NUM_POINTS = 40
-DIRECTIONS = 100
-"""Draws of alpha' per example, as in the authors' code; all share one gradient."""
+DIRECTIONS = 100  # draws of alpha' per example, which share one gradient
 
 
 def broadcast(xp: ModuleType, parameters: Any, image_size: int, num_points: int) -> Any:
@@ -170,8 +169,7 @@ def make_nt_xent_gradient(
 def penalty(h: Tensor, alpha: Tensor, others: Tensor) -> Tensor:
     """Returns the squared first-order changes `[K, B]` of a random sign projection.
 
-    One gradient of the projection of n(h) serves all K draws `others` `[K, B, P]`. It
-    keeps its graph for the second backward pass. alpha is a leaf of the graph.
+    One gradient serves all K draws `others` `[K, B, P]`. alpha is a leaf of the graph.
     """
     normalized = nn.functional.normalize(h.float(), dim=1)
     signs = 2 * torch.randint_like(normalized, 2) - 1

@@ -1,10 +1,8 @@
 """Probes and feature averaging against the authors' evaluation, in PyTorch.
 
 Their probe is 500 steps of full-batch L-BFGS with PyTorch's defaults, as in their
-released code: up to 20 iterations a step, fewer near the minimum, and no line search.
-Here it starts from zero. Our probes are the exact ridge regression in float64 and the
-logistic regression. Their sweep over the number M of averaged views encodes new views
-for each M, with the broadcasting renderer. Ours is one pass of running means.
+released code; here it starts from zero. Our ridge regression is exact, in float64.
+Their sweep over the number M of averaged views encodes new views for each M.
 """
 
 import functools
@@ -23,11 +21,8 @@ from invariance_jax.models import create_encoder
 from invariance_jax.transforms import spirograph
 from invariance_jax.types import Array, PyTree
 
-L2 = {"ridge": 1e-8, "logistic": 1e-5}
-"""The paper's weight of the L2 penalty on the kernel."""
-
-NUM_VIEWS = (1, 2, 3, 4, 5, 10, 20, 30)
-"""The values of M in the paper's Spirograph sweep."""
+L2 = {"ridge": 1e-8, "logistic": 1e-5}  # the paper's
+NUM_VIEWS = (1, 2, 3, 4, 5, 10, 20, 30)  # M in the paper's Spirograph sweep
 
 
 def time_probe(

@@ -1,9 +1,8 @@
 """The cost of stopping a run: the restart, and writing a checkpoint.
 
-A restart is a new Python process that resumes a stopped run. It is timed from its start
-to the end of its first step (imports, data, restoring, compiling), with and without the
-compiled programs of the earlier start. For a checkpoint, two times are measured: how
-long the training loop waits, and how long the whole write takes.
+A restart is timed from the start of a new Python process to the end of its first step
+(imports, data, restoring, compiling), with and without the compiled programs of the
+earlier start.
 """
 
 import copy

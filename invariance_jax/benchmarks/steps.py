@@ -1,16 +1,11 @@
 """Training steps: against PyTorch's, for each form of the penalty, on several devices.
 
-PyTorch runs the authors' algorithm: the broadcasting renderer, and the penalty by a
-second backward pass. Our steps are those of a real run, mapped over the devices.
-
 The expected time of a penalized step is 1.5 plain steps. A plain step costs six forward
 passes: two views forward, and twice that backward. The penalty adds a forward-mode
 derivative of the first view and its backward pass: three more. A penalty in every n-th
 step adds 3 / n on average. Two averaged views on each side cost twelve.
 
-Simulated devices share the cores of one machine, so more devices are not faster. The
-times show the cost of dividing the batch, of the collectives, and of the work that
-every device does for the whole batch.
+Simulated devices share the cores of one machine, so more devices are not faster.
 """
 
 import copy
@@ -54,8 +49,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 """Form of the penalty -> the keys that it changes."""
 
-DEVICE_COUNTS = (2, 4, 8)
-"""Numbers of simulated devices that are compared to one device."""
+DEVICE_COUNTS = (2, 4, 8)  # simulated devices that are compared to one device
 
 _PEER_PENALTY: dict[str, Any] = {
     "penalty.weight": 0.3,

@@ -1,6 +1,5 @@
 """Times calls in turns within one run and shows them in one table.
 
-Because the calls take turns, a busy or slow machine affects all calls of a comparison.
 A ratio is computed for each pair of neighbouring measurements; the table shows the
 median, smallest and largest ratio.
 """
@@ -140,15 +139,12 @@ def table(rows: Sequence[Row]) -> str:
 
 def _of_pair(row: Row) -> Row:
     """Returns the row of a comparison with fewer columns, for people."""
-    first, second, ratio, low, high = (
-        _text(row[column])
-        for column in ("first, ms", "second, ms", "first / second", "min", "max")
-    )
+    texts = {column: _text(cell) for column, cell in row.items()}
     return {
         "case": row["case"],
         "first / second": f"{row['first']} / {row['second']}",
-        "ms": f"{first} / {second}",
-        "ratio": f"{ratio} ({low} to {high})",
+        "ms": f"{texts['first, ms']} / {texts['second, ms']}",
+        "ratio": f"{texts['first / second']} ({texts['min']} to {texts['max']})",
         "n": row["n"],
         "note": row["note"],
     }
@@ -163,10 +159,7 @@ def _text(cell: str | float) -> str:
 def check_same(
     what: str, found: ArrayLike, expected: ArrayLike, tolerance: float
 ) -> None:
-    """Raises AssertionError if the peer's output `found` is not close to ours.
-
-    `tolerance` is relative to the largest absolute entry of `expected`, our output.
-    """
+    """Raises AssertionError if a peer's output differs by more than a share of ours."""
     peer, ours = np.asarray(found), np.asarray(expected)
     assert np.isfinite(ours).all(), f"{what} of ours: {ours}"
     assert peer.shape == ours.shape, f"{what} of the peer: {peer.shape}, {ours.shape}"
@@ -200,9 +193,8 @@ def copy_rate() -> float:
 def keep_freed_memory() -> None:
     """Makes the C library keep the memory of large arrays that are freed, on Linux.
 
-    Otherwise it may return this memory to the system after a call, depending on where
-    other arrays lie. The next call then waits for new pages, for 12 MB of results
-    longer than for their computation. This affects our code and the peers.
+    Otherwise it may return this memory to the system after a call. The next call then
+    waits for new pages, for 12 MB of results longer than for their computation.
     """
     with contextlib.suppress(AttributeError, OSError):
         for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):

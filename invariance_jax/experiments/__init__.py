@@ -1,13 +1,8 @@
 """The experiments of the paper, and further ones, on a trained encoder.
 
-Each experiment is a module of this folder with `run(context) -> ExperimentResult`; it
-computes with the pure functions of `evaluation` and `transforms`. The config key
-`evaluation.experiments` selects experiments by the names of their modules. It also
-accepts a user's own function, as MODULE:FUNCTION:
-
-    def run(context):
-        h = context.features("test")[0]
-        return ExperimentResult([Row("norm", np.linalg.norm(h, axis=1).mean())])
+Each experiment is a module of this folder with `run(context) -> ExperimentResult`. The
+config key `evaluation.experiments` selects them by the names of their modules. It also
+accepts a user's own function, as MODULE:FUNCTION; README.md has an example.
 """
 
 import importlib

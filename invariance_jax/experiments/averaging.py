@@ -1,10 +1,10 @@
 """Feature averaging: the probe on features averaged over M views.
 
 Foster, Pukdee, Rainforth (ICLR 2021), section 4. Names in the summary: `mse@M`,
-`accuracy@M`, ... for every M of `evaluation.num_views`. `accuracy.crop@M`: the views
-are of a part of the transformation. `accuracy.ensemble@M`, `mse.ensemble@M`: the probe
-is fitted on one view and its predictions are averaged. `mse.selected@M`, ...: the l2 is
-chosen on held-out examples. `mse.lbfgs500@M`: the probe has 500 steps of L-BFGS.
+`accuracy@M`, ...; `accuracy.crop@M` for views of a part of the transformation,
+`mse.ensemble@M` for the averaged predictions of a probe that is fitted on one view,
+`mse.selected@M` for an l2 that is chosen on held-out examples, `mse.lbfgs500@M` for a
+probe with 500 steps of L-BFGS.
 """
 
 import logging

@@ -127,8 +127,7 @@ class Context:
     def select(self, h: np.ndarray, h_test: np.ndarray, views: int | str) -> list[Row]:
         """Returns rows of probes with a selected l2 or a limited number of steps.
 
-        `evaluation.l2_grid` and `evaluation.lbfgs_steps` request these probes. Of
-        regression only the mean over the targets is returned.
+        Of regression only the mean over the targets is returned.
         """
         y, y_test = self.y("train"), self.y("test")
         probes = {"selected": self.task.select(h, y, h_test, y_test)}

@@ -23,10 +23,7 @@ _BLOCK = 65_536
 
 
 def run(context: Context) -> ExperimentResult:
-    """Returns the quality of probes at the smallest M and on plain images.
-
-    If there are no plain images, the baselines are measured on averaged views.
-    """
+    """Returns the quality of probes on one view, on plain images and on baselines."""
     baselines = context.settings.evaluation.baselines
     if context.is_plain and "pixels" in baselines:
         count = len(context.train.x) + len(context.test.x)

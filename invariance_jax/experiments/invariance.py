@@ -78,10 +78,7 @@ def _by_parameter(
 
 
 def checkpoints(context: Context) -> Iterator[tuple[int, Variables]]:
-    """Yields step and encoder variables of each checkpoint; given weights: step 0.
-
-    A damaged checkpoint is skipped with a warning.
-    """
+    """Yields step and encoder variables of each checkpoint; given weights: step 0."""
     network, shapes = context.settings.evaluation.network, state_shapes(context.parts)
     with contextlib.closing(Checkpoints(context.workdir)) as saved:
         for step, state, _ in saved.undamaged(shapes, saved.steps()):

@@ -12,10 +12,9 @@ from invariance_jax.runs.results import ExperimentResult, rows_of
 def run(context: Context) -> ExperimentResult:
     """Returns the quality of the probe for each of `evaluation.label_fractions`.
 
-    These are shares of the examples that probes are fitted on; each contains the
-    smaller ones. Images: the same share of each class; Spirograph: the first examples.
-    The features are of plain images, and averaged over the largest M of
-    `evaluation.num_views`; without plain images also over the smallest M.
+    Each share contains the smaller ones; images: the same share of each class. Features
+    are of plain images, and averaged over the largest M of `evaluation.num_views`;
+    without plain images also over the smallest M.
     """
     numbers = (-1,) if context.is_plain else (0, -1)
     features: dict[str | int, tuple[np.ndarray, np.ndarray]] = {}

@@ -31,10 +31,8 @@ def run(context: Context) -> ExperimentResult:
     def compute(
         represent: Represent, alpha: Array, other: Array, column: Array
     ) -> Array:
-        columns, widths = jnp.full(len(alpha), column), jnp.asarray(high - low)
-        return jnp.stack(
-            evaluation.total_effects(represent, alpha, other, columns, widths)
-        )
+        settings = jnp.full(len(alpha), column), jnp.asarray(high - low)
+        return jnp.stack(evaluation.total_effects(represent, alpha, other, *settings))
 
     effects = map_pairs(context, compute, axis=1)
     for number, name in enumerate(transformation.names):

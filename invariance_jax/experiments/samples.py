@@ -18,10 +18,7 @@ _EXAMPLES = 2000  # at most, for predictions, projection and neighbours
 
 
 def write(context: Context, *, predictions: bool) -> None:
-    """Writes `samples.npz` into the work directory; every process calls it.
-
-    `predictions` adds those of the probes at the smallest and at the largest M.
-    """
+    """Writes `samples.npz` into the work directory; every process calls it."""
     arrays: dict[str, PyTree] = _views(context) | _neighbors(context)
     arrays |= _projection(context) | (_predictions(context) if predictions else {})
     if is_main_process():
@@ -70,11 +67,8 @@ def _shown_features(context: Context) -> np.ndarray:
 def _projection(context: Context) -> dict[str, np.ndarray]:
     """Returns the first two principal components of the features."""
     h = _shown_features(context).astype(np.float64)
-    points, shares = principal_components(h)
-    arrays = {
-        "projection": points.astype(np.float32),
-        "projection_explained": shares.astype(np.float32),
-    }
+    points, shares = (a.astype(np.float32) for a in principal_components(h))
+    arrays = {"projection": points, "projection_explained": shares}
     if context.test.y is not None:
         name = "targets" if context.task.targets else "labels"
         arrays[f"projection_{name}"] = context.test.y[: len(h)]
@@ -131,6 +125,5 @@ def _pictures(context: Context, rows: np.ndarray) -> np.ndarray:
         view = evaluation.sample_view(key, transformation, indices, view=0, x=x)
         return transformation.apply(x, view)
 
-    return context.task.displayed(
-        draw(take(context.test.x, rows), rows.astype(np.int32))
-    )
+    x = take(context.test.x, rows)
+    return context.task.displayed(draw(x, rows.astype(np.int32)))

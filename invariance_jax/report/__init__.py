@@ -19,21 +19,11 @@ def run(
 ) -> Path | epath.Path:
     """Writes a report; returns the path of its page, `report.html` in `out`.
 
+    All other work directories are compared to the first; `out` may be one of them.
     Writes `report.html` (one file that a browser opens without a network),
-    `figures/*.png` and `tables/*.csv` and no other file. All work directories are read
-    and checked before the first file is written.
-
-    Args:
-      workdirs: finished work directories; all others are compared to the first.
-      out: the directory to write to, created if needed; may be a work directory.
-
-    Returns:
-      The path of `report.html`.
-
-    Raises:
-      ValueError: if a work directory is missing, unfinished, damaged, given twice or of
-        another format, or `out` is a file or holds a `report.html` of another origin.
-      OSError: if `out` cannot be written.
+    `figures/*.png` and `tables/*.csv` and no other file. Before the first one it checks
+    all work directories: ValueError if one is missing, unfinished, damaged, given twice
+    or of another format, or if `out` holds a `report.html` of another origin.
     """
     from invariance_jax.report import assemble
 

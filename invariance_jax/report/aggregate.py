@@ -87,7 +87,7 @@ def holm(pairs: pd.DataFrame) -> pd.DataFrame:
     degrees_of_freedom = np.maximum(pairs["n"] - 1, 1)
     t = pairs["mean"] / pairs["standard_error"]
     p = 2 * special.stdtr(degrees_of_freedom, -t.abs())
-    table = pairs.assign(p=p).sort_values("p")
+    table = pairs.assign(p=p).sort_values("p", kind="stable")
     groups = table.groupby(keys, dropna=False, sort=False)
     level = 0.05 / (groups["p"].transform("count") - groups.cumcount()).clip(lower=1)
     number = groups.ngroup()

@@ -151,7 +151,6 @@ class _Report:
         return figure(AVERAGING, self.shown._replace(table=table))
 
     def _compared(self) -> list[Part]:
-        """Returns the main numbers of several runs, and their differences."""
         pairs = self.comparison.main_pairs.copy()
         better = ["higher" if is_share(name) else "lower" for name in pairs["metric"]]
         pairs["metric"] += [f"\n({direction} is better)" for direction in better]

@@ -1,9 +1,8 @@
 """Draws curves and dots of aggregated rows, as declared in `sections`.
 
-Several runs differ in colour, line and marker, and so do the curves of a single run. If
-one of several runs has more curves, they share its colour, and the markers of all but
-the first are open. Numbers of the paper are grey. Bars are standard errors over seeds,
-or confidence intervals of differences.
+Curves of one of several runs share its colour, and the markers of all but the first are
+open. Numbers of the paper are grey. Bars are standard errors over seeds, or confidence
+intervals of differences.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

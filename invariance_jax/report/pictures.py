@@ -42,7 +42,6 @@ def views(run: Run, title: str = "Views") -> list[Picture]:
 
 
 def _neighbors(run: Run) -> list[Picture]:
-    """Returns some examples, each with its nearest neighbours."""
     tiles, labels = run.samples.get("neighbors"), run.samples.get("neighbor_labels")
     if tiles is None:
         return []

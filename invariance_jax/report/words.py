@@ -57,14 +57,11 @@ _VALUES = {
     ("parameter", "color"): "the colour jitter",
 }
 
+_COLORS = "rfore gfore bfore foreground rback gback bback background".split()
 _UNITS = {
-    "m": "plane units",
-    "b": "plane units",
-    "h": "plane units",
+    **dict.fromkeys("mbh", "plane units"),
     "sigma": "plane units²",
-    **{f"{color}{layer}": "intensity" for color in "rgb" for layer in ("fore", "back")},
-    "foreground": "intensity",
-    "background": "intensity",
+    **dict.fromkeys(_COLORS, "intensity"),
 }
 """Units of the Spirograph parameters."""
 

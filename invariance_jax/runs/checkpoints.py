@@ -1,10 +1,9 @@
 """Checkpoints of the training state, through orbax.
 
-A checkpoint is a flat dictionary from dotted names to NumPy arrays, whose names and
-shapes are compared with those that a run expects. Its metadata holds a hash of each
-array and of itself, so that data corrupted on the disk is never used. Every process
-calls save and restore. Orbax writes into a temporary folder and renames it, so a resume
-never chooses a partly written checkpoint.
+A checkpoint is a flat dictionary from dotted names to NumPy arrays. Its metadata holds
+a hash of each array and of itself, so that data corrupted on the disk is never used.
+Every process calls save and restore. Orbax renames a finished folder, so a resume never
+chooses a partly written checkpoint.
 """
 
 import contextlib
@@ -184,10 +183,7 @@ class Checkpoints:
             ) from error
 
     def newest(self, like: State) -> Checkpoint[State] | None:
-        """Returns the newest undamaged checkpoint, None if there are no checkpoints.
-
-        Skips damaged checkpoints with a warning; ValueError if all are damaged.
-        """
+        """Returns the newest undamaged checkpoint; ValueError if all are damaged."""
         steps = self.steps()
         newest = next(self.undamaged(like, steps[::-1]), None)
         if newest is None and steps:

@@ -96,8 +96,7 @@ class MetricsWriter:
 def final_metrics(workdir: AnyPath, *, step: int, rows: int = 0) -> dict[str, float]:
     """Returns `loss.final` and `penalty.final`, from the last rows until a step.
 
-    With fewer than the expected number of rows, it warns and returns neither: the last
-    rows may be among those that are missing.
+    With fewer rows than expected, the last ones may be missing: returns neither.
     """
     path, (lines, damaged) = epath.Path(workdir) / _FILE, read_rows(workdir)
     for number, text in damaged:

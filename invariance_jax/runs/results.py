@@ -1,9 +1,8 @@
 """The long table of results: rows, the file of each experiment, and `results.json`.
 
-Each experiment is written as soon as it is measured, so that an interrupted evaluation
-continues where it stopped. A later evaluation reuses it only for the same checkpoint
-with the same settings. Every number is a row (experiment, metric, coordinates, seed,
-value). The summary is computed from the rows; the results of several seeds hold the
+Each experiment is written as soon as it is measured; an interrupted or a later
+evaluation reuses it for the same checkpoint with the same settings. Every number is a
+row (experiment, metric, coordinates, seed, value). Results of several seeds hold the
 rows of all of them.
 """
 
@@ -25,14 +24,11 @@ from invariance_jax.settings.schema import EXPERIMENTS, WITH_PROBE, tuples
 from invariance_jax.tasks import Task
 from invariance_jax.types import Json
 
-FORMAT = 3
-"""The format number of the files of experiments and of `results.json`."""
+FORMAT = 3  # of the files of experiments and of `results.json`
 
-TRAINING = "training"
-"""Experiment name of the rows that come from the end of the training log."""
+TRAINING = "training"  # experiment of the rows from the end of the training log
 
-Value = str | int | float
-"""Type of a coordinate of a row."""
+Value = str | int | float  # of a coordinate of a row
 
 NAMED = ("target", "family", "encoder", "probe")
 """Coordinates, besides the views, that names of the summary contain."""

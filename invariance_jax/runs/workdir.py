@@ -41,8 +41,7 @@ from invariance_jax.types import Json
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 3
-"""The format number of `config.json`."""
+FORMAT = 3  # of `config.json`
 
 OUTPUTS = (
     *("checkpoints", "experiments", "metrics.jsonl"),
@@ -186,10 +185,8 @@ def _warn(text: str) -> None:  # each text once
 def first_difference(one: Config, other: Config) -> str | None:
     """Returns the first training key in which two configurations differ, if any."""
     values, others = flatten(one), flatten(other)
-    for name, key in KEYS.items():
-        if not key.free and values[name] != others[name]:
-            return name
-    return None
+    names = (name for name, key in KEYS.items() if not key.free)
+    return next((name for name in names if values[name] != others[name]), None)
 
 
 def read_config(workdir: AnyPath) -> Config:

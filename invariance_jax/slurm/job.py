@@ -1,9 +1,8 @@
 """The code of a submitted job: runs `launch.py` on its nodes, and requeues the job.
 
-Only task 0 requeues the job. SLURM sends a signal (SIGUSR2 before the time limit,
-SIGTERM at preemption), the run saves a checkpoint and exits with the status
-`PREEMPTED`, and task 0 requeues the job if its state is RUNNING. The signal handlers of
-submitit, which would requeue the job themselves, are replaced first.
+SLURM sends a signal (SIGUSR2 before the time limit, SIGTERM at preemption), the run
+saves a checkpoint and exits with the status `PREEMPTED`, and task 0 requeues the job.
+The signal handlers of submitit, which would requeue it themselves, are replaced first.
 
 This module does not import jax, as a signal may arrive before the run has started.
 """
@@ -57,22 +56,14 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _requeue_and_exit() -> None:
-    """Requeues the job in task 0, and exits with status 0 in every task.
-
-    With another status, SLURM would end the job before the other tasks have saved.
-    """
     ignore_signals()  # inherited by `scontrol`
-    if int(os.environ.get("SLURM_PROCID", 0)) == 0:
-        requeue(job_id())
+    from submitit.slurm.slurm import SlurmJobEnvironment  # an optional package
+
+    task = SlurmJobEnvironment()
+    if task.global_rank == 0:
+        requeue(task.job_id)
+    # With another status, SLURM would end the job before the other tasks have saved.
     raise SystemExit(0)
-
-
-def job_id() -> str:
-    """Returns the identifier of this SLURM job, ARRAY-JOB_TASK in a job array."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    if array:
-        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ["SLURM_JOB_ID"]
 
 
 def requeue(job: str) -> None:

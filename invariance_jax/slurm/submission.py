@@ -3,8 +3,7 @@
     python launch.py --config=... --workdir=DIR --cluster=slurm --gpus_per_node=8
 
 The job runs `launch.py` with the remaining flags. SLURM's script and logs and the
-pickled job are in `DIR/slurm`; submitit writes and submits them. Everything is checked
-before anything is written. `slurm.job` is the code of the job, with its requeue.
+pickled job are in `DIR/slurm`. Everything is checked before anything is written.
 """
 
 import os
@@ -183,7 +182,6 @@ def make_executor(request: Request, folder: Path, name: str) -> Any:
 
 
 def _script(executor: Any, count: int) -> str:
-    """Returns the sbatch script for a number of runs."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     return _make_sbatch_string(
@@ -195,7 +193,6 @@ def _script(executor: Any, count: int) -> str:
 
 
 def _check_slurm(script: str) -> None:
-    """Raises ValueError if SLURM would not accept the job."""
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ValueError(
             "--cluster=slurm needs sbatch and srun, which this machine does not have; "

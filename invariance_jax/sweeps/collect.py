@@ -29,8 +29,7 @@ from invariance_jax.settings.schema import tuples
 from invariance_jax.tasks import make_task
 from invariance_jax.types import Json
 
-FORMAT = 2
-"""The format number of `sweep.json`."""
+FORMAT = 2  # of `sweep.json`
 
 _log = logging.getLogger(__name__)
 
@@ -42,10 +41,8 @@ def finished(workdirs: Sequence[str]) -> list[epath.Path]:
     """
     folders = []
     for workdir in map(work_folder, workdirs):
-        if (workdir / "sweep.json").exists():
-            folders += _finished_variants(workdir)
-        else:
-            folders.append(workdir)
+        is_sweep = (workdir / "sweep.json").exists()
+        folders += _finished_variants(workdir) if is_sweep else [workdir]
     return folders
 
 
@@ -75,8 +72,8 @@ def _finished_variants(parent: epath.Path) -> list[epath.Path]:
     for name, variant in variants.items():
         config, folder = from_dict(variant["config"]), parent / name
         seeds = {path: _read(own, path) for own, path in one_per_seed(config, folder)}
-        contents = [content for content in seeds.values() if content is not None]
-        for path in [path for path, content in seeds.items() if content is None]:
+        contents = [*filter(None, seeds.values())]
+        for path in [path for path, content in seeds.items() if not content]:
             _log.warning("%s: not finished, left out", path)
         if len(contents) == len(seeds):
             folders.append(folder)

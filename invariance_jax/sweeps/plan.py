@@ -51,10 +51,7 @@ class Plan(NamedTuple):
 
 
 def plan(config: Config | None, workdir: str, mode: str) -> Plan:
-    """Returns the runs of the command line; writes nothing.
-
-    In the modes `all` and `evaluate`, runs of a sweep that have results are left out.
-    """
+    """Returns the runs of the command line; writes nothing."""
     parent = work_folder(workdir)
     if _SWEEP.value is None:
         if _SWEEP_RUN.value is not None:
@@ -105,10 +102,7 @@ def begin(chosen: Plan) -> None:
 
 @contextlib.contextmanager
 def divergence_noted(chosen: Plan, run: Run, errors: list[str]) -> Iterator[None]:
-    """Lets a sweep continue after a run that diverges: appends its error to `errors`.
-
-    Without a sweep, the error is raised.
-    """
+    """Lets a sweep continue after a run that diverges; adds its error to `errors`."""
     if run.name is not None:
         number = chosen.runs.index(run) + 1
         _log.info("%s: run %d of %d", run.name, number, len(chosen.runs))
