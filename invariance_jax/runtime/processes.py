@@ -10,8 +10,11 @@ from typing import TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 Tree = TypeVar("Tree")
+
+_WAIT = 7 * 86_400_000  # ms
 
 
 def is_main_process() -> bool:
@@ -43,7 +46,21 @@ def main_process_first() -> Iterator[None]:
     They then find what the main process has downloaded, prepared or claimed.
     """
     if not is_main_process():
-        multihost_utils.sync_global_devices("main process first")
+        _meet()
     yield
     if is_main_process():
-        multihost_utils.sync_global_devices("main process first")
+        _meet()
+
+
+def _meet() -> None:
+    """Waits for all processes, however long it takes, and connects their devices.
+
+    On CPUs, processes whose first exchange is not within 30 s would fail, such as those
+    that take unequal times to compile a step.
+    """
+    if jax.process_count() == 1:
+        return
+    multihost.get_barrier_sync_fn()(key="main process first", timeout_ms=_WAIT)
+    multihost_utils.sync_global_devices("main process first")
+    add = jax.pmap(lambda x: jax.lax.psum(x, "all"), "all")
+    add(np.ones(jax.local_device_count())).block_until_ready()
