@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
@@ -62,5 +63,8 @@ def _meet() -> None:
         return
     multihost.get_barrier_sync_fn()(key="main process first", timeout_ms=_WAIT)
     multihost_utils.sync_global_devices("main process first")
-    add = jax.pmap(lambda x: jax.lax.psum(x, "all"), "all")
-    add(np.ones(jax.local_device_count())).block_until_ready()
+    mesh, local = jax.sharding.Mesh(jax.devices(), ("all",)), jax.local_device_count()
+    ones = multihost_utils.host_local_array_to_global_array(
+        np.ones(local), mesh, jax.sharding.PartitionSpec("all")
+    )
+    jnp.sum(ones).block_until_ready()
