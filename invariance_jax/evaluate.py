@@ -194,6 +194,9 @@ def _evaluate(
     for name in [name for name in functions if name not in missing]:
         _log.info("%s: %s is already measured", workdir, name)
     predicts = "averaging" in (missing if sampled else functions)
+    if (predicts or not sampled) and processes.is_main_process():
+        # If this evaluation is interrupted, the next one must not keep it.
+        (workdir / "samples.npz").unlink(missing_ok=True)
     if missing or not sampled:
         views = parts.settings.evaluation.num_views
         variables = encoder_variables(state, parts.settings.evaluation.network)

@@ -127,6 +127,7 @@ class _Training(contextlib.ExitStack):
         checkpoints = settings.checkpoints
         self._checkpoints = Checkpoints(
             self._workdir,
+            every_steps=checkpoints.every_steps,
             keep=checkpoints.keep,
             keep_every_steps=checkpoints.keep_every_steps,
             owner=owner,

@@ -151,9 +151,11 @@ def arrays(workdir, step):
 
 
 def assert_same_run(workdir, other, *, step):
-    """Compares the rows and the last checkpoints of two runs, bit by bit."""
+    """Compares rows, last checkpoint and names of all of two runs, bit by bit."""
     found, expected = arrays(workdir, step), arrays(other, step)
     assert {*found} == {*expected}
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
     assert rows(workdir) == rows(other)
+    names = [{*os.listdir(path / "checkpoints")} for path in (workdir, other)]
+    assert names[0] == names[1]

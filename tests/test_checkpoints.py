@@ -302,6 +302,8 @@ def test_what_comes_after_a_step_is_removed_and_may_be_saved_anew(workdir):
         ({}, [10, 20, 30, 40, 50]),
         ({"keep": 2}, [40, 50]),
         ({"keep": 1, "keep_every_steps": 20}, [20, 40, 50]),
+        ({"every_steps": 20, "keep": 3}, [20, 40, 50]),
+        ({"every_steps": 20, "keep": 1, "keep_every_steps": 10}, [20, 40, 50]),
     ],
 )
 def test_the_newest_and_those_along_the_way_are_kept(tmp_path, settings, kept):

@@ -63,6 +63,15 @@ def outside(tmp_path):
     compilation_cache.reset_cache()
 
 
+def test_several_processes_on_cpus_keep_nothing(outside, home, tmp_path, monkeypatch):
+    """Restarted, they would wait for one another forever, see `test_processes`."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for chosen in (None, str(tmp_path / "chosen")):
+        with compilation_kept(chosen, tmp_path):
+            compile_something()
+    assert not [*kept(outside), *kept(home), *kept(tmp_path)]
+
+
 def test_it_is_kept_in_the_users_folder_which_only_the_user_may_write_to(
     tmp_path, home
 ):

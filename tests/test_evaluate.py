@@ -12,6 +12,7 @@ from tiny import SEEDS, tiny_config
 
 import invariance_jax
 from invariance_jax import embed, evaluate, evaluation
+from invariance_jax.experiments import samples as samples_written
 from invariance_jax.report.read import read_runs
 from invariance_jax.runs import results
 from invariance_jax.runtime.devices import all_devices
@@ -234,6 +235,26 @@ def test_samples_are_those_of_the_split_that_is_measured(copy, samples):
     with np.load(copy / "seed_0" / "samples.npz") as archive:
         assert "true" not in archive.files  # no predictions of another split
         assert not np.array_equal(archive["views"], samples["views"])
+
+
+def test_an_interrupted_measurement_keeps_no_samples_of_another(copy, monkeypatch):
+    shutil.rmtree(copy / "seed_1")
+    keys = {"split": "validation", "experiments": ("averaging",)}
+    changes = {f"evaluation.{name}": value for name, value in keys.items()}
+    one, single = tiny_config(SEEDS | {"seeds": 1} | changes), copy / "seed_0"
+
+    def stopped(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(samples_written, "write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.run(one, single)
+    assert (single / "experiments" / "averaging.json").exists()
+    evaluate.run(one, single)
+    with np.load(single / "samples.npz") as archive:
+        y = TASK.examples("validation").y
+        np.testing.assert_array_equal(archive["true"], y)
 
 
 def test_views_are_embedded_as_no_image_is_plain(copy):

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import time
 
 import numpy as np
@@ -126,6 +127,55 @@ def test_a_process_that_dies_takes_the_others_with_it(tmp_path):
     statuses, outputs = processes.finish([main, other], seconds=60)
     assert time.monotonic() - since < 60
     assert statuses[0] != 0, outputs[0]
+
+
+def test_the_same_program_runs_again(tmp_path):
+    """One with many exchanges between the processes, of which one may have a cache."""
+    method = ["--config.method.name=own_parts:remembering", "--config.more_views=1"]
+    arguments = [*RUN, "--mode=train", "--config.steps=2", *method]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    for name in "ab":
+        run = [*arguments, f"--workdir={tmp_path / name}"]
+        processes.run(run, processes=2, **cache)
+
+
+LATE = """
+import sys, time
+import jax
+import numpy as np
+from absl import flags
+from invariance_jax.runtime import processes, startup
+flags.FLAGS(sys.argv)
+is_main = startup.initialize()
+with processes.main_process_first():
+    time.sleep(32)  # first in the main process, then in the other one
+assert processes.any_process(not is_main)
+print("first exchange", file=sys.stderr, flush=True)
+total = jax.pmap(lambda x: jax.lax.psum(x, "all"), "all")(np.ones(2))
+assert total.addressable_shards[0].data == 4
+"""
+
+
+def test_processes_wait_longer_for_one_another_than_gloo_does():
+    for output in processes.run(["-c", LATE], processes=2, devices=2):
+        assert "[Gloo]" not in output.split("first exchange")[1]
+
+
+def test_an_interrupt_while_the_others_do_not_come_ends_a_process_at_once(tmp_path):
+    arguments = [*RUN, f"--workdir={tmp_path / 'run'}"]
+    (alone, other) = running = processes.start(arguments, processes=2)
+    other.kill()
+    host, port = alone.args[-3].removeprefix("--coordinator_address=").split(":")
+    deadline, is_waiting = time.monotonic() + 100, False
+    while not is_waiting:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        with socket.socket() as probe:
+            is_waiting = probe.connect_ex((host, int(port))) == 0
+    alone.send_signal(signal.SIGINT)
+    statuses, outputs = processes.finish(running, seconds=30)
+    assert statuses[0] == -signal.SIGINT, outputs[0]
+    assert not outputs[0]
 
 
 def test_a_process_that_does_not_come_is_an_error_that_names_what_was_found(tmp_path):

@@ -77,6 +77,21 @@ def test_the_same_run_claims_again_and_every_start_has_a_name(tmp_path):
     second.check()
 
 
+def test_of_two_starts_at_once_one_owns_the_folder(tmp_path, monkeypatch):
+    owners = []
+
+    def write(path, content):
+        monkeypatch.undo()
+        workdirs.write_json(path, content)
+        owners.append(claim(settings(), tmp_path))  # before the first goes on
+
+    monkeypatch.setattr(workdirs, "write_json", write)
+    first, (second,) = claim(settings(), tmp_path), owners
+    second.check()
+    with pytest.raises(OSError, match="was started a second time"):
+        first.check()
+
+
 # In the order of the keys: the first that differs is named.
 OTHER = {
     "batch_size": 32,

@@ -15,7 +15,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -56,6 +56,26 @@ def has_step(workdir: AnyPath, step: int) -> bool:
     return bool((work_folder(workdir) / "checkpoints" / str(step)).exists())
 
 
+class _Kept(NamedTuple):
+    """Orbax's policy: keeps what an uninterrupted run has, and the newest checkpoint.
+
+    The checkpoint of a stop between two regular ones goes with the next one.
+    """
+
+    every_steps: int
+    newest: int | None  # None: all
+    keep_every_steps: int | None
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: object
+    ) -> list[bool]:
+        steps, every = [one.step for one in checkpoints], self.keep_every_steps
+        regular = [s for s in steps if s % self.every_steps == 0 or s == steps[-1]]
+        kept = {s for s in regular if every and s % every == 0}
+        kept |= {*regular[-(self.newest or 0) :]}
+        return [step in kept for step in steps]
+
+
 class Checkpoints:
     """The checkpoints of one work directory, a folder for each step."""
 
@@ -63,6 +83,7 @@ class Checkpoints:
         self,
         workdir: AnyPath,
         *,
+        every_steps: int = 1,
         keep: int | None = None,
         keep_every_steps: int | None = None,
         owner: Owner | None = None,  # None: for reading only
@@ -75,8 +96,7 @@ class Checkpoints:
             # Without it, orbax infers it from the newest folder, which may be empty.
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                keep_period=keep_every_steps,
+                preservation_policy=_Kept(every_steps, keep, keep_every_steps),
                 create=False,
                 cleanup_tmp_directories=owner is not None and self.directory.exists(),
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._sync),

@@ -78,17 +78,17 @@ class Owner(NamedTuple):
 def claim(settings: Settings, workdir: AnyPath, *, finished: bool = False) -> Owner:
     """Makes this start the owner of a new work directory, or of one of the same run.
 
-    Every process checks, with the errors of `check`; the main one writes `config.json`.
-    There, a finished run keeps the command, commit and devices that trained it.
+    Every process checks, with the errors of `check`; the main one is the owner, and
+    writes `config.json`, where a finished run keeps command, commit and devices.
     """
     check(settings, workdir)
-    folder = work_folder(workdir)
+    folder, start = work_folder(workdir), uuid.uuid4().hex
     path = folder / "config.json"
     if is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "format": FORMAT,
-            "start": uuid.uuid4().hex,
+            "start": start,
             "config": to_dict(settings),
             "derived": settings.derived._asdict(),
             "jax": _jax_options(),
@@ -98,7 +98,7 @@ def claim(settings: Settings, workdir: AnyPath, *, finished: bool = False) -> Ow
         if finished and path.exists():
             origin = {name: read_json(path)[name] for name in origin}
         write_json(path, content | origin)
-    return Owner(folder, str(read_json(path).get("start")))
+    return Owner(folder, start)
 
 
 def check(settings: Settings, workdir: AnyPath) -> None:

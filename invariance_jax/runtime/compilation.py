@@ -41,9 +41,15 @@ _OPTIONS = {
 
 @contextlib.contextmanager
 def compilation_kept(chosen: str | None, workdir: AnyPath) -> Iterator[None]:
-    """Caches what the context compiles; chosen: the key `compilation_cache`."""
+    """Caches what the context compiles; chosen: the key `compilation_cache`.
+
+    Several processes on CPUs cache nothing: only the main one would find its programs
+    again, and these make their exchanges in another order than compiled ones.
+    """
     with contextlib.ExitStack() as stack:
-        if chosen is None and jax.config.values[_DIR] is None:
+        if jax.process_count() > 1 and jax.default_backend() == "cpu":
+            chosen = OFF
+        elif chosen is None and jax.config.values[_DIR] is None:
             chosen = _own_folder(workdir, stack)
         elif chosen not in (None, OFF) and not is_url(chosen):
             private_folder(Path(chosen))

@@ -221,6 +221,8 @@ def initialize() -> bool:
 
 
 def _connect(launcher: Launcher) -> None:
+    # Python's handler of Ctrl-C would wait until all processes have connected.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # JAX's preemption service would handle SIGTERM, which `Watch` handles.
     jax.config.update("jax_enable_preemption_service", False)
     is_known, seconds = launcher.address is not None, _START_SECONDS.value
