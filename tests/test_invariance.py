@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
-from reference import (
-    encoder_weights,
-    oracle_consistency,
-    oracle_limit,
-    oracle_penalty,
-)
+from reference import encoder_weights, oracle_consistency, oracle_limit, oracle_penalty
 from replicas import AXIS, over_devices, over_vmap
 
 from invariance_jax.losses import consistency, invariance_penalty, total_effect

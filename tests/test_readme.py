@@ -121,8 +121,7 @@ def test_nothing_is_left_to_fill_in(name):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [name for name, text in PAGES.items() if blocks(text, "python")],
+    "name", [name for name, text in PAGES.items() if blocks(text, "python")]
 )
 def test_snippets_run_one_after_the_other(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -30,12 +30,7 @@ from invariance_jax.arguments import (
     check_shape,
     promote,
 )
-from invariance_jax.numerics import (
-    above_rounding,
-    magnitude,
-    safe_divide,
-    safe_sqrt,
-)
+from invariance_jax.numerics import above_rounding, magnitude, safe_divide, safe_sqrt
 from invariance_jax.types import Array
 
 

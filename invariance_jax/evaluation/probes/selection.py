@@ -7,12 +7,7 @@ another effect. To compare encoders fairly, each gets a weight of its own.
 import jax
 import jax.numpy as jnp
 
-from invariance_jax.arguments import (
-    check_integer,
-    check_matrix,
-    check_number,
-    promote,
-)
+from invariance_jax.arguments import check_integer, check_matrix, check_number, promote
 from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot, predict
 from invariance_jax.evaluation.probes.logistic import fit_logistic
 from invariance_jax.evaluation.probes.metrics import cross_entropy, mean_squared_error
