@@ -34,8 +34,7 @@ NUMERICAL = (
     *("averaging", "base", "blur", "color", "draws", "geometry"),
     *("image", "invariance", "knn", "linearization", "logistic", "losses"),
     *("normalization", "numerics", "precision", "probe_metrics", "ridge"),
-    *("selection", "shifts", "spirograph", "step_precision", "total_effects"),
-    "variance",
+    *("selection", "shifts", "spirograph", "step_precision", "variance"),
 )
 """Files of tests that compute on the device and write nothing."""
 

@@ -53,7 +53,9 @@ def make_projections(batch_size=8, dtype=np.float64):
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
 @pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-6), (np.float32, 1e-5)])
-def test_nt_xent_has_the_reference_values(temperature, dtype, tolerance, reference, x64):
+def test_nt_xent_has_the_reference_values(
+    temperature, dtype, tolerance, reference, x64
+):
     z1, z2 = (jnp.asarray(reference[f"ntxent_z{i}"], dtype) for i in (1, 2))
 
     def loss(z1, z2):
