@@ -59,6 +59,18 @@ def promote_images(images: Array, *, channels: int | None = None) -> Array:
     return promote(images=images)[0]
 
 
+def check_images(images: Array) -> None:
+    """Checks that images are floating, `[B, H, W, C]`, and not empty."""
+    check_shape("images", images, (None,) * 4, expected="[B, H, W, C]")
+    if 0 in images.shape:
+        raise ValueError(f"images must not be empty; found {list(images.shape)}.")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images must be floating, as transformations return them; found "
+            f"{images.dtype}: `Transformation.plain` normalizes 8-bit images."
+        )
+
+
 def promote_rows(
     images: Array,
     name: str,

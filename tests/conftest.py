@@ -31,11 +31,10 @@ DATA = Path(__file__).parent / "data"
 MOST_MAPS = 20_000
 
 NUMERICAL = (
-    *("averaging", "base", "blur", "color", "contrastive", "draws", "geometry"),
-    *("image", "invariance", "knn", "linearization", "logistic", "non_contrastive"),
+    *("averaging", "base", "blur", "color", "draws", "geometry"),
+    *("image", "invariance", "knn", "linearization", "logistic", "losses"),
     *("normalization", "numerics", "precision", "probe_metrics", "ridge"),
-    *("selection", "shifts", "spirograph", "step_precision", "total_effects"),
-    "variance",
+    *("selection", "shifts", "spirograph", "step_precision", "variance"),
 )
 """Files of tests that compute on the device and write nothing."""
 

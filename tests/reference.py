@@ -38,6 +38,12 @@ def oracle_render(
     return images
 
 
+def assert_close(found, expected, tolerance):
+    """Checks a difference within the tolerance times the largest expected entry."""
+    atol = tolerance * float(np.max(np.abs(expected)))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+
+
 def assert_uniform(unit):
     """Checks that columns of numbers are uniform in [0, 1] and independent."""
     count, columns = unit.shape

@@ -1,4 +1,4 @@
-"""The signature, annotation and docstring rules, for every public function."""
+"""The rules of signatures and docstrings that neither ruff nor mypy checks."""
 
 import collections.abc
 import doctest
@@ -51,14 +51,10 @@ def public_functions():
         ]
         for name in public:
             value = getattr(module, name)
-            function = callable(value) and not inspect.isclass(value)
-            if function and not is_alias(value) and id(value) not in seen:
+            is_type = inspect.isclass(value) or typing.get_origin(value)
+            if callable(value) and not is_type and id(value) not in seen:
                 seen.add(id(value))
                 yield f"{module.__name__}.{name}", value
-
-
-def is_alias(value):
-    return typing.get_origin(value) is not None
 
 
 FUNCTIONS = dict(public_functions())
@@ -104,14 +100,6 @@ def test_packages_list_their_public_names(room):
     missing = [name for name in package.__all__ if not hasattr(package, name)]
     assert not missing
     assert len(package.__all__) == len(set(package.__all__))
-
-
-@functions
-def test_every_parameter_and_return_is_annotated(function):
-    signature = inspect.signature(function)
-    bare = [p.name for p in parameters(function) if p.annotation is p.empty]
-    assert not bare
-    assert signature.return_annotation is not signature.empty
 
 
 @functions
@@ -184,8 +172,3 @@ def test_examples_in_docstrings_run(name):
         assert not any(doctest.SKIP in e.options for e in example.examples)
         result = doctest.DocTestRunner().run(example)
         assert result.failed == 0, f"{example.name}: see the captured output"
-
-
-@pytest.mark.parametrize("name", ["invariance_jax", *MODULES])
-def test_every_module_has_a_docstring(name):
-    assert importlib.import_module(name).__doc__

@@ -118,7 +118,7 @@ def test_derivatives_of_first_and_second_order(function, x64):
         alpha = alpha - jnp.array([[0, 0, 0, 1.0]])
         still = jitter(images, alpha.at[:, 3].set(0))
         assert still.min() > 0.01 and still.max() < 0.99
-    check_grads(jax.jit(function), (images, alpha), order=2, modes=["fwd", "rev"])
+    check_grads(jax.jit(function), (images, alpha), order=2)
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 from numpy.testing import assert_allclose, assert_array_equal
+from reference import assert_close
 from replicas import AXIS, over_devices, over_vmap
 
 from invariance_jax.models import BatchNorm, group_moments
@@ -57,10 +58,6 @@ def train(module, variables, x):
     return module.apply(variables, x, train=True, mutable=["batch_stats"])
 
 
-def largest(x):
-    return float(np.max(np.abs(x)))
-
-
 @pytest.mark.parametrize(
     "shape, group_size, dtype, tolerance",
     [
@@ -75,7 +72,7 @@ def test_training_mode_equals_the_oracle(shape, group_size, dtype, tolerance, x6
     y, updated = train(BatchNorm(group_size=group_size), variables, x)
     assert y.dtype == updated["batch_stats"]["mean"].dtype == dtype
     expected = oracle_batch_norm(x, **variables["params"], group_size=group_size)
-    assert_allclose(y, expected, rtol=0, atol=tolerance * largest(expected))
+    assert_close(y, expected, tolerance)
 
 
 @pytest.mark.parametrize("group_size", [0, 2])
@@ -91,16 +88,6 @@ def test_moments_and_running_averages_equal_the_oracle(group_size):
         assert_allclose(updated[name], average, rtol=1e-5, atol=1e-6)
 
 
-def test_no_parameters_without_scale_and_bias():
-    _, x = make_inputs()
-    module = BatchNorm(use_scale=False, use_bias=False)
-    variables = module.init(jax.random.key(0), x, train=False)
-    assert "params" not in variables
-    expected = oracle_batch_norm(x, np.ones(4), np.zeros(4), group_size=0)
-    y = train(module, variables, x)[0]
-    assert_allclose(y, expected, atol=1e-5 * largest(expected))
-
-
 def test_evaluation_mode_uses_the_running_averages_and_leaves_them():
     variables, x = make_inputs()
     module = BatchNorm(group_size=3)  # does not fit, and does not matter here
@@ -111,7 +98,7 @@ def test_evaluation_mode_uses_the_running_averages_and_leaves_them():
         for name in names
     )
     expected = (np.asarray(x) - mean) / np.sqrt(var + 1e-5) * scale + bias
-    assert_allclose(y, expected, atol=1e-5 * largest(expected))
+    assert_close(y, expected, 1e-5)
     jax.tree.map(assert_array_equal, updated, {"batch_stats": variables["batch_stats"]})
     fixed = BatchNorm().apply(variables, x, train=True)  # nor without being mutable
     assert_array_equal(fixed, train(BatchNorm(), variables, x)[0])
@@ -156,7 +143,7 @@ def test_derivatives_of_order_two_in_both_modes(x64):
     def call(params, x):
         return train(module, {**variables, "params": params}, x)[0]
 
-    check_grads(call, (variables["params"], x), order=2, modes=("fwd", "rev"))
+    check_grads(call, (variables["params"], x), order=2)
 
 
 @pytest.mark.parametrize("tangent", ["coupled", "example"])
@@ -284,8 +271,7 @@ def test_replicas_equal_one_on_the_joined_batch(mapping, replicas, group_size, j
     found = jax.device_get(mapped(parameters, *split))
 
     def check(a, b):
-        b = np.broadcast_to(b, a.shape)
-        assert_allclose(a, b, rtol=0, atol=1e-5 * largest(b))
+        assert_close(a, np.broadcast_to(b, a.shape), 1e-5)
 
     for tangent, expected in jax.device_get(outcomes[group_size]).items():
         h = found[tangent]["h"].reshape(expected["h"].shape)
@@ -337,9 +323,7 @@ def test_group_size_that_does_not_fit_the_replicas_is_refused():
             call(variables, x)
 
 
-@pytest.mark.parametrize(
-    "first", [1e4, 1e4 + 30.0], ids=["large mean", "outlier first"]
-)
+@pytest.mark.parametrize("first", [1e4, 1e4 + 30.0])  # or an outlier first
 def test_one_pass_cancels_little(first):
     x = np.random.default_rng(0).normal(1e4, 1.0, (16, 8, 8, 3))
     x[0, 0, 0] = first

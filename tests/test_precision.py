@@ -114,21 +114,18 @@ SPIROGRAPH["alpha"] = PARAMETERS[:, [2, *range(5, 10)]]
 CASES = {
     "numerics.l2_normalize": Case(l2_normalize, {"x": H}, ("x",)),
     "numerics.safe_norm": Case(safe_norm, {"x": H}, ("x",)),
-    "losses.nt_xent": Case(partial(losses.nt_xent, temperature=0.5), PAIR, (*PAIR,)),
-    "losses.info_nce": Case(
-        partial(losses.info_nce, temperature=0.5),
-        {"q": PAIR["z1"], "k": PAIR["z2"]},
-        ("q", "k"),
-    ),
-    "losses.dcl": Case(
-        partial(losses.dcl, temperature=0.5), PAIR, (*PAIR,), alone=False
-    ),
-    "losses.barlow_twins": Case(
-        partial(losses.barlow_twins, off_diagonal_weight=0.1),
-        PAIR,
-        (*PAIR,),
-        alone=False,
-    ),
+    **{
+        f"losses.{function.__name__}": Case(
+            partial(function, **settings), PAIR, (*PAIR,), alone=alone
+        )
+        for function, settings, alone in (
+            (losses.nt_xent, {"temperature": 0.5}, True),
+            (losses.info_nce, {"temperature": 0.5}, True),
+            (losses.dcl, {"temperature": 0.5}, False),
+            (losses.barlow_twins, {"off_diagonal_weight": 0.1}, False),
+            (losses.negative_cosine, {}, True),
+        )
+    },
     "losses.vicreg": Case(
         partial(losses.vicreg, **{f"{name}_weight": 9.0 for name in VICREG}),
         PAIR,
@@ -139,7 +136,6 @@ CASES = {
         {"z": np.stack([H, OTHER])},
         ("z",),
     ),
-    "losses.negative_cosine": Case(losses.negative_cosine, PAIR, (*PAIR,)),
     **{
         f"losses.{name} {unit}": Case(
             partial(function, normalization=unit),

@@ -33,14 +33,13 @@ def blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-COMMANDS = [
+LAUNCHES = [
     line.strip()
     for text in PAGES.values()
     for block in blocks(text, "bash")
     for line in block.replace("\\\n", " ").splitlines()
-    if line.strip()
+    if "launch.py" in line
 ]
-LAUNCHES = [line for line in COMMANDS if "launch.py" in line]
 LAUNCHES += re.findall(r"`(python launch\.py [^`]*)`", README)
 
 # ml_collections loads a configuration by a method that Python 3.12 may lack.
@@ -55,6 +54,7 @@ def test_the_readme_is_short_and_says_what_ci_runs():
     assert long == []
     assert "python -m pip install -e '.[test]'\n" in README
     assert "`python -m pytest`" in README
+    assert len(LAUNCHES) > 10
 
 
 def test_the_page_of_runs_is_what_its_generator_makes():
@@ -156,10 +156,6 @@ def test_a_launch_command_is_one_of_the_program(command, monkeypatch):
     # Parts, sets and files of the reader's own are not here.
     if config is not None and not re.search(r"my_|mine|flowers|weights=\w", command):
         assert resolve(config).derived.steps > 0
-
-
-def test_the_readme_and_the_pages_have_commands():
-    assert len(LAUNCHES) > 10
 
 
 @each_page

@@ -30,10 +30,6 @@ def apply(x, view):
 PLAIN = Transformation(NAMES, BOUNDS, sample, apply)
 
 
-def shown(images):
-    return np.asarray(images[:, 0, :, 0])
-
-
 def loop_shift(alpha, move, scale):
     """The definition, one number after the other."""
     shifted = np.zeros(alpha.shape)
@@ -81,9 +77,8 @@ COLUMNS = ("h", "rback", "gfore", "gback", "bfore", "bback")
 
 def test_columns_of_a_parameter_and_of_a_group():
     for what, expected in [("h", [0]), ("background", [1, 3, 5])]:
-        assert_array_equal(
-            np.flatnonzero(shifts.find_columns(COLUMNS, what=what)), expected
-        )
+        found = shifts.find_columns(COLUMNS, what=what)
+        assert_array_equal(np.flatnonzero(found), expected)
 
 
 @pytest.mark.parametrize(
@@ -118,5 +113,6 @@ def test_a_redraw_of_one_parameter_leaves_all_else():
         alpha = np.where(chosen[None], drawn.alpha, kept.alpha)
         gate = kept.held["gate"][:, None]
         images = redrawn.apply((x, kept), drawn)
-        assert_array_equal(shown(images), np.concatenate([x, alpha, gate], axis=1))
+        shown = np.concatenate([x, alpha, gate], axis=1)
+        assert_array_equal(images[:, 0, :, 0], shown)
         assert_array_equal(traced(chosen), images)

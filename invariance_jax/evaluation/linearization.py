@@ -30,12 +30,7 @@ from invariance_jax.arguments import (
     check_shape,
     promote,
 )
-from invariance_jax.numerics import (
-    above_rounding,
-    magnitude,
-    safe_divide,
-    safe_sqrt,
-)
+from invariance_jax.numerics import above_rounding, magnitude, safe_divide, safe_sqrt
 from invariance_jax.types import Array
 
 
@@ -250,12 +245,8 @@ def _check_output(represent: Callable[[Array], Array]) -> Callable[[Array], Arra
 
     def checked(alpha: Array) -> Array:
         r = represent(alpha)
-        check_shape(
-            "the output of represent",
-            r,
-            (alpha.shape[0], None),
-            expected="[B, D], one row per row of alpha",
-        )
+        expected = "[B, D], one row per row of alpha"
+        check_shape("the output of represent", r, (len(alpha), None), expected=expected)
         return promote(represent=r)[0]
 
     return checked

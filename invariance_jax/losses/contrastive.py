@@ -140,9 +140,8 @@ def info_nce(
     all_keys, first = _gather(k, axis_name)
     positive = jnp.sum(q * k, axis=1)
     excluded = (first + jnp.arange(len(q)))[:, None]
-    return jax.nn.softplus(
-        _log_ratio(q, positive, all_keys, excluded, temperature, block_size)
-    )
+    ratio = _log_ratio(q, positive, all_keys, excluded, temperature, block_size)
+    return jax.nn.softplus(ratio)
 
 
 def _log_ratios(

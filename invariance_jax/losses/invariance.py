@@ -210,10 +210,7 @@ def consistency(
     """
     _check_settings(normalization, example_limit, limit_shape)
     h1, h2 = promote_pair(h1=h1, h2=h2)
-    if normalization == "l2":
-        change = l2_normalize(h1) - l2_normalize(h2)
-    else:
-        change = h1 - h2
+    change = l2_normalize(h1) - l2_normalize(h2) if normalization == "l2" else h1 - h2
     relative = partial(_relative, normalization=normalization, axis_name=axis_name)
     return _limit(relative(change, h1, h2), example_limit, limit_shape)
 
@@ -230,12 +227,8 @@ def _normalized(
                 "represent must return h [B, D]; found a tuple: set has_aux=True if it "
                 "returns (h, aux)."
             )
-        check_shape(
-            "h of represent",
-            h,
-            (alpha.shape[0], None),
-            expected="[B, D], one row per row of alpha",
-        )
+        expected = "[B, D], one row per row of alpha"
+        check_shape("h of represent", h, (len(alpha), None), expected=expected)
         (r,) = promote(h=h)
         r = l2_normalize(r) if normalization == "l2" else r
         return r, (h, aux)
@@ -304,7 +297,6 @@ def _in_units_of(
             'normalization "batch" needs the variance over a batch of 2 or more '
             "examples; found 1."
         )
-
     mean = partial(batch_mean, keepdims=True, axis_name=axis_name)
     centred = jnp.concatenate([h - mean(h) for h in views], axis=1)
     unit = magnitude(centred, axis_name=axis_name)

@@ -19,12 +19,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from invariance_jax.arguments import (
-    check_number,
-    check_shape,
-    promote,
-    promote_pair,
-)
+from invariance_jax.arguments import check_number, check_shape, promote, promote_pair
 from invariance_jax.numerics import (
     batch_mean,
     l2_normalize,

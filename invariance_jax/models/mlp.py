@@ -9,9 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from invariance_jax.arguments import check_choice, check_integer
+from invariance_jax.arguments import check_choice, check_images, check_integer
 from invariance_jax.models.normalization import BatchNorm
-from invariance_jax.models.resnet import check_images
 from invariance_jax.types import Array
 
 FINALS = ("linear", "norm_relu")

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from invariance_jax.arguments import check_choice, check_integer, check_shape
+from invariance_jax.arguments import check_choice, check_images, check_integer
 from invariance_jax.models.convolution import Convolution
 from invariance_jax.models.normalization import BatchNorm
 from invariance_jax.types import Array
@@ -172,22 +172,3 @@ class ResNet(nn.Module):
             padding = ((1, 1), (1, 1))
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
         return x
-
-
-def check_images(images: Array) -> None:
-    """Checks that images are a float array of rank 4 that is not empty.
-
-    Args:
-      images: `[B, H, W, C]`.
-
-    Raises:
-      ValueError: if the rank is not 4, an axis is empty, or the dtype not floating.
-    """
-    check_shape("images", images, (None,) * 4, expected="[B, H, W, C]")
-    if 0 in images.shape:
-        raise ValueError(f"images must not be empty; found {list(images.shape)}.")
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
-            f"images must be floating, as transformations return them; found "
-            f"{images.dtype}: `Transformation.plain` normalizes 8-bit images."
-        )

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from invariance_jax.arguments import check_choice, check_integer
-from invariance_jax.models.resnet import check_images
+from invariance_jax.arguments import check_choice, check_images, check_integer
 from invariance_jax.types import Array, Key
 
 POOLS = ("token", "mean")

@@ -1,13 +1,6 @@
 """Transformations: `view = t(example; alpha)`, differentiable in alpha."""
 
-from invariance_jax.transforms import (
-    blur,
-    color,
-    geometry,
-    image,
-    shifts,
-    spirograph,
-)
+from invariance_jax.transforms import blur, color, geometry, image, shifts, spirograph
 from invariance_jax.transforms.base import (
     Squashed,
     Transformation,

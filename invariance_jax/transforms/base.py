@@ -227,9 +227,8 @@ def _check_view(
         f"alpha must be float32 or float64; found {view.alpha.dtype}",
     )
     slack = 1e-5 * (1 + np.abs(bounds).max())
-    inside = (view.alpha >= bounds[:, 0][None] - slack) & (
-        view.alpha <= bounds[:, 1][None] + slack
-    )
+    low, high = bounds.T[:, None]
+    inside = (view.alpha >= low - slack) & (view.alpha <= high + slack)
     _require(bool(inside.all()), f"{name} must draw alpha within bounds")
     for leaf in jax.tree.leaves(view.held):
         _require(
@@ -258,11 +257,7 @@ def _images_of_alpha(
     transformation: Transformation, x: PyTree, view: View
 ) -> Callable[[Array], Array]:
     """Returns `alpha -> images`, with held fixed."""
-
-    def apply(alpha: Array) -> Array:
-        return transformation.apply(x, View(alpha, view.held))
-
-    return apply
+    return lambda alpha: transformation.apply(x, View(alpha, view.held))
 
 
 def _check_derivatives(

@@ -103,20 +103,17 @@ def _weights(
     kernel: Callable[[Array], Array],
 ) -> Array:
     """Returns `[B, size, num_pixels]`, the weight of each source pixel per output."""
-    low, high = (
-        jnp.clip(end, 0, num_pixels)[:, None] for end in (start, start + length)
-    )
+    end = start + length
+    low, high = (jnp.clip(side, 0, num_pixels)[:, None] for side in (start, end))
     scale = (high - low) / size
     center = low + scale * (jnp.arange(size, dtype=start.dtype) + 0.5)[None]
     pixel = jnp.arange(num_pixels, dtype=start.dtype)[None]
     # The ends of the uncut box have one kink each at a whole pixel. The cut ends would
     # have two that coincide, whose derivative would be too small.
-    share = jnp.minimum((start + length)[:, None], pixel + 1)
+    share = jnp.minimum(end[:, None], pixel + 1)
     share = jnp.maximum(share - jnp.maximum(start[:, None], pixel), 0)
-    distance = (pixel[:, None] + 0.5 - center[..., None]) / jnp.maximum(scale, 1)[
-        ..., None
-    ]
-    weights = kernel(distance) * share[:, None]
+    distance = pixel[:, None] + 0.5 - center[..., None]
+    weights = kernel(distance / jnp.maximum(scale, 1)[..., None]) * share[:, None]
     total = jnp.sum(weights, axis=-1, keepdims=True)
     return weights * safe_divide(jnp.ones_like(total), total)
 
@@ -268,9 +265,7 @@ def _source_points(
     row = jnp.arange(num_rows, dtype=alpha.dtype)[None, :, None] - center_row
     column = jnp.arange(num_columns, dtype=alpha.dtype)[None, None] - center_column
     row, column = row - rows * num_rows, column - columns * num_columns
-    cos, sin = (
-        safe_divide(value, scaling) for value in (jnp.cos(rotation), jnp.sin(rotation))
-    )
+    cos, sin = (safe_divide(wave(rotation), scaling) for wave in (jnp.cos, jnp.sin))
     row, column = cos * row + sin * column, cos * column - sin * row
     return row + center_row, column - shear * row + center_column
 

@@ -195,7 +195,8 @@ def make_transformation(
     )
     affine_family = _affine_family(rotation, scaling, shear, translation)
     jitter_family = _jitter_family(strength, jitter_ranges)
-    blur_family = _blur_family(blur_sigma)
+    check_range("blur_sigma", blur_sigma)
+    blur_family = uniform_family(bounds={"blur.sigma": blur_sigma})
     erased_box = _erase_family(image_size, erase_area)
     erase = partial(_erased, mean)
     invert = partial(_solarized, threshold=solarize_threshold)
@@ -271,11 +272,6 @@ def _centred(centre: Sequence[float], half: np.ndarray, names: Sequence[str]) ->
     """Returns uniform distributions with these centres and half-widths."""
     ends = zip(np.array(centre) - half, np.array(centre) + half, strict=True)
     return uniform_family(bounds=dict(zip(names, ends, strict=True)))
-
-
-def _blur_family(sigma: tuple[float, float]) -> Family:
-    check_range("blur_sigma", sigma)
-    return uniform_family(bounds={"blur.sigma": sigma})
 
 
 def _erase_family(image_size: int, area: tuple[float, float]) -> Family:

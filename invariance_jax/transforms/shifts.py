@@ -125,8 +125,7 @@ def redraw(transformation: Transformation, chosen: Array) -> Transformation:
 
 
 def _check_columns(transformation: Transformation, **values: Array) -> None:
-    expected = (len(transformation.names),)
+    num_names = len(transformation.names)
     for name, value in values.items():
-        check_shape(
-            name, value, expected, expected=f"{list(expected)}, a value per name"
-        )
+        expected = f"[{num_names}], a value per name"
+        check_shape(name, value, (num_names,), expected=expected)

@@ -93,9 +93,8 @@ def render(
     # "highest": accelerators otherwise round float32 factors to 8 or 11 bits.
     intensity = jnp.einsum("...sp,...tp->...st", along_x, along_y, precision="highest")
     intensity = intensity / num_points
-    peak = jnp.max(
-        intensity, axis=-1 if normalization == "row" else (-2, -1), keepdims=True
-    )
+    region = -1 if normalization == "row" else (-2, -1)
+    peak = jnp.max(intensity, axis=region, keepdims=True)
     intensity = (intensity / (peak + _INTENSITY_EPSILON))[..., None]
     fore = jnp.concatenate(colors[0::2], axis=-1)[..., None, None, :]
     back = jnp.concatenate(colors[1::2], axis=-1)[..., None, None, :]
@@ -169,9 +168,8 @@ def make_transformation(
     def apply(x: Array, view: View) -> Array:
         x, alpha = promote(x=x, alpha=view.alpha)
         check_shape("x", x, (None, len(targets)), expected=f"[B, {len(targets)}]")
-        check_shape(
-            "alpha", alpha, (len(x), len(names)), expected=f"[{len(x)}, {len(names)}]"
-        )
+        shape = len(x), len(names)
+        check_shape("alpha", alpha, shape, expected=f"{list(shape)}")
         return render(
             jnp.concatenate([x, alpha], axis=-1)[:, columns],
             image_size=image_size,
@@ -206,18 +204,13 @@ def _check_bounds(bounds: ArrayLike) -> np.ndarray:
             f"bounds must be [{len(PARAMETERS)}, 2]; found shape {bounds.shape}."
         )
     for name, (low, high) in zip(PARAMETERS, bounds, strict=True):
+        found = f"found ({low}, {high})."
         if not (np.isfinite([low, high]).all() and low <= high):
-            raise ValueError(
-                f"bounds of {name} must be finite and ordered; found ({low}, {high})."
-            )
+            raise ValueError(f"bounds of {name} must be finite and ordered; {found}")
         if name in ("b", "sigma") and low <= 0:
-            raise ValueError(
-                f"bounds of {name} must stay above 0; found ({low}, {high})."
-            )
+            raise ValueError(f"bounds of {name} must stay above 0; {found}")
         if name in COLORIZE_NAMES and not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"bounds of {name}, a colour, must be in [0, 1]; found ({low}, {high})."
-            )
+            raise ValueError(f"bounds of {name}, a colour, must be in [0, 1]; {found}")
     return bounds
 
 
@@ -226,7 +219,5 @@ def _check_settings(
 ) -> tuple[int, int]:
     check_number("extent", extent, low=0, above=True)
     check_choice("normalization", normalization, NORMALIZATIONS)
-    return (
-        check_integer("image_size", image_size),
-        check_integer("num_points", num_points),
-    )
+    image_size = check_integer("image_size", image_size)
+    return image_size, check_integer("num_points", num_points)

@@ -123,9 +123,7 @@ def _update_nearest(
 
 @jax.jit
 def _is_correct(
-    best: tuple[Array, Array, Array],
-    labels: Array,
-    temperature: float | Array | None,
+    best: tuple[Array, Array, Array], labels: Array, temperature: float | Array | None
 ) -> Array:
     """Returns 1 for each query whose predicted class is right, else 0, or NaN."""
 

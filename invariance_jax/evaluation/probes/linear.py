@@ -1,8 +1,8 @@
 """The linear probe that ridge and logistic regression fit, and its predictions."""
 
+import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from invariance_jax.arguments import check_matrix, promote
@@ -50,16 +50,5 @@ def predict(probe: LinearProbe, h: Array) -> Array:
     return exact_dot(h, kernel) + bias[None]
 
 
-def exact_dot(a: Array, b: Array) -> Array:
-    """Returns the matrix product in the full precision of the dtype on every device.
-
-    Args:
-      a: a matrix.
-      b: a matrix with as many rows as a has columns.
-
-    Returns:
-      The matrix `a b`.
-
-    Gradients: with respect to both.
-    """
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+exact_dot = functools.partial(jnp.matmul, precision="highest")
+"""The matrix product in the full precision of the dtype on every device."""

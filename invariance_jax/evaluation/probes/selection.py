@@ -7,12 +7,7 @@ another effect. To compare encoders fairly, each gets a weight of its own.
 import jax
 import jax.numpy as jnp
 
-from invariance_jax.arguments import (
-    check_integer,
-    check_matrix,
-    check_number,
-    promote,
-)
+from invariance_jax.arguments import check_integer, check_matrix, check_number, promote
 from invariance_jax.evaluation.probes.linear import LinearProbe, exact_dot, predict
 from invariance_jax.evaluation.probes.logistic import fit_logistic
 from invariance_jax.evaluation.probes.metrics import cross_entropy, mean_squared_error
@@ -60,12 +55,9 @@ def fit_ridge_selected(
     h, y = promote(h=h, y=y)
     unit = magnitude(y, axis=0)
     y, weights = y / unit, jnp.asarray(l2, h.dtype)
-    kernels, biases = _fit_each(h[:split], y[:split], weights)
-    errors = jax.vmap(
-        lambda kernel, bias: mean_squared_error(
-            exact_dot(h[split:], kernel) + bias[None], y[split:]
-        )
-    )(kernels, biases)
+    probes = _fit_each(h[:split], y[:split], weights)
+    predictions = jax.vmap(predict, (0, None))(probes, h[split:])
+    errors = jax.vmap(mean_squared_error, (0, None))(predictions, y[split:])
     best = jnp.argmin(errors, axis=0)
     kernels, biases = _fit_each(h, y, weights)
     columns = jnp.arange(y.shape[1])
@@ -125,10 +117,7 @@ def _num_training(h: Array, l2: tuple[float, ...], num_held_out: int) -> int:
         raise ValueError("l2 must hold a weight to choose from; found none.")
     for weight in l2:
         check_number("l2", weight, low=0)
-    num_examples = h.shape[0]
-    return num_examples - check_integer(
-        "num_held_out", num_held_out, most=num_examples - 1
-    )
+    return len(h) - check_integer("num_held_out", num_held_out, most=len(h) - 1)
 
 
 @jax.jit

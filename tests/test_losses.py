@@ -1,4 +1,4 @@
-"""Every loss but the penalties: values, derivatives, replicas, refusals."""
+"""Every loss but the penalties: values, derivatives, replicas, memory, refusals."""
 
 from functools import partial
 
@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
+import reference as oracles
 from conftest import DATA
+from intermediates import largest_intermediate
 from jax.test_util import check_grads
+from numpy.testing import assert_allclose
 from replicas import AXIS, over_devices, over_vmap
 
 from invariance_jax import losses
@@ -39,7 +41,7 @@ def bound(name, **changes):
 
 
 def oracle(name, *pair):
-    return getattr(reference, f"oracle_{name}")(*pair, **SETTINGS[name])
+    return getattr(oracles, f"oracle_{name}")(*pair, **SETTINGS[name])
 
 
 def make_projections(batch_size=8, dtype=np.float64):
@@ -47,6 +49,27 @@ def make_projections(batch_size=8, dtype=np.float64):
     z1, noise = np.random.default_rng(0).normal(size=(2, batch_size, 5))
     z1 = z1 * np.array([0.5, 1, 2, 0.2, 1]) + 3
     return jnp.asarray(z1, dtype), jnp.asarray(z1 + 0.3 * noise, dtype)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-6), (np.float32, 1e-5)])
+def test_nt_xent_has_the_reference_values(
+    temperature, dtype, tolerance, reference, x64
+):
+    z1, z2 = (jnp.asarray(reference[f"ntxent_z{i}"], dtype) for i in (1, 2))
+
+    def loss(z1, z2):
+        return jnp.mean(losses.nt_xent(z1, z2, temperature=temperature))
+
+    value, grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(z1, z2)
+    assert value.dtype == grads[0].dtype == dtype
+    suffix = f"_T{temperature}"
+    assert_allclose(value, reference["ntxent_loss" + suffix], rtol=tolerance)
+    for i in (1, 2):
+        expected = reference[f"ntxent_grad_z{i}" + suffix]
+        # derivatives of float32 have the wider tolerance
+        atol = (tolerance if dtype == np.float64 else 1e-4) * np.abs(expected).max()
+        assert_allclose(grads[i - 1], expected, rtol=0, atol=atol)
 
 
 @every_loss
@@ -57,7 +80,7 @@ def test_the_loss_is_that_of_the_paper(name, dtype, tolerance, x64):
     assert found.shape == (8,) and found.dtype == dtype
     expected = oracle(name, *pair)
     found = found if np.ndim(expected) else jnp.mean(found)  # of each example, or not
-    np.testing.assert_allclose(found, expected, rtol=tolerance)
+    assert_allclose(found, expected, rtol=tolerance)
 
 
 # The losses of lightly 1.6.0 (torch 2.14.1) of standard normal z1 and of z2 = z1 + .7
@@ -77,14 +100,14 @@ def test_lightly_has_the_same_losses_and_gradients(name, x64):
 
         pair = jnp.stack([released["z1"], released["z2"]])
         value, slope = jax.jit(jax.value_and_grad(loss))(pair)
-        np.testing.assert_allclose(value, released[name], rtol=1e-6)
-        np.testing.assert_allclose(slope, released[f"{name}_grad"], rtol=0, atol=1e-6)
+        assert_allclose(value, released[name], rtol=1e-6)
+        assert_allclose(slope, released[f"{name}_grad"], rtol=0, atol=1e-6)
 
 
 @every_loss
 def test_derivatives_of_first_and_second_order(name, x64):
-    loss, both = jax.jit(bound(name)), ["fwd", "rev"]
-    check_grads(loss, make_projections(4), 2, both, rtol=1e-4, atol=1e-4)
+    loss = jax.jit(bound(name))
+    check_grads(loss, make_projections(4), 2, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("mapping, replicas", [(over_devices, 4), (over_vmap, 2)])
@@ -115,15 +138,60 @@ def test_replicas_give_the_joined_loss_and_gradient(
     expected, joined = jax.jit(slope)(weight, x1, x2)
     split = (x.reshape(replicas, -1, 5) for x in (x1, x2))
     gradients, found = mapping(step, replicas, (None, 0, 0))(weight, *split)
-    np.testing.assert_allclose(found.reshape(-1), joined, rtol=1e-9)
+    assert_allclose(found.reshape(-1), joined, rtol=1e-9)
     for gradient in gradients:
-        np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-12)
+        assert_allclose(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_order_of_examples_and_views_and_lengths_do_not_matter():
+    z1, z2 = make_projections(dtype=np.float32)
+    order = np.random.default_rng(1).permutation(len(z1))
+    loss = jax.jit(partial(losses.nt_xent, temperature=0.2))
+    expected = loss(z1, z2)
+    assert_allclose(loss(z1[order], z2[order]), expected[order], rtol=1e-5)
+    assert_allclose(loss(z2, z1), expected, rtol=1e-5)
+    lengths = jnp.logspace(-3, 3, len(z1))[:, None]
+    assert_allclose(loss(lengths * z1, 7 * z2), expected, rtol=1e-5)
+    assert loss(z1[:1], z2[:1]) == 0  # without negatives
+
+
+@pytest.mark.parametrize(
+    "features, block_size, allowed",
+    [(200, None, 2 * 64 * 200), (4, None, 4 * 64**2), (4, 4, 4 * 64 * 2)],
+)
+def test_memory_is_the_matrix_of_similarities_or_its_blocks(
+    features, block_size, allowed
+):
+    z = jnp.ones((64, features))
+    loss = bound("nt_xent", block_size=block_size)
+    gradient = jax.grad(lambda z1, z2: jnp.mean(loss(z1, z2)), argnums=(0, 1))
+    for function in (loss, gradient):
+        assert largest_intermediate(function, z, z) <= allowed
+
+
+def test_blocks_give_the_losses_and_derivatives_of_the_whole(x64):
+    inputs = make_projections()
+
+    def results(block_size):
+        loss = bound("nt_xent", block_size=block_size)
+        gradient = jax.grad(lambda *z: loss(*z).mean(), argnums=(0, 1))
+        return jax.jit(
+            lambda *z: (
+                jax.jvp(loss, z, inputs[::-1]),
+                jax.jvp(gradient, z, inputs[::-1]),  # forward over reverse
+                jax.grad(lambda *z: jax.jvp(loss, z, inputs[::-1])[1].sum())(*z),
+            )
+        )(*inputs)
+
+    whole, close = results(None), partial(assert_allclose, rtol=1e-10, atol=1e-12)
+    for block_size in (3, 8, 40):
+        jax.tree.map(close, results(block_size), whole)
 
 
 def test_equal_standardized_views_have_no_diagonal_term(x64):
     z, _ = make_projections()
     loss = losses.barlow_twins(3 * z - 1, z, off_diagonal_weight=0.0)
-    np.testing.assert_allclose(loss, 0, atol=1e-20)
+    assert_allclose(loss, 0, atol=1e-20)
 
 
 def test_a_constant_feature_is_uncorrelated_and_has_a_finite_gradient():
@@ -135,24 +203,39 @@ def test_a_constant_feature_is_uncorrelated_and_has_a_finite_gradient():
     rest = losses.barlow_twins(z1, z2, off_diagonal_weight=0.0)
     others = [0, 2, 3, 4]
     without = losses.barlow_twins(z1[:, others], z2[:, others], off_diagonal_weight=0.0)
-    np.testing.assert_allclose(rest, without + 1, rtol=1e-5)
+    assert_allclose(rest, without + 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["barlow_twins", "vicreg", "dcl"])
+@pytest.mark.parametrize("name", ["nt_xent", "dcl", "barlow_twins", "vicreg"])
 @pytest.mark.parametrize(
     "shapes, weight, message",
     [
-        ([(4, 3), (4, 2)], None, "z1 and z2 must be of one shape"),
-        ([(4,), (4,)], None, r"z1 must be \[B, D\]"),
-        ([(1, 3), (1, 3)], None, "2 or more examples"),
-        ([(4, 3), (4, 3)], -1.0, "must be (0 or more|above 0); found -1.0"),
-        ([(4, 3), (4, 3)], np.ones(2), r"must be a number; .*shape \[2\]"),
+        ([(4, 3), (4, 2)], None, r"z1 and z2 must be of one.*\[4, 3\] and \[4, 2\]"),
+        ([(4,), (4,)], None, r"z1 must be \[B, D\]; found \[4\]"),
+        ([(4, 3)] * 2, np.float32(-0.5), "be (0 or more|above 0); found -0.5"),
+        ([(4, 3)] * 2, float("nan"), "must be (0 or more|above 0); found nan"),
+        ([(4, 3)] * 2, np.ones(2), r"must be a number; .*shape \[2\]"),
+        ([(4, 3)] * 2, True, "must be a number; found True"),
     ],
 )
 def test_bad_input_is_refused(name, shapes, weight, message):
     changes = {} if weight is None else {next(iter(SETTINGS[name])): weight}
     with pytest.raises(ValueError, match=message):
         bound(name, **changes)(*map(jnp.ones, shapes))
+
+
+@pytest.mark.parametrize(
+    "name, examples, changes, message",
+    [
+        *((name, 1, {}, "2 or more ex") for name in ("dcl", "barlow_twins", "vicreg")),
+        ("nt_xent", 4, {"temperature": 0}, "temperature must be above 0; found 0"),
+        ("nt_xent", 4, {"temperature": 1e-46}, "must be above 0; found 1e-46"),
+        ("dcl", 4, {"block_size": 0}, "block_size must be an integer of 1 or more"),
+    ],
+)
+def test_one_example_and_settings_of_0_are_refused(name, examples, changes, message):
+    with pytest.raises(ValueError, match=message):
+        bound(name, **changes)(*2 * [jnp.ones((examples, 3))])
 
 
 @pytest.mark.parametrize(
