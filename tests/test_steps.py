@@ -9,7 +9,7 @@ import optax
 import pytest
 import test_parallel
 from test_parallel import assert_close, widest
-from tiny import penalty, tiny_config
+from tiny import image_config, penalty, tiny_config
 
 from invariance_jax.losses import nt_xent
 from invariance_jax.models.resnet import ResNet
@@ -332,6 +332,22 @@ def test_microbatches_give_the_step_of_the_whole_batch(x64, name):
     assert_close(metrics, terms, 1e-9)
     assert_close(new.params, expected.params, 1e-9)
     assert_close(new.batch_stats, expected.batch_stats, 1e-9)
+
+
+def test_views_without_parameters_are_split_into_microbatches(x64, tmp_path):
+    """The further views of images have no derivative: their alpha is [B, 0]."""
+    results, changes = [], {"more_views": 1, "batchnorm.group_size": 8}
+    for count in (1, 2):
+        settings = resolve(image_config(tmp_path, changes | {"microbatches": count}))
+        parts = build(settings)._replace(optimizer=DESCENT)
+        state = jax.tree.map(widest, jax.jit(parts.init)(KEY))
+        draws = jax.tree.map(widest, parts.make_draw()(KEY, 0))
+        x = parts.task.examples("train").x[:16]
+        assert draws.more[0].alpha.shape == (16, 0)
+        results.append(jax.jit(parts.make_step())(state, jnp.asarray(x), draws))
+    (parted, metrics), (whole, terms) = results[::-1]
+    assert_close(metrics, terms, 1e-9)
+    assert_close(parted.params, whole.params, 1e-9)
 
 
 def test_bound_and_effect_are_measured_in_some_steps(x64):

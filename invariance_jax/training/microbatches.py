@@ -62,7 +62,10 @@ def make_gradient(
 
 def split(tree: PyTree, count: int) -> PyTree:
     """Returns each leaf `[B, ...]` as `[count, B / count, ...]`."""
-    return jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), tree)
+    # Not -1 for the rows: alpha may be [B, 0].
+    return jax.tree.map(
+        lambda leaf: leaf.reshape(count, len(leaf) // count, *leaf.shape[1:]), tree
+    )
 
 
 def _join(tree: PyTree) -> PyTree:
