@@ -83,6 +83,13 @@ class Run(NamedTuple):
         return str(self.settings["split"])
 
     @property
+    def data(self) -> str:
+        """What the numbers are about: data set, targets or classes, and split."""
+        classes = f"{len(self.settings.get('classes', ()))} classes"
+        labels = ", ".join(self.settings.get("targets", ())) or classes
+        return f"{self.config['data.name']} ({labels}), {self.split} split"
+
+    @property
     def seconds(self) -> float:
         """The mean training time of the seeds whose log reaches the evaluated step."""
         rows = self.log[self.log["name"] == "seconds"]
