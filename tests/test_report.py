@@ -375,6 +375,14 @@ def test_the_constant_predictor_is_shown_if_the_targets_are_the_same(tmp_path):
     assert "constant predictor" not in shown
 
 
+def test_a_table_of_one_of_several_runs_names_it(tmp_path):
+    kinds = {"a": "images", "b": "spirograph"}
+    paths = [write_run(tmp_path / n, kind=k, drawn=False) for n, k in kinds.items()]
+    page = Page(report.run(paths, tmp_path / "out"))
+    found = page.find("run", "features", "M", "R² of m")
+    assert [row[0] for row in found[1:]] == ["b", "b"]
+
+
 def test_words_say_what_averaging_did_to_an_accuracy():
     table = frame(metric="accuracy", views=["plain", 1, 8], mean=[0.7, 0.5, 0.75])
     expected = "Averaging 8 views raises the accuracy of plain images by 0.050."

@@ -101,8 +101,9 @@ class _Report:
         self.table = table[~table["run"].astype(str).str.startswith("paper, weight")]
         training = {run.name: unshifted_values(read_config(run.path)) for run in runs}
         constant = select(table, {"metric": "mse.constant"})["mean"].mean()
-        if len({tuple(run.settings.get("targets", ())) for run in runs}) > 1:
-            constant = float("nan")  # each has its own
+        targets = {tuple(run.settings.get("targets", ())) for run in runs} - {()}
+        if len(targets) > 1:  # each has its own
+            constant = float("nan")
         names = [run.name for run in runs]
         self.shown = Shown(self.table, names, self.words, training, constant)
 

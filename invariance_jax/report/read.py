@@ -85,8 +85,9 @@ class Run(NamedTuple):
     @property
     def data(self) -> str:
         """What the numbers are about: data set, targets or classes, and split."""
-        classes = f"{len(self.settings.get('classes', ()))} classes"
-        labels = ", ".join(self.settings.get("targets", ())) or classes
+        targets, classes = (self.settings.get(n, ()) for n in ("targets", "classes"))
+        number = f"{len(classes)} classes" if classes else "no labels"
+        labels = ", ".join(targets) or number
         return f"{self.config['data.name']} ({labels}), {self.split} split"
 
     @property
