@@ -63,8 +63,7 @@ def main(arguments: list[str]) -> None:
         first = plan.runs[0].config or read_config(plan.runs[0].workdir)
         devices.make_deterministic(first.deterministic)
     writes = startup.initialize()
-    if writes:
-        sweeps.begin(plan)
+    sweeps.start(plan, writes=writes)
     diverged: list[str] = []
     for run in plan.runs:
         with sweeps.divergence_noted(plan, run, diverged):

@@ -49,8 +49,8 @@ def load(
     Returns:
       `(encode, config)`. `encode` maps images `[B, H, W, 3]`, float32 in [0, 1], to
       representations `[B, D]`. It normalizes the images, uses running statistics, and
-      can be transformed by JAX. If the run used an image set, the images must have the
-      size of the set, and may be uint8 or have one channel. If it used your own
+      can be transformed by JAX. The images must have the size of the run's; those of
+      an image set may be uint8 or have one channel. If the run used your own
       augmentation, images are rounded to uint8, which stops gradients. Floating images
       with values below -1 or above 2 are refused with a ValueError. This check waits
       for the device, so compile `encode` in a loop over batches: traced images are not

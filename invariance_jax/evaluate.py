@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from invariance_jax import experiments
-from invariance_jax.arguments import promote_images
+from invariance_jax.arguments import check_shape, promote_images
 from invariance_jax.experiments import Context, Experiment, ExperimentResult, samples
 from invariance_jax.runs import results
 from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints
@@ -37,6 +37,7 @@ from invariance_jax.training.build import (
     first_state,
     read_weights,
     state_shapes,
+    view_shapes,
 )
 from invariance_jax.training.frozen import FrozenEncoder, apply, encoder_variables
 from invariance_jax.training.objective import Variables
@@ -119,9 +120,14 @@ def load(
             "expected one, as it normalizes the images for the encoder."
         )
 
+    shape = view_shapes(parts.task, parts.transformation).shape[1:]
+    expected = f"[B, {', '.join(map(str, shape))}]"
+
     def encode(images: Array) -> Array:
         _check_values(images)
         images = promote_images(images) if plain is None else plain(images)
+        # An MLP takes channels in another place, [B, C, H, W], without an error.
+        check_shape("images", images, (None, *shape), expected=expected)
         return apply(parts.encoder, variables, images)
 
     return encode, config

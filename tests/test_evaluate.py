@@ -149,6 +149,9 @@ def test_the_loaded_encoder_is_the_checkpoint_on_running_statistics(run):
     for wrong in (255 * images, jnp.minimum(normalized, 2), bytes_):
         with pytest.raises(ValueError, match=r"in \[0, 1\]; found .* by 255"):
             encode(wrong)
+    for shape in ((5, 3, 8, 8), (5, 8, 8, 1), (5, 9, 9, 3)):
+        with pytest.raises(ValueError, match=r"must be \[B, 8, 8, 3\]; found \[5, "):
+            encode(jnp.ones(shape))
 
 
 def test_an_older_checkpoint_is_another_encoder(run):

@@ -57,6 +57,7 @@ def test_principal_components_are_those_of_the_covariance():
         ExperimentResult([Row("mse", np.zeros(2))]),
         ExperimentResult([Row("mse", 1.0, {"views": (1, 2)})]),
         ExperimentResult([Row("mse", 1.0, {1: "views"})]),
+        ExperimentResult([Row("mse", x, {"views": 1}) for x in (1.0, 2.0)]),
     ],
     ids=repr,
 )

@@ -369,6 +369,14 @@ def test_what_does_not_go_with_a_method_is_refused(changes, expected):
             {"encoder.name": "own_parts:flat", "encoder.kwargs": {"name": "x"}},
             r"cannot be called with \(axis_name=\.\.\., name=\.\.\.\): got an",
         ),
+        (
+            {"encoder.name": "own_parts:flat", "encoder.kwargs": {"axis_name": None}},
+            "encoder.kwargs is .*; expected no axis_name, which the run passes",
+        ),
+        (
+            {"method.name": OWN, "method.kwargs": {"features": 3}},
+            "method.kwargs is .*; expected no features, which the run passes",
+        ),
         ({"encoder.name": "own_parts:nothing"}, "returned None; expected a flax"),
         ({"encoder.name": "own_parts:flat"}, r"expected h \[B, D\]"),
         ({"encoder.name": "own_parts:stubborn"}, "reverse over forward mode"),

@@ -317,13 +317,16 @@ def test_kept_results_are_compared_to_the_first(several):
     ("edit", "found"),
     [
         (lambda content: content.update(seeds=[0, 2]), r"\(0, 1, .*\(0, 2, "),
-        (lambda content: content["settings"].update(split="train"), "'test'.*'train'"),
+        (lambda content: content["settings"].update(split="train"), "test s.*train s"),
+        (lambda content: content["settings"].update(targets=["b"]), r"rfore\).*\(b\)"),
     ],
 )
 def test_kept_results_are_of_the_same_seeds_and_split(tmp_path, edit, found):
     paths = [write_run(tmp_path / name, seeds=2, drawn=False) for name in ("a", "b")]
     change(paths[1] / "results.json", edit)
-    with pytest.raises(ValueError, match=f"same seeds, data set and split; .*{found}"):
+    with pytest.raises(
+        ValueError, match=f"same seeds, data, targets and split; .*{found}"
+    ):
         keep.rows_of(["plain", "penalty"], read.read_runs(paths))
 
 
@@ -346,26 +349,51 @@ def test_a_run_that_was_evaluated_on_its_way_is_told_apart(tmp_path):
     assert rows[1:] == [["evaluation.step", "1500", "250"]]
 
 
-@pytest.mark.parametrize("other", ["data", "split"])
+@pytest.mark.parametrize("other", ["data", "split", "targets"])
 def test_runs_of_other_data_or_another_split_are_not_paired(tmp_path, other):
     paths = [write_run(tmp_path / name, seeds=2, drawn=False) for name in "ab"]
     if other == "data":
         paths[1] = write_run(tmp_path / "b", kind="images", seeds=2, drawn=False)
     else:
-        change(paths[1] / "results.json", lambda r: r["settings"].update(split="train"))
+        evaluated = {"split": {"split": "train"}, "targets": {"targets": ["m", "b"]}}
+        settings = evaluated[other]
+        change(paths[1] / "results.json", lambda r: r["settings"].update(settings))
     text = report.comparison_text(paths)
     assert "95 % interval" not in text
-    assert text.endswith(" without a pair (other seeds, data set or split): b.")
+    assert text.endswith(" without a pair (other seeds, data, targets or split): b.")
     page = report.run(paths, tmp_path / "out")
     assert not (page.parent / "figures" / "differences.png").exists()
-    different = "different splits, not to be compared: a test, b train."
-    assert (different in Page(page).text) == (other == "split")
+    different = {
+        "data": "b: fashion_mnist (10 classes), test split.",
+        "split": "b: spirograph (m, b, sigma, rfore), train split.",
+        "targets": "b: spirograph (m, b), test split.",
+    }
+    assert different[other] in Page(page).text
+
+
+def test_the_constant_predictor_is_shown_if_the_targets_are_the_same(tmp_path):
+    paths = [write_run(tmp_path / n, scale=90, drawn=False) for n in "ab"]
+    shown = said(figures(report.run(paths, tmp_path / "same"))[AVERAGING])
+    assert "constant predictor" in shown
+    change(paths[1] / "results.json", lambda r: r["settings"].update(targets=["m"]))
+    shown = said(figures(report.run(paths, tmp_path / "other"))[AVERAGING])
+    assert "constant predictor" not in shown
+
+
+def test_a_table_of_one_of_several_runs_names_it(tmp_path):
+    kinds = {"a": "images", "b": "spirograph"}
+    paths = [write_run(tmp_path / n, kind=k, drawn=False) for n, k in kinds.items()]
+    page = Page(report.run(paths, tmp_path / "out"))
+    found = page.find("run", "features", "M", "R² of m")
+    assert [row[0] for row in found[1:]] == ["b", "b"]
 
 
 def test_words_say_what_averaging_did_to_an_accuracy():
     table = frame(metric="accuracy", views=["plain", 1, 8], mean=[0.7, 0.5, 0.75])
     expected = "Averaging 8 views raises the accuracy of plain images by 0.050."
     assert compare.in_words(table) == [expected]
+    same = "Averaging 8 views hardly changes the accuracy of plain images."
+    assert compare.in_words(table.assign(mean=[0.75, 0.5, 0.7504])) == [same]
     for metric in ("accuracy", "mse"):
         assert compare.in_words(table.assign(metric=metric, mean=0.0))[1:] == []
         for unknown in ([np.nan, 0.5, 0.5], [0.7, 0.5, np.inf]):
@@ -521,6 +549,16 @@ def test_a_number_that_two_experiments_measured_counts_once(tmp_path):
     more = {"downstream": [("mse", {"views": 1}, 2e-3), ("mse.constant", {}, 0.2276)]}
     (run,) = read.read_runs([write_run(tmp_path / "run", more=more)])
     assert {*aggregate.over_seeds(aggregate.long_table([run.rows]))["n"]} == {1}
+
+
+def test_numbers_of_the_same_name_are_in_the_sections_of_both_experiments(tmp_path):
+    more = {f"mine:{name}": [("rank", {}, n)] for n, name in enumerate("ab", start=3)}
+    more["mine:a"] += [("mse", {"views": 1}, 7.0)]
+    page = Page(report.run([write_run(tmp_path / "run", more=more)], tmp_path / "out"))
+    assert page.find("rank")[1:] == [["3.0000"]]
+    assert "4.0000" in page.text and "7.0000" in page.text
+    files = tmp_path / "out" / "tables"
+    assert ",7.0," not in (files / "downstream.csv").read_text()
 
 
 @pytest.mark.parametrize(

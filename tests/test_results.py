@@ -253,3 +253,20 @@ def test_of_a_number_that_is_not_finite_there_is_no_mean():
 def test_seeds_that_were_evaluated_in_different_ways_are_not_joined():
     with pytest.raises(ValueError, match=r"evaluation\.l2 = 1\.0, seed 1 with 2\.0"):
         results.aggregate([of_seed(0, 1.0), of_seed(1, 3.0, l2=2.0)])
+
+
+def test_a_requested_experiment_gives_a_number_before_one_that_is_kept(caplog):
+    """A user may have renamed a function; its old file is still there."""
+    records = {
+        name: {"seconds": 1.0, "command": "", "rows": results.table(name, rows, seed=0)}
+        for name, rows in {
+            "mine:before": [Row("rank", 1.0), Row("old", 3.0)],
+            "mine:renamed": [Row("rank", 2.0)],
+        }.items()
+    }
+    found = results.of_seed(0, {"experiments": ("mine:renamed",)}, records, [])
+    assert {name: one["mean"] for name, one in found["summary"].items()} == {
+        "rank": 2.0,
+        "old": 3.0,
+    }
+    assert "the summary has rank of mine:renamed, not of mine:before" in caplog.text

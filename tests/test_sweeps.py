@@ -337,6 +337,16 @@ def test_results_without_settings_are_named(plan, copy):
         plan(GRID, workdir=copy)
 
 
+@pytest.mark.parametrize("writes", [True, False])
+def test_parts_of_all_runs_are_checked_before_the_first(plan, tmp_path, writes):
+    kwargs = {"method.name": "byol", "method.kwargs": {"momentun": 0.9}}
+    with pytest.raises(ValueError, match=r"^sweep: typo: method\.kwargs has momentun"):
+        sweeps.start(plan({"right": {}, "typo": kwargs}), writes=writes)
+    assert not (tmp_path / "sweep").exists()
+    sweeps.start(found := plan(GRID), writes=writes)
+    assert (Path(found.workdir) / "sweep.json").exists() == writes
+
+
 def test_a_run_that_diverges_does_not_stop_the_others(plan):
     errors, found = [], plan(GRID)
     for run in found.runs:

@@ -29,10 +29,10 @@ COLUMNS = (
 def rows_of(names: list[str], runs: list[Run]) -> list[Row]:
     """Returns the rows of a study; `names` are the runs' labels on the page."""
     labels = dict(zip((run.name for run in runs), names, strict=True))
-    data = {r.name: (*r.results["seeds"], r.config["data.name"], r.split) for r in runs}
+    data = {run.name: (*run.results["seeds"], run.data) for run in runs}
     if len({*data.values()}) > 1:
         raise ValueError(
-            f"runs must have the same seeds, data set and split; found {data}."
+            f"runs must have the same seeds, data, targets and split; found {data}."
         )
     comparison = Comparison(runs)
     pairs = comparison.pairs.drop(columns="n").rename(

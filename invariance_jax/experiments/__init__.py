@@ -6,6 +6,7 @@ accepts a user's own function, as MODULE:FUNCTION; README.md has an example.
 """
 
 import importlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
@@ -55,7 +56,14 @@ def measure(name: str, experiment: Experiment, context: Context) -> ExperimentRe
     where = f"{_KEY} has {name!r}, which returned"
     if not (isinstance(result, ExperimentResult) and isinstance(result.rows, Sequence)):
         raise ValueError(f"{where} {result!r}; expected an ExperimentResult of rows.")
-    return ExperimentResult([_checked(row, where) for row in result.rows])
+    rows = [_checked(row, where) for row in result.rows]
+    counts = Counter((row.metric, frozenset(row.at.items())) for row in rows)
+    for (metric, at), count in counts.items():
+        if count > 1:
+            raise ValueError(
+                f"{where} {count} rows {metric!r} at {dict(at)}; expected one."
+            )
+    return ExperimentResult(rows)
 
 
 def _checked(row: Row, where: str) -> Row:

@@ -20,14 +20,15 @@ Where = Mapping[str, Value | None | Callable[["pd.Series[Any]"], float]]
 
 
 def long_table(each: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Returns the rows of all runs; drops a number that a second experiment repeats."""
+    """Returns the rows of all runs; drops what a second built-in experiment repeats."""
     rows = pd.concat(each, ignore_index=True)
     rows = rows.reindex(columns=[*dict.fromkeys([*KEYS, *rows.columns, *SUMMARY])])
     keys = ["metric", *(name for name in rows.columns if name not in KEYS)]
     first = rows.groupby(keys, dropna=False, sort=False)["experiment"].transform(
         "first"
     )
-    rows["experiment"] = rows["experiment"].where(~in_summary(rows), first)
+    is_own = rows["experiment"].str.contains(":")
+    rows["experiment"] = rows["experiment"].where(is_own | ~_at_summary(rows), first)
     return rows.drop_duplicates([*set(rows.columns) - {"value"}])
 
 
@@ -38,7 +39,14 @@ def coordinates(table: pd.DataFrame) -> list[str]:
 
 
 def in_summary(table: pd.DataFrame) -> "pd.Series[bool]":
-    """Returns a mask of the rows in the summary: all coordinates are in `SUMMARY`."""
+    """Returns a mask of the rows in the summary, the first of each of its names."""
+    keys = [name for name in ("run", "metric", "seed", *SUMMARY) if name in table]
+    rows = table[_at_summary(table)]
+    return ~rows.duplicated(keys).reindex(table.index, fill_value=True)
+
+
+def _at_summary(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Returns a mask of the rows all of whose coordinates are in `SUMMARY`."""
     others = [name for name in coordinates(table) if name not in SUMMARY]
     return table[others].isna().all(axis=1)
 

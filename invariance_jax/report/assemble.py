@@ -106,6 +106,9 @@ class _Report:
         self.table = table[~table["run"].astype(str).str.startswith("paper, weight")]
         training = {run.name: unshifted_values(read_config(run.path)) for run in runs}
         constant = select(table, {"metric": "mse.constant"})["mean"].mean()
+        targets = {tuple(run.settings.get("targets", ())) for run in runs} - {()}
+        if len(targets) > 1:  # each has its own
+            constant = float("nan")
         names = [run.name for run in runs]
         self.shown = Shown(self.table, names, self.words, training, constant)
 
@@ -235,7 +238,7 @@ def _facts(run: Run) -> Json:
     if pd.notna(run.seconds):
         facts["training time"] = f"{run.seconds:,.0f} s{' per seed' * (run.n > 1)}"
     for name, entry in run.results["experiments"].items():
-        facts[f"seconds of {name}"] = entry["seconds"]
+        facts[f"time of {name}"] = f"{entry['seconds']:,.0f} s"
     return facts
 
 

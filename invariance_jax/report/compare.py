@@ -99,9 +99,10 @@ def in_words(table: pd.DataFrame, *, of_sweep: bool = False) -> list[str]:
         start = f"Averaging {last:g} views"
         images = "plain images" if first == "plain" else "one view"
         if metric == "accuracy" and last != 1:
-            verb = "raises" if averaged > single else "lowers"
-            change = f"{verb} the accuracy of {images} by {abs(averaged - single):.3f}"
-            lines.append(f"{start} {change}.")
+            change = round(averaged - single, 3)
+            verb = "raises" if change > 0 else "lowers" if change else "hardly changes"
+            by = f" by {abs(change):.3f}" if change else ""
+            lines.append(f"{start} {verb} the accuracy of {images}{by}.")
         elif metric == "mse" and averaged > 0:
             factor = f"{single / averaged:.2g}"
             lines.append(f"{start} divides the error of {images} by {factor}.")
@@ -135,13 +136,12 @@ class Comparison:
     """A comparison of several runs: each other run is compared to the first."""
 
     def __init__(self, runs: Sequence[Run]):
-        """Aggregates the runs; pairs by seed those of the first's data and split."""
+        """Aggregates the runs; pairs by seed those of the first's data."""
         rows = aggregate.long_table([run.rows for run in runs])
         ours = aggregate.over_seeds(rows)
         self.table = pd.concat([ours, paper.rows(runs)], ignore_index=True)
         self.runs, self.first, self.words = runs, runs[0].name, Words(runs)
-        data = {run.name: (run.config["data.name"], run.split) for run in runs}
-        alike = [name for name in data if data[name] == data[self.first]]
+        alike = [run.name for run in runs if run.data == runs[0].data]
         pairs = aggregate.paired(rows[rows["run"].isin(alike)], self.first)
         self.pairs = aggregate.holm(pairs)
         by_run = [places(ours[ours["run"] == run.name]) for run in runs]
@@ -150,11 +150,17 @@ class Comparison:
 
     def main(self) -> list[Table]:
         """Returns the main numbers: a row for each run and for each of the paper's."""
-        splits = {run.name: run.split for run in self.runs}
-        seeds = f", {self.runs[0].split} split."
-        if len({*splits.values()}) > 1:
-            seeds = f"; different splits, not to be compared: {tables.joined(splits)}."
-        note = "Mean ± standard error over seeds" + seeds
+        note = f"Mean ± standard error over seeds, {self.runs[0].split} split."
+        runs = {
+            run.data: [r.name for r in self.runs if r.data == run.data]
+            for run in self.runs
+        }
+        if len(runs) > 1:
+            each = "; ".join(
+                f"{', '.join(names)}: {data}" for data, names in runs.items()
+            )
+            note = "Mean ± standard error over seeds. Compare only numbers of the same "
+            note += f"data, targets and split: {each}."
         rows = main_numbers(self.table, self._places)
         rows = rows.assign(seeds=rows.groupby("run")["n"].transform("max"))
         index = ["run", "seeds"]
@@ -180,7 +186,7 @@ class Comparison:
             note += f" Intervals are corrected for up to {most} runs (Holm)."
         unpaired = sorted({run.name for run in self.runs[1:]} - {*pairs["run"]})
         if unpaired:
-            why = "other seeds, data set or split"
+            why = "other seeds, data, targets or split"
             note += f" Runs without a pair ({why}): {', '.join(unpaired)}."
         frame, source = pd.DataFrame(texts), tables.tidy(self.pairs)
         table = tables.plain(frame, "differences", "Paired differences", note)

@@ -83,6 +83,14 @@ class Run(NamedTuple):
         return str(self.settings["split"])
 
     @property
+    def data(self) -> str:
+        """What the numbers are about: data set, targets or classes, and split."""
+        targets, classes = (self.settings.get(n, ()) for n in ("targets", "classes"))
+        number = f"{len(classes)} classes" if classes else "no labels"
+        labels = ", ".join(targets) or number
+        return f"{self.config['data.name']} ({labels}), {self.split} split"
+
+    @property
     def seconds(self) -> float:
         """The mean training time of the seeds whose log reaches the evaluated step."""
         rows = self.log[self.log["name"] == "seconds"]

@@ -114,10 +114,10 @@ SECTIONS = {
                 "linearization",
                 "First-order change of n(h) against the true one",
                 "The step goes from one draw of the parameters towards another. At 1, "
-                "the full step, the squared first-order change is the penalty. Ratio: "
-                "squared first-order over squared true change, of their means over "
-                "examples and as the median over examples. At the line, 1, ratio and "
-                "cosine are exact; the error is that of predicting no change.",
+                "the full step, the squared first-order change is the paper's penalty. "
+                "Ratio: squared first-order over squared true change, of their means "
+                "over examples and as the median over examples. At the line, 1, ratio "
+                "and cosine are exact; the error is that of predicting no change.",
                 "step",
                 "step, as a share of the way to another draw",
                 metrics=(("relative_error",), ("ratio", "median_ratio"), ("cosine",)),

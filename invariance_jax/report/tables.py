@@ -45,11 +45,13 @@ def numbers(
     """Returns a table with a column for each metric and target; [] without rows.
 
     It has a row for each combination of values of the index columns. These are left out
-    if they have no value, and "run" also if there is only one run.
+    if they have no value, and "run" also if the report is of one run, without rows of
+    the paper.
     """
     if rows.empty:
         return []
-    index = [n for n in index if n in rows and rows[n].nunique() > int(n == "run")]
+    least = {"run": 1 if words.several else 2}
+    index = [n for n in index if n in rows and rows[n].nunique() >= least.get(n, 1)]
     targets = rows["target"].map(lambda t: words.value("target", t))
     heads = rows["metric"].map(word) + (" of " + targets).where(targets != "", "")
     cells = [*map(show, rows["mean"], rows["standard_error"])]

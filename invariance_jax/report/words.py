@@ -85,6 +85,7 @@ class Words:
 
     def __init__(self, runs: Sequence[Run] = ()):
         """Units are shown if all of the runs are of Spirograph."""
+        self.several = len(runs) > 1
         self.spirograph = {run.config["data.name"] for run in runs} == {"spirograph"}
 
     def axis(self, name: str, target: object = None) -> str:

@@ -176,8 +176,16 @@ def of_seed(
     seed: int, settings: Json, records: Mapping[str, Json], more: Iterable[Row]
 ) -> Json:
     """Returns the content of `results.json` of one seed; `more`: rows of training."""
-    own = sorted({*records} - {*EXPERIMENTS})
+    # A user may have renamed a function: those that are requested come first.
+    asked = settings.get("experiments", ())
+    own = sorted(sorted({*records} - {*EXPERIMENTS}), key=lambda n: n not in asked)
     names = [name for name in (*EXPERIMENTS, *own) if name in records]
+    firsts: dict[str, str] = {}  # name in the summary -> the experiment it is from
+    for name in names:
+        for number in summary(records[name]["rows"]):
+            if firsts.setdefault(number, name) != name and name in own:
+                text = "the summary has %s of %s, not of %s: rename one of the two"
+                _log.warning(text, number, firsts[number], name)
     rows = [row for name in names for row in records[name]["rows"]]
     parts = {
         name: {key: records[name][key] for key in ("seconds", "command")}

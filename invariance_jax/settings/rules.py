@@ -198,6 +198,14 @@ def _check_own_parts(settings: Settings, problems: _Problems) -> None:
     if plugins.is_own(settings.method.name) and settings.penalty.at == "z":
         why = "method.name is MODULE:FUNCTION and penalty.at is 'z'"
         only(statistics, "coupled", why)
+    # The run passes these itself; a value of the user would replace its own.
+    for key, passed in (
+        ("encoder.kwargs", ("axis_name",)),
+        ("method.kwargs", ("features", "axis_name")),
+    ):
+        for name in passed:
+            expected = f"no {name}, which the run passes itself"
+            problems.require(name not in get(settings, key), key, expected)
     if plugins.is_own(augmentation.name):
         if settings.data.name == "spirograph":
             why = "data.name is 'spirograph', which makes its own views"

@@ -22,6 +22,7 @@ from invariance_jax.runtime.files import work_folder, write_json
 from invariance_jax.settings import Config, resolve, to_dict
 from invariance_jax.sweeps.collect import FORMAT, is_evaluated, read_record
 from invariance_jax.sweeps.variants import Variant, make_variants, read_sweep
+from invariance_jax.training.build import build
 from invariance_jax.types import Json
 
 _SWEEP = flags.DEFINE_string(
@@ -91,6 +92,18 @@ def plan(config: Config | None, workdir: str, mode: str) -> Plan:
         _log.info("%s: finished, skipped", name)
         del runs[name]
     return Plan(str(parent), list(runs.values()), record)
+
+
+def start(chosen: Plan, *, writes: bool) -> None:
+    """Builds the parts of all runs of a sweep, for their errors; then begins it."""
+    for name, config, _ in chosen.runs if chosen.record else ():
+        assert config is not None
+        try:
+            build(resolve(config))
+        except ValueError as error:
+            raise ValueError(f"sweep: {name}: {error}") from error
+    if writes:
+        begin(chosen)
 
 
 def begin(chosen: Plan) -> None:
