@@ -313,6 +313,17 @@ def test_kept_results_are_compared_to_the_first(several):
     assert numbers == [0.001, -0.001, 3, 45]
 
 
+def test_a_kept_number_is_not_mixed_with_others_of_its_name(tmp_path):
+    more = {"own:f": [("norm", {"strength": 0.3}, 2.0), ("norm", {}, 1.0)]}
+    paths = [
+        write_run(tmp_path / name, seeds=2, scale=scale, bare=True, more=more)
+        for name, scale in (("a", 1.0), ("b", 3.0))
+    ]
+    rows = keep.rows_of(["plain", "penalty"], read.read_runs(paths))
+    found = [float(r["difference"] or 0) for r in rows if r["metric"] == "norm"]
+    assert found == [0, 2]
+
+
 @pytest.mark.parametrize(
     ("edit", "found"),
     [

@@ -38,9 +38,8 @@ def rows_of(names: list[str], runs: list[Run]) -> list[Row]:
     pairs = comparison.pairs.drop(columns="n").rename(
         columns={"mean": "difference", "standard_error": "pair_error"}
     )
-    keys = ["run", "experiment", "metric", *SUMMARY]
     table = comparison.table[in_summary(comparison.table)]
-    table = table[table["run"].isin(labels)].merge(pairs, on=keys, how="left")
+    table = table[table["run"].isin(labels)].merge(pairs, how="left")
     facts = {run.name: _facts(run) for run in runs}
     words = comparison.words
     return [
