@@ -61,8 +61,8 @@ def run(config: Config | None, workdir: AnyPath) -> Json:
     are given. Writes `experiments/`, `results.json` and `samples.npz` for each seed,
     and for several seeds the aggregated `results.json` in the parent folder. An
     experiment that was measured with the same settings is not repeated. If a user's own
-    experiment fails, ValueError is raised after all others; Preempted, if a signal
-    requests a stop. Every process of a run over several calls it; the main one writes.
+    experiment fails, ValueError is raised after all others are measured; if a signal
+    requests a stop, Preempted. Every process calls it; the main one writes.
     """
     with Watch() as watch:
         with processes.main_process_first():

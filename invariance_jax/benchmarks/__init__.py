@@ -7,10 +7,10 @@ NAMES = (
     *("render", "augment", "decode", "steps", "penalty", "loss", "probe", "scaling"),
     *("restart", "gpu", "gpu_peers"),
 )
-"""Benchmarks; `time_NAME` in the module NAME of this folder yields table rows."""
+"""Benchmarks: the module NAME has `time_NAME`, which yields rows of the table."""
 
 MODULES = {"penalty": "steps", "scaling": "steps", "gpu_peers": "gpu"}
-"""NAME -> module, if it has another name."""
+"""NAME -> module, if that has another name."""
 
 ON_GPU, NEED_TORCH = ("gpu", "gpu_peers"), ("steps", "probe", "gpu_peers")
 

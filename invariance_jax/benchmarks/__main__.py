@@ -1,7 +1,7 @@
 """Times the hot paths: `python -m invariance_jax.benchmarks NAME`.
 
-README.md in this folder says what each NAME compares; "all" needs no GPU. The output
-ends with a table and a description of the machine; `--json` also writes both to a file.
+README.md in this folder says what each NAME compares; "all" runs those without a GPU.
+The output ends with a table and the machine; `--json` also writes both to a file.
 """
 
 import importlib

@@ -22,7 +22,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 STRENGTH, JITTERED, GRAY = 0.5, 0.8, 0.2
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # our default crop
 
-TOLERANCE = 0.1  # for the standard deviation over all views, which are random
+TOLERANCE = 0.1  # relative, for the standard deviation over all views, which are random
 
 
 def time_augment(

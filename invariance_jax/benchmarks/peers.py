@@ -33,7 +33,7 @@ TARGETS, NUISANCE = (0, 1, 3, 4), (2, 5, 6, 7, 8, 9)
 """Columns of `spirograph.PARAMETERS`: the targets, and those of alpha."""
 
 NUM_POINTS = 40
-DIRECTIONS = 100  # draws of alpha' per example, which share one gradient
+DIRECTIONS = 100  # alpha' per example, as the authors draw; they share one gradient
 
 
 def broadcast(xp: ModuleType, parameters: Any, image_size: int, num_points: int) -> Any:

@@ -1,4 +1,4 @@
-"""Times calls in turns within one run and shows them in one table.
+"""Times calls in turns, so that a busy machine slows them all; shows them in a table.
 
 A ratio is computed for each pair of neighbouring measurements; the table shows the
 median, smallest and largest ratio.
@@ -159,7 +159,7 @@ def _text(cell: str | float) -> str:
 def check_same(
     what: str, found: ArrayLike, expected: ArrayLike, tolerance: float
 ) -> None:
-    """Raises AssertionError if a peer's output differs by more than a share of ours."""
+    """Raises AssertionError unless |found - expected| <= tolerance max |expected|."""
     peer, ours = np.asarray(found), np.asarray(expected)
     assert np.isfinite(ours).all(), f"{what} of ours: {ours}"
     assert peer.shape == ours.shape, f"{what} of the peer: {peer.shape}, {ours.shape}"

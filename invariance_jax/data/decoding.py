@@ -75,8 +75,8 @@ def _factor(shape: tuple[int, int], size: int | None) -> int:
     """Returns the largest factor that keeps both sides of a JPEG at least size."""
     if size is None:
         return 1
-    both_decoders_have = (8, 4, 2)
-    return next((f for f in both_decoders_have if min(shape) // f >= size), 1)
+    factors = (8, 4, 2)  # that both decoders have
+    return next((f for f in factors if min(shape) // f >= size), 1)
 
 
 def _decode_with_pillow(

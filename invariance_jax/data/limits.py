@@ -33,7 +33,7 @@ def machine_memory() -> int:
 def memory(
     what: str, num_bytes: int, *, advice: str = "use less data", copies: int = 2
 ) -> None:
-    """Raises ValueError unless 1 or 2 copies of arrays of num_bytes fit into memory."""
+    """Raises ValueError unless 1 or 2 `copies` of num_bytes fit into memory."""
     available = machine_memory()
     if copies * num_bytes > available:
         raise ValueError(

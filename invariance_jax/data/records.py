@@ -145,7 +145,7 @@ def sampled_moments(pictures: Pictures) -> tuple[Color, Color]:
 
 
 def moments(images: np.ndarray) -> tuple[Color, Color]:
-    """Returns means and standard deviations of three channels, equal ones if grey."""
+    """Returns means and standard deviations of 3 channels in [0, 1]; grey: 3 equal."""
     values = np.arange(256) / 255
     channels = []
     for channel in range(images.shape[-1]):

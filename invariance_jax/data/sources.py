@@ -189,7 +189,7 @@ def _read_svhn(builder: DatasetBuilder, paths: dict[str, Path], split: str) -> C
 
 _CIFAR_HOME = "https://www.cs.toronto.edu/~kriz/"
 _IDX_FILES = tuple(name for split in _SPLITS for name in _idx_names(split))
-# Debian's package dataset-fashion-mnist compressed the same content again.
+# SHA-256: Debian's package dataset-fashion-mnist compressed the content again.
 _FASHION_CONTENTS = (
     "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",

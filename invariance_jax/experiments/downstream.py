@@ -23,7 +23,7 @@ _BLOCK = 65_536
 
 
 def run(context: Context) -> ExperimentResult:
-    """Returns the quality of probes on one view, on plain images and on baselines."""
+    """Returns the quality of probes: the smallest M, plain images, and baselines."""
     baselines = context.settings.evaluation.baselines
     if context.is_plain and "pixels" in baselines:
         count = len(context.train.x) + len(context.test.x)

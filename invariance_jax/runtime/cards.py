@@ -111,7 +111,7 @@ CARDS = {
 
 
 def absent(name: str, count: int) -> tuple[jax.Device, ...]:
-    """Returns absent cards, to compile for; simulates as many CPU devices to run on."""
+    """Returns `count` absent cards to compile for; simulates as many CPUs to run on."""
     if not 0 < count <= 8:
         raise ValueError(
             f"--check_devices is {count}; expected 1 to 8, the GPUs of a machine."

@@ -24,7 +24,7 @@ def is_main_process() -> bool:
 
 
 def any_process(flag: bool) -> bool:
-    """Returns whether the flag is True in any process; all call it, and wait for it."""
+    """Returns whether any process has a True flag; all call it and wait for devices."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.asarray(flag)).any())

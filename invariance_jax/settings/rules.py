@@ -440,8 +440,8 @@ def make_image_views(settings: Settings, family: str = "all") -> Transformation:
     """Returns the built-in transformation of an image set.
 
     The family "all" has all operations, "color" and "crop" have a part of them, "more"
-    makes the further views of `more_views`, and "shift" only jitters colours: those of
-    each image, at strength 1.
+    makes the further views of `more_views`, and "shift" jitters the colours of every
+    image at strength 1, nothing else.
     """
     section, augmentation = settings.data, settings.augmentation
     whole = family in ("all", "more")

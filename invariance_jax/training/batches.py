@@ -41,7 +41,7 @@ class InMemory:
     def load(
         self, step: int, devices: Sequence[jax.Device], before: PyTree = ()
     ) -> PyTree:
-        """Returns the copies, axis 0 the local devices, which serve all steps."""
+        """Returns a copy of the examples per local device (axis 0), for all steps."""
         if self._copies is None:
             self._copies = self._replicate(self._x, devices)
         return self._copies
@@ -142,7 +142,7 @@ Batches = InMemory | Streamed
 
 
 def make_sampler(*, num_examples: int, batch_size: int) -> Sampler:
-    """Returns the sampler of the full batches of a random permutation in each epoch."""
+    """Returns a sampler: the full batches of a new random permutation in each epoch."""
     steps_per_epoch = num_examples // batch_size
 
     def sample(key: Key, step: Array) -> Array:
