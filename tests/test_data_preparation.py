@@ -169,6 +169,12 @@ def test_paths_are_no_patterns(folder, tmp_path):
     check(root, "train", *TRAIN)
 
 
+def test_file_gets_no_bars(tmp_path, capsys):
+    prepare(tmp_path)
+    load("train", tmp_path)
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("name", ["Mine", "my-set", "1st", "", "a/b", "../a", None])
 def test_names_are_snake_case_and_not_taken(name, tmp_path):
     with pytest.raises(ValueError, match="name must be lower-case letters.*found"):

@@ -150,7 +150,7 @@ def test_what_lies_outside_is_cut_off_and_nothing_is_black():
     images = jnp.asarray(photographs(), jnp.float32) / 255
     beyond = jnp.array([[-5.0, 10.0, 25.0, 20.0], [40.0, 60.0, 20.0, 9.0]])
     inside = jnp.array([[0.0, 10.0, 20.0, 20.0], [40.0, 60.0, 8.0, 4.0]])
-    found = compiled_crop(images, beyond, size=8)
+    found = compiled_crop(images, beyond, size=np.int64(8))
     assert_allclose(found, compiled_crop(images, inside, size=8), atol=1e-6)
     empty = jnp.array([[-9.0, 5.0, 8.0, 5.0], [5.0, 5.0, 0.0, 5.0]])
     crop = partial(compiled_crop, images, size=8)

@@ -258,6 +258,21 @@ def test_a_refused_requeue_says_what_to_do(scontrol, capfd):
     assert "submit the same command again to continue" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("task", "queued"), [("0", ["requeue 7_2"]), ("1", [])])
+def test_the_first_task_of_a_stopped_job_queues_it_again(
+    scontrol, tmp_path, task, queued
+):
+    asked, program = scontrol("RUNNING"), tmp_path / "run.py"
+    asked.touch()
+    program.write_text(f"raise SystemExit({PREEMPTED})")
+    code = f"from {job.__name__} import Launch\nLaunch({str(program)!r}, (), '.')()"
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    place = {"SLURM_JOB_ID": "9", "SLURM_PROCID": task}
+    done = processes.python("-c", code, **array, **place)
+    assert done.returncode == 0, done.stderr
+    assert asked.read_text().splitlines()[1:] == queued
+
+
 BEGIN = """
 import os, signal, sys, time
 task = int(os.environ.get("JAX_PROCESS_ID", 0))

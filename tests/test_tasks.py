@@ -10,7 +10,7 @@ from tiny import image_arrays, image_config, tiny_config
 
 from invariance_jax import data, evaluation, transforms
 from invariance_jax.settings import resolve
-from invariance_jax.tasks import make_task, open_set
+from invariance_jax.tasks import Examples, make_task, open_set
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,13 @@ def test_examples_of_spirograph_are_their_targets():
         x, y = task.examples(split)
         assert x is y and x.shape == (count, 4)
     np.testing.assert_array_equal(task.stand_ins(3), task.examples("train").x[:3])
+
+
+def test_examples_keep_their_labels_together():
+    found = Examples(np.arange(5), np.arange(5) * 2).first(2)
+    np.testing.assert_array_equal(found.x * 2, found.y)
+    assert len(Examples(np.arange(5), None).first(None).x) == 5
+    assert Examples(np.arange(5), None).first(2).y is None
 
 
 def test_examples_that_are_sorted_by_class_are_shuffled(tmp_path):
