@@ -5,6 +5,7 @@ import html
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -201,8 +202,9 @@ def test_another_page_is_not_written_over(tmp_path):
         report.run([run], out)
     assert [path.name for path in out.iterdir()] == ["report.html"]
     (out / "report.html").unlink()
-    for _ in range(2):
-        report.run([run], out)
+    report.run([run], out)
+    shutil.rmtree(out / "tables")  # or the page alone was copied
+    report.run([run], out)
 
 
 def test_experiments_of_similar_names_have_files_of_their_own(tmp_path):
