@@ -15,6 +15,7 @@ import jinja2
 import pandas as pd
 from etils import epath
 
+from invariance_jax.data.limits import some
 from invariance_jax.experiments.shift import unshifted_values
 from invariance_jax.report import commands, pictures, style, tables
 from invariance_jax.report.aggregate import in_summary, select
@@ -62,7 +63,7 @@ def write(
     if len(runs) > 1:
         subtitle = f"All others are compared to the first, {title}."
         title = f"Comparison of {len(runs)} runs"
-    missing = ", ".join(missing_variants(runs))
+    missing = some(missing_variants(runs))
     if missing and absolute(folder) != runs[0].path:  # not the page of one variant
         subtitle += f" The sweep has further variants, which are not shown: {missing}."
     for name in ("figures", "tables"):
