@@ -309,3 +309,10 @@ def test_what_comes_after_a_step_is_removed_and_may_be_saved_anew(workdir):
 def test_the_newest_and_those_along_the_way_are_kept(tmp_path, settings, kept):
     saved(tmp_path, [10, 20, 30, 40, 50], **settings)
     assert steps(tmp_path) == kept
+
+
+def test_a_run_that_saves_less_often_from_now_on_loses_none_of_those_to_keep(tmp_path):
+    settings = {"keep": 1, "keep_every_steps": 10}
+    saved(tmp_path, [10, 20, 30, 40], every_steps=10, **settings)
+    saved(tmp_path, [80], every_steps=40, **settings)
+    assert steps(tmp_path) == [10, 20, 30, 40, 80]

@@ -51,6 +51,11 @@ def test_label_fraction_of_many_classes_is_fast():
     np.testing.assert_array_equal(labels[chosen], np.arange(200_000))
 
 
+def test_a_fraction_of_float32_is_not_rounded_again():
+    labels, fraction = np.zeros(10, int), np.float32(0.35)  # a little less than 0.35
+    assert len(data.label_fraction(labels, fraction, seed=0)) == 3
+
+
 def test_label_fraction_depends_on_the_seed():
     first, second = (data.label_fraction(LABELS, 0.2, seed=seed) for seed in (0, 1))
     assert not np.array_equal(first, second)

@@ -72,3 +72,9 @@ def test_numbers_of_arrays_become_those_of_python():
     found = measure("mine:run", lambda context: ExperimentResult([row]), None)
     assert found.rows == [Row("mse", 0.5, {"views": 3})]
     assert type(found.rows[0].at["views"]) is int
+
+
+def test_a_built_in_experiment_may_measure_a_point_twice():
+    """Each row of `evaluation.shifts` has the unshifted point."""
+    twice = ExperimentResult([Row("mse", 1.0, {"shift": 0.0})] * 2)
+    assert measure("shift", lambda context: twice, None) == twice

@@ -15,6 +15,7 @@ import jinja2
 import pandas as pd
 from etils import epath
 
+from invariance_jax.data.limits import some
 from invariance_jax.experiments.shift import unshifted_values
 from invariance_jax.report import commands, pictures, style, tables
 from invariance_jax.report.aggregate import in_summary, select
@@ -53,8 +54,8 @@ def write(
     """Writes a report and returns the path of its page; see `report.run`."""
     runs, folder = read_runs(workdirs), epath.Path(os.path.expanduser(out))
     check_folder("out", folder)
-    page, known = folder / "report.html", folder / "tables" / "results.csv"
-    if page.exists() and not known.exists():  # every report writes both
+    page, mark = folder / "report.html", b"default-src 'none'; img-src data:"
+    if page.exists() and mark not in page.read_bytes():  # every report has it
         raise ValueError(f"{page} is not from a report; move it, or give another out.")
     with style.looks():
         first, sections = _Report(runs).parts()
@@ -62,7 +63,7 @@ def write(
     if len(runs) > 1:
         subtitle = f"All others are compared to the first, {title}."
         title = f"Comparison of {len(runs)} runs"
-    missing = ", ".join(missing_variants(runs))
+    missing = some(missing_variants(runs))
     if missing and absolute(folder) != runs[0].path:  # not the page of one variant
         subtitle += f" The sweep has further variants, which are not shown: {missing}."
     for name in ("figures", "tables"):

@@ -59,7 +59,8 @@ def has_step(workdir: AnyPath, step: int) -> bool:
 class _Kept(NamedTuple):
     """Orbax's policy: keeps what an uninterrupted run has, and the newest checkpoint.
 
-    The checkpoint of a stop between two regular ones goes with the next one.
+    The checkpoint of a stop between two regular ones goes with the next one. The others
+    stay if `every_steps` has changed since.
     """
 
     every_steps: int
@@ -70,9 +71,10 @@ class _Kept(NamedTuple):
         self, checkpoints: Sequence[Any], *, context: object
     ) -> list[bool]:
         steps, every = [one.step for one in checkpoints], self.keep_every_steps
-        regular = [s for s in steps if s % self.every_steps == 0 or s == steps[-1]]
-        kept = {s for s in regular if every and s % every == 0}
-        kept |= {*regular[-(self.newest or 0) :]}
+        stops = [s for s in steps[-2:-1] if s % self.every_steps]
+        others = [s for s in steps if s not in stops]
+        kept = {s for s in others if every and s % every == 0}
+        kept |= {*others[-(self.newest or 0) :]}
         return [step in kept for step in steps]
 
 
