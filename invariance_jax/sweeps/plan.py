@@ -95,8 +95,11 @@ def plan(config: Config | None, workdir: str, mode: str) -> Plan:
 
 
 def start(chosen: Plan, *, writes: bool) -> None:
-    """Builds the parts of all runs of a sweep, for their errors; then begins it."""
-    for name, config, _ in chosen.runs if chosen.record else ():
+    """Builds the parts of all variants of a sweep, for their errors; then begins it."""
+    runs = chosen.runs if chosen.record else []
+    # The seeds of a variant, folders in its folder, have the same parts.
+    configs = {str(run.name).split("/")[0]: run.config for run in runs}
+    for name, config in configs.items():
         assert config is not None
         try:
             build(resolve(config))
