@@ -26,13 +26,13 @@ from invariance_jax.training.build import Parts, first_state, state_shapes
 _DEVICES = flags.DEFINE_integer(
     "check_devices",
     None,
-    "Number of CPU devices that --mode=check simulates, or of GPUs of --check_target.",
+    "Number of CPU devices that --mode=check simulates, or of those of --check_target.",
 )
 _TARGET = flags.DEFINE_enum(
     "check_target",
     None,
     list(cards.CARDS),
-    "GPU for which --mode=check compiles; this machine need not have one.",
+    "GPU or TPU for which --mode=check compiles; this machine need not have one.",
 )
 
 _TIMED_STEPS = 4  # batches to decode, and steps to run, for measuring both rates
@@ -75,7 +75,7 @@ def run(
     """Checks a configuration, and compiles its training step for some devices.
 
     These are `num_devices` simulated CPUs (None: the devices of this machine), or with
-    a target, a key of `runtime.cards.CARDS`, as many absent GPUs (None: one).
+    a target, a key of `runtime.cards.CARDS`, as many absent GPUs or TPUs (None: one).
     """
     make_deterministic(config.deterministic)
     settings, card = resolve(config), cards.CARDS[target] if target else None
@@ -94,7 +94,9 @@ def run(
     flops = cost.count_operations(parts)
     suffix, traffic = ", simulated" if simulated else "", None
     if card:
-        suffix, (kernels, moved) = ", absent", cost.traffic_of(compiled)
+        suffix = ", absent"
+    if isinstance(card, cards.Gpu):
+        kernels, moved = cost.traffic_of(compiled)
         share = flops / len(devices)
         seconds = card.seconds(share, moved, kernels, settings.precision)
         traffic = kernels, moved, seconds

@@ -125,14 +125,36 @@ def test_a_slower_card_takes_longer():
     assert CARDS["h200"].seconds(5e12, 34e9, 700, "float32") > h200
 
 
-def test_a_card_that_is_not_there():
-    asked = "--check_devices=2", "--check_target=h200", "--mode=check"
+@pytest.mark.parametrize(
+    ("target", "plugin", "extra", "kind"),
+    [
+        ("h200", "jax_plugins", "[cuda12]", "NVIDIA H200"),
+        ("v5e", "libtpu", "[tpu]", "TPU v5 lite"),
+    ],
+)
+def test_a_device_that_is_not_there(target, plugin, extra, kind):
+    asked = "--check_devices=2", f"--check_target={target}", "--mode=check"
     done = launch("--config=configs/spirograph.py:smoke", *asked)
-    if importlib.util.find_spec("jax_plugins") is None:
-        assert "[cuda12]" in done.stderr
+    if importlib.util.find_spec(plugin) is None:
+        assert extra in done.stderr
     else:
-        assert "2 (NVIDIA H200, absent)" in done.stdout
-        assert "kernels per step" in done.stdout and "estimated step" in done.stdout
+        assert f"2 ({kind}, absent)" in done.stdout
+        has_estimate = "kernels per step" in done.stdout, "estimated" in done.stdout
+        assert has_estimate == ((True, True) if target == "h200" else (False, False))
+
+
+def test_a_step_that_the_compiler_finds_too_large_is_refused(monkeypatch):
+    class Program:
+        def lower(self, *_):
+            return self
+
+        def compile(self):
+            text = "RESOURCE_EXHAUSTED: Ran out of memory on HBM"
+            raise jax.errors.JaxRuntimeError(text)
+
+    monkeypatch.setattr(cost, "make_program", lambda *_: Program())
+    with pytest.raises(ValueError, match=r"Ran out of memory on HBM\); lower batch_"):
+        check.run(tiny_config({}))
 
 
 def test_devices_that_are_used_already_are_no_card():

@@ -1,7 +1,7 @@
-"""Descriptions of GPUs, from which XLA compiles for a GPU that this machine lacks.
+"""GPUs and TPUs that this machine lacks, and for which XLA compiles ahead of time.
 
-The numbers come from the manufacturers' data sheets. JAX's CUDA plugin compiles ahead
-of time for a described GPU, and needs no GPU on this machine.
+JAX's CUDA plugin compiles for a GPU from its description, with numbers from the
+manufacturer's data sheet; libtpu knows the TPUs. Neither needs a device.
 """
 
 import os
@@ -17,6 +17,14 @@ _FLAGS = ("--xla_gpu_autotune_level=0", "--xla_backend_optimization_level=0")
 
 MEMORY_SHARES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 """Names of the variable with JAX's share of the device memory; at most one is set."""
+
+_NO_TPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no process has the TPU for itself
+    "TPU_SKIP_MDS_QUERY": "1",  # nor is there a server that describes its host
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # of any type, or libtpu logs an error
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+"""Environment variables of libtpu on a machine without a TPU."""
 
 _DESCRIPTION = """
 gpu_device_info {{
@@ -41,7 +49,7 @@ device_description_str: "{name}"
 """
 
 
-class Card(NamedTuple):
+class Gpu(NamedTuple):
     """Properties of a GPU; sizes in bytes, rates per second."""
 
     name: str  # as the manufacturer calls it
@@ -73,7 +81,14 @@ class Card(NamedTuple):
         return flops / (0.42 * rate) + moved / (0.75 * self.bandwidth) + 2e-6 * kernels
 
 
-_H200 = Card(
+class Tpu(NamedTuple):
+    """Properties of a TPU."""
+
+    topology: str  # of the eight chips of a machine
+    usable: float  # bytes of device memory of a chip
+
+
+_H200 = Gpu(
     name="NVIDIA H200",
     capability=9,
     cores=132,
@@ -87,8 +102,8 @@ _H200 = Card(
     operations=989e12,
 )
 
-CARDS = {
-    "a100": Card(
+CARDS: dict[str, Gpu | Tpu] = {
+    "a100": Gpu(
         name="NVIDIA A100-SXM4-80GB",
         capability=8,
         cores=108,
@@ -107,33 +122,39 @@ CARDS = {
         bandwidth=3_352_320_000_000,
     ),
     "h200": _H200,
+    "v5e": Tpu("v5e:2x4", 16 * 2**30),
+    "v5p": Tpu("v5p:2x2x2", 95 * 2**30),
+    "v6e": Tpu("v6e:2x4", 32 * 2**30),
 }
 
 
 def absent(name: str, count: int) -> tuple[jax.Device, ...]:
-    """Returns `count` absent cards to compile for; simulates as many CPUs to run on."""
-    if not 0 < count <= 8:
+    """Returns `count` absent devices to compile for; simulates as many CPUs."""
+    if count not in (1, 2, 4, 8):
         raise ValueError(
-            f"--check_devices is {count}; expected 1 to 8, the GPUs of a machine."
+            f"--check_devices is {count}; expected 1, 2, 4 or 8 devices of a machine."
         )
     if have_started():
         raise ValueError(
             "this process has used its devices already; expected no use before "
             f"--check_target={name} is set up."
         )
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, *flags])
+    card = CARDS[name]
+    if isinstance(card, Tpu):
+        os.environ |= {**_NO_TPU, **os.environ}
+        extra, wanted = "tpu", {"topology_name": card.topology, "platform": "tpu"}
+    else:
+        flags = os.environ.get("XLA_FLAGS", "").split()
+        os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, *flags])
+        extra, wanted = "cuda12", {"topology_name": "absent", "platform": "cuda"}
+        wanted["topology"] = f"1x1x{count}"
+        wanted["target_config"] = _DESCRIPTION.format(**card._asdict())
     simulate(count)  # the first use of a device, which reads the flags
     try:
-        topology = topologies.get_topology_desc(
-            "absent",
-            "cuda",
-            topology=f"1x1x{count}",
-            target_config=_DESCRIPTION.format(**CARDS[name]._asdict()),
-        )
+        topology = topologies.get_topology_desc(**wanted)
     except (NotImplementedError, RuntimeError) as error:
         raise ValueError(
             f"--check_target is {name!r}, and jax cannot compile for it ({error}); "
-            "expected its CUDA plugin: python -m pip install -e '.[cuda12]'."
+            f"expected its plugin: python -m pip install -e '.[{extra}]'."
         ) from error
-    return tuple(topology.devices)
+    return tuple(topology.devices[:count])

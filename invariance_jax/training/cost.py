@@ -28,6 +28,12 @@ from invariance_jax.types import PyTree
 _NO_KERNELS = {"kParameter", "kConstant", "kTuple", "kGetTupleElement", "kBitcast"}
 """XLA instructions that start no kernel."""
 
+_LESS = (
+    "lower batch_size, encoder.width, penalty.directions, average_views or more_views, "
+    "raise microbatches"
+)
+"""Advice where the training step does not fit."""
+
 
 def count_operations(parts: Parts) -> float:
     """Returns the floating-point operations of a step, a multiply-add counted as two.
@@ -178,10 +184,8 @@ def check_program(
     program: Compiled, devices: Sequence[jax.Device], *, memory: float | None = None
 ) -> None:
     """Checks that the compiled training step fits into the memory of each device."""
-    advice = "lower batch_size, encoder.width, penalty.directions, average_views or "
-    advice += "more_views, raise microbatches"
     size, what = sum(memory_of(program)), "the training step takes"
-    check_memory(size, devices, what=what, advice=advice, memory=memory)
+    check_memory(size, devices, what=what, advice=_LESS, memory=memory)
 
 
 def check_data(
@@ -227,4 +231,10 @@ def compile_train(
     key = shapes(jax.eval_shape(lambda: jax.random.key(0)), ())
     state, loaded = shapes(state_shapes(parts), local), shapes(batches.shape, local)
     num_steps = jax.ShapeDtypeStruct((), np.int32)
-    return train.lower(state, key, loaded, num_steps).compile()
+    try:
+        return train.lower(state, key, loaded, num_steps).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # a TPU's compiler knows its memory
+            raise
+        message = f"the training step does not fit into memory ({error}); {_LESS}."
+        raise ValueError(message) from error
