@@ -534,7 +534,8 @@ class Config:
     """Temperature of the loss of simclr, dcl and moco_v3; the others have none."""
     precision: str = key("float32", choices=tuple(PRECISIONS))
     """Dtype of the encoder's matrix products, convolutions and activations: "float32",
-    in which GPUs round products to TF32, or "bfloat16". All else is in float32."""
+    where GPUs round products to TF32 and TPUs to bfloat16, or "bfloat16". All else is
+    in float32."""
     steps_per_call: int = key(100, least=1, free=True)
     """Largest number of training steps in one call to the devices."""
     deterministic: bool = False
