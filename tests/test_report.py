@@ -449,9 +449,9 @@ def frame(**columns):
 def drawn(spec, table, names):
     """The texts in the figure of a table."""
     with looks():
-        shown = draw.Shown(table, names, Words(), {}, np.nan)
-        (picture,) = draw.figure(spec, shown)
-    return said(picture.svg)
+        shown = draw.Shown(names, Words(), {}, np.nan)
+        (picture,) = draw.figure(spec, table, shown)
+    return said(base64.b64decode(picture.url.split(",")[1]).decode())
 
 
 @pytest.mark.parametrize(
