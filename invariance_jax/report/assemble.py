@@ -138,7 +138,7 @@ class _Report:
 
     def _downstream(self) -> list[Part]:
         """Returns the tables of the downstream task, or why there are none."""
-        found = tables.downstream(self.table, self.runs, self.words)
+        found = tables.downstream(self.table, self.words)
         left_out = f"has no labels: {', '.join(WITH_PROBE)} left out."
         notes = [
             f"The data set of {run.name} {left_out}"

@@ -91,7 +91,7 @@ def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
         len(panels), columns, (width, height), sharey=spec.dots
     )
     if spec.share:
-        _share(grid, panels)
+        _share(grid, panels, columns)
     entries: dict[str, Style] = {}
     looks: dict[str, int] = {}
     for axes, panel in zip(grid, panels, strict=True):
@@ -120,16 +120,14 @@ def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
     return figure
 
 
-def _share(grid: Sequence[Axes], panels: Sequence[_Panel]) -> None:
+def _share(grid: Sequence[Axes], panels: Sequence[_Panel], columns: int) -> None:
     """Lets panels of the same metrics share their limits; a row labels them once."""
     firsts: dict[tuple[str, ...], Axes] = {}
     for number, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
         first = firsts.setdefault(panel.metrics, axes)
         if axes is not first:
             axes.sharey(first)
-        place = axes.get_subplotspec()
-        is_left = place is None or place.is_first_col()
-        if not is_left and panels[number - 1].metrics == panel.metrics:
+        if number % columns and panels[number - 1].metrics == panel.metrics:
             axes.yaxis.label.set_visible(False)
             axes.tick_params(axis="y", labelleft=False)
 
