@@ -147,11 +147,15 @@ def test_another_page_is_not_written_over(tmp_path):
     report.run([run], out)
 
 
-def test_experiments_of_similar_names_have_files_of_their_own(tmp_path):
-    more = {name: [("size", {"place": 1}, 2.0)] for name in ("a:b_c", "a_b:c")}
-    run = write_run(tmp_path / "run", more=more, bare=True)
-    tables = report.run([run], tmp_path / "out").parent / "tables"
+def test_experiments_of_similar_names_and_numbers_have_parts_of_their_own(tmp_path):
+    more = {"a:b_c": [("rank", {}, 3.0), ("mse", {"views": 1}, 7.0)]}
+    more["a_b:c"] = [("rank", {}, 4.0)]
+    page = write_report([write_run(tmp_path / "run", more=more)], tmp_path / "out")
+    assert page.find("rank")[1:] == [["3.0000"]]
+    assert "4.0000" in page.text and "7.0000" in page.text
+    tables = page.folder / "tables"
     assert {"a-b_c_1.csv", "a_b-c_1.csv"} <= {path.name for path in tables.iterdir()}
+    assert ",7.0," not in (tables / "downstream.csv").read_text()
 
 
 def test_files_of_tables_are_tidy_and_unrounded(single):
@@ -177,15 +181,6 @@ def test_ratios_of_two_experiments_have_a_label_that_is_true_of_both(single):
     for title in ("First-order change at the full step", "Derivative bound over total"):
         (shown,) = (single.figures[name] for name in single.figures if title in name)
         assert "ratio" in shown
-
-
-def test_numbers_of_the_same_name_are_in_the_sections_of_both_experiments(tmp_path):
-    more = {f"mine:{name}": [("rank", {}, n)] for n, name in enumerate("ab", start=3)}
-    more["mine:a"] += [("mse", {"views": 1}, 7.0)]
-    page = write_report([write_run(tmp_path / "run", more=more)], tmp_path / "out")
-    assert page.find("rank")[1:] == [["3.0000"]]
-    assert "4.0000" in page.text and "7.0000" in page.text
-    assert ",7.0," not in (page.folder / "tables" / "downstream.csv").read_text()
 
 
 def test_settings_of_this_machine_change_nothing(tmp_path):
