@@ -3,7 +3,10 @@
 Plausible in size, so that figures of them look like those of a run.
 """
 
+import base64
+import html
 import json
+import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from itertools import product
@@ -11,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from invariance_jax import report
 
 TARGETS = ["m", "b", "sigma", "rfore"]
 NUISANCE = ["h", "rback", "gfore", "gback", "bfore", "bback"]
@@ -234,20 +239,39 @@ def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(content))
 
 
+def texts(svg: str) -> set[str]:
+    """The texts in a figure, from its data URL; it runs nothing."""
+    content = base64.b64decode(svg.partition("base64,")[2]).decode()
+    assert "<script" not in content
+    return set(map(html.unescape, re.findall(r"<text[^>]*>([^<]*)</text>", content)))
+
+
 class Page(HTMLParser):
-    """Collects what the tests look at: tags, tables, text."""
+    """What tests look at: source, text, tables, title of a figure -> the texts in it.
+
+    A page that loads or runs something, or has a link to no section, is refused.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.stack: list[str] = []
         self.tables: list[list[list[str]]] = []
         self.text = ""
-        self.feed(path.read_text(encoding="utf-8"))
-        assert self.stack == []
+        self.links, self.sections = set[str | None](), set[str]()
+        self.folder, self.source = path.parent, path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        assert self.stack == [] and self.links == self.sections
+        figure = r'<h3>([^<]*)</h3>\s*<div[^>]*><img[^>]* src="(.*?)"'
+        drawn = re.findall(figure, self.source)
+        self.figures = {html.unescape(title): texts(svg) for title, svg in drawn}
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
+        found = dict(attrs)
+        assert tag not in ("script", "link", "iframe", "object")
+        assert (found.get("src") or "data:image/svg+xml").startswith("data:"), tag
+        assert not any(name.startswith("on") for name in found)
+        self.links |= {found["href"]} if "href" in found else set()
+        self.sections |= {f"#{found['id']}"} if tag == "section" else set()
         self.stack += [tag] if tag not in ("meta", "img") else []
         if tag == "table":
             self.tables.append([])
@@ -267,3 +291,8 @@ class Page(HTMLParser):
     def find(self, *columns: str) -> list[list[str]]:
         """The first table whose header starts with the given columns."""
         return next(t for t in self.tables if tuple(t[0][: len(columns)]) == columns)
+
+
+def write_report(workdirs: list[Path], out: Path) -> Page:
+    """The page of a report that it writes."""
+    return Page(report.run(workdirs, out))

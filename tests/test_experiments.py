@@ -1,13 +1,11 @@
 """Experiments on a tiny encoder, against loops over views and examples."""
 
 import contextlib
-import copy
 import functools
 import shutil
 from dataclasses import fields
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +13,7 @@ import pytest
 from etils import epath
 from tiny import image_config, tiny_config
 
-from invariance_jax import evaluation, tasks
+from invariance_jax import evaluation
 from invariance_jax.experiments import EXPERIMENTS, Context, invariance, shift
 from invariance_jax.experiments.context import STREAMS
 from invariance_jax.experiments.nuisance_prediction import features, predict_nuisance
@@ -25,7 +23,7 @@ from invariance_jax.runtime.devices import all_devices
 from invariance_jax.settings import KEYS, resolve
 from invariance_jax.training.build import build, initial_state
 from invariance_jax.training.frozen import FrozenEncoder, apply, encoder_variables
-from invariance_jax.transforms import Transformation, View
+from invariance_jax.transforms import View
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -244,49 +242,6 @@ def test_changes_are_those_between_pairs_of_views(context, linear, step, name):
     )
 
 
-class Turn(nn.Module):
-    """A point on the circle at the angle that an image says."""
-
-    @nn.compact
-    def __call__(self, images, *, train):
-        angle = images[:, 0, 0, 0]
-        return jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
-
-
-def test_poincare_ratio_of_a_known_total_effect(context):
-    """Var(exp(iwu)) is 1 - sinc^2(w / 2), u uniform of range 1; the derivative is w."""
-    speeds = np.array([0.5, 3.0, 12.0, 0.0])
-
-    def apply(x, view):
-        angle = x[:, 0] + view.alpha @ jnp.asarray(speeds, jnp.float32)
-        return jnp.broadcast_to(angle[:, None, None, None], (len(x), 1, 1, 3))
-
-    def sample(key, count):
-        return View(jax.random.uniform(key, (count, 4)))
-
-    known = Transformation((*"abcd",), np.tile([0.0, 1.0], (4, 1)), sample, apply)
-    settings = copy.deepcopy(context.settings)
-    settings.evaluation.variance_examples = 200
-    settings.evaluation.variance_views = 60
-    parts = context.parts._replace(
-        encoder=Turn(), transformation=known, settings=settings
-    )
-    frozen = FrozenEncoder(parts, all_devices())
-    found = EXPERIMENTS["poincare_ratio"](
-        Context(parts, context.workdir, frozen, {}, num_views=(1,))
-    )
-    effects = 1 - np.sinc(speeds / 2 / np.pi) ** 2
-    for name, speed, effect in zip("abcd", speeds, effects, strict=True):
-        values = values_at(found, parameter=name)
-        assert values["bound"] == pytest.approx((speed / np.pi) ** 2, rel=1e-5)
-        assert values["effect"] == pytest.approx(effect, rel=0.05)
-        ratio = values["bound"] / values["effect"] if speed else 0
-        assert values["ratio"] == pytest.approx(ratio)
-    # The chord grows with the step as long as the turn is below a half.
-    assert values_at(found, parameter="b")["rank_correlation"] > 0.999
-    assert values_at(found, parameter="c")["rank_correlation"] < 0.5
-
-
 def test_low_precision_does_not_blur_small_steps(context, linear, states):
     config = tiny_config({**CHANGES, "precision": "bfloat16"})
     low = make_context(resolve(config), context.workdir, states[20])
@@ -472,21 +427,6 @@ def test_images_are_jittered_at_the_strength_of_the_training_too(images):
         )
         assert {*fixed} == {"accuracy", "cross_entropy"}
         assert (fixed == refitted) == (strength == 0.5)
-
-
-def test_without_jitter_the_unshifted_strength_is_0(images):
-    config = copy.deepcopy(images.settings)
-    assert shift.unshifted_values(config)["strength"] == 0.5
-    config.augmentation.jitter_probability = 0.0
-    assert shift.unshifted_values(config)["strength"] == 0.0
-
-
-def test_shifted_jitter_has_the_ranges_of_the_training(images):
-    settings = copy.deepcopy(images.settings)
-    settings.augmentation.jitter_ranges = (0.8, 0.8, 0.4, 0.3)
-    bounds = tasks.make_task(settings).shiftable().bounds
-    expected = [(0.2, 1.8), (0.2, 1.8), (0.6, 1.4), (-0.3, 0.3)]
-    np.testing.assert_allclose(bounds, expected)
 
 
 def test_strength_0_is_the_plain_image(images):

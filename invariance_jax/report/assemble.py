@@ -111,7 +111,7 @@ class _Report:
         if len(targets) > 1:  # each has its own
             constant = float("nan")
         names = [run.name for run in runs]
-        self.shown = Shown(self.table, names, self.words, training, constant)
+        self.shown = Shown(names, self.words, training, constant)
 
     def parts(self) -> tuple[list[Part], list[Group]]:
         """Returns the first screen and the sections."""
@@ -138,7 +138,7 @@ class _Report:
 
     def _downstream(self) -> list[Part]:
         """Returns the tables of the downstream task, or why there are none."""
-        found = tables.downstream(self.table, self.runs, self.words)
+        found = tables.downstream(self.table, self.words)
         left_out = f"has no labels: {', '.join(WITH_PROBE)} left out."
         notes = [
             f"The data set of {run.name} {left_out}"
@@ -152,7 +152,7 @@ class _Report:
         table = self.table[in_summary(self.table)]
         if len(self.runs) > 1:
             table = select(table, dict.fromkeys(AVERAGING.curves))
-        return figure(AVERAGING, self.shown._replace(table=table))
+        return figure(AVERAGING, table, self.shown)
 
     def _compared(self) -> list[Part]:
         pairs = self.comparison.main_pairs.copy()
@@ -167,8 +167,7 @@ class _Report:
             dots=True,
             line=0.0,
         )
-        dots = figure(spec, self.shown._replace(table=pairs))
-        return [*self.comparison.main(), *dots]
+        return [*self.comparison.main(), *figure(spec, pairs, self.shown)]
 
     def _experiments(self) -> Iterator[Group]:
         """Yields a section for every experiment that at least one run has measured."""
@@ -182,8 +181,9 @@ class _Report:
                 rows = self.table[in_summary(self.table) & self.table["views"].notna()]
             else:
                 every = tables.every_number(rows, self.words, name, section.note)
-            shown = self.shown._replace(table=rows)
-            parts: list[Part] = [p for s in section.figures for p in figure(s, shown)]
+            parts: list[Part] = []
+            for spec in section.figures:
+                parts += figure(spec, rows, self.shown)
             if every:
                 parts.append(Group("folded", "Every number", every))
             lines = [commands.of_experiment(run, name) for run in self.runs]

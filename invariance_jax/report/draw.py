@@ -26,9 +26,8 @@ _PLAIN: Style = {"linewidth": 1.1, "linestyle": ":"}
 
 
 class Shown(NamedTuple):
-    """The data that figures show."""
+    """What all figures of a report share."""
 
-    table: pd.DataFrame  # aggregated rows, also those of the paper
     names: list[str]  # of the runs, without the paper's
     words: Words
     training: Mapping[str, Mapping[str, float]]  # run -> kind of shift -> its value
@@ -36,34 +35,37 @@ class Shown(NamedTuple):
 
 
 class _Panel(NamedTuple):
-    rows: pd.DataFrame
+    rows: pd.DataFrame  # low and high are the ends of the bars
     metrics: tuple[str, ...]
     at: Json  # the coordinates of the panel
 
 
-def figure(spec: Spec, shown: Shown) -> list[Picture]:
-    """Returns the figure of a declaration; [] if no run has measured enough of it."""
-    panels = [*_panels(spec, shown)]
+def figure(spec: Spec, table: pd.DataFrame, shown: Shown) -> list[Picture]:
+    """Returns the figure of aggregated rows; [] if no run has measured enough of it."""
+    panels = [*_panels(spec, table)]
     if not panels:
         return []
     rows = pd.concat([panel.rows for panel in panels])
     texts = [spec.caption, paper.note(rows, brief=True)]
     if rows[~of_paper(rows)]["standard_error"].notna().any():
         intervals = "95 % intervals of Student's t"
-        bars = intervals if "low" in rows else "standard error over seeds"
+        bars = intervals if "low" in table else "standard error over seeds"
         texts.insert(1, f"Bars: {bars}.")
     drawn = _draw(spec, panels, shown)
     return style.picture(spec.name, spec.title, " ".join(filter(None, texts)), drawn)
 
 
-def _panels(spec: Spec, shown: Shown) -> Iterator[_Panel]:
+def _panels(spec: Spec, table: pd.DataFrame) -> Iterator[_Panel]:
     """Yields the panels that have enough numbers of a run, not only of the paper."""
-    table, panels = select(shown.table, spec.where), [*spec.panels]
+    table, panels = select(table, spec.where), [*spec.panels]
     if not {spec.x, *panels} <= {*table}:
         return
     table = table.dropna(subset=["mean", spec.x, *panels])
     if spec.dots:
         table = table[~of_paper(table)]
+    mean, error = table["mean"], table["standard_error"]
+    low, high = table.get("low", mean - error), table.get("high", mean + error)
+    table = table.assign(low=low.fillna(mean), high=high.fillna(mean))
     for metrics in spec.metrics:
         rows = table[table["metric"].isin(metrics)]
         places = rows[panels].drop_duplicates()
@@ -89,14 +91,13 @@ def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
         len(panels), columns, (width, height), sharey=spec.dots
     )
     if spec.share:
-        _share(grid, panels)
+        _share(grid, panels, columns)
     entries: dict[str, Style] = {}
     looks: dict[str, int] = {}
     for axes, panel in zip(grid, panels, strict=True):
         curves = [*_curves(spec, panel, shown, looks)]
-        for number, (name, look, rows) in enumerate(curves):
-            if name:
-                entries[name] = look
+        entries |= {name: look for name, look, _ in curves if name}
+        for number, (_, look, rows) in enumerate(curves):
             if spec.dots:
                 place = 0.75 * (0.5 - (number + 0.5) / len(curves)) * (spec.x != "run")
                 at = place - rows[spec.x].map(names.index).astype(float)
@@ -119,16 +120,14 @@ def _draw(spec: Spec, panels: Sequence[_Panel], shown: Shown) -> Figure:
     return figure
 
 
-def _share(grid: Sequence[Axes], panels: Sequence[_Panel]) -> None:
+def _share(grid: Sequence[Axes], panels: Sequence[_Panel], columns: int) -> None:
     """Lets panels of the same metrics share their limits; a row labels them once."""
     firsts: dict[tuple[str, ...], Axes] = {}
     for number, (axes, panel) in enumerate(zip(grid, panels, strict=True)):
         first = firsts.setdefault(panel.metrics, axes)
         if axes is not first:
             axes.sharey(first)
-        place = axes.get_subplotspec()
-        is_left = place is None or place.is_first_col()
-        if not is_left and panels[number - 1].metrics == panel.metrics:
+        if number % columns and panels[number - 1].metrics == panel.metrics:
             axes.yaxis.label.set_visible(False)
             axes.tick_params(axis="y", labelleft=False)
 
@@ -163,21 +162,14 @@ def _draw_points(
     axes: Axes, rows: pd.DataFrame, at: "pd.Series[float]", look: Style, *, dots: bool
 ) -> None:
     """Draws finite points with bars; `at` is the x of curves, the y of dots."""
-    rows = _with_ends(rows).assign(at=at).dropna(subset=["at"]).sort_values("at")
+    rows = rows[np.isfinite(rows["mean"])].assign(at=at)
+    rows = rows.dropna(subset=["at"]).sort_values("at")
     bars = np.array([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
     error = bars if bars.any() and look["color"] != style.FAINT else None
     if dots:
         axes.errorbar(rows["mean"], rows["at"], xerr=error, **{**look, "linestyle": ""})
     else:
         axes.errorbar(rows["at"], rows["mean"], yerr=error, **look)
-
-
-def _with_ends(rows: pd.DataFrame) -> pd.DataFrame:
-    """Returns the finite points with the ends of their bars."""
-    rows = rows[np.isfinite(rows["mean"])]
-    mean, error = rows["mean"], rows["standard_error"]
-    low, high = rows.get("low", mean - error), rows.get("high", mean + error)
-    return rows.assign(low=low.fillna(mean), high=high.fillna(mean))
 
 
 def _marks(axes: Axes, spec: Spec, panel: _Panel, shown: Shown) -> dict[str, Style]:
@@ -227,7 +219,8 @@ def _finish_dots(axes: Axes, spec: Spec, panel: _Panel, words: Words) -> None:
     """
     axes.set_title(label(words.place(panel.at)))
     text = words.axis(panel.metrics[0])
-    points, share = _with_ends(panel.rows), is_share(panel.metrics[0])
+    points = panel.rows[np.isfinite(panel.rows["mean"])]
+    share = is_share(panel.metrics[0])
     if spec.line != 0 and not share and style.spans(points["mean"]):
         axes.set_xscale("log")
         style.label_logs(axes.xaxis)

@@ -12,10 +12,9 @@ import io
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from typing import Any, NamedTuple
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -54,28 +53,19 @@ class Picture(NamedTuple):
     name: str  # stem of its file
     title: str
     caption: str
-    svg: str  # for the page
+    url: str  # the SVG for the page, as a data URL
     png: bytes
     least: int  # smallest width on a screen, pixels
     kind: str = "figure"
-
-    @property
-    def source(self) -> str:
-        """The SVG as a data URL."""
-        content = base64.b64encode(self.svg.encode()).decode()
-        return f"data:image/svg+xml;base64,{content}"
 
 
 @contextlib.contextmanager
 def looks() -> Iterator[None]:
     """Applies `report.mplstyle` to Matplotlib in place of the user's settings."""
-    style_file = resources.files(__package__).joinpath("report.mplstyle")
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    look = matplotlib.style.context(f"{__package__}.report", after_reset=True)
+    with look, warnings.catch_warnings():
         # The PNG shows a box for a letter that the font lacks.
         warnings.filterwarnings("ignore", "Glyph")
-        matplotlib.rcdefaults()
-        with resources.as_file(style_file) as path:
-            matplotlib.rc_file(path, use_default_template=False)
         yield
 
 
@@ -87,8 +77,9 @@ def picture(name: str, title: str, caption: str, figure: Figure) -> list[Picture
     empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     FigureCanvasSVG(figure).print_svg(svg, metadata=empty)
     least = round(_SMALLEST * 96 * figure.get_figwidth())
-    adaptive = _adaptive(svg.getvalue())
-    return [Picture(name, title, caption, adaptive, png.getvalue(), least)]
+    content = base64.b64encode(_adaptive(svg.getvalue()).encode()).decode()
+    url = f"data:image/svg+xml;base64,{content}"
+    return [Picture(name, title, caption, url, png.getvalue(), least)]
 
 
 def _adaptive(svg: str) -> str:

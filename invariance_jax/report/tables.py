@@ -7,7 +7,7 @@ import pandas as pd
 
 from invariance_jax.report import paper
 from invariance_jax.report.aggregate import coordinates, of_paper, select, show
-from invariance_jax.report.read import NUMBERS, SUMMARY, Run
+from invariance_jax.report.read import NUMBERS, SUMMARY
 from invariance_jax.report.sections import KINDS
 from invariance_jax.report.words import Words, word
 
@@ -75,7 +75,7 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
     return table[[name for name in dict.fromkeys(names) if name in table]]
 
 
-def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[Table]:
+def downstream(table: pd.DataFrame, words: Words) -> list[Table]:
     """Returns the tables of the downstream task: a row for each kind of features and M.
 
     Several runs, and the paper, are shown at the smallest and the largest M only.
@@ -93,7 +93,7 @@ def downstream(table: pd.DataFrame, runs: Sequence[Run], words: Words) -> list[T
     order = order.sort_values(["run", "features", "views"], kind="stable")
     rows, is_end = rows.loc[order.index], is_end.loc[order.index]
     note, index = "M: number of averaged views.", ["features", "views"]
-    if len(runs) > 1:
+    if words.several:
         rows, index = rows[is_end & (rows["features"] == "encoder")], ["run", *index]
     else:
         constant = select(table, {"metric": "mse.constant"}).assign(
