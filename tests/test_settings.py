@@ -26,9 +26,9 @@ from invariance_jax.settings import (
     to_dict,
 )
 from invariance_jax.settings.command_line import key_help, meanings
-from invariance_jax.settings.rules import make_image_views
 from invariance_jax.settings.schema import EXPERIMENTS, get
 from invariance_jax.settings.values import parts
+from invariance_jax.settings.views import make_image_views
 from invariance_jax.training.build import build
 
 NAN, INF = math.nan, math.inf
