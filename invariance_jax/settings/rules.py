@@ -8,7 +8,7 @@ and what was expected.
 import copy
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 
 from invariance_jax import data
 from invariance_jax.data.limits import machine_memory
@@ -159,8 +159,7 @@ def _check_optimizer(settings: Settings, problems: _Problems) -> None:
     if optimizer.name != "lars":
         problems.only("optimizer.clip_trust", False, why)
     if not optimizer.exclude:
-        why = "optimizer.exclude is empty"
-        problems.only("optimizer.excluded_rate", 1.0, why)
+        problems.only("optimizer.excluded_rate", 1.0, "optimizer.exclude is empty")
 
 
 def _check_validation(settings: Settings, problems: _Problems) -> None:
@@ -200,8 +199,7 @@ def _check_own_parts(settings: Settings, problems: _Problems) -> None:
         if settings.data.name == "spirograph":
             why = "data.name is 'spirograph', which makes its own views"
             only("augmentation.name", "image", why)
-        why = "augmentation.name is MODULE:FUNCTION"
-        only("evaluation.families", ("all",), why)
+        only("evaluation.families", ("all",), "augmentation.name is MODULE:FUNCTION")
     else:
         only("augmentation.kwargs", {}, f"augmentation.name is {augmentation.name!r}")
     if encoder.name not in RESNETS:
@@ -327,7 +325,7 @@ def _check_parameters(
     settings: Settings,
     names: tuple[str, ...],
     problems: _Problems,
-    idle: frozenset[str] = frozenset(),
+    idle: Set[str] = frozenset(),
 ) -> None:
     """Checks that the penalty's parameters are in `names`, and not all in `idle`."""
     penalty = settings.penalty
@@ -388,9 +386,10 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
         if views is not None:
             # The penalty acts on the first view, so its probabilities decide.
             no_jitter = 0 in (augmentation.jitter_probability, augmentation.strength)
-            idle = {*(JITTER_NAMES if no_jitter else ())}
-            idle |= {"blur.sigma"} if augmentation.blur_probability == 0 else set()
-            _check_parameters(settings, views.names, problems, frozenset(idle))
+            idle = {*JITTER_NAMES} if no_jitter else set()
+            if augmentation.blur_probability == 0:
+                idle.add("blur.sigma")
+            _check_parameters(settings, views.names, problems, idle)
             if settings.more_views:
                 names = {"crop_area": "more_area", "image_size": "more_size"}
                 _attempt(lambda: make_image_views(stand_in, "more"), problems, names)
