@@ -14,7 +14,7 @@ if __name__ == "__main__":
 from absl import flags
 
 from invariance_jax import check, embed, evaluate, export, report, train
-from invariance_jax.runs.workdir import check_folder, read_config
+from invariance_jax.runs.workdir import check_folder
 from invariance_jax.runtime import devices, startup
 from invariance_jax.runtime.files import work_folder
 from invariance_jax.settings import Config
@@ -60,15 +60,13 @@ def main(arguments: list[str]) -> None:
     if request:
         sys.exit(submission.submit(request, plan, mode))
     if plan.runs:  # XLA reads the option once, when the devices are first used
-        first = plan.runs[0].config or read_config(plan.runs[0].workdir)
-        devices.make_deterministic(first.deterministic)
+        devices.make_deterministic(plan.runs[0].config.deterministic)
     writes = startup.initialize()
     sweeps.start(plan, writes=writes)
     diverged: list[str] = []
     for run in plan.runs:
         with sweeps.divergence_noted(plan, run, diverged):
             if mode in ("all", "train"):
-                assert run.config is not None
                 train.run(run.config, run.workdir)
             if mode in ("all", "evaluate"):
                 results = evaluate.run(run.config, run.workdir)

@@ -26,9 +26,9 @@ from invariance_jax.settings import (
     to_dict,
 )
 from invariance_jax.settings.command_line import key_help, meanings
-from invariance_jax.settings.rules import make_image_views
 from invariance_jax.settings.schema import EXPERIMENTS, get
 from invariance_jax.settings.values import parts
+from invariance_jax.settings.views import make_image_views
 from invariance_jax.training.build import build
 
 NAN, INF = math.nan, math.inf
@@ -236,7 +236,6 @@ SHIFTS = "evaluation.shifts"
         ({"data.train_examples": None}, "an integer"),
         ({"data.train_examples": 2**30}, "fewer"),
         ({"data.test_examples": 1}, "2 or more"),
-        ({"data.validation_examples": 0, "logging.probe_every_steps": 10}, "no use"),
         ({"evaluation.label_fraction": 0.5}, "1.0, as Spirograph has no labels"),
         ({"embedding.num_views": 0}, "M >= 1"),
         ({"evaluation.families": ("all", "color")}, "('all',)"),

@@ -141,12 +141,6 @@ def test_what_was_not_asked_for_is_left_to_slurm(capsys, tmp_path):
         assert f"--{name}" not in found
 
 
-def test_a_dry_run_writes_nothing(capsys, tmp_path):
-    script(capsys, tmp_path / "run")
-    submit(tmp_path / "run", cluster="local", dry_run="true")
-    assert not any(tmp_path.iterdir())
-
-
 def test_a_submission_uses_no_device(tmp_path):
     code = (
         "import runpy, sys\n"

@@ -8,10 +8,7 @@ and what was expected.
 import copy
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Mapping, Set
 
 from invariance_jax import data
 from invariance_jax.data.limits import machine_memory
@@ -32,26 +29,13 @@ from invariance_jax.settings.schema import (
     get,
 )
 from invariance_jax.settings.values import Bad, convert, expectation
+from invariance_jax.settings.views import (
+    PROBABILITIES,
+    make_image_views,
+    make_spirograph,
+)
 from invariance_jax.transforms import Transformation, image, shifts, spirograph
 from invariance_jax.transforms.color import JITTER_NAMES
-
-_FULL_STEP: dict[str, object] = {
-    "penalty.estimator": "directional",
-    "penalty.batch_statistics": "coupled",
-}
-_UNWEIGHTED: dict[str, object] = {"penalty.parameter_weights": ()}
-_REQUIRED_BY_KIND: dict[str, dict[str, object]] = {
-    "gradient": _UNWEIGHTED,
-    "consistency": {
-        **_FULL_STEP,
-        **_UNWEIGHTED,
-        "penalty.parameters": (),
-        "penalty.directions": 1,
-    },
-    "total_effect": _FULL_STEP,
-    "mixed": {**_FULL_STEP, **_UNWEIGHTED},
-}
-"""Kind of the penalty -> key -> the only value that this kind allows."""
 
 
 class _Problems:
@@ -61,17 +45,15 @@ class _Problems:
         self._config = config
         self.lines: dict[str, str] = {}  # key -> its error
 
-    def require(
-        self, condition: bool, key: str, expected: str, value: object = ...
-    ) -> None:
-        """Adds an error unless a condition holds; `value` defaults to the key's."""
-        if not condition:
-            value = get(self._config, key) if value is ... else value
-            self.lines.setdefault(key, f"{key} is {value!r}; expected {expected}.")
+    def refuse(self, key: str, expected: str, value: object = ...) -> None:
+        """Adds an error, the first one of its key; `value` defaults to the key's."""
+        value = get(self._config, key) if value is ... else value
+        self.lines.setdefault(key, f"{key} is {value!r}; expected {expected}.")
 
     def only(self, key: str, value: object, why: str) -> None:
         """Adds an error unless a key has the only value that other keys allow."""
-        self.require(get(self._config, key) == value, key, f"{value!r}, as {why}")
+        if get(self._config, key) != value:
+            self.refuse(key, f"{value!r}, as {why}")
 
     def stop(self) -> None:
         """Raises ValueError with all lines, if any, and those of `plugins.problems`."""
@@ -106,7 +88,8 @@ def resolve(config: Config) -> Settings:
     _check_validation(settings, problems)
     _check_own_parts(settings, problems)
     for row in settings.evaluation.shifts:
-        _check_shift(row, settings, problems)
+        if expected := _expected_shift(row, settings):
+            problems.refuse("evaluation.shifts", expected, row)
     if settings.data.name == "spirograph":
         _check_spirograph(settings, problems)
     else:
@@ -123,44 +106,49 @@ def converted(config: Config) -> Settings:
         try:
             change(settings, name, convert(KEYS[name], value))
         except Bad as detail:
-            problems.require(False, name, f"{expectation(KEYS[name])}{detail}")
+            problems.refuse(name, f"{expectation(KEYS[name])}{detail}")
     problems.stop()
     return settings
 
 
 def _check_objective(settings: Settings, problems: _Problems) -> None:
     """Checks length, seeds, penalty, batch and method, for every data set."""
-    require, penalty = problems.require, settings.penalty
+    refuse, only, penalty = problems.refuse, problems.only, settings.penalty
     length = settings.steps, settings.epochs
-    is_given_once = length.count(None) == 1
-    expected = "exactly one of them to be given"
-    require(is_given_once, "steps, epochs", expected, length)
-    last = settings.seed + settings.seeds - 1
-    require(last < 2**32, "seed", "the last seed, seed + seeds - 1, below 2**32")
-    for name, value in _REQUIRED_BY_KIND[penalty.kind].items():
-        problems.only(name, value, f"penalty.kind is {penalty.kind!r}")
+    if length.count(None) != 1:
+        refuse("steps, epochs", "exactly one of them to be given", length)
+    if settings.seed + settings.seeds > 2**32:
+        refuse("seed", "the last seed, seed + seeds - 1, below 2**32")
+    why = f"penalty.kind is {penalty.kind!r}"
+    if penalty.kind != "gradient":
+        only("penalty.estimator", "directional", why)
+        only("penalty.batch_statistics", "coupled", why)
+    if penalty.kind != "total_effect":
+        only("penalty.parameter_weights", (), why)
+    if penalty.kind == "consistency":
+        only("penalty.parameters", (), why)
+        only("penalty.directions", 1, why)
     batch, group = settings.batch_size, settings.batchnorm.group_size
-    expected = f"0, or a divisor of {batch} that is more than 1"
-    divides = group == 0 or (group > 1 and batch % group == 0)
-    require(divides, "batchnorm.group_size", expected)
-    parts = settings.microbatches
-    require(batch % parts == 0, "microbatches", f"a divisor of {batch}")
+    if group == 1 or (group and batch % group):
+        expected = f"0, or a divisor of {batch} that is more than 1"
+        refuse("batchnorm.group_size", expected)
+    if batch % settings.microbatches:
+        refuse("microbatches", f"a divisor of {batch}")
     encoder = settings.encoder
     is_linear = (encoder.depth, encoder.final) == (1, "linear")
     has_norm = encoder.name in RESNETS or (encoder.name == "mlp" and not is_linear)
-    expected = "a number of examples, not 0, as microbatches is not 1"
-    fits = parts == 1 or group > 0 or not has_norm
-    require(fits, "batchnorm.group_size", expected)
+    if settings.microbatches > 1 and group == 0 and has_norm:
+        expected = "a number of examples, not 0, as microbatches is not 1"
+        refuse("batchnorm.group_size", expected)
     method = settings.method.name
     if not (method in WITH_SIMILARITIES or plugins.is_own(method)):
-        why = f"method.name {method!r} computes no similarities"
-        problems.only("similarity_block", 0, why)
-    if penalty.weight > 0 and penalty.at == "z":
-        problems.only("microbatches", 1, "penalty.at 'z' needs the whole batch")
-    needs_batch = penalty.normalization == "batch" and penalty.kind != "consistency"
-    if penalty.weight > 0 and needs_batch:
-        why = "penalty.normalization 'batch' needs the whole batch"
-        problems.only("microbatches", 1, why)
+        only("similarity_block", 0, f"method.name {method!r} computes no similarities")
+    if penalty.weight > 0:
+        if penalty.at == "z":
+            only("microbatches", 1, "penalty.at 'z' needs the whole batch")
+        if penalty.normalization == "batch" and penalty.kind != "consistency":
+            why = "penalty.normalization 'batch' needs the whole batch"
+            only("microbatches", 1, why)
 
 
 def _check_optimizer(settings: Settings, problems: _Problems) -> None:
@@ -171,20 +159,21 @@ def _check_optimizer(settings: Settings, problems: _Problems) -> None:
     if optimizer.name != "lars":
         problems.only("optimizer.clip_trust", False, why)
     if not optimizer.exclude:
-        why = "optimizer.exclude is empty"
-        problems.only("optimizer.excluded_rate", 1.0, why)
+        problems.only("optimizer.excluded_rate", 1.0, "optimizer.exclude is empty")
 
 
 def _check_validation(settings: Settings, problems: _Problems) -> None:
     """Checks that no key uses the validation split if it is empty."""
+    if settings.data.validation_examples > 0:
+        return
     uses = {
         "logging.probe_every_steps": settings.logging.probe_every_steps > 0,
         "evaluation.split": settings.evaluation.split == "validation",
         "embedding.splits": "validation" in settings.embedding.splits,
     }
-    for name, is_used in uses.items() if not settings.data.validation_examples else ():
-        expected = "no use of the validation split, as data.validation_examples is 0"
-        problems.require(not is_used, name, expected)
+    expected = "no use of the validation split, as data.validation_examples is 0"
+    for name in filter(uses.get, uses):
+        problems.refuse(name, expected)
 
 
 def _check_own_parts(settings: Settings, problems: _Problems) -> None:
@@ -199,45 +188,43 @@ def _check_own_parts(settings: Settings, problems: _Problems) -> None:
         why = "method.name is MODULE:FUNCTION and penalty.at is 'z'"
         only(statistics, "coupled", why)
     # The run passes these itself; a value of the user would replace its own.
-    for key, passed in (
-        ("encoder.kwargs", ("axis_name",)),
-        ("method.kwargs", ("features", "axis_name")),
+    for key, name in (
+        ("encoder.kwargs", "axis_name"),
+        ("method.kwargs", "features"),
+        ("method.kwargs", "axis_name"),
     ):
-        for name in passed:
-            expected = f"no {name}, which the run passes itself"
-            problems.require(name not in get(settings, key), key, expected)
+        if name in get(settings, key):
+            problems.refuse(key, f"no {name}, which the run passes itself")
     if plugins.is_own(augmentation.name):
         if settings.data.name == "spirograph":
             why = "data.name is 'spirograph', which makes its own views"
             only("augmentation.name", "image", why)
-        why = "augmentation.name is MODULE:FUNCTION"
-        only("evaluation.families", ("all",), why)
+        only("evaluation.families", ("all",), "augmentation.name is MODULE:FUNCTION")
     else:
         only("augmentation.kwargs", {}, f"augmentation.name is {augmentation.name!r}")
-    if encoder.name in RESNETS:
-        expected = f"at most 256 for {encoder.name}, or None, which means 64"
-        problems.require((encoder.width or 0) <= 256, "encoder.width", expected)
-    else:
+    if encoder.name not in RESNETS:
         why = f"encoder.name is {encoder.name!r} and weights are read for ResNets only"
         only("encoder.weights", None, why)
+    elif (encoder.width or 0) > 256:
+        expected = f"at most 256 for {encoder.name}, or None, which means 64"
+        problems.refuse("encoder.width", expected)
 
 
 def _check_sizes(settings: Settings, problems: _Problems) -> None:
-    require, encoder = problems.require, settings.encoder
-    size = settings.data.image_size
-    further = settings.augmentation.more_size
-    expected = f"{size} or None, as an MLP takes images of one size"
-    fits = encoder.name != "mlp" or further in (None, size)
-    require(fits, "augmentation.more_size", expected)
+    refuse, encoder = problems.refuse, settings.encoder
+    size, further = settings.data.image_size, settings.augmentation.more_size
+    if encoder.name == "mlp" and further not in (None, size):
+        expected = f"{size} or None, as an MLP takes images of one size"
+        refuse("augmentation.more_size", expected)
     if encoder.name in VITS:
-        divides = not (size or 0) % encoder.patch_size
-        expected = f"a divisor of data.image_size, {size}"
-        require(divides, "encoder.patch_size", expected)
-        divides = not (further or 0) % encoder.patch_size
-        expected = f"a multiple of encoder.patch_size, {encoder.patch_size}"
-        require(divides, "augmentation.more_size", expected)
-        divides = not (encoder.width or 0) % HEAD_FEATURES
-        require(divides, "encoder.width", f"a multiple of {HEAD_FEATURES}")
+        patch = encoder.patch_size
+        if (size or 0) % patch:
+            refuse("encoder.patch_size", f"a divisor of data.image_size, {size}")
+        if (further or 0) % patch:
+            expected = f"a multiple of encoder.patch_size, {patch}"
+            refuse("augmentation.more_size", expected)
+        if (encoder.width or 0) % HEAD_FEATURES:
+            refuse("encoder.width", f"a multiple of {HEAD_FEATURES}")
 
 
 def is_asked(settings: Settings, experiment: str) -> bool:
@@ -245,91 +232,70 @@ def is_asked(settings: Settings, experiment: str) -> bool:
     return bool({experiment, "all"} & {*settings.evaluation.experiments})
 
 
-def _check_shift(
-    row: tuple[str, str, tuple[float, ...]], settings: Settings, problems: _Problems
-) -> None:
-    """Checks a row of evaluation.shifts, against the data set only if measured."""
+def _expected_shift(
+    row: tuple[str, str, tuple[float, ...]], settings: Settings
+) -> str | None:
+    """Returns what is expected in place of a row of evaluation.shifts, if it is bad.
 
-    def require(condition: bool, expected: str) -> None:
-        problems.require(condition, "evaluation.shifts", expected, row)
-
+    It is compared to the data set only if it is measured.
+    """
     name, kind, values = row
     names: tuple[str, ...] = (*spirograph.PARAMETERS, *shifts.GROUPS)
     if kind == "strength":
         names, most = ("color",), image.MAX_STRENGTH
-        inside = all(0 <= strength <= most for strength in values)
-        require(inside, f"strengths from 0 to {most}")
-    if kind == "widen":
-        positive = all(factor >= 0 for factor in values)
-        require(positive, "factors of 0 or more to widen by")
+        if not all(0 <= strength <= most for strength in values):
+            return f"strengths from 0 to {most}"
+    if kind == "widen" and min(values, default=0) < 0:
+        return "factors of 0 or more to widen by"
     kinds = ("move", "widen", "strength")
-    known = kind in kinds and name in names and len(values) > 0
-    require(known, f"(one of {', '.join(names)}; one of {', '.join(kinds)}; numbers)")
-    if not known or not is_asked(settings, "shift"):
-        return
+    if kind not in kinds or name not in names or not values:
+        return f"(one of {', '.join(names)}; one of {', '.join(kinds)}; numbers)"
+    if not is_asked(settings, "shift"):
+        return None
+    is_strength = kind == "strength"
     if settings.data.name != "spirograph":
-        require(kind == "strength", '("color", "strength", numbers) for images')
-    elif kind == "strength":
-        require(False, '"move" or "widen" for Spirograph')
-    else:
-        for parameter in shifts.GROUPS.get(name, (name,)):
-            is_nuisance = parameter not in settings.data.targets
-            require(is_nuisance, f"a nuisance parameter: {parameter} is a target")
-            low, high = getattr(settings.data.bounds, parameter)
-            # b and sigma must be positive for an image to exist.
-            for value in values if parameter in ("b", "sigma") else ():
-                widened = (low + high) / 2 - value * (high - low) / 2
-                positive = (low + value if kind == "move" else widened) > 0
-                require(positive, f"distributions of {parameter} that stay above 0")
+        return None if is_strength else '("color", "strength", numbers) for images'
+    if is_strength:
+        return '"move" or "widen" for Spirograph'
+    for parameter in shifts.GROUPS.get(name, (name,)):
+        if parameter in settings.data.targets:
+            return f"a nuisance parameter: {parameter} is a target"
+        low, high = getattr(settings.data.bounds, parameter)
+        # b and sigma must be positive for an image to exist.
+        for value in values if parameter in ("b", "sigma") else ():
+            widened = (low + high) / 2 - value * (high - low) / 2
+            if (low + value if kind == "move" else widened) <= 0:
+                return f"distributions of {parameter} that stay above 0"
+    return None
 
 
 def _check_spirograph(settings: Settings, problems: _Problems) -> None:
-    require, section = problems.require, settings.data
+    refuse, section = problems.refuse, settings.data
     for name in ("train_examples", "test_examples", "image_size"):
-        require(getattr(section, name) is not None, f"data.{name}", "an integer")
-    count = section.validation_examples
-    require(count > 0, "data.validation_examples", "a positive number")
-    is_whole = settings.evaluation.families == ("all",)
-    require(is_whole, "evaluation.families", "('all',)")
+        if getattr(section, name) is None:
+            refuse(f"data.{name}", "an integer")
+    if section.validation_examples == 0:
+        refuse("data.validation_examples", "a positive number")
+    if settings.evaluation.families != ("all",):
+        refuse("evaluation.families", "('all',)")
     for name, value in (("source", "memory"), ("store_size", None)):
         problems.only(f"data.{name}", value, "Spirograph is drawn on the devices")
     problems.only("evaluation.label_fraction", 1.0, "Spirograph has no labels")
-    is_plain = settings.embedding.num_views == 0
-    expected = "M >= 1, as Spirograph has no plain image"
-    require(not is_plain, "embedding.num_views", expected)
-    if not (section.train_examples and section.test_examples and section.image_size):
+    if settings.embedding.num_views == 0:
+        refuse("embedding.num_views", "M >= 1, as Spirograph has no plain image")
+    train, test = section.train_examples, section.test_examples
+    if train is None or test is None or section.image_size is None:
         return  # an error names the missing key
-    total = section.train_examples + count + section.test_examples
     # A target is drawn in float64 (8 bytes) and kept in float32 (4 bytes).
-    needed = 12 * len(section.targets) * total
+    needed = 12 * len(section.targets) * (train + section.validation_examples + test)
     memory = machine_memory()
-    expected = f"fewer: the targets take {needed:.2g} of {memory:.2g} bytes of memory"
-    require(needed < memory / 2, "data.train_examples", expected)
+    if needed >= memory / 2:
+        text = f"fewer: the targets take {needed:.2g} of {memory:.2g} bytes of memory"
+        refuse("data.train_examples", text)
     names = {"bounds of ": "bounds."}
     views = _attempt(lambda: make_spirograph(settings), problems, names)
     if views is not None:
         _check_parameters(settings, views.names, problems)
-
-
-def make_spirograph(settings: Settings) -> Transformation:
-    """Returns the transformation of the Spirograph data."""
-    section = settings.data
-    assert section.image_size is not None
-    return spirograph.make_transformation(
-        targets=section.targets,
-        bounds=spirograph_bounds(settings),
-        image_size=section.image_size,
-        num_points=section.num_points,
-        extent=section.extent,
-        normalization=section.normalization,
-    )
-
-
-def spirograph_bounds(settings: Settings) -> np.ndarray:
-    """Returns the bounds `[10, 2]`, rows in the order of `spirograph.PARAMETERS`."""
-    bounds = settings.data.bounds
-    rows = [getattr(bounds, name) for name in spirograph.PARAMETERS]
-    return np.array(rows, np.float64)
 
 
 def _attempt(
@@ -359,22 +325,22 @@ def _check_parameters(
     settings: Settings,
     names: tuple[str, ...],
     problems: _Problems,
-    idle: frozenset[str] = frozenset(),
+    idle: Set[str] = frozenset(),
 ) -> None:
     """Checks that the penalty's parameters are in `names`, and not all in `idle`."""
-    penalty, key = settings.penalty, "penalty.parameters"
-    expected = f"some of {', '.join(names) or 'none'}"
-    problems.require({*penalty.parameters} <= {*names}, key, expected)
+    penalty = settings.penalty
     weights, selected = penalty.parameter_weights, penalty.parameters or names
-    expected = f"a weight for each of {', '.join(selected)}, one of them above 0, or ()"
-    fits = not weights or (len(weights) == len(selected) and any(weights))
-    problems.require(fits, "penalty.parameter_weights", expected)
-    if penalty.weight > 0 and penalty.kind != "consistency":
-        noun = "a parameter"
-        if not {*names} - idle:
+    if not {*penalty.parameters} <= {*names}:
+        problems.refuse("penalty.parameters", f"some of {', '.join(names) or 'none'}")
+    if weights and (len(weights) != len(selected) or not any(weights)):
+        each = f"a weight for each of {', '.join(selected)}, one of them above 0, or ()"
+        problems.refuse("penalty.parameter_weights", each)
+    acts = penalty.weight > 0 and penalty.kind != "consistency"
+    if acts and {*selected} <= idle:
+        key, noun = "penalty.parameters", "a parameter"
+        if {*names} <= idle:
             key, noun = "augmentation.differentiate", "an operation"
-        expected = f"{noun} that is switched on, as penalty.weight is not 0"
-        problems.require(bool({*selected} - idle), key, expected)
+        problems.refuse(key, f"{noun} that is switched on, as penalty.weight is not 0")
 
 
 def check_parameters(settings: Settings, names: tuple[str, ...]) -> None:
@@ -384,27 +350,20 @@ def check_parameters(settings: Settings, names: tuple[str, ...]) -> None:
     problems.stop()
 
 
-_PROBABILITIES = tuple(
-    f"{name}_probability" for name in ("jitter", "gray", "blur", "solarize", "erase")
-)
-"""Keys of augmentation that may differ between the two views of an example."""
-
-
 def _apply_recipe(augmentation: Augmentation, problems: _Problems) -> None:
     """Sets keys that are None to the recipe's values; checks `second_view`."""
     for name, value in image.RECIPES[augmentation.recipe].items():
         if getattr(augmentation, name) is None:
-            if name in _PROBABILITIES and isinstance(value, tuple):
+            if name in PROBABILITIES and isinstance(value, tuple):
                 value, second = value
                 augmentation.second_view = {name: second, **augmentation.second_view}
             setattr(augmentation, name, value)
-    are_known = {*augmentation.second_view} <= {*_PROBABILITIES}
-    expected = f"some of {', '.join(_PROBABILITIES)}"
-    problems.require(are_known, "augmentation.second_view", expected)
+    key = "augmentation.second_view"
+    if not {*augmentation.second_view} <= {*PROBABILITIES}:
+        problems.refuse(key, f"some of {', '.join(PROBABILITIES)}")
     for name, value in augmentation.second_view.items():
-        fits = type(value) in (int, float) and 0 <= value <= 1
-        expected = f"a probability {name} from 0 to 1"
-        problems.require(fits, "augmentation.second_view", expected)
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            problems.refuse(key, f"a probability {name} from 0 to 1")
 
 
 def _check_images(settings: Settings, problems: _Problems) -> None:
@@ -412,12 +371,13 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
     if section.store_size is not None:
         square = (section.store_size,) * 2
         section.source_size = section.source_size or square
-        expected = f"{square}, the square of data.store_size, or None"
-        problems.require(section.source_size == square, "data.source_size", expected)
+        if section.source_size != square:
+            expected = f"{square}, the square of data.store_size, or None"
+            problems.refuse("data.source_size", expected)
     problems.only("evaluation.lbfgs_steps", (), "the probe is logistic")
     _apply_recipe(augmentation, problems)
-    fits = "augmentation.second_view" not in problems.lines
-    if fits and not plugins.is_own(augmentation.name):
+    is_built_in = not plugins.is_own(augmentation.name)
+    if is_built_in and "augmentation.second_view" not in problems.lines:
         stand_in = copy.deepcopy(settings)
         source = section.source_size or (32, 32)
         stand_in.data.source_size = source
@@ -426,65 +386,15 @@ def _check_images(settings: Settings, problems: _Problems) -> None:
         if views is not None:
             # The penalty acts on the first view, so its probabilities decide.
             no_jitter = 0 in (augmentation.jitter_probability, augmentation.strength)
-            idle = {*(JITTER_NAMES if no_jitter else ())}
-            idle |= {"blur.sigma"} if augmentation.blur_probability == 0 else set()
-            _check_parameters(settings, views.names, problems, frozenset(idle))
+            idle = {*JITTER_NAMES} if no_jitter else set()
+            if augmentation.blur_probability == 0:
+                idle.add("blur.sigma")
+            _check_parameters(settings, views.names, problems, idle)
             if settings.more_views:
                 names = {"crop_area": "more_area", "image_size": "more_size"}
                 _attempt(lambda: make_image_views(stand_in, "more"), problems, names)
     problems.stop()  # the set is asked last
     _fill_in(settings, problems)
-
-
-def make_image_views(settings: Settings, family: str = "all") -> Transformation:
-    """Returns the built-in transformation of an image set.
-
-    The family "all" has all operations, "color" and "crop" have a part of them, "more"
-    makes the further views of `more_views`, and "shift" jitters the colours of every
-    image at strength 1, nothing else.
-    """
-    section, augmentation = settings.data, settings.augmentation
-    whole = family in ("all", "more")
-    geometric, colored = whole or family == "crop", whole or family == "color"
-    size, area = section.image_size, augmentation.crop_area
-    if family == "more":
-        size, area = augmentation.more_size or size, augmentation.more_area or area
-    assert section.source_size is not None and size is not None
-    strength = augmentation.strength
-    assert strength is not None and augmentation.jitter_ranges is not None
-    differentiate = augmentation.differentiate if family == "all" else ()
-    probabilities: dict[str, Any] = {}
-    for name in _PROBABILITIES:
-        first = getattr(augmentation, name)
-        both = first, augmentation.second_view.get(name, first)
-        probabilities[name] = both if colored else 0.0
-    if family == "shift":
-        strength, differentiate = 1.0, ("color",)
-        probabilities["jitter_probability"] = 1.0
-    return image.make_transformation(
-        source_size=section.source_size,
-        image_size=size,
-        mean=section.mean or (0.5,) * 3,
-        std=section.std or (0.5,) * 3,
-        strength=strength,
-        jitter_ranges=augmentation.jitter_ranges,
-        crop=augmentation.crop and geometric,
-        flip=augmentation.flip and geometric,
-        differentiate=differentiate,
-        crop_area=area,
-        crop_aspect=augmentation.crop_aspect,
-        resampling=augmentation.resampling,
-        colorize=augmentation.colorize and colored,
-        rotation=augmentation.rotation * geometric,
-        scaling=augmentation.scaling * geometric,
-        shear=augmentation.shear * geometric,
-        translation=augmentation.translation * geometric,
-        blur_sigma=augmentation.blur_sigma,
-        solarize_threshold=augmentation.solarize_threshold,
-        erase_area=augmentation.erase_area,
-        squashed=section.store_size is not None,
-        **probabilities,
-    )
 
 
 _SET_KEYS = (
@@ -499,40 +409,39 @@ def _fill_in(settings: Settings, problems: _Problems) -> None:
     The `config.json` of a run gives all, so that its encoder can be used without the
     data set.
     """
-    section, require, description = settings.data, problems.require, None
-    *are_given, has_classes = (getattr(section, name) is not None for name in _SET_KEYS)
+    section, refuse, found = settings.data, problems.refuse, None
+    missing = [name for name in _SET_KEYS if getattr(section, name) is None]
     try:
-        if not (all(are_given) and has_classes):
+        if missing:
             known, folder = data.known(section.name), section.data_dir
-            description = known or data.describe(section.name, data_dir=folder)
+            found = known or data.describe(section.name, data_dir=folder)
     except ValueError as error:
-        if not all(are_given):  # a set without labels has no num_classes
+        if missing != ["num_classes"]:  # which a set without labels lacks
             problems.lines["data.name"] = f"data.name: {error}"
             problems.stop()
-    if description is not None:
-        count = description.num_train
-        expected = f"less than the {count} training images of {section.name}"
-        train = count - section.validation_examples
-        require(train > 0, "data.validation_examples", expected)
-        # Then later checks allow what the largest training split allows.
-        train = train if train > 0 else count
-        height, width, channels = description.image_shape
-        size = section.store_size
-        expected = f"an integer, as the images of {section.name} have several sizes"
-        require(size is not None or height * width > 0, "data.store_size", expected)
+    if found is not None:
+        train, size = found.num_train - section.validation_examples, section.store_size
+        if train <= 0:
+            expected = f"less than the {found.num_train} training images"
+            refuse("data.validation_examples", f"{expected} of {section.name}")
+            # Then later checks allow what the largest training split allows.
+            train = found.num_train
+        height, width, channels = found.image_shape
+        if size is None and height * width == 0:
+            expected = f"an integer, as the images of {section.name} have several sizes"
+            refuse("data.store_size", expected)
         shape = (height, width) if size is None else (size, size)
-        test, mean, std = description.num_test, description.mean, description.std
-        values = train, test, shape, channels, mean, std, description.num_classes
+        test, mean, std = found.num_test, found.mean, found.std
+        values = train, test, shape, channels, mean, std, found.num_classes
         for name, value in zip(_SET_KEYS, values, strict=True):
-            given = getattr(section, name)
-            if given is None:
+            if name in missing:
                 setattr(section, name, value)
-            elif name in ("num_classes", "source_size", "channels"):
-                expected = f"{value}, as in {section.name}, or None"
-                require(given == value, f"data.{name}", expected)
-            elif name.endswith("examples"):
+            given = getattr(section, name)
+            if name in ("num_classes", "source_size", "channels") and given != value:
+                refuse(f"data.{name}", f"{value}, as in {section.name}, or None")
+            if name.endswith("examples") and given > value:
                 expected = f"at most {value}, the number of images in {section.name}"
-                require(given <= value, f"data.{name}", expected)
+                refuse(f"data.{name}", expected)
     assert section.source_size is not None
     section.image_size = section.image_size or min(section.source_size)
     if section.num_classes is not None:
@@ -545,47 +454,51 @@ def _check_labels(settings: Settings, problems: _Problems) -> None:
     available = min(examples, evaluation.train_examples or examples)
     fraction, classes = evaluation.label_fraction, settings.data.num_classes or 1
 
-    def require(key: str, least: float, smallest: float) -> bool:
-        shown = math.ceil(1e6 * least) / 1e6
-        expected = f"{shown:g} at least, for an example of each of {classes} classes"
-        problems.require(smallest >= least, key, expected)
+    def suffices(smallest: float, least: float, key: str) -> bool:
+        if smallest < least:
+            shown = math.ceil(1e6 * least) / 1e6
+            expected = (
+                f"{shown:g} at least, for an example of each of {classes} classes"
+            )
+            problems.refuse(key, expected)
         return smallest >= least
 
     # A fraction of a class is rounded to whole examples, so half an example suffices.
     least = classes / 2 / available
-    if fraction < 1 and not require("evaluation.label_fraction", least, fraction):
+    if fraction < 1 and not suffices(fraction, least, "evaluation.label_fraction"):
         return
     if is_asked(settings, "label_fraction"):
-        fractions = evaluation.label_fractions
-        require("evaluation.label_fractions", least / fraction, fractions[0])
+        smallest = evaluation.label_fractions[0]
+        suffices(smallest, least / fraction, "evaluation.label_fractions")
     # The exact number is known with the labels, see `ImageTask.probe_examples`.
     most = available if fraction == 1 else int(available * fraction + classes / 2)
-    expected = f"at most {most}, as the probe is fitted on no more examples"
-    enough = max(evaluation.neighbors, default=0) <= most
-    problems.require(enough, "evaluation.neighbors", expected)
+    if max(evaluation.neighbors, default=0) > most:
+        expected = f"at most {most}, as the probe is fitted on no more examples"
+        problems.refuse("evaluation.neighbors", expected)
 
 
 def _derive(settings: Settings, problems: _Problems) -> None:
-    require, batch = problems.require, settings.batch_size
+    refuse, batch = problems.refuse, settings.batch_size
     examples = settings.data.train_examples or 0
-    fits = batch <= examples or settings.data.train_examples is None
-    require(fits, "batch_size", f"at most {examples} examples")
+    if batch > examples and settings.data.train_examples is not None:
+        refuse("batch_size", f"at most {examples} examples")
     key = f"data.{settings.evaluation.split}_examples"
-    expected = "2 or more, as evaluation.split is measured"  # a variance over examples
-    count = get(settings, key)
-    require(count is None or count > 1, key, expected)  # None has an error already
+    if get(settings, key) in (0, 1):  # None has an error already
+        # A variance over examples needs two.
+        refuse(key, "2 or more, as evaluation.split is measured")
     per_epoch = examples // batch
     steps = settings.steps or (settings.epochs or 0) * per_epoch
-    key = "steps" if settings.steps else "epochs"
-    require(steps <= MOST, key, f"at most {MOST} steps", steps)
-    warmup = settings.penalty.warmup_steps
-    require(warmup <= steps, "penalty.warmup_steps", f"at most {steps} steps")
+    if steps > MOST:
+        refuse("steps" if settings.steps else "epochs", f"at most {MOST} steps", steps)
+    if settings.penalty.warmup_steps > steps:
+        refuse("penalty.warmup_steps", f"at most {steps} steps")
     ends: tuple[int, ...] = ()
     if profiled := settings.logging.profile_steps:
         match = re.fullmatch(r"(\d{1,10}):(\d{1,10})", profiled)
         ends = tuple(map(int, match.groups())) if match else (0, 0)
-        expected = f"two increasing steps a:b, b at most {steps}"
-        require(ends[0] < ends[1] <= steps, "logging.profile_steps", expected)
+        if not ends[0] < ends[1] <= steps:
+            expected = f"two increasing steps a:b, b at most {steps}"
+            refuse("logging.profile_steps", expected)
     rate = settings.optimizer.learning_rate * batch / 256
     settings.derived = Derived(steps, per_epoch, rate, ends)
     problems.stop()
@@ -593,19 +506,18 @@ def _derive(settings: Settings, problems: _Problems) -> None:
 
 def check_devices(settings: Settings, num_devices: int) -> None:
     """Raises ValueError if the batch cannot be split over the devices."""
-    batch, group = settings.batch_size, settings.batchnorm.group_size
-    problems = _Problems(settings)
-    expected = f"a multiple of the {num_devices} devices"
-    problems.require(batch % num_devices == 0, "batch_size", expected)
-    problems.stop()
-    share, parts = batch // num_devices, settings.microbatches
+    problems, group = _Problems(settings), settings.batchnorm.group_size
+    parts = settings.microbatches
+    share, rest = divmod(settings.batch_size, num_devices)
+    part, rest_of_share = divmod(share, parts)
     each = f"the {share} examples that each of the {num_devices} devices has"
-    problems.require(share % parts == 0, "microbatches", f"a divisor of {each}")
-    problems.stop()
-    part, key = share // parts, "batchnorm.group_size"
-    if group:
+    if rest:
+        problems.refuse("batch_size", f"a multiple of the {num_devices} devices")
+    elif rest_of_share:
+        problems.refuse("microbatches", f"a divisor of {each}")
+    elif group and parts > 1 and part % group:
         expected = f"a divisor of the {part} examples of each of {parts} microbatches"
-        problems.require(parts == 1 or part % group == 0, key, expected)
-        fits = share % group == 0 or group % share == 0
-        problems.require(fits, key, f"a divisor or a multiple of {each}")
+        problems.refuse("batchnorm.group_size", expected)
+    elif group and share % group and group % share:
+        problems.refuse("batchnorm.group_size", f"a divisor or a multiple of {each}")
     problems.stop()

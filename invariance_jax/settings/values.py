@@ -136,8 +136,8 @@ def _check_range(key: Key, value: int | float) -> None:
         # Devices compute in float32.
         if not math.isfinite(value) or abs(value) > _HUGE or 0 < abs(value) < _TINY:
             raise Bad(", in the range of float32")
-    elif abs(value) > (key.most or MOST):
-        raise Bad("" if key.most else f", at most {MOST}")
+    elif key.most is None and abs(value) > MOST:
+        raise Bad(f", at most {MOST}")
     if (
         (key.above is not None and value <= key.above)
         or (key.least is not None and value < key.least)

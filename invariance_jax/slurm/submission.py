@@ -20,7 +20,7 @@ from absl import flags
 
 from invariance_jax.data.sets import find, folder_of_sets
 from invariance_jax.runs.tracking import check_tracking
-from invariance_jax.runs.workdir import check, check_same_run, read_config
+from invariance_jax.runs.workdir import check, check_same_run
 from invariance_jax.runtime.files import absolute, is_url, private_folder
 from invariance_jax.runtime.preemption import STOPPED
 from invariance_jax.settings import Settings, check_devices, resolve
@@ -87,8 +87,7 @@ def _run_here(request: Request, launches: Sequence[Launch], folder: Path) -> int
 
 def _check_run(request: Request, run: Run, mode: str) -> None:
     """Makes the checks of the run's start, so that errors appear before the queue."""
-    config = read_config(run.workdir) if run.config is None else run.config
-    settings = resolve(config)
+    settings = resolve(run.config)
     _check_prepared(settings)
     if mode in ("all", "train"):
         check(settings, run.workdir)

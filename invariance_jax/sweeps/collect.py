@@ -46,17 +46,16 @@ def finished(workdirs: Sequence[str]) -> list[epath.Path]:
     return folders
 
 
-def read_record(parent: epath.Path) -> Json:
-    """Returns the content of the `sweep.json` of a sweep, checked."""
+def read_variants(parent: epath.Path) -> dict[str, Config]:
+    """Returns folder -> configuration of the variants in a sweep's `sweep.json`."""
     path = parent / "sweep.json"
     content = read_json(path)
     check_format(content, FORMAT, path)
     try:
-        for variant in content["variants"].values():
-            from_dict(variant["config"])
+        variants = content["variants"].items()
+        return {name: from_dict(variant["config"]) for name, variant in variants}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}.") from error
-    return content
 
 
 def is_evaluated(settings: Settings, workdir: epath.Path) -> bool:
@@ -67,10 +66,9 @@ def is_evaluated(settings: Settings, workdir: epath.Path) -> bool:
 
 def _finished_variants(parent: epath.Path) -> list[epath.Path]:
     """Returns the folders of the finished variants, aggregated over their seeds."""
-    folders = []
-    variants = read_record(parent)["variants"]
-    for name, variant in variants.items():
-        config, folder = from_dict(variant["config"]), parent / name
+    folders, variants = [], read_variants(parent)
+    for name, config in variants.items():
+        folder = parent / name
         seeds = {path: _read(own, path) for own, path in one_per_seed(config, folder)}
         contents = [*filter(None, seeds.values())]
         for path in [path for path, content in seeds.items() if not content]:

@@ -17,10 +17,16 @@ from typing import NamedTuple
 from absl import flags
 from etils import epath
 
-from invariance_jax.runs.workdir import check, check_no_outputs, command, one_per_seed
+from invariance_jax.runs.workdir import (
+    check,
+    check_no_outputs,
+    command,
+    one_per_seed,
+    read_config,
+)
 from invariance_jax.runtime.files import work_folder, write_json
 from invariance_jax.settings import Config, resolve, to_dict
-from invariance_jax.sweeps.collect import FORMAT, is_evaluated, read_record
+from invariance_jax.sweeps.collect import FORMAT, is_evaluated, read_variants
 from invariance_jax.sweeps.variants import Variant, make_variants, read_sweep
 from invariance_jax.training.build import build
 from invariance_jax.types import Json
@@ -39,7 +45,7 @@ class Run(NamedTuple):
     """A variant of a sweep with one seed, or the run of a command without a sweep."""
 
     name: str | None  # its folder, relative to the sweep's; None: there is no sweep
-    config: Config | None  # None: the configuration in the work directory
+    config: Config
     workdir: str
 
 
@@ -52,16 +58,19 @@ class Plan(NamedTuple):
 
 
 def plan(config: Config | None, workdir: str, mode: str) -> Plan:
-    """Returns the runs of the command line; writes nothing."""
+    """Returns the runs of the command line; writes nothing.
+
+    If `config` is None, that of the work directory is used.
+    """
     parent = work_folder(workdir)
     if _SWEEP.value is None:
         if _SWEEP_RUN.value is not None:
             raise ValueError("--sweep_run needs --sweep")
-        is_sweep = (parent / "sweep.json").exists()
-        if is_sweep and "." not in read_record(parent)["variants"]:
+        if (parent / "sweep.json").exists() and "." not in read_variants(parent):
             raise ValueError(
                 f"{parent} holds a sweep; give its --sweep, or another workdir."
             )
+        config = read_config(parent) if config is None else config
         return Plan(str(parent), [Run(None, config, str(parent))], None)
     if config is None:
         raise ValueError("--config is missing; --sweep changes its keys")
@@ -100,7 +109,6 @@ def start(chosen: Plan, *, writes: bool) -> None:
     # The seeds of a variant, folders in its folder, have the same parts.
     configs = {str(run.name).split("/")[0]: run.config for run in runs}
     for name, config in configs.items():
-        assert config is not None
         try:
             build(resolve(config))
         except ValueError as error:
@@ -134,7 +142,7 @@ def divergence_noted(chosen: Plan, run: Run, errors: list[str]) -> Iterator[None
 def _check_parent(parent: epath.Path, variants: Mapping[str, Variant]) -> None:
     """Checks that a folder is new, or has this sweep with more or fewer variants."""
     if (parent / "sweep.json").exists():
-        old, new = {*read_record(parent)["variants"]}, {*variants}
+        old, new = {*read_variants(parent)}, {*variants}
         if not (old <= new or new <= old):
             raise ValueError(
                 f"{parent} holds a sweep with {', '.join(sorted(old - new))}, which "

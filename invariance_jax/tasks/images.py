@@ -14,8 +14,8 @@ import numpy as np
 from invariance_jax import data, evaluation
 from invariance_jax.evaluation import LinearProbe
 from invariance_jax.settings import Settings, plugins
-from invariance_jax.settings.rules import make_image_views
 from invariance_jax.settings.schema import KEYS, WITH_PROBE
+from invariance_jax.settings.views import make_image_views
 from invariance_jax.tasks.task import Examples, Task
 from invariance_jax.transforms import Squashed, Transformation, check_transformation
 from invariance_jax.types import Array

@@ -9,7 +9,7 @@ import numpy as np
 from invariance_jax import data, evaluation
 from invariance_jax.evaluation import LinearProbe
 from invariance_jax.settings import Settings
-from invariance_jax.settings.rules import make_spirograph, spirograph_bounds
+from invariance_jax.settings.views import make_spirograph, spirograph_bounds
 from invariance_jax.tasks.task import Examples, Task, in_float64
 from invariance_jax.transforms import Transformation
 from invariance_jax.types import Array
