@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from invariance_jax.settings.schema import Penalty
 from invariance_jax.transforms.base import Transformation, View
@@ -28,7 +29,7 @@ class Side(NamedTuple):
     `alpha_other`. A random sign of each example keeps or reverses its directions: with
     batch statistics this cancels, on average, the terms by which a change of one
     example acts on another. Full steps end at `alpha_redrawn`: "total_effect" redraws
-    one parameter, "mixed" all.
+    one parameter, "mixed" all. Ends differ from alpha in `penalty.parameters` only.
     """
 
     views: tuple[View, ...]  # one or more, whose representations are averaged
@@ -86,6 +87,9 @@ def make_draw(
         drawn: Array, key: Key, columns_key: Key, view: View
     ) -> dict[str, Array]:
         alpha = view.alpha[:, None]
+        if penalty.parameters:
+            is_penalized = np.isin(transformation.names, penalty.parameters)
+            drawn = jnp.where(is_penalized[None, None], drawn, alpha)
         if kind == "total_effect":
             columns = draw_columns(columns_key, directions)[..., None]
             is_redrawn = columns == jnp.arange(alpha.shape[-1])[None, None]
