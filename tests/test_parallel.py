@@ -84,6 +84,9 @@ def assert_close(found, expected, tolerance):
     jax.tree.map(check, found, expected)
 
 
+# Groups within the share of a device, of which there are two.
+MICROBATCHES = {"microbatches": 2, "batchnorm.group_size": 4}
+
 # With LARS; where the gradient of a bias is 0, adamw would scale its rounding error up.
 CASES = {
     "paper": {"optimizer.name": "adamw"},
@@ -106,35 +109,49 @@ CASES = {
         limit_shape="log",
     ),
     "every second step, microbatches": {
-        "microbatches": 2,
+        **MICROBATCHES,
         "similarity_block": 3,
-        "batchnorm.group_size": 2,
         **penalty(every_steps=2, weight=0.5),
     },
-    "total effect": penalty(kind="total_effect"),
-    "mixed, ratio measured in every second step": penalty(
-        kind="mixed", ratio_every_steps=2
-    ),
+    "two directions, signs, microbatches": {
+        **MICROBATCHES,
+        **penalty(directions=2, estimator="sign", batch_statistics="example"),
+    },
+    "total effect, microbatches": {**MICROBATCHES, **penalty(kind="total_effect")},
+    "mixed, ratio measured in every second step, microbatches": {
+        **MICROBATCHES,
+        **penalty(kind="mixed", ratio_every_steps=2),
+    },
     "consistency of z, averaged views": {
         "average_views": 2,
         **penalty(kind="consistency", at="z", normalization="batch"),
     },
+    "consistency of a block, averaged views, microbatches": {
+        **MICROBATCHES,
+        "average_views": 2,
+        **penalty(kind="consistency", at="bn1"),
+    },
+    "neither penalty nor normalization, microbatches": {
+        "microbatches": 2,
+        "encoder.depth": 1,
+        **penalty(weight=0.0),
+    },
 }
 
-PARITY = [("paper", 1), *((name, 4) for name in CASES)]
+PARITY = [("paper", 1), *((name, 2 if "micro" in name else 4) for name in CASES)]
 
 
-def of_case(name):
-    return Case({"optimizer.name": "lars", **CASES[name]})
+def of_case(name, **changes):
+    return Case({"optimizer.name": "lars", **CASES[name], **changes})
 
 
 @functools.cache
 def expected(name):
-    return list(of_case(name).on_the_joined_batch())
+    return list(of_case(name, microbatches=1).on_the_joined_batch())
 
 
 @pytest.mark.parametrize(("name", "count"), PARITY)
-def test_devices_give_the_numbers_of_one(x64, name, count):
+def test_devices_and_microbatches_give_the_numbers_of_one_batch(x64, name, count):
     found = of_case(name).on_devices(count)
     for (state, metrics), (wanted, terms) in zip(found, expected(name), strict=True):
         assert_close(metrics, terms, 1e-9)
