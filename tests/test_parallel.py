@@ -193,16 +193,22 @@ def float32():
 
 
 def run(float32, calls):
+    """The state after calls of so many steps, and the sums of metrics of each call."""
     case, advance, devices = float32
-    state = parallel.replicate(case.start(), devices)
+    state, sums = parallel.replicate(case.start(), devices), []
     for num_steps in calls:
-        state, _ = advance(state, num_steps)
-    return parallel.one_replica(state)
+        state, metrics = advance(state, num_steps)
+        sums.append(parallel.one_replica(metrics))
+    return parallel.one_replica(state), sums
 
 
 @pytest.mark.parametrize("calls", [[1, 1, 1, 1, 1, 1], [2, 4]])
-def test_steps_per_call_do_not_change_the_numbers(float32, calls):
-    jax.tree.map(np.testing.assert_array_equal, run(float32, calls), run(float32, [6]))
+def test_steps_per_call_change_neither_the_state_nor_the_sums(float32, calls):
+    (state, sums), (expected, (whole,)) = run(float32, calls), run(float32, [6])
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    for name, (total, count) in whole.items():
+        assert count == 6 == sum(one[name][1] for one in sums)
+        assert total == pytest.approx(sum(one[name][0] for one in sums), rel=1e-6)
 
 
 def test_one_batch_is_on_its_way_while_a_step_runs_and_no_more():
@@ -229,21 +235,6 @@ def test_one_batch_is_on_its_way_while_a_step_runs_and_no_more():
         steps(step, None, step, 1)
     loaded = [f"{step} is loaded" for step in range(4)]
     assert events == [*loaded[:3], "0 is done", loaded[3], "1 is done"]
-
-
-def test_metrics_are_sums_over_the_steps_of_a_call(float32):
-    case, advance, devices = float32
-    state = parallel.replicate(case.start(), devices)
-    single = []
-    for _ in range(3):
-        state, metrics = advance(state, 1)
-        single.append(parallel.one_replica(metrics))
-    state = parallel.replicate(case.start(), devices)
-    _, metrics = advance(state, 3)
-    found = parallel.one_replica(metrics)
-    for name, (total, count) in found.items():
-        assert count == 3
-        assert total == pytest.approx(sum(one[name][0] for one in single), rel=1e-6)
 
 
 def test_nothing_is_compiled_after_the_first_call(float32, caplog):
