@@ -248,11 +248,11 @@ def test_errors_of_all_kinds_are_listed_at_once(words, expected):
     assert all(text in line for text, line in zip(expected, found, strict=True))
 
 
-def encoder(name, **kwargs):
+def encoder(name, /, **kwargs):
     return {"encoder.name": f"own_parts:{name}", "encoder.kwargs": kwargs}
 
 
-def method(name, **kwargs):
+def method(name, /, **kwargs):
     return {"method.name": f"own_parts:{name}", "method.kwargs": kwargs}
 
 
