@@ -9,25 +9,21 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import own_parts
 import pytest
 import reference
 from etils import epath
 from processes import assert_same_run
 from test_parallel import KEY as TRAINING_KEY
 from test_parallel import Case, assert_close
-from tiny import tiny_config
+from tiny import penalty, tiny_config
 
 from configs.sweeps.methods import get_sweep
 from invariance_jax import evaluate, train
-from invariance_jax.models import BatchNorm
 from invariance_jax.settings import KEYS, resolve
-from invariance_jax.training import cost
-from invariance_jax.training.build import applied, build, initial_state
+from invariance_jax.training.build import applied, build
 from invariance_jax.training.draws import Draws, Side
 from invariance_jax.training.methods import METHODS, make_method
 from invariance_jax.training.optimizers import make_schedule
-from invariance_jax.training.own_parts import check_own_parts
 
 WIDTHS = {"hidden": 6, "layers": 3}
 KWARGS = {
@@ -45,13 +41,6 @@ KWARGS = {
 WITH_TARGET = ("moco_v3", "byol")
 OWN = "own_parts:remembering"
 methods = pytest.mark.parametrize("name", KWARGS)
-
-
-def changing(collection):
-    return {
-        "encoder.name": "own_parts:changing",
-        "encoder.kwargs": {"collection": collection},
-    }
 
 
 def named(name):
@@ -217,6 +206,7 @@ COMMON = {
     "optimizer.name": "lars",
     "penalty.weight": 0.5,
     "batchnorm.group_size": 4,
+    "microbatches": 2,
     "data.train_examples": 16,
 }
 # SimCLR is that of test_parallel.py.
@@ -228,34 +218,27 @@ CASES |= {
     "emp_ssl of patches": COMMON | named("emp_ssl") | {"more_views": 3},
     "byol with more views": COMMON | named("byol") | {"more_views": 2},
     "own": COMMON | {"method.name": OWN, "method.kwargs": {"momentum": 0.75}},
-    # Two outputs, of which the penalty sees z.
-    "byol": COMMON | named("byol") | {"penalty.at": "z", "penalty.estimator": "sign"},
+    # Two outputs, of which the penalty sees z; it needs the whole batch.
+    "byol": COMMON
+    | named("byol")
+    | {"microbatches": 1}
+    | penalty(at="z", estimator="sign"),
 }
 
 
 @functools.cache
 def joined(name):
     """The state at the start, and state and metrics after each of five steps."""
-    case = Case(CASES[name], steps=5)
+    case = Case(CASES[name] | {"microbatches": 1}, steps=5)
     return case.start(), list(case.on_the_joined_batch())
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_devices_give_the_numbers_of_one(name, x64):
-    found = Case(CASES[name], steps=5).on_devices(4)
+def test_devices_and_microbatches_give_the_numbers_of_one_batch(name, x64):
+    found = Case(CASES[name], steps=5).on_devices(2)
     for (state, metrics), (wanted, terms) in zip(found, joined(name)[1], strict=True):
         assert_close(metrics, terms, 1e-9)
         assert_close(state, wanted, 1e-9)
-
-
-# At z the penalty needs the whole batch.
-@pytest.mark.parametrize("name", [name for name in CASES if name != "byol"])
-def test_microbatches_give_the_step_of_the_whole_batch(name, x64):
-    case = Case(CASES[name] | {"microbatches": 4}, steps=1)
-    ((parts, _),), (whole, _) = case.on_the_joined_batch(), joined(name)[1][0]
-    assert_close(parts.params, whole.params, 1e-9)
-    assert_close(parts.target, whole.target, 1e-9)
-    assert_close(parts.memory, whole.memory, 1e-9)
 
 
 @pytest.mark.parametrize("name", [*WITH_TARGET, "own"])
@@ -344,176 +327,3 @@ def test_the_target_is_evaluated_and_loaded_if_it_is_asked_for(trained):
 def test_what_does_not_go_with_a_method_is_refused(changes, expected):
     with pytest.raises(ValueError, match=expected):
         build(resolve(tiny_config(changes)))
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"method.name": "own_parts:nothing"}, "returned None; expected a Method"),
-        ({"method.name": "own_parts:summed"}, r"returns float32\[\] for 16 exa"),
-        ({"method.name": "own_parts:gone"}, "own_parts has no gone"),
-        ({"method.name": "no_such:f"}, "no_such cannot be imported"),
-        (
-            {"method.name": "own_parts:nameless", "penalty.at": "z"},
-            "penalty.at is 'z'; expected 'h'",
-        ),
-        (
-            {"method.name": OWN, "method.kwargs": {"tau": 1}},
-            r"with \(features=\.\.\., axis_name=\.\.\., tau=\.\.\.\): got an",
-        ),
-        (
-            {"encoder.name": "own_parts:flat", "encoder.kwargs": {"tau": 1}},
-            r"cannot be called with \(axis_name=\.\.\., tau=\.\.\.\): got an",
-        ),
-        (
-            {"encoder.name": "own_parts:flat", "encoder.kwargs": {"name": "x"}},
-            r"cannot be called with \(axis_name=\.\.\., name=\.\.\.\): got an",
-        ),
-        (
-            {"encoder.name": "own_parts:flat", "encoder.kwargs": {"axis_name": None}},
-            "encoder.kwargs is .*; expected no axis_name, which the run passes",
-        ),
-        (
-            {"method.name": OWN, "method.kwargs": {"features": 3}},
-            "method.kwargs is .*; expected no features, which the run passes",
-        ),
-        ({"encoder.name": "own_parts:nothing"}, "returned None; expected a flax"),
-        ({"encoder.name": "own_parts:flat"}, r"expected h \[B, D\]"),
-        ({"encoder.name": "own_parts:stubborn"}, "reverse over forward mode"),
-        ({"encoder.name": "own_parts:endless"}, "are not finite"),
-        ({"encoder.name": "own_parts:broken"}, "RuntimeError: out of ideas"),
-        (
-            {"encoder.name": "own_parts:changing"},
-            r"191.* h of shape \(16, 192\)",
-        ),
-        (changing("cache"), r"\(16, 8, 8, 3\): ScopeCollectionNotFound"),
-        (changing("batch_stats"), "batch_stats change their shapes or dtypes"),
-    ],
-)
-def test_a_part_that_is_not_what_it_should_be_is_refused(changes, expected):
-    with pytest.raises(ValueError, match=expected):
-        check_own_parts(build(resolve(tiny_config(changes))), 1)
-
-
-@pytest.fixture
-def check_method(monkeypatch):
-    """Checks a user's method with other fields."""
-
-    def check(fields, changes=None, *, num_devices=1):
-        def own(**kwargs):
-            return own_parts.remembering(**kwargs)._replace(**fields)
-
-        monkeypatch.setattr(own_parts, "changed", own, raising=False)
-        changes = {"method.name": "own_parts:changed"} | (changes or {})
-        check_own_parts(build(resolve(tiny_config(changes))), num_devices)
-
-    return check
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        ({"update": lambda *_: {"mean": 1.0}}, "changes the shapes or dtypes"),
-        (
-            {"update": lambda memory, _: {**memory, "rows": memory["rows"] / 2}},
-            "changes the shapes or dtypes of the memory",
-        ),
-        ({"momentum": 0.9}, "momentum is 0.9; expected a function"),
-        ({"momentum": lambda step: step + jnp.ones(2)}, "expected one number"),
-        ({"momentum": lambda step: 1.5}, "momentum is 1.5; expected one number"),
-        ({"momentum": lambda step: -0.5 * (step > 0)}, "momentum is -0.5; expected"),
-        ({"momentum": lambda step: 1 / (step - step)}, "momentum is inf; expected"),
-        ({"momentum": lambda step: 0.9 if step > 1 else 1.0}, "momentum .*: Tracer"),
-        ({"momentum": lambda step: step["a"]}, r"momentum or .* h \(16, 16\): TypeErr"),
-        (
-            {"joint": lambda *_, axis_name: 0.0},
-            r"joint returns float32\[\] for",
-        ),
-        ({"loss": None}, "loss is None; expected a function"),
-        (
-            {"loss": lambda *_, axis_name: jnp.ones(16, bool)},
-            r"bool\[16\] for .* floating \[B\]",
-        ),
-        ({"constant_rate": "p"}, "constant_rate is 'p'; expected .* Dense_0, Dense_1"),
-        ({"heads": own_parts.Changing("cache")}, "ScopeCollectionNotFound"),
-    ],
-)
-def test_a_function_of_a_method_that_does_not_fit_is_refused(
-    fields, expected, check_method
-):
-    expected = f"method.name is 'own_parts:changed', whose .*{expected}"
-    with pytest.raises(ValueError, match=expected):
-        check_method(fields)
-
-
-@pytest.mark.parametrize("batch_size", [16, 17])
-def test_numbers_are_checked_for_few_examples_even_of_a_prime_batch(
-    batch_size, check_method
-):
-    def loss(own, *_, axis_name):
-        return jnp.where(len(own) == batch_size, jnp.ones(len(own)), jnp.nan)
-
-    fields = {"heads": own_parts.Counting(), "loss": loss, "update": None}
-    with pytest.raises(ValueError, match="not finite for 8 random examples"):
-        check_method(fields, {"batch_size": batch_size})
-
-
-def of_eight(own, other, *_, axis_name):
-    """A loss of eight similarities, for which there must be as many rows."""
-    return jnp.mean(jax.lax.top_k(own @ other.T, 8)[0], axis=1)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"heads": BatchNorm(group_size=8)},
-        {"loss": None, "joint": lambda outputs, *, axis_name: outputs[0][:, 0]},
-        {"memory": np.zeros(4), "update": lambda memory, _: memory.at[0].set(1.0)},
-    ],
-    ids=["no parameters", "groups", "joint", "memory"],
-)
-def test_a_method_that_training_accepts_passes_the_check(fields, check_method):
-    check_method(
-        {"heads": own_parts.Counting(), "loss": of_eight, "update": None, **fields}
-    )
-
-
-def test_keys_that_an_own_method_is_not_told_are_said(check_method, caplog):
-    check_method({}, {"similarity_block": 4})
-    assert "similarity_block is 4, which method.name" in caplog.text
-
-
-def test_a_method_is_checked_for_the_examples_of_one_device(check_method):
-    check_method({}, num_devices=4)
-    with pytest.raises(ValueError, match=r"whose heads, loss, .* h \(4, 16\): .*top_k"):
-        check_method({"loss": of_eight, "heads": own_parts.Counting()}, num_devices=4)
-
-
-def test_an_encoder_is_checked_for_the_examples_of_one_device():
-    name = {"encoder.name": "own_parts:grouped"}
-    alone, spans = (
-        build(resolve(tiny_config(name | {"encoder.kwargs": {"spans": spans}})))
-        for spans in (False, True)
-    )
-    check_own_parts(alone, 2)
-    check_own_parts(spans, 4)
-    with pytest.raises(ValueError, match=r"\(4, 8, 8, 3\): ValueError: group_size is"):
-        check_own_parts(alone, 4)
-
-
-@pytest.mark.parametrize("name", ["counting", "grouped"])
-@pytest.mark.parametrize("microbatches", [1, 2])
-def test_an_encoder_without_parameters_or_in_groups_makes_a_step(name, microbatches):
-    changes = {"encoder.name": f"own_parts:{name}", "microbatches": microbatches}
-    parts = build(resolve(tiny_config(changes)))
-    check_own_parts(parts, 1)
-    assert cost.count_operations(parts) > 0
-    state, x = initial_state(parts), jnp.asarray(parts.task.stand_ins(16))
-    draws = parts.make_draw()(TRAINING_KEY, 0)
-    new, _ = jax.jit(parts.make_step())(state, x, draws)
-    jax.tree.map(
-        lambda old, new: np.testing.assert_equal(new.dtype, old.dtype), state, new
-    )
-    if name == "counting":
-        assert new.batch_stats["encoder"]["count"] == 2

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from tiny import tiny_config
 
 from invariance_jax.settings import resolve
@@ -19,13 +20,6 @@ from invariance_jax.training.optimizers import (
 
 NAMES = ("kernel", "bias", "scale")
 SETTINGS = {"weight_decay": 1e-2, "momentum": 0.9, "trust_coefficient": 1e-3}
-
-
-def constant_rate(steps=5, **optimizer):
-    """Settings without a warm-up, with some keys of the optimizer."""
-    changes = {f"optimizer.{key}": value for key, value in optimizer.items()}
-    changes |= {"steps": steps, "optimizer.warmup_fraction": 0.0}
-    return resolve(tiny_config(changes))
 
 
 def trajectory(optimizer, params, gradients):
@@ -55,50 +49,6 @@ def test_lars_follows_the_reference_trajectory(x64, reference, name):
     found = [p[name] for p in trajectory(optimizer, params, gradients)]
     expected = reference[f"lars_{name}_trajectory"]
     np.testing.assert_allclose(np.stack(found), expected, rtol=1e-9, atol=1e-12)
-
-
-def lars_oracle(p, gradients, rate, most=math.inf):
-    m = np.zeros_like(p)
-    for g in gradients:
-        size = math.sqrt(sum(v * v for v in p.ravel()))
-        slope = math.sqrt(sum(v * v for v in g.ravel()))
-        r = 1.0
-        if size > 0 and slope > 0:
-            r = min(1e-3 * size / (slope + 1e-2 * size + 1e-8), most)
-        m = 0.9 * m + r * (g + 1e-2 * p)
-        p = p - rate * m
-    return p
-
-
-@pytest.mark.parametrize("zero", ["parameter", "gradient"])
-def test_lars_takes_the_ratio_1_where_a_norm_is_0(x64, zero):
-    generator = np.random.default_rng(0)
-    p, gradients = generator.normal(size=4), generator.normal(size=(3, 4))
-    if zero == "parameter":
-        p = np.zeros(4)
-    else:
-        gradients[0] = 0
-    *_, found = trajectory(lars(0.1, **SETTINGS), jnp.asarray(p), gradients)
-    np.testing.assert_allclose(found, lars_oracle(p, gradients, 0.1), rtol=1e-12)
-
-
-@pytest.mark.parametrize("rate", [1e-4, 1.0])
-def test_a_clipped_rate_is_at_most_the_learning_rate_and_takes_its_place(x64, rate):
-    generator = np.random.default_rng(0)
-    p, gradients = generator.normal(size=4), generator.normal(size=(3, 4))
-    optimizer = lars(lambda step: rate, clip=True, **SETTINGS)
-    *_, found = trajectory(optimizer, jnp.asarray(p), gradients)
-    expected = lars_oracle(p, gradients, 1.0, most=rate)
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-    assert np.allclose(expected, lars_oracle(p, gradients, 1.0)) == (rate == 1)
-
-
-def test_a_clipped_rate_is_1_where_the_learning_rate_is_0(x64):
-    p = jnp.ones(2)
-    optimizer = lars(lambda step: jnp.asarray([0.0, 1.0])[step], clip=True, **SETTINGS)
-    first, second = trajectory(optimizer, p, [p, 0 * p])
-    np.testing.assert_array_equal(first, p)
-    np.testing.assert_allclose(second, 1 - 0.9 * 1.01 - 0.01, rtol=1e-12)
 
 
 def test_paper_schedule_is_that_of_the_authors(reference):
@@ -140,98 +90,84 @@ def test_the_paper_schedule_counts_epochs_of_whole_batches():
     )
 
 
-@pytest.mark.parametrize("name", ["lars", "adamw"])
-def test_the_optimizer_is_the_one_that_is_named(name):
-    settings = constant_rate(name=name, weight_decay=0.1)
-    schedule = make_schedule(settings)
-    expected = {
-        "lars": lars(schedule, **{**SETTINGS, "weight_decay": 0.1}),
-        "adamw": optax.adamw(schedule, weight_decay=0.1),
-    }[name]
-    p = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.zeros(3)}
-    gradients = 3 * [jax.tree.map(jnp.cos, p)]
-    for found, wanted in zip(
-        trajectory(make_optimizer(settings), p, gradients),
-        trajectory(expected, p, gradients),
-        strict=True,
-    ):
-        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+KINDS = {
+    "dense.kernel": set(),
+    "dense.bias": {"bias"},
+    "bn1.scale": {"norm"},
+    "bn1.bias": {"bias", "norm"},
+}
+"""What each parameter of the oracle may be excluded as."""
+
+
+def lars_ratio(p, g, optimizer, rate):
+    size, slope = (math.sqrt((array**2).sum()) for array in (p, g))
+    if size == 0 or slope == 0:
+        return 1
+    ratio = 1e-3 * size / (slope + optimizer.weight_decay * size + 1e-8)
+    if optimizer.clip_trust:  # to the learning rate, whose place it takes
+        return min(ratio / rate, 1) if rate else 1
+    return ratio
+
+
+def oracle(settings, params, gradients):
+    """Yields the parameters after each gradient, by name."""
+    optimizer, schedule = settings.optimizer, make_schedule(settings)
+    slopes, squares = (dict.fromkeys(params, 0.0) for _ in range(2))
+    for step, gradient in enumerate(gradients):
+        rate, decay = float(schedule(step)), optimizer.weight_decay
+        if (end := optimizer.weight_decay_end) is not None:
+            share = (1 + math.cos(math.pi * step / settings.derived.steps)) / 2
+            decay = share * decay + (1 - share) * end
+        norm = math.sqrt(sum((g**2).sum() for g in gradient.values()))
+        clip = min(1, (optimizer.clip_norm or math.inf) / norm)
+        for name, p in params.items():
+            g, is_excluded = clip * gradient[name], KINDS[name] & {*optimizer.exclude}
+            decayed = 0 if is_excluded else decay * p
+            if optimizer.name == "adamw":
+                slopes[name] = 0.9 * slopes[name] + 0.1 * g
+                squares[name] = 0.999 * squares[name] + 0.001 * g**2
+                size = np.sqrt(squares[name] / (1 - 0.999 ** (step + 1))) + 1e-8
+                change = slopes[name] / (1 - 0.9 ** (step + 1)) / size + decayed
+            else:
+                is_lars = optimizer.name == "lars" and not is_excluded
+                ratio = lars_ratio(p, g, optimizer, rate) if is_lars else 1
+                slopes[name] *= optimizer.momentum
+                slopes[name] += ratio * (g + decayed)
+                change = slopes[name]
+            own_rate = rate * (optimizer.excluded_rate if is_excluded else 1)
+            params = params | {name: p - own_rate * change}
+        yield params
 
 
 @pytest.mark.parametrize(
-    ("exclude", "left_out"),
+    "optimizer",
     [
-        (("bias",), {"encoder.bias", "bn1.bias"}),
-        (("norm",), {"bn1.scale", "bn1.bias"}),
-        (("bias", "norm"), {"encoder.bias", "bn1.scale", "bn1.bias"}),
+        {"name": "lars"},
+        {"name": "lars", "momentum": 0.5, "clip_trust": True},
+        {"name": "lars", "exclude": ("bias",), "excluded_rate": 0.25},
+        {"name": "lars", "exclude": ("bias", "norm"), "clip_norm": 1.0},
+        {"name": "sgd", "momentum": 0.5, "exclude": ("norm",)},
+        {"name": "adamw", "clip_norm": 1.0},
+        {"name": "adamw", "exclude": ("bias",), "weight_decay_end": 0.5},
+        {"name": "adamw", "exclude": ("norm",), "excluded_rate": 0.25},
     ],
+    ids=str,
 )
-@pytest.mark.parametrize("name", ["lars", "adamw"])
-def test_what_is_excluded_has_no_decay_and_no_rate_of_its_own(name, exclude, left_out):
-    p = {
-        "encoder": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
-        "bn1": {"scale": jnp.ones(3), "bias": jnp.ones(3)},
-    }
-    rate = make_schedule(constant_rate(name=name))(0)
-
-    def after_a_step(**changes):
-        optimizer = make_optimizer(constant_rate(name=name, **changes))
-        (stepped,) = trajectory(optimizer, p, [p])
-        return {
-            f"{module}.{name}": leaf
-            for module, leaves in stepped.items()
-            for name, leaf in leaves.items()
-        }
-
-    everywhere, nowhere = (after_a_step(weight_decay=w) for w in (0.1, 0.0))
-    for leaf, value in after_a_step(weight_decay=0.1, exclude=exclude).items():
-        wanted = everywhere[leaf]
-        if leaf in left_out:  # of LARS the gradient alone
-            wanted = nowhere[leaf] if name == "adamw" else 1 - rate
-            assert not np.allclose(value, everywhere[leaf], rtol=1e-5)
-        np.testing.assert_allclose(value, wanted, rtol=1e-6)
-
-
-def test_excluded_parameters_have_a_learning_rate_of_their_own():
-    p = {"dense": {"kernel": jnp.full(3, 2.0), "bias": jnp.ones(3)}}
-    steps = {}
-    for rate in (1.0, 0.25):
-        settings = constant_rate(name="lars", exclude=("bias",), excluded_rate=rate)
-        optimizer = make_optimizer(settings)
-        *_, last = trajectory(optimizer, p, [p, p])
-        steps[rate] = jax.tree.map(jnp.subtract, p, last)["dense"]
-    np.testing.assert_array_equal(steps[1.0]["kernel"], steps[0.25]["kernel"])
-    np.testing.assert_allclose(steps[0.25]["bias"], steps[1.0]["bias"] / 4, rtol=1e-4)
-
-
-def test_a_gradient_is_clipped_as_a_whole():
-    settings = constant_rate(name="lars", exclude=("bias",), clip_norm=1.0)
-    p = {"one": {"bias": jnp.zeros(1)}, "two": {"bias": jnp.zeros(1)}}
-    gradient = {"one": {"bias": jnp.full(1, 3.0)}, "two": {"bias": jnp.full(1, 4.0)}}
-    *_, found = trajectory(make_optimizer(settings), p, [gradient])
-    rate = make_schedule(settings)(0)
-    np.testing.assert_allclose(found["one"]["bias"], -0.6 * rate, rtol=1e-6)
-    np.testing.assert_allclose(found["two"]["bias"], -0.8 * rate, rtol=1e-6)
-
-
-def test_the_weight_decay_of_adamw_follows_half_a_cosine():
-    settings = constant_rate(steps=10, weight_decay=0.1, weight_decay_end=0.5)
-    zeros = [{"w": jnp.zeros(1)}] * 10
-    found = trajectory(make_optimizer(settings), {"w": jnp.ones(1)}, zeros)
-    values = np.array([1.0, *(params["w"][0] for params in found)])
-    shrunk = 1 - values[1:] / values[:-1]
-    steps = np.arange(10)
-    rates = np.array([make_schedule(settings)(step) for step in steps])
-    decay = 0.5 - 0.4 * (1 + np.cos(np.pi * steps / 10)) / 2
-    np.testing.assert_allclose(shrunk, rates * decay, rtol=1e-3, atol=1e-6)
-
-
-def test_sgd_has_momentum_and_weight_decay():
-    settings = constant_rate(name="sgd", weight_decay=0.1, momentum=0.5)
-    gradients = [{"w": jnp.full(1, slope)} for slope in (1.0, -2.0, 0.5)]
-    found = trajectory(make_optimizer(settings), {"w": jnp.ones(1)}, gradients)
-    w, m = 1.0, 0.0
-    for step, (gradient, params) in enumerate(zip(gradients, found, strict=True)):
-        m = 0.5 * m + gradient["w"][0] + 0.1 * w
-        w -= make_schedule(settings)(step) * m
-        np.testing.assert_allclose(params["w"], w, rtol=1e-5)
+def test_an_optimizer_is_that_of_numpy(x64, optimizer):
+    """With a parameter of 0 and a gradient of 0; the rate of the first step is 0."""
+    keys = {"learning_rate": 0.03, "weight_decay": 0.1, "warmup_fraction": 0.2}
+    changes = {f"optimizer.{key}": value for key, value in (keys | optimizer).items()}
+    settings = resolve(tiny_config({"steps": 10} | changes))
+    generator = np.random.default_rng(0)
+    params, *gradients = (
+        {name: generator.normal(size=(2, 3)) for name in KINDS} for _ in range(6)
+    )
+    params["dense.bias"] = np.zeros((2, 3))
+    gradients[0]["dense.kernel"] = np.zeros((2, 3))
+    params["bn1.scale"] *= 100  # a ratio above the learning rate
+    nested = [unflatten_dict(tree, sep=".") for tree in (params, *gradients)]
+    found = trajectory(make_optimizer(settings), nested[0], nested[1:])
+    for ours, theirs in zip(found, oracle(settings, params, gradients), strict=True):
+        for name, leaf in flatten_dict(ours, sep=".").items():
+            expected = theirs[name] - params[name]
+            np.testing.assert_allclose(leaf - params[name], expected, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The code of own parts: recorded, and what happens when it changes or fails."""
+"""Own parts: checked before training; their code: recorded, changed, failing."""
 
 import functools
 import json
@@ -7,16 +7,21 @@ import shutil
 import sys
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import own_parts
 import processes
 import pytest
 from tiny import tiny_config
 
 from configs import run as of_run
 from invariance_jax import embed, evaluate, train
+from invariance_jax.models import BatchNorm
 from invariance_jax.runtime.preemption import Preempted
 from invariance_jax.settings import plugins, resolve
-from invariance_jax.training.build import build
+from invariance_jax.training import cost
+from invariance_jax.training.build import build, initial_state
 from invariance_jax.training.own_parts import check_own_parts
 
 ENCODER = """
@@ -241,3 +246,180 @@ def test_errors_of_all_kinds_are_listed_at_once(words, expected):
     found = processes.launch("--mode=check", config, *changes).stderr.splitlines()
     assert len(found) == len(expected)
     assert all(text in line for text, line in zip(expected, found, strict=True))
+
+
+def encoder(name, /, **kwargs):
+    return {"encoder.name": f"own_parts:{name}", "encoder.kwargs": kwargs}
+
+
+def method(name, /, **kwargs):
+    return {"method.name": f"own_parts:{name}", "method.kwargs": kwargs}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (method("nothing"), "returned None; expected a Method"),
+        (method("summed"), r"returns float32\[\] for 16 exa"),
+        (method("gone"), "own_parts has no gone"),
+        ({"method.name": "no_such:f"}, "no_such cannot be imported"),
+        (method("nameless") | {"penalty.at": "z"}, "penalty.at is 'z'; expected 'h'"),
+        (
+            method("remembering", tau=1),
+            r"with \(features=\.\.\., axis_name=\.\.\., tau=\.\.\.\): got an",
+        ),
+        (
+            method("remembering", features=3),
+            "method.kwargs is .*; expected no features, which the run passes",
+        ),
+        (
+            encoder("flat", tau=1),
+            r"cannot be called with \(axis_name=\.\.\., tau=\.\.\.\): got an",
+        ),
+        (
+            encoder("flat", name="x"),
+            r"cannot be called with \(axis_name=\.\.\., name=\.\.\.\): got an",
+        ),
+        (
+            encoder("flat", axis_name=None),
+            "encoder.kwargs is .*; expected no axis_name, which the run passes",
+        ),
+        (encoder("flat"), r"expected h \[B, D\]"),
+        (encoder("nothing"), "returned None; expected a flax"),
+        (encoder("stubborn"), "reverse over forward mode"),
+        (encoder("endless"), "are not finite"),
+        (encoder("broken"), "RuntimeError: out of ideas"),
+        (encoder("changing"), r"191.* h of shape \(16, 192\)"),
+        (
+            encoder("changing", collection="cache"),
+            r"\(16, 8, 8, 3\): ScopeCollectionNotFound",
+        ),
+        (
+            encoder("changing", collection="batch_stats"),
+            "batch_stats change their shapes or dtypes",
+        ),
+    ],
+)
+def test_a_part_that_is_not_what_it_should_be_is_refused(changes, expected):
+    with pytest.raises(ValueError, match=expected):
+        check_own_parts(build(resolve(tiny_config(changes))), 1)
+
+
+@pytest.fixture
+def check_method(monkeypatch):
+    """Checks a user's method with other fields."""
+
+    def check(fields, changes=None, *, num_devices=1):
+        def own(**kwargs):
+            return own_parts.remembering(**kwargs)._replace(**fields)
+
+        monkeypatch.setattr(own_parts, "changed", own, raising=False)
+        settings = resolve(tiny_config(method("changed") | (changes or {})))
+        check_own_parts(build(settings), num_devices)
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"update": lambda *_: {"mean": 1.0}}, "changes the shapes or dtypes"),
+        (
+            {"update": lambda memory, _: {**memory, "rows": memory["rows"] / 2}},
+            "changes the shapes or dtypes of the memory",
+        ),
+        ({"momentum": 0.9}, "momentum is 0.9; expected a function"),
+        ({"momentum": lambda step: step + jnp.ones(2)}, "expected one number"),
+        ({"momentum": lambda step: 1.5}, "momentum is 1.5; expected one number"),
+        ({"momentum": lambda step: -0.5 * (step > 0)}, "momentum is -0.5; expected"),
+        ({"momentum": lambda step: 1 / (step - step)}, "momentum is inf; expected"),
+        ({"momentum": lambda step: 0.9 if step > 1 else 1.0}, "momentum .*: Tracer"),
+        ({"momentum": lambda step: step["a"]}, r"momentum or .* h \(16, 16\): TypeErr"),
+        ({"joint": lambda *_, axis_name: 0.0}, r"joint returns float32\[\] for"),
+        ({"loss": None}, "loss is None; expected a function"),
+        (
+            {"loss": lambda *_, axis_name: jnp.ones(16, bool)},
+            r"bool\[16\] for .* floating \[B\]",
+        ),
+        ({"constant_rate": "p"}, "constant_rate is 'p'; expected .* Dense_0, Dense_1"),
+        ({"heads": own_parts.Changing("cache")}, "ScopeCollectionNotFound"),
+    ],
+)
+def test_a_function_of_a_method_that_does_not_fit_is_refused(
+    fields, expected, check_method
+):
+    expected = f"method.name is 'own_parts:changed', whose .*{expected}"
+    with pytest.raises(ValueError, match=expected):
+        check_method(fields)
+
+
+@pytest.mark.parametrize("batch_size", [16, 17])
+def test_numbers_are_checked_for_few_examples_even_of_a_prime_batch(
+    batch_size, check_method
+):
+    def loss(own, *_, axis_name):
+        return jnp.where(len(own) == batch_size, jnp.ones(len(own)), jnp.nan)
+
+    fields = {"heads": own_parts.Counting(), "loss": loss, "update": None}
+    with pytest.raises(ValueError, match="not finite for 8 random examples"):
+        check_method(fields, {"batch_size": batch_size})
+
+
+def of_eight(own, other, *_, axis_name):
+    """A loss of eight similarities, for which there must be as many rows."""
+    return jnp.mean(jax.lax.top_k(own @ other.T, 8)[0], axis=1)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"heads": BatchNorm(group_size=8)},
+        {"loss": None, "joint": lambda outputs, *, axis_name: outputs[0][:, 0]},
+        {"memory": np.zeros(4), "update": lambda memory, _: memory.at[0].set(1.0)},
+    ],
+    ids=["no parameters", "groups", "joint", "memory"],
+)
+def test_a_method_that_training_accepts_passes_the_check(fields, check_method):
+    check_method(
+        {"heads": own_parts.Counting(), "loss": of_eight, "update": None, **fields}
+    )
+
+
+def test_keys_that_an_own_method_is_not_told_are_said(check_method, caplog):
+    check_method({}, {"similarity_block": 4})
+    assert "similarity_block is 4, which method.name" in caplog.text
+
+
+def test_a_method_is_checked_for_the_examples_of_one_device(check_method):
+    check_method({}, num_devices=4)
+    with pytest.raises(ValueError, match=r"whose heads, loss, .* h \(4, 16\): .*top_k"):
+        check_method({"loss": of_eight, "heads": own_parts.Counting()}, num_devices=4)
+
+
+def test_an_encoder_is_checked_for_the_examples_of_one_device():
+    alone, spans = (
+        build(resolve(tiny_config(encoder("grouped", spans=spans))))
+        for spans in (False, True)
+    )
+    check_own_parts(alone, 2)
+    check_own_parts(spans, 4)
+    with pytest.raises(ValueError, match=r"\(4, 8, 8, 3\): ValueError: group_size is"):
+        check_own_parts(alone, 4)
+
+
+@pytest.mark.parametrize("name", ["counting", "grouped"])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_an_encoder_without_parameters_or_in_groups_makes_a_step(name, microbatches):
+    changes = encoder(name) | {"microbatches": microbatches}
+    parts = build(resolve(tiny_config(changes)))
+    check_own_parts(parts, 1)
+    assert cost.count_operations(parts) > 0
+    state, x = initial_state(parts), jnp.asarray(parts.task.stand_ins(16))
+    draws = parts.make_draw()(parts.key, 0)
+    new, _ = jax.jit(parts.make_step())(state, x, draws)
+    jax.tree.map(
+        lambda old, new: np.testing.assert_equal(new.dtype, old.dtype), state, new
+    )
+    if name == "counting":
+        assert new.batch_stats["encoder"]["count"] == 2

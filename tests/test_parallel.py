@@ -84,6 +84,9 @@ def assert_close(found, expected, tolerance):
     jax.tree.map(check, found, expected)
 
 
+# Groups within the share of a device, of which there are two.
+MICROBATCHES = {"microbatches": 2, "batchnorm.group_size": 4}
+
 # With LARS; where the gradient of a bias is 0, adamw would scale its rounding error up.
 CASES = {
     "paper": {"optimizer.name": "adamw"},
@@ -106,35 +109,49 @@ CASES = {
         limit_shape="log",
     ),
     "every second step, microbatches": {
-        "microbatches": 2,
+        **MICROBATCHES,
         "similarity_block": 3,
-        "batchnorm.group_size": 2,
         **penalty(every_steps=2, weight=0.5),
     },
-    "total effect": penalty(kind="total_effect"),
-    "mixed, ratio measured in every second step": penalty(
-        kind="mixed", ratio_every_steps=2
-    ),
+    "two directions, signs, microbatches": {
+        **MICROBATCHES,
+        **penalty(directions=2, estimator="sign", batch_statistics="example"),
+    },
+    "total effect, microbatches": {**MICROBATCHES, **penalty(kind="total_effect")},
+    "mixed, ratio measured in every second step, microbatches": {
+        **MICROBATCHES,
+        **penalty(kind="mixed", ratio_every_steps=2),
+    },
     "consistency of z, averaged views": {
         "average_views": 2,
         **penalty(kind="consistency", at="z", normalization="batch"),
     },
+    "consistency of a block, averaged views, microbatches": {
+        **MICROBATCHES,
+        "average_views": 2,
+        **penalty(kind="consistency", at="bn1"),
+    },
+    "neither penalty nor normalization, microbatches": {
+        "microbatches": 2,
+        "encoder.depth": 1,
+        **penalty(weight=0.0),
+    },
 }
 
-PARITY = [("paper", 1), *((name, 4) for name in CASES)]
+PARITY = [("paper", 1), *((name, 2 if "micro" in name else 4) for name in CASES)]
 
 
-def of_case(name):
-    return Case({"optimizer.name": "lars", **CASES[name]})
+def of_case(name, **changes):
+    return Case({"optimizer.name": "lars", **CASES[name], **changes})
 
 
 @functools.cache
 def expected(name):
-    return list(of_case(name).on_the_joined_batch())
+    return list(of_case(name, microbatches=1).on_the_joined_batch())
 
 
 @pytest.mark.parametrize(("name", "count"), PARITY)
-def test_devices_give_the_numbers_of_one(x64, name, count):
+def test_devices_and_microbatches_give_the_numbers_of_one_batch(x64, name, count):
     found = of_case(name).on_devices(count)
     for (state, metrics), (wanted, terms) in zip(found, expected(name), strict=True):
         assert_close(metrics, terms, 1e-9)
@@ -176,16 +193,22 @@ def float32():
 
 
 def run(float32, calls):
+    """The state after calls of so many steps, and the sums of metrics of each call."""
     case, advance, devices = float32
-    state = parallel.replicate(case.start(), devices)
+    state, sums = parallel.replicate(case.start(), devices), []
     for num_steps in calls:
-        state, _ = advance(state, num_steps)
-    return parallel.one_replica(state)
+        state, metrics = advance(state, num_steps)
+        sums.append(parallel.one_replica(metrics))
+    return parallel.one_replica(state), sums
 
 
 @pytest.mark.parametrize("calls", [[1, 1, 1, 1, 1, 1], [2, 4]])
-def test_steps_per_call_do_not_change_the_numbers(float32, calls):
-    jax.tree.map(np.testing.assert_array_equal, run(float32, calls), run(float32, [6]))
+def test_steps_per_call_change_neither_the_state_nor_the_sums(float32, calls):
+    (state, sums), (expected, (whole,)) = run(float32, calls), run(float32, [6])
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    for name, (total, count) in whole.items():
+        assert count == 6 == sum(one[name][1] for one in sums)
+        assert total == pytest.approx(sum(one[name][0] for one in sums), rel=1e-6)
 
 
 def test_one_batch_is_on_its_way_while_a_step_runs_and_no_more():
@@ -212,21 +235,6 @@ def test_one_batch_is_on_its_way_while_a_step_runs_and_no_more():
         steps(step, None, step, 1)
     loaded = [f"{step} is loaded" for step in range(4)]
     assert events == [*loaded[:3], "0 is done", loaded[3], "1 is done"]
-
-
-def test_metrics_are_sums_over_the_steps_of_a_call(float32):
-    case, advance, devices = float32
-    state = parallel.replicate(case.start(), devices)
-    single = []
-    for _ in range(3):
-        state, metrics = advance(state, 1)
-        single.append(parallel.one_replica(metrics))
-    state = parallel.replicate(case.start(), devices)
-    _, metrics = advance(state, 3)
-    found = parallel.one_replica(metrics)
-    for name, (total, count) in found.items():
-        assert count == 3
-        assert total == pytest.approx(sum(one[name][0] for one in single), rel=1e-6)
 
 
 def test_nothing_is_compiled_after_the_first_call(float32, caplog):

@@ -19,7 +19,7 @@ from invariance_jax.training.draws import Draws, make_draw
 from invariance_jax.training.methods import make_method, projection
 from invariance_jax.training.objective import Objective, block_output, is_block
 from invariance_jax.training.optimizers import make_optimizer
-from invariance_jax.training.step import Metrics, TrainState, init_state, make_step
+from invariance_jax.training.step import Metrics, Target, TrainState, make_step
 from invariance_jax.transforms import Transformation
 from invariance_jax.types import Array, Key, PyTree
 
@@ -72,8 +72,25 @@ class Parts(NamedTuple):
 
     def init(self, key: Key) -> TrainState:
         """Returns the state of one replica before the first step."""
-        x = jax.tree.map(jnp.asarray, self.task.stand_ins(2))
-        return init_state(key, self.objective, self.optimizer, x)
+        encoder_key, heads_key, view_key = jax.random.split(key, 3)
+        transformation, method = self.transformation, self.objective.method
+        x = jax.tree.map(jnp.asarray, self.task.stand_ins(2))  # for the shapes
+        images = transformation.apply(x, transformation.draw(view_key, x))
+        encoder = self.encoder.init(encoder_key, images, train=False)
+        h = self.encoder.apply(encoder, images, train=False)
+        heads = method.heads.init(heads_key, h, train=False)
+        parts = {"encoder": encoder, "heads": heads}
+        params = {name: part.get("params", {}) for name, part in parts.items()}
+        stats = {name: part.get("batch_stats", {}) for name, part in parts.items()}
+        target, effects, penalty = None, None, self.settings.penalty
+        if method.momentum is not None:
+            # A copy: no buffer of the donated state may occur twice in it.
+            target = Target(*jax.tree.map(jnp.copy, (params, stats)))
+        if penalty.kind == "mixed" and penalty.weight > 0:
+            effects = jnp.zeros((2, len(transformation.names)))
+        memory = jax.tree.map(jnp.asarray, method.memory)
+        step, opt_state = jnp.zeros((), jnp.int32), self.optimizer.init(params)
+        return TrainState(step, params, stats, opt_state, target, memory, effects)
 
     @property
     def key(self) -> Key:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from invariance_jax.settings.schema import Penalty
 from invariance_jax.transforms.base import Transformation, View
@@ -28,7 +29,7 @@ class Side(NamedTuple):
     `alpha_other`. A random sign of each example keeps or reverses its directions: with
     batch statistics this cancels, on average, the terms by which a change of one
     example acts on another. Full steps end at `alpha_redrawn`: "total_effect" redraws
-    one parameter, "mixed" all.
+    one parameter, "mixed" all. Ends differ from alpha in `penalty.parameters` only.
     """
 
     views: tuple[View, ...]  # one or more, whose representations are averaged
@@ -51,12 +52,16 @@ def has_penalty(penalty: Penalty) -> bool:
     return penalty.weight > 0 and penalty.kind != "consistency"
 
 
-def _column_weights(penalty: Penalty, names: tuple[str, ...]) -> list[float]:
-    """Returns how often each parameter is drawn, relative to the others."""
+def _draw_columns(
+    key: Key, penalty: Penalty, names: tuple[str, ...], shape: tuple[int, ...]
+) -> Array:
+    """Returns random columns of alpha, each as often as its relative weight says."""
     penalized = penalty.parameters or names
     weights = penalty.parameter_weights or (1.0,) * len(penalized)
     weight_of = dict(zip(penalized, weights, strict=True))
-    return [weight_of.get(name, 0.0) for name in names]
+    weights = tuple(weight_of.get(name, 0.0) for name in names)
+    logits = jnp.log(jnp.asarray(weights, jnp.float32))
+    return jax.random.categorical(key, logits, shape=shape)
 
 
 def make_draw(
@@ -75,32 +80,31 @@ def make_draw(
     side has `average_views` views. `more` holds the transformation of each further
     view. An option that adds draws does not change the other draws.
     """
-    kind, directions = penalty.kind, penalty.directions
-
-    def draw_columns(key: Key, *shape: int) -> Array:
-        weights = _column_weights(penalty, transformation.names)
-        logits = jnp.log(jnp.asarray(weights, jnp.float32))
-        return jax.random.categorical(key, logits, shape=(batch_size, *shape))
+    kind, directions, names = penalty.kind, penalty.directions, transformation.names
+    shape = batch_size, directions
 
     def draw_ends(
         drawn: Array, key: Key, columns_key: Key, view: View
     ) -> dict[str, Array]:
         alpha = view.alpha[:, None]
+        if penalty.parameters:
+            is_penalized = np.isin(names, penalty.parameters)
+            drawn = jnp.where(is_penalized[None, None], drawn, alpha)
         if kind == "total_effect":
-            columns = draw_columns(columns_key, directions)[..., None]
+            columns = _draw_columns(columns_key, penalty, names, shape)[..., None]
             is_redrawn = columns == jnp.arange(alpha.shape[-1])[None, None]
             return {"alpha_redrawn": jnp.where(is_redrawn, drawn, alpha)}
-        sign = jax.random.rademacher(key, (batch_size, directions, 1), jnp.float32)
+        sign = jax.random.rademacher(key, (*shape, 1), jnp.float32)
         ends = {"alpha_other": alpha + sign * (drawn - alpha)}
         if kind == "mixed":
-            ends |= {"alpha_redrawn": drawn, "columns": draw_columns(columns_key)}
+            columns = _draw_columns(columns_key, penalty, names, (batch_size,))
+            ends |= {"alpha_redrawn": drawn, "columns": columns}
         return ends
 
     def draw_signs(key: Key) -> Array | None:
         if penalty.estimator != "sign":
             return None
-        shape = (batch_size, directions, sign_features)
-        return jax.random.rademacher(key, shape, jnp.float32)
+        return jax.random.rademacher(key, (*shape, sign_features), jnp.float32)
 
     def draw(key: Key, step: Array, sizes: Array | None = None) -> Draws:
         _, views_key = jax.random.split(key)  # the first orders the examples

@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -302,6 +302,17 @@ def make_method(
     return method
 
 
+_RANGES: dict[str | type, dict[str, Any]] = {
+    "layers": {"least": 1, "most": 100},
+    "momentum": {"least": 0, "most": 1},
+    "distortion": {"above": 0},  # a divisor
+    int: {"least": 1, "most": 65_536},  # numbers of features
+    float: {"least": 0},
+    bool: {},
+}
+"""Ranges of keyword arguments by name, or by the type of their default."""
+
+
 def _check(
     name: str, defaults: dict[str, int | float], key: str, value: object
 ) -> None:
@@ -310,19 +321,9 @@ def _check(
         names = ", ".join(defaults) or "nothing"
         expected = f"{names}, as method.name is {name!r}"
         raise ValueError(f"method.kwargs has {key}; expected {expected}.")
-    kind, above, most = type(defaults[key]), None, None
-    least: int | None = 0
-    if kind is int:
-        least, most = 1, 100 if key == "layers" else 65_536  # else: numbers of features
-    elif key == "momentum":
-        most = 1
-    elif kind is bool:
-        least = None
-    elif key == "distortion":  # a divisor
-        least, above = None, 0
-    declaration = Key(
-        "method.kwargs", kind, None, Method, least=least, most=most, above=above
-    )
+    kind = type(defaults[key])
+    limits = _RANGES.get(key, _RANGES[kind])
+    declaration = Key("method.kwargs", kind, None, Method, **limits)
     try:
         convert(declaration, value)
     except Bad:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from invariance_jax.evaluation import total_effects
 from invariance_jax.losses import consistency, invariance_penalty, total_effect
@@ -200,26 +199,14 @@ class Objective:
     ) -> tuple[Array, ...]:
         """Returns the penalty of a side's first view, and the outputs of represent."""
         alpha, options = side.views[0].alpha, {"has_aux": True, **self._options()}
-        redrawn = self._ends(alpha, side.alpha_redrawn)
-        other = self._ends(alpha, side.alpha_other)
+        other, redrawn, signs = map(
+            _directions_first, (side.alpha_other, side.alpha_redrawn, side.signs)
+        )
         if other is None:
             assert redrawn is not None
             return total_effect(represent, alpha, redrawn, **options)
-        options |= {"alpha_redrawn": redrawn, "signs": _directions_first(side.signs)}
+        options |= {"alpha_redrawn": redrawn, "signs": signs}
         return invariance_penalty(represent, alpha, other, **options)
-
-    def _ends(self, alpha: Array, drawn: Array | None) -> Array | None:
-        """Returns ends of steps from alpha, `[B, P]` for K = 1, else `[K, B, P]`.
-
-        If `penalty.parameters` is not (), only these differ. None without a draw.
-        """
-        ends = _directions_first(drawn)
-        if ends is None:
-            return None
-        if self.penalty.parameters:
-            is_penalized = np.isin(self.transformation.names, self.penalty.parameters)
-            ends = jnp.where(is_penalized[None, None], ends, alpha[None])
-        return ends[0] if len(ends) == 1 else ends
 
     def measure_effects(
         self, params: Variables, stats: Variables, x: Array, side: Side
@@ -309,8 +296,11 @@ class Objective:
 
 
 def _directions_first(drawn: Array | None) -> Array | None:
-    """Returns draws `[B, K, ...]` as `[K, B, ...]`; None stays None."""
-    return None if drawn is None else jnp.moveaxis(drawn, 1, 0)
+    """Returns draws `[B, K, ...]` as `[K, B, ...]`, or `[B, ...]` if K = 1."""
+    if drawn is None:
+        return None
+    drawn = jnp.moveaxis(drawn, 1, 0)
+    return drawn[0] if len(drawn) == 1 else drawn
 
 
 def is_block(module: nn.Module, method: str) -> bool:

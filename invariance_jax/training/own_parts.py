@@ -73,18 +73,21 @@ def _forms(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), tree)
 
 
-def _fewest(trace: Callable[[int], PyTree], size: int) -> int:
-    """Returns the least number of examples, from 8, that trace accepts.
+def _on_few(function: Callable[[int], PyTree], size: int) -> tuple[PyTree, int]:
+    """Returns what a function of the number of examples gives for few, and how many.
 
-    Divisors of the batch size are tried and, as it may have none, powers of two. The
-    numbers are computed for so few examples: a batch may need too much memory.
+    It is the least number, from 8, that the function accepts: a batch may need too much
+    memory. Divisors of the batch size are tried and, as it may have none, powers of 2.
     """
+    compiled = jax.jit(function, static_argnums=0)
     for count in range(8, size):
         if size % count == 0 or count.bit_count() == 1:
             with contextlib.suppress(Exception):  # user code may raise anything
-                trace(count)
-                return count
-    return size
+                compiled.eval_shape(count)
+                break
+    else:
+        count = size
+    return compiled(count), count
 
 
 def _gradient(encoder: nn.Module, shape: tuple[int, ...]) -> PyTree:
@@ -129,11 +132,9 @@ def _check_encoder(parts: Parts, num_devices: int) -> None:
     )
     with plugins.blaming("encoder.name", name, fault=fault):
         _trace(lambda: _gradient(encoder, x.shape), num_devices)
-        gradient = jax.jit(
-            lambda count: _gradient(parts.encoder, (count, *image)), static_argnums=0
+        result, few = _on_few(
+            lambda count: _gradient(parts.encoder, (count, *image)), size
         )
-        few = _fewest(gradient.eval_shape, size)
-        result = gradient(few)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result)):
         raise ValueError(
             f"encoder.name is {name!r}, whose h or derivatives are not finite on "
@@ -175,15 +176,13 @@ def _check_method(parts: Parts, num_devices: int) -> None:
         memory = jax.tree.map(jnp.asarray, method.memory)
         h = jax.ShapeDtypeStruct(shape, jnp.float32)
         params = applied(method.heads, h)[1].get("params", {})
-        apply = jax.jit(functools.partial(_apply_method, parts), static_argnums=0)
         mapped = build(settings, axis_name=AXIS_NAME)
         on_device = functools.partial(_apply_method, mapped, share)
         losses, _, updated = _trace(on_device, num_devices, memory)
         found = f"{losses.dtype}{list(losses.shape)}"
-        few = _fewest(
-            lambda count: apply.eval_shape(count, memory), settings.batch_size
+        (numbers, momenta, _), few = _on_few(
+            lambda count: _apply_method(parts, count, memory), settings.batch_size
         )
-        numbers, momenta, _ = apply(few, memory)
     name = f"{where} {'loss' if method.joint is None else 'joint'}"
     if losses.shape != (share,) or not jnp.issubdtype(losses.dtype, jnp.floating):
         text = f"{name} returns {found} for {share} examples; expected floating [B]."

@@ -16,7 +16,7 @@ from invariance_jax.numerics import batch_mean, safe_divide
 from invariance_jax.training.draws import Draws
 from invariance_jax.training.microbatches import make_gradient, split
 from invariance_jax.training.objective import Objective, Variables
-from invariance_jax.types import Array, Key, PyTree
+from invariance_jax.types import Array, PyTree
 
 Metrics = dict[str, tuple[Array, Array]]
 """Name -> (sum, count), which add up over steps: the mean over them is sum / count."""
@@ -153,27 +153,3 @@ def update_memory(objective: Objective, memory: PyTree, outputs: PyTree) -> PyTr
         gather = functools.partial(jax.lax.all_gather, axis_name=axis_name, tiled=True)
         outputs = jax.tree.map(gather, outputs)
     return update(memory, outputs)
-
-
-def init_state(
-    key: Key, objective: Objective, optimizer: optax.GradientTransformation, x: Array
-) -> TrainState:
-    """Returns the state at step 0; x holds a few examples, for the shapes."""
-    encoder_key, heads_key, view_key = jax.random.split(key, 3)
-    transformation, method = objective.transformation, objective.method
-    images = transformation.apply(x, transformation.draw(view_key, x))
-    encoder = objective.encoder.init(encoder_key, images, train=False)
-    h = objective.encoder.apply(encoder, images, train=False)
-    heads = method.heads.init(heads_key, h, train=False)
-    parts = {"encoder": encoder, "heads": heads}
-    params = {name: part.get("params", {}) for name, part in parts.items()}
-    stats = {name: part.get("batch_stats", {}) for name, part in parts.items()}
-    target, effects, penalty = None, None, objective.penalty
-    if method.momentum is not None:
-        # A copy: no buffer of the donated state may occur twice in it.
-        target = Target(*jax.tree.map(jnp.copy, (params, stats)))
-    if penalty.kind == "mixed" and penalty.weight > 0:
-        effects = jnp.zeros((2, len(transformation.names)))
-    memory = jax.tree.map(jnp.asarray, method.memory)
-    step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
-    return TrainState(step, params, stats, opt_state, target, memory, effects)
