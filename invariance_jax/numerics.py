@@ -7,7 +7,7 @@ Square root and division keep the dtype of their input. Norm and normalization c
 and return at least float32, and scale entries so that squares stay in range.
 
 Also a clip to [0, 1], changes above rounding, and statistics of a batch that is spread
-over replicas.
+over the replicas of the mapped axis `axis_name`; None is one replica.
 """
 
 from collections.abc import Sequence
@@ -20,32 +20,14 @@ from invariance_jax.types import Array
 
 
 def num_replicas(*, axis_name: str | None = None) -> int:
-    """Returns the number of replicas over which a batch is spread.
-
-    Args:
-      axis_name: the mapped axis. None: one replica.
-
-    Returns:
-      A Python integer, 1 or more.
-    """
+    """Returns the number of replicas of the mapped axis; 1 without an axis."""
     return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
 def batch_mean(
     x: Array, *, keepdims: bool = False, axis_name: str | None = None
 ) -> Array:
-    """Returns the mean over the examples of all replicas.
-
-    Args:
-      x: `[B, ...]`, the examples of this replica; B is the same on every replica.
-      keepdims: whether the axis of the examples stays, with length 1.
-      axis_name: the mapped axis over which the batch is spread. None: one replica.
-
-    Returns:
-      The shape of x without (or with 1 at) its first axis.
-
-    Gradients: with respect to x.
-    """
+    """Returns the mean of x `[B, ...]` over the examples of all replicas."""
     mean = jnp.mean(x, axis=0, keepdims=keepdims)
     return mean if axis_name is None else jax.lax.pmean(mean, axis_name)
 
@@ -56,17 +38,8 @@ def magnitude(
     """Returns a power of two near the largest absolute entry, 1 where all are 0.
 
     Dividing by it is exact, and brings the squares of tiny or huge entries into the
-    range of the dtype.
-
-    Args:
-      x: floating, any shape.
-      axis: the axes over which the largest entry is taken. None: all.
-      axis_name: the mapped axis over which it is also taken. None: one replica.
-
-    Returns:
-      The shape of x with length 1 along these axes.
-
-    Gradients: zero; the result is a constant.
+    range of the dtype. It is constant for derivatives, and keeps the axes over which
+    the largest entry is taken, with length 1.
     """
     info = jnp.finfo(x.dtype)  # type: ignore[no-untyped-call]
     x = jnp.abs(jax.lax.stop_gradient(x))
@@ -82,73 +55,27 @@ def safe_sqrt(x: Array) -> Array:
     """Returns the square root of x, 0 with zero derivatives where x is 0 or negative.
 
     NaN stays NaN, so that the loss of a network that has diverged shows it.
-
-    Args:
-      x: any shape, values of any sign.
-
-    Returns:
-      The shape of x, non-negative.
-
-    Gradients: with respect to x; zero at and below 0.
     """
     singular = x <= 0  # false for NaN
     return jnp.where(singular, 0, jnp.sqrt(jnp.where(singular, 1, x)))
 
 
-def safe_norm(x: Array, *, axis: int = -1, keepdims: bool = False) -> Array:
-    """Returns the Euclidean norm of x along an axis, with zero derivatives at 0.
-
-    Args:
-      x: any shape.
-      axis: the axis that is summed.
-      keepdims: whether the summed axis stays, with length 1.
-
-    Returns:
-      The shape of x without (or with 1 at) the axis, non-negative, at least float32.
-
-    Raises:
-      ValueError: if x does not hold real numbers.
-
-    Gradients: with respect to x; zero at the zero vector.
-    """
+def safe_norm(x: Array, *, axis: int = -1) -> Array:
+    """Returns the Euclidean norm of x along an axis, with zero derivatives at 0."""
     (x,) = promote(x=x)
     size = magnitude(x, axis=axis)
     squares = jnp.sum(jnp.square(x / size), axis=axis, keepdims=True)
-    norm = size * safe_sqrt(squares)
-    return norm if keepdims else jnp.squeeze(norm, axis)
+    return jnp.squeeze(size * safe_sqrt(squares), axis)
 
 
 def safe_divide(numerator: Array, denominator: Array) -> Array:
-    """Returns numerator / denominator; 0 with zero derivatives for a denominator of 0.
-
-    Args:
-      numerator: any shape.
-      denominator: a shape that broadcasts with the numerator.
-
-    Returns:
-      The broadcast shape.
-
-    Gradients: with respect to both; zero where the denominator is 0.
-    """
+    """Returns the quotient; 0 with zero derivatives for a denominator of 0."""
     defined = denominator != 0
     return jnp.where(defined, numerator / jnp.where(defined, denominator, 1), 0)
 
 
 def l2_normalize(x: Array, *, axis: int = -1) -> Array:
-    """Returns x divided by its Euclidean norm along an axis, n(x) of the paper.
-
-    Args:
-      x: any shape.
-      axis: the axis along which the result has length 1.
-
-    Returns:
-      The shape of x, at least float32; a zero vector stays zero.
-
-    Raises:
-      ValueError: if x does not hold real numbers.
-
-    Gradients: with respect to x; zero at the zero vector.
-    """
+    """Returns x divided by its Euclidean norm along an axis, n(x) of the paper."""
     (x,) = promote(x=x)
     x = x / magnitude(x, axis=axis)  # changes neither the result nor its derivatives
     squares = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
@@ -159,14 +86,6 @@ def clip_to_unit(x: Array) -> Array:
     """Returns x clipped to [0, 1], with zero derivatives at and beyond both ends.
 
     The derivative of `jnp.clip` is 1/2 at the ends, and takes five times as long.
-
-    Args:
-      x: floating, any shape.
-
-    Returns:
-      The shape of x, values in [0, 1].
-
-    Gradients: with respect to x; zero at and beyond 0 and 1.
     """
     zero = jnp.zeros((), x.dtype)
     return jax.lax.clamp(zero, x, zero + 1)
@@ -175,17 +94,8 @@ def clip_to_unit(x: Array) -> Array:
 def above_rounding(change: Array, start: Array) -> Array:
     """Returns squared norms of changes, 0 where rounding alone can cause the change.
 
-    A change is 0 if its norm is below 8 eps times the norm of what changes, where eps
-    is the spacing of the dtype at 1. NaN and infinity stay.
-
-    Args:
-      change: floating, any shape, squared norms of changes.
-      start: of the same shape and dtype, squared norms of what changes.
-
-    Returns:
-      The shape of change.
-
-    Gradients: with respect to change; zero where the result is 0.
+    A change is 0 if its norm is below 8 eps times the norm of what changes, whose
+    squares are `start`; eps is the spacing of the dtype at 1. NaN and infinity stay.
     """
     limit = 8 * jnp.finfo(change.dtype).eps  # type: ignore[no-untyped-call]
     return jnp.where(change < limit**2 * start, 0, change)
@@ -198,14 +108,6 @@ def hold_in_first_derivative(x: Array) -> Array:
     Under `jax.jvp` (or `jax.linearize`) the tangent of the result is zero. A derivative
     taken around that `jvp` treats the function as the identity. The invariance penalty
     uses it to keep batch statistics constant along alpha and still train through them.
-
-    Args:
-      x: any shape.
-
-    Returns:
-      x.
-
-    Gradients: zero in the first differentiation that reaches it, the identity after.
     """
     return x
 

@@ -57,10 +57,16 @@ def public_functions():
                 yield f"{module.__name__}.{name}", value
 
 
-FUNCTIONS = dict(public_functions())
+def parametrized(functions):
+    ids = [name.split(".", 1)[1] for name in functions]
+    return pytest.mark.parametrize("function", functions.values(), ids=ids)
 
-functions = pytest.mark.parametrize(
-    "function", FUNCTIONS.values(), ids=[n.split(".", 1)[1] for n in FUNCTIONS]
+
+FUNCTIONS = dict(public_functions())
+functions = parametrized(FUNCTIONS)
+# The functions of numerics, which serve the rooms, have docstrings of a line or two.
+documented_functions = parametrized(
+    {name: f for name, f in FUNCTIONS.items() if ".numerics." not in name}
 )
 
 
@@ -141,7 +147,7 @@ def test_axis_name_comes_last_and_is_optional(function):
         assert last.default is None
 
 
-@functions
+@documented_functions
 def test_docstring_explains_every_parameter(function):
     arguments = section(inspect.getdoc(function), "Args")
     names = [p.name for p in parameters(function)]
@@ -149,7 +155,7 @@ def test_docstring_explains_every_parameter(function):
     assert documented == names
 
 
-@functions
+@documented_functions
 def test_docstring_explains_what_is_returned(function):
     returns = inspect.signature(function).return_annotation
     if returns is not None:
