@@ -41,22 +41,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
-        """Returns the representation h.
-
-        Args:
-          images: float `[B, H, W, C]`, used as given (not normalized here).
-          train: as in `BatchNorm`.
-
-        Returns:
-          h `[B, D]`, in at least float32.
-
-        Raises:
-          ValueError: if the images have another rank or an integer dtype, if width,
-            depth or final is invalid, or for the reasons given in `BatchNorm`.
-
-        Gradients: with respect to images and parameters, reverse over forward mode
-          included.
-        """
+        """Returns h `[B, D]` of float images `[B, H, W, C]`, used as given."""
         check_images(images)
         check_integer("width", self.width)
         check_integer("depth", self.depth)

@@ -45,22 +45,7 @@ class ProjectionHead(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, *, train: bool) -> Array:
-        """Returns the projection z.
-
-        Args:
-          h: float `[B, D]`.
-          train: as in `BatchNorm`.
-
-        Returns:
-          z `[B, output]`. With `final_norm`, in training mode, each column has mean 0
-          and variance 1 over each group.
-
-        Raises:
-          ValueError: if h is not a matrix, a size is invalid, or for the reasons given
-            in `BatchNorm`.
-
-        Gradients: with respect to h and parameters, reverse over forward mode included.
-        """
+        """Returns z `[B, output]` of h `[B, D]`; `train` as in `BatchNorm`."""
         check_matrix("h", h, expected="[B, D]")
         norm = partial(
             BatchNorm,
@@ -94,11 +79,6 @@ class PredictedProjection(nn.Module):
     predictor: nn.Module
 
     def __call__(self, h: Array, *, train: bool) -> dict[str, Array]:
-        """Returns {"z": z, "p": p}.
-
-        Args:
-          h: float `[B, D]`.
-          train: as in `BatchNorm`.
-        """
+        """Returns {"z": z, "p": p}; `train` as in `BatchNorm`."""
         z = self.projector(h, train=train)
         return {"z": z, "p": self.predictor(z, train=train)}

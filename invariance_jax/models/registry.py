@@ -68,14 +68,14 @@ def create_encoder(
       axis_name: the mapped axis of replicas; None means one replica.
 
     Returns:
-      A flax module that maps images `[B, H, W, 3]` to h `[B, D]`. Its collections are
-      `params` and, if it has BatchNorm, `batch_stats`.
+      A flax module that maps float images `[B, H, W, 3]` to h `[B, D]`, and allows
+      reverse over forward mode; `train` as in `BatchNorm`. Its collections are `params`
+      and, if it has BatchNorm, `batch_stats`. A call raises a ValueError if a size is
+      invalid, or the images have another rank, an integer dtype or no entries.
 
     Raises:
       ValueError: if the name, stem or precision is unknown, or the width or depth is
         not a positive integer.
-
-    Gradients: none; the module allows reverse over forward mode.
     """
     check_choice("name", name, ENCODERS)
     check_choice("stem", stem, STEMS)

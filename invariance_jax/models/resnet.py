@@ -59,15 +59,9 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """Returns the block's output.
+        """Returns the output, `[B, H / stride, W / stride, F or 4 F]`, non-negative.
 
-        Args:
-          x: `[B, H, W, C]`.
-          train: as in `BatchNorm`.
-
-        Returns:
-          `[B, H / stride, W / stride, F or 4 F]`, sides rounded up, non-negative, in
-          the dtype of x.
+        Sides are rounded up, and the dtype is that of x; `train` as in `BatchNorm`.
         """
         f, dtype, y = self.features, x.dtype, x
         # (channels, kernel size, stride) of each convolution
@@ -116,22 +110,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
-        """Returns the representation h.
-
-        Args:
-          images: float `[B, H, W, 3]`, normalized by the caller.
-          train: as in `BatchNorm`.
-
-        Returns:
-          h `[B, D]`, non-negative, in at least float32.
-
-        Raises:
-          ValueError: if the images have another rank or an integer dtype or are empty,
-            if a size or the stem is invalid, or for the reasons given in `BatchNorm`.
-
-        Gradients: with respect to images and parameters, reverse over forward mode
-          included.
-        """
+        """Returns h `[B, D]`, non-negative, of normalized images `[B, H, W, 3]`."""
         check_images(images)
         check_integer("width", self.width)
         for size in self.stage_sizes:

@@ -71,23 +71,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> Array:
-        """Returns the representation h.
-
-        Args:
-          images: float `[B, H, W, C]`, normalized by the caller.
-          train: no effect; there because every encoder is called with it.
-
-        Returns:
-          h `[B, D]`, after the final normalization, in at least float32.
-
-        Raises:
-          ValueError: if the images have another rank, an integer dtype or sides that
-            the patch size does not divide, if the width is not a multiple of 64, or if
-            another size or the pool is invalid.
-
-        Gradients: with respect to images and parameters, reverse over forward mode
-          included.
-        """
+        """Returns h `[B, D]` of normalized images; `train` has no effect."""
         check_images(images)
         self._check(images)
         patch = (self.patch_size, self.patch_size)

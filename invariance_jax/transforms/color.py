@@ -4,10 +4,12 @@ Brightness, contrast, saturation, hue and grayscale as in Foster, Pukdee, Rainfo
 (ICLR 2021) and their released code, and the colouring of grey images as in Spirograph.
 Conventions of the whole file: images are float `[B, H, W, 3]`, red, green, blue, values
 in [0, 1]; every parameter has one value per example; results have the common dtype of
-images and parameters, at least float32.
+images and parameters, at least float32. A ValueError is raised if images or parameters
+have another shape or images are not floating.
 
-Brightness, contrast and saturation clip to [0, 1], hue does not, as in the paper. A
-value that is 0 or 1 or beyond before the clip has derivative 0 in all inputs.
+Brightness, contrast and saturation clip to [0, 1], hue does not, as in the paper.
+Gradients are with respect to images and parameters, of any order; a value that is 0 or
+1 or beyond before a clip has derivative 0 in all inputs.
 """
 
 import math
@@ -48,20 +50,13 @@ def adjust_brightness(images: Array, factor: Array) -> Array:
 
     Returns:
       `[B, H, W, 3]`, values in [0, 1].
-
-    Raises:
-      ValueError: if images or factor have another shape, or images are not floating.
-
-    Gradients: with respect to both; 0 at and beyond the clip points.
     """
     images, factor = _promote(images, "factor", factor)
     return clip_to_unit(_per_image(factor) * images)
 
 
 def adjust_contrast(images: Array, factor: Array) -> Array:
-    """Returns the images blended with their mean luma, clipped.
-
-    Computes `c * image + (1 - c) * mean luma of the image`.
+    """Returns `c * image + (1 - c) * mean luma of the image`, clipped.
 
     Args:
       images: float `[B, H, W, 3]`, values in [0, 1].
@@ -69,11 +64,6 @@ def adjust_contrast(images: Array, factor: Array) -> Array:
 
     Returns:
       `[B, H, W, 3]`, values in [0, 1].
-
-    Raises:
-      ValueError: if images or factor have another shape, or images are not floating.
-
-    Gradients: with respect to both; 0 at and beyond the clip points.
     """
     images, factor = _promote(images, "factor", factor)
     # Mean before luma, one axis at a time: four times as fast with XLA on CPU.
@@ -82,9 +72,7 @@ def adjust_contrast(images: Array, factor: Array) -> Array:
 
 
 def adjust_saturation(images: Array, factor: Array) -> Array:
-    """Returns the images blended with their luma, clipped.
-
-    Computes `c * image + (1 - c) * luma`.
+    """Returns `c * image + (1 - c) * luma of each pixel`, clipped.
 
     Args:
       images: float `[B, H, W, 3]`, values in [0, 1].
@@ -92,11 +80,6 @@ def adjust_saturation(images: Array, factor: Array) -> Array:
 
     Returns:
       `[B, H, W, 3]`, values in [0, 1].
-
-    Raises:
-      ValueError: if images or factor have another shape, or images are not floating.
-
-    Gradients: with respect to both; 0 at and beyond the clip points.
     """
     images, factor = _promote(images, "factor", factor)
     return _blend(images, _luma(images), factor)
@@ -115,11 +98,6 @@ def adjust_hue(images: Array, turns: Array) -> Array:
 
     Returns:
       `[B, H, W, 3]`, values may leave [0, 1].
-
-    Raises:
-      ValueError: if images or turns have another shape, or images are not floating.
-
-    Gradients: with respect to both, of any order.
     """
     images, turns = _promote(images, "turns", turns)
     angle = (2 * math.pi * turns)[:, None, None, None]
@@ -142,11 +120,6 @@ def to_grayscale(images: Array) -> Array:
 
     Returns:
       `[B, H, W, 3]`, values in the range of the images.
-
-    Raises:
-      ValueError: if images have another shape or are not floating.
-
-    Gradients: with respect to images, of any order.
     """
     images = promote_images(images, channels=3)
     return jnp.repeat(_luma(images), 3, axis=-1)
@@ -163,11 +136,6 @@ def jitter(images: Array, alpha: Array) -> Array:
 
     Returns:
       `[B, H, W, 3]`; the hue may move values out of [0, 1].
-
-    Raises:
-      ValueError: if images or alpha have another shape, or images are not floating.
-
-    Gradients: with respect to both; 0 at and beyond the clip points of each operation.
     """
     images, alpha = _promote(images, "alpha", alpha, JITTER_NAMES)
     brightness, contrast, saturation, hue = jnp.unstack(alpha, axis=1)
@@ -186,9 +154,6 @@ def solarize(images: Array, threshold: Array) -> Array:
 
     Returns:
       `[B, H, W, 3]`, values in [0, 1].
-
-    Raises:
-      ValueError: if images or threshold have another shape, or images are not floating.
 
     Gradients: with respect to images; 0 with respect to threshold.
     """
@@ -211,11 +176,6 @@ def colorize(images: Array, alpha: Array) -> Array:
 
     Returns:
       `[B, H, W, 3]`, values in the range of the colours.
-
-    Raises:
-      ValueError: if images or alpha have another shape, or images are not floating.
-
-    Gradients: with respect to both, of any order.
     """
     images, alpha = _promote(images, "alpha", alpha, COLORIZE_NAMES)
     intensity = _luma(images)
