@@ -31,7 +31,7 @@ DATA = Path(__file__).parent / "data"
 MOST_MAPS = 20_000
 
 NUMERICAL = (
-    *("averaging", "base", "blur", "color", "draws", "geometry"),
+    *("averaging", "base", "blur", "color", "crops", "draws", "geometry"),
     *("image", "invariance", "knn", "linearization", "logistic", "losses"),
     *("normalization", "numerics", "precision", "probe_metrics", "ridge"),
     *("selection", "shifts", "spirograph", "step_precision", "variance"),
