@@ -1,9 +1,9 @@
-"""Shared types: arrays, PRNG keys, pytrees, JSON objects, and frozen encoders.
+"""Shared types: arrays, PRNG keys, pytrees, and JSON objects.
 
 The glossary of dimension letters is in the docstring of `invariance_jax`.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
@@ -18,11 +18,3 @@ PyTree = Any
 
 Json = dict[str, Any]
 """The content of a JSON file, an object."""
-
-
-class Encode(Protocol):
-    """A frozen encoder, `images [B, H, W, 3] -> h [B, D]`."""
-
-    def __call__(self, images: Array, /) -> Array:
-        """Returns the representations of a batch of views."""
-        ...

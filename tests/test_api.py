@@ -86,8 +86,7 @@ def kind(parameter):
     if parameter.name == "key":
         return 0
     for member in members(parameter.annotation):
-        protocol = getattr(member, "_is_protocol", False)
-        if protocol or typing.get_origin(member) is collections.abc.Callable:
+        if typing.get_origin(member) is collections.abc.Callable:
             return 1
         if getattr(member, "__name__", "") == "Transformation":
             return 1

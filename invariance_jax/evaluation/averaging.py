@@ -18,7 +18,7 @@ import numpy as np
 
 from invariance_jax.arguments import check_integer, check_shape
 from invariance_jax.transforms import Transformation
-from invariance_jax.types import Array, Encode, Key, PyTree
+from invariance_jax.types import Array, Key, PyTree
 
 _MAX_INDEX = 2**32 - 1
 """Largest index of an example or a view: `jax.random.fold_in` takes 32 bits."""
@@ -74,7 +74,7 @@ def sample_view(
 
 def average_features(
     key: Key,
-    encode: Encode,
+    encode: Callable[[Array], Array],
     transformation: Transformation,
     x: PyTree,
     *,
@@ -88,7 +88,7 @@ def average_features(
 
     Args:
       key: PRNG key, the same for all batches of a data set.
-      encode: frozen encoder, maps views to h `[B, D]`.
+      encode: frozen encoder, `images [B, H, W, 3] -> h [B, D]`.
       transformation: has `sample(key, batch_size)` and `apply(x, view)`.
       x: examples, an array or pytree whose leaves have leading axis B.
       num_views: the numbers of views M, strictly increasing, 1 or more.
@@ -132,7 +132,7 @@ def average_features(
 
 def encode_views(
     key: Key,
-    encode: Encode,
+    encode: Callable[[Array], Array],
     transformation: Transformation,
     x: PyTree,
     *,
@@ -143,7 +143,7 @@ def encode_views(
 
     Args:
       key: PRNG key, the same for all batches of a data set.
-      encode: frozen encoder, maps views to h `[B, D]`.
+      encode: frozen encoder, `images [B, H, W, 3] -> h [B, D]`.
       transformation: has `sample(key, batch_size)` and `apply(x, view)`.
       x: examples, an array or pytree whose leaves have leading axis B.
       num_views: the number of views M, 1 or more.
@@ -169,7 +169,7 @@ def encode_views(
 
 def _view_encoder(
     key: Key,
-    encode: Encode,
+    encode: Callable[[Array], Array],
     transformation: Transformation,
     x: PyTree,
     indices: Array | None,

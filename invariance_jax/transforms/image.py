@@ -198,7 +198,7 @@ def make_transformation(
     check_range("blur_sigma", blur_sigma)
     blur_family = uniform_family(bounds={"blur.sigma": blur_sigma})
     erased_box = _erase_family(image_size, erase_area)
-    erase = partial(_erased, mean)
+    erase = partial(geometry.erase, value=mean)
     invert = partial(_solarized, threshold=solarize_threshold)
     has_affine = max(rotation, scaling, shear, translation) > 0
     has_jitter = max(jitter) > 0 or "color" in differentiate
@@ -341,10 +341,6 @@ def _blurred(images: Array, sigma: Array) -> Array:
 
 def _solarized(images: Array, _: Array, *, threshold: float) -> Array:
     return color.solarize(images, jnp.full(len(images), threshold, images.dtype))
-
-
-def _erased(mean: Sequence[float], images: Array, boxes: Array) -> Array:
-    return geometry.erase(images, boxes, value=mean)
 
 
 def _normalize(
