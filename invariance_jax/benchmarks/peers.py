@@ -194,9 +194,8 @@ def make_step(
     torch.set_num_threads(os.cpu_count() or 1)
     torch.backends.cudnn.benchmark = True  # as the authors
     torch.set_float32_matmul_precision("high" if tuned else "highest")
-    encoder, head = make_encoder(name, image_size), _make_head(512)
-    encoder.to(device)
-    head.to(device)
+    encoder = make_encoder(name, image_size).to(device)
+    head = _make_head(512).to(device)
     if tuned:
         _tune(encoder)
     parameters = [*encoder.parameters(), *head.parameters()]
@@ -226,8 +225,7 @@ def make_step(
         if not weight:
             return loss
         terms = penalty(h1, first, _uniform(NUISANCE, DIRECTIONS, batch_size))
-        mean = terms.clamp(max=per_example).mean()
-        return loss + weight * mean.clamp(max=per_batch)
+        return loss + weight * terms.clamp(max=per_example).mean().clamp(max=per_batch)
 
     def step() -> float:
         with torch.device(device):
