@@ -57,15 +57,13 @@ def penalty(**keys: Any) -> dict[str, Any]:
     return {f"penalty.{name}": value for name, value in keys.items()}
 
 
-def image_arrays(
-    seed: int, *, num_examples: int, num_classes: int = 3, channels: int = 3
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns noisy uint8 images `[N, 10, 10, channels]`, a bright bar per class."""
+def image_arrays(seed: int, *, num_examples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns noisy uint8 images `[N, 10, 10, 3]` of 3 classes, and their labels."""
     generator = np.random.default_rng(seed)
-    labels = np.arange(num_examples) % num_classes
-    images = generator.integers(0, 120, (num_examples, 10, 10, channels))
+    labels = np.arange(num_examples) % 3
+    images = generator.integers(0, 120, (num_examples, 10, 10, 3))
     for image, label in zip(images, labels, strict=True):
-        image[3 * label : 3 * label + 2] += 100
+        image[3 * label : 3 * label + 2] += 100  # a bright bar for each class
     return images.astype(np.uint8), labels
 
 

@@ -2,9 +2,8 @@
 
 Written from the paper, Foster, Pukdee, Rainforth (ICLR 2021): a renderer that
 broadcasts over `[points, B, S, S]`, the penalty by a second backward pass, and L-BFGS
-for the probes. Steps use the settings of `configs/spirograph.py`, `paper` for ResNets
-and `quick` for the MLP, at a constant learning rate. Only the MLP's penalty differs: it
-acts along all parameters, with a hard limit. PyTorch is optional (the extra
+for the probes. Steps have the constant learning rate of `configs/spirograph.py`, that
+of `paper` for ResNets and of `quick` for the MLP. PyTorch is optional (the extra
 `benchmarks`); this module can be imported without it.
 """
 
@@ -23,6 +22,7 @@ import numpy as np
 from invariance_jax.benchmarks.timing import check_same
 from invariance_jax.models import create_encoder
 from invariance_jax.models.weights import to_torch_state_dict
+from invariance_jax.settings import Config
 from invariance_jax.transforms import spirograph
 
 with contextlib.suppress(ModuleNotFoundError):
@@ -179,26 +179,23 @@ def penalty(h: Tensor, alpha: Tensor, others: Tensor) -> Tensor:
 
 
 def make_step(
-    name: str,
-    *,
-    batch_size: int,
-    image_size: int,
-    penalized: bool,
-    device: str = "cpu",
-    tuned: bool = False,
+    config: Config, image_size: int, device: str = "cpu"
 ) -> Callable[[], float]:
     """Returns a function that trains an encoder for one step and returns the loss.
 
-    `tuned` adds optimizations for a GPU that the authors did not use: channels-last,
-    the encoder in bfloat16, and compiled programs where these allow the derivative.
+    In bfloat16 it has optimizations for a GPU that the authors did not use:
+    channels-last, and compiled programs where these allow the derivative.
     """
+    name, batch_size = config.encoder.name, config.batch_size
+    weight, tuned = config.penalty.weight, config.precision == "bfloat16"
+    per_example = config.penalty.example_limit or torch.inf
+    per_batch = config.penalty.batch_limit or torch.inf
     torch.manual_seed(0)
     torch.set_num_threads(os.cpu_count() or 1)
     torch.backends.cudnn.benchmark = True  # as the authors
     torch.set_float32_matmul_precision("high" if tuned else "highest")
-    encoder, head = make_encoder(name, image_size), _make_head(512)
-    encoder.to(device)
-    head.to(device)
+    encoder = make_encoder(name, image_size).to(device)
+    head = _make_head(512).to(device)
     if tuned:
         _tune(encoder)
     parameters = [*encoder.parameters(), *head.parameters()]
@@ -217,21 +214,18 @@ def make_step(
         torch._dynamo.config.suppress_errors = True  # run uncompiled if it fails
         compiled = torch.compile(view)
     # A compiled function has no second derivative: the penalized view is not compiled.
-    first_view = view if penalized else compiled
+    first_view = view if weight else compiled
 
     def loss() -> Tensor:
         x = _uniform(TARGETS, batch_size)
         first, second = (_uniform(NUISANCE, batch_size) for _ in range(2))
-        first.requires_grad_(penalized)
+        first.requires_grad_(weight > 0)
         h1, h2 = first_view(x, first), compiled(x, second)
-        temperature = 0.2 if name == "mlp" else 0.5
-        loss = nt_xent(head(h1), head(h2), temperature)
-        if not penalized:
+        loss = nt_xent(head(h1), head(h2), config.temperature)
+        if not weight:
             return loss
         terms = penalty(h1, first, _uniform(NUISANCE, DIRECTIONS, batch_size))
-        if name == "mlp":
-            return loss + 0.3 * terms.clamp(max=0.5).mean()
-        return loss + 0.01 * terms.mean().clamp(max=1000.0)
+        return loss + weight * terms.clamp(max=per_example).mean().clamp(max=per_batch)
 
     def step() -> float:
         with torch.device(device):

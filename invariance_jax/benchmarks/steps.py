@@ -185,15 +185,7 @@ def against_torch(
     for kind, weight in (("plain", 0.0), ("penalized", penalized)):
         config.penalty.weight = weight
         ours = Training(config, jax.local_devices()[:1])  # as many as the peer has
-        peer = peers.make_step(
-            encoder,
-            batch_size=config.batch_size,
-            image_size=size,
-            penalized=weight > 0,
-            device=device,
-            tuned=tuned,
-        )
-        first, second = options.timer(peer, ours)
+        first, second = options.timer(peers.make_step(config, size, device), ours)
         ours.check_finite()
         share = ours.flops / np.median(second) / timing.product_rate(config.precision)
         yield timing.compare(
