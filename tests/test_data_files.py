@@ -185,7 +185,8 @@ def test_preparing_continues_when_a_file_that_is_no_image_is_removed(
 def test_an_index_that_was_begun_from_other_files_is_written_again(
     folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(writing, "write_metadata", full)
+    info = writing.tfds.core.DatasetInfo
+    monkeypatch.setattr(info, "write_to_directory", full)
     with pytest.raises(OSError, match="No space left"):
         prepare(tmp_path, folder, index=True)
     monkeypatch.undo()
