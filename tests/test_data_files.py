@@ -160,13 +160,6 @@ def test_preparing_continues_after_a_full_disk_and_refuses_other_files(
     assert len(times) == 2 and len(opened(tmp_path)) == 12
 
 
-def test_what_another_version_began_is_not_taken_into_a_set(folder, tmp_path):
-    old = tmp_path / "mine" / "1.0.0.incomplete"
-    (old / "sizes").mkdir(parents=True)
-    with pytest.raises(ValueError, match=f"{old} was begun from other f.*; remove"):
-        prepare(tmp_path, folder)
-
-
 @pytest.mark.parametrize("index", [False, True])
 def test_preparing_continues_when_a_file_that_is_no_image_is_removed(
     index, folder, tmp_path
@@ -185,7 +178,8 @@ def test_preparing_continues_when_a_file_that_is_no_image_is_removed(
 def test_an_index_that_was_begun_from_other_files_is_written_again(
     folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(writing, "write_metadata", full)
+    info = writing.tfds.core.DatasetInfo
+    monkeypatch.setattr(info, "write_to_directory", full)
     with pytest.raises(OSError, match="No space left"):
         prepare(tmp_path, folder, index=True)
     monkeypatch.undo()

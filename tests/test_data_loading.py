@@ -45,9 +45,8 @@ class Foreign(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def examples(num, size=(4, 4), mode="RGB"):
-    """Returns images of one value, and labels that go with the value."""
-    color = (lambda i: i) if mode == "L" else (lambda i: (i, 2 * i, 3 * i))
-    return [(Image.new(mode, size, color(i)), i % 3) for i in range(num)]
+    """Returns images of one colour, and labels that go with the colour."""
+    return [(Image.new(mode, size, (i, 2 * i, 3 * i)), i % 3) for i in range(num)]
 
 
 def make(data_dir, *, name="foreign", splits=None, features=FEATURES, **settings):
@@ -113,17 +112,6 @@ def test_foreign_set_is_described(labelled, tmp_path):
     np.testing.assert_allclose(found.std, pixels.std(axis=0), rtol=1e-12)
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 1)])
-def test_grey_files_fill_three_channels_and_coloured_ones_fill_one(
-    mode, channels, tmp_path
-):
-    splits = {"train": examples(6, mode=mode), "test": examples(3, mode=mode)}
-    image = tfds.features.Image(shape=(4, 4, channels))
-    make(tmp_path, splits=splits, features={**FEATURES, "image": image})
-    images, _ = load(tmp_path, "test")
-    assert images.shape == (3, 4, 4, channels)
-
-
 def test_validation_split_serves_as_test_split(tmp_path):
     make(tmp_path, splits={"train": examples(9), "validation": examples(4)})
     assert describe(tmp_path).num_test == 4
@@ -131,9 +119,8 @@ def test_validation_split_serves_as_test_split(tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, np.int64(5)])
-@pytest.mark.parametrize("labelled", [True, False])
-def test_train_and_validation_make_up_the_training_split(count, labelled, tmp_path):
-    make(tmp_path, features=FEATURES if labelled else {"image": FEATURES["image"]})
+def test_train_and_validation_make_up_the_training_split(count, tmp_path):
+    make(tmp_path)
     train, validation = (
         load(tmp_path, split, validation_examples=count)
         for split in ("train", "validation")
@@ -141,10 +128,7 @@ def test_train_and_validation_make_up_the_training_split(count, labelled, tmp_pa
     assert (len(train[0]), len(validation[0])) == (20 - count, count)
     assert values(train[0]) | values(validation[0]) == {*range(20)}
     for images, labels in (train, validation):
-        if labelled:
-            np.testing.assert_array_equal(labels, images[:, 0, 0, 0] % 3)
-        else:
-            assert labels is None
+        np.testing.assert_array_equal(labels, images[:, 0, 0, 0] % 3)
 
 
 def test_records_are_decoded_once(tmp_path, monkeypatch):

@@ -26,7 +26,6 @@ LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [100, 40, 9])
 @pytest.mark.parametrize(
     ("fraction", "counts"),
     [
-        (np.float32(0.1), [10, 4, 1]),
         (1.0, [100, 40, 9]),
         (0.1, [10, 4, 1]),
         (0.06, [6, 2, 1]),

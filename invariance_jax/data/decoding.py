@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from invariance_jax.data import limits as checks
+from invariance_jax.data import limits
 
 simplejpeg: types.ModuleType | None = None
 with contextlib.suppress(ImportError):
@@ -121,7 +121,7 @@ def naming(place: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each format of Pillow raises its own errors
-        reason = checks.reason(error)
+        reason = limits.reason(error)
         if isinstance(error, UnidentifiedImageError):
             reason = "its format is unknown"  # Pillow prints an object
         raise ValueError(

@@ -14,8 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from invariance_jax.data import decoding
-from invariance_jax.data import limits as checks
+from invariance_jax.data import decoding, limits
 from invariance_jax.data.sets import user_path
 
 
@@ -91,7 +90,7 @@ def _list_tar(path: Path) -> list[ImageFile]:
             images = _list_archive(file, absolute, path.stat().st_size, None)
     except tarfile.TarError as error:
         raise ValueError(
-            f"{path} is not an uncompressed tar file ({checks.reason(error)}); unpack "
+            f"{path} is not an uncompressed tar file ({limits.reason(error)}); unpack "
             "or uncompress it first."
         ) from error
     if not images:
@@ -166,11 +165,11 @@ def class_names(splits: Mapping[str, Sequence[ImageFile]]) -> list[str]:
     if not test <= train:
         raise ValueError(
             "classes of test must be among those of train; found "
-            f"{checks.some(sorted(map(repr, test - train)))}: add images to train (a "
+            f"{limits.some(sorted(map(repr, test - train)))}: add images to train (a "
             "random tenth of it is the test split if there is no other)."
         )
     names = sorted(name for name in train if name is not None)
-    return checks.class_names(names) if len(names) > 1 else []
+    return limits.class_names(names) if len(names) > 1 else []
 
 
 def labels_of(images: Sequence[ImageFile], names: Sequence[str]) -> np.ndarray | None:

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from invariance_jax.data import limits as checks
-from invariance_jax.data import sets
+from invariance_jax.data import limits, sets
 from invariance_jax.data.preparation import prepare
-from invariance_jax.data.sets import Color, Description, Shard, known
+from invariance_jax.data.sets import Color, Description, known
 from invariance_jax.data.streams import FileRecords, Pictures, Records, Store, cores
 from invariance_jax.data.subsets import hold_out
 from invariance_jax.data.targets import SPLITS
@@ -98,10 +97,8 @@ def load_arrays(
     image_set, stored_split, rows = _open_split(
         name, split, data_dir, validation_examples, None
     )
-    pictures = _decoded(image_set, stored_split)[rows]
-    images = pictures.all()
-    assert isinstance(images, np.ndarray)
-    return images, pictures.labels
+    images, labels = _decoded(image_set, stored_split)
+    return images[rows], None if labels is None else labels[rows]
 
 
 def _open_split(
@@ -141,8 +138,8 @@ class _ImageSet(NamedTuple):
     name: str
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
-    train: tuple[Shard, ...]
-    test: tuple[Shard, ...]
+    train: tuple[Any, ...]  # TFDS's FileInstruction of each file of records
+    test: tuple[Any, ...]
     moments: tuple[Color, Color] | None
     written: int  # when, in nanoseconds: caches must not take it for an earlier set
 
@@ -161,14 +158,16 @@ class _ImageSet(NamedTuple):
             ) from error
 
 
-def _num_records(shards: tuple[Shard, ...]) -> int:
-    return sum(shard.size for shard in shards)
+def _num_records(shards: tuple[Any, ...]) -> int:
+    return sum(shard.examples_in_shard for shard in shards)
 
 
-def _decoded(image_set: _ImageSet, split: str) -> Pictures:
-    """Returns all images of a split, in memory; they must have one size."""
-    title = f"Decoding {image_set.name} {split}"
-    return _pictures(image_set, split, None, 0, cores()).in_memory(title)
+def _decoded(image_set: _ImageSet, split: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns all images of a split, which must have one size, and their labels."""
+    pictures = _pictures(image_set, split, None, 0, cores())
+    images = pictures.in_memory(f"Decoding {image_set.name} {split}").all()
+    assert isinstance(images, np.ndarray)
+    return images, pictures.labels
 
 
 @functools.lru_cache(maxsize=8)
@@ -178,9 +177,7 @@ def _moments(image_set: _ImageSet) -> tuple[Color, Color]:
     count = _num_records(image_set.train)
     num_bytes = count * math.prod(image_set.image_shape)
     if 0 < num_bytes <= _MAX_BYTES_FOR_EXACT_MOMENTS:
-        images = _decoded(image_set, "train").all()
-        assert isinstance(images, np.ndarray)
-        return records.moments(images)
+        return records.moments(_decoded(image_set, "train")[0])
     return records.sampled_moments(
         _pictures(image_set, "train", records.SAMPLED_SIDE, count, cores())
     )
@@ -239,7 +236,7 @@ def _pictures(
     else:
         from invariance_jax.data.records import ShardRecords
 
-        found = sets.times_and_sizes(shard.path for shard in shards)
+        found = sets.times_and_sizes(Path(shard.filename) for shard in shards)
         if not np.array_equal(arrays.get("shards", np.nan), found):
             labels = None
         records = shard_records = ShardRecords(shards, labels)
@@ -277,10 +274,7 @@ def _open_set(name: str, root: Path) -> _ImageSet:
             f"{name} must have the splits train and test (or validation); found "
             f"{', '.join(sorted(splits))}."
         )
-    train, test = (
-        tuple(Shard(Path(f.filename), f.examples_in_shard) for f in s.file_instructions)
-        for s in (splits["train"], splits[test_name])
-    )
+    train, test = (tuple(splits[s].file_instructions) for s in ("train", test_name))
     mean, std = metadata.get("mean"), metadata.get("std")
     moments = (tuple(mean), tuple(std)) if mean and std else None
     path, (shape, classes) = Path(builder.data_path), _check_features(name, features)
@@ -304,7 +298,7 @@ def _read_builder(name: str, root: Path) -> tuple[Any, dict[str, Any], dict[str,
         features, metadata = dict(info.features.items()), dict(info.metadata or {})
     except Exception as error:  # JSON, protobuf and TFDS each raise their own errors
         raise ValueError(
-            f"{path} is not a set of TFDS that can be read ({checks.reason(error)}); "
+            f"{path} is not a set of TFDS that can be read ({limits.reason(error)}); "
             "remove it and prepare it again."
         ) from error
     if sets.FORMAT not in formats:

@@ -1,22 +1,24 @@
-"""Makes a set of image files and keeps their bytes: copies them or writes an index.
+"""Sets of image files: their bytes are kept, or folders are read into arrays.
 
-All headers are read first. Then the bytes are copied into files of records, several at
-a time; or only an index is written, and the images stay in place.
+If the bytes are kept, all headers are read first. Then the bytes are copied into files
+of records, several at a time; or only an index is written, and the images stay in
+place.
 """
 
-import functools
 import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageOps
 
-from invariance_jax.data import decoding, listing, records, writing
+from invariance_jax.arguments import check_integer
+from invariance_jax.data import decoding, limits, listing, records, writing
 from invariance_jax.data.listing import ImageFile
 from invariance_jax.data.preparation import folder_for_new
-from invariance_jax.data.sets import Color
-from invariance_jax.data.streams import FileRecords, Pictures, Store, cores
+from invariance_jax.data.sets import Split
+from invariance_jax.data.streams import FileRecords
 
 _HEADER_BYTES = 2**15
 _ADVICE = " and is writable; the same command continues"
@@ -57,28 +59,10 @@ def prepare_files(
     splits = {split: _records(part, class_names) for split, part in images.items()}
     folder = root / name
     with writing.naming_errors(name, folder, _ADVICE):
-        shape = _common_size(name, splits)
+        shape = (*_common_size(name, splits), 3)
         temporary = _begin(folder, splits, index)
-        copy = _write_index if index else functools.partial(writing.copy, name)
-        counts = {s: copy(s, part, temporary) for s, part in splits.items()}
-        about = class_names, (*shape, 3), _moments(splits["train"])
-        writing.write_metadata(name, temporary, splits, counts, *about)
+        writing.write_set(name, temporary, splits, class_names, shape, index=index)
         return temporary.rename(folder / "1.0.0")
-
-
-def _write_index(split: str, part: FileRecords, folder: Path) -> list[int]:
-    text = "\0".join(part.files).encode("utf-8", "surrogateescape")
-    arrays = {} if part.labels is None else {"labels": part.labels}
-    arrays |= {"files": np.frombuffer(text, np.uint8)}
-    arrays |= {"times": part.times, "places": part.places}
-    np.savez(folder / f"{split}.npz", **arrays)  # type: ignore[arg-type]
-    return [len(part)]
-
-
-def _moments(train: FileRecords) -> tuple[Color, Color]:
-    side, max_corrupt = records.SAMPLED_SIDE, min(len(train), records.SAMPLED) // 2
-    store = Store(train, 3, (side, side), max_corrupt, cores(), squashed=True)
-    return records.sampled_moments(Pictures(store, np.arange(len(train))))
 
 
 def _with_classes(images: list[ImageFile], classes: Sequence[str]) -> list[ImageFile]:
@@ -150,15 +134,13 @@ def _common_size(
 
     Reads each header, so that files that are no images are named before any is copied.
     """
-    sizes, (train, test) = set[tuple[int, int]](), splits.values()
+    sizes = set[tuple[int, int]]()
+    rows = [(part, row) for part in splits.values() for row in range(len(part))]
 
-    def check(index: int) -> None:
-        part, row = train, index
-        if row >= len(train):
-            part, row = test, row - len(train)
-        sizes.add(_size_from_header(part, row))
+    def check(number: int) -> None:
+        sizes.add(_size_from_header(*rows[number]))
 
-    records.for_each(check, len(train) + len(test), f"Checking {name}")
+    records.for_each(check, len(rows), f"Checking {name}")
     return sizes.pop() if len(sizes) == 1 else (None, None)
 
 
@@ -168,3 +150,83 @@ def _size_from_header(part: FileRecords, row: int) -> tuple[int, int]:
         return decoding.size(part.read(row, _HEADER_BYTES), part.where(row))
     except ValueError:
         return decoding.size(part.read(row), part.where(row))
+
+
+def read_folders(
+    train: Path, test: Path | None, *, image_size: int | None
+) -> tuple[Split, Split, list[str] | None]:
+    """Returns the training split, the test split and the names of the classes.
+
+    See `preparation.prepare_folder`. The images are in a fixed random order. Without
+    class folders, labels and class names are None.
+    """
+    if image_size is not None:
+        image_size = check_integer("image_size", image_size, least=1)
+    shuffled = _shuffled(train)
+    num_test = -(-len(shuffled) // 10) if test is None else 0
+    test_images = shuffled[:num_test] if test is None else _shuffled(test)
+    splits = {"train": shuffled[num_test:], "test": test_images}
+    names, num_train = listing.class_names(splits), len(splits["train"])
+    images = _read_images(
+        [Path(image.file) for part in splits.values() for image in part], image_size
+    )
+    train_split, test_split = (
+        Split(pixels, listing.labels_of(splits[split], names))
+        for split, pixels in zip(splits, np.split(images, [num_train]), strict=True)
+    )
+    return train_split, test_split, names or None
+
+
+def _shuffled(folder: Path) -> list[ImageFile]:
+    """Returns the images in a fixed random order: the first ones must mix classes."""
+    images = listing.list_folder(folder, may_be_empty=False)
+    order = np.random.RandomState(0).permutation(len(images))
+    return [images[index] for index in order]
+
+
+def _read_images(files: list[Path], image_size: int | None) -> np.ndarray:
+    """Returns the images uint8 `[N, H, W, 3]`, or `[N, H, W, 1]` if all are grey."""
+    height = width = image_size or 0
+    if image_size is None:
+        width, height = _read_image(files[0], None).size
+    description = f"{len(files)} images of {height} x {width} pixels"
+    limits.memory(description, len(files) * height * width * 3)
+    images = np.empty((len(files), height, width, 3), np.uint8)
+    is_grey, sizes = np.empty(len(files), bool), [(height, width)] * len(files)
+
+    def read(index: int) -> None:
+        image = _read_image(files[index], image_size)
+        sizes[index] = image.height, image.width
+        if sizes[index] == (height, width):
+            images[index] = np.asarray(image.convert("RGB"))
+        is_grey[index] = image.mode == "L"
+
+    records.for_each(read, len(files), "Reading")
+    for file, size in zip(files, sizes, strict=True):
+        if size != (height, width):
+            raise ValueError(
+                f"images must have one size, or give image_size: {files[0]} has "
+                f"{height} x {width} pixels, {file} has {size[0]} x {size[1]} pixels."
+            )
+    return images[..., :1] if is_grey.all() else images
+
+
+def _read_image(path: Path, image_size: int | None) -> Image.Image:
+    """Returns an upright L or RGB image, cropped to a square if image_size is given."""
+    # Given a path, Pillow memory-maps an uncompressed TIFF and turns it wrongly.
+    with (
+        decoding.naming(os.fspath(path)),
+        path.open("rb") as content,
+        Image.open(content) as file,
+    ):
+        if file.mode[0] in "IF":
+            raise ValueError(f"its mode {file.mode} has more than 8 bits")
+        if file.has_transparency_data:
+            if np.asarray(file.convert("RGBA"))[..., 3].min() < 255:
+                raise ValueError("it is transparent; put it on a background")
+        decoding.turn(file)
+        image = file.convert("L" if file.mode in decoding.GREY_MODES else "RGB")
+        if image_size is not None:
+            size = (image_size, image_size)
+            image = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
+    return image

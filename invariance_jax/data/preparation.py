@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from invariance_jax.data import limits as checks
+from invariance_jax.data import limits
 from invariance_jax.data.sets import RESERVED, Split, find, folder_of_sets, user_path
 
 
@@ -131,10 +131,10 @@ def prepare_folder(
         bits a channel; or if the images do not fit into memory.
       OSError: if the set cannot be written.
     """
-    from invariance_jax.data import folders
+    from invariance_jax.data.originals import read_folders
 
     folder_for_new(name, data_dir)
-    images, test_images, class_names = folders.read(
+    images, test_images, class_names = read_folders(
         user_path("train", train),
         None if test is None else user_path("test", test),
         image_size=image_size,
@@ -226,4 +226,4 @@ def _check_together(
             f"found {len(unknown)} others, such as {unknown[:5].tolist()}."
         )
     numbers = [str(number) for number in range(num_classes)]
-    return checks.class_names(numbers if class_names is None else class_names)
+    return limits.class_names(numbers if class_names is None else class_names)

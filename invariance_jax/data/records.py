@@ -1,21 +1,22 @@
 """Reads the images in the records of a TFDS set, without TensorFlow."""
 
 import bisect
+import functools
 import itertools
 import math
 import resource
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
+from tensorflow_datasets.core.utils.shard_utils import FileInstruction
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from invariance_jax.data import limits as checks
-from invariance_jax.data.sets import Color, Shard
+from invariance_jax.data import limits
+from invariance_jax.data.sets import Color
 from invariance_jax.data.streams import Corrupt, Pictures, cores
 
 _CHUNK = 500
@@ -47,7 +48,7 @@ def for_each(work: Callable[[int], object], count: int, title: str) -> None:
         progress(pool.map(work_on, parts), count, title)
     if faults:
         messages = dict.fromkeys(faults[index] for index in sorted(faults))
-        raise ValueError(checks.some([*messages], between=" "))
+        raise ValueError(limits.some([*messages], between=" "))
 
 
 def progress(counts: Iterable[int], total: int, title: str) -> None:
@@ -57,40 +58,42 @@ def progress(counts: Iterable[int], total: int, title: str) -> None:
             bar.update(count)
 
 
-def _open_shard(shard: Shard) -> ArrayRecordDataSource:
+def _open_shard(shard: FileInstruction) -> ArrayRecordDataSource:
     try:
-        source = ArrayRecordDataSource(str(shard.path))
+        source = ArrayRecordDataSource(shard.filename)
         size = len(source)
     except Exception as error:
         raise ValueError(
-            f"{shard.path} cannot be read as a file of records ("
-            f"{checks.reason(error)}); if it is damaged, prepare the set again."
+            f"{shard.filename} cannot be read as a file of records ("
+            f"{limits.reason(error)}); if it is damaged, prepare the set again."
         ) from error
-    if size != shard.size:
-        raise ValueError(f"{shard.path} has {size} records; expected {shard.size}.")
+    expected = shard.examples_in_shard
+    if size != expected:
+        raise ValueError(f"{shard.filename} has {size} records; expected {expected}.")
     return source
 
 
 class ShardRecords:
     """The image files of a split in files of records; see `streams.Records`."""
 
-    def __init__(self, shards: Sequence[Shard], labels: np.ndarray | None):
+    def __init__(self, shards: Sequence[FileInstruction], labels: np.ndarray | None):
         """Stores the shards; a file is opened when it is first read."""
         self._shards, self.labels = shards, labels
         # All files stay open, and the soft limit is often a thousand.
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
-        self._ends = [*itertools.accumulate(shard.size for shard in shards)]
-        self._lock, self._open = threading.Lock(), dict[int, ArrayRecordDataSource]()
+        sizes = (shard.examples_in_shard for shard in shards)
+        self._edges = [0, *itertools.accumulate(sizes)]
+        self._open = functools.cache(_open_shard)
 
     def __len__(self) -> int:
         """Returns the number of records."""
-        return self._ends[-1]
+        return self._edges[-1]
 
     def where(self, index: int) -> str:
         """Returns the file and the number of the record in it, for messages."""
         number, position = self._place(index)
-        return f"{self._shards[number].path}: record {position}"
+        return f"{self._shards[number].filename}: record {position}"
 
     def read(self, index: int) -> bytes:
         """Returns the bytes of the image file in a record."""
@@ -99,21 +102,19 @@ class ShardRecords:
     def example(self, index: int) -> tuple[bytes, int]:
         """Returns the bytes of the image file in a record, and its label or -1."""
         number, position = self._place(index)
-        with self._lock:
-            if number not in self._open:
-                self._open[number] = _open_shard(self._shards[number])
+        source = self._open(self._shards[number])
         try:
-            record = self._open[number][position]
+            record = source[position]
             feature = tf_example_pb2.Example.FromString(record).features.feature
             (content,) = feature["image"].bytes_list.value
             (label,) = feature["label"].int64_list.value or [-1]
         except Exception as error:  # of array_record or protobuf
-            raise Corrupt(checks.reason(error)) from error
+            raise Corrupt(limits.reason(error)) from error
         return content, label
 
     def _place(self, index: int) -> tuple[int, int]:
-        number = bisect.bisect_right(self._ends, index)
-        return number, index - self._ends[number] + self._shards[number].size
+        number = bisect.bisect_right(self._edges, index) - 1
+        return number, index - self._edges[number]
 
     def read_labels(self, num_classes: int, title: str) -> tuple[np.ndarray, bool]:
         """Returns the labels of all records, and whether all records could be read.

@@ -31,13 +31,6 @@ class Split(NamedTuple):
         return np.full(len(self.images), self.images[0].size)
 
 
-class Shard(NamedTuple):
-    """A file of records, and the number of records that it should have."""
-
-    path: Path
-    size: int
-
-
 def times_and_sizes(paths: Iterable[Path]) -> np.ndarray:
     """Returns the times of change, in seconds, and sizes of the existing files.
 

@@ -21,8 +21,7 @@ from tensorflow_datasets.core import DatasetBuilder
 from tensorflow_datasets.core.download import DownloadManager, checksums, downloader
 from tensorflow_datasets.core.utils import temporary_assignment
 
-from invariance_jax.data import limits as checks
-from invariance_jax.data import writing
+from invariance_jax.data import limits, writing
 from invariance_jax.data.sets import FORMAT
 
 _SPLITS = ("train", "test")
@@ -67,7 +66,7 @@ def _generate(
     except Exception as error:  # each file format raises its own errors
         raise ValueError(
             f"{', '.join(map(str, paths.values()))}: not as expected of {builder.name} "
-            f"({checks.reason(error)}); remove and download again."
+            f"({limits.reason(error)}); remove and download again."
         ) from error
     files = writing.encode(np.asarray(columns.pop("image")))
     for index, (file, *row) in enumerate(zip(files, *columns.values(), strict=True)):

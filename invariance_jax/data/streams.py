@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
-from invariance_jax.data import limits as checks
+from invariance_jax.data import limits
 from invariance_jax.transforms import Squashed
 from invariance_jax.types import PyTree
 
@@ -255,7 +255,7 @@ class Store:
         except MemoryError:
             raise
         except Exception as error:  # each format of Pillow raises its own errors
-            raise Corrupt(checks.reason(error)) from error
+            raise Corrupt(limits.reason(error)) from error
         if pixels.shape[:2] != self.shape:
             raise Corrupt(
                 f"its image has {shape[0]} x {shape[1]} pixels; expected "
@@ -274,7 +274,7 @@ class Store:
 
     def _mark_corrupt(self, index: int, error: Exception) -> None:
         """Records that a record is corrupt; raises ValueError if too many are."""
-        text = f"{self.records.where(index)} is corrupt: {checks.reason(error)}"
+        text = f"{self.records.where(index)} is corrupt: {limits.reason(error)}"
         with self.lock:
             is_new = index not in self.corrupt
             self.corrupt[index] = text
@@ -361,7 +361,7 @@ def _decoded(store: Store, rows: bytes, split: bytes, title: str) -> Pictures:
     indices, indices_of_split = (np.frombuffer(b, np.int64) for b in (rows, split))
     pictures = Pictures(store, indices, split=indices_of_split)
     count = len(pictures)
-    checks.memory(f"{title}: {count} images", count * store.image_bytes)
+    limits.memory(f"{title}: {count} images", count * store.image_bytes)
     parts = np.array_split(np.arange(count), -(-count // _MAX_PER_LOAD) or 1)
     batches = []
 

@@ -60,6 +60,7 @@ def label_fraction(labels: np.ndarray, fraction: float, *, seed: int) -> np.ndar
             f"labels must be integers [N]; found {labels.dtype} {list(labels.shape)}."
         )
     check_number("fraction", fraction, low=0, high=1, above=True)
+    fraction = float(fraction)
     seed = check_integer("seed", seed, least=0, most=2**32 - 1)
     random = np.random.RandomState(seed)
     selected = []
@@ -67,7 +68,7 @@ def label_fraction(labels: np.ndarray, fraction: float, *, seed: int) -> np.ndar
     classes, starts = np.unique(labels[order], return_index=True)
     for label, members in zip(classes, np.split(order, starts[1:]), strict=True):
         members = random.permutation(members)
-        count = int(np.floor(float(fraction) * len(members) + 0.5))
+        count = int(np.floor(fraction * len(members) + 0.5))
         if count == 0:
             raise ValueError(
                 f"label fraction {fraction} leaves class {label} empty: it has "

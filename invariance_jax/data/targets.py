@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from invariance_jax.arguments import check_integer
-from invariance_jax.data import limits as checks
+from invariance_jax.data import limits
 from invariance_jax.transforms.spirograph import BOUNDS, PARAMETERS
 
 SPLITS = ("train", "validation", "test")
@@ -51,7 +51,7 @@ def make_targets(
             raise ValueError(
                 f"targets must be some of {', '.join(PARAMETERS)}; found {name!r}."
             )
-    checks.memory(f"{num_examples} Spirograph targets", 8 * num_examples * len(targets))
+    limits.memory(f"{num_examples} Spirograph targets", 8 * num_examples * len(targets))
     rows = [PARAMETERS.index(name) for name in targets]
     ends: np.ndarray = np.asarray(bounds, np.float64)[rows]
     seeds = [check_integer("seed", seed, least=0), SPLITS.index(split)]

@@ -5,6 +5,7 @@ already, and not to write and read the format array_record.
 """
 
 import contextlib
+import functools
 import io
 import os
 import sys
@@ -22,10 +23,9 @@ from tensorflow_datasets.core import splits as tfds_splits
 from tensorflow_datasets.core.utils import temporary_assignment, tqdm_utils
 from tensorflow_datasets.proto import tf_example_pb2
 
-from invariance_jax.data import limits as checks
-from invariance_jax.data import records
+from invariance_jax.data import limits, records
 from invariance_jax.data.sets import FORMAT, Color, Split, times_and_sizes
-from invariance_jax.data.streams import FileRecords, cores
+from invariance_jax.data.streams import FileRecords, Pictures, Store, cores
 
 _CHUNK, SHARD_BYTES = 500, 2**28
 
@@ -46,7 +46,7 @@ def naming_errors(name: str, folder: Path, advice: str) -> Iterator[None]:
         if (folder / "dataset_info.json").exists():
             return
         raise OSError(
-            f"{name} was not written to {folder} ({checks.reason(error)}): check that "
+            f"{name} was not written to {folder} ({limits.reason(error)}): check that "
             f"the folder has room{advice}."
         ) from error
 
@@ -69,17 +69,66 @@ def write_arrays(
     name: str, root: Path, splits: Mapping[str, Split], class_names: Sequence[str]
 ) -> Path:
     """Writes a set of images in memory, which keep their order; returns its folder."""
-    path, train = root / name / "1.0.0", splits["train"].images
+    path, shape = root / name / "1.0.0", splits["train"].images.shape[1:]
     with naming_errors(name, path, _ADVICE):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(".incomplete", dir=path.parent) as temporary:
             folder = Path(temporary) / path.name
             folder.mkdir()
-            counts = {k: copy(name, k, part, folder) for k, part in splits.items()}
-            about = class_names, train.shape[1:], records.moments(train)
-            write_metadata(name, folder, splits, counts, *about)
+            write_set(name, folder, splits, class_names, shape)
             folder.rename(path)
     return path
+
+
+def write_set(
+    name: str,
+    folder: Path,
+    splits: Mapping[str, FileRecords] | Mapping[str, Split],
+    class_names: Sequence[str],
+    shape: tuple[int | None, ...],
+    *,
+    index: bool = False,
+) -> None:
+    """Writes the records of a set, or an index of its files, and what they hold."""
+    template = naming.ShardedFileTemplate(
+        data_dir=folder, dataset_name=name, filetype_suffix=FORMAT
+    )
+    split_infos = [
+        tfds_splits.SplitInfo(
+            name=split,
+            shard_lengths=_write_split(name, split, part, folder, index),
+            num_bytes=int(part.sizes.sum()),
+            filename_template=template,
+        )
+        for split, part in splits.items()
+    ]
+    features = {"image": tfds.features.Image(shape=shape)}
+    if class_names:
+        features["label"] = tfds.features.ClassLabel(names=class_names)
+    mean, std = _moments(splits["train"])
+    info = tfds.core.DatasetInfo(
+        builder=dataset_info.DatasetIdentity(
+            name=name,
+            version=tfds.core.Version("1.0.0"),
+            data_dir=os.fspath(folder),
+            module_name="",
+        ),
+        description="Prepared by invariance_jax.",
+        features=tfds.features.FeaturesDict(features),
+        supervised_keys=("image", "label") if class_names else None,
+        metadata=tfds.core.MetadataDict(mean=mean, std=std),
+    )
+    info.set_file_format(FORMAT)
+    info.set_splits(tfds_splits.SplitDict(split_infos))
+    info.write_to_directory(folder)
+
+
+def _moments(train: FileRecords | Split) -> tuple[Color, Color]:
+    if isinstance(train, Split):
+        return records.moments(train.images)
+    side, max_corrupt = records.SAMPLED_SIDE, min(len(train), records.SAMPLED) // 2
+    store = Store(train, 3, (side, side), max_corrupt, cores(), squashed=True)
+    return records.sampled_moments(Pictures(store, np.arange(len(train))))
 
 
 def encode(images: np.ndarray) -> Iterator[bytes]:
@@ -96,28 +145,32 @@ def _encode(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def copy(name: str, split: str, part: FileRecords | Split, folder: Path) -> list[int]:
-    """Copies images (from memory: as PNG files) and labels into files of records.
+def _write_split(
+    name: str, split: str, part: FileRecords | Split, folder: Path, index: bool
+) -> list[int]:
+    """Writes an index of the images, or copies them into files of records.
 
-    Returns the number of images of each file. Complete files are not written again.
+    Images in memory become PNG files. Complete files of records are not written again.
+    Returns the number of images of each file of records.
     """
-    stem, shards = f"{name}-{split}.{FORMAT}", _shards(part.sizes)
-    paths = [
-        folder / f"{stem}-{n:05d}-of-{len(shards):05d}" for n in range(len(shards))
-    ]
-
-    def copy_some(path: Path, rows: range) -> int:
-        if not path.exists():
-            _copy(part, rows, path)
-        return len(rows)
-
-    with ThreadPoolExecutor(cores()) as pool:
-        counts = pool.map(copy_some, paths, shards)
-        records.progress(counts, len(part.sizes), f"Copying {name} {split}")
-    arrays = {} if part.labels is None else {"labels": part.labels.astype(np.int32)}
-    arrays |= {"shards": times_and_sizes(paths)}
+    arrays = dict[str, np.ndarray]()
+    if part.labels is not None:
+        arrays["labels"] = part.labels.astype(np.int32)
+    if index and isinstance(part, FileRecords):
+        lengths, files = [len(part)], "\0".join(part.files)
+        content = np.frombuffer(files.encode("utf-8", "surrogateescape"), np.uint8)
+        arrays |= {"files": content, "times": part.times, "places": part.places}
+    else:
+        stem, shards = f"{name}-{split}.{FORMAT}", _shards(part.sizes)
+        lengths = [*map(len, shards)]
+        numbers = range(len(shards))
+        paths = [folder / f"{stem}-{n:05d}-of-{len(shards):05d}" for n in numbers]
+        with ThreadPoolExecutor(cores()) as pool:
+            counts = pool.map(functools.partial(_copy, part), shards, paths)
+            records.progress(counts, sum(lengths), f"Copying {name} {split}")
+        arrays["shards"] = times_and_sizes(paths)
     np.savez(folder / f"{split}.npz", **arrays)  # type: ignore[arg-type]
-    return [*map(len, shards)]
+    return lengths
 
 
 def _shards(sizes: np.ndarray) -> list[range]:
@@ -129,7 +182,10 @@ def _shards(sizes: np.ndarray) -> list[range]:
     return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
-def _copy(part: FileRecords | Split, rows: range, path: Path) -> None:
+def _copy(part: FileRecords | Split, rows: range, path: Path) -> int:
+    """Writes some rows to a file of records, if it is missing; returns their number."""
+    if path.exists():
+        return len(rows)
     temporary = path.with_name(f"{path.name}.tmp")
     if isinstance(part, Split):
         contents = encode(part.images[rows.start : rows.stop])
@@ -147,45 +203,4 @@ def _copy(part: FileRecords | Split, rows: range, path: Path) -> None:
     finally:
         writer.close()
     temporary.replace(path)
-
-
-def write_metadata(
-    name: str,
-    folder: Path,
-    splits: Mapping[str, FileRecords] | Mapping[str, Split],
-    lengths: Mapping[str, list[int]],
-    class_names: Sequence[str],
-    shape: tuple[int | None, ...],
-    moments: tuple[Color, Color],
-) -> None:
-    """Writes the features, moments and splits of a set, after its records."""
-    features = {"image": tfds.features.Image(shape=shape)}
-    if class_names:
-        features["label"] = tfds.features.ClassLabel(names=class_names)
-    info = tfds.core.DatasetInfo(
-        builder=dataset_info.DatasetIdentity(
-            name=name,
-            version=tfds.core.Version("1.0.0"),
-            data_dir=os.fspath(folder),
-            module_name="",
-        ),
-        description="Prepared by invariance_jax.",
-        features=tfds.features.FeaturesDict(features),
-        supervised_keys=("image", "label") if class_names else None,
-        metadata=tfds.core.MetadataDict(mean=moments[0], std=moments[1]),
-    )
-    info.set_file_format(FORMAT)
-    template = naming.ShardedFileTemplate(
-        data_dir=folder, dataset_name=name, filetype_suffix=FORMAT
-    )
-    split_infos = [
-        tfds_splits.SplitInfo(
-            name=split,
-            shard_lengths=lengths[split],
-            num_bytes=int(part.sizes.sum()),
-            filename_template=template,
-        )
-        for split, part in splits.items()
-    ]
-    info.set_splits(tfds_splits.SplitDict(split_infos))
-    info.write_to_directory(folder)
+    return len(rows)
