@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import time
@@ -18,15 +19,14 @@ from tqdm import tqdm
 from invariance_jax import evaluation, experiments
 from invariance_jax.data import Pictures
 from invariance_jax.numerics import l2_normalize
-from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints, has_step
+from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints
 from invariance_jax.runs.log import MetricsWriter
 from invariance_jax.runs.tracking import check_tracking
-from invariance_jax.runs.workdir import Owner, check, claim, one_per_seed
-from invariance_jax.runtime import processes
+from invariance_jax.runs.workdir import Owner, check, claim, is_trained, one_per_seed
+from invariance_jax.runtime import preemption, processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import all_devices, make_deterministic
 from invariance_jax.runtime.files import AnyPath
-from invariance_jax.runtime.preemption import Watch
 from invariance_jax.runtime.profiling import Profiler
 from invariance_jax.runtime.terminal import progress
 from invariance_jax.settings import Config, Settings, check_devices, resolve
@@ -66,7 +66,7 @@ def run(config: Config, workdir: AnyPath) -> None:
         resumes the run.
     """
     make_deterministic(config.deterministic)
-    with Watch() as watch:
+    with preemption.watch_signals():
         with processes.main_process_first():
             settings = open_set(resolve(config))
             parts = checked_parts(settings, jax.device_count())
@@ -79,20 +79,16 @@ def run(config: Config, workdir: AnyPath) -> None:
             train = _read_examples(parts.task)
             make_batches = _make_batches(train)
             program = functools.cache(lambda: _compile(parts, make_batches(parts)))
-            if not all(has_step(path, seed.derived.steps) for seed, path in seeds):
+            if not is_trained(settings, workdir):
                 program()  # compiled before anything is written
             with processes.main_process_first():
-                finished = [has_step(path, seed.derived.steps) for seed, path in seeds]
-                claim(settings, workdir, finished=all(finished))
-                owners = [
-                    claim(seed, path, finished=is_finished)
-                    for (seed, path), is_finished in zip(seeds, finished, strict=True)
-                ]
+                claim(settings, workdir)
+                owners = [claim(seed, path) for seed, path in seeds]
             for number, ((seed, _), owner) in enumerate(
                 zip(seeds, owners, strict=True), start=1
             ):
-                later = finished[number:].count(False)
-                with _Training(seed, owner, train, make_batches, watch) as training:
+                later = sum(not is_trained(*one) for one in seeds[number:])
+                with _Training(seed, owner, train, make_batches) as training:
                     training.run_steps(program, later_runs=later)
 
 
@@ -116,22 +112,15 @@ class _Training(contextlib.ExitStack):
         owner: Owner,
         train: Examples,
         make_batches: Callable[[Parts], Batches],
-        watch: Watch,
     ):
         super().__init__()
         self._settings, self._owner, self._workdir = settings, owner, owner.workdir
-        self._train, self._watch, self._devices = train, watch, all_devices()
+        self._train, self._devices = train, all_devices()
         self._parts = build(settings)
         self._batches = make_batches(self._parts)
         self._encoder = FrozenEncoder(self._parts, self._devices)
-        checkpoints = settings.checkpoints
-        self._checkpoints = Checkpoints(
-            self._workdir,
-            every_steps=checkpoints.every_steps,
-            keep=checkpoints.keep,
-            keep_every_steps=checkpoints.keep_every_steps,
-            owner=owner,
-        )
+        chosen = dataclasses.asdict(settings.checkpoints)
+        self._checkpoints = Checkpoints(self._workdir, owner=owner, **chosen)
 
     def _first_checkpoint(self) -> Checkpoint[TrainState]:
         newest = self._checkpoints.newest(state_shapes(self._parts))
@@ -186,14 +175,14 @@ class _Training(contextlib.ExitStack):
                 row = self._probe_row(state)
                 rows.write_others(step, row, seconds=time.monotonic() - started)
             self._checkpoints.check()
-            stops = step < settings.derived.steps and self._watch.is_asked()
+            stops = step < settings.derived.steps and preemption.stop_is_asked()
             # After the rows: a resumed run does not write those of this step.
             if stops or self._is_saved(step):
                 state = parallel.one_replica(replicated)
                 self._checkpoints.save(step, state, note=rows.note())
             if stops:
                 self._checkpoints.wait()
-                raise self._watch.stop(f"{self._workdir} is saved at step {step}")
+                raise preemption.stop(f"{self._workdir} is saved at step {step}")
 
     def _is_saved(self, step: int) -> bool:
         every_steps = self._settings.checkpoints.every_steps

@@ -3,7 +3,8 @@
 The glossary of dimension letters is in the docstring of `invariance_jax`.
 """
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -20,9 +21,5 @@ Json = dict[str, Any]
 """The content of a JSON file, an object."""
 
 
-class Encode(Protocol):
-    """A frozen encoder, `images [B, H, W, 3] -> h [B, D]`."""
-
-    def __call__(self, images: Array, /) -> Array:
-        """Returns the representations of a batch of views."""
-        ...
+Encode = Callable[[Array], Array]
+"""A frozen encoder, `images [B, H, W, 3] -> h [B, D]`."""
