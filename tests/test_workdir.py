@@ -71,14 +71,6 @@ def test_the_commit_may_come_from_the_environment(monkeypatch):
     assert workdirs.provenance()["environment"]["git_commit"] == "0123"
 
 
-def test_the_same_run_claims_again_and_every_start_has_a_name(tmp_path):
-    first, second = (claim(settings(), tmp_path) for _ in range(2))
-    assert first.start != second.start
-    with pytest.raises(OSError, match="was started a second time"):
-        first.check()
-    second.check()
-
-
 def test_of_two_starts_at_once_one_owns_the_folder(tmp_path, monkeypatch):
     owners = []
 
