@@ -182,7 +182,8 @@ def of_seed(
     names = [name for name in (*EXPERIMENTS, *own) if name in records]
     firsts: dict[str, str] = {}  # name in the summary -> the experiment it is from
     for name in names:
-        for number in filter(None, map(_name_in_summary, records[name]["rows"])):
+        found = dict.fromkeys(map(_name_in_summary, records[name]["rows"]))
+        for number in filter(None, found):
             if firsts.setdefault(number, name) != name and name in own:
                 text = "the summary has %s of %s, not of %s: rename one of the two"
                 _log.warning(text, number, firsts[number], name)
