@@ -223,6 +223,17 @@ def test_one_parameter_is_redrawn_as_often_as_its_weight_says():
     assert abs(new.mean() - (low[2] + high[2]) / 2) < 0.02
 
 
+@pytest.mark.parametrize("kind", ["gradient", "total_effect", "mixed"])
+def test_ends_differ_from_the_view_in_the_penalized_parameters_only(kind):
+    names = spirograph.make_transformation().names
+    side = of_200_steps(kind=kind, parameters=(names[1], names[4])).first
+    for ends in (side.alpha_other, side.alpha_redrawn):
+        if ends is not None:
+            change = abs(np.asarray(ends) - alpha_of(side)[:, :, None])
+            moved = change.max(axis=(0, 1, 2)) > 1e-6  # two programs may round alpha
+            assert [*np.flatnonzero(moved)] == [1, 4]
+
+
 def test_full_steps_go_to_the_draw_that_directions_are_reflected_from(many):
     side = of_200_steps(kind="mixed").first
     # But for the rounding of two programs.
