@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_base
 
 from invariance_jax.settings.schema import Penalty
 from invariance_jax.training.batches import make_sampler, shuffle
@@ -132,6 +133,13 @@ def test_the_remainder_is_another_one_in_each_epoch(indices):
     epochs = indices[: 60 * per_epoch].reshape(60, -1)
     left_out = [tuple(sorted({*range(EXAMPLES)} - {*row})) for row in epochs.tolist()]
     assert len(set(left_out)) > 50
+
+
+def test_held_choices_are_drawn_for_each_example_of_both_views():
+    draws = of_200_steps(transformation=test_base.GOOD)
+    first, second = (np.asarray(side.views[0].held["mirror"]) for side in draws[:2])
+    for even in (first, second, first == second, first[:, 0] == first[:, 1]):
+        assert abs(even.mean() - 0.5) < 2.5 / np.sqrt(even.size)
 
 
 def test_keys_draw_different_steps(draw):
