@@ -249,19 +249,26 @@ def test_the_steps_on_a_gpu_are_those_of_the_papers_runs(monkeypatch):
 
 def test_a_step_that_fails_or_has_no_time_is_told(monkeypatch):
     clock = Clock()
-    options = ONCE._replace(seconds=15.0, timer=Timer(1, 0.0, clock))
+    options = ONCE._replace(seconds=25.0, timer=Timer(1, 0.0, clock))
+    text = "RESOURCE_EXHAUSTED: out of memory"
+    errors = {  # of a step that runs, and of one that is compiled
+        "large": jax.errors.JaxRuntimeError(text),
+        "larger": ValueError(f"the training step does not fit into memory ({text})"),
+    }
 
     def measure(name, config, options):
         clock.now += 10
-        if name == "large":
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        if name in errors:
+            raise errors[name]
         return {"case": name, "ms": 1.0}
 
     monkeypatch.setattr(gpu, "measure", measure)
     monkeypatch.setattr(gpu, "make_config", lambda name: None)
-    first, failed, left_out = gpu.measure_all(["a", "large", "c"], options)
+    rows = gpu.measure_all(["a", *errors, "c"], options)
+    first, failed, not_compiled, left_out = rows
     assert first == {"case": "a", "ms": 1.0}
-    assert failed["note"] == "failed: RESOURCE_EXHAUSTED: out of memory"
+    assert failed["note"] == f"failed: {text}"
+    assert not_compiled["note"] == f"failed: {errors['larger']}"
     assert left_out["note"] == "not run: no time left"
 
 

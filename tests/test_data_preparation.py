@@ -113,6 +113,20 @@ def test_existing_set_is_not_overwritten(tmp_path):
     assert describe(tmp_path).num_train == 9
 
 
+def test_a_set_that_another_process_wrote_meanwhile_is_kept(tmp_path, monkeypatch):
+    write = writing.write_set
+
+    def write_late(*about):
+        monkeypatch.undo()
+        prepare(tmp_path, train=TEST, test=TRAIN)
+        write(*about)
+
+    monkeypatch.setattr(writing, "write_set", write_late)
+    path = prepare(tmp_path)
+    assert [*path.parent.iterdir()] == [path]
+    assert describe(tmp_path).num_train == len(TEST[0])
+
+
 def full(root):
     raise OSError("disk full\nmore")
 

@@ -188,6 +188,14 @@ def test_offline_error_names_files_and_folder_and_leaves_no_set(tmp_path, offlin
     assert not [*tmp_path.glob("mnist/*")]
 
 
+def test_another_file_in_the_common_manual_folder_is_refused(tmp_path, offline):
+    manual = tmp_path / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    write_idx(manual, *GREY)
+    with pytest.raises(ValueError, match="is not the original .*bytes and SHA-256"):
+        check("fashion_mnist", tmp_path)
+
+
 def test_source_that_lacks_files_is_refused(tmp_path):
     (tmp_path / "train-images-idx3-ubyte.gz").mkdir()
     with pytest.raises(ValueError, match="lacks: train-images.*t10k-labels"):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_base
 
 from invariance_jax.settings.schema import Penalty
 from invariance_jax.training.batches import make_sampler, shuffle
@@ -134,6 +135,13 @@ def test_the_remainder_is_another_one_in_each_epoch(indices):
     assert len(set(left_out)) > 50
 
 
+def test_held_choices_are_drawn_for_each_example_of_both_views():
+    draws = of_200_steps(transformation=test_base.GOOD)
+    first, second = (np.asarray(side.views[0].held["mirror"]) for side in draws[:2])
+    for even in (first, second, first == second, first[:, 0] == first[:, 1]):
+        assert abs(even.mean() - 0.5) < 2.5 / np.sqrt(even.size)
+
+
 def test_keys_draw_different_steps(draw):
     ours, theirs = draw(KEY, 0), draw(jax.random.key(1), 0)
     assert not np.array_equal(alpha_of(ours.first), alpha_of(theirs.first))
@@ -221,6 +229,17 @@ def test_one_parameter_is_redrawn_as_often_as_its_weight_says():
     assert np.all((ends >= low - 1e-5) & (ends <= high + 1e-5))
     new = ends[moved[..., 2], 2]
     assert abs(new.mean() - (low[2] + high[2]) / 2) < 0.02
+
+
+@pytest.mark.parametrize("kind", ["gradient", "total_effect", "mixed"])
+def test_ends_differ_from_the_view_in_the_penalized_parameters_only(kind):
+    names = spirograph.make_transformation().names
+    side = of_200_steps(kind=kind, parameters=(names[1], names[4])).first
+    for ends in (side.alpha_other, side.alpha_redrawn):
+        if ends is not None:
+            change = abs(np.asarray(ends) - alpha_of(side)[:, :, None])
+            moved = change.max(axis=(0, 1, 2)) > 1e-6  # two programs may round alpha
+            assert [*np.flatnonzero(moved)] == [1, 4]
 
 
 def test_full_steps_go_to_the_draw_that_directions_are_reflected_from(many):

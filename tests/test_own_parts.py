@@ -386,6 +386,19 @@ def test_a_method_that_training_accepts_passes_the_check(fields, check_method):
     )
 
 
+def test_the_memory_is_an_input_of_every_program(check_method):
+    """A large one would take long, and much memory, as a constant."""
+    traced = []
+
+    def update(memory, _):
+        traced.append(isinstance(memory, jax.core.Tracer))
+        return memory
+
+    fields = {"heads": own_parts.Counting(), "loss": of_eight}
+    check_method(fields | {"memory": np.zeros(4), "update": update})
+    assert all(traced)
+
+
 def test_keys_that_an_own_method_is_not_told_are_said(check_method, caplog):
     check_method({}, {"similarity_block": 4})
     assert "similarity_block is 4, which method.name" in caplog.text

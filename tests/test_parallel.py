@@ -99,8 +99,11 @@ CASES = {
         "batchnorm.group_size": 8,
         **penalty(batch_statistics="example", directions=2),
     },
-    # Between the means of single devices: they must decide together.
-    "limit of the batch": penalty(batch_limit=200.0, example_limit=None, weight=0.5),
+    # Between the means of devices and of microbatches: they must decide together.
+    "limit of the batch, microbatches": {
+        **MICROBATCHES,
+        **penalty(batch_limit=200.0, example_limit=None, weight=0.5),
+    },
     "signs on z, held, one parameter, log": penalty(
         estimator="sign",
         at="z",
@@ -160,7 +163,7 @@ def test_devices_and_microbatches_give_the_numbers_of_one_batch(x64, name, count
 
 def test_the_limit_of_the_batch_is_reached(x64):
     penalties = []
-    for _, metrics in expected("limit of the batch"):
+    for _, metrics in expected("limit of the batch, microbatches"):
         loss, contrastive, penalty = (
             metrics[name][0] for name in ("loss", "contrastive", "penalty")
         )

@@ -97,7 +97,7 @@ def measure_all(names: Iterable[str], options: Options) -> Iterator[Row]:
             continue
         try:
             yield measure(name, make_config(name), options)
-        except (jax.errors.JaxRuntimeError, FloatingPointError) as error:
+        except (jax.errors.JaxRuntimeError, FloatingPointError, ValueError) as error:
             first, *_ = str(error).strip().splitlines()
             yield {"case": name, "note": f"failed: {first[:100]}"}
 

@@ -134,13 +134,14 @@ def _common_size(
 
     Reads each header, so that files that are no images are named before any is copied.
     """
-    sizes = set[tuple[int, int]]()
-    rows = [(part, row) for part in splits.values() for row in range(len(part))]
+    sizes, (train, test) = set[tuple[int, int]](), splits.values()
 
     def check(number: int) -> None:
-        sizes.add(_size_from_header(*rows[number]))
+        is_train = number < len(train)
+        part, row = (train, number) if is_train else (test, number - len(train))
+        sizes.add(_size_from_header(part, row))
 
-    records.for_each(check, len(rows), f"Checking {name}")
+    records.for_each(check, len(train) + len(test), f"Checking {name}")
     return sizes.pop() if len(sizes) == 1 else (None, None)
 
 

@@ -73,8 +73,10 @@ def _forms(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), tree)
 
 
-def _on_few(function: Callable[[int], PyTree], size: int) -> tuple[PyTree, int]:
-    """Returns what a function of the number of examples gives for few, and how many.
+def _on_few(
+    function: Callable[..., PyTree], size: int, *inputs: PyTree
+) -> tuple[PyTree, int]:
+    """Returns what a function gives for few examples and these inputs, and how many.
 
     It is the least number, from 8, that the function accepts: a batch may need too much
     memory. Divisors of the batch size are tried and, as it may have none, powers of 2.
@@ -83,11 +85,11 @@ def _on_few(function: Callable[[int], PyTree], size: int) -> tuple[PyTree, int]:
     for count in range(8, size):
         if size % count == 0 or count.bit_count() == 1:
             with contextlib.suppress(Exception):  # user code may raise anything
-                compiled.eval_shape(count)
+                compiled.eval_shape(count, *inputs)
                 break
     else:
         count = size
-    return compiled(count), count
+    return compiled(count, *inputs), count
 
 
 def _gradient(encoder: nn.Module, shape: tuple[int, ...]) -> PyTree:
@@ -180,9 +182,9 @@ def _check_method(parts: Parts, num_devices: int) -> None:
         on_device = functools.partial(_apply_method, mapped, share)
         losses, _, updated = _trace(on_device, num_devices, memory)
         found = f"{losses.dtype}{list(losses.shape)}"
-        (numbers, momenta, _), few = _on_few(
-            lambda count: _apply_method(parts, count, memory), settings.batch_size
-        )
+        apply = functools.partial(_apply_method, parts)
+        # As an input: of a constant XLA would compute all that it can at compile time.
+        (numbers, momenta, _), few = _on_few(apply, settings.batch_size, memory)
     name = f"{where} {'loss' if method.joint is None else 'joint'}"
     if losses.shape != (share,) or not jnp.issubdtype(losses.dtype, jnp.floating):
         text = f"{name} returns {found} for {share} examples; expected floating [B]."
