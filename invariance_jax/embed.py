@@ -14,7 +14,7 @@ from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import all_devices
 from invariance_jax.runtime.files import AnyPath, plain_path, replacing
-from invariance_jax.runtime.preemption import Watch
+from invariance_jax.runtime.preemption import stop_if_asked, watch_signals
 from invariance_jax.settings import KEYS, Config, Settings, flatten, from_dict, to_dict
 from invariance_jax.tasks import Task
 from invariance_jax.training.build import Parts, build
@@ -44,9 +44,9 @@ def run(config: Config | None, workdir: AnyPath) -> list[Path | epath.Path]:
     with processes.main_process_first():
         runs = prepare(config, workdir)
     settings = runs[0][0]
-    with Watch() as watch, compilation_kept(settings.compilation_cache, workdir):
-        parts, between = build(settings), watch.stop_if_asked
-        encoder = FrozenEncoder(parts, all_devices(), between=between)
+    with watch_signals(), compilation_kept(settings.compilation_cache, workdir):
+        parts = build(settings)
+        encoder = FrozenEncoder(parts, all_devices(), between=stop_if_asked)
         views, plain = settings.embedding.num_views, parts.transformation.plain
         if views == 0 and plain is None:
             raise ValueError(

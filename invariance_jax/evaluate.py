@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from invariance_jax.runtime import processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import all_devices, make_deterministic
 from invariance_jax.runtime.files import AnyPath, work_folder, write_json
-from invariance_jax.runtime.preemption import Watch
+from invariance_jax.runtime.preemption import stop_if_asked, watch_signals
 from invariance_jax.runtime.terminal import progress
 from invariance_jax.settings import Config, Settings, plugins, resolve
 from invariance_jax.tasks import open_set
@@ -64,7 +64,7 @@ def run(config: Config | None, workdir: AnyPath) -> Json:
     experiment fails, ValueError is raised after all others are measured; if a signal
     requests a stop, Preempted. Every process calls it; the main one writes.
     """
-    with Watch() as watch:
+    with watch_signals():
         with processes.main_process_first():
             runs = prepare(config, workdir)
         with compilation_kept(runs[0][0].compilation_cache, workdir):
@@ -72,8 +72,7 @@ def run(config: Config | None, workdir: AnyPath) -> Json:
             parts = build(runs[0][0])
             if names := ", ".join(results.left_out(parts.task)):
                 _log.info("the data set has no labels: %s left out", names)
-            devices, between = all_devices(), watch.stop_if_asked
-            encoder = FrozenEncoder(parts, devices, between=between)
+            encoder = FrozenEncoder(parts, all_devices(), between=stop_if_asked)
             failed = dict[str, None]()
             each = [
                 _evaluate(parts._replace(settings=settings), path, encoder, failed)
@@ -192,11 +191,6 @@ def _evaluate(
     *measured, sampled = map(bool, processes.from_main(np.array(on_disk)))
     missing = [name for name, done in zip(functions, measured, strict=True) if not done]
 
-    def keep(name: str, result: ExperimentResult, seconds: float) -> None:
-        rows = results.table(name, result.rows, seed=parts.settings.seed)
-        how: Json = {"seconds": seconds, "settings": settings, "source": sources[name]}
-        records[name] = results.keep(workdir, name, rows, **how)
-
     for name in [name for name in functions if name not in missing]:
         _log.info("%s: %s is already measured", workdir, name)
     predicts = "averaging" in (missing if sampled else functions)
@@ -210,24 +204,24 @@ def _evaluate(
         num_views = views[:1] if first_only else views
         context = Context(parts, workdir, encoder, variables, num_views=num_views)
         remaining = {name: functions[name] for name in missing}
-        failed |= dict.fromkeys(map(str, _measure(remaining, context, keep)))
+        for name, result, seconds in _measured(remaining, context, failed):
+            rows = results.table(name, result.rows, seed=parts.settings.seed)
+            how: Json = {"settings": settings, "source": sources[name]}
+            records[name] = results.keep(workdir, name, rows, seconds=seconds, **how)
         if predicts or not sampled:
             samples.write(context, predictions=predicts)
     final = final_metrics(workdir, step=step, rows=note.get("rows", 0))
-    rows = [results.Row(name, value) for name, value in final.items()]
-    content = results.of_seed(parts.settings.seed, settings, records, rows)
+    more = [results.Row(name, value) for name, value in final.items()]
+    content = results.of_seed(parts.settings.seed, settings, records, more)
     if processes.is_main_process():
         write_json(workdir / "results.json", content)
     return content
 
 
-def _measure(
-    functions: Mapping[str, Experiment],
-    context: Context,
-    keep: Callable[[str, ExperimentResult, float], None],
-) -> list[ValueError]:
-    """Measures experiments and keeps their results; returns errors of users' own."""
-    errors = list[ValueError]()
+def _measured(
+    functions: Mapping[str, Experiment], context: Context, failed: dict[str, None]
+) -> Iterator[tuple[str, ExperimentResult, float]]:
+    """Yields name, result and seconds; adds errors of users' own to `failed`."""
     with progress("evaluating", len(functions), unit="experiments") as bar:
         for name, function in functions.items():
             bar.set_description(f"evaluating {name}")
@@ -238,10 +232,9 @@ def _measure(
                 # One of several processes must not go on alone: the others would wait.
                 if not plugins.is_own(name) or jax.process_count() > 1:
                     raise
-                errors.append(error)  # raised after the other experiments
+                failed[str(error)] = None  # raised after the other experiments
             else:
                 seconds = time.monotonic() - started
-                keep(name, result, seconds)
+                yield name, result, seconds
                 _log.info("%s: %s took %.0f s", context.workdir, name, seconds)
             bar.update()
-    return errors

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import time
@@ -12,21 +13,21 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.stages import Compiled, Wrapped
 from tqdm import tqdm
 
 from invariance_jax import evaluation, experiments
 from invariance_jax.data import Pictures
 from invariance_jax.numerics import l2_normalize
-from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints, has_step
+from invariance_jax.runs.checkpoints import Checkpoint, Checkpoints
 from invariance_jax.runs.log import MetricsWriter
 from invariance_jax.runs.tracking import check_tracking
-from invariance_jax.runs.workdir import Owner, check, claim, one_per_seed
-from invariance_jax.runtime import processes
+from invariance_jax.runs.workdir import Owner, check, claim, is_trained, one_per_seed
+from invariance_jax.runtime import preemption, processes
 from invariance_jax.runtime.compilation import compilation_kept
 from invariance_jax.runtime.devices import all_devices, make_deterministic
 from invariance_jax.runtime.files import AnyPath
-from invariance_jax.runtime.preemption import Watch
 from invariance_jax.runtime.profiling import Profiler
 from invariance_jax.runtime.terminal import progress
 from invariance_jax.settings import Config, Settings, check_devices, resolve
@@ -66,7 +67,7 @@ def run(config: Config, workdir: AnyPath) -> None:
         resumes the run.
     """
     make_deterministic(config.deterministic)
-    with Watch() as watch:
+    with preemption.watch_signals():
         with processes.main_process_first():
             settings = open_set(resolve(config))
             parts = checked_parts(settings, jax.device_count())
@@ -79,21 +80,16 @@ def run(config: Config, workdir: AnyPath) -> None:
             train = _read_examples(parts.task)
             make_batches = _make_batches(train)
             program = functools.cache(lambda: _compile(parts, make_batches(parts)))
-            if not all(has_step(path, seed.derived.steps) for seed, path in seeds):
+            if not is_trained(settings, workdir):
                 program()  # compiled before anything is written
             with processes.main_process_first():
-                finished = [has_step(path, seed.derived.steps) for seed, path in seeds]
-                claim(settings, workdir, finished=all(finished))
-                owners = [
-                    claim(seed, path, finished=is_finished)
-                    for (seed, path), is_finished in zip(seeds, finished, strict=True)
-                ]
+                claim(settings, workdir)
+                owners = [claim(seed, path) for seed, path in seeds]
             for number, ((seed, _), owner) in enumerate(
                 zip(seeds, owners, strict=True), start=1
             ):
-                later = finished[number:].count(False)
-                with _Training(seed, owner, train, make_batches, watch) as training:
-                    training.run_steps(program, later_runs=later)
+                later = sum(not is_trained(*one) for one in seeds[number:])
+                _train_seed(seed, owner, train, make_batches, program, later_runs=later)
 
 
 def checked_parts(settings: Settings, num_devices: int) -> Parts:
@@ -107,115 +103,112 @@ def checked_parts(settings: Settings, num_devices: int) -> Parts:
     return parts
 
 
-class _Training(contextlib.ExitStack):
-    """The training of one seed, a context that closes the files it opens."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        owner: Owner,
-        train: Examples,
-        make_batches: Callable[[Parts], Batches],
-        watch: Watch,
-    ):
-        super().__init__()
-        self._settings, self._owner, self._workdir = settings, owner, owner.workdir
-        self._train, self._watch, self._devices = train, watch, all_devices()
-        self._parts = build(settings)
-        self._batches = make_batches(self._parts)
-        self._encoder = FrozenEncoder(self._parts, self._devices)
-        checkpoints = settings.checkpoints
-        self._checkpoints = Checkpoints(
-            self._workdir,
-            every_steps=checkpoints.every_steps,
-            keep=checkpoints.keep,
-            keep_every_steps=checkpoints.keep_every_steps,
-            owner=owner,
-        )
-
-    def _first_checkpoint(self) -> Checkpoint[TrainState]:
-        newest = self._checkpoints.newest(state_shapes(self._parts))
-        if newest is not None:
-            _log.info("%s: resumed at step %d", self._workdir, newest.step)
-            return newest
-        origin = self._settings.encoder.weights or "the seed"
-        _log.info("%s: initialized from %s", self._workdir, origin)
-        # On different processors, the initial values may differ in the last bits.
-        return Checkpoint(0, processes.from_main(first_state(self._parts)), {})
-
-    def _open_rows(self, step: int, note: Json) -> "Rows":
-        """Opens the log after the rows up to a step; note is that of its checkpoint."""
-        settings, rows = self._settings, note.get("rows", 0)
-        writer = MetricsWriter(
-            self._owner, first_step=step, rows=rows, settings=settings
-        )
-        self.callback(writer.close)
-        steps, pending = settings.derived.steps, note.get("pending", {})
-        bar = progress("training", steps, initial=step, unit="step")
-        self.enter_context(bar)
-        report = self._batches.report
-        return Rows(settings, writer, bar, step, pending=pending, report=report)
-
-    def run_steps(
-        self, program: Callable[[], Compiled | Wrapped], *, later_runs: int
-    ) -> None:
-        """Runs the steps that are left; program() is called only if there are any."""
-        self.callback(self._checkpoints.close)
-        settings, (step, state, note) = self._settings, self._first_checkpoint()
-        if step == settings.derived.steps:
+def _train_seed(
+    settings: Settings,
+    owner: Owner,
+    train: Examples,
+    make_batches: Callable[[Parts], Batches],
+    program: Callable[[], Compiled | Wrapped],
+    *,
+    later_runs: int,
+) -> None:
+    """Runs the steps of a seed that are left; program() is called only if any are."""
+    parts, devices, workdir = build(settings), all_devices(), owner.workdir
+    batches, final = make_batches(parts), settings.derived.steps
+    chosen = dataclasses.asdict(settings.checkpoints)
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(workdir, owner=owner, **chosen)
+        stack.callback(checkpoints.close)
+        step, state, note = _first_checkpoint(parts, checkpoints, workdir)
+        if step == final:
             return
-        self._checkpoints.remove_after(step)  # those are damaged
-        saved = [*filter(self._is_saved, boundaries(settings, 0))]
-        self._checkpoints.check_room(state, saved, later_runs=later_runs)
+        checkpoints.remove_after(step)  # those are damaged
+        saved = [stop for stop in boundaries(settings, 0) if _is_saved(stop, settings)]
+        checkpoints.check_room(state, saved, later_runs=later_runs)
         traced = settings.derived.profile_steps
-        profiler = Profiler(traced, self._workdir, first_step=step)
-        train = parallel.make_train(program(), self._batches, self._devices)
-        rows = self._open_rows(step, note)
-        self.enter_context(profiler)
-        replicated = parallel.replicate(state, self._devices)
+        profiler = Profiler(traced, workdir, first_step=step)
+        run_steps = parallel.make_train(program(), batches, devices)
+        rows = stack.enter_context(_open_rows(settings, owner, batches, step, note))
+        stack.enter_context(profiler)
+        encoder = FrozenEncoder(parts, devices)
+        replicated = parallel.replicate(state, devices)
         for stop in boundaries(settings, step):
             profiler.before(step, replicated)
-            replicated, sums = train(replicated, self._parts.key, step, stop - step)
+            replicated, sums = run_steps(replicated, parts.key, step, stop - step)
             profiler.after(stop, replicated)
             rows.add(sums)
-            step = stop
-            if _is_due(step, settings.logging.every_steps) or self._is_saved(step):
+            step, is_saved = stop, _is_saved(stop, settings)
+            if is_saved or _is_due(step, settings.logging.every_steps):
                 rows.write(step)
             if _is_due(step, settings.logging.probe_every_steps):
                 state, started = parallel.one_replica(replicated), time.monotonic()
-                row = self._probe_row(state)
+                row = _probe_row(parts, encoder, state, train)
                 rows.write_others(step, row, seconds=time.monotonic() - started)
-            self._checkpoints.check()
-            stops = step < settings.derived.steps and self._watch.is_asked()
+            checkpoints.check()
+            stops = step < final and preemption.stop_is_asked()
             # After the rows: a resumed run does not write those of this step.
-            if stops or self._is_saved(step):
+            if stops or is_saved:
                 state = parallel.one_replica(replicated)
-                self._checkpoints.save(step, state, note=rows.note())
+                checkpoints.save(step, state, note=rows.note())
             if stops:
-                self._checkpoints.wait()
-                raise self._watch.stop(f"{self._workdir} is saved at step {step}")
+                checkpoints.wait()
+                raise preemption.stop(f"{workdir} is saved at step {step}")
 
-    def _is_saved(self, step: int) -> bool:
-        every_steps = self._settings.checkpoints.every_steps
-        return _is_due(step, every_steps) or step == self._settings.derived.steps
 
-    def _probe_row(self, state: TrainState) -> dict[str, float]:
-        """Returns the online probe's metric and the normalized variance, by name."""
-        settings, task, encoder = self._settings, self._parts.task, self._encoder
-        variables = encoder_variables(state, settings.evaluation.network)
-        held_out = task.examples("validation")
-        held_out = held_out.first(settings.logging.probe_validation_examples)
-        views = l2_normalize(encoder.views(variables, held_out.x, stream=1))
-        row = {"variance_normalized": float(evaluation.invariance(views).normalized)}
-        train = self._train.first(settings.logging.probe_train_examples)
-        if train.y is None or held_out.y is None:
-            return row
-        h, h_test = (
-            encoder.features(variables, part.x, num_views=(1,), stream=stream)[0]
-            for stream, part in enumerate((train, held_out))
-        )
-        score = task.score(task.fit(h, train.y), h_test, held_out.y)
-        return row | {f"probe_{task.metric}": score.values[task.metric]}
+def _first_checkpoint(
+    parts: Parts, checkpoints: Checkpoints, workdir: epath.Path
+) -> Checkpoint[TrainState]:
+    newest = checkpoints.newest(state_shapes(parts))
+    if newest is not None:
+        _log.info("%s: resumed at step %d", workdir, newest.step)
+        return newest
+    origin = parts.settings.encoder.weights or "the seed"
+    _log.info("%s: initialized from %s", workdir, origin)
+    # On different processors, the initial values may differ in the last bits.
+    return Checkpoint(0, processes.from_main(first_state(parts)), {})
+
+
+@contextlib.contextmanager
+def _open_rows(
+    settings: Settings, owner: Owner, batches: Batches, step: int, note: Json
+) -> Iterator["Rows"]:
+    """Opens the log after the rows up to a step; note is that of its checkpoint."""
+    count, pending = note.get("rows", 0), note.get("pending", {})
+    writer = MetricsWriter(owner, first_step=step, rows=count, settings=settings)
+    bar = progress("training", settings.derived.steps, initial=step, unit="step")
+    with contextlib.closing(writer), bar:
+        report = batches.report
+        yield Rows(settings, writer, bar, step, pending=pending, report=report)
+
+
+def _is_due(step: int, every_steps: int) -> bool:
+    return bool(every_steps) and step % every_steps == 0
+
+
+def _is_saved(step: int, settings: Settings) -> bool:
+    every_steps = settings.checkpoints.every_steps
+    return _is_due(step, every_steps) or step == settings.derived.steps
+
+
+def _probe_row(
+    parts: Parts, encoder: FrozenEncoder, state: TrainState, train: Examples
+) -> dict[str, float]:
+    """Returns the online probe's metric and the normalized variance, by name."""
+    settings, task = parts.settings, parts.task
+    variables = encoder_variables(state, settings.evaluation.network)
+    held_out = task.examples("validation")
+    held_out = held_out.first(settings.logging.probe_validation_examples)
+    views = l2_normalize(encoder.views(variables, held_out.x, stream=1))
+    row = {"variance_normalized": float(evaluation.invariance(views).normalized)}
+    train = train.first(settings.logging.probe_train_examples)
+    if train.y is None or held_out.y is None:
+        return row
+    h, h_test = (
+        encoder.features(variables, part.x, num_views=(1,), stream=stream)[0]
+        for stream, part in enumerate((train, held_out))
+    )
+    score = task.score(task.fit(h, train.y), h_test, held_out.y)
+    return row | {f"probe_{task.metric}": score.values[task.metric]}
 
 
 def _read_examples(task: Task) -> Examples:
@@ -270,10 +263,6 @@ def boundaries(settings: Settings, step: int) -> Iterator[int]:
         ends += [end for end in settings.derived.profile_steps if end > step]
         step = min(*ends, settings.derived.steps)
         yield step
-
-
-def _is_due(step: int, every_steps: int) -> bool:
-    return bool(every_steps) and step % every_steps == 0
 
 
 class Rows:

@@ -180,10 +180,10 @@ def test_another_start_compiles_nothing(trained, monkeypatch, caplog):
 
 @pytest.mark.parametrize(
     ("program", "part"),
-    [(train, "_Training"), (evaluate, "_evaluate"), (embed, "_embed")],
+    [(train, "_train_seed"), (evaluate, "_evaluate"), (embed, "_embed")],
 )
 def test_every_program_keeps_them(trained, tmp_path, monkeypatch, program, part):
-    def look(*_):
+    def look(*_, **__):
         folders.append(jax.config.jax_compilation_cache_dir)
         raise KeyError
 

@@ -59,26 +59,50 @@ def test_a_bad_value_is_named_by_its_flag_or_variable(values, bad, expected):
         from_environment(dict(zip(VARIABLES, map(str, values), strict=True)))
 
 
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+# Open MPI 4 tells JAX the host of process 0, Open MPI 5 does not.
+OPEN_MPI_4 = OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1;tcp://10.0.0.1:3"}
+HERE = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+ADDRESS = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:9"}
+NODE_0 = f"gpu07:{61_440 + 5002 % 4096}"
+POD, MPI_ALONE = Launcher("a TPU pod"), Launcher("Open MPI")
+
+
 @pytest.mark.parametrize(
-    "environment",
+    ("environment", "launcher"),
     [
-        {},
+        # One process meets nobody.
+        ({}, None),
         # A batch script or a login shell, outside of `srun`.
-        {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "16", "SLURM_PROCID": "0"},
-        SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "16"},
-        {"OMPI_COMM_WORLD_SIZE": "1"},
-        {"TPU_WORKER_HOSTNAMES": "localhost"},
+        ({"SLURM_JOB_ID": "5", "SLURM_NTASKS": "16", "SLURM_PROCID": "0"}, None),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "16"}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        (SLURM, Launcher("SLURM (nodes gpu[07-08])", NODE_0, 16, 11, (3,))),
+        (OPEN_MPI_4, Launcher("Open MPI", local_devices=(1,))),
+        (OPEN_MPI_4 | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, MPI_ALONE),
+        (OPEN_MPI_4 | {"CUDA_VISIBLE_DEVICES": "5"}, MPI_ALONE),
+        (OPEN_MPI | ADDRESS, Launcher("Open MPI", "127.0.0.1:9", 4, 3, (1,))),
+        (SLURM | OPEN_MPI_4, Launcher("Open MPI", local_devices=(1,))),
+        (HERE | ADDRESS, Launcher("JAX_NUM_PROCESSES", "127.0.0.1:9", 2, 1)),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, POD),
+        ({"TPU_NAME": "mine"}, POD),
+        ({"MEGASCALE_COORDINATOR_ADDRESS": "a:1"}, POD),
     ],
 )
-def test_one_process_meets_nobody(environment):
-    assert from_environment(environment) is None
+def test_the_environment_tells_the_launcher(environment, launcher):
+    assert from_environment(environment) == launcher
 
 
-def test_a_task_of_slurm_finds_the_first_node():
-    launcher = from_environment(SLURM)
-    assert launcher.address == f"gpu07:{61_440 + 5002 % 4096}"
-    assert (launcher.count, launcher.index) == (16, 11)
-    assert "gpu[07-08]" in launcher.name
+@pytest.mark.parametrize("environment", [OPEN_MPI, HERE])
+def test_an_address_that_is_missing_is_named(environment):
+    with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS is missing"):
+        from_environment(environment)
 
 
 def on_node(tasks, node, local):
@@ -129,56 +153,6 @@ def test_a_variable_of_slurm_that_is_no_number_is_named(name, value):
     environment = {k: v for k, v in (SLURM | {name: value}).items() if v is not None}
     with pytest.raises(ValueError, match=f"{name} is .*; expected a"):
         from_environment(environment)
-
-
-OPEN_MPI = {
-    "OMPI_COMM_WORLD_SIZE": "4",
-    "OMPI_COMM_WORLD_RANK": "3",
-    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
-    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
-}
-
-
-def test_a_process_of_open_mpi_4_leaves_the_address_to_jax():
-    environment = OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1;tcp://10.0.0.1:3"}
-    assert from_environment(environment) == Launcher("Open MPI", local_devices=(1,))
-    alone = environment | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
-    assert from_environment(alone).local_devices == ()
-    bound = environment | {"CUDA_VISIBLE_DEVICES": "5"}
-    assert from_environment(bound).local_devices == ()
-
-
-def test_a_process_of_open_mpi_5_needs_the_address():
-    with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS is missing"):
-        from_environment(OPEN_MPI)
-    environment = OPEN_MPI | {"JAX_COORDINATOR_ADDRESS": "a:1"}
-    assert from_environment(environment) == Launcher("Open MPI", "a:1", 4, 3, (1,))
-
-
-def test_open_mpi_within_slurm_is_open_mpi():
-    environment = SLURM | OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1;tcp://10.0.0.1:3"}
-    assert from_environment(environment).name == "Open MPI"
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("TPU_WORKER_HOSTNAMES", "a,b"),
-        ("TPU_NAME", "mine"),
-        ("MEGASCALE_COORDINATOR_ADDRESS", "a:1"),
-    ],
-)
-def test_a_tpu_pod_leaves_everything_to_jax(name, value):
-    assert from_environment({name: value}) == Launcher("a TPU pod")
-
-
-def test_a_process_of_this_machine_has_its_numbers_in_the_environment():
-    environment = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
-    with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS is missing"):
-        from_environment(environment)
-    environment["JAX_COORDINATOR_ADDRESS"] = "127.0.0.1:9"
-    expected = Launcher("JAX_NUM_PROCESSES", "127.0.0.1:9", 2, 1)
-    assert from_environment(environment) == expected
 
 
 @pytest.mark.parametrize(

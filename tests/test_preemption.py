@@ -10,7 +10,7 @@ from tiny import tiny_config
 
 from invariance_jax import evaluate, train
 from invariance_jax.runtime import preemption
-from invariance_jax.runtime.preemption import Preempted, Watch
+from invariance_jax.runtime.preemption import Preempted, watch_signals
 from invariance_jax.training import parallel
 from invariance_jax.training.frozen import FrozenEncoder
 
@@ -29,39 +29,39 @@ def send(number):
 @pytest.mark.parametrize("number", preemption.SIGNALS)
 def test_a_signal_is_noted_and_does_not_end_the_process(number):
     before = signal.getsignal(number)
-    with Watch() as watch:
-        assert not watch.is_asked()
+    with watch_signals():
+        assert not preemption.stop_is_asked()
         send(number)
-        assert watch.is_asked()
+        assert preemption.stop_is_asked()
         with pytest.raises(Preempted, match=number.name) as caught:
-            watch.stop_if_asked()
+            preemption.stop_if_asked()
     assert signal.getsignal(number) == before
     assert caught.value.status == (130 if number == signal.SIGINT else 75)
 
 
 def test_the_first_signal_is_the_reason():
-    with Watch() as watch:
+    with watch_signals():
         send(signal.SIGUSR2)
         send(signal.SIGTERM)
-        assert str(watch.stop("now")).startswith("SIGUSR2: now")
+        assert str(preemption.stop("now")).startswith("SIGUSR2: now")
 
 
-def test_what_one_watch_notes_all_know():
-    with Watch() as outer:
-        with Watch() as inner:
+def test_what_is_noted_within_is_known_until_the_outer_end():
+    with watch_signals():
+        with watch_signals():
             send(signal.SIGTERM)
-        with Watch() as later:
-            assert outer.is_asked() and inner.is_asked() and later.is_asked()
-    with Watch() as watch:
-        assert not watch.is_asked()
+        with watch_signals():
+            assert preemption.stop_is_asked()
+    with watch_signals():
+        assert not preemption.stop_is_asked()
 
 
 def test_a_thread_notes_nothing_and_works():
     found = []
 
     def work():
-        with Watch() as watch:
-            found.append(watch.is_asked())
+        with watch_signals():
+            found.append(preemption.stop_is_asked())
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -145,8 +145,8 @@ def test_an_evaluation_stops_and_starts_again(whole, monkeypatch):
 
 PROGRAM = """
 import signal, time
-from invariance_jax.runtime.preemption import Watch
-with Watch():
+from invariance_jax.runtime.preemption import watch_signals
+with watch_signals():
     print("ready", flush=True)
     if {blocked}:
         # A call that Python's handlers wait for, as those to the devices.

@@ -10,14 +10,9 @@ from tiny import tiny_config
 
 from invariance_jax import train
 from invariance_jax.runtime.profiling import Profiler
-from invariance_jax.settings import resolve
 from invariance_jax.training import parallel
 
 SMALL = {"steps": 12, "encoder.depth": 1, "logging.probe_every_steps": 0}
-
-
-def settings(steps):
-    return resolve(tiny_config(SMALL | {"logging.profile_steps": steps}))
 
 
 @pytest.fixture
@@ -79,13 +74,6 @@ def test_an_error_ends_the_trace(events, tmp_path):
             profiler.before(2, None)
             raise KeyError
     assert events[-1] == "stop"
-
-
-def test_calls_end_at_the_ends_of_a_trace():
-    found = list(train.boundaries(settings("3:7"), 0))
-    without = list(train.boundaries(settings(""), 0))
-    assert found == sorted({*without, 3, 7})
-    assert list(train.boundaries(settings("3:7"), 5))[0] == 7
 
 
 def test_a_run_is_traced_between_the_ends(events, tmp_path, monkeypatch):

@@ -49,17 +49,19 @@ def test_the_command_can_be_used_again(monkeypatch):
 
 
 def test_seeds_that_were_trained_one_by_one_can_be_joined(tmp_path):
-    claim(settings({"seeds": 2}), tmp_path, finished=True)
+    for seed in range(2):
+        (tmp_path / f"seed_{seed}" / "checkpoints" / "20").mkdir(parents=True)
+    claim(settings({"seeds": 2}), tmp_path)
     assert content(tmp_path)["command"]
 
 
 def test_a_finished_run_keeps_who_trained_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["first"])
-    claim(settings(), tmp_path)
-    for finished, expected in ((True, "python first"), (False, "python second")):
-        monkeypatch.setattr(sys, "argv", ["second"])
-        claim(settings(), tmp_path, finished=finished)
-        assert content(tmp_path)["command"] == expected
+    for name, last in (("first", 10), ("second", 20), ("third", 20)):
+        monkeypatch.setattr(sys, "argv", [name])
+        claim(settings(), tmp_path)
+        expected = "second" if name == "third" else name
+        assert content(tmp_path)["command"] == f"python {expected}"
+        (tmp_path / "checkpoints" / str(last)).mkdir(parents=True, exist_ok=True)
 
 
 def test_the_commit_may_come_from_the_environment(monkeypatch):
@@ -67,14 +69,6 @@ def test_the_commit_may_come_from_the_environment(monkeypatch):
     assert workdirs.provenance()["environment"]["git_commit"] != "0123"
     monkeypatch.setattr(workdirs.subprocess, "run", mock.Mock(side_effect=OSError))
     assert workdirs.provenance()["environment"]["git_commit"] == "0123"
-
-
-def test_the_same_run_claims_again_and_every_start_has_a_name(tmp_path):
-    first, second = (claim(settings(), tmp_path) for _ in range(2))
-    assert first.start != second.start
-    with pytest.raises(OSError, match="was started a second time"):
-        first.check()
-    second.check()
 
 
 def test_of_two_starts_at_once_one_owns_the_folder(tmp_path, monkeypatch):

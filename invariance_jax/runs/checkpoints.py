@@ -51,33 +51,6 @@ class Damaged(ValueError):
         )
 
 
-def has_step(workdir: AnyPath, step: int) -> bool:
-    """Returns whether a work directory has a checkpoint of a step, damaged or not."""
-    return bool((work_folder(workdir) / "checkpoints" / str(step)).exists())
-
-
-class _Kept(NamedTuple):
-    """Orbax's policy: keeps what an uninterrupted run has, and the newest checkpoint.
-
-    The checkpoint of a stop between two regular ones goes with the next one. The others
-    stay if `every_steps` has changed since.
-    """
-
-    every_steps: int
-    newest: int | None  # None: all
-    keep_every_steps: int | None
-
-    def should_preserve(
-        self, checkpoints: Sequence[Any], *, context: object
-    ) -> list[bool]:
-        steps, every = [one.step for one in checkpoints], self.keep_every_steps
-        stops = [s for s in steps[-2:-1] if s % self.every_steps]
-        others = [s for s in steps if s not in stops]
-        kept = {s for s in others if every and s % every == 0}
-        kept |= {*others[-(self.newest or 0) :]}
-        return [step in kept for step in steps]
-
-
 class Checkpoints:
     """The checkpoints of one work directory, a folder for each step."""
 
@@ -92,18 +65,37 @@ class Checkpoints:
     ):
         """Opens the folder; nothing is written before the first save."""
         self.directory = work_folder(workdir) / "checkpoints"
-        self._keep, self._every, self._owner = keep, keep_every_steps, owner
+        self._every_steps, self._owner = every_steps, owner
+        self._keep, self._keep_every_steps = keep, keep_every_steps
         self._manager = ocp.CheckpointManager(
             self.directory,
             # Without it, orbax infers it from the newest folder, which may be empty.
             item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=_Kept(every_steps, keep, keep_every_steps),
+                preservation_policy=self,
                 create=False,
                 cleanup_tmp_directories=owner is not None and self.directory.exists(),
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._sync),
             ),
         )
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: object
+    ) -> list[bool]:
+        """Orbax's policy: keeps what an uninterrupted run has, and the newest one.
+
+        The checkpoint of a stop between two regular ones goes with the next one. The
+        others stay if `every_steps` has changed since.
+        """
+        steps = [one.step for one in checkpoints]
+        stops = [s for s in steps[-2:-1] if s % self._every_steps]
+        kept = self._kept([s for s in steps if s not in stops])
+        return [step in kept for step in steps]
+
+    def _kept(self, saved: Sequence[int]) -> set[int]:
+        """Returns those of the saved steps that are kept; all if `keep` is None."""
+        newest, every = {*saved[-(self._keep or 0) :]}, self._keep_every_steps
+        return newest | {step for step in saved if every and step % every == 0}
 
     def steps(self) -> list[int]:
         """Returns the steps of all complete checkpoints, in increasing order."""
@@ -123,9 +115,7 @@ class Checkpoints:
             return
         while not folder.exists():
             folder = folder.parent
-        newest = {*saved[-(self._keep or 0) :]}
-        kept = {s for s in saved if self._every and s % self._every == 0} | newest
-        existing = self.steps()
+        kept, existing = self._kept(saved), self.steps()
         added = [step for step in kept if step > max(existing, default=0)]
         removed = {*existing} - kept
         count = max(1, len(added) + later_runs * len(kept) + 1 - len(removed))

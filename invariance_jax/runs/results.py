@@ -182,7 +182,8 @@ def of_seed(
     names = [name for name in (*EXPERIMENTS, *own) if name in records]
     firsts: dict[str, str] = {}  # name in the summary -> the experiment it is from
     for name in names:
-        for number in summary(records[name]["rows"]):
+        found = dict.fromkeys(map(_name_in_summary, records[name]["rows"]))
+        for number in filter(None, found):
             if firsts.setdefault(number, name) != name and name in own:
                 text = "the summary has %s of %s, not of %s: rename one of the two"
                 _log.warning(text, number, firsts[number], name)
@@ -240,18 +241,22 @@ def summary(rows: Iterable[Json]) -> dict[str, Json]:
     """
     by_name: dict[str, dict[int, float | None]] = {}
     for row in rows:
-        at = dict(row["at"])
-        views = f"@{at.pop('views')}" if "views" in at else ""
-        if {*at} <= {*NAMED}:
-            parts = [row["metric"], *(str(at[name]) for name in NAMED if name in at)]
-            values = by_name.setdefault(".".join(parts) + views, {})
-            values.setdefault(row["seed"], row["value"])
+        if name := _name_in_summary(row):
+            by_name.setdefault(name, {}).setdefault(row["seed"], row["value"])
     seeds = {seed for values in by_name.values() for seed in values}
     return {
         name: _summarize([*values.values()])
         for name, values in by_name.items()
         if {*values} == seeds
     }
+
+
+def _name_in_summary(row: Json) -> str:
+    """Returns the name that the summary gives to a row, "" if it leaves the row out."""
+    at = dict(row["at"])
+    views = f"@{at.pop('views')}" if "views" in at else ""
+    parts = [row["metric"], *(str(at.pop(name)) for name in NAMED if name in at)]
+    return "" if at else ".".join(parts) + views
 
 
 def _summarize(values: Sequence[float | None]) -> Json:

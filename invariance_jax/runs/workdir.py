@@ -75,11 +75,11 @@ class Owner(NamedTuple):
             )
 
 
-def claim(settings: Settings, workdir: AnyPath, *, finished: bool = False) -> Owner:
+def claim(settings: Settings, workdir: AnyPath) -> Owner:
     """Makes this start the owner of a new work directory, or of one of the same run.
 
     Every process checks, with the errors of `check`; the main one is the owner, and
-    writes `config.json`, where a finished run keeps command, commit and devices.
+    writes `config.json`, where a trained run keeps command, commit and devices.
     """
     check(settings, workdir)
     folder, start = work_folder(workdir), uuid.uuid4().hex
@@ -95,10 +95,17 @@ def claim(settings: Settings, workdir: AnyPath, *, finished: bool = False) -> Ow
             "sources": warn_of_other_code(settings, folder),
         }
         origin = provenance()
-        if finished and path.exists():
+        if path.exists() and is_trained(settings, folder):
             origin = {name: read_json(path)[name] for name in origin}
         write_json(path, content | origin)
     return Owner(folder, start)
+
+
+def is_trained(settings: Settings, workdir: AnyPath) -> bool:
+    """Returns whether every seed has its last checkpoint, damaged or not."""
+    last = f"checkpoints/{settings.derived.steps}"
+    folders = [path for _, path in one_per_seed(settings, workdir)]
+    return all((path / last).exists() for path in folders)
 
 
 def check(settings: Settings, workdir: AnyPath) -> None:

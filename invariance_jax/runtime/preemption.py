@@ -14,7 +14,6 @@ import os
 import signal
 import threading
 from types import FrameType
-from typing import ClassVar, Self
 
 WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """The signals by which a cluster announces the end of a job."""
@@ -42,58 +41,55 @@ class Preempted(Exception):
         self.status = status
 
 
-class Watch:
-    """A context in which signals are recorded and do not end the process.
+_received: signal.Signals | None = None
+_is_watching = False
 
-    All open contexts share one record. Python allows handlers only in the main thread:
-    a context in another thread installs none.
+
+def watch_signals() -> contextlib.ExitStack:
+    """Returns a context in which signals are recorded and do not end the process.
+
+    It does nothing within another one, nor in another thread than the main one, as
+    Python allows handlers only there. If it is never closed, the handlers stay.
     """
+    global _is_watching
+    undo = contextlib.ExitStack()
+    if not _is_watching and threading.current_thread() is threading.main_thread():
+        _is_watching = True
+        undo.callback(_forget)
+        for number in SIGNALS:
+            undo.callback(signal.signal, number, signal.signal(number, _record))
+        _listen(undo)
+    return undo
 
-    _open: ClassVar[int] = 0
-    _received: ClassVar[signal.Signals | None] = None
-    _undo: ClassVar[contextlib.ExitStack]
 
-    def __enter__(self) -> Self:
-        """Installs the handlers in place of the former ones, if no context is open."""
-        if threading.current_thread() is threading.main_thread():
-            if not Watch._open:
-                Watch._undo = contextlib.ExitStack()
-                Watch._undo.callback(setattr, Watch, "_received", None)
-                for number in SIGNALS:
-                    former = signal.signal(number, _record)
-                    Watch._undo.callback(signal.signal, number, former)
-                _listen(Watch._undo)
-            Watch._open += 1
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Restores the former handlers when the last open context ends."""
-        if threading.current_thread() is threading.main_thread():
-            Watch._open -= 1
-            if not Watch._open:
-                Watch._undo.close()
-
-    def stop_if_asked(self) -> None:
-        """Raises Preempted in every process if one got a signal; all must call it."""
-        if self.is_asked():
-            raise self.stop("stopped")
-
-    def is_asked(self) -> bool:
-        """Returns, in every process, whether any process has received a signal."""
-        from invariance_jax.runtime.processes import any_process
-
-        return any_process(Watch._received is not None)
-
-    def stop(self, text: str) -> Preempted:
-        """Returns the exception that ends this process, with its exit status."""
-        received = Watch._received
-        reason = received.name if received else "a signal to another process"
-        status = INTERRUPTED if received == signal.SIGINT else PREEMPTED
-        return Preempted(f"{reason}: {text}; the same command continues", status)
+def _forget() -> None:
+    global _received, _is_watching
+    _received, _is_watching = None, False
 
 
 def _record(number: int, frame: FrameType | None) -> None:
-    Watch._received = Watch._received or signal.Signals(number)
+    global _received
+    _received = _received or signal.Signals(number)
+
+
+def stop_is_asked() -> bool:
+    """Returns, in every process, whether any process has received a signal."""
+    from invariance_jax.runtime.processes import any_process
+
+    return any_process(_received is not None)
+
+
+def stop(text: str) -> Preempted:
+    """Returns the exception that ends this process, with its exit status."""
+    reason = _received.name if _received else "a signal to another process"
+    status = INTERRUPTED if _received == signal.SIGINT else PREEMPTED
+    return Preempted(f"{reason}: {text}; the same command continues", status)
+
+
+def stop_if_asked() -> None:
+    """Raises Preempted in every process if one got a signal; all must call it."""
+    if stop_is_asked():
+        raise stop("stopped")
 
 
 def _listen(undo: contextlib.ExitStack) -> None:

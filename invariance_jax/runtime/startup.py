@@ -25,8 +25,8 @@ from invariance_jax.runtime.launchers import Launcher, from_environment, from_fl
 from invariance_jax.runtime.preemption import (
     INTERRUPTED,
     Preempted,
-    Watch,
     ignore_signals,
+    watch_signals,
 )
 from invariance_jax.runtime.processes import is_main_process
 from invariance_jax.settings import KEYS, Config, plugins, resolve
@@ -203,7 +203,7 @@ def initialize() -> bool:
         _connect(launcher)
     run_devices = devices.all_devices()
     # It is never closed, and replaces the handlers that JAX and submitit have set.
-    Watch().__enter__()
+    watch_signals()
     is_main = is_main_process()
     if not is_main:
         logging.getLogger("invariance_jax").setLevel(logging.WARNING)
@@ -223,7 +223,7 @@ def initialize() -> bool:
 def _connect(launcher: Launcher) -> None:
     # Python's handler of Ctrl-C would wait until all processes have connected.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # JAX's preemption service would handle SIGTERM, which `Watch` handles.
+    # JAX's preemption service would handle SIGTERM, which `watch_signals` handles.
     jax.config.update("jax_enable_preemption_service", False)
     is_known, seconds = launcher.address is not None, _START_SECONDS.value
     details = ", ".join(f"{k}={v}" for k, v in vars(launcher).items())
