@@ -11,7 +11,7 @@ from processes import launch
 from tiny import tiny_config
 
 from invariance_jax import check
-from invariance_jax.runtime.cards import CARDS
+from invariance_jax.runtime.cards import CARDS, absent
 from invariance_jax.settings import resolve
 from invariance_jax.training import cost
 
@@ -126,21 +126,35 @@ def test_a_slower_card_takes_longer():
 
 
 @pytest.mark.parametrize(
-    ("target", "plugin", "extra", "kind"),
+    ("target", "count", "plugin", "extra", "kind"),
     [
-        ("h200", "jax_plugins", "[cuda12]", "NVIDIA H200"),
-        ("v5e", "libtpu", "[tpu]", "TPU v5 lite"),
+        ("h200", 3, "jax_plugins", "[cuda12]", "NVIDIA H200"),
+        ("v5e", 2, "libtpu", "[tpu]", "TPU v5 lite"),
     ],
 )
-def test_a_device_that_is_not_there(target, plugin, extra, kind):
-    asked = "--check_devices=2", f"--check_target={target}", "--mode=check"
-    done = launch("--config=configs/spirograph.py:smoke", *asked)
+def test_a_device_that_is_not_there(target, count, plugin, extra, kind):
+    asked = f"--check_devices={count}", f"--check_target={target}", "--mode=check"
+    small = "--config=configs/spirograph.py:smoke", "--config.batch_size=6"
+    done = launch(*small, *asked)
     if importlib.util.find_spec(plugin) is None:
         assert extra in done.stderr
     else:
-        assert f"2 ({kind}, absent)" in done.stdout
+        assert f"{count} ({kind}, absent)" in done.stdout
         has_estimate = "kernels per step" in done.stdout, "estimated" in done.stdout
         assert has_estimate == ((True, True) if target == "h200" else (False, False))
+
+
+@pytest.mark.parametrize(
+    ("target", "count", "expected"),
+    [
+        ("h200", 0, "1 to 8, the GPUs"),
+        ("h200", 9, "1 to 8"),
+        ("v5p", 3, "1, 2, 4 or 8"),
+    ],
+)
+def test_a_number_of_absent_devices_that_no_machine_has(target, count, expected):
+    with pytest.raises(ValueError, match=f"is {count}; expected {expected}"):
+        absent(target, count)
 
 
 def test_a_step_that_the_compiler_finds_too_large_is_refused(monkeypatch):

@@ -84,7 +84,7 @@ class Gpu(NamedTuple):
 class Tpu(NamedTuple):
     """Properties of a TPU."""
 
-    topology: str  # of the eight chips of a machine
+    topology: str  # of eight chips: a machine of v5e or v6e, two machines of v5p
     usable: float  # bytes of device memory of a chip
 
 
@@ -130,16 +130,17 @@ CARDS: dict[str, Gpu | Tpu] = {
 
 def absent(name: str, count: int) -> tuple[jax.Device, ...]:
     """Returns `count` absent devices to compile for; simulates as many CPUs."""
-    if count not in (1, 2, 4, 8):
-        raise ValueError(
-            f"--check_devices is {count}; expected 1, 2, 4 or 8 devices of a machine."
-        )
+    card, expected = CARDS[name], "1 to 8, the GPUs of a machine"
+    is_possible = 0 < count <= 8
+    if isinstance(card, Tpu):
+        is_possible, expected = count in (1, 2, 4, 8), "1, 2, 4 or 8 TPUs"
+    if not is_possible:
+        raise ValueError(f"--check_devices is {count}; expected {expected}.")
     if have_started():
         raise ValueError(
             "this process has used its devices already; expected no use before "
             f"--check_target={name} is set up."
         )
-    card = CARDS[name]
     if isinstance(card, Tpu):
         os.environ |= {**_NO_TPU, **os.environ}
         extra, wanted = "tpu", {"topology_name": card.topology, "platform": "tpu"}
