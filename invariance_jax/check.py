@@ -123,7 +123,7 @@ def run(
 
 def _devices(num_devices: int | None, target: str | None) -> tuple[jax.Device, ...]:
     if target is not None:
-        return cards.absent(target, num_devices or 1)
+        return cards.absent(target, 1 if num_devices is None else num_devices)
     if num_devices is not None:
         simulate(num_devices)
     return all_devices()
