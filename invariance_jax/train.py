@@ -80,7 +80,8 @@ def run(config: Config, workdir: AnyPath) -> None:
             train = _read_examples(parts.task)
             make_batches = _make_batches(train)
             program = functools.cache(lambda: _compile(parts, make_batches(parts)))
-            if not is_trained(settings, workdir):
+            trained = [is_trained(*seed) for seed in seeds]
+            if not all(trained):
                 program()  # compiled before anything is written
             with processes.main_process_first():
                 claim(settings, workdir)
@@ -88,7 +89,7 @@ def run(config: Config, workdir: AnyPath) -> None:
             for number, ((seed, _), owner) in enumerate(
                 zip(seeds, owners, strict=True), start=1
             ):
-                later = sum(not is_trained(*one) for one in seeds[number:])
+                later = trained[number:].count(False)
                 _train_seed(seed, owner, train, make_batches, program, later_runs=later)
 
 
