@@ -142,7 +142,8 @@ def absent(name: str, count: int) -> tuple[jax.Device, ...]:
             f"--check_target={name} is set up."
         )
     if isinstance(card, Tpu):
-        os.environ |= {**_NO_TPU, **os.environ}
+        for variable, value in _NO_TPU.items():
+            os.environ.setdefault(variable, value)
         extra, wanted = "tpu", {"topology_name": card.topology, "platform": "tpu"}
     else:
         flags = os.environ.get("XLA_FLAGS", "").split()
