@@ -116,9 +116,9 @@ def test_bad_input_is_refused_by_name(changes, message):
 @pytest.mark.parametrize("temperature", [None, 0.1])
 def test_blocks_of_training_examples_give_the_same_share(temperature):
     generator = np.random.default_rng(0)
-    h, h_test = (generator.normal(size=(n, 5)).astype(np.float32) for n in (53, 40))
-    h[1::3], labels = h[::3][:18], np.arange(53) % 4  # with ties
-    labels_test = generator.integers(0, 4, 40)
+    # Features of +-1 have exact similarities, with many ties.
+    h, h_test = (generator.choice([-1, 1], (n, 4)).astype("f4") for n in (53, 40))
+    labels, labels_test = np.arange(53) % 4, generator.integers(0, 4, 40)
     arrays, options = (h, labels, h_test, labels_test), {"temperature": temperature}
     whole = knn_accuracy(*map(jnp.asarray, arrays), k=7, **options)
     assert knn_accuracy(*arrays, k=7, block_size=10, **options) == whole

@@ -179,7 +179,7 @@ def test_classes_without_examples_get_no_probability():
     labels = labels % 2
     four, two = (fit_logistic(h, labels, num_classes=c, l2=1e-3) for c in (4, 2))
     probabilities = [jax.nn.softmax(predict(p, h), axis=1)[:, :2] for p in (four, two)]
-    assert_allclose(*probabilities, atol=1e-4)
+    assert_allclose(*probabilities, atol=1e-3)
 
 
 def test_fits_with_several_penalties_under_vmap_are_those_of_each(x64):
