@@ -21,7 +21,7 @@ from invariance_jax.types import Array, Key
 POOLS = ("token", "mean")
 HEAD_FEATURES = 64
 
-_norm = partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+_norm = partial(nn.LayerNorm, epsilon=1e-6)
 _xavier = nn.initializers.xavier_uniform()
 
 
