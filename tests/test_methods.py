@@ -172,6 +172,22 @@ def test_a_further_view_stands_in_for_one_of_the_two(x64):
     assert not np.array_equal(one.views[0].alpha, two.views[0].alpha)
 
 
+def test_further_views_move_the_running_statistics_to_their_mean(x64):
+    case = Case(COMMON | {"more_views": 2, "penalty.weight": 0.0})
+    state, x = case.start(), jnp.asarray(case.x[:16])
+    draws = case.alone.make_draw()(TRAINING_KEY, 0)
+
+    @jax.jit
+    def moved(draws):
+        inputs = state.params, state.batch_stats, x, draws
+        return case.alone.objective.encode(*inputs)[1]["encoder"]
+
+    views = draws.more, draws.more[:1], draws.more[1:]
+    both, one, two = (moved(draws._replace(more=more)) for more in views)
+    assert_close(both, jax.tree.map(lambda a, b: (a + b) / 2, one, two), 1e-12)
+    assert jax.tree.leaves(both)
+
+
 def test_simsiam_holds_what_it_predicts(x64):
     method = make_method(resolve(tiny_config(named("simsiam"))), 5)
     rows = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 5)))

@@ -8,8 +8,10 @@ encoder; a penalty along some parameters of the transformation only; a penalty w
 derivative along some or all of them; sides that average several views; further views.
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -105,11 +107,11 @@ class Objective:
                 h = h + view_h
             h = h / len(side.views) if other_views else h
             sides.append(Encoded(h, point, penalty, None if other_views else outputs))
-        for view in draws.more:
+        if draws.more:
             assert self.more is not None
-            images = self.more.apply(x, view)
-            h, stats, _ = _apply(encoder, "encoder", params, stats, images)
-            sides.append(Encoded(h, h, None))
+            further = [self.more.apply(x, view) for view in draws.more]
+            all_h, stats = _apply_each(encoder, "encoder", params, stats, further)
+            sides += [Encoded(h, h, None) for h in all_h]
         return tuple(sides), stats
 
     def couple(
@@ -265,13 +267,15 @@ class Objective:
         self, params: Variables, stats: Variables, sides: tuple[Encoded, ...]
     ) -> tuple[list[PyTree], Variables]:
         """Returns the outputs of the heads for all sides, and the statistics."""
-        all_outputs = []
-        for side in sides:
+        heads, all_outputs = self.method.heads, []
+        for side in sides[:2]:
             outputs = side.outputs
             if outputs is None:
-                heads = self.method.heads
                 outputs, stats, _ = _apply(heads, "heads", params, stats, side.h)
             all_outputs.append(outputs)
+        if further := [side.h for side in sides[2:]]:
+            more, stats = _apply_each(heads, "heads", params, stats, further)
+            all_outputs += more
         return all_outputs, stats
 
     def _penalty_per_example(self, first: Encoded, second: Encoded) -> Array:
@@ -342,3 +346,23 @@ def _apply(
     )
     stats = {**stats, part: updated.get("batch_stats", {})}
     return outputs, stats, updated.get("intermediates", {})
+
+
+def _apply_each(
+    module: nn.Module,
+    part: str,
+    params: Variables,
+    stats: Variables,
+    inputs: list[Array],
+) -> tuple[list[PyTree], Variables]:
+    """Returns a part's outputs for each of several batches, and all statistics.
+
+    It is one forward pass for all of them: each batch is normalized by its own
+    statistics, and the running statistics move once, towards the mean of these.
+    """
+    apply = partial(_apply, module, part, params, stats)
+    joined, updated, _ = jax.vmap(apply)(jnp.stack(inputs))
+    numbers = range(len(inputs))
+    outputs = [jax.tree.map(operator.itemgetter(n), joined) for n in numbers]
+    mean = partial(jnp.mean, axis=0)
+    return outputs, {**stats, part: jax.tree.map(mean, updated[part])}
