@@ -422,10 +422,9 @@ def test_an_encoder_is_checked_for_the_examples_of_one_device():
 
 
 @pytest.mark.parametrize("name", ["counting", "grouped"])
-@pytest.mark.parametrize("microbatches", [1, 2])
-def test_an_encoder_without_parameters_or_in_groups_makes_a_step(name, microbatches):
-    changes = encoder(name) | {"microbatches": microbatches}
-    parts = build(resolve(tiny_config(changes)))
+@pytest.mark.parametrize("more", [{}, {"microbatches": 2}, {"more_views": 2}], ids=str)
+def test_an_encoder_without_parameters_or_in_groups_makes_a_step(name, more):
+    parts = build(resolve(tiny_config(encoder(name) | more)))
     check_own_parts(parts, 1)
     assert cost.count_operations(parts) > 0
     state, x = initial_state(parts), jnp.asarray(parts.task.stand_ins(16))
@@ -435,4 +434,5 @@ def test_an_encoder_without_parameters_or_in_groups_makes_a_step(name, microbatc
         lambda old, new: np.testing.assert_equal(new.dtype, old.dtype), state, new
     )
     if name == "counting":
-        assert new.batch_stats["encoder"]["count"] == 2
+        passes = 2 + ("more_views" in more)  # one for all further views
+        assert new.batch_stats["encoder"]["count"] == passes

@@ -364,5 +364,8 @@ def _apply_each(
     joined, updated, _ = jax.vmap(apply)(jnp.stack(inputs))
     numbers = range(len(inputs))
     outputs = [jax.tree.map(operator.itemgetter(n), joined) for n in numbers]
-    mean = partial(jnp.mean, axis=0)
+
+    def mean(leaf: Array) -> Array:
+        return jnp.mean(leaf, axis=0).astype(leaf.dtype)  # integers count steps
+
     return outputs, {**stats, part: jax.tree.map(mean, updated[part])}
