@@ -277,6 +277,14 @@ def test_finished_runs_are_skipped(plan, copy, caplog):
     assert names(plan(GRID, mode="train")) == RUNS
 
 
+def test_one_run_of_a_sweep_reads_the_results_of_no_other(plan, copy):
+    (copy / RUNS[0] / "results.json").write_text("{")
+    (copy / RUNS[1] / "results.json").unlink()
+    assert names(plan(GRID, one=RUNS[1])) == [RUNS[1]]
+    with pytest.raises(ValueError, match="results.json"):
+        plan(GRID)
+
+
 def test_a_larger_grid_makes_what_is_new(plan, copy):
     grid = {"penalty.weight": (0.0, 0.5, 1.0), "seed": (0, 1)}
     new = [f"penalty.weight=0.5/seed_{seed}" for seed in (0, 1)]

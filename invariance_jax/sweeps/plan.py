@@ -76,14 +76,11 @@ def plan(config: Config | None, workdir: str, mode: str) -> Plan:
         raise ValueError("--config is missing; --sweep changes its keys")
     variants = make_variants(config, read_sweep(_SWEEP.value))
     _check_parent(parent, variants)
-    runs, finished = {}, set()
+    runs = {}
     for name, variant in variants.items():
         for seed_config, folder in one_per_seed(variant.config, parent / name):
-            settings, run_name = resolve(seed_config), str(folder.relative_to(parent))
-            check(settings, folder)
+            run_name = str(folder.relative_to(parent))
             runs[run_name] = Run(run_name, seed_config, str(folder))
-            if mode in ("all", "evaluate") and is_evaluated(settings, folder):
-                finished.add(run_name)
     record: Json | None = {
         "format": FORMAT,
         "command": command(),
@@ -97,10 +94,15 @@ def plan(config: Config | None, workdir: str, mode: str) -> Plan:
             names = ", ".join(runs)
             raise ValueError(f"--sweep_run is {only!r}; expected one of {names}")
         runs, record = {only: runs[only]}, None
-    for name in [name for name in runs if name in finished]:
-        _log.info("%s: finished, skipped", name)
-        del runs[name]
-    return Plan(str(parent), list(runs.values()), record)
+    left = []
+    for run in runs.values():
+        settings, folder = resolve(run.config), epath.Path(run.workdir)
+        check(settings, folder)
+        if mode in ("all", "evaluate") and is_evaluated(settings, folder):
+            _log.info("%s: finished, skipped", run.name)
+        else:
+            left.append(run)
+    return Plan(str(parent), left, record)
 
 
 def start(chosen: Plan, *, writes: bool) -> None:
