@@ -168,8 +168,8 @@ def test_separable_classes_without_a_penalty_end(x64, dtype):
     assert cross_entropy(logits, jnp.asarray(labels)) < 1e-4
 
 
-def test_classes_without_examples_get_no_probability():
-    h, labels = map(jnp.asarray, make_data(TALL, np.float32))
+def test_classes_without_examples_get_no_probability(x64):
+    h, labels = map(jnp.asarray, make_data(TALL))
     for present in (2, 1):
         given = labels % present
         probe = fit_logistic(h, given, num_classes=4, l2=1e-3)
@@ -179,7 +179,7 @@ def test_classes_without_examples_get_no_probability():
     labels = labels % 2
     four, two = (fit_logistic(h, labels, num_classes=c, l2=1e-3) for c in (4, 2))
     probabilities = [jax.nn.softmax(predict(p, h), axis=1)[:, :2] for p in (four, two)]
-    assert_allclose(*probabilities, atol=1e-3)
+    assert_allclose(*probabilities, atol=1e-4)
 
 
 def test_fits_with_several_penalties_under_vmap_are_those_of_each(x64):

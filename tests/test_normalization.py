@@ -323,20 +323,23 @@ def test_group_size_that_does_not_fit_the_replicas_is_refused():
             call(variables, x)
 
 
-@pytest.mark.parametrize("first", [1e4, 1e4 + 30.0])  # or an outlier first
-def test_one_pass_cancels_little(first):
+@pytest.mark.parametrize(
+    ("first", "rtol", "atol"),
+    [(1e4, 2e-4, 2e-3), (1e4 + 30.0, 1e-3, 5e-3)],  # or an outlier first
+)
+def test_one_pass_cancels_little(first, rtol, atol):
     x = np.random.default_rng(0).normal(1e4, 1.0, (16, 8, 8, 3))
     x[0, 0, 0] = first
     x = x.astype(np.float32)
     mean, variance = group_moments(jnp.asarray(x), group_size=0)
     exact = x.astype(np.float64)
     assert_allclose(mean[0], exact.mean(axis=(0, 1, 2)), rtol=1e-7)
-    assert_allclose(variance[0], exact.var(axis=(0, 1, 2)), rtol=1e-3)
+    assert_allclose(variance[0], exact.var(axis=(0, 1, 2)), rtol=rtol)
     plain = BatchNorm(use_scale=False, use_bias=False)
     y, _ = train(plain, {}, jnp.asarray(x))
     deviations = exact - exact.mean(axis=(0, 1, 2))
     expected = deviations / np.sqrt(exact.var(axis=(0, 1, 2)) + 1e-5)
-    assert_allclose(y, expected, atol=5e-3)  # of 1e4 with float32
+    assert_allclose(y, expected, atol=atol)  # of 1e4 with float32
     constant, _ = train(plain, {}, jnp.full((4, 2, 2, 1), 10.1))
     assert_allclose(constant, 0)
 

@@ -123,14 +123,14 @@ def test_blank_image_has_the_background_and_finite_derivatives():
         assert jnp.isfinite(values).all()
 
 
-def test_leading_axes_are_kept():
-    parameters = jnp.asarray(make_parameters(6, dtype=np.float32))
+def test_leading_axes_are_kept(x64):
+    parameters = jnp.asarray(make_parameters(6))
     small = partial(render, image_size=8, num_points=10)
     image = small(parameters)
     several = small(parameters.reshape(2, 3, 10))
     assert several.shape == (2, 3, 8, 8, 3)
-    assert_allclose(several.reshape(image.shape), image, rtol=0, atol=1e-4)
-    assert_allclose(small(parameters[0]), image[0], rtol=0, atol=1e-4)
+    assert_allclose(several.reshape(image.shape), image, rtol=0, atol=1e-5)
+    assert_allclose(small(parameters[0]), image[0], rtol=0, atol=1e-5)
 
 
 def test_memory_is_a_few_images_not_one_per_point():
